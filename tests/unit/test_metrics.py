@@ -1,0 +1,266 @@
+"""Metrics against scikit-learn, known numbers and their own definitions."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from pipeline.intervals import (
+    bootstrap_intervals,
+    resampled_weights,
+    subject_codes,
+    weighted_binary,
+    wilson_interval,
+)
+from pipeline.metrics import (
+    binary_metrics,
+    evaluate_binary,
+    evaluate_multiclass,
+    expected_calibration_error,
+    fit_temperature,
+    threshold_for,
+)
+
+
+def cells(images: int = 600, subjects: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labels, probabilities with ties, and subjects whose images share an offset."""
+    rng = np.random.default_rng(seed)
+    subject = rng.integers(0, subjects, images)
+    labels = rng.integers(0, 2, images)
+    scores = 2.0 * labels - 1 + rng.normal(0, 1, subjects)[subject] + rng.normal(0, 1, images)
+    return labels, np.round(1 / (1 + np.exp(-scores)), 2), [f"s{k}" for k in subject]
+
+
+def test_point_metrics_are_those_of_scikit_learn() -> None:
+    labels, probabilities, _ = cells()
+    points = binary_metrics(labels, probabilities, 0.4)
+    called = probabilities >= 0.4
+    assert points["sensitivity"] == pytest.approx(sk.recall_score(labels, called))
+    assert points["specificity"] == pytest.approx(sk.recall_score(labels, called, pos_label=0))
+    assert points["precision"] == pytest.approx(sk.precision_score(labels, called))
+    assert points["f1"] == pytest.approx(sk.f1_score(labels, called))
+    assert points["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, called))
+    assert points["roc_auc"] == pytest.approx(sk.roc_auc_score(labels, probabilities))
+
+
+def test_metrics_of_a_resampled_set_are_those_of_the_set_with_its_images_repeated() -> None:
+    labels, probabilities, subjects = cells(200, 12)
+    codes, _ = subject_codes(subjects, 200)
+    weights = next(resampled_weights(codes, 5, seed=3))
+    fast = weighted_binary(labels, probabilities, 0.5)(weights)
+    for row, weight in enumerate(weights.astype(int)):
+        repeated = binary_metrics(np.repeat(labels, weight), np.repeat(probabilities, weight), 0.5)
+        for name in set(repeated) - {"ece"}:  # its bins are those of the whole set
+            assert fast[name][row] == pytest.approx(repeated[name]), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.5001, 1.0])), min_size=1, max_size=40
+    )
+)
+def test_fast_metrics_equal_the_plain_ones_on_any_data(rows: list[tuple[int, float]]) -> None:
+    labels, probabilities = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+    fast = weighted_binary(labels, probabilities, 0.5)(np.ones((1, len(rows))))
+    for name, value in binary_metrics(labels, probabilities, 0.5).items():
+        assert fast[name][0] == pytest.approx(value, nan_ok=True), name
+
+
+def test_one_class_leaves_undefined_metrics_undefined() -> None:
+    points = binary_metrics([1, 1, 1], [0.2, 0.7, 0.9], 0.5)
+    assert math.isnan(points["specificity"]) and math.isnan(points["roc_auc"])
+    assert points["sensitivity"] == pytest.approx(2 / 3)
+    report = evaluate_binary([1, 1, 1], [0.2, 0.7, 0.9], threshold=0.5, replicates=50)
+    assert report["metrics"]["roc_auc"] == {"value": None, "low": None, "high": None, "unit": "image"}
+    assert any("No image of class negative" in warning for warning in report["warnings"])
+
+
+def test_precision_is_undefined_when_nothing_is_called() -> None:
+    points = binary_metrics([0, 1], [0.1, 0.2], 0.9)
+    assert math.isnan(points["precision"]) and points["f1"] == 0.0
+
+
+def test_intervals_over_subjects_are_wider_than_over_images_that_share_subjects() -> None:
+    labels, probabilities, subjects = cells(1500, 25)
+    by_subject = bootstrap_intervals(labels, probabilities, subjects, 0.5)["roc_auc"]
+    by_image = bootstrap_intervals(labels, probabilities, None, 0.5)["roc_auc"]
+    assert by_subject.unit == "subject" and by_image.unit == "image"
+    assert by_subject.high - by_subject.low > 1.25 * (by_image.high - by_image.low)
+    assert by_subject.low < by_subject.value < by_subject.high
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(100):
+        labels = np.repeat([0, 1], 150)
+        scores = rng.normal(labels * 1.5, 1)
+        interval = bootstrap_intervals(labels, scores, None, 0.5, replicates=300, seed=trial)["roc_auc"]
+        covered += interval.low <= 0.8556 <= interval.high  # Phi(1.5 / sqrt 2)
+    assert covered >= 88
+
+
+def test_images_without_a_subject_among_known_subjects_stand_for_themselves() -> None:
+    codes, unit = subject_codes(["a", None, "a", None], 4)
+    assert unit == "subject" and codes.tolist() == [0, 1, 0, 2]
+
+
+def test_one_subject_gives_no_interval() -> None:
+    interval = bootstrap_intervals([0, 1, 1], [0.1, 0.8, 0.3], ["a"] * 3, 0.5)["accuracy"]
+    assert interval.value == pytest.approx(2 / 3) and math.isnan(interval.low)
+
+
+def test_a_perfect_proportion_is_not_claimed_as_certain() -> None:
+    labels, subjects = [0, 1] * 20, [f"s{k // 4}" for k in range(40)]
+    sensitivity = bootstrap_intervals(labels, [0.1, 0.9] * 20, subjects, 0.5)["sensitivity"]
+    assert sensitivity.value == 1.0
+    assert sensitivity.low == pytest.approx(wilson_interval(10, 10).low)
+
+
+def test_a_thousand_replicates_of_three_thousand_images_take_seconds() -> None:
+    labels, probabilities, subjects = cells(3000, 100)
+    start = time.perf_counter()
+    bootstrap_intervals(labels, probabilities, subjects, 0.5)
+    assert time.perf_counter() - start < 15
+
+
+def test_wilson_interval_of_known_counts() -> None:
+    interval = wilson_interval(81, 263)
+    assert (interval.low, interval.high) == pytest.approx(
+        (0.2553, 0.3662), abs=1e-4
+    )  # Newcombe 1998, table I
+    assert wilson_interval(0, 20).low == 0.0 and math.isnan(wilson_interval(0, 0).value)
+
+
+def test_youden_threshold_lies_in_the_middle_of_the_gap() -> None:
+    chosen = threshold_for([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
+    assert chosen.value == pytest.approx(0.5) and chosen.sensitivity == chosen.specificity == 1.0
+
+
+def test_of_equal_youden_maxima_the_more_sensitive_one_is_taken() -> None:
+    chosen = threshold_for([1, 0, 1, 0], [0.9, 0.7, 0.5, 0.3])
+    assert chosen.value == pytest.approx(0.4) and chosen.sensitivity == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 1.0))
+def test_target_threshold_reaches_its_target_and_no_higher_one_does(seed: int, target: float) -> None:
+    labels, probabilities, _ = cells(60, 5, seed)
+    if labels.all() or not labels.any():
+        return
+    chosen = threshold_for(labels, probabilities, target)
+    positives = probabilities[labels == 1]
+    assert (positives >= chosen.value).mean() >= target - 1e-9
+    assert all((positives >= score).mean() < target for score in probabilities if score > chosen.value + 1e-4)
+
+
+def test_target_threshold_keeps_its_image_on_another_engine() -> None:
+    chosen = threshold_for([0, 1, 1], [0.2, 0.6, 0.9], 1.0)
+    assert 0.2 < chosen.value < 0.6 - 5e-6
+
+
+def test_threshold_of_one_class_says_that_it_is_a_default() -> None:
+    assert threshold_for([1, 1], [0.3, 0.4]).rule.startswith("default")
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
+def test_temperature_recovers_the_scale_of_binary_and_of_class_logits(true_temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    binary = rng.normal(0, 2, 20_000)
+    labels = rng.random(20_000) < 1 / (1 + np.exp(-binary))
+    assert fit_temperature(binary * true_temperature, labels).value == pytest.approx(
+        true_temperature, rel=0.1
+    )
+    classes = rng.normal(0, 2, (20_000, 4))
+    drawn = (classes + rng.gumbel(size=classes.shape)).argmax(axis=1)
+    assert fit_temperature(classes * true_temperature, drawn).value == pytest.approx(
+        true_temperature, rel=0.1
+    )
+
+
+def test_temperature_is_the_same_from_logits_and_from_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, 2000)
+    labels = rng.random(2000) < 1 / (1 + np.exp(-logits / 2))
+    from_logits = fit_temperature(logits, labels).value
+    from_probabilities = fit_temperature(1 / (1 + np.exp(-logits)), labels, scores_are="probabilities").value
+    assert from_logits == pytest.approx(from_probabilities, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "reason"),
+    [
+        ([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1], "separated"),
+        ([-2.0, -1.0, 1.0, 2.0], [1, 1, 0, 0], "nothing"),
+        ([1.0, 2.0], [1, 1], "fewer than two classes"),
+        ([1.0, np.inf], [0, 1], "not finite"),
+    ],
+)
+def test_temperature_stays_at_one_with_a_reason(logits: list[float], labels: list[int], reason: str) -> None:
+    fitted = fit_temperature(logits, labels)
+    assert fitted.value == 1.0 and reason in fitted.reason
+
+
+def test_calibration_error_is_near_zero_for_honest_probabilities_and_large_for_overconfident_ones() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(20_000)
+    labels = rng.random(20_000) < probabilities
+    assert expected_calibration_error(labels, probabilities) < 0.02
+    assert expected_calibration_error(labels, (probabilities > 0.5) * 0.98 + 0.01) > 0.2
+
+
+def test_binary_evaluation_counts_everything_once() -> None:
+    labels, probabilities, subjects = cells()
+    result = evaluate_binary(
+        labels,
+        probabilities,
+        threshold=0.5,
+        subjects=subjects,
+        slices={"subject": subjects},
+        review_band=(0.4, 0.6),
+        replicates=50,
+    )
+    assert np.sum(result["confusion"]) == result["images"] == 600
+    assert result["subjects"] == 30 == len(result["slices"]["subject"])
+    assert sum(row["images"] for row in result["slices"]["subject"]) == 600
+    assert sum(row["support"] for row in result["per_class"]) == 600
+    assert result["review"]["images"] == ((probabilities >= 0.4) & (probabilities <= 0.6)).sum()
+    assert result["metrics"]["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(labels, probabilities))
+
+
+def test_multiclass_evaluation_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    logits = rng.normal(size=(400, 4)) + 1.5 * np.eye(4)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    result = evaluate_multiclass(labels, probabilities, class_names=list("abcd"), replicates=50)
+    called = probabilities.argmax(axis=1)
+    values = {name: metric["value"] for name, metric in result["metrics"].items()}
+    assert values["accuracy"] == pytest.approx(sk.accuracy_score(labels, called))
+    assert values["f1_macro"] == pytest.approx(sk.f1_score(labels, called, average="macro"))
+    assert values["roc_auc_macro"] == pytest.approx(
+        sk.roc_auc_score(labels, probabilities, multi_class="ovr")
+    )
+    assert [row["recall"]["value"] for row in result["per_class"]] == pytest.approx(
+        sk.recall_score(labels, called, average=None)
+    )
+
+
+def test_multiclass_evaluation_survives_a_missing_class() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    result = evaluate_multiclass([0, 1, 1], probabilities, class_names=["a", "b", "c"], replicates=50)
+    assert result["per_class"][2]["recall"]["value"] is None
+    assert result["metrics"]["balanced_accuracy"]["value"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "labels, probabilities", [([0, 1], [0.1]), ([0, 2], [0.1, 0.2]), ([0, 1], [0.1, np.nan])]
+)
+def test_malformed_arrays_are_refused(labels: list[int], probabilities: list[float]) -> None:
+    with pytest.raises(ValueError):
+        binary_metrics(labels, probabilities, 0.5)
