@@ -77,17 +77,25 @@ def _edge(distance_um: Array, softness_um: float) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def _outline(rng: np.random.Generator, half: int, scale: float, radius: float, wobble: float,
-             centre: tuple[float, float] = (0.0, 0.0)) -> Array:
+def _outline(
+    rng: np.random.Generator,
+    half: int,
+    scale: float,
+    radius: float,
+    wobble: float,
+    centre: tuple[float, float] = (0.0, 0.0),
+) -> Array:
     """Signed distance (um, negative inside) to a wobbly circle: harmonics 2 to 5 with falling amplitude."""
     y, x = _axes(half, scale, centre)
-    r = np.hypot(y, x)
-    theta = np.arctan2(y, x)
-    rim = np.full_like(r, radius)
+    distance = np.sqrt(y * y + x * x) + np.float32(1e-6)
+    cosine, sine = x / distance, y / distance
+    c, s = cosine, sine  # cos(k t) and sin(k t), raised by the addition theorem: cheaper than arctan2 and cos
+    distance -= np.float32(radius)
     for k in (2, 3, 4, 5):
+        c, s = c * cosine - s * sine, s * cosine + c * sine
         amplitude, phase = radius * wobble * rng.normal() / k, rng.uniform(0, 2 * np.pi)
-        rim += np.float32(amplitude) * np.cos(k * theta + np.float32(phase))
-    return r - rim
+        distance -= np.float32(amplitude * np.cos(phase)) * c - np.float32(amplitude * np.sin(phase)) * s
+    return distance
 
 
 def _off_centre(rng: np.random.Generator, room_um: float) -> tuple[float, float]:
@@ -103,7 +111,9 @@ def _blast(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, c
     shift = _off_centre(rng, 0.8 * (cell.radius_um - cell.nucleus_um))
     distance = _outline(rng, half, scale, cell.nucleus_um, 0.13, shift)
     if rng.random() < 0.45:
-        distance = np.maximum(distance, _cleft(rng, half, scale, cell.nucleus_um, shift))
+        cleft = _cleft(rng, half, scale, cell.nucleus_um, shift)
+        gap = distance - cleft
+        distance = (distance + cleft + np.sqrt(gap * gap + np.float32(0.25))) / 2  # maximum with rounded corners
     nucleus = _edge(distance, 0.45) * cover
     fine = texture(rng, size, 0.22 * scale) + np.float32(0.4) * texture(rng, size, 0.7 * scale)
     density = np.float32(0.80) + np.float32(0.085) * fine
@@ -202,10 +212,11 @@ def draw_platelet(rng: np.random.Generator, scale: float) -> Patch:
     return Patch(stain, np.float32(0.5) * cover)
 
 
-_PROFILE_STEPS = 96  # table steps a cell radius
-_RHO = np.arange(int(_PROFILE_STEPS * 1.6), dtype=np.float32) / _PROFILE_STEPS
-_PALLOR = np.exp(-((_RHO / 0.46) ** 4)).astype(np.float32)
-_RIM = np.exp(-(((_RHO - 0.86) / 0.10) ** 2)).astype(np.float32)
+_STEPS = 96  # table steps a cell radius
+_RHO = np.arange(int(_STEPS * 1.3), dtype=np.float32) / _STEPS
+_BODY = _edge((_RHO - 1) * np.float32(3.5), 0.45)  # 3.5 um: the edge of a red cell of usual size
+_DISC = (_BODY * (1 + np.float32(0.14) * np.exp(-(((_RHO - np.float32(0.86)) / np.float32(0.10)) ** 2)))).astype(np.float32)
+_DIMPLE = (_BODY * np.exp(-((_RHO / np.float32(0.46)) ** 4))).astype(np.float32)
 
 
 def draw_red_cells(rng: np.random.Generator, radii_um: Array, scale: float, pallor: float) -> Array:
@@ -219,14 +230,21 @@ def draw_red_cells(rng: np.random.Generator, radii_um: Array, scale: float, pall
     angle = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
     stretch = np.exp(np.abs(rng.normal(0, 0.055, (n, 1, 1)))).astype(np.float32)
     radius = radii_um[:, None, None]
-    u = (x * np.cos(angle) + y * np.sin(angle)) / (radius * stretch)
-    v = (y * np.cos(angle) - x * np.sin(angle)) * stretch / radius
-    rho = np.sqrt(u * u + v * v) + np.float32(1e-4)
-    cosine = u / rho
-    bump = rng.normal(0, 0.018, (n, 1, 1)).astype(np.float32)
-    rho *= 1 + bump * cosine * (4 * cosine * cosine - 3)  # third harmonic: cos 3t = 4 cos^3 t - 3 cos t
-    step = np.minimum((rho * _PROFILE_STEPS).astype(np.int32), len(_RHO) - 1)
-    depth = np.clip(rng.normal(pallor, 0.13, (n, 1, 1)), 0.1, 0.92).astype(np.float32)
-    body = _edge((rho - 1) * radius, 0.45)
+    turned_y, turned_x = np.sin(angle), np.cos(angle)
+    u = x * (turned_x / (radius * stretch)) + y * (turned_y / (radius * stretch))
+    v = y * (turned_x * stretch / radius) - x * (turned_y * stretch / radius)
+    square = u * u
+    v *= v
+    v += square
+    rho = np.sqrt(v)
+    # Third harmonic as a polynomial: rho^3 cos 3t = 4 u^3 - 3 u rho^2; it fades towards the middle.
+    square *= 4
+    square -= 3 * v
+    square *= u
+    square *= rng.normal(0, 0.018, (n, 1, 1)).astype(np.float32)
+    rho += square
+    rho *= np.float32(_STEPS)
+    step = np.clip(rho, 0, len(_RHO) - 1).astype(np.int32)
     strength = rng.normal(1.0, 0.07, (n, 1, 1)).astype(np.float32)
-    return strength * body * (1 - depth * _PALLOR[step] + np.float32(0.14) * _RIM[step])
+    depth = np.clip(rng.normal(pallor, 0.13, (n, 1, 1)), 0.1, 0.92).astype(np.float32)
+    return strength * _DISC[step] - (strength * depth) * _DIMPLE[step]

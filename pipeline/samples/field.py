@@ -137,8 +137,7 @@ def _blend(stain: Array, patch: Array, cover: Array, at_um: tuple[float, float],
 def _photograph(rng: np.random.Generator, subject: SubjectStyle, stain: Array, scale: float) -> NDArray[np.uint8]:
     """Concentrations (3, H, W) to a photograph, uint8 (H, W, 3): absorption, light, focus, sensor noise."""
     _, height, width = stain.shape
-    density = subject.optical_density.T @ stain.reshape(3, -1)  # (3 RGB, H * W)
-    light = np.exp(-density).reshape(3, height, width)
+    light = np.exp(-subject.optical_density.T @ stain.reshape(3, -1)).reshape(3, height, width)
     sigma = subject.focus_um * scale * float(np.exp(rng.normal(0, 0.15)))
     for axis in (1, 2):
         light = gaussian_filter1d(light, sigma, axis=axis, mode="nearest", truncate=2.5)
@@ -146,6 +145,10 @@ def _photograph(rng: np.random.Generator, subject: SubjectStyle, stain: Array, s
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     lamp = 1 + np.float32(subject.tilt[0]) * y + np.float32(subject.tilt[1]) * x
     lamp -= np.float32(subject.vignette / 2) * (y * y + x * x)
-    image = light.transpose(1, 2, 0) * lamp[:, :, None] * subject.background
-    image += np.float32(subject.noise) * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8)
+    light *= lamp
+    light *= subject.background[:, None, None]
+    noise = rng.standard_normal(light.shape, dtype=np.float32)
+    noise *= np.float32(subject.noise)
+    light += noise
+    light += np.float32(0.5)  # the cast below cuts: this makes it round
+    return np.ascontiguousarray(np.clip(light, 0, 255, out=light).astype(np.uint8).transpose(1, 2, 0))
