@@ -1,0 +1,54 @@
+"""`leukoray <job> ...`: one command in front of the job files."""
+
+import importlib
+import sys
+
+from jobs.common import finish
+from pipeline import __version__
+
+JOBS = {
+    "samples": "make synthetic smear images to try everything with",
+    "ingest": "list a folder, bucket or archives into a manifest with labels and splits",
+    "train": "train a CNN data-parallel on Ray and publish it as a bundle",
+    "evaluate": "measure a model on a split and write the report",
+    "score": "score whole archives into Parquet, every image accounted for",
+    "summary": "print and draw what a scoring run found",
+    "serve": "answer HTTP requests with the best model",
+    "promote": "point a registry to another version",
+    "doctor": "say whether this machine and cluster can do the work",
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<9} {text}" for name, text in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: leukoray JOB [options]",
+            "",
+            "Leukemia detection in microscope images of blood cells, on Ray. Research software, not a medical device.",
+            "",
+            *lines,
+            "",
+            "leukoray JOB --help tells the options of a job, with examples. leukoray --version tells the version.",
+            "Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 data incomplete, 5 environment, 130 interrupted.",
+        ]
+    )
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        finish(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(f"leukoray {__version__}")
+        finish(0)
+    if arguments[0] not in JOBS:
+        print(f"leukoray: no job {arguments[0]!r}; one of {', '.join(JOBS)}", file=sys.stderr)
+        finish(2)
+    job = importlib.import_module(f"jobs.{arguments[0]}")
+    finish(job.command(arguments[1:]))
+
+
+if __name__ == "__main__":
+    main()

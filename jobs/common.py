@@ -1,0 +1,104 @@
+"""What every job shares: from a command line to an exit code, and how a person is told about it.
+
+Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 data incomplete, 5 environment, 130 interrupted.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pipeline.config import JobConfig, effective, parse
+from pipeline.errors import EnvironmentError_, InputError, LeukorayError
+from pipeline.storage import S3Settings
+
+Config = TypeVar("Config", bound=JobConfig)
+INTERRUPTED = 130
+
+
+def run(
+    config_class: type[Config],
+    main: Callable[[Config], None],
+    *,
+    prog: str,
+    epilog: str = "",
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, run, and turn every failure into one line on stderr and an exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        main(parse(config_class, arguments, prog=prog, epilog=epilog))
+        return 0
+    except LeukorayError as error:
+        return _report(error, error.exit_code, str(error), prog, debug)
+    except KeyboardInterrupt as error:
+        message = "interrupted; what was finished is kept, the same command continues"
+        return _report(error, INTERRUPTED, message, prog, debug)
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            return _report(
+                error,
+                EnvironmentError_.exit_code,
+                f"disk full: {error}; free space and run again",
+                prog,
+                debug,
+            )
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            return _report(error, InputError.exit_code, f"{error.filename}: {error.strerror}", prog, debug)
+        return _report(error, 1, f"bug: {type(error).__name__}: {error}", prog, True)
+    except Exception as error:
+        cause = _known_cause(error)
+        if cause is not None:
+            return _report(error, cause.exit_code, str(cause), prog, debug)
+        return _report(error, 1, f"bug, please report it: {type(error).__name__}: {error}", prog, True)
+
+
+def _known_cause(error: BaseException) -> LeukorayError | None:
+    """An error of ours that Ray wrapped on its way from a worker."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)
+        if isinstance(inner, LeukorayError):
+            return inner
+        if isinstance(seen, LeukorayError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _report(error: BaseException, code: int, message: str, prog: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def finish(code: int) -> None:
+    """End the process with `code` now. PyArrow's S3 threads can abort an ordinary exit (apache/arrow 50188)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def s3_settings(config: JobConfig) -> S3Settings:
+    return S3Settings.from_config(config)
+
+
+def show_config(config: JobConfig) -> None:
+    """Print what is in force, one line, without what was left at None."""
+    shown = {name: value for name, value in effective(config).items() if value not in (None, [], False)}
+    print("configuration: " + "  ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
+
+
+class Clock:
+    """Seconds since it was made, for the account a job prints."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start

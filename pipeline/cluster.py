@@ -1,0 +1,115 @@
+"""Ray: join the cluster that was named, or start a private local one, and refuse a plan that cannot fit.
+
+A plan is the sum of the CPUs, GPUs and bytes its actors will hold at the same time, plus what Ray Data's tasks need
+to move at all. Ray itself waits for ever for an actor that cannot be placed; we say so before.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import EnvironmentError_
+
+_MIN_SHM_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will hold at the same time."""
+
+    job: str
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float = 0.0
+    spare_cpus: float = 0.0  # for tasks beside the workers, e.g. Ray Data's reads
+
+    @property
+    def cpus(self) -> float:
+        return self.workers * self.cpus_per_worker + self.spare_cpus
+
+    @property
+    def gpus(self) -> float:
+        return self.workers * self.gpus_per_worker
+
+
+@contextlib.contextmanager
+def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool = True) -> Iterator[Any]:
+    """`ray` connected: to `address` or $RAY_ADDRESS where given, else to a local Ray that ends with the block.
+
+    Raises EnvironmentError_ when the cluster does not answer.
+    """
+    import ray
+
+    target = address or os.environ.get("RAY_ADDRESS") or None
+    if ray.is_initialized():  # inside a test session or a driver that connected itself
+        yield ray
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    options: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.ERROR if quiet else logging.INFO,
+    }
+    if target is None:
+        _private_token()
+        options |= {"num_cpus": num_cpus, "include_dashboard": False, "address": "local"}
+    else:
+        options["address"] = target
+    try:
+        ray.init(**options)
+    except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
+        raise EnvironmentError_(
+            f"Ray {'at ' + target if target else 'on this machine'} cannot be used: {_first_line(error)}; "
+            "check --address/RAY_ADDRESS, and RAY_AUTH_MODE=token where the cluster asks for a token"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _private_token() -> None:
+    """Give a local Ray a token of its own, in the environment; Ray would write one into the home folder."""
+    if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def check(plan: Plan, resources: dict[str, float]) -> None:
+    """Refuse a plan that the cluster's total `resources` (as ray.cluster_resources()) can never hold.
+
+    Raises EnvironmentError_ with the sum and what to change.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    spare = f" + {plan.spare_cpus:g} for Ray Data" if plan.spare_cpus else ""
+    if plan.cpus > cpus + 1e-9:
+        raise EnvironmentError_(
+            f"{plan.job} needs {plan.cpus:g} CPUs ({plan.workers} workers x {plan.cpus_per_worker:g}{spare}), "
+            f"this Ray has {cpus:g}; lower --workers or --cpus-per-worker, or use a larger cluster"
+        )
+    if plan.gpus > gpus + 1e-9:
+        raise EnvironmentError_(
+            f"{plan.job} needs {plan.gpus:g} GPUs ({plan.workers} workers x {plan.gpus_per_worker:g}), "
+            f"this Ray has {gpus:g}; lower --workers, or leave GPUs off"
+        )
+
+
+def shared_memory_warning() -> str | None:
+    """A sentence when /dev/shm is too small for the object store, None when it is not."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return "/dev/shm is missing: Ray keeps objects in the temp folder, which is slow; run containers with --shm-size"
+    if free < _MIN_SHM_BYTES:
+        return f"/dev/shm has {free >> 20} MiB free: Ray will spill to the temp folder; run containers with --shm-size=4g"
+    return None

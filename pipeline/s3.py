@@ -1,0 +1,319 @@
+"""S3 through boto3: ranged reads, conditional writes, streaming listings, retries that also cover the body.
+
+botocore's own retries end where the response body begins, so they are switched off and one loop here retries
+whole operations, with full jitter (AWS Architecture Blog, 'Exponential Backoff And Jitter', 2015).
+"""
+
+import functools
+import io
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import boto3
+import botocore
+import botocore.exceptions as failures
+import urllib3.exceptions
+from botocore.config import Config as BotoConfig
+
+from pipeline.errors import Code
+from pipeline.storage import Bytes, ObjectInfo, S3Settings, StoreError
+
+Result = TypeVar("Result")
+
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_DENIED = {
+    "AccessDenied",
+    "403",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AllAccessDisabled",
+}
+_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 10.0
+_QUICK_ATTEMPTS = 3
+
+
+@functools.lru_cache(maxsize=8)
+def s3_store(settings: S3Settings) -> "S3Store":
+    return S3Store(settings)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+class S3Store:
+    """One bucket protocol for reads, writes and listings. Safe to share between threads."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[float, Any] = {}
+        self._payer = {"RequestPayer": "requester"} if settings.requester_pays else {}
+
+    def _client(self, timeout_s: float) -> Any:
+        with self._lock:
+            if timeout_s not in self._clients:
+                self._clients[timeout_s] = self._connect(timeout_s)
+            return self._clients[timeout_s]
+
+    def _connect(self, timeout_s: float) -> Any:
+        settings = self.settings
+        options: dict[str, Any] = {
+            "connect_timeout": settings.connect_timeout_s,
+            "read_timeout": timeout_s,
+            "max_pool_connections": settings.pool,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "s3": {"addressing_style": "path" if settings.endpoint else "auto"},
+            # Checksums in trailers are refused by several S3-compatible stores; TLS and ETags remain.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        if settings.anonymous:
+            options["signature_version"] = botocore.UNSIGNED
+        # A new session reads credentials anew, so that rotated ones are picked up after an expiry.
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint,
+            region_name=settings.region,
+            config=BotoConfig(**options),
+        )
+
+    def _forget_clients(self) -> None:
+        with self._lock:
+            self._clients.clear()
+
+    def _retry(self, uri: str, operation: Callable[[Any], Result]) -> tuple[Result, int]:
+        """Run `operation(client)` until it succeeds, fails for good, or the attempts are used up."""
+        for attempt in range(1, self.settings.max_attempts + 1):
+            quick = attempt <= _QUICK_ATTEMPTS
+            timeout_s = self.settings.quick_timeout_s if quick else self.settings.patient_timeout_s
+            try:
+                return operation(self._client(timeout_s)), attempt
+            except Exception as error:
+                failure = self._translate(error, uri, attempt)
+                if failure is None:
+                    raise
+                expired = isinstance(error, failures.ClientError) and _code(error) in _EXPIRED
+                if expired:
+                    self._forget_clients()
+                is_final = failure.code not in (Code.IO_ERROR, Code.TIMEOUT) and not expired
+                if is_final or attempt == self.settings.max_attempts:
+                    raise failure from error
+                time.sleep(random.uniform(0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2**attempt)))
+        raise AssertionError("max_attempts is at least 1")
+
+    def _translate(self, error: Exception, uri: str, attempts: int) -> StoreError | None:
+        """Our error for a client's, None for one that is no store failure."""
+        where = f"{uri} (endpoint {self.settings.endpoint or 'AWS'})"
+        if isinstance(error, failures.ClientError):
+            code = _code(error)
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if code in _MISSING:
+                what = "bucket does not exist" if code == "NoSuchBucket" else "no such object"
+                return StoreError(Code.NOT_FOUND, f"{where}: {what}; check the URI", attempts)
+            if code in _EXPIRED:
+                return StoreError(Code.ACCESS_DENIED, f"{where}: credentials expired; renew them", attempts)
+            if code in _DENIED or status in (401, 403):
+                return StoreError(
+                    Code.ACCESS_DENIED,
+                    f"{where}: access denied ({code}); check credentials and policy",
+                    attempts,
+                )
+            if status == 412 or code == "PreconditionFailed":
+                return StoreError(Code.CHANGED, f"{where}: replaced since it was listed; run again", attempts)
+            if status == 416:
+                return StoreError(Code.CHANGED, f"{where}: shorter than when it was listed", attempts)
+            return StoreError(
+                Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts
+            )
+        if isinstance(error, failures.NoCredentialsError | failures.PartialCredentialsError):
+            message = f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID/AWS_PROFILE or pass --s3-anonymous"
+            return StoreError(Code.ACCESS_DENIED, message, attempts)
+        if isinstance(error, failures.ReadTimeoutError | failures.ConnectTimeoutError | TimeoutError):
+            return StoreError(Code.TIMEOUT, f"{where}: no answer in time, {attempts} attempts", attempts)
+        if isinstance(error, failures.ParamValidationError | ValueError):
+            return StoreError(Code.NOT_FOUND, f"{where}: not a valid S3 URI: {error}", attempts)
+        if isinstance(error, failures.BotoCoreError | urllib3.exceptions.HTTPError | OSError):
+            return StoreError(Code.IO_ERROR, f"{where}: {error}; {attempts} attempts", attempts)
+        return None
+
+    def _get(self, uri: str, **conditions: str) -> Bytes:
+        bucket, key = _split(uri)
+
+        def operation(client: Any) -> tuple[bytes, str]:
+            answer = client.get_object(Bucket=bucket, Key=key, **conditions, **self._payer)
+            data = answer["Body"].read()
+            if len(data) != answer["ContentLength"]:
+                raise OSError(f"body ended after {len(data)} of {answer['ContentLength']} bytes")
+            return data, answer["ETag"].strip('"')
+
+        (data, etag), attempts = self._retry(uri, operation)
+        return Bytes(data, etag, attempts)
+
+    def read(self, uri: str) -> Bytes:
+        return self._get(uri)
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        if size == 0:
+            return Bytes(b"", etag or "", 1)
+        conditions = {"Range": f"bytes={offset}-{offset + size - 1}"}
+        if etag is not None:
+            conditions["IfMatch"] = f'"{etag}"'
+        return self._get(uri, **conditions)
+
+    def open(self, uri: str) -> io.BufferedReader:
+        info = self.head(uri)
+        if info is None:
+            raise StoreError(Code.NOT_FOUND, f"{uri}: no such object; check the URI")
+        return io.BufferedReader(_RangeReader(self, info), buffer_size=1 << 20)
+
+    def write(self, uri: str, data: bytes) -> None:
+        bucket, key = _split(uri)
+        self._retry(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
+
+    def create(self, uri: str, data: bytes) -> str | None:
+        """Conditional PUT: the new etag, or None when somebody was first."""
+        return self._put_if(uri, data, IfNoneMatch="*")
+
+    def replace(self, uri: str, data: bytes, etag: str) -> str | None:
+        """Compare-and-swap: the new etag, or None when the object is no longer the one with `etag`."""
+        return self._put_if(uri, data, IfMatch=f'"{etag}"')
+
+    def _put_if(self, uri: str, data: bytes, **condition: str) -> str | None:
+        bucket, key = _split(uri)
+
+        def operation(client: Any) -> str | None:
+            try:
+                answer = client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+            except failures.ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                if status in (409, 412) or _code(error) in _MISSING:
+                    return None
+                raise
+            return str(answer["ETag"]).strip('"')
+
+        return self._retry(uri, operation)[0]
+
+    def head(self, uri: str) -> ObjectInfo | None:
+        bucket, key = _split(uri)
+        if not key:
+            return None
+        try:
+            answer, _ = self._retry(uri, lambda c: c.head_object(Bucket=bucket, Key=key, **self._payer))
+        except StoreError as error:
+            if error.code == Code.NOT_FOUND:
+                return None
+            raise
+        return ObjectInfo(
+            uri, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"].timestamp()
+        )
+
+    def is_folder(self, uri: str) -> bool:
+        """True when keys lie below the prefix. Raises StoreError for a bucket that is missing or refused."""
+        bucket, key = _split(uri)
+        prefix = key.rstrip("/") + "/" if key else ""
+        answer, _ = self._retry(
+            uri, lambda c: c.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **self._payer)
+        )
+        return bool(answer.get("KeyCount"))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects below a prefix, page by page, so that memory does not grow with their number."""
+        yield from self._pages(prefix, delimiter="")[1]
+
+    def children(self, prefix: str) -> tuple[list[str], Iterator[ObjectInfo]]:
+        """(sub-prefixes, objects directly below): what lets many prefixes be listed side by side."""
+        return self._pages(prefix, delimiter="/")
+
+    def _pages(self, prefix: str, delimiter: str) -> tuple[list[str], Iterator[ObjectInfo]]:
+        bucket, key = _split(prefix)
+        base: dict[str, Any] = {
+            "Bucket": bucket,
+            "Prefix": key.rstrip("/") + "/" if key else "",
+            **self._payer,
+        }
+        if delimiter:
+            base["Delimiter"] = delimiter
+
+        def page(token: str | None) -> dict[str, Any]:
+            more = {"ContinuationToken": token} if token else {}
+            return self._retry(prefix, lambda c: c.list_objects_v2(**base, **more))[0]
+
+        def objects(answer: dict[str, Any]) -> Iterator[ObjectInfo]:
+            for item in answer.get("Contents", ()):
+                if not item["Key"].endswith("/"):
+                    uri = f"s3://{bucket}/{item['Key']}"
+                    yield ObjectInfo(
+                        uri, item["Size"], item["ETag"].strip('"'), item["LastModified"].timestamp()
+                    )
+
+        def folders(answer: dict[str, Any]) -> list[str]:
+            return [f"s3://{bucket}/{item['Prefix']}" for item in answer.get("CommonPrefixes", ())]
+
+        if not delimiter:
+
+            def stream() -> Iterator[ObjectInfo]:
+                answer = page(None)
+                yield from objects(answer)
+                while answer.get("IsTruncated"):
+                    answer = page(answer["NextContinuationToken"])
+                    yield from objects(answer)
+
+            return [], stream()
+        subfolders: list[str] = []
+        direct: list[ObjectInfo] = []
+        answer = page(None)
+        while True:
+            subfolders += folders(answer)
+            direct += objects(answer)
+            if not answer.get("IsTruncated"):
+                return subfolders, iter(direct)
+            answer = page(answer["NextContinuationToken"])
+
+    def delete(self, uri: str) -> None:
+        bucket, key = _split(uri)
+        self._retry(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+    def delete_tree(self, prefix: str) -> None:
+        for info in self.list(prefix):
+            self.delete(info.uri)
+
+
+class _RangeReader(io.RawIOBase):
+    """A seekable view of one object version, for archive directories; every read is one ranged GET."""
+
+    def __init__(self, store: S3Store, info: ObjectInfo) -> None:
+        self._store, self._info, self._position = store, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), self._info.size - self._position)
+        if size <= 0:
+            return 0
+        data = self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _code(error: failures.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

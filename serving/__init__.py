@@ -1,0 +1,1 @@
+"""The Ray Serve application: routes, guards, batching and the page."""
