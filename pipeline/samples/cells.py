@@ -39,12 +39,12 @@ class WhiteCell:
 
 
 def draw_white_cell(rng: np.random.Generator, kind: str) -> WhiteCell:
-    """Sizes of one white cell. Blasts: 13-17 um across, nucleus 75-88 % of the area; lymphocytes: 7-12 um."""
+    """Sizes of one white cell. Blasts: 12-16 um across, nucleus 74-88 % of the area; lymphocytes: 8-16 um."""
     if kind == "blast":
-        radius = rng.uniform(6.6, 8.2)
+        radius = rng.uniform(5.9, 8.2)
         return WhiteCell(kind, radius, radius * float(np.sqrt(rng.uniform(0.74, 0.88))))
     if kind == "lymphocyte":
-        nucleus = rng.uniform(3.5, 4.7)
+        nucleus = rng.uniform(3.4, 5.0)
         # Most have a thin rim of cytoplasm; one in three is a large lymphocyte with plenty of pale blue.
         rim = rng.uniform(2.0, 3.2) if rng.random() < 0.35 else rng.uniform(0.5, 1.0)
         return WhiteCell(kind, nucleus + rim, nucleus)
@@ -67,7 +67,9 @@ def _axes(half: int, scale: float, centre: tuple[float, float] = (0.0, 0.0)) -> 
 
 def texture(rng: np.random.Generator, size: int, sigma_px: float) -> Array:
     """Smooth random texture, float32 (size, size), mean 0, deviation 1, grain `sigma_px`."""
-    noise = gaussian_filter(rng.standard_normal((size, size), dtype=np.float32), sigma_px, mode="wrap", truncate=2.5)
+    noise = gaussian_filter(
+        rng.standard_normal((size, size), dtype=np.float32), sigma_px, mode="wrap", truncate=2.5
+    )
     return (noise - noise.mean()) / (noise.std() + np.float32(1e-6))
 
 
@@ -104,7 +106,9 @@ def _off_centre(rng: np.random.Generator, room_um: float) -> tuple[float, float]
     return float(reach * np.sin(angle)), float(reach * np.cos(angle))
 
 
-def _blast(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32) -> Patch:
+def _blast(
+    rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32
+) -> Patch:
     """Large irregular nucleus, fine open chromatin, one to three pale nucleoli, scant deep-blue cytoplasm."""
     size = 2 * half + 1
     cover = _edge(_outline(rng, half, scale, cell.radius_um, 0.09), 0.5)
@@ -113,7 +117,9 @@ def _blast(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, c
     if rng.random() < 0.45:
         cleft = _cleft(rng, half, scale, cell.nucleus_um, shift)
         gap = distance - cleft
-        distance = (distance + cleft + np.sqrt(gap * gap + np.float32(0.25))) / 2  # maximum with rounded corners
+        distance = (
+            distance + cleft + np.sqrt(gap * gap + np.float32(0.25))
+        ) / 2  # maximum with rounded corners
     nucleus = _edge(distance, 0.45) * cover
     fine = texture(rng, size, 0.22 * scale) + np.float32(0.4) * texture(rng, size, 0.7 * scale)
     density = np.float32(0.80) + np.float32(0.085) * fine
@@ -124,16 +130,22 @@ def _blast(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, c
         spot = _outline(rng, half, scale, rng.uniform(0.9, 1.45), 0.2, (shift[0] + at[0], shift[1] + at[1]))
         inside = _edge(spot, 0.9)
         nucleoli = np.maximum(nucleoli, inside)
-        density += np.float32(0.22) * np.exp(-((spot - np.float32(0.25)) ** 2) / np.float32(0.10))  # chromatin rim
+        density += np.float32(0.22) * np.exp(
+            -((spot - np.float32(0.25)) ** 2) / np.float32(0.10)
+        )  # chromatin rim
     density *= 1 - np.float32(0.58) * nucleoli
-    cytoplasm = (cover - nucleus) * (np.float32(rng.uniform(0.85, 1.3)) + np.float32(0.09) * texture(rng, size, 0.45 * scale))
+    cytoplasm = (cover - nucleus) * (
+        np.float32(rng.uniform(0.85, 1.3)) + np.float32(0.09) * texture(rng, size, 0.45 * scale)
+    )
     stain = np.zeros((3, size, size), np.float32)
     stain[AZURE] = nucleus * density * chromatin
     stain[BLUE] = cytoplasm + np.float32(0.55) * nucleus * nucleoli
     return Patch(stain, cover)
 
 
-def _cleft(rng: np.random.Generator, half: int, scale: float, nucleus_um: float, centre: tuple[float, float]) -> Array:
+def _cleft(
+    rng: np.random.Generator, half: int, scale: float, nucleus_um: float, centre: tuple[float, float]
+) -> Array:
     """Signed distance, positive inside a bent wedge from the rim inwards, as in folded or convoluted nuclei."""
     angle = rng.uniform(0, 2 * np.pi)
     sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
@@ -144,7 +156,9 @@ def _cleft(rng: np.random.Generator, half: int, scale: float, nucleus_um: float,
     return open_um - np.abs(across)
 
 
-def _lymphocyte(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32) -> Patch:
+def _lymphocyte(
+    rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32
+) -> Patch:
     """Dense, round, clumped nucleus, no nucleolus; a thin rim, or in large cells a pale apron, of blue."""
     size = 2 * half + 1
     room = cell.radius_um - cell.nucleus_um
@@ -162,7 +176,9 @@ def _lymphocyte(rng: np.random.Generator, cell: WhiteCell, half: int, scale: flo
     return Patch(stain, cover)
 
 
-def _neutrophil(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32) -> Patch:
+def _neutrophil(
+    rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32
+) -> Patch:
     """Three to five clumped lobes on an arc joined by thin bridges; pale pink cytoplasm with fine granules."""
     size = 2 * half + 1
     cover = _edge(_outline(rng, half, scale, cell.radius_um, 0.05), 0.5)
@@ -185,7 +201,9 @@ def _neutrophil(rng: np.random.Generator, cell: WhiteCell, half: int, scale: flo
     granules = np.maximum(texture(rng, size, 0.16 * scale) - np.float32(0.9), 0)
     stain = np.zeros((3, size, size), np.float32)
     stain[EOSIN] = (cover - nucleus) * (np.float32(rng.uniform(0.30, 0.45)) + np.float32(0.25) * granules)
-    stain[AZURE] = nucleus * density * chromatin + (cover - nucleus) * (np.float32(0.045) + np.float32(0.09) * granules)
+    stain[AZURE] = nucleus * density * chromatin + (cover - nucleus) * (
+        np.float32(0.045) + np.float32(0.09) * granules
+    )
     stain[BLUE] = (cover - nucleus) * np.float32(0.08)
     return Patch(stain, cover)
 
@@ -205,7 +223,9 @@ def draw_platelet(rng: np.random.Generator, scale: float) -> Patch:
     size = 2 * half + 1
     distance = _outline(rng, half, scale, radius, 0.22)
     cover = _edge(distance, 0.5)
-    core = _edge(distance + np.float32(0.35), 0.8) * np.maximum(1 + np.float32(0.5) * texture(rng, size, 0.2 * scale), 0)
+    core = _edge(distance + np.float32(0.35), 0.8) * np.maximum(
+        1 + np.float32(0.5) * texture(rng, size, 0.2 * scale), 0
+    )
     stain = np.zeros((3, size, size), np.float32)
     stain[AZURE] = np.float32(rng.uniform(0.28, 0.5)) * core + np.float32(0.08) * cover
     stain[BLUE] = np.float32(0.22) * cover
@@ -215,7 +235,9 @@ def draw_platelet(rng: np.random.Generator, scale: float) -> Patch:
 _STEPS = 96  # table steps a cell radius
 _RHO = np.arange(int(_STEPS * 1.3), dtype=np.float32) / _STEPS
 _BODY = _edge((_RHO - 1) * np.float32(3.5), 0.45)  # 3.5 um: the edge of a red cell of usual size
-_DISC = (_BODY * (1 + np.float32(0.14) * np.exp(-(((_RHO - np.float32(0.86)) / np.float32(0.10)) ** 2)))).astype(np.float32)
+_DISC = (
+    _BODY * (1 + np.float32(0.14) * np.exp(-(((_RHO - np.float32(0.86)) / np.float32(0.10)) ** 2)))
+).astype(np.float32)
 _DIMPLE = (_BODY * np.exp(-((_RHO / np.float32(0.46)) ** 4))).astype(np.float32)
 
 

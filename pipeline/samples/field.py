@@ -134,7 +134,9 @@ def _blend(stain: Array, patch: Array, cover: Array, at_um: tuple[float, float],
     stain[:, ty, tx] += patch[:, sy, sx]
 
 
-def _photograph(rng: np.random.Generator, subject: SubjectStyle, stain: Array, scale: float) -> NDArray[np.uint8]:
+def _photograph(
+    rng: np.random.Generator, subject: SubjectStyle, stain: Array, scale: float
+) -> NDArray[np.uint8]:
     """Concentrations (3, H, W) to a photograph, uint8 (H, W, 3): absorption, light, focus, sensor noise."""
     _, height, width = stain.shape
     light = np.exp(-subject.optical_density.T @ stain.reshape(3, -1)).reshape(3, height, width)

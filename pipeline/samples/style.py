@@ -60,7 +60,7 @@ def draw_style(rng: np.random.Generator) -> SubjectStyle:
         field_height_um=float(rng.uniform(40.0, 46.0)),
         tilt=(float(rng.normal(0, 0.03)), float(rng.normal(0, 0.03))),
         vignette=float(rng.uniform(0.0, 0.12)),
-        focus_um=float(rng.uniform(0.06, 0.22)),
+        focus_um=float(rng.uniform(0.06, 0.26)),
         noise=float(rng.uniform(0.8, 3.2)),
         jpeg_quality=int(rng.integers(72, 96)),
         red_cell_cover=float(rng.uniform(0.45, 0.9)),
