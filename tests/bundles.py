@@ -1,0 +1,104 @@
+"""Small real bundles without training: a linear model on pixels, as an ONNX graph with the contract of a trained one."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import safetensors.numpy
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.images import Preprocessing
+
+BINARY_CLASSES = ("negative", "positive")
+STAGE_CLASSES = ("Benign", "Early", "Pre", "Pro")
+
+
+def make_bundle(
+    path: Path | str,
+    size: int = 64,
+    task: Literal["binary", "multiclass"] = "binary",
+    *,
+    classes: tuple[str, ...] | None = None,
+    positive_classes: tuple[str, ...] | None = None,
+    seed: int = 0,
+    bias: float = 0.0,
+    **info: Any,
+) -> Bundle:
+    """Write a bundle at `path` and return it.
+
+    Every pixel counts, so another orientation, order or resize gives another logit; red images lean to the last
+    class. Another `seed` is another model; `bias` is added to the last logit (nan makes a model that always fails).
+    Other keywords are fields of `BundleInfo`, e.g. threshold, temperature, review_band, synthetic, name, version.
+    """
+    names = classes or (BINARY_CLASSES if task == "binary" else STAGE_CLASSES)
+    if positive_classes is None:
+        positive_classes = names[1:]
+    outputs = 1 if task == "binary" else len(names)
+    weight, offset = _parameters(size, outputs, seed, bias)
+    fields: dict[str, Any] = {
+        "name": "tiny-linear",
+        "version": f"20260101-000000-{seed:08x}",
+        "architecture": "linear",
+        "created_at": "2026-01-01T00:00:00+00:00",
+        **info,
+    }
+    record = BundleInfo(
+        task=task,
+        classes=names,
+        positive_classes=positive_classes,
+        input_size=size,
+        preprocessing_digest=Preprocessing(size).digest(),
+        weights_sha256="",
+        graph_sha256="",
+        **fields,
+    )
+    files = {
+        WEIGHTS: safetensors.numpy.save({"weight": weight, "bias": offset}),
+        GRAPH: linear_graph(weight, offset, size),
+        CARD: b"# tiny-linear\n\nA linear model for tests. Not a medical device.\n",
+    }
+    return write_bundle(str(path), record, files)
+
+
+def _parameters(
+    size: int, outputs: int, seed: int, bias: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(S*S*3, K) weights and (K,) offsets."""
+    rng = np.random.default_rng(seed)
+    count = size * size
+    color = np.linspace(0.0, 6.0, outputs) if outputs > 1 else np.array([6.0])
+    base = np.stack([color, -color / 2, -color / 2])  # (3, K): the last class likes red
+    weight = np.tile(base, (count, 1)) / count + rng.normal(0, 1.0, (count * 3, outputs)) / np.sqrt(count * 3)
+    offset = np.zeros(outputs)
+    offset[-1] = bias
+    return weight.astype(np.float32), offset.astype(np.float32)
+
+
+def linear_graph(weight: NDArray[np.float32], offset: NDArray[np.float32], size: int) -> bytes:
+    """ONNX: uint8 `images` (B, S, S, 3) -> float32 `logits` (B, K)."""
+    outputs = weight.shape[1]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["levels", "scale"], ["unit"]),
+        helper.make_node("Reshape", ["unit", "flat_shape"], ["flat"]),  # (B, S*S*3)
+        helper.make_node("Gemm", ["flat", "weight", "offset"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(1 / 255, np.float32), "scale"),
+        numpy_helper.from_array(np.array([-1, size * size * 3], np.int64), "flat_shape"),
+        numpy_helper.from_array(weight, "weight"),
+        numpy_helper.from_array(offset, "offset"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
