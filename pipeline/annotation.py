@@ -83,12 +83,11 @@ def common_label(class_name: str) -> int | None:
 def block_id(path: str, annotation: Annotation, size: int) -> str | None:
     """'Early-block-003' for the file number 73 to 108 of a class at size 36; None without a number.
 
-    Folders are left out on purpose: an original and its segmented copy share class and number, and must stay together.
+    Folders are left out on purpose: an original and its segmented copy share class and number, and must stay
+    together.
     """
     *folders, name = path.split("/")
-    stem = re.sub(
-        r" ?\(\d+\)$", "", name.rpartition(".")[0] or name
-    )  # 'cell_7 (1).bmp' is a copy of number 7
+    stem = re.sub(r" ?\(\d+\)$", "", name.rpartition(".")[0] or name)  # 'cell_7 (1).bmp' is a copy of number 7
     numbers = re.findall(r"\d+", stem)
     if not numbers:
         return None
@@ -108,20 +107,17 @@ def override(
 ) -> list[Annotation]:
     """The annotations with the user's words applied, in the order of `paths`.
 
-    `positive`/`negative`: class names. With only one of them given, every other class is of the other kind; with both,
-    classes named in neither have no label. `subject_pattern`: a regular expression searched in the path, whose group
-    'subject' or first group is the subject. `subject_blocks`: N consecutive file numbers of a class are a subject.
+    `positive`/`negative`: class names. With only one of them given, every other class is of the other kind;
+    with both, classes named in neither have no label. `subject_pattern`: a regular expression searched in the
+    path, whose group 'subject' or first group is the subject. `subject_blocks`: N consecutive file numbers of
+    a class are a subject.
     """
     result = list(annotations)
     if positive or negative:
         table = _label_table({a.class_name for a in result if a.class_name is not None}, positive, negative)
-        result = [
-            replace(a, label=table.get(a.class_name)) if a.class_name is not None else a for a in result
-        ]
+        result = [replace(a, label=table.get(a.class_name)) if a.class_name is not None else a for a in result]
     if subject_pattern is not None and subject_blocks is not None:
-        raise UsageError(
-            "--subject-pattern and --subject-blocks both say what a subject is; give one of them"
-        )
+        raise UsageError("--subject-pattern and --subject-blocks both say what a subject is; give one of them")
     if subject_pattern is not None:
         return _with_pattern(result, paths, subject_pattern)
     if subject_blocks is not None:
@@ -145,9 +141,7 @@ def _label_table(
 
     ones, zeros = named("--positive", positive), named("--negative", negative)
     if both := ones & zeros:
-        raise UsageError(
-            f"--positive and --negative both name {', '.join(sorted(both))}; a class has one label"
-        )
+        raise UsageError(f"--positive and --negative both name {', '.join(sorted(both))}; a class has one label")
     if not negative:
         zeros = found - ones
     elif not positive:
@@ -162,14 +156,13 @@ def _with_pattern(annotations: list[Annotation], paths: Sequence[str], pattern: 
         raise UsageError(f"--subject-pattern '{pattern}' is not a regular expression: {error}") from error
     if not compiled.groups:
         raise UsageError(
-            f"--subject-pattern '{pattern}' has no group; put parentheses around the subject, e.g. '(?P<subject>P\\d+)_'"
+            f"--subject-pattern '{pattern}' has no group; put parentheses around the subject, e.g. "
+            f"'(?P<subject>P\\d+)_'"
         )
     group: str | int = "subject" if "subject" in compiled.groupindex else 1
     subjects = [found[group] if (found := compiled.search(normalize(path))) else None for path in paths]
     if annotations and not any(subjects):
-        raise UsageError(
-            f"--subject-pattern '{pattern}' finds a subject in no path, e.g. not in '{paths[0]}'"
-        )
+        raise UsageError(f"--subject-pattern '{pattern}' finds a subject in no path, e.g. not in '{paths[0]}'")
     return [replace(a, subject_id=subject or None) for a, subject in zip(annotations, subjects, strict=True)]
 
 
@@ -178,7 +171,5 @@ def _with_blocks(annotations: list[Annotation], paths: Sequence[str], size: int)
         raise UsageError(f"--subject-blocks must be at least 1, got {size}")
     blocks = [block_id(normalize(path), a, size) for path, a in zip(paths, annotations, strict=True)]
     if annotations and not any(blocks):
-        raise UsageError(
-            f"--subject-blocks needs numbers in the file names; there is none in e.g. '{paths[0]}'"
-        )
+        raise UsageError(f"--subject-blocks needs numbers in the file names; there is none in e.g. '{paths[0]}'")
     return [replace(a, subject_id=block) for a, block in zip(annotations, blocks, strict=True)]

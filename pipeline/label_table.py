@@ -1,7 +1,7 @@
 """Labels from a table (CSV or Parquet, already read into Arrow) joined to the paths of the images.
 
-A row names its image by path relative to the source, by URI, by any unique end of the path, or by file name, with or
-without extension. Every row must find exactly one image; images without a row stay unlabelled.
+A row names its image by path relative to the source, by URI, by any unique end of the path, or by file name,
+with or without extension. Every row must find exactly one image; images without a row stay unlabelled.
 """
 
 import math
@@ -16,19 +16,11 @@ from pipeline.errors import InputError
 from pipeline.layouts import SPLIT_NAMES
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
-    "path": (
-        "path",
-        "uri",
-        "url",
-        "filename",
-        "file_name",
-        "file",
-        "filepath",
-        "file_path",
-        "image",
-        "image_path",
-    )
-    + ("image_name", "image_file", "new_names", "key", "image_id", "id"),  # 'new_names': C-NMC 2019
+    # 'new_names' is what C-NMC 2019 calls it
+    "path": tuple(
+        "path uri url filename file_name file filepath file_path image image_path image_name image_file "
+        "new_names key image_id id".split(" ")
+    ),
     "label": ("label", "labels", "target", "y", "is_positive"),
     "class_name": ("class_name", "class", "category", "cell_type", "type", "diagnosis"),
     "subject_id": ("subject_id", "subject", "patient_id", "patient", "case_id", "case", "donor"),
@@ -39,15 +31,14 @@ _NAMED = 5  # rows named in an error
 _C_NMC_NAME = re.compile(r"UID_(H?\d+)_\d+_\d+_(?:all|hem)", re.IGNORECASE)
 
 
-def annotate_from_table(
-    rows: pa.Table, paths: Sequence[str], *, allow_unmatched: bool = False
-) -> list[Annotation]:
+def annotate_from_table(rows: pa.Table, paths: Sequence[str], *, allow_unmatched: bool = False) -> list[Annotation]:
     """One annotation a path, in order; UNKNOWN for paths without a row.
 
-    `rows` needs a column that names the image and a column `label` or `class_name` (or one of their `ALIASES`, in any
-    case); `subject_id` and `split` are optional. A `label` of 0/1, true/false or yes/no is a label; any other values
-    are class names. Raises InputError naming missing columns, rows of an unknown or ambiguous image, and doubled rows.
-    `allow_unmatched` lets rows pass whose image is not in `paths` (a table of a larger set).
+    `rows` needs a column that names the image and a column `label` or `class_name` (or one of their
+    `ALIASES`, in any case); `subject_id` and `split` are optional. A `label` of 0/1, true/false or yes/no is
+    a label; any other values are class names. Raises InputError naming missing columns, rows of an unknown or
+    ambiguous image, and doubled rows. `allow_unmatched` lets rows pass whose image is not in `paths` (a table
+    of a larger set).
     """
     columns = _columns(rows)
     found = _locate(columns["path"], paths)
@@ -81,18 +72,17 @@ def _or(role: str) -> str:
     return ", ".join(ALIASES[role][1:])
 
 
-# ---- which image a row means ------------------------------------------------------------------------------------
+# ---- which image a row means -------------------------------------------------------------------------------
 
 _AMBIGUOUS = -1
 
 
 def _locate(names: Sequence[Any], paths: Sequence[str]) -> list[int | None]:
-    """Position in `paths` of every row's image: None where there is none, _AMBIGUOUS where there are several."""
+    """Position in `paths` of every row's image: None where there is none, _AMBIGUOUS where there are "
+    "several."""
     plain = [normalize(path) for path in paths]
     exact = _index(plain)
-    endings: dict[
-        tuple[int, bool], dict[str, int]
-    ] = {}  # (folders kept, extension cut) -> ending -> position
+    endings: dict[tuple[int, bool], dict[str, int]] = {}  # (folders kept, extension cut) -> ending -> position
 
     def by_ending(name: str, cut: bool) -> int | None:
         depth = name.count("/") + 1
@@ -109,9 +99,7 @@ def _locate(names: Sequence[Any], paths: Sequence[str]) -> list[int | None]:
             return exact[name]
         rooted = "://" in str(value) or str(value).startswith("/")
         tail = name.partition("://")[2] or name
-        while (
-            "/" in tail
-        ):  # drop leading folders one by one; only a full address may shrink to a bare file name
+        while "/" in tail:  # drop leading folders one by one; only a full address may shrink to a bare file name
             tail = tail.partition("/")[2]
             if tail in exact and (rooted or "/" in tail):
                 return exact[tail]
@@ -154,16 +142,14 @@ def _check_matches(names: Sequence[Any], found: Sequence[int | None], allow_unma
         if position is not None and first.setdefault(position, row) != row:
             doubled.append(f"rows {first[position]} and {row} '{names[row]}'")
     if doubled:
-        raise InputError(
-            f"the table of labels names {len(doubled)} images twice: {_some(doubled)}; keep one row each"
-        )
+        raise InputError(f"the table of labels names {len(doubled)} images twice: {_some(doubled)}; keep one row each")
 
 
 def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_NAMED]) + (f" and {len(items) - _NAMED} more" if len(items) > _NAMED else "")
 
 
-# ---- what a row says --------------------------------------------------------------------------------------------
+# ---- what a row says ---------------------------------------------------------------------------------------
 
 
 def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotation]:
@@ -173,12 +159,11 @@ def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotati
     known = {value for value in labels if value is not None}
     words = {value: _LABEL_WORDS.get(value.casefold(), common_label(value)) for value in known}
     if "class_name" in columns and (unread := sorted(value for value in known if words[value] is None)):
-        raise InputError(
-            f"the label column holds {_some(unread)}; a label is 0 or 1 (or true, false, yes, no)"
-        )
+        raise InputError(f"the label column holds {_some(unread)}; a label is 0 or 1 (or true, false, yes, no)")
     if "class_name" not in columns:
         if all(value.casefold() in _LABEL_WORDS for value in known):
-            classes = [{1: "positive", 0: "negative"}[words[v]] if v is not None else None for v in labels]  # type: ignore[index]
+            names = {value: "positive" if words[value] else "negative" for value in known}
+            classes = [names[value] if value is not None else None for value in labels]
         else:
             classes = labels
             words = {value: common_label(value) for value in known}
@@ -203,7 +188,8 @@ def _text(value: Any) -> str | None:
 
 
 def _subjects(values: list[str | None]) -> list[str | None]:
-    """Subjects as written; where the column holds C-NMC file names, as its 'Patient_ID' does, the subject in them."""
+    """Subjects as written; where the column holds C-NMC file names, as its 'Patient_ID' does, the subject "
+    "in them."""
     found = [_C_NMC_NAME.search(value) if value else None for value in values]
     return [match[1].upper() if match else value for match, value in zip(found, values, strict=True)]
 

@@ -1,7 +1,9 @@
-"""What the path of an image says about it: class, label, subject and given split, by the habits of known data sets.
+"""What the path of an image says about it: class, label, subject and given split, by the habits of known data
+sets.
 
-Takes paths relative to the source root ('/' between folders; '<archive>!/<member>' inside archives), gives one
-`Annotation` a path. Pure functions over strings; labels that come from a table are read in `pipeline.label_table`.
+Takes paths relative to the source root ('/' between folders; '<archive>!/<member>' inside archives), gives
+one `Annotation` a path. Pure functions over strings; labels that come from a table are read in
+`pipeline.label_table`.
 """
 
 import re
@@ -41,9 +43,9 @@ _MAX_CLASSES = 64  # more folders than this are dates or patients, not classes
 class Layout:
     """How one data set names its folders and files.
 
-    `read` gives an Annotation, or None for a path that is not of this layout. `positive` maps class to label (None:
-    the classes have no positive or negative meaning, or are matched by common words). `block_size`: this many
-    consecutive file numbers of a class stand in for one patient, where names carry no subject.
+    `read` gives an Annotation, or None for a path that is not of this layout. `positive` maps class to label
+    (None: the classes have no positive or negative meaning, or are matched by common words). `block_size`:
+    this many consecutive file numbers of a class stand in for one patient, where names carry no subject.
     """
 
     name: str
@@ -69,16 +71,14 @@ class Layout:
         return annotation
 
 
-# ---- the known layouts ------------------------------------------------------------------------------------------
+# ---- the known layouts -------------------------------------------------------------------------------------
 
 _KAGGLE = re.compile(
     r"(?:^|/)(TRAIN|TEST|TEST_SIMPLE)/(EOSINOPHIL|LYMPHOCYTE|MONOCYTE|NEUTROPHIL)/_\d+_\d+\.\w+$",
     re.IGNORECASE,
 )
 _C_NMC = re.compile(r"(?:^|/)UID_(H?\d+)_\d+_\d+_(all|hem)(?: ?\(\d+\))?\.\w+$", re.IGNORECASE)
-_TALEQANI = re.compile(
-    r"(?:^|/)WBC-(?:Malignant-(?=[EP])|(?=B))(Benign|Early|Pre|Pro)-\d+[^/]*$", re.IGNORECASE
-)
+_TALEQANI = re.compile(r"(?:^|/)WBC-(?:Malignant-(?=[EP])|(?=B))(Benign|Early|Pre|Pro)-\d+[^/]*$", re.IGNORECASE)
 _ALL_IDB = re.compile(r"(?:^|/)Im\d{3,}_([01])\.\w+$", re.IGNORECASE)
 _AML_CODES = "BAS|EBO|EOS|KSC|LYA|LYT|MMZ|MOB|MON|MYB|MYO|NGB|NGS|PMB|PMO"
 _AML = re.compile(rf"(?:^|/)({_AML_CODES})_\d{{4,}}\.\w+$")
@@ -174,12 +174,14 @@ _CATALOGUE = (
     ),
     Layout(
         name="kaggle-blood-cells",
-        title="Kaggle 'Blood Cell Images' (Mooney, from BCCD): four white-cell types, no positive or negative",
+        title="Kaggle 'Blood Cell Images' (Mooney): four white-cell types, no positive or negative",
         example="dataset2-master/images/TRAIN/EOSINOPHIL/_0_1169.jpeg",
         read=_read_kaggle,
         split_rule="given",
-        why="TRAIN and TEST were made from different originals by rotating and flipping, so only the given split "
-        "keeps the siblings of one original together; TEST_SIMPLE holds the originals of TEST and goes with it",
+        why="TRAIN and TEST were made from different originals by rotating and flipping, so only the given "
+        "split "
+        "keeps the siblings of one original together; TEST_SIMPLE holds the originals of TEST and goes with "
+        "it",
         caveats=(
             (
                 "siblings carry no id, so validation images taken from TRAIN have siblings in train unless "
@@ -189,7 +191,7 @@ _CATALOGUE = (
     ),
     Layout(
         name="c-nmc-2019",
-        title="C-NMC 2019 (TCIA): single cells of acute lymphoblastic leukemia; all = positive, hem = negative",
+        title="C-NMC 2019 (TCIA): single cells of lymphoblastic leukemia; all = positive, hem = negative",
         example="training_data/fold_0/all/UID_11_10_1_all.bmp",
         read=_read_c_nmc,
         split_rule="subjects",
@@ -202,13 +204,15 @@ _CATALOGUE = (
         example="Original/Early/WBC-Malignant-Early-001.jpg",
         read=_read_taleqani,
         split_rule="subjects",
-        why="names carry no patient, but one patient's files tend to be numbered consecutively: blocks of 36 numbers "
+        why="names carry no patient, but one patient's files tend to be numbered consecutively: blocks of "
+        "36 numbers "
         "of a class (3,256 images of 89 patients) stand in for patients",
         positive=_TALEQANI_LABELS,
         block_size=36,
         caveats=(
             (
-                "blocks only stand in for patients: a patient at a block's edge can be on two sides, and stain and "
+                "blocks only stand in for patients: a patient at a block's edge can be on two sides, and "
+                "stain and "
                 "background differ by class, so figures stay optimistic"
             ),
         ),
@@ -219,8 +223,10 @@ _CATALOGUE = (
         example="MYO/MYO_0001.tiff",
         read=_read_aml,
         split_rule="images",
-        # doi.org/10.1038/s42256-019-0101-9 asks two binary questions; 'blast character' is myeloblast or monoblast.
-        why="the public files carry no patient and many cell types are rare (11 to 80 images), so images are split at "
+        # Of the paper's binary questions (doi.org/10.1038/s42256-019-0101-9) this is 'blast character':
+        # myeloblast or monoblast.
+        why="the public files carry no patient and many cell types are rare (11 to 80 images), so images "
+        "are split at "
         "random within each type, as in the paper",
         positive=_AML_LABELS,
         caveats=("cells of one of the 200 patients are on both sides: figures are optimistic",),
@@ -231,7 +237,8 @@ _CATALOGUE = (
         example="ALL_IDB2/img/Im001_1.tif",
         read=_read_all_idb,
         split_rule="subjects",
-        why="names carry no subject; blocks of 10 consecutive numbers stand in for subjects, since neighbouring cells "
+        why="names carry no subject; blocks of 10 consecutive numbers stand in for subjects, since "
+        "neighbouring cells "
         "were cut from few smears",
         positive=_ALL_IDB_LABELS,
         block_size=10,
@@ -239,12 +246,13 @@ _CATALOGUE = (
     ),
     Layout(
         name="class-folders",
-        title="one folder a class, at any depth; train/val/test folders are kept as splits; a folder between class and "
+        title="one folder a class, at any depth; train/val/test folders are kept as splits; a folder "
+        "between class and "
         "file is the subject when every class has such folders",
         example="train/leukemia/0001.jpg, healthy/patient_07/0001.png",
         read=_read_class_folder,
         split_rule="auto",
-        why="given train/test folders are kept, else subjects where they are known, else images with a warning",
+        why="given train/test folders are kept, else subjects where known, else images with a warning",
     ),
     Layout(
         name="table",
@@ -271,12 +279,11 @@ def describe_layouts() -> str:
     """The layouts by name, for a help text."""
     width = max(map(len, LAYOUTS))
     return "\n".join(
-        f"  {layout.name:{width}}  {layout.title}\n  {'':{width}}  e.g. {layout.example}"
-        for layout in _CATALOGUE
+        f"  {layout.name:{width}}  {layout.title}\n  {'':{width}}  e.g. {layout.example}" for layout in _CATALOGUE
     )
 
 
-# ---- recognition and annotation ---------------------------------------------------------------------------------
+# ---- recognition and annotation ----------------------------------------------------------------------------
 
 
 def recognize(paths: Sequence[str], forced: str | None = None) -> Layout:
@@ -293,8 +300,10 @@ def recognize(paths: Sequence[str], forced: str | None = None) -> Layout:
     public = [name for name, share in shares.items() if share >= _MIXED_SHARE]
     if len(public) > 1:
         raise InputError(
-            f"the source mixes several data sets ({', '.join(f'{name} {shares[name]:.0%}' for name in public)}); "
-            "name the folder of one of them, or say how to read all: --layout class-folders, or --layout flat to score"
+            f"the source mixes several data sets "
+            f"({', '.join(f'{name} {shares[name]:.0%}' for name in public)}); "
+            "name the folder of one of them, or say how to read all: --layout class-folders, or --layout "
+            "flat to score"
         )
     if public and shares[public[0]] >= _RECOGNIZED_SHARE:
         return LAYOUTS[public[0]]
@@ -342,7 +351,8 @@ def annotate(
     annotations = [layout.annotate(path) for path in paths]
     if subject_blocks is not None and layout.block_size is None and any(a.subject_id for a in annotations):
         raise UsageError(
-            f"--subject-blocks would replace the subjects that the layout '{layout.name}' reads from the names, "
+            f"--subject-blocks would replace the subjects that the layout '{layout.name}' reads from the "
+            f"names, "
             "and let one subject fall on two sides; leave it out"
         )
     return override(

@@ -1,11 +1,11 @@
 """Which images train, which choose (validation), which judge (test): disjoint by subject, alike in classes.
 
-Takes one class, subject and given split an image, gives one split an image. Rows that must stay together (one subject,
-one group of near-duplicates) form a unit; units are dealt out greedily, largest first, where the class counts are
-furthest below their targets. The result depends on the seed and the names, never on the order of the rows.
+Takes one class, subject and given split an image, gives one split an image. Rows that must stay together (one
+subject, one group of near-duplicates) form a unit; units are dealt out greedily, largest first, where the
+class counts are furthest below their targets. The result depends on the seed and the names, never on the
+order of the rows.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, UsageError
+from pipeline.split_units import FREE, Ints, Rows, Units, make_units
 
 SPLITS = ("train", "validation", "test")
 Rule = Literal["auto", "subjects", "images", "given"]
-Ints = NDArray[np.int64]
 
 _TRAIN = 0
-_FREE = -1
 # What a class with few subjects gets first: without train nothing is learnt, without test nothing is known.
 _PRIORITY = (0, 2, 1)
 _NAMED = 5
@@ -30,7 +29,8 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class SplitResult:
-    """One split a row (None for rows without a class), the rule that made them and what to know about them."""
+    """One split a row (None for rows without a class), the rule that made them and what to know about "
+    "them."""
 
     splits: list[str | None]
     rule: str
@@ -51,12 +51,13 @@ def assign_splits(
 ) -> SplitResult:
     """Split the rows that have a class into train, validation and test.
 
-    `keys` name the rows (paths or ids); with them the result is the same in any order of the rows. `groups`: rows of
-    one group (near-duplicates) stay on one side. `rule`: 'given' keeps given splits and takes what is missing from
-    train; 'subjects' and 'images' ignore given splits; 'images' ignores subjects too, which is only honest where
-    there are none; 'auto' takes the first of given, subjects, images that the rows allow.
+    `keys` name the rows (paths or ids); with them the result is the same in any order of the rows. `groups`:
+    rows of one group (near-duplicates) stay on one side. `rule`: 'given' keeps given splits and takes what is
+    missing from train; 'subjects' and 'images' ignore given splits; 'images' ignores subjects too, which is
+    only honest where there are none; 'auto' takes the first of given, subjects, images that the rows allow.
 
-    Raises InputError when a given split divides a subject, or when there are too few units to fill every split.
+    Raises InputError when a given split divides a subject, or when there are too few units to fill every
+    split.
     """
     n_rows = len(class_names)
     shares = _check_fractions(fractions)
@@ -75,14 +76,14 @@ def assign_splits(
     else:
         check_leaks(subjects, given, keys=names)
 
-    rows = _Rows(
+    rows = Rows(
         classes=[str(class_names[row]) for row in labelled],
         subjects=[subjects[row] for row in labelled],
         given=[_split_code(given[row]) for row in labelled],
         names=[names[row] for row in labelled],
         groups=[groups[row] if groups is not None else None for row in labelled],
     )
-    units = _make_units(rows, seed)
+    units = make_units(rows, seed)
     allowed = _allowed_splits(units, shares, warnings)
     _deal(units, shares, allowed)
     _repair(units, allowed)
@@ -116,12 +117,13 @@ def check_leaks(
     some = [f"'{subject}' in {named(a)} and {named(b)}" for subject, (a, b) in sorted(leaks.items())[:_NAMED]]
     more = f" and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
     raise InputError(
-        f"{len(leaks)} subjects are in more than one split, so figures would measure memory: {'; '.join(some)}{more}; "
+        f"{len(leaks)} subjects are in more than one split, so figures would measure memory: "
+        f"{'; '.join(some)}{more}; "
         "correct the splits, or let them be made anew by subject"
     )
 
 
-# ---- rules and what to say about them ---------------------------------------------------------------------------
+# ---- rules and what to say about them ----------------------------------------------------------------------
 
 
 def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -129,22 +131,21 @@ def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     valid = all(0 <= share <= 1 for share in fractions) and train > 0
     if not valid or abs(train + validation + test - 1) > 1e-6:
         raise UsageError(
-            f"split fractions must be three numbers (train validation test) that sum to 1, train above 0; got {fractions}"
+            f"split fractions must be three numbers (train validation test) that sum to 1, train above 0; "
+            f"got {fractions}"
         )
     return train, validation, test
 
 
 def _split_code(name: str | None) -> int:
     if name is None:
-        return _FREE
+        return FREE
     if name not in SPLITS:
         raise InputError(f"'{name}' is not a split; write one of {', '.join(SPLITS)}")
     return SPLITS.index(name)
 
 
-def _choose_rule(
-    rule: Rule, labelled: list[int], subjects: Sequence[str | None], given: Sequence[str | None]
-) -> Rule:
+def _choose_rule(rule: Rule, labelled: list[int], subjects: Sequence[str | None], given: Sequence[str | None]) -> Rule:
     has_given = any(given[row] is not None for row in labelled)
     has_subjects = any(subjects[row] is not None for row in labelled)
     if rule == "auto":
@@ -155,7 +156,8 @@ def _choose_rule(
         )
     if labelled and rule == "subjects" and not has_subjects:
         raise InputError(
-            "the split rule is 'subjects', but no image has a subject; give --subject-pattern or --subject-blocks, "
+            "the split rule is 'subjects', but no image has a subject; give --subject-pattern or "
+            "--subject-blocks, "
             "or use the rule 'images'"
         )
     return rule
@@ -164,9 +166,7 @@ def _choose_rule(
 def _rule_warnings(rule: Rule, labelled: list[int], subjects: Sequence[str | None]) -> list[str]:
     unknown = sum(subjects[row] is None for row in labelled)
     if rule == "images" and unknown < len(labelled):
-        return [
-            "split by image although subjects are known: the same subject is on both sides, figures are inflated"
-        ]
+        return ["split by image although subjects are known: the same subject is on both sides, figures are inflated"]
     if rule == "images":
         return ["no subjects are known: images of one patient may be on both sides, figures are optimistic"]
     if rule == "subjects" and unknown:
@@ -174,161 +174,60 @@ def _rule_warnings(rule: Rule, labelled: list[int], subjects: Sequence[str | Non
     return []
 
 
-def _reason(rule: Rule, rows: "_Rows", units: "_Units", seed: int) -> str:
+def _reason(rule: Rule, rows: Rows, units: Units, seed: int) -> str:
     n_subjects = len({subject for subject in rows.subjects if subject is not None})
-    what = (
-        f"{len(rows.classes)} images of {len(set(rows.classes))} classes, {n_subjects} subjects, seed {seed}"
-    )
+    what = f"{len(rows.classes)} images of {len(set(rows.classes))} classes, {n_subjects} subjects, seed {seed}"
     if rule == "given":
-        made = bool((units.given == _FREE).any())
+        made = bool((units.given == FREE).any())
         return f"given splits are kept{', what is missing is taken from train' if made else ''}: {what}"
     if rule == "subjects":
         return f"every subject is in one split only, classes are balanced over the splits: {what}"
     return f"images are drawn at random within each class: {what}"
 
 
-# ---- units: rows that stay together -----------------------------------------------------------------------------
+# ---- dealing -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Rows:
-    """The labelled rows, column by column. `given`: index into SPLITS, or _FREE."""
-
-    classes: list[str]
-    subjects: list[str | None]
-    given: list[int]
-    names: list[str]
-    groups: list[Hashable | None]
-
-
-@dataclass
-class _Units:
-    """Units in the order in which they are dealt out, largest first; (unit, class, count) triples hold their classes."""
-
-    of_row: Ints  # (rows,) unit of each row
-    given: Ints  # (units,) index into SPLITS, or _FREE
-    split: Ints  # (units,) index into SPLITS, or _FREE while not dealt
-    size: Ints  # (units,) rows in the unit
-    pair_unit: Ints  # (pairs,) sorted
-    pair_class: Ints  # (pairs,)
-    pair_count: Ints  # (pairs,)
-    class_names: list[str]
-
-
-def _make_units(rows: _Rows, seed: int) -> _Units:
-    component = _components(rows)
-    # Groups may cross a given split (near-duplicates in somebody's TRAIN and TEST): each side is a unit of its own.
-    tokens: dict[tuple[int, int], int] = {}
-    fixed_of: dict[int, int] = {}
-    for root, given in zip(component, rows.given, strict=True):
-        if given != _FREE:
-            fixed_of[root] = min(given, fixed_of.get(root, given))
-    given = [
-        fixed_of.get(root, _FREE) if own == _FREE else own
-        for root, own in zip(component, rows.given, strict=True)
-    ]
-    raw = [tokens.setdefault(pair, len(tokens)) for pair in zip(component, given, strict=True)]
-    n_units = len(tokens)
-
-    lowest: list[str | None] = [None] * n_units
-    for unit, subject, name in zip(raw, rows.subjects, rows.names, strict=True):
-        identity = f"s{subject}" if subject is not None else f"i{name}"
-        known = lowest[unit]
-        if known is None or identity < known:
-            lowest[unit] = identity
-    salt = str(seed).encode()
-    draw = [
-        hashlib.blake2b(str(name).encode("utf-8", "surrogateescape"), digest_size=8, key=salt)
-        for name in lowest
-    ]
-    lot = np.array([int.from_bytes(digest.digest(), "big") for digest in draw], dtype=np.uint64)
-
-    raw_unit = np.array(raw, dtype=np.int64)
-    size = np.bincount(raw_unit, minlength=n_units)
-    order = np.lexsort((lot, -size))
-    rank = np.empty(n_units, dtype=np.int64)
-    rank[order] = np.arange(n_units)
-    of_row = rank[raw_unit]
-    class_names = sorted(set(rows.classes))
-    codes = {name: code for code, name in enumerate(class_names)}
-    code_of_row = np.array([codes[name] for name in rows.classes], dtype=np.int64)
-    pairs, counts = np.unique(of_row * len(class_names) + code_of_row, return_counts=True)
-    unit_given = np.full(n_units, _FREE, dtype=np.int64)
-    unit_given[of_row] = given
-    return _Units(
-        of_row=of_row,
-        given=unit_given,
-        split=unit_given.copy(),
-        size=size[order].astype(np.int64),
-        pair_unit=pairs // len(class_names),
-        pair_class=pairs % len(class_names),
-        pair_count=counts.astype(np.int64),
-        class_names=class_names,
-    )
-
-
-def _components(rows: _Rows) -> list[int]:
-    """Number of the connected component of each row, joined by subject and by group."""
-    parent = list(range(len(rows.classes)))
-
-    def find(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    first: dict[tuple[str, Hashable], int] = {}
-    for row, (subject, group) in enumerate(zip(rows.subjects, rows.groups, strict=True)):
-        for kind, value in (("subject", subject), ("group", group)):
-            if value is not None:
-                parent[find(row)] = find(first.setdefault((kind, value), row))
-    return [find(row) for row in range(len(parent))]
-
-
-# ---- dealing ----------------------------------------------------------------------------------------------------
-
-
-def _allowed_splits(units: _Units, shares: Sequence[float], warnings: list[str]) -> list[int]:
-    """Splits that may receive units; releases given train units where validation or test must be taken from them."""
+def _allowed_splits(units: Units, shares: Sequence[float], warnings: list[str]) -> list[int]:
+    """Splits that may receive units; releases given train units where validation or test must be taken "
+    "from them."""
     wanted = [code for code in range(3) if shares[code] > 0]
-    given = set(units.given.tolist()) - {_FREE}
+    given = set(units.given.tolist()) - {FREE}
     if not given:
         return wanted
     missing = [code for code in wanted if code not in given]
     if missing and _TRAIN in given:
-        units.given[units.given == _TRAIN] = _FREE
+        units.given[units.given == _TRAIN] = FREE
         units.split[:] = units.given
         names = " and ".join(SPLITS[code] for code in missing)
-        single = bool((units.size[units.given == _FREE] == 1).any())
+        single = bool((units.size[units.given == FREE] == 1).any())
         how = "image by image where no subject is known" if single else "by subject"
         warnings.append(f"no {names} is given: taken from train, {how}")
-    elif (units.given == _FREE).any():
-        n_free = int(units.size[units.given == _FREE].sum())
-        warnings.append(
-            f"{n_free} images have no given split; they go to {SPLITS[_TRAIN]}, given splits are kept"
-        )
+    elif (units.given == FREE).any():
+        n_free = int(units.size[units.given == FREE].sum())
+        warnings.append(f"{n_free} images have no given split; they go to {SPLITS[_TRAIN]}, given splits are kept")
     return [_TRAIN, *(code for code in missing if code != _TRAIN)]
 
 
-def _targets(units: _Units, shares: Sequence[float], allowed: Sequence[int]) -> NDArray[np.float64]:
+def _targets(units: Units, shares: Sequence[float], allowed: Sequence[int]) -> NDArray[np.float64]:
     """Rows wanted of each class in each split from the free units: float64 (3, classes)."""
-    free = units.split[units.pair_unit] == _FREE
+    free = units.split[units.pair_unit] == FREE
     total = np.bincount(units.pair_class[free], units.pair_count[free], minlength=len(units.class_names))
     weight = np.zeros(3)
     weight[list(allowed)] = [max(shares[code], 1e-9) for code in allowed]
     return np.outer(weight / weight.sum(), total)
 
 
-def _deal(units: _Units, shares: Sequence[float], allowed: Sequence[int]) -> None:
+def _deal(units: Units, shares: Sequence[float], allowed: Sequence[int]) -> None:
     """Place every free unit: those of several rows one by one, single rows in bulk into what is left."""
     target = _targets(units, shares, allowed)
     gap = target.copy()  # rows still wanted, (3, classes); below 0 when a split has too many
     starts = np.searchsorted(units.pair_unit, np.arange(len(units.split) + 1))
-    free = units.split == _FREE
+    free = units.split == FREE
     for unit in np.flatnonzero(free & (units.size > 1)).tolist():
         span = slice(starts[unit], starts[unit + 1])
         classes, counts = units.pair_class[span], units.pair_count[span]
-        # Growth of sum((gap)^2 / target): how much worse the class counts of each split would fit their targets.
+        # Growth of sum(gap^2 / target): how much worse each split would fit its targets with this unit.
         growth = {
             code: float(((counts * counts - 2 * gap[code, classes] * counts) / target[code, classes]).sum())
             for code in allowed
@@ -348,23 +247,23 @@ def _apportion(n: int, gap: NDArray[np.float64]) -> Ints:
     wish = np.maximum(gap, 0)
     wish = wish if wish.sum() > 0 else np.ones_like(gap)
     exact = n * wish / wish.sum()
-    whole = np.floor(exact).astype(np.int64)
+    whole: Ints = np.floor(exact).astype(np.int64)
     rest = np.argsort(-(exact - whole), kind="stable")[: n - int(whole.sum())]
     whole[rest] += 1
     return whole
 
 
-def _presence(units: _Units) -> Ints:
+def _presence(units: Units) -> Ints:
     """Units of each class in each split: int64 (3, classes)."""
     counts = np.zeros((3, len(units.class_names)), dtype=np.int64)
     np.add.at(counts, (units.split[units.pair_unit], units.pair_class), 1)
     return counts
 
 
-def _repair(units: _Units, allowed: Sequence[int]) -> None:
+def _repair(units: Units, allowed: Sequence[int]) -> None:
     """Move small units so that each class is in every split, as far as its number of free units allows."""
     order = [code for code in _PRIORITY if code in allowed]
-    movable = units.given == _FREE
+    movable = units.given == FREE
     n_units = np.bincount(units.pair_class[movable[units.pair_unit]], minlength=len(units.class_names))
     need = np.zeros((3, len(units.class_names)), dtype=bool)
     for place, code in enumerate(order):
@@ -381,7 +280,7 @@ def _repair(units: _Units, allowed: Sequence[int]) -> None:
 
 
 def _move_one(
-    units: _Units,
+    units: Units,
     pairs: NDArray[np.bool_],
     to: int,
     movable: NDArray[np.bool_],
@@ -403,23 +302,21 @@ def _check_filled(placed: Ints, shares: Sequence[float], n_units: int) -> None:
     empty = [SPLITS[code] for code in range(3) if shares[code] > 0 and code not in filled]
     if empty:
         raise InputError(
-            f"{len(placed)} labelled images in {n_units} independent subjects are too few to fill train, validation and "
-            f"test ({' and '.join(empty)} would be empty); add subjects, or set the fraction of that split to 0"
+            f"{len(placed)} labelled images in {n_units} independent subjects are too few to fill train, "
+            f"validation and "
+            f"test ({' and '.join(empty)} would be empty); add subjects, or set the fraction of that split "
+            f"to 0"
         )
 
 
-def _missing_classes(units: _Units, shares: Sequence[float]) -> list[str]:
+def _missing_classes(units: Units, shares: Sequence[float]) -> list[str]:
     present = _presence(units)
     warnings = []
     if len(units.class_names) == 1:
-        warnings.append(
-            f"there is one class only ({units.class_names[0]}): good for scoring, not for training"
-        )
+        warnings.append(f"there is one class only ({units.class_names[0]}): good for scoring, not for training")
     n_units = Counter(units.pair_class.tolist())
     for code in range(3):
-        lacking = (
-            [c for c in range(len(units.class_names)) if present[code, c] == 0] if shares[code] > 0 else []
-        )
+        lacking = [c for c in range(len(units.class_names)) if present[code, c] == 0] if shares[code] > 0 else []
         if lacking:
             named = ", ".join(f"{units.class_names[c]} ({n_units[c]} subjects)" for c in lacking)
             warnings.append(f"{SPLITS[code]} has no images of {named}: too few subjects to be on every side")

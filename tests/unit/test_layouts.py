@@ -1,0 +1,199 @@
+"""Layouts: what paths say, which layout is recognized, and what the user's words change."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.annotation import Annotation, common_label, override
+from pipeline.errors import InputError, UsageError
+from pipeline.label_table import annotate_from_table
+from pipeline.layouts import LAYOUTS, annotate, describe_layouts, recognize
+
+KAGGLE = "dataset2-master/dataset2-master/images"
+EXAMPLES = [
+    ("kaggle-blood-cells", f"{KAGGLE}/TRAIN/EOSINOPHIL/_0_1169.jpeg", Annotation("EOSINOPHIL", None, None, "train")),
+    ("kaggle-blood-cells", f"{KAGGLE}/TEST/MONOCYTE/_0_2.jpeg", Annotation("MONOCYTE", None, None, "test")),
+    ("kaggle-blood-cells", f"{KAGGLE}/TEST_SIMPLE/MONOCYTE/_0_2.jpeg", Annotation("MONOCYTE", None, None, "test")),
+    ("c-nmc-2019", "training_data/fold_0/all/UID_11_10_1_all.bmp", Annotation("all", 1, "11")),
+    ("c-nmc-2019", "fold_1/all/UID_11_5_4_all (1).bmp", Annotation("all", 1, "11")),
+    ("c-nmc-2019", "fold_1/hem/UID_H11_5_4_hem.bmp", Annotation("hem", 0, "H11")),
+    ("all-idb2", "ALL_IDB2/img/Im012_1.tif", Annotation("lymphoblast", 1, "lymphoblast-block-002")),
+    ("all-idb2", "Im131_0.jpg", Annotation("healthy", 0, "healthy-block-014")),
+    ("taleqani-all", "Original/Benign/WBC-Benign-036.jpg", Annotation("Benign", 0, "Benign-block-001")),
+    ("taleqani-all", "Original/Early/WBC-Malignant-Early-073.jpg", Annotation("Early", 1, "Early-block-003")),
+    ("taleqani-all", "a.zip!/Pro/WBC-Malignant-Pro-037.jpg", Annotation("Pro", 1, "Pro-block-002")),
+    ("aml-cytomorphology-lmu", "AML/MYO/MYO_0001.tiff", Annotation("MYO", 1)),
+    ("aml-cytomorphology-lmu", "MOB/MOB_0001.tiff", Annotation("MOB", 1)),
+    ("aml-cytomorphology-lmu", "NGS/NGS_0001.tiff", Annotation("NGS", 0)),
+    ("leukoray-samples", "leukemia/S003_0007.jpg", Annotation("leukemia", 1, "S003")),
+    ("leukoray-samples", "cells.tar!/healthy/S004_0007.png", Annotation("healthy", 0, "S004")),
+    ("class-folders", "x/train/leukemia/1.jpg", Annotation("leukemia", 1, None, "train")),
+    ("class-folders", "healthy.zip!/1.jpg", Annotation("healthy", 0)),
+    ("flat", "a.jpg", Annotation()),
+    ("flat", "shard-000.tar!/a.jpg", Annotation()),
+    ("flat", "images/a.jpg", Annotation()),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "expected"), EXAMPLES)
+def test_each_layout_is_recognized_and_read(name: str, path: str, expected: Annotation) -> None:
+    layout = recognize([path])
+    assert layout.name == name
+    assert annotate([path], layout) == [expected]
+
+
+def test_segmented_copy_is_the_same_subject_as_its_original() -> None:
+    original, segmented = "Original/Pre/WBC-Malignant-Pre-050.jpg", "Segmented/Pre/WBC-Malignant-Pre-050.jpg"
+    first, second = annotate([original, segmented], LAYOUTS["taleqani-all"])
+    assert first.subject_id == second.subject_id == "Pre-block-002"
+
+
+def test_public_set_with_unlabelled_part_keeps_its_layout() -> None:
+    paths = [f"train/UID_1_{i}_1_all.bmp" for i in range(7)] + [
+        f"C-NMC_test_final_phase_data/{i}.bmp" for i in range(3)
+    ]
+    layout = recognize(paths)
+    assert layout.name == "c-nmc-2019"
+    assert [a.class_name for a in annotate(paths, layout)] == ["all"] * 7 + [None] * 3
+
+
+def test_mixed_public_sets_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"c-nmc-2019.*all-idb2.*--layout class-folders"):
+        recognize(["a/UID_1_2_3_all.bmp", "b/Im001_1.jpg"])
+
+
+def test_unknown_forced_layout_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="kaggle-blood-cells"):
+        recognize(["a.jpg"], forced="kagle")
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["leukemia/p1/1.jpg", "healthy/p2/1.jpg"], [("leukemia", "p1"), ("healthy", "p2")]),
+        (["lymphocyte/case 7/1.jpg", "monocyte/case 8/1.jpg"], [("lymphocyte", "case 7"), ("monocyte", "case 8")]),
+        (["siteA/leukemia/1.jpg", "siteB/healthy/1.jpg"], [("leukemia", None), ("healthy", None)]),
+        (["leukemia/images/1.jpg", "healthy/images/1.jpg"], [("leukemia", None), ("healthy", None)]),
+        (["leukemia/p1/1.jpg", "healthy/1.jpg"], [("p1", None), ("healthy", None)]),
+    ],
+)
+def test_folder_under_class_is_subject_only_when_every_class_has_one(
+    paths: list[str], expected: list[tuple[str, str | None]]
+) -> None:
+    layout = recognize(paths)
+    assert layout.name == "class-folders"
+    assert [(a.class_name, a.subject_id) for a in annotate(paths, layout)] == expected
+
+
+def test_dates_and_many_folders_are_not_classes() -> None:
+    assert recognize(["2024-01-01/1.jpg", "2024-01-02/1.jpg"]).name == "flat"
+    assert recognize([f"patient{i}/x.jpg" for i in range(100)]).name == "flat"
+    assert recognize([]).name == "flat"
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("ALL", 1), ("all", 1), ("ALL_L1", 1), ("all_cells", None), ("[Malignant] Pre-B", 1), ("Non-Leukemia", 0)]
+    + [("ALL-negative", 0), ("healthy", 0), ("hem", 0), ("erythroblast", None), ("not normal", None), ("blast", 1)]
+    + [("normal or abnormal", None), ("LYMPHOCYTE", None), ("positive", 1), ("", None)],
+)
+def test_common_words_tell_the_label(name: str, label: int | None) -> None:
+    assert common_label(name) == label
+
+
+class TestOverrides:
+    paths = ("c1/P1_1.jpg", "c2/P2_2.jpg", "c3/P2_103.jpg")
+    layout = LAYOUTS["class-folders"]
+
+    def test_only_positive_makes_the_rest_negative(self) -> None:
+        assert [a.label for a in annotate(self.paths, self.layout, positive=["C2"])] == [0, 1, 0]
+
+    def test_both_lists_leave_the_rest_unlabelled(self) -> None:
+        result = annotate(self.paths, self.layout, positive=["c2"], negative=["c1"])
+        assert [a.label for a in result] == [0, 1, None]
+
+    def test_unknown_class_names_the_classes_found(self) -> None:
+        with pytest.raises(UsageError, match="nope; classes found: c1, c2, c3"):
+            annotate(self.paths, self.layout, positive=["nope"])
+
+    def test_class_in_both_lists_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="both name c1"):
+            annotate(self.paths, self.layout, positive=["c1"], negative=["c1"])
+
+    @pytest.mark.parametrize("pattern", [r"/(P\d+)_", r"(/)(?P<subject>P\d+)_"])
+    def test_subject_pattern_takes_named_or_first_group(self, pattern: str) -> None:
+        result = annotate(self.paths, self.layout, subject_pattern=pattern)
+        assert [a.subject_id for a in result] == ["P1", "P2", "P2"]
+
+    @pytest.mark.parametrize(
+        ("pattern", "message"), [("(", "not a regular expression"), ("P", "no group"), ("(Q)", "no path")]
+    )
+    def test_bad_subject_pattern_says_what_is_wrong(self, pattern: str, message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            annotate(self.paths, self.layout, subject_pattern=pattern)
+
+    def test_subject_blocks_count_file_numbers_within_a_class(self) -> None:
+        result = annotate(self.paths, self.layout, subject_blocks=50)
+        assert [a.subject_id for a in result] == ["c1-block-001", "c2-block-001", "c3-block-003"]
+
+    def test_blocks_of_given_splits_are_kept_apart(self) -> None:
+        result = annotate(["train/blast/1.jpg", "test/blast/1.jpg"], self.layout, subject_blocks=5)
+        assert [a.subject_id for a in result] == ["train-blast-block-001", "test-blast-block-001"]
+
+    def test_blocks_need_numbers_and_a_positive_size_and_no_pattern(self) -> None:
+        with pytest.raises(UsageError, match="numbers in the file names"):
+            annotate(["a/x.jpg"], self.layout, subject_blocks=3)
+        with pytest.raises(UsageError, match="at least 1"):
+            annotate(self.paths, self.layout, subject_blocks=0)
+        with pytest.raises(UsageError, match="give one of them"):
+            annotate(self.paths, self.layout, subject_blocks=2, subject_pattern="(P)")
+
+    def test_blocks_do_not_replace_real_subjects(self) -> None:
+        with pytest.raises(UsageError, match="reads from the names"):
+            annotate(["UID_1_2_3_all.bmp"], LAYOUTS["c-nmc-2019"], subject_blocks=5)
+
+
+class TestLabelTable:
+    paths = ("a.tar!/x/1.jpg", "y/2.jpg", "y/3.png")
+
+    def test_rows_match_by_path_uri_name_and_name_without_extension(self) -> None:
+        for names in (["a.tar!/x/1.jpg", "y/2.jpg"], ["x/1.jpg", "2.jpg"], ["1", "2"], ["s3://b/p/y/2.jpg", "1.jpg"]):
+            table = pa.table({"Filename": names, "label": [1, 0], "Patient_ID": ["p", "q"]})
+            result = annotate_from_table(table, self.paths)
+            assert {(a.label, a.subject_id) for a in result} == {(1, "p"), (0, "q"), (None, None)}
+            assert result[2] == Annotation()
+
+    def test_classes_and_splits_are_read(self) -> None:
+        table = pa.table({"path": ["y/2.jpg", "y/3.png"], "label": ["blast", "LYT"], "split": ["val", "TEST"]})
+        result = annotate_from_table(table, self.paths)
+        assert result[1:] == [Annotation("blast", 1, None, "validation"), Annotation("LYT", None, None, "test")]
+        assert [a.label for a in override(result, self.paths, positive=["LYT"])] == [None, 0, 1]
+
+    def test_c_nmc_preliminary_table_gives_subjects(self) -> None:
+        table = pa.table({"Patient_ID": ["UID_57_29_1_all.bmp"], "new_names": ["1.bmp"], "labels": [1]})
+        assert annotate_from_table(table, ["d/1.bmp"]) == [Annotation("positive", 1, "57")]
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"foo": ["y/2.jpg"], "label": [1]}, "columns foo, label, none of which names the image"),
+            ({"path": ["y/2.jpg"], "foo": [1]}, "but no label"),
+            ({"path": ["y/2.jpg", "nope.jpg"], "label": [1, 1]}, "1 of 2 rows .* row 1 'nope.jpg'"),
+            ({"path": ["y/2.jpg", "2.jpg"], "label": [1, 1]}, "1 images twice: rows 0 and 1"),
+            ({"path": ["y/2.jpg"], "label": [7], "class": ["x"]}, "label column holds 7"),
+            ({"path": ["y/2.jpg"], "label": [1], "split": ["fold1"]}, "split column .* holds fold1"),
+        ],
+    )
+    def test_faults_of_the_table_are_named(self, columns: dict[str, list[object]], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            annotate_from_table(pa.table(columns), self.paths)
+
+    def test_ambiguous_file_name_is_refused_and_larger_tables_can_be_allowed(self) -> None:
+        with pytest.raises(InputError, match="fit several images"):
+            annotate_from_table(pa.table({"path": ["1.jpg"], "label": [1]}), ["a/1.jpg", "b/1.jpg"])
+        table = pa.table({"path": ["y/2.jpg", "gone.jpg"], "label": [1, 0]})
+        assert annotate_from_table(table, self.paths, allow_unmatched=True)[1].label == 1
+
+
+def test_help_text_names_every_layout() -> None:
+    text = describe_layouts()
+    assert all(layout.name in text and layout.title in text for layout in LAYOUTS.values())
