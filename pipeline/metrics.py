@@ -110,9 +110,7 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     return float(np.abs(gaps).sum() / len(truth))
 
 
-def threshold_for(
-    labels: ArrayLike, probabilities: ArrayLike, target_sensitivity: float | None = None
-) -> Threshold:
+def threshold_for(labels: ArrayLike, probabilities: ArrayLike, target_sensitivity: float | None = None) -> Threshold:
     """Choose the operating point on the validation split.
 
     Without a target: the maximum of Youden's J = sensitivity + specificity - 1. Of several maxima the one of higher
@@ -130,9 +128,7 @@ def threshold_for(
     if target_sensitivity is not None and not 0 < target_sensitivity <= 1:
         raise ValueError(f"target_sensitivity must lie in (0, 1], got {target_sensitivity}")
     alarms, sensitivity, cuts = roc_curve(truth, scores, drop_intermediate=False)
-    cuts = np.append(
-        cuts[1:], min(0.0, scores.min())
-    )  # drop the point 'nothing is called'; add a floor below the last
+    cuts = np.append(cuts[1:], min(0.0, scores.min()))  # drop the point 'nothing is called'; add a floor below the last
     alarms, sensitivity = alarms[1:], sensitivity[1:]
     if target_sensitivity is None:
         youden = sensitivity - alarms
@@ -169,9 +165,7 @@ def fit_temperature(
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     if found.x < low + 1e-3:
-        return Temperature(
-            1.0, "not scaled: the validation split is separated without error, no finite optimum"
-        )
+        return Temperature(1.0, "not scaled: the validation split is separated without error, no finite optimum")
     if found.x > high - 1e-3:
         return Temperature(1.0, "not scaled: the validation scores say nothing about the classes")
     return Temperature(math.exp(found.x), f"log-loss on validation {loss(0.0):.4f} -> {found.fun:.4f}")
@@ -207,9 +201,7 @@ def evaluate_binary(
         truth, scores, subjects, threshold, replicates=replicates, confidence=confidence, seed=seed
     )
     called = (scores >= threshold).astype(np.int64)
-    in_band = (
-        (scores >= review_band[0]) & (scores <= review_band[1]) if review_band else np.zeros(len(truth), bool)
-    )
+    in_band = (scores >= review_band[0]) & (scores < review_band[1]) if review_band else np.zeros(len(truth), bool)
     result = {
         "task": "binary",
         **_counts(truth, subjects, class_names),
@@ -219,8 +211,7 @@ def evaluate_binary(
         "confusion": confusion_matrix(truth, called, labels=[0, 1]).tolist(),
         "per_class": _per_class_binary(truth, scores, threshold, class_names),
         "slices": {
-            name: _slice_table(truth, scores, called, values, threshold)
-            for name, values in (slices or {}).items()
+            name: _slice_table(truth, scores, called, values, threshold) for name, values in (slices or {}).items()
         },
         "review": {"low": review_band[0], "high": review_band[1], "images": int(in_band.sum())}
         if review_band
@@ -243,9 +234,7 @@ def evaluate_multiclass(
     """Everything a report says of a model of C classes on one split; probabilities (N, C), labels 0..C-1."""
     truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
     if scores.shape != (len(truth), len(class_names)):
-        raise ValueError(
-            f"expected probabilities of shape ({len(truth)}, {len(class_names)}), got {scores.shape}"
-        )
+        raise ValueError(f"expected probabilities of shape ({len(truth)}, {len(class_names)}), got {scores.shape}")
     _refuse_empty(truth)
     codes, unit = subject_codes(subjects, len(truth))
     drawn = bootstrap(
@@ -278,17 +267,13 @@ def evaluate_multiclass(
             }
             for k, class_name in enumerate(class_names)
         ],
-        "slices": {
-            name: _slice_table(truth, None, called, values, None) for name, values in (slices or {}).items()
-        },
+        "slices": {name: _slice_table(truth, None, called, values, None) for name, values in (slices or {}).items()},
         "review": None,
     }
     return {**result, "warnings": _warnings(result)}
 
 
-def _per_class_binary(
-    truth: Ints, scores: Floats, threshold: float, names: Sequence[str]
-) -> list[dict[str, Any]]:
+def _per_class_binary(truth: Ints, scores: Floats, threshold: float, names: Sequence[str]) -> list[dict[str, Any]]:
     """Both classes in turn taken as the one to find."""
     called = scores >= threshold
     rows = []
@@ -360,17 +345,11 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
     elif method["units"] == 1:
         notes.append("All images come from one subject: nothing can be said about other subjects.")
     elif method["units"] < FEW_SUBJECTS:
-        notes.append(
-            f"Only {method['units']} subjects: intervals from so few are too narrow and only a rough guide."
-        )
+        notes.append(f"Only {method['units']} subjects: intervals from so few are too narrow and only a rough guide.")
     missing = [name for name, count in result["images_per_class"].items() if not count]
     if missing:
-        notes.append(
-            f"No image of class {', '.join(missing)}: metrics that need it are undefined (shown as –)."
-        )
-    certain = [
-        METRIC_NAMES[k] for k, v in result["metrics"].items() if v["value"] == v["low"] == v["high"] == 1
-    ]
+        notes.append(f"No image of class {', '.join(missing)}: metrics that need it are undefined (shown as –).")
+    certain = [METRIC_NAMES[k] for k, v in result["metrics"].items() if v["value"] == v["low"] == v["high"] == 1]
     if certain:
         notes.append(
             f"{', '.join(certain)}: 1 in every resampled test set, so the interval has no width. It says that this "
@@ -382,9 +361,7 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
 def _binary_arrays(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:
     truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
     if truth.shape != scores.shape or truth.ndim != 1:
-        raise ValueError(
-            f"expected labels and probabilities of one length, got {truth.shape} and {scores.shape}"
-        )
+        raise ValueError(f"expected labels and probabilities of one length, got {truth.shape} and {scores.shape}")
     if not np.isin(truth, (0, 1)).all() or not np.isfinite(scores).all():
         raise ValueError("labels must be 0 or 1 and probabilities finite")
     return truth, scores
@@ -405,6 +382,4 @@ def _number(value: float) -> float | None:
 
 
 def _as_json(interval: Interval) -> dict[str, Any]:
-    return {
-        key: value if isinstance(value, str) else _number(value) for key, value in asdict(interval).items()
-    }
+    return {key: value if isinstance(value, str) else _number(value) for key, value in asdict(interval).items()}

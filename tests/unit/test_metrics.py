@@ -229,7 +229,7 @@ def test_binary_evaluation_counts_everything_once() -> None:
     assert result["subjects"] == 30 == len(result["slices"]["subject"])
     assert sum(row["images"] for row in result["slices"]["subject"]) == 600
     assert sum(row["support"] for row in result["per_class"]) == 600
-    assert result["review"]["images"] == ((probabilities >= 0.4) & (probabilities <= 0.6)).sum()
+    assert result["review"]["images"] == ((probabilities >= 0.4) & (probabilities < 0.6)).sum()
     assert result["metrics"]["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(labels, probabilities))
 
 

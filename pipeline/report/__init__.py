@@ -1,0 +1,10 @@
+"""What people read about a model: one self-contained HTML report, and the model card beside the weights.
+
+`curves` turns labels and probabilities into points, `plots` points into SVG, `html` and `card` fill the templates.
+"""
+
+from pipeline.report.card import write_card
+from pipeline.report.curves import binary_curves, multiclass_curves
+from pipeline.report.html import write_report
+
+__all__ = ["binary_curves", "multiclass_curves", "write_card", "write_report"]

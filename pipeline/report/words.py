@@ -1,0 +1,94 @@
+"""Numbers as a reader without statistics takes them in: natural frequencies, intervals, undefined values as a dash.
+
+Takes the `{"value", "low", "high"}` dictionaries of `pipeline.metrics`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+NOT_A_DEVICE = "Research software, not a medical device. Not for use in diagnosis or treatment."
+SYNTHETIC = (
+    "Made from synthetic images. The figures show that the software works; they say nothing about real patients."
+)
+DASH = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """0.942; never rounded up to 1 or down to 0 unless it is exactly that."""
+    if value is None:
+        return DASH
+    text = f"{value:.{digits}f}"
+    if float(text) == 1 and value < 1:
+        return f"> {1 - 10**-digits:.{digits}f}"
+    if float(text) == 0 and value > 0:
+        return f"< {10**-digits:.{digits}f}"
+    return text
+
+
+def interval(metric: Mapping[str, Any], digits: int = 3) -> str:
+    """0.910 – 0.968, or nothing where the limits are undefined."""
+    if metric.get("low") is None or metric.get("high") is None:
+        return ""
+    return f"{metric['low']:.{digits}f} – {metric['high']:.{digits}f}"
+
+
+def with_interval(metric: Mapping[str, Any], digits: int = 3) -> str:
+    """0.942 (0.910 – 0.968)."""
+    limits = interval(metric, digits)
+    return number(metric["value"], digits) + (f" ({limits})" if limits else "")
+
+
+def per_hundred(share: float) -> str:
+    """94; with a decimal, 99.7, where the whole number would claim all or none."""
+    whole = f"{100 * share:.0f}"
+    return f"{100 * share:.1f}" if whole in ("0", "100") and share not in (0.0, 1.0) else whole
+
+
+def complement(metric: Mapping[str, Any]) -> dict[str, Any]:
+    """The metric of the opposite: false alarms from specificity."""
+    turned = {"value": metric["value"], "low": metric.get("high"), "high": metric.get("low")}
+    return {key: None if value is None else 1 - value for key, value in turned.items()}
+
+
+def headline(metrics: Mapping[str, Any]) -> list[str]:
+    """The result in one to three sentences."""
+    confidence = metrics["intervals"]["confidence"]
+    if metrics["task"] == "binary":
+        return _headline_binary(metrics, confidence)
+    accuracy, classes = metrics["metrics"]["accuracy"], len(metrics["class_names"])
+    right = _frequency(accuracy, confidence)
+    sentences = [f"Of 100 cell images, {right} are given the right one of {classes} classes."]
+    if metrics.get("disease"):
+        sentences += _headline_binary(metrics["disease"], confidence)
+    return sentences
+
+
+def _headline_binary(metrics: Mapping[str, Any], confidence: float) -> list[str]:
+    negative, positive = disease_words(metrics["class_names"])
+    found, alarms = metrics["metrics"]["sensitivity"], complement(metrics["metrics"]["specificity"])
+    if found["value"] is None:
+        first = f"This split holds no {positive} image, so nothing can be said about what is found."
+    else:
+        first = f"Of 100 {positive} cell images, {_frequency(found, confidence)} are found."
+    if alarms["value"] is None:
+        second = f"This split holds no {negative} image, so nothing can be said about false alarms."
+    elif alarms["value"] == 0:
+        limit = "" if alarms["high"] is None else f" ({confidence:.0%} CI up to {per_hundred(alarms['high'])})"
+        second = f"Of 100 {negative} ones, none raises a false alarm{limit}."
+    else:
+        second = f"Of 100 {negative} ones, {_frequency(alarms, confidence)} raise a false alarm."
+    return [first, second]
+
+
+def disease_words(class_names: list[str]) -> tuple[str, str]:
+    """What to call the two sides: 'healthy' and 'diseased' where the classes have no names of their own."""
+    negative, positive = class_names
+    plain = {"negative": "healthy", "positive": "diseased"}
+    return plain.get(negative, negative), plain.get(positive, positive)
+
+
+def _frequency(metric: Mapping[str, Any], confidence: float) -> str:
+    text = per_hundred(metric["value"])
+    if metric.get("low") is None or metric.get("high") is None:
+        return text
+    return f"{text} ({confidence:.0%} CI {per_hundred(metric['low'])}–{per_hundred(metric['high'])})"
