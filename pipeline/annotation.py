@@ -88,6 +88,7 @@ def block_id(path: str, annotation: Annotation, size: int) -> str | None:
     """
     *folders, name = path.split("/")
     stem = re.sub(r" ?\(\d+\)$", "", name.rpartition(".")[0] or name)  # 'cell_7 (1).bmp' is a copy of number 7
+    stem = re.sub(r"^(Im\d{3,})_[01]$", r"\1", stem, flags=re.IGNORECASE)  # ALL-IDB ends names with the label
     numbers = re.findall(r"\d+", stem)
     if not numbers:
         return None

@@ -17,9 +17,23 @@ from pipeline.layouts import SPLIT_NAMES
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     # 'new_names' is what C-NMC 2019 calls it
-    "path": tuple(
-        "path uri url filename file_name file filepath file_path image image_path image_name image_file "
-        "new_names key image_id id".split(" ")
+    "path": (
+        "path",
+        "uri",
+        "url",
+        "filename",
+        "file_name",
+        "file",
+        "filepath",
+        "file_path",
+        "image",
+        "image_path",
+        "image_name",
+        "image_file",
+        "new_names",
+        "key",
+        "image_id",
+        "id",
     ),
     "label": ("label", "labels", "target", "y", "is_positive"),
     "class_name": ("class_name", "class", "category", "cell_type", "type", "diagnosis"),

@@ -48,6 +48,7 @@ def assign_splits(
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     rule: Rule = "auto",
+    strict: bool = True,
 ) -> SplitResult:
     """Split the rows that have a class into train, validation and test.
 
@@ -88,7 +89,10 @@ def assign_splits(
     _deal(units, shares, allowed)
     _repair(units, allowed)
     placed = units.split[units.of_row]
-    _check_filled(placed, shares, len(units.split))
+    if shortage := _shortage(placed, shares, len(units.split)):
+        if strict:
+            raise InputError(shortage)
+        return SplitResult([None] * n_rows, "none", "no image is put into a split", [*warnings, shortage])
     warnings += _missing_classes(units, shares)
     splits: list[str | None] = [None] * n_rows
     for row, code in zip(labelled, placed.tolist(), strict=True):
@@ -297,16 +301,16 @@ def _move_one(
         units.split[candidates[np.argmin(units.size[candidates])]] = to
 
 
-def _check_filled(placed: Ints, shares: Sequence[float], n_units: int) -> None:
+def _shortage(placed: Ints, shares: Sequence[float], n_units: int) -> str | None:
+    """What to say when a wanted split is empty; None when all are filled."""
     filled = set(placed.tolist())
     empty = [SPLITS[code] for code in range(3) if shares[code] > 0 and code not in filled]
-    if empty:
-        raise InputError(
-            f"{len(placed)} labelled images in {n_units} independent subjects are too few to fill train, "
-            f"validation and "
-            f"test ({' and '.join(empty)} would be empty); add subjects, or set the fraction of that split "
-            f"to 0"
-        )
+    if not empty:
+        return None
+    return (
+        f"{len(placed)} labelled images in {n_units} independent subjects are too few to fill train, validation "
+        f"and test ({' and '.join(empty)} would be empty); add subjects, or set the fraction of that split to 0"
+    )
 
 
 def _missing_classes(units: Units, shares: Sequence[float]) -> list[str]:

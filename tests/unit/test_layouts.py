@@ -92,9 +92,24 @@ def test_dates_and_many_folders_are_not_classes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [("ALL", 1), ("all", 1), ("ALL_L1", 1), ("all_cells", None), ("[Malignant] Pre-B", 1), ("Non-Leukemia", 0)]
-    + [("ALL-negative", 0), ("healthy", 0), ("hem", 0), ("erythroblast", None), ("not normal", None), ("blast", 1)]
-    + [("normal or abnormal", None), ("LYMPHOCYTE", None), ("positive", 1), ("", None)],
+    [
+        ("ALL", 1),
+        ("all", 1),
+        ("ALL_L1", 1),
+        ("all_cells", None),
+        ("[Malignant] Pre-B", 1),
+        ("Non-Leukemia", 0),
+        ("ALL-negative", 0),
+        ("healthy", 0),
+        ("hem", 0),
+        ("erythroblast", None),
+        ("not normal", None),
+        ("blast", 1),
+        ("normal or abnormal", None),
+        ("LYMPHOCYTE", None),
+        ("positive", 1),
+        ("", None),
+    ],
 )
 def test_common_words_tell_the_label(name: str, label: int | None) -> None:
     assert common_label(name) == label

@@ -124,7 +124,7 @@ class TestGivenSplits:
         assert [w for w in result.warnings if "5 images have no given split" in w]
 
     def test_subject_on_two_given_sides_is_refused_by_name(self) -> None:
-        with pytest.raises(InputError, match="'p' in train .*x.jpg.* and test .*y.jpg"):
+        with pytest.raises(InputError, match=r"'p' in train .*x.jpg.* and test .*y.jpg"):
             assign_splits(["a", "a"], ["p", "p"], ["train", "test"], keys=["x.jpg", "y.jpg"])
 
     def test_near_duplicates_across_given_splits_keep_the_given_split(self) -> None:
@@ -141,6 +141,12 @@ class TestGivenSplits:
 def test_too_few_subjects_are_refused_with_advice() -> None:
     with pytest.raises(InputError, match="too few to fill"):
         assign_splits(["a"] * 10, ["p", "q"] * 5)
+
+
+def test_too_few_subjects_can_be_left_without_split_for_scoring() -> None:
+    result = assign_splits(["a"] * 10, ["p", "q"] * 5, strict=False)
+    assert (set(result.splits), result.rule) == ({None}, "none")
+    assert "too few to fill" in result.warnings[-1]
 
 
 def test_split_with_fraction_zero_may_stay_empty() -> None:
