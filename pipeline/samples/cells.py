@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.samples.style import AZURE, BLUE, EOSIN
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # float32 throughout; numpy's stubs lose the width in mixed arithmetic
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,19 @@ def _axes(half: int, scale: float, centre: tuple[float, float] = (0.0, 0.0)) -> 
 
 def texture(rng: np.random.Generator, size: int, sigma_px: float) -> Array:
     """Smooth random texture, float32 (size, size), mean 0, deviation 1, grain `sigma_px`."""
-    noise = gaussian_filter(
+    noise: Array = gaussian_filter(
         rng.standard_normal((size, size), dtype=np.float32), sigma_px, mode="wrap", truncate=2.5
     )
-    return (noise - noise.mean()) / (noise.std() + np.float32(1e-6))
+    noise -= noise.mean()
+    noise /= noise.std() + np.float32(1e-6)
+    return noise
 
 
 def _edge(distance_um: Array, softness_um: float) -> Array:
     """1 inside (negative distance), 0 outside, a smooth step of the given width between."""
-    t = np.clip(np.float32(0.5) - distance_um / np.float32(softness_um), 0.0, 1.0)
-    return t * t * (3 - 2 * t)
+    t: Array = np.clip(np.float32(0.5) - distance_um / np.float32(softness_um), 0.0, 1.0)
+    step: Array = t * t * (3 - 2 * t)
+    return step
 
 
 def _outline(
@@ -106,9 +109,7 @@ def _off_centre(rng: np.random.Generator, room_um: float) -> tuple[float, float]
     return float(reach * np.sin(angle)), float(reach * np.cos(angle))
 
 
-def _blast(
-    rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32
-) -> Patch:
+def _blast(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32) -> Patch:
     """Large irregular nucleus, fine open chromatin, one to three pale nucleoli, scant deep-blue cytoplasm."""
     size = 2 * half + 1
     cover = _edge(_outline(rng, half, scale, cell.radius_um, 0.09), 0.5)
@@ -117,9 +118,7 @@ def _blast(
     if rng.random() < 0.45:
         cleft = _cleft(rng, half, scale, cell.nucleus_um, shift)
         gap = distance - cleft
-        distance = (
-            distance + cleft + np.sqrt(gap * gap + np.float32(0.25))
-        ) / 2  # maximum with rounded corners
+        distance = (distance + cleft + np.sqrt(gap * gap + np.float32(0.25))) / 2  # maximum with rounded corners
     nucleus = _edge(distance, 0.45) * cover
     fine = texture(rng, size, 0.22 * scale) + np.float32(0.4) * texture(rng, size, 0.7 * scale)
     density = np.float32(0.80) + np.float32(0.085) * fine
@@ -130,9 +129,7 @@ def _blast(
         spot = _outline(rng, half, scale, rng.uniform(0.9, 1.45), 0.2, (shift[0] + at[0], shift[1] + at[1]))
         inside = _edge(spot, 0.9)
         nucleoli = np.maximum(nucleoli, inside)
-        density += np.float32(0.22) * np.exp(
-            -((spot - np.float32(0.25)) ** 2) / np.float32(0.10)
-        )  # chromatin rim
+        density += np.float32(0.22) * np.exp(-((spot - np.float32(0.25)) ** 2) / np.float32(0.10))  # chromatin rim
     density *= 1 - np.float32(0.58) * nucleoli
     cytoplasm = (cover - nucleus) * (
         np.float32(rng.uniform(0.85, 1.3)) + np.float32(0.09) * texture(rng, size, 0.45 * scale)
@@ -143,22 +140,19 @@ def _blast(
     return Patch(stain, cover)
 
 
-def _cleft(
-    rng: np.random.Generator, half: int, scale: float, nucleus_um: float, centre: tuple[float, float]
-) -> Array:
+def _cleft(rng: np.random.Generator, half: int, scale: float, nucleus_um: float, centre: tuple[float, float]) -> Array:
     """Signed distance, positive inside a bent wedge from the rim inwards, as in folded or convoluted nuclei."""
     angle = rng.uniform(0, 2 * np.pi)
     sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
     y, x = _axes(half, scale, centre)
     along = (y * sine + x * cosine) / np.float32(nucleus_um)  # 1 at the rim
-    across = x * sine - y * cosine + np.float32(rng.normal(0, 1.2)) * (1 - along) ** 2
+    inwards = 1 - along
+    across = x * sine - y * cosine + np.float32(rng.normal(0, 1.2)) * inwards * inwards
     open_um = np.float32(rng.uniform(1.6, 2.6)) * (along - np.float32(rng.uniform(0.35, 0.6)))
     return open_um - np.abs(across)
 
 
-def _lymphocyte(
-    rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32
-) -> Patch:
+def _lymphocyte(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32) -> Patch:
     """Dense, round, clumped nucleus, no nucleolus; a thin rim, or in large cells a pale apron, of blue."""
     size = 2 * half + 1
     room = cell.radius_um - cell.nucleus_um
@@ -176,14 +170,12 @@ def _lymphocyte(
     return Patch(stain, cover)
 
 
-def _neutrophil(
-    rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32
-) -> Patch:
+def _neutrophil(rng: np.random.Generator, cell: WhiteCell, half: int, scale: float, chromatin: np.float32) -> Patch:
     """Three to five clumped lobes on an arc joined by thin bridges; pale pink cytoplasm with fine granules."""
     size = 2 * half + 1
     cover = _edge(_outline(rng, half, scale, cell.radius_um, 0.05), 0.5)
     lobes = int(rng.integers(3, 6))
-    radius = 1.05 * cell.nucleus_um / np.sqrt(lobes)
+    radius = 0.96 * cell.nucleus_um / np.sqrt(lobes)
     arc = 0.52 * cell.radius_um
     start, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0]) * min(2.15 * radius / arc, 5.2 / lobes)
     angles = start + turn * (np.arange(lobes) + rng.normal(0, 0.08, lobes))
@@ -201,9 +193,7 @@ def _neutrophil(
     granules = np.maximum(texture(rng, size, 0.16 * scale) - np.float32(0.9), 0)
     stain = np.zeros((3, size, size), np.float32)
     stain[EOSIN] = (cover - nucleus) * (np.float32(rng.uniform(0.30, 0.45)) + np.float32(0.25) * granules)
-    stain[AZURE] = nucleus * density * chromatin + (cover - nucleus) * (
-        np.float32(0.045) + np.float32(0.09) * granules
-    )
+    stain[AZURE] = nucleus * density * chromatin + (cover - nucleus) * (np.float32(0.045) + np.float32(0.09) * granules)
     stain[BLUE] = (cover - nucleus) * np.float32(0.08)
     return Patch(stain, cover)
 
@@ -213,7 +203,8 @@ def _segment(half: int, scale: float, start: NDArray[np.float64], end: NDArray[n
     y, x = _axes(half, scale, (start[0], start[1]))
     step = (end - start).astype(np.float32)
     t = np.clip((y * step[0] + x * step[1]) / (step @ step + np.float32(1e-6)), 0.0, 1.0)
-    return np.hypot(y - t * step[0], x - t * step[1])
+    distance: Array = np.hypot(y - t * step[0], x - t * step[1])
+    return distance
 
 
 def draw_platelet(rng: np.random.Generator, scale: float) -> Patch:
@@ -233,12 +224,11 @@ def draw_platelet(rng: np.random.Generator, scale: float) -> Patch:
 
 
 _STEPS = 96  # table steps a cell radius
-_RHO = np.arange(int(_STEPS * 1.3), dtype=np.float32) / _STEPS
+_RHO: Array = np.arange(int(_STEPS * 1.3), dtype=np.float32) / _STEPS
 _BODY = _edge((_RHO - 1) * np.float32(3.5), 0.45)  # 3.5 um: the edge of a red cell of usual size
-_DISC = (
-    _BODY * (1 + np.float32(0.14) * np.exp(-(((_RHO - np.float32(0.86)) / np.float32(0.10)) ** 2)))
-).astype(np.float32)
-_DIMPLE = (_BODY * np.exp(-((_RHO / np.float32(0.46)) ** 4))).astype(np.float32)
+_RIM = np.exp(-(((_RHO - np.float32(0.86)) / np.float32(0.10)) ** 2))
+_DISC: Array = _BODY * (1 + np.float32(0.14) * _RIM)
+_DIMPLE: Array = _BODY * np.exp(-((_RHO / np.float32(0.46)) ** 4))
 
 
 def draw_red_cells(rng: np.random.Generator, radii_um: Array, scale: float, pallor: float) -> Array:
@@ -269,4 +259,5 @@ def draw_red_cells(rng: np.random.Generator, radii_um: Array, scale: float, pall
     step = np.clip(rho, 0, len(_RHO) - 1).astype(np.int32)
     strength = rng.normal(1.0, 0.07, (n, 1, 1)).astype(np.float32)
     depth = np.clip(rng.normal(pallor, 0.13, (n, 1, 1)), 0.1, 0.92).astype(np.float32)
-    return strength * _DISC[step] - (strength * depth) * _DIMPLE[step]
+    eosin: Array = strength * _DISC[step] - (strength * depth) * _DIMPLE[step]
+    return eosin

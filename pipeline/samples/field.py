@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from pipeline.samples.cells import WhiteCell, draw_patch, draw_platelet, draw_red_cells, draw_white_cell
+from pipeline.samples.cells import Array, WhiteCell, draw_patch, draw_platelet, draw_red_cells, draw_white_cell
 from pipeline.samples.style import EOSIN, SubjectStyle
-
-Array = NDArray[np.float32]
 
 
 def render_field(
@@ -119,7 +117,7 @@ def _overlap(
     """Where a patch of `size` pixels centred on `at_um` meets the field: slices of the field, slices of the patch."""
     target, source = [], []
     for centre, limit in zip(at_um, shape[-2:], strict=True):
-        start = int(round(centre * scale)) - size // 2
+        start = round(centre * scale) - size // 2
         low, high = max(start, 0), min(start + size, limit)
         high = max(high, low)
         target.append(slice(low, high))
@@ -134,9 +132,7 @@ def _blend(stain: Array, patch: Array, cover: Array, at_um: tuple[float, float],
     stain[:, ty, tx] += patch[:, sy, sx]
 
 
-def _photograph(
-    rng: np.random.Generator, subject: SubjectStyle, stain: Array, scale: float
-) -> NDArray[np.uint8]:
+def _photograph(rng: np.random.Generator, subject: SubjectStyle, stain: Array, scale: float) -> NDArray[np.uint8]:
     """Concentrations (3, H, W) to a photograph, uint8 (H, W, 3): absorption, light, focus, sensor noise."""
     _, height, width = stain.shape
     light = np.exp(-subject.optical_density.T @ stain.reshape(3, -1)).reshape(3, height, width)

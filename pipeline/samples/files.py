@@ -83,8 +83,8 @@ def generate(
 ) -> SampleSet:
     """Write `images` fields of `subjects` subjects to `<out>/{leukemia,healthy}/S<subject>_<number>.<format>`.
 
-    Half of the subjects (rounded down) have leukemia; images are dealt to the subjects in turn. `formats` ('jpg', 'png',
-    'tif', 'webp') alternate from image to image. More than one worker starts processes.
+    Half of the subjects (rounded down) have leukemia; images are dealt to the subjects in turn. `formats` ('jpg',
+    'png', 'tif', 'webp') alternate from image to image. More than one worker starts processes.
     """
     _check(images, subjects, width, height, formats)
     jobs = _plan(images, subjects, seed, formats, first_subject=0)
@@ -94,9 +94,7 @@ def generate(
         for job, content in encoded:
             (out / CLASS_FOLDERS[job.positive] / job.name).write_bytes(content)
     positive = sum(job.positive for job in jobs)
-    _write_notice(
-        out, f"images: {images} ({positive} leukemia)\nsubjects: {subjects}", seed, width, height, formats
-    )
+    _write_notice(out, f"images: {images} ({positive} leukemia)\nsubjects: {subjects}", seed, width, height, formats)
     return SampleSet(out, images, positive, subjects, seed)
 
 
@@ -137,9 +135,7 @@ def generate_archive(
             if job.format == "jpg" or not whole:
                 whole = content
         _add_to_tar(tar, "damaged_empty.jpg", b"")
-        archive.writestr(
-            zipfile.ZipInfo("damaged_text.jpg"), b"synthetic: this is a text file, not an image\n"
-        )
+        archive.writestr(zipfile.ZipInfo("damaged_text.jpg"), b"synthetic: this is a text file, not an image\n")
         (out / "loose" / "damaged_truncated.jpg").write_bytes(whole[: len(whole) // 3])
     _write_notice(
         out,
@@ -156,9 +152,7 @@ def generate_archive(
 def _check(images: int, subjects: int, width: int, height: int, formats: Sequence[str]) -> None:
     unknown = sorted(set(formats) - set(_PILLOW_FORMATS))
     if unknown or not formats:
-        raise UsageError(
-            f"samples: formats {unknown or 'is empty'}; choose from {', '.join(_PILLOW_FORMATS)}"
-        )
+        raise UsageError(f"samples: formats {unknown or 'is empty'}; choose from {', '.join(_PILLOW_FORMATS)}")
     if subjects < 2 or images < subjects:
         raise UsageError(
             f"samples: {images} images of {subjects} subjects; needs at least 2 subjects and one image for each"
@@ -168,7 +162,7 @@ def _check(images: int, subjects: int, width: int, height: int, formats: Sequenc
 
 
 def _plan(images: int, subjects: int, seed: int, formats: Sequence[str], first_subject: int) -> list[_Job]:
-    """Deal classes to subjects by the seed, so that a subject's number does not tell, and images to subjects in turn."""
+    """Deal classes to subjects by the seed, so that their number does not tell, and images to subjects in turn."""
     positive = np.arange(subjects) < subjects // 2
     np.random.default_rng([seed, _LABEL, first_subject]).shuffle(positive)
     return [

@@ -44,10 +44,7 @@ def test_folders_hold_the_classes_and_names_hold_the_subjects(tmp_path: Path) ->
     names = [p.relative_to(root).as_posix() for p in root.rglob("*.jpg")]
     assert len(names) == 12
     assert {name.split("/")[0] for name in names} == {"leukemia", "healthy"}
-    subjects = {
-        folder: {p.name.split("_")[0] for p in (root / folder).iterdir()}
-        for folder in ("leukemia", "healthy")
-    }
+    subjects = {folder: {p.name.split("_")[0] for p in (root / folder).iterdir()} for folder in ("leukemia", "healthy")}
     assert not subjects["leukemia"] & subjects["healthy"]
     assert subjects["leukemia"] | subjects["healthy"] == {"S000", "S001", "S002", "S003"}
 
@@ -95,7 +92,7 @@ def test_archive_holds_all_images_without_labels_and_three_damaged_files(tmp_pat
 
 
 def test_nuclei_fill_the_same_area_in_both_classes() -> None:
-    areas = {positive: [] for positive in (True, False)}  # type: dict[bool, list[float]]
+    areas: dict[bool, list[float]] = {True: [], False: []}
     for subject in range(150):
         style = draw_style(np.random.default_rng([0, subject]))
         for positive in areas:
@@ -105,17 +102,11 @@ def test_nuclei_fill_the_same_area_in_both_classes() -> None:
     assert np.mean(areas[True]) == pytest.approx(np.mean(areas[False]), rel=0.10)
 
 
-def test_blasts_have_the_larger_nucleus_to_cytoplasm_ratio_than_neutrophils_and_larger_nuclei_than_lymphocytes() -> (
-    None
-):
+def test_blasts_have_larger_nuclei_and_less_cytoplasm_than_other_white_cells() -> None:
     rng = np.random.default_rng(0)
-    cells = {
-        kind: [draw_white_cell(rng, kind) for _ in range(50)]
-        for kind in ("blast", "lymphocyte", "neutrophil")
-    }
+    cells = {kind: [draw_white_cell(rng, kind) for _ in range(50)] for kind in ("blast", "lymphocyte", "neutrophil")}
     ratio = {
-        kind: np.median([c.nuclear_area_um2 / (np.pi * c.radius_um**2) for c in group])
-        for kind, group in cells.items()
+        kind: np.median([c.nuclear_area_um2 / (np.pi * c.radius_um**2) for c in group]) for kind, group in cells.items()
     }
     assert ratio["blast"] > ratio["lymphocyte"] > ratio["neutrophil"]
     assert min(c.nucleus_um for c in cells["blast"]) > max(c.nucleus_um for c in cells["lymphocyte"])
