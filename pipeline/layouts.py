@@ -9,6 +9,7 @@ one `Annotation` a path. Pure functions over strings; labels that come from a ta
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from pipeline.annotation import UNKNOWN, Annotation, Split, block_id, common_label, normalize, override
@@ -123,38 +124,48 @@ def _read_aml(path: str) -> Annotation | None:
 def _read_samples(path: str) -> Annotation | None:
     found = _SAMPLES.search(path)
     annotation = _read_class_folder(path) if found else None
-    return replace(annotation, subject_id=found[1]) if found and annotation else None
+    if not found or not annotation:
+        return None
+    return Annotation(annotation.class_name, annotation.label, found[1], annotation.split)
 
 
-def _telling_folders(path: str) -> list[str]:
-    """Folders of a path that may name a class or a subject, outermost first."""
-    folders = []
-    for folder in path.split("/")[:-1]:
-        stem = _ARCHIVE_SUFFIX.sub("", folder)
-        if stem != folder and common_label(stem) is None:
+@lru_cache(maxsize=65_536)  # a folder holds many files
+def _telling_folders(folder: str) -> tuple[str, ...]:
+    """Names within a folder's path that may name a class or a subject, outermost first."""
+    telling = []
+    for name in folder.split("/"):
+        stem = _ARCHIVE_SUFFIX.sub("", name)
+        if stem != name and common_label(stem) is None:
             continue  # 'shard-000.tar' is no class, 'leukemia.zip' is
-        if stem.casefold() not in _PLAIN_FOLDERS and stem.casefold() not in SPLIT_NAMES:
-            folders.append(stem)
-    return folders
+        if stem and stem.casefold() not in _PLAIN_FOLDERS and stem.casefold() not in SPLIT_NAMES:
+            telling.append(stem)
+    return tuple(telling)
 
 
-def _given_split(path: str) -> Split | None:
-    for folder in path.casefold().split("/")[:-1]:
-        if folder in SPLIT_NAMES:
-            return SPLIT_NAMES[folder]
-    return None
+def _given_split(folder: str) -> Split | None:
+    return next((SPLIT_NAMES[name] for name in folder.casefold().split("/") if name in SPLIT_NAMES), None)
+
+
+@lru_cache(maxsize=65_536)
+def _of_class_folder(folder: str) -> Annotation | None:
+    names = _telling_folders(folder)
+    return Annotation(names[-1], common_label(names[-1]), split=_given_split(folder)) if names else None
+
+
+@lru_cache(maxsize=65_536)
+def _of_subject_folder(folder: str) -> Annotation | None:
+    names = _telling_folders(folder)
+    if len(names) < 2:
+        return None
+    return Annotation(names[-2], common_label(names[-2]), names[-1], _given_split(folder))
 
 
 def _read_class_folder(path: str) -> Annotation | None:
-    folders = _telling_folders(path)
-    return Annotation(folders[-1], common_label(folders[-1]), split=_given_split(path)) if folders else None
+    return _of_class_folder(path.rpartition("/")[0])
 
 
 def _read_class_and_subject_folder(path: str) -> Annotation | None:
-    folders = _telling_folders(path)
-    if len(folders) < 2:
-        return None
-    return Annotation(folders[-2], common_label(folders[-2]), folders[-1], _given_split(path))
+    return _of_subject_folder(path.rpartition("/")[0])
 
 
 def _read_nothing(path: str) -> Annotation | None:
@@ -314,7 +325,7 @@ def recognize(paths: Sequence[str], forced: str | None = None) -> Layout:
 def _class_folders(paths: Sequence[str]) -> Layout:
     """The class-folders layout, with the folder above the file read as subject where these paths say so."""
     layout = LAYOUTS["class-folders"]
-    telling = [folders for path in paths if (folders := _telling_folders(normalize(path)))]
+    telling = [folders for path in paths if (folders := _telling_folders(normalize(path).rpartition("/")[0]))]
     if not telling or any(len(folders) < 2 for folders in telling):
         return layout
     upper, lower = {folders[-2] for folders in telling}, {folders[-1] for folders in telling}

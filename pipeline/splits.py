@@ -58,7 +58,7 @@ def assign_splits(
     only honest where there are none; 'auto' takes the first of given, subjects, images that the rows allow.
 
     Raises InputError when a given split divides a subject, or when there are too few units to fill every
-    split.
+    split; with `strict` off the rows then stay without split, and a warning says why (enough for scoring).
     """
     n_rows = len(class_names)
     shares = _check_fractions(fractions)
