@@ -1,0 +1,151 @@
+"""Listing rows to encoded bytes: from files, archive members by byte range, and compressed tars in one pass.
+
+Many requests are in flight for stores with latency, few for local disks; what is read ahead is bounded in bytes.
+"""
+
+import collections
+import itertools
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.archives import stream_members, zip_member
+from pipeline.errors import Code, ImageRejected, Stage
+from pipeline.images import Limits
+from pipeline.storage import Bytes, ObjectInfo, S3Settings, Store, StoreError, is_s3, store_for
+
+Row = Mapping[str, Any]  # of manifest.LISTING_SCHEMA
+_ZIP_SLACK_BYTES = 256  # a local header may carry more extra fields than the directory
+_REMOTE_THREADS, _LOCAL_THREADS = 48, 1
+_REMOTE_CHUNK, _LOCAL_CHUNK = 1, 16
+_AHEAD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The outcome for one row: `data` or `rejected`, with the version of the object that was read."""
+
+    row: Row
+    data: bytes | None
+    rejected: ImageRejected | None
+    etag: str
+    attempts: int
+
+
+def fetch(row: Row, store: Store, limits: Limits = Limits()) -> Fetched:
+    """Bytes of one row that has random access. Never raises for what is wrong with this one image."""
+    try:
+        if row["size_bytes"] > limits.max_bytes:
+            message = f"{row['size_bytes']} bytes, limit {limits.max_bytes}; raise --max-bytes to accept it"
+            raise ImageRejected(Code.TOO_LARGE, message, Stage.FETCH)
+        got = _read(row, store)
+    except StoreError as error:
+        rejected = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
+        return Fetched(row, None, rejected, row["etag"], error.attempts)
+    except ImageRejected as error:
+        return Fetched(row, None, error, row["etag"], error.attempts)
+    return Fetched(row, got.data, None, got.etag, got.attempts)
+
+
+def _read(row: Row, store: Store) -> Bytes:
+    if row["access"] == "file":
+        return store.read(row["uri"])
+    if row["access"] == "range":
+        got = store.read_range(row["uri"], row["offset"], row["stored_bytes"], row["etag"])
+        if len(got.data) < row["stored_bytes"]:
+            raise ImageRejected(Code.TRUNCATED, "the archive ends inside this member", Stage.FETCH)
+        return got
+    return _read_zip_member(row, store)
+
+
+def _read_zip_member(row: Row, store: Store) -> Bytes:
+    slack = _ZIP_SLACK_BYTES
+    try:
+        while True:
+            got = store.read_range(row["uri"], row["offset"], row["stored_bytes"] + slack, row["etag"])
+            data = zip_member(got.data, row["size_bytes"])
+            if data is not None:
+                return Bytes(data, got.etag, got.attempts)
+            if slack >= 1 << 17 or len(got.data) < row["stored_bytes"]:
+                raise ImageRejected(Code.TRUNCATED, "the archive ends inside this member", Stage.FETCH)
+            slack = 1 << 17  # two extra fields of the greatest length there is
+    except (zlib.error, zipfile.BadZipFile) as error:
+        raise ImageRejected(Code.CORRUPT, f"damaged zip member: {error}", Stage.FETCH) from error
+
+
+def fetch_rows(rows: Sequence[Row], s3: S3Settings | None = None, limits: Limits = Limits()) -> Iterator[Fetched]:
+    """All rows, in order of groups: each gives exactly one `Fetched`."""
+    for streamed, group in itertools.groupby(rows, key=lambda row: row["uri"] if row["access"] == "stream" else None):
+        if streamed is None:
+            yield from _ahead(list(group), s3, limits)
+        else:
+            yield from _stream(streamed, list(group), store_for(streamed, s3), limits)
+
+
+def _ahead(rows: list[Row], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
+    """Fetch ahead of the consumer, in order."""
+    remote = is_s3(rows[0]["uri"])
+    threads, size = (_REMOTE_THREADS, _REMOTE_CHUNK) if remote else (_LOCAL_THREADS, _LOCAL_CHUNK)
+    chunks = iter([rows[start : start + size] for start in range(0, len(rows), size)])
+    waiting: collections.deque[tuple[int, Future[list[Fetched]]]] = collections.deque()
+    ahead_bytes = 0
+
+    def read(chunk: list[Row]) -> list[Fetched]:
+        return [fetch(row, store_for(row["uri"], s3), limits) for row in chunk]
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+    try:
+        while True:
+            while len(waiting) < 2 * threads and (not waiting or ahead_bytes < _AHEAD_BYTES):
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
+                weight = sum(min(row["size_bytes"], limits.max_bytes) for row in chunk)
+                ahead_bytes += weight
+                waiting.append((weight, pool.submit(read, chunk)))
+            if not waiting:
+                return
+            weight, future = waiting.popleft()
+            yield from future.result()
+            ahead_bytes -= weight
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator[Fetched]:
+    """Members of one archive without random access, in one pass."""
+    by_ordinal = {row["offset"]: row for row in rows}
+    done: set[int] = set()
+    failure: ImageRejected | None = None
+    etag = rows[0]["etag"]
+    try:
+        info = store.head(uri)
+        if info is None:
+            raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
+        if info.etag != etag:
+            raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
+        for ordinal, data in _members(info, store, set(by_ordinal)):
+            row = by_ordinal[ordinal]
+            done.add(ordinal)
+            if len(data) > limits.max_bytes:
+                message = f"{len(data)} bytes, limit {limits.max_bytes}; raise --max-bytes to accept it"
+                yield Fetched(row, None, ImageRejected(Code.TOO_LARGE, message, Stage.FETCH), etag, 1)
+            else:
+                yield Fetched(row, data, None, etag, 1)
+    except StoreError as error:
+        failure = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
+    except (EOFError, OSError, ValueError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        failure = ImageRejected(Code.CORRUPT, f"{uri}: damaged before this member: {error}", Stage.FETCH)
+    missing = failure or ImageRejected(Code.CHANGED, f"{uri}: no longer holds this member; run again", Stage.FETCH)
+    for ordinal, row in by_ordinal.items():
+        if ordinal not in done:
+            yield Fetched(row, None, missing, etag, missing.attempts)
+
+
+def _members(info: ObjectInfo, store: Store, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
+    with store.open(info.uri) as file:
+        yield from stream_members(info, file, wanted)
