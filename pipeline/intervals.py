@@ -2,7 +2,7 @@
 
 Images of one subject are not independent, so the bootstrap draws whole subjects with replacement (cluster bootstrap;
 Field & Welsh, 2007, doi:10.1111/j.1467-9868.2007.00593.x). A drawn sample is a row of integer weights over the images;
-all metrics of all replicates are then a few matrix products, so that 1,000 replicates of 3,000 images take under a second.
+all metrics of all replicates are then a few matrix products: 1,000 replicates of 3,000 images take about a second.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,8 @@ def resampled_weights(codes: Ints, replicates: int, seed: int) -> Iterator[Float
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
     """Numerator / denominator, NaN where the denominator is 0."""
     top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+    result: Floats = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+    return result
 
 
 def equal_mass_bins(probabilities: Floats, bins: int = ECE_BINS) -> Ints:
@@ -80,15 +81,11 @@ def equal_mass_bins(probabilities: Floats, bins: int = ECE_BINS) -> Ints:
     return np.searchsorted(np.unique(edges), probabilities, side="left").astype(np.int64)
 
 
-def weighted_binary(
-    labels: Ints, probabilities: Floats, threshold: float
-) -> Callable[[Floats], dict[str, Floats]]:
+def weighted_binary(labels: Ints, probabilities: Floats, threshold: float) -> Callable[[Floats], dict[str, Floats]]:
     """A function from weights (R, N) to every binary metric (R,), equal to scikit-learn's with sample weights."""
     positive = labels == 1
     called = probabilities >= threshold
-    counts = np.stack(
-        [positive & called, positive & ~called, ~positive & called, ~positive & ~called], axis=1
-    )
+    counts = np.stack([positive & called, positive & ~called, ~positive & called, ~positive & ~called], axis=1)
     bins = equal_mass_bins(probabilities)
     gaps = np.where(bins[:, None] == np.arange(bins.max() + 1), (probabilities - positive)[:, None], 0.0)
     squared = (probabilities - positive) ** 2
@@ -242,9 +239,7 @@ def bootstrap_intervals(
     drawn = bootstrap(metrics, codes, unit, replicates=replicates, confidence=confidence, seed=seed)
     intervals = {name: values[0] for name, values in drawn.items()}
     called = scores >= threshold
-    counted = dict(
-        zip(_PROPORTIONS, (np.full(len(truth), True), called, truth == 1, truth == 0), strict=True)
-    )
+    counted = dict(zip(_PROPORTIONS, (np.full(len(truth), True), called, truth == 1, truth == 0), strict=True))
     return {
         name: honest_edge(interval, codes[counted[name]], confidence) if name in counted else interval
         for name, interval in intervals.items()

@@ -23,7 +23,7 @@ _TILES = {
     "binary": ("sensitivity", "specificity", "roc_auc", "balanced_accuracy"),
     "multiclass": ("accuracy", "balanced_accuracy", "roc_auc_macro", "f1_macro"),
 }
-_SLICE_ROWS = 40
+_SLICE_ROWS = 15
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def render_report(
             warnings=caveats,
             not_a_device=words.NOT_A_DEVICE,
             synthetic_note=words.SYNTHETIC,
+            hardest=_hardest,
             slice_rows=_SLICE_ROWS,
         )
     )
@@ -111,6 +112,13 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
 def _disease(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     """The two-class view: the metrics themselves, or the disease view of many classes, or nothing."""
     return metrics if metrics["task"] == "binary" else metrics.get("disease") or {}
+
+
+def _hardest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a slice table with the lowest accuracy; of a short table all, in its own order."""
+    if len(rows) <= _SLICE_ROWS:
+        return list(rows)
+    return sorted(rows, key=lambda row: (row["accuracy"]["value"], -row["images"]))[:_SLICE_ROWS]
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -183,9 +191,10 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
         caption = "How many alarms are right. Depends on how common the disease is in this split."
         pictures.append(Picture(svg, "Precision and recall", caption))
     if curves.get("reliability"):
-        event = words.disease_words(metrics["class_names"])[1] if metrics["task"] == "binary" else "of the class named"
+        positive = words.disease_words(metrics["class_names"])[1] if metrics["task"] == "binary" else None
+        label = f"Share truly {positive}" if positive else "Share rightly named"
         caption = "On the diagonal, a probability of 80 % is right in 80 of 100 images. Bars: 95 % Wilson intervals."
-        pictures.append(Picture(plots.reliability(curves["reliability"], event), "Calibration", caption))
+        pictures.append(Picture(plots.reliability(curves["reliability"], label), "Calibration", caption))
     return pictures
 
 

@@ -23,7 +23,7 @@ BAND = "#f0e442"
 CLASS_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b6672", "#1b2430")
 DASHES = ("-", "--", "-.", ":")
 SHADES = LinearSegmentedColormap.from_list("share", ["#ffffff", "#cfe0ef", "#6fa3cc", "#0f4c81"])
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: crisp, selectable, in the page's font
     "svg.hashsalt": "leukoray",  # same data, same bytes
     "font.family": "sans-serif",
@@ -43,10 +43,11 @@ STYLE = {
     "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.major.pad": 6,
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-SQUARE, WIDE = (4.4, 4.1), (6.6, 3.3)
+SQUARE, WIDE = (4.4, 4.1), (9.3, 3.5)  # inches; one page column and two, at the same text size
 
 
 def roc(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, area: str) -> str:
@@ -85,7 +86,7 @@ def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
         axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         for k, (name, curve) in enumerate(curves.items()):
             if curve:
-                style = {"color": CLASS_COLOURS[k % len(CLASS_COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
+                style: dict[str, Any] = {"color": CLASS_COLOURS[k % len(CLASS_COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
                 label = f"{name}  {curve['auc']:.3f}"
                 axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
         axes.legend(loc="lower right", title="AUC, each class against the rest", title_fontsize=8.5)
@@ -105,8 +106,9 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         wrapped = [name.replace("_", " ").replace(" ", "\n", 1) if len(name) > 9 else name for name in names]
-        crowded = len(names) > 5
-        axes.set_xticks(range(len(names)), wrapped, rotation=60 if crowded else 0, color=INK)
+        slanted = len(names) > 2 and max(map(len, names)) > 5
+        slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+        axes.set_xticks(range(len(names)), wrapped, color=INK, **slant)
         axes.set_yticks(range(len(names)), wrapped, color=INK)
         axes.set_xlabel("The model says")
         axes.set_ylabel("Truly")
@@ -114,12 +116,12 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=3)
         axes.tick_params(which="minor", length=0)
-        size = 16 if len(names) == 2 else 11 if len(names) < 6 else 7
+        size = 16 if len(names) == 2 else 12 if len(names) < 6 else 7
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row - 0.04, f"{count:,}", ha="center", va="bottom", fontsize=size, color=colour)
             share = f"{shares[row, column]:.0%}" if totals[row, 0] else "–"
-            axes.text(column, row + 0.09, share, ha="center", va="top", fontsize=size * 0.68, color=colour)
+            axes.text(column, row + 0.09, share, ha="center", va="top", fontsize=size * 0.7, color=colour)
         return _svg(figure, "confusion")
 
 
@@ -154,10 +156,10 @@ def score_histogram(
         return _svg(figure, "scores")
 
 
-def reliability(points: Sequence[Mapping[str, float]], event: str) -> str:
+def reliability(points: Sequence[Mapping[str, float]], share_label: str) -> str:
     """Share that happened over the probability given, with 95 % Wilson bars; the diagonal is perfect honesty."""
     with mpl.rc_context(STYLE):
-        figure, axes = _unit_square("Probability given", f"Share truly {event}")
+        figure, axes = _unit_square("Probability given", share_label)
         axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         axes.text(0.60, 0.52, "perfectly calibrated", color=MUTED, fontsize=8.5, rotation=45, rotation_mode="anchor")
         x = np.array([point["probability"] for point in points])
@@ -171,7 +173,7 @@ def reliability(points: Sequence[Mapping[str, float]], event: str) -> str:
 def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
     """Losses and, beside them, the validation metric, over epochs."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.1), layout="constrained")
+        figure = Figure(figsize=WIDE, layout="constrained")
         left, right = figure.subplots(1, 2)
         _series(left, history, "train_loss", "training", MUTED, "--")
         _series(left, history, "val_loss", "validation", ACCENT, "-")
@@ -239,6 +241,7 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", text)
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", text)
     return re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',

@@ -56,8 +56,8 @@ def headline(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["task"] == "binary":
         return _headline_binary(metrics, confidence)
     accuracy, classes = metrics["metrics"]["accuracy"], len(metrics["class_names"])
-    right = _frequency(accuracy, confidence)
-    sentences = [f"Of 100 cell images, {right} are given the right one of {classes} classes."]
+    right = f"{per_hundred(accuracy['value'])} are given the right one of {classes} classes"
+    sentences = [f"Of 100 cell images, {right}{_limits(accuracy, confidence)}."]
     if metrics.get("disease"):
         sentences += _headline_binary(metrics["disease"], confidence)
     return sentences
@@ -69,14 +69,17 @@ def _headline_binary(metrics: Mapping[str, Any], confidence: float) -> list[str]
     if found["value"] is None:
         first = f"This split holds no {positive} image, so nothing can be said about what is found."
     else:
-        first = f"Of 100 {positive} cell images, {_frequency(found, confidence)} are found."
+        first = f"Of 100 {positive} cell images, {per_hundred(found['value'])} are found{_limits(found, confidence)}."
     if alarms["value"] is None:
         second = f"This split holds no {negative} image, so nothing can be said about false alarms."
     elif alarms["value"] == 0:
-        limit = "" if alarms["high"] is None else f" ({confidence:.0%} CI up to {per_hundred(alarms['high'])})"
+        percent = round(100 * confidence)
+        limit = "" if alarms["high"] is None else f" ({percent} % CI up to {per_hundred(alarms['high'])})"
         second = f"Of 100 {negative} ones, none raises a false alarm{limit}."
     else:
-        second = f"Of 100 {negative} ones, {_frequency(alarms, confidence)} raise a false alarm."
+        verb = "raises" if per_hundred(alarms["value"]) == "1" else "raise"
+        alarmed = f"{per_hundred(alarms['value'])} {verb} a false alarm"
+        second = f"Of 100 {negative} ones, {alarmed}{_limits(alarms, confidence)}."
     return [first, second]
 
 
@@ -87,8 +90,9 @@ def disease_words(class_names: list[str]) -> tuple[str, str]:
     return plain.get(negative, negative), plain.get(positive, positive)
 
 
-def _frequency(metric: Mapping[str, Any], confidence: float) -> str:
-    text = per_hundred(metric["value"])
+def _limits(metric: Mapping[str, Any], confidence: float) -> str:
+    """` (95 % CI 90–97)`, or nothing where the limits are undefined."""
     if metric.get("low") is None or metric.get("high") is None:
-        return text
-    return f"{text} ({confidence:.0%} CI {per_hundred(metric['low'])}–{per_hundred(metric['high'])})"
+        return ""
+    percent = round(100 * confidence)
+    return f" ({percent} % CI {per_hundred(metric['low'])}–{per_hundred(metric['high'])})"

@@ -59,11 +59,7 @@ def test_metrics_of_a_resampled_set_are_those_of_the_set_with_its_images_repeate
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.5001, 1.0])), min_size=1, max_size=40
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.5001, 1.0])), min_size=1, max_size=40))
 def test_fast_metrics_equal_the_plain_ones_on_any_data(rows: list[tuple[int, float]]) -> None:
     labels, probabilities = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
     fast = weighted_binary(labels, probabilities, 0.5)(np.ones((1, len(rows))))
@@ -131,9 +127,7 @@ def test_a_thousand_replicates_of_three_thousand_images_take_seconds() -> None:
 
 def test_wilson_interval_of_known_counts() -> None:
     interval = wilson_interval(81, 263)
-    assert (interval.low, interval.high) == pytest.approx(
-        (0.2553, 0.3662), abs=1e-4
-    )  # Newcombe 1998, table I
+    assert (interval.low, interval.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
     assert wilson_interval(0, 20).low == 0.0 and math.isnan(wilson_interval(0, 0).value)
 
 
@@ -173,14 +167,10 @@ def test_temperature_recovers_the_scale_of_binary_and_of_class_logits(true_tempe
     rng = np.random.default_rng(0)
     binary = rng.normal(0, 2, 20_000)
     labels = rng.random(20_000) < 1 / (1 + np.exp(-binary))
-    assert fit_temperature(binary * true_temperature, labels).value == pytest.approx(
-        true_temperature, rel=0.1
-    )
+    assert fit_temperature(binary * true_temperature, labels).value == pytest.approx(true_temperature, rel=0.1)
     classes = rng.normal(0, 2, (20_000, 4))
     drawn = (classes + rng.gumbel(size=classes.shape)).argmax(axis=1)
-    assert fit_temperature(classes * true_temperature, drawn).value == pytest.approx(
-        true_temperature, rel=0.1
-    )
+    assert fit_temperature(classes * true_temperature, drawn).value == pytest.approx(true_temperature, rel=0.1)
 
 
 def test_temperature_is_the_same_from_logits_and_from_probabilities() -> None:
@@ -243,9 +233,7 @@ def test_multiclass_evaluation_equals_scikit_learn() -> None:
     values = {name: metric["value"] for name, metric in result["metrics"].items()}
     assert values["accuracy"] == pytest.approx(sk.accuracy_score(labels, called))
     assert values["f1_macro"] == pytest.approx(sk.f1_score(labels, called, average="macro"))
-    assert values["roc_auc_macro"] == pytest.approx(
-        sk.roc_auc_score(labels, probabilities, multi_class="ovr")
-    )
+    assert values["roc_auc_macro"] == pytest.approx(sk.roc_auc_score(labels, probabilities, multi_class="ovr"))
     assert [row["recall"]["value"] for row in result["per_class"]] == pytest.approx(
         sk.recall_score(labels, called, average=None)
     )
@@ -258,9 +246,7 @@ def test_multiclass_evaluation_survives_a_missing_class() -> None:
     assert result["metrics"]["balanced_accuracy"]["value"] == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize(
-    "labels, probabilities", [([0, 1], [0.1]), ([0, 2], [0.1, 0.2]), ([0, 1], [0.1, np.nan])]
-)
+@pytest.mark.parametrize("labels, probabilities", [([0, 1], [0.1]), ([0, 2], [0.1, 0.2]), ([0, 1], [0.1, np.nan])])
 def test_malformed_arrays_are_refused(labels: list[int], probabilities: list[float]) -> None:
     with pytest.raises(ValueError):
         binary_metrics(labels, probabilities, 0.5)
