@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pipeline.config import JobConfig, effective, parse
-from pipeline.errors import EnvironmentError_, InputError, LeukorayError
+from pipeline.errors import PlatformError, InputError, LeukorayError
 from pipeline.storage import S3Settings
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -41,7 +41,7 @@ def run(
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             return _report(
                 error,
-                EnvironmentError_.exit_code,
+                PlatformError.exit_code,
                 f"disk full: {error}; free space and run again",
                 prog,
                 debug,

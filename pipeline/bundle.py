@@ -32,9 +32,7 @@ class BundleInfo(BaseModel):
     task: Literal["binary", "multiclass"]
     # binary: ("negative", "positive") and one logit; multiclass: one logit a class, in this order
     classes: tuple[str, ...]
-    positive_classes: tuple[
-        str, ...
-    ] = ()  # empty: the classes say nothing about disease, so no decision is made
+    positive_classes: tuple[str, ...] = ()  # empty: the classes say nothing about disease, so no decision is made
     input_size: int = Field(ge=8, le=4096)  # pixels, square
     preprocessing_digest: str
     weights_sha256: str
@@ -43,9 +41,7 @@ class BundleInfo(BaseModel):
     threshold: float = Field(0.5, ge=0, le=1)  # on the positive probability
     review_band: tuple[float, float] | None = None  # [low, high): decision 'review' instead of a side
     synthetic: bool = False  # trained on generated images
-    metrics: dict[
-        str, Any
-    ] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
+    metrics: dict[str, Any] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
     manifest_digest: str = ""
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration
@@ -81,23 +77,17 @@ class Bundle:
         try:
             data = store_for(self.uri, self.s3).read(join(self.uri, name)).data
         except StoreError as error:
-            raise InputError(
-                f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
-            ) from error
+            raise InputError(f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again") from error
         expected = {WEIGHTS: self.info.weights_sha256, GRAPH: self.info.graph_sha256}.get(name)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
-            raise InputError(
-                f"bundle {self.uri}: {name} is not the file that was published; copy the bundle again"
-            )
+            raise InputError(f"bundle {self.uri}: {name} is not the file that was published; copy the bundle again")
         return data
 
     def with_threshold(self, threshold: float | None) -> "Bundle":
         """The same model with another operating point, and so another identity."""
         if threshold is None:
             return self
-        return Bundle(
-            self.uri, self.info.model_copy(update={"threshold": threshold, "review_band": None}), self.s3
-        )
+        return Bundle(self.uri, self.info.model_copy(update={"threshold": threshold, "review_band": None}), self.s3)
 
 
 def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], s3: S3Settings | None = None) -> Bundle:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import EnvironmentError_
+from pipeline.errors import PlatformError
 
 _MIN_SHM_BYTES = 512 * 1024 * 1024
 
@@ -41,7 +41,7 @@ class Plan:
 def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool = True) -> Iterator[Any]:
     """`ray` connected: to `address` or $RAY_ADDRESS where given, else to a local Ray that ends with the block.
 
-    Raises EnvironmentError_ when the cluster does not answer.
+    Raises PlatformError when the cluster does not answer.
     """
     import ray
 
@@ -63,7 +63,7 @@ def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool =
     try:
         ray.init(**options)
     except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
-        raise EnvironmentError_(
+        raise PlatformError(
             f"Ray {'at ' + target if target else 'on this machine'} cannot be used: {_first_line(error)}; "
             "check --address/RAY_ADDRESS, and RAY_AUTH_MODE=token where the cluster asks for a token"
         ) from error
@@ -88,17 +88,17 @@ def _first_line(error: Exception) -> str:
 def check(plan: Plan, resources: dict[str, float]) -> None:
     """Refuse a plan that the cluster's total `resources` (as ray.cluster_resources()) can never hold.
 
-    Raises EnvironmentError_ with the sum and what to change.
+    Raises PlatformError with the sum and what to change.
     """
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     spare = f" + {plan.spare_cpus:g} for Ray Data" if plan.spare_cpus else ""
     if plan.cpus > cpus + 1e-9:
-        raise EnvironmentError_(
+        raise PlatformError(
             f"{plan.job} needs {plan.cpus:g} CPUs ({plan.workers} workers x {plan.cpus_per_worker:g}{spare}), "
             f"this Ray has {cpus:g}; lower --workers or --cpus-per-worker, or use a larger cluster"
         )
     if plan.gpus > gpus + 1e-9:
-        raise EnvironmentError_(
+        raise PlatformError(
             f"{plan.job} needs {plan.gpus:g} GPUs ({plan.workers} workers x {plan.gpus_per_worker:g}), "
             f"this Ray has {gpus:g}; lower --workers, or leave GPUs off"
         )
@@ -109,7 +109,11 @@ def shared_memory_warning() -> str | None:
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
-        return "/dev/shm is missing: Ray keeps objects in the temp folder, which is slow; run containers with --shm-size"
+        return (
+            "/dev/shm is missing: Ray keeps objects in the temp folder, which is slow; run containers with --shm-size"
+        )
     if free < _MIN_SHM_BYTES:
-        return f"/dev/shm has {free >> 20} MiB free: Ray will spill to the temp folder; run containers with --shm-size=4g"
+        return (
+            f"/dev/shm has {free >> 20} MiB free: Ray will spill to the temp folder; run containers with --shm-size=4g"
+        )
     return None

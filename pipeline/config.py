@@ -113,7 +113,7 @@ def _choices(kind: Any) -> list[str] | None:
 
 def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     kind, is_list = _base_type(field.annotation)
-    default = field.get_default(call_default_factory=True) if not field.is_required() else None  # type: ignore[call-arg]
+    default = field.get_default(call_default_factory=True) if not field.is_required() else None
     text = (field.description or "").replace("%", "%%")
     if default not in (None, False, [], ()):
         shown = " ".join(map(str, default)) if is_list else default
@@ -129,9 +129,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     choices = _choices(kind)
     metavar = "{" + ",".join(choices) + "}" if choices else getattr(kind, "__name__", "value").upper()
     if is_list:
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, nargs="+", action="extend", default=None, help=text
-        )
+        parser.add_argument(flag, dest=name, metavar=metavar, nargs="+", action="extend", default=None, help=text)
     else:
         parser.add_argument(flag, dest=name, metavar=metavar, default=None, help=text)
 

@@ -31,7 +31,7 @@ class IncompleteError(LeukorayError):
     exit_code = 4
 
 
-class EnvironmentError_(LeukorayError):
+class PlatformError(LeukorayError):
     """The machine, the cluster or the store cannot do what the job needs: cores, memory, port, disk, lock."""
 
     exit_code = 5

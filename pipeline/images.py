@@ -130,9 +130,7 @@ def _open(data: bytes) -> Image.Image:
         name = _sniff(data)
         if name is None:
             start = data[:8].hex(" ")
-            message = (
-                f"starts with {start}: not JPEG, PNG, TIFF, BMP, WebP or GIF; convert it or leave it out"
-            )
+            message = f"starts with {start}: not JPEG, PNG, TIFF, BMP, WebP or GIF; convert it or leave it out"
             raise ImageRejected(Code.UNSUPPORTED_FORMAT, message) from error
         raise _damaged(data, name, error) from error
 
@@ -193,9 +191,7 @@ def _decode_pillow(data: bytes) -> NDArray[np.uint8]:
     except ImageRejected:
         raise
     except MemoryError as error:
-        raise ImageRejected(
-            Code.TOO_MANY_PIXELS, "not enough memory to decode it; lower --max-pixels"
-        ) from error
+        raise ImageRejected(Code.TOO_MANY_PIXELS, "not enough memory to decode it; lower --max-pixels") from error
     except Exception as error:  # every other failure of a decoder is damage in the bytes
         raise _damaged(data, name, error) from error
 
@@ -265,9 +261,9 @@ def _is_complete(data: bytes, name: str) -> bool:
     if name == "gif":
         return data.rstrip(b"\x00").endswith(b"\x3b")
     if name == "webp":
-        return len(data) >= 12 and len(data) >= struct.unpack("<I", data[4:8])[0] + 8
+        return len(data) >= 12 and len(data) >= int.from_bytes(data[4:8], "little") + 8
     if name == "bmp":
-        return len(data) >= struct.unpack("<I", data[2:6])[0]
+        return len(data) >= int.from_bytes(data[2:6], "little")
     return not _tiff_reaches_past_end(data)
 
 

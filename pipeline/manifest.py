@@ -74,9 +74,7 @@ def image_id(uri: str, member: str | None = None, occurrence: int = 0) -> int:
 
 def table_digest(table: pa.Table) -> str:
     """SHA-256, hex, of ids, versions, labels and splits in id order: what training depends on."""
-    ordered = table.sort_by("image_id").select(
-        ["image_id", "etag", "label", "class_name", "subject_id", "split"]
-    )
+    ordered = table.sort_by("image_id").select(["image_id", "etag", "label", "class_name", "subject_id", "split"])
     sink = hashlib.sha256()
     for column in ordered.columns:
         sink.update(json.dumps(column.to_pylist()).encode())
@@ -99,7 +97,7 @@ def write_manifest(
     whole = pa.concat_tables(parts) if parts else MANIFEST_SCHEMA.empty_table()
     info = {**info, "version": MANIFEST_VERSION, "digest": table_digest(whole), "images": whole.num_rows}
     store.delete(join(out, "manifest.json"))
-    stale = [item.uri for item in store.list(out) if item.uri.rsplit("/", 1)[-1].startswith("part-")]
+    stale = [item.uri for item in store.walk(out) if item.uri.rsplit("/", 1)[-1].startswith("part-")]
     for uri in stale:
         store.delete(uri)
     for number, part in enumerate(parts):
@@ -136,15 +134,13 @@ def read_manifest(uri: str, s3: S3Settings | None = None) -> Manifest:
     """Read a whole manifest. Raises InputError naming what is wrong."""
     uri = absolute(uri)
     info = read_info(uri, s3)
-    filesystem, path = arrow_filesystem(uri, s3)
+    filesystem, _ = arrow_filesystem(uri, s3)
     names = part_uris(uri, s3)
     try:
         tables = [pq.read_table(arrow_filesystem(name, s3)[1], filesystem=filesystem) for name in names]
         table = pa.concat_tables([item.cast(MANIFEST_SCHEMA) for item in tables])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(
-            f"{uri}: cannot be read as a manifest ({error}); run `leukoray ingest` again"
-        ) from error
+        raise InputError(f"{uri}: cannot be read as a manifest ({error}); run `leukoray ingest` again") from error
     if table.num_rows != info["images"]:
         raise InputError(
             f"{uri}: {table.num_rows} rows, manifest.json says {info['images']}; run `leukoray ingest` again"
@@ -153,7 +149,7 @@ def read_manifest(uri: str, s3: S3Settings | None = None) -> Manifest:
 
 
 def part_uris(uri: str, s3: S3Settings | None = None) -> list[str]:
-    names = [item.uri for item in store_for(uri, s3).list(absolute(uri)) if item.uri.endswith(".parquet")]
+    names = [item.uri for item in store_for(uri, s3).walk(absolute(uri)) if item.uri.endswith(".parquet")]
     return sorted(names)
 
 

@@ -55,9 +55,7 @@ class Predictor:
         """
         logits = self._run(images).astype(np.float64)
         if not np.isfinite(logits).all():
-            raise ImageRejected(
-                Code.PREDICT_FAILED, "the model gave a logit that is not finite", Stage.PREDICT
-            )
+            raise ImageRejected(Code.PREDICT_FAILED, "the model gave a logit that is not finite", Stage.PREDICT)
         return self.from_logits(logits)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -76,7 +74,7 @@ class Predictor:
         top = classes.argmax(axis=1)
         if self._positive:
             probability = classes[:, self._positive].sum(axis=1).clip(0.0, 1.0)
-            decisions = tuple(self._decide(value) for value in probability)
+            decisions: tuple[str | None, ...] = tuple(self._decide(value) for value in probability)
         else:
             probability = classes.max(axis=1)
             decisions = (None,) * len(classes)
@@ -92,9 +90,7 @@ class Predictor:
         """Decode one encoded image for this model. Raises ImageRejected."""
         return load_image(data, self.size, limits)
 
-    def predict_bytes(
-        self, images: Sequence[bytes], limits: Limits = Limits()
-    ) -> list[Predictions | ImageRejected]:
+    def predict_bytes(self, images: Sequence[bytes], limits: Limits = Limits()) -> list[Predictions | ImageRejected]:
         """One result an encoded image, in order: `Predictions` with B = 1, or why it was rejected."""
         results: list[Predictions | ImageRejected] = []
         for data in images:

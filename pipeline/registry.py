@@ -67,9 +67,7 @@ def resolve(uri: str, s3: S3Settings | None = None) -> Bundle:
     pointer = read_pointer(uri, s3)
     if pointer is not None:
         return read_bundle(join(uri, str(pointer["version"])), s3)
-    names = sorted(
-        info.uri.removesuffix("/" + POINTER) for info in store.list(uri) if info.uri.endswith("/" + POINTER)
-    )
+    names = sorted(info.uri.removesuffix("/" + POINTER) for info in store.walk(uri) if info.uri.endswith("/" + POINTER))
     if len(names) == 1:
         return resolve(names[0], s3)
     if names:
