@@ -39,12 +39,12 @@ class WhiteCell:
 
 
 def draw_white_cell(rng: np.random.Generator, kind: str) -> WhiteCell:
-    """Sizes of one white cell. Blasts: 12-16 um across, nucleus 74-88 % of the area; lymphocytes: 8-16 um."""
+    """Sizes of one white cell. Blasts: 13-16 um across, nucleus 74-88 % of the area; lymphocytes: 8-16 um."""
     if kind == "blast":
-        radius = rng.uniform(5.9, 8.2)
+        radius = rng.uniform(6.4, 8.2)
         return WhiteCell(kind, radius, radius * float(np.sqrt(rng.uniform(0.74, 0.88))))
     if kind == "lymphocyte":
-        nucleus = rng.uniform(3.4, 5.0)
+        nucleus = rng.uniform(3.4, 4.7)
         # Most have a thin rim of cytoplasm; one in three is a large lymphocyte with plenty of pale blue.
         rim = rng.uniform(2.0, 3.2) if rng.random() < 0.35 else rng.uniform(0.5, 1.0)
         return WhiteCell(kind, nucleus + rim, nucleus)
