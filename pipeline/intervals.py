@@ -113,7 +113,7 @@ def weighted_binary(labels: Ints, probabilities: Floats, threshold: float) -> Ca
 
 
 def rank_metrics(positive: NDArray[np.bool_], scores: Floats) -> Callable[[Floats], tuple[Floats, Floats]]:
-    """A function from weights (R, N) to ROC-AUC (R,) and average precision (R,), ties counted half."""
+    """A function from weights (R, N) to ROC-AUC (R,) and average precision (R,), ties counted half; NaN with one class."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # first row of each run of equal scores
     positive = positive[order]
@@ -125,7 +125,8 @@ def rank_metrics(positive: NDArray[np.bool_], scores: Floats) -> Callable[[Float
         true, false = hits.cumsum(axis=1), alarms.cumsum(axis=1)
         wins = (alarms * (true - hits / 2)).sum(axis=1)
         precision = np.nan_to_num(ratio(true, true + false))
-        return ratio(wins, true[:, -1] * false[:, -1]), ratio((hits * precision).sum(axis=1), true[:, -1])
+        average = ratio((hits * precision).sum(axis=1), true[:, -1])
+        return ratio(wins, true[:, -1] * false[:, -1]), np.where(false[:, -1] > 0, average, np.nan)
 
     return metrics
 

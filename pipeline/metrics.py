@@ -91,7 +91,7 @@ def binary_metrics(labels: ArrayLike, probabilities: ArrayLike, threshold: float
         "specificity": specificity,
         "f1": float(ratio(2 * tp, 2 * tp + fp + fn)) if tp + fn else math.nan,
         "roc_auc": float(roc_auc_score(truth, scores)) if both else math.nan,
-        "pr_auc": float(average_precision_score(truth, scores)) if truth.any() else math.nan,
+        "pr_auc": float(average_precision_score(truth, scores)) if both else math.nan,
         "brier": float(brier_score_loss(truth, scores, pos_label=1)) if len(truth) else math.nan,
         "ece": expected_calibration_error(truth, scores),
     }

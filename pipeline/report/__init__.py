@@ -3,8 +3,8 @@
 `curves` turns labels and probabilities into points, `plots` points into SVG, `html` and `card` fill the templates.
 """
 
-from pipeline.report.card import write_card
+from pipeline.report.card import render_card, write_card
 from pipeline.report.curves import binary_curves, multiclass_curves
-from pipeline.report.html import write_report
+from pipeline.report.html import render_report, write_report
 
-__all__ = ["binary_curves", "multiclass_curves", "write_card", "write_report"]
+__all__ = ["binary_curves", "multiclass_curves", "render_card", "render_report", "write_card", "write_report"]

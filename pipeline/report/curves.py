@@ -50,7 +50,7 @@ def _roc(positive: Any, scores: Floats) -> dict[str, Any] | None:
 
 
 def _precision_recall(positive: Any, scores: Floats) -> dict[str, Any] | None:
-    if not positive.any():
+    if not 0 < positive.sum() < len(positive):
         return None
     precision, recall, _ = precision_recall_curve(positive, scores)
     keep = _thinned(len(recall))

@@ -59,6 +59,7 @@ def render_report(
     provenance: Mapping[str, Any],
     synthetic: bool,
     warnings: Sequence[str] = (),
+    split: str = "test",
 ) -> str:
     """The report as HTML text.
 
@@ -84,6 +85,7 @@ def render_report(
             mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
             provenance=provenance,
             synthetic=synthetic,
+            split=split,
             warnings=caveats,
             not_a_device=words.NOT_A_DEVICE,
             synthetic_note=words.SYNTHETIC,

@@ -86,7 +86,10 @@ def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
         axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         for k, (name, curve) in enumerate(curves.items()):
             if curve:
-                style: dict[str, Any] = {"color": CLASS_COLOURS[k % len(CLASS_COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
+                style: dict[str, Any] = {
+                    "color": CLASS_COLOURS[k % len(CLASS_COLOURS)],
+                    "linestyle": DASHES[k % len(DASHES)],
+                }
                 label = f"{name}  {curve['auc']:.3f}"
                 axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
         axes.legend(loc="lower right", title="AUC, each class against the rest", title_fontsize=8.5)
@@ -118,7 +121,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         axes.tick_params(which="minor", length=0)
         size = 16 if len(names) == 2 else 12 if len(names) < 6 else 7
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.55 else INK
+            colour = "white" if shares[row, column] > 0.7 else INK
             axes.text(column, row - 0.04, f"{count:,}", ha="center", va="bottom", fontsize=size, color=colour)
             share = f"{shares[row, column]:.0%}" if totals[row, 0] else "–"
             axes.text(column, row + 0.09, share, ha="center", va="top", fontsize=size * 0.7, color=colour)

@@ -1,0 +1,234 @@
+"""The report and the card as their readers get them: complete, self-contained, honest."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.bundle import BundleInfo
+from pipeline.metrics import evaluate_binary, evaluate_multiclass
+from pipeline.report import (
+    binary_curves,
+    multiclass_curves,
+    render_card,
+    render_report,
+    words,
+    write_card,
+    write_report,
+)
+
+PROVENANCE = {"Model": "demo / v1", "Model SHA-256": "9f" * 32, "Split rule": "subject-disjoint, seed 0"}
+HISTORY = [
+    {"epoch": 1, "train_loss": 0.7, "val_loss": 0.6, "val_auc": 0.8, "learning_rate": 1e-3, "images_per_s": 200.0},
+    {"epoch": 2, "train_loss": 0.5, "val_loss": 0.4, "val_auc": 0.9, "learning_rate": 1e-3, "images_per_s": 200.0},
+    {"epoch": 3, "train_loss": 0.4, "val_loss": None, "val_auc": float("nan"), "learning_rate": 1e-3},
+]
+CLASSES = ["EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"]
+
+
+def binary(images: int = 300) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, images)
+    probabilities = 1 / (1 + np.exp(-(3.0 * labels - 1.5 + rng.normal(0, 1, images))))
+    return labels, probabilities, [f"s{k}" for k in rng.integers(0, 30, images)]
+
+
+def binary_content(**changes: Any) -> dict[str, Any]:
+    labels, probabilities, subjects = binary()
+    metrics = evaluate_binary(
+        labels,
+        probabilities,
+        threshold=0.4,
+        subjects=subjects,
+        slices={"subject": subjects},
+        review_band=(0.3, 0.6),
+        replicates=50,
+    )
+    thumbnail = np.full((48, 64, 3), 200, np.uint8)
+    content = {
+        "title": "demo, test split",
+        "metrics": metrics,
+        "curves": binary_curves(labels, probabilities),
+        "history": HISTORY,
+        "mistakes": [(thumbnail, "truly positive, p = 0.031"), (thumbnail, "<b>odd & name</b>.jpg")],
+        "provenance": PROVENANCE,
+        "synthetic": True,
+        "warnings": ["The background tells the class."],
+    }
+    return {**content, **changes}
+
+
+def multiclass_content() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    logits = rng.normal(size=(200, 4)) + 2 * np.eye(4)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return {
+        "title": "cell types",
+        "metrics": evaluate_multiclass(labels, probabilities, class_names=CLASSES, replicates=50),
+        "curves": multiclass_curves(labels, probabilities, CLASSES),
+        "provenance": PROVENANCE,
+        "synthetic": False,
+    }
+
+
+def info(**changes: Any) -> BundleInfo:
+    values = {
+        "name": "demo",
+        "version": "v1",
+        "architecture": "cnn",
+        "task": "binary",
+        "classes": ("negative", "positive"),
+        "positive_classes": ("positive",),
+        "input_size": 64,
+        "preprocessing_digest": "ab" * 32,
+        "weights_sha256": "cd" * 32,
+        "graph_sha256": "ef" * 32,
+        "versions": {"torch": "2.x"},
+        "split_rule": "subject-disjoint, seed 0",
+    }
+    return BundleInfo(**{**values, **changes})
+
+
+class Outline(HTMLParser):
+    """Tags, ids, and everything that a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href", "srcset", "action"):
+                self.links.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["style"]:
+            self.text += data
+
+
+@pytest.mark.parametrize("content", [binary_content(), multiclass_content()], ids=["binary", "multiclass"])
+def test_report_fetches_nothing_and_runs_nothing(content: dict[str, Any]) -> None:
+    text = render_report(**content)
+    outline = Outline(text)
+    assert all(link.startswith(("data:image/", "#")) for link in outline.links)
+    assert not {"script", "link", "iframe"} & set(outline.tags)
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+def test_figures_of_one_page_do_not_share_ids() -> None:
+    outline = Outline(render_report(**binary_content()))
+    assert outline.tags.count("figure") == 8  # six plots and two mistakes
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
+
+
+def test_report_says_what_it_is_and_what_it_is_made_of() -> None:
+    text = Outline(render_report(**binary_content())).text
+    for sentence in (words.NOT_A_DEVICE, words.SYNTHETIC, "The background tells the class.", "9f" * 32):
+        assert sentence in text
+    assert "synthetic" not in Outline(render_report(**binary_content(synthetic=False, title="demo"))).text.lower()
+
+
+def test_report_escapes_names_from_outside() -> None:
+    text = render_report(**binary_content())
+    assert "<b>odd" not in text and "&lt;b&gt;odd &amp; name" in text
+
+
+def test_report_is_written_whole_and_alone(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report", **binary_content())
+    assert [item.name for item in path.parent.iterdir()] == ["report.html"]
+    assert path.read_text().rstrip().endswith("</html>")
+
+
+def test_same_result_gives_the_same_report() -> None:
+    assert render_report(**binary_content()) == render_report(**binary_content())
+
+
+def test_one_class_reports_what_can_be_said_and_no_more() -> None:
+    labels, probabilities = [1] * 48, np.linspace(0.1, 0.9, 48)
+    metrics = evaluate_binary(labels, probabilities, threshold=0.5, replicates=50)
+    content = binary_content(metrics=metrics, curves=binary_curves(labels, probabilities), history=[])
+    text = Outline(render_report(**content)).text
+    assert "Of 100 diseased cell images, 50 are found" in text
+    assert "no healthy image, so nothing can be said about false alarms" in text
+    assert "nan" not in text.lower()
+
+
+def test_multiclass_report_may_carry_the_disease_view() -> None:
+    content = multiclass_content()
+    labels, probabilities, subjects = binary()
+    content["metrics"]["disease"] = evaluate_binary(
+        labels, probabilities, threshold=0.5, subjects=subjects, replicates=50
+    )
+    content["curves"]["disease"] = binary_curves(labels, probabilities)
+    text = Outline(render_report(**content)).text
+    assert "the right one of 4 classes" in text and "diseased cell images" in text and "ROC of disease" in text
+
+
+def test_long_slice_tables_show_the_hardest_groups() -> None:
+    content = binary_content()
+    rows = content["metrics"]["slices"]["subject"]
+    hardest = min(rows, key=lambda row: row["accuracy"]["value"])["value"]
+    text = Outline(render_report(**content)).text
+    assert f"the 15 with the lowest of {len(rows)}" in text and hardest in text
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "specificity", "expected"),
+    [
+        ((0.94, 0.90, 0.97), (0.93, 0.90, 0.96), ["94 are found (95 % CI 90–97)", "7 raise a false alarm"]),
+        ((1.0, 0.93, 1.0), (1.0, 0.91, 1.0), ["100 are found (95 % CI 93–100)", "none raises a false alarm (95 %"]),
+        ((0.998, 0.99, 1.0), (0.99, None, None), ["99.8 are found", "1 raises a false alarm."]),
+    ],
+)
+def test_headline_speaks_in_natural_frequencies(sensitivity: Any, specificity: Any, expected: list[str]) -> None:
+    keys = ("value", "low", "high")
+    metrics = {
+        "task": "binary",
+        "class_names": ["negative", "positive"],
+        "intervals": {"confidence": 0.95},
+        "metrics": {
+            "sensitivity": dict(zip(keys, sensitivity, strict=True)),
+            "specificity": dict(zip(keys, specificity, strict=True)),
+        },
+    }
+    for part, sentence in zip(expected, words.headline(metrics), strict=True):
+        assert part in sentence.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_numbers_are_never_rounded_to_certainty() -> None:
+    assert words.number(0.99996) == "> 0.999" and words.number(1.0) == "1.000"
+    assert words.number(0.00001) == "< 0.001" and words.number(None) == words.DASH
+
+
+def test_card_has_the_sections_of_the_paper_and_its_metrics(tmp_path: Path) -> None:
+    metrics = binary_content()["metrics"]
+    path = write_card(tmp_path / "MODEL_CARD.md", info(synthetic=True), metrics=metrics, data={"Source": "a|b"})
+    text = path.read_text()
+    for heading in ("Model details", "Intended use", "Factors", "Training data", "Metrics", "Limits", "Ethical"):
+        assert f"## {heading}" in text
+    assert words.NOT_A_DEVICE in text and words.SYNTHETIC in text and "a\\|b" in text
+    assert f"| ROC-AUC | {metrics['metrics']['roc_auc']['value']:.3f} |" in text
+    assert info(synthetic=True).identity() in text
+
+
+def test_card_tables_are_not_broken_by_blank_lines() -> None:
+    lines = render_card(info(), metrics=binary_content()["metrics"], data={"Source": "x"}).splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("|---"):
+            assert lines[number - 1].startswith("|") and lines[number + 1].startswith("|")
+
+
+def test_card_before_evaluation_says_so() -> None:
+    assert "Not evaluated on a test split yet" in render_card(info())
