@@ -1,0 +1,239 @@
+"""leukoray ingest: folders, buckets and archives of images into a manifest with labels, subjects and splits."""
+
+import json
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from jobs.common import Clock, finish, run, s3_settings
+from pipeline import __version__
+from pipeline.config import JobConfig, effective, positional
+from pipeline.errors import InputError
+from pipeline.ingest import Draft, Wishes, counts, ingest
+from pipeline.layouts import describe_layouts
+from pipeline.listing import Filters, parse_since
+from pipeline.manifest import Manifest, write_manifest
+from pipeline.splits import SPLITS
+from pipeline.storage import absolute, join, store_for
+
+EXAMPLES = f"""examples:
+  leukoray ingest /data/smears --out out/manifest
+  leukoray ingest /data/healthy /data/leukemia --out out/manifest
+  leukoray ingest s3://lab/2026/ 'night_*.tar' --out s3://lab/manifests/2026
+  leukoray ingest /data/cells --labels labels.csv --positive blast --subject-pattern '(P\\d+)_'
+
+layouts, recognized by themselves or named with --layout:
+{describe_layouts()}
+
+Research software, not a medical device.
+"""
+
+_EXAMPLES_SHOWN = 5
+
+
+class IngestConfig(JobConfig):
+    """List images into a manifest: one row an image, with class, subject and split where they are known."""
+
+    source: list[str] = positional(
+        min_length=1, description="folders, s3:// prefixes, tar/zip archives, globs, or tables of URIs"
+    )
+    out: str = Field("out/manifest", description="folder or s3:// prefix of the manifest")
+    layout: str | None = Field(None, description="read paths as this layout (default: recognized)")
+    positive: list[str] = Field([], description="classes that mean leukemia")
+    negative: list[str] = Field([], description="classes that do not (default: all others, where --positive is given)")
+    subject_pattern: str | None = Field(None, description="regular expression whose first group is the subject")
+    subject_blocks: int | None = Field(
+        None, ge=1, description="this many consecutive file numbers of a class stand in for one subject"
+    )
+    labels: str | None = Field(None, description="CSV or Parquet with columns path, label or class_name, subject_id")
+    split_rule: Literal["auto", "subjects", "images", "given"] = Field(
+        "auto", description="what stays on one side of the split; auto is the layout's honest rule"
+    )
+    fractions: list[float] = Field(
+        [0.7, 0.15, 0.15], min_length=3, max_length=3, description="shares of train, validation and test"
+    )
+    seed: int = Field(0, description="of the split")
+    include: list[str] = Field([], description="globs on path or file name: only these")
+    exclude: list[str] = Field([], description="globs on path or file name: not these")
+    since: str | None = Field(None, description="only files modified since: 2026-11-01, or an age such as 36h, 7d")
+    limit: int | None = Field(None, ge=1, description="stop after this many images")
+
+
+def main(config: IngestConfig) -> None:
+    clock = Clock()
+    s3 = s3_settings(config)
+    out = absolute(config.out)
+    _refuse_source_as_out(out, config.source)
+    filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
+    draft = ingest(config.source, _wishes(config), filters, s3, config.limit)
+    written = write_manifest(out, [draft.table], _info(draft, config), s3)
+    store = store_for(out, s3)
+    problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
+    store.write(join(out, "problems.json"), json.dumps(problems, indent=2).encode())
+    print("\n".join(account(draft, written, clock.seconds)), flush=True)
+
+
+def _wishes(config: IngestConfig) -> Wishes:
+    return Wishes(
+        layout=config.layout,
+        positive=tuple(config.positive),
+        negative=tuple(config.negative),
+        subject_pattern=config.subject_pattern,
+        subject_blocks=config.subject_blocks,
+        labels=config.labels,
+        split_rule=config.split_rule,
+        fractions=tuple(config.fractions),
+        seed=config.seed,
+    )
+
+
+def _refuse_source_as_out(out: str, sources: Sequence[str]) -> None:
+    """A manifest replaces the parts of an older one in its folder: it must not share it with images."""
+    for source in sources:
+        if out == absolute(source):
+            raise InputError(f"--out {out}: is the source itself; give the manifest a folder of its own")
+
+
+def _info(draft: Draft, config: IngestConfig) -> dict[str, Any]:
+    """What `manifest.json` says beside version, digest and number of images."""
+    listing = draft.listing
+    return {
+        "source": [absolute(source) for source in config.source],
+        "layout": draft.layout.name,
+        "labels_from": draft.labels_from,
+        "split_rule": draft.split.rule,
+        "split_reason": draft.split.reason,
+        "warnings": draft.warnings,
+        "synthetic": draft.is_synthetic,
+        "positive": draft.positive,
+        "counts": counts(draft.table),
+        "bytes": listing.tally.bytes,
+        "left_out": dict(listing.tally.left_out),
+        "problems": dict(Counter(str(problem.code) for problem in listing.problems)),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "leukoray": __version__,
+        "configuration": effective(config),
+    }
+
+
+# ---- what a person reads -----------------------------------------------------------------------------------
+
+
+def account(draft: Draft, written: Manifest, seconds: float) -> list[str]:
+    """The lines printed at the end."""
+    listing, layout, split = draft.listing, draft.layout, draft.split
+    rate = f"listed in {seconds:.1f} s"
+    lines = [f"{draft.table.num_rows:,} images, {_size(listing.tally.bytes)}, {rate}", ""]
+    if draft.is_synthetic:
+        lines.insert(0, "SYNTHETIC images: figures made from them say nothing about real blood")
+    lines += _field("layout", f"{layout.name}: {layout.title}")
+    if draft.labels_from != "paths":
+        lines += _field("labels", f"from {draft.labels_from}")
+    lines += _field("split", split.reason)
+    if draft.labels_from == "paths" and split.rule == layout.split_rule:
+        lines += _field("why", layout.why)
+    lines += ["", *_class_table(draft), ""]
+    lines += _left_out(draft)
+    for warning in [*draft.warnings, *_fitness(draft)]:
+        lines += _field("note", warning)
+    lines += _field("manifest", written.uri)
+    return lines
+
+
+def _class_table(draft: Draft) -> list[str]:
+    """Images of every class in every split, then subjects."""
+    found = counts(draft.table)
+    parts = [part for part in (*SPLITS, "none") if part in found["splits"]]
+    words = {1: "positive", 0: "negative"}
+    rows = [["class", "label", *("no split" if part == "none" else part for part in parts), "images"]]
+    for name, of_class in found["classes"].items():
+        cells = [f"{of_class.get(part, 0):,}" for part in parts]
+        rows.append([name, words.get(draft.positive.get(name, -1), "-"), *cells, f"{sum(of_class.values()):,}"])
+    totals = [found["splits"].get(part, 0) for part in parts]
+    rows.append(["all", "", *(f"{total:,}" for total in totals), f"{sum(totals):,}"])
+    if found["subjects"]:
+        n_subjects = [found["subjects"].get(part, 0) for part in parts]
+        distinct = len(set(draft.table["subject_id"].drop_null().to_pylist()))
+        rows.append(["subjects", "", *(f"{count:,}" for count in n_subjects), f"{distinct:,}"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  " + "  ".join(_aligned(row, widths)) for row in rows]
+    rule = "  " + "  ".join("-" * width for width in widths)
+    body = len(found["classes"]) + 1
+    return [lines[0], rule, *lines[1:body], rule, *lines[body:]]
+
+
+def _aligned(row: list[str], widths: list[int]) -> list[str]:
+    return [
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+
+
+def _left_out(draft: Draft) -> list[str]:
+    tally, problems = draft.listing.tally, draft.listing.problems
+    lines: list[str] = []
+    if tally.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.left_out.most_common())
+        lines += _field("left out", f"{sum(tally.left_out.values()):,} files: {reasons}")
+    if problems:
+        codes = ", ".join(f"{count:,} {code}" for code, count in Counter(str(p.code) for p in problems).most_common())
+        lines += _field("problems", f"{tally.problems:,} not in the manifest, see problems.json: {codes}")
+        for problem in problems[:_EXAMPLES_SHOWN]:
+            member = f"!/{problem.member}" if problem.member else ""
+            lines.append(f"            {problem.code}  {problem.uri}{member}: {problem.message}")
+        if len(problems) > _EXAMPLES_SHOWN:
+            lines.append(f"            and {len(problems) - _EXAMPLES_SHOWN:,} more")
+    return lines
+
+
+def _fitness(draft: Draft) -> list[str]:
+    """What this manifest is not good for."""
+    if not draft.classes:
+        return ["no labels: fine for scoring, training will refuse it; give --labels or one folder a class"]
+    if len(draft.classes) == 1:
+        return [f"one class only ({draft.classes[0]}): fine for scoring, training will refuse it"]
+    if not draft.positive:
+        return [
+            "no class means leukemia or its absence: training will tell the classes apart; "
+            "name the ones that do with --positive CLASS"
+        ]
+    if len(set(draft.positive.values())) == 1:
+        missing = "negative" if 1 in draft.positive.values() else "positive"
+        return [f"no class is {missing}: name it with --{missing} CLASS"]
+    return []
+
+
+def _field(name: str, text: str) -> list[str]:
+    """`name` in a column of its own, `text` wrapped beside it; paths and URIs are never broken."""
+    indent = " " * 12
+    return textwrap.wrap(
+        text,
+        100,
+        initial_indent=f"{name:<10}  ",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _size(n_bytes: int) -> str:
+    value = float(n_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def command(argv: Sequence[str]) -> int:
+    return run(IngestConfig, main, prog="leukoray ingest", epilog=EXAMPLES, argv=argv)
+
+
+if __name__ == "__main__":
+    finish(command(sys.argv[1:]))
