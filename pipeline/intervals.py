@@ -40,7 +40,9 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
     share = successes / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     margin = z / (1 + z * z / total) * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return Interval(share, float(max(0.0, centre - margin)), float(min(1.0, centre + margin)))
+    low = 0.0 if successes == 0 else float(centre - margin)  # exact at the ends, where rounding would leave 1e-17
+    high = 1.0 if successes == total else float(centre + margin)
+    return Interval(share, low, high)
 
 
 def subject_codes(subjects: Sequence[str | None] | None, images: int) -> tuple[Ints, str]:
@@ -113,7 +115,7 @@ def weighted_binary(labels: Ints, probabilities: Floats, threshold: float) -> Ca
 
 
 def rank_metrics(positive: NDArray[np.bool_], scores: Floats) -> Callable[[Floats], tuple[Floats, Floats]]:
-    """A function from weights (R, N) to ROC-AUC (R,) and average precision (R,), ties counted half; NaN with one class."""
+    """A function from weights (R, N) to ROC-AUC (R,) and average precision (R,); ties count half, one class is NaN."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # first row of each run of equal scores
     positive = positive[order]

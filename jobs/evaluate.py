@@ -1,0 +1,263 @@
+"""`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import Field
+
+from jobs.common import Clock, run, s3_settings, show_config
+from pipeline import __version__
+from pipeline.bundle import CARD, Bundle, update_info
+from pipeline.cluster import Plan, check, connected
+from pipeline.config import JobConfig, effective, positional
+from pipeline.errors import IncompleteError, InputError, UsageError
+from pipeline.evaluation import Outcomes, is_labelled
+from pipeline.fetch import Row
+from pipeline.manifest import SPLITS, Manifest, read_manifest, rows, to_parquet
+from pipeline.metrics import METRIC_NAMES, Threshold, threshold_for
+from pipeline.outcomes import EvaluationWorker, Outcome
+from pipeline.registry import resolve
+from pipeline.report import render_card, render_report, words
+from pipeline.storage import S3Settings, absolute, join, store_for
+
+HISTORY = "report/history.json"
+_ROWS_PER_TASK = 128
+_NOT_IN_CARD = ("slices",)
+
+
+class EvaluateConfig(JobConfig):
+    """Measure a model on one split: metrics with intervals over subjects, predictions, an HTML report."""
+
+    manifest: str = positional(description="manifest folder, local or s3://")
+    model: str = Field(description="bundle or registry folder, local or s3://")
+    out: str = Field("report", description="folder for metrics.json, predictions.parquet and report.html")
+    split: str = Field("test", description="split to measure: train, validation or test")
+    target_sensitivity: float | None = Field(
+        None, gt=0, le=1, description="choose the threshold on validation for at least this sensitivity"
+    )
+    bootstrap: int = Field(1000, ge=100, description="resamplings for the intervals")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+    seed: int = Field(0, description="seed of the resampling")
+    mistakes: int = Field(24, ge=0, le=200, description="how many of the worst mistakes to show")
+    max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
+    workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
+    cpus_per_worker: float = Field(1.0, gt=0, description="cores a worker holds")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs a worker holds; 0 predicts with ONNX Runtime")
+
+
+EPILOG = """examples:
+  leukoray evaluate out/demo/manifest --model out/demo/models --out out/demo/report
+  leukoray evaluate s3://lab/manifest --model s3://lab/models/all --out s3://lab/report --target-sensitivity 0.95
+
+Research software, not a medical device."""
+
+
+def main(config: EvaluateConfig) -> None:
+    clock, s3 = Clock(), s3_settings(config)
+    if config.split not in SPLITS:
+        raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
+    show_config(config)
+    manifest, bundle = read_manifest(config.manifest, s3), resolve(config.model, s3)
+    with connected(config.address, config.num_cpus) as ray:
+        chosen = choose_threshold(ray, config, bundle, manifest, s3)
+        if config.target_sensitivity is not None:
+            bundle = bundle.with_threshold(chosen.value)
+        outcomes = predict_split(ray, config, bundle, manifest, config.split, s3)
+    metrics = outcomes.metrics(
+        chosen.value, replicates=config.bootstrap, confidence=config.confidence, seed=config.seed
+    )
+    notes = caveats(config, bundle, manifest, outcomes)
+    facts = provenance(config, bundle, manifest, chosen)
+    report = render_report(
+        title=f"{bundle.info.name}, {config.split} split",
+        metrics=metrics,
+        curves=outcomes.curves(),
+        history=training_history(bundle),
+        mistakes=outcomes.mistakes(chosen.value, config.mistakes, s3),
+        provenance=facts,
+        synthetic=bundle.info.synthetic or manifest.is_synthetic,
+        warnings=notes,
+        split=config.split,
+    )
+    record = {"split": config.split, "provenance": facts, **metrics, "warnings": [*notes, *metrics["warnings"]]}
+    record |= {"configuration": effective(config), "rejected": len(outcomes.rejected)}
+    save(config, outcomes, chosen, record, report, s3)
+    keep_in_bundle(config, bundle, manifest, record, report)
+    account(config, metrics, outcomes, record["warnings"], clock)
+
+
+def choose_threshold(ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, s3: S3Settings) -> Threshold:
+    """The bundle's own, or the one that reaches the target on validation."""
+    if config.target_sensitivity is None:
+        return Threshold(bundle.info.threshold, "the bundle's", float("nan"), float("nan"))
+    validation = predict_split(ray, config, bundle, manifest, "validation", s3)
+    if validation.diseased is None:
+        raise UsageError("--target-sensitivity: this model's classes do not say which mean disease; leave it out")
+    return threshold_for(validation.diseased, validation.probability, config.target_sensitivity)
+
+
+def predict_split(
+    ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, split: str, s3: S3Settings
+) -> Outcomes:
+    """Predict every labelled image of the split, spread over the cluster."""
+    wanted = [row for row in rows(manifest.split(split)) if is_labelled(bundle.info, row)]
+    if not wanted:
+        raise InputError(
+            f"{manifest.uri}: no labelled image in split {split!r}; choose another --split or ingest again"
+        )
+    wanted.sort(key=lambda row: (row["uri"], row["offset"] or 0))  # members of one archive together, in its order
+    tasks = [wanted[start : start + _ROWS_PER_TASK] for start in range(0, len(wanted), _ROWS_PER_TASK)]
+    available = ray.cluster_resources()
+    possible = max(1, int(available.get("CPU", 1) / config.cpus_per_worker))
+    plan = Plan("evaluate", config.workers or min(possible, len(tasks)), config.cpus_per_worker, config.gpus_per_worker)
+    check(plan, available)
+    outcomes: list[Outcome] = []
+    for part in _spread(ray, plan, bundle, tasks, s3):
+        outcomes += part
+        _progress(split, len(outcomes), len(wanted))
+    return Outcomes(bundle.info, outcomes)
+
+
+def _spread(
+    ray: Any, plan: Plan, bundle: Bundle, tasks: Sequence[Sequence[Row]], s3: S3Settings
+) -> Iterator[list[Outcome]]:
+    """Hand tasks to workers as they become free; results as they come. A lost worker is restarted, its task redone."""
+    remote = ray.remote(
+        num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker, max_restarts=3, max_task_retries=3
+    )(EvaluationWorker)
+    workers = [remote.remote(bundle, s3, plan.gpus_per_worker > 0) for _ in range(plan.workers)]
+    pool = ray.util.ActorPool(workers)
+    try:
+        yield from pool.map_unordered(lambda worker, batch: worker.predict.remote(batch), tasks)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+def _progress(split: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(
+            f"\r{split}: {done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True
+        )
+
+
+def caveats(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) -> list[str]:
+    """What the data says against the figures."""
+    notes = [str(note) for note in manifest.info.get("warnings", ())]
+    if config.split != "test":
+        notes.append(f"This is the {config.split} split: the model, its threshold or its epoch were chosen by it.")
+    if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.digest:
+        notes.append("The manifest is not the one of training: images of training may be among those measured here.")
+    if outcomes.rejected:
+        codes = ", ".join(sorted({str(outcome.code) for outcome in outcomes.rejected}))
+        notes.append(
+            f"{len(outcomes.rejected)} of {len(outcomes.all)} images could not be read and are left out: {codes}."
+        )
+    confounded = outcomes.background_warning()
+    return notes + ([confounded] if confounded else [])
+
+
+def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chosen: Threshold) -> dict[str, str]:
+    """What someone needs to repeat or to trust the figures."""
+    info = bundle.info
+    subjects = {
+        split: len({row["subject_id"] for row in rows(manifest.split(split), ["subject_id"])} - {None})
+        for split in SPLITS
+    }
+    known = any(subjects.values())
+    return {
+        "Model": f"{info.name} / {info.version}",
+        "Bundle": bundle.uri,
+        "Architecture": f"{info.architecture}, {info.input_size} x {info.input_size} pixels",
+        "Model SHA-256": info.identity(),
+        "Trained": info.created_at,
+        "Manifest": manifest.uri,
+        "Manifest digest": manifest.digest,
+        "Source": str(manifest.info.get("source", "")),
+        "Split rule": str(manifest.info.get("split_rule") or info.split_rule),
+        "Images in train / validation / test": " / ".join(f"{manifest.split(split).num_rows:,}" for split in SPLITS),
+        "Subjects in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
+        "Threshold": f"{chosen.value:.4f} ({chosen.rule})",
+        "Temperature": f"{info.temperature:.4f}",
+        "Resampling": f"{config.bootstrap} replicates, seed {config.seed}",
+        "Evaluated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Versions": ", ".join(
+            [f"leukoray {__version__}", *(f"{name} {version(name)}" for name in ("ray", "onnxruntime", "numpy"))]
+        ),
+    }
+
+
+def training_history(bundle: Bundle) -> list[Mapping[str, Any]]:
+    """Per-epoch records that training left in the bundle; empty where it left none."""
+    if store_for(bundle.uri, bundle.s3).head(join(bundle.uri, HISTORY)) is None:
+        return []
+    return list(json.loads(bundle.file(HISTORY)))
+
+
+def save(
+    config: EvaluateConfig,
+    outcomes: Outcomes,
+    chosen: Threshold,
+    record: Mapping[str, Any],
+    report: str,
+    s3: S3Settings,
+) -> None:
+    out = absolute(config.out)
+    store = store_for(out, s3)
+    store.write(join(out, "predictions.parquet"), to_parquet(outcomes.table(chosen.value)))
+    store.write(join(out, "metrics.json"), json.dumps(record, indent=2, allow_nan=False).encode())
+    store.write(join(out, "report.html"), report.encode())
+
+
+def keep_in_bundle(
+    config: EvaluateConfig, bundle: Bundle, manifest: Manifest, record: Mapping[str, Any], report: str
+) -> None:
+    """Card, metrics and report into the bundle, when they are of its own test split at its own threshold."""
+    own = bundle.info.manifest_digest == manifest.digest
+    if not own or config.split != "test" or config.target_sensitivity is not None:
+        return
+    kept = {key: value for key, value in record.items() if key not in _NOT_IN_CARD}
+    data = {"Source": manifest.info.get("source", "–"), "Layout": manifest.info.get("layout", "–")}
+    data |= {f"Images in {split}": f"{manifest.split(split).num_rows:,}" for split in SPLITS}
+    card = render_card(bundle.info, metrics=record, data=data)
+    store = store_for(bundle.uri, bundle.s3)
+    store.write(join(bundle.uri, "report", "report.html"), report.encode())
+    store.write(join(bundle.uri, CARD), card.encode())
+    update_info(bundle, metrics={**bundle.info.metrics, "test": kept})
+
+
+def account(
+    config: EvaluateConfig, metrics: Mapping[str, Any], outcomes: Outcomes, warnings: Sequence[str], clock: Clock
+) -> None:
+    """Print the result; fail when too many images could not be read."""
+    print()
+    for sentence in words.headline(metrics):
+        print(sentence)
+    print()
+    for name, metric in metrics["metrics"].items():
+        print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")
+    for warning in warnings:
+        print(f"  note: {warning}")
+    where = join(absolute(config.out), "report.html")
+    print(f"\n{len(outcomes.scored):,} images in {clock.seconds:.0f} s. Report: {where}")
+    print(words.NOT_A_DEVICE)
+    share = len(outcomes.rejected) / len(outcomes.all)
+    if share > config.max_error_share:
+        raise IncompleteError(
+            f"{len(outcomes.rejected)} of {len(outcomes.all)} images could not be read, more than --max-error-share "
+            f"{config.max_error_share:g}; predictions.parquet names them with their codes"
+        )
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    return run(EvaluateConfig, main, prog="leukoray evaluate", epilog=EPILOG, argv=argv)
+
+
+if __name__ == "__main__":
+    from jobs.common import finish
+
+    finish(command())

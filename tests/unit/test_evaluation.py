@@ -1,0 +1,128 @@
+"""An evaluation without Ray: a model that calls bright images diseased, on images written to disk."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from pipeline.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.errors import InputError
+from pipeline.evaluation import Outcomes
+from pipeline.images import Preprocessing
+from pipeline.outcomes import EvaluationWorker, background
+
+SIZE = 16
+
+
+def brightness_graph() -> bytes:
+    """logit = (mean of all pixels - 128) / 32."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["wide"], ["flat"]),
+        helper.make_node("ReduceMean", ["flat", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["mean", "centre"], ["shifted"]),
+        helper.make_node("Div", ["shifted", "scale"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("centre", TensorProto.FLOAT, [1], [128.0]),
+        helper.make_tensor("scale", TensorProto.FLOAT, [1], [32.0]),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", SIZE, SIZE, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 1])
+    graph = helper.make_graph(nodes, "brightness", [images], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    info = BundleInfo(
+        name="brightness",
+        version="v1",
+        architecture="mean",
+        task="binary",
+        classes=("negative", "positive"),
+        positive_classes=("positive",),
+        input_size=SIZE,
+        preprocessing_digest=Preprocessing(SIZE).digest(),
+        weights_sha256="",
+        graph_sha256="",
+    )
+    return write_bundle(str(tmp_path / "bundle"), info, {WEIGHTS: b"none", GRAPH: brightness_graph()})
+
+
+def row(folder: Path, number: int, level: int | None, label: int) -> dict[str, Any]:
+    """A manifest row of a flat image of gray `level`, or of a file that is no image."""
+    buffer = io.BytesIO()
+    if level is not None:
+        Image.new("RGB", (24, 20), (level,) * 3).save(buffer, format="PNG")
+    path = folder / f"cell_{number}.png"
+    path.write_bytes(buffer.getvalue() or b"no image")
+    return {
+        "image_id": number,
+        "uri": str(path),
+        "member": None,
+        "access": "file",
+        "offset": None,
+        "stored_bytes": None,
+        "size_bytes": path.stat().st_size,
+        "etag": "x",
+        "label": label,
+        "class_name": "blast" if label else "lymphocyte",
+        "subject_id": f"s{number // 2}",
+        "split": "test",
+    }
+
+
+def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bundle: Bundle, tmp_path: Path) -> None:
+    levels = [(200, 1), (60, 0), (None, 1), (90, 1), (220, 1), (30, 0)]
+    rows = [row(tmp_path, number, level, label) for number, (level, label) in enumerate(levels)]
+    found = EvaluationWorker(bundle, None, on_gpu=False).predict(rows)
+    outcomes = Outcomes(bundle.info, reversed(found))
+    assert [outcome.row["image_id"] for outcome in outcomes.all] == [0, 1, 2, 3, 4, 5]
+    assert [outcome.code for outcome in outcomes.rejected] == ["unsupported_format"]
+    metrics = outcomes.metrics(0.5, replicates=100, confidence=0.95, seed=0)
+    assert metrics["confusion"] == [[2, 0], [1, 2]]
+    assert metrics["metrics"]["roc_auc"]["value"] == 1.0
+    table = outcomes.table(0.5)
+    assert table["called"].to_pylist() == ["positive", "negative", None, "negative", "positive", "negative"]
+    assert table["probability"][0].as_py() == pytest.approx(1 / (1 + np.exp(-72 / 32)), abs=1e-6)
+
+
+def test_mistakes_come_with_their_picture_the_most_confident_first(bundle: Bundle, tmp_path: Path) -> None:
+    rows = [row(tmp_path, number, level, 1) for number, level in enumerate((100, 40, 250))]
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, None, on_gpu=False).predict(rows))
+    mistakes = outcomes.mistakes(0.5, 10, None)
+    assert [caption.rsplit("/", 1)[-1] for _, caption in mistakes] == ["cell_1.png", "cell_0.png"]
+    assert all(picture.shape == (160, 160, 3) for picture, _ in mistakes)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_background_that_tells_the_class_is_warned_of(bundle: Bundle, tmp_path: Path, tells: bool) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        label = number // 2 % 2
+        level = int(100 + rng.integers(0, 40) + (60 * label if tells else 0))
+        rows.append(row(tmp_path, number, level, label))
+    warning = Outcomes(bundle.info, EvaluationWorker(bundle, None, on_gpu=False).predict(rows)).background_warning()
+    assert (warning is not None) == tells
+
+
+def test_background_looks_at_the_border_only() -> None:
+    pixels = np.zeros((50, 50, 3), np.uint8)
+    pixels[10:40, 10:40] = 255
+    assert background(pixels) == (0.0,) * 6
+
+
+def test_a_split_of_unreadable_images_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
+    found = EvaluationWorker(bundle, None, on_gpu=False).predict([row(tmp_path, 0, None, 1)])
+    with pytest.raises(InputError, match="not one image"):
+        Outcomes(bundle.info, found)
