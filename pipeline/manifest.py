@@ -7,6 +7,7 @@ digest), on disk or on S3.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.storage import S3Settings, StoreError, absolute, arrow_filesystem,
 
 MANIFEST_VERSION = 1
 SPLITS = ("train", "validation", "test")
+_PART = re.compile(r"part-\d{5}\.parquet")
 
 LOCATION_FIELDS = [
     pa.field("image_id", pa.int64(), nullable=False),  # stable 64-bit hash of uri and member
@@ -97,8 +99,7 @@ def write_manifest(
     whole = pa.concat_tables(parts) if parts else MANIFEST_SCHEMA.empty_table()
     info = {**info, "version": MANIFEST_VERSION, "digest": table_digest(whole), "images": whole.num_rows}
     store.delete(join(out, "manifest.json"))
-    stale = [item.uri for item in store.walk(out) if item.uri.rsplit("/", 1)[-1].startswith("part-")]
-    for uri in stale:
+    for uri in part_uris(out, s3):
         store.delete(uri)
     for number, part in enumerate(parts):
         store.write(join(out, f"part-{number:05d}.parquet"), to_parquet(part))
@@ -149,8 +150,10 @@ def read_manifest(uri: str, s3: S3Settings | None = None) -> Manifest:
 
 
 def part_uris(uri: str, s3: S3Settings | None = None) -> list[str]:
-    names = [item.uri for item in store_for(uri, s3).walk(absolute(uri)) if item.uri.endswith(".parquet")]
-    return sorted(names)
+    """The part files directly in the folder; whatever else somebody keeps below it is not ours."""
+    folder = absolute(uri) + "/"
+    found = (item.uri for item in store_for(uri, s3).walk(absolute(uri)))
+    return sorted(name for name in found if _PART.fullmatch(name.removeprefix(folder)))
 
 
 def rows(table: pa.Table, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
