@@ -1,0 +1,197 @@
+"""Answer HTTP requests with the best model, on a laptop or on a running Ray cluster.
+
+Only starts and stops: the application is `serving.app:build`, named by its import path as in a Serve config.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from jobs.common import Clock, run, s3_settings
+from pipeline.bundle import Bundle
+from pipeline.cluster import Plan, check, connected
+from pipeline.config import JobConfig, positional
+from pipeline.errors import PlatformError
+from pipeline.images import Limits
+from pipeline.predictor import Predictor
+from pipeline.registry import resolve
+
+IMPORT_PATH = "serving.app:build"
+APPLICATION = "leukoray"
+_CPUS_PER_REPLICA = 0.5
+EPILOG = """examples:
+  leukoray serve out/demo/models                       the best model, on http://127.0.0.1:8000
+  leukoray serve s3://lab/models/blast --host 0.0.0.0 --port 80 --max-replicas 4
+  LEUKORAY_API_KEYS=key1,key2 leukoray serve models    asks every client for a key
+
+On a cluster, `serve deploy infra/serve_config.yaml` keeps it running. Research software, not a medical device."""
+
+
+class ServeConfig(JobConfig):
+    """Answer HTTP requests with the best model: POST /predict, a page at /, the interface at /docs."""
+
+    model: str = positional(description="bundle folder, model folder or registry, local or s3://")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all of them")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    replicas: int = Field(1, ge=1, description="processes that answer, at least")
+    max_replicas: int | None = Field(None, ge=1, description="processes at most, under load (default: --replicas)")
+    max_bytes: int = Field(Limits.max_bytes, ge=1, description="largest image, in bytes")
+    max_pixels: int = Field(Limits.max_pixels, ge=1, description="largest image, in pixels, from its header")
+    max_in_flight: int = Field(128, ge=1, description="requests a replica works on before it answers 503")
+    max_batch_size: int = Field(16, ge=1, description="images in one forward pass")
+    request_timeout_s: float = Field(30.0, gt=0, description="seconds until a request is given up")
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    return run(ServeConfig, main, prog="leukoray serve", epilog=EPILOG, argv=argv)
+
+
+def main(config: ServeConfig) -> None:
+    """Check what can be checked, start, announce, wait for Ctrl-C or SIGTERM, stop."""
+    clock = Clock()
+    bundle = checked_bundle(config)
+    is_local = not (config.address or os.environ.get("RAY_ADDRESS"))
+    if is_local:
+        check_port(config.host, config.port)
+    with _stop_signals() as stop, connected(config.address, config.num_cpus) as ray:
+        stop.arm()  # Ray has put a handler of its own there
+        check(Plan("serve", config.replicas, _CPUS_PER_REPLICA), ray.cluster_resources())
+        with _running(config, bundle, is_local):
+            _announce(config, bundle, clock)
+            stop.wait()
+            print("stopping ...", flush=True)
+
+
+def checked_bundle(config: ServeConfig) -> Bundle:
+    """The bundle that is meant, after it has answered one blank image. Raises InputError before anything is started."""
+    bundle = resolve(config.model, s3_settings(config))
+    predictor = Predictor(bundle, engine="onnx")
+    predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
+    return bundle
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises PlatformError when nothing can listen there; Serve would only say so in a log."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise PlatformError(
+                f"cannot listen on {host} port {port} ({reason}); stop what listens there, or give --port/--host"
+            ) from error
+
+
+class _Stop:
+    """SIGINT and SIGTERM as one event; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def arm(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._event.is_set():
+            raise KeyboardInterrupt
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self) -> None:
+        while not self._event.wait(1.0):  # in slices, so that Python gets to run the handler
+            pass
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield _Stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[None]:
+    """The application on Serve. What was started here is ended with the block; a cluster's Serve stays."""
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    module, _, name = IMPORT_PATH.partition(":")
+    build = getattr(importlib.import_module(module), name)
+    application = build(_arguments(config, bundle))
+    options = HTTPOptions(host=config.host, port=config.port, request_timeout_s=config.request_timeout_s + 15)
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    try:
+        try:
+            serve.start(ProxyLocation.HeadOnly, options, logging_config=quiet)
+            serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
+        except (RuntimeError, ValueError) as error:
+            raise PlatformError(f"Ray Serve could not start the service: {error}") from error
+        yield
+    finally:
+        if is_local:
+            serve.shutdown()
+        else:
+            serve.delete(APPLICATION)
+
+
+def _arguments(config: ServeConfig, bundle: Bundle) -> dict[str, Any]:
+    shared = (
+        "s3_endpoint s3_region s3_anonymous s3_requester_pays "
+        "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s"
+    )
+    return {name: getattr(config, name) for name in shared.split()} | {
+        "model": bundle.uri,
+        "min_replicas": config.replicas,
+        "max_replicas": config.max_replicas or config.replicas,
+        "cpus_per_replica": _CPUS_PER_REPLICA,
+        "max_request_bytes": max(config.max_bytes, 128 * 1024 * 1024),
+        "max_in_flight_bytes": max(4 * config.max_bytes, 512 * 1024 * 1024),
+    }
+
+
+def _announce(config: ServeConfig, bundle: Bundle, clock: Clock) -> None:
+    """Ask the service itself, then tell a person how to use it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
+    url = f"http://{host}:{config.port}"
+    state = _ready(url)
+    info = bundle.info
+    print(f"serving {info.name} {info.version} ({info.architecture}, sha256 {state['model']['sha256'][:12]})")
+    if info.synthetic:
+        print("trained on synthetic images: what it says of real cells means nothing")
+    print(f"ready after {clock.seconds:.1f} s at {url}   page {url}/   interface {url}/docs")
+    print(f"try: curl -H 'Content-Type: image/jpeg' --data-binary @cell.jpg {url}/predict")
+    print("Research software, not a medical device. Ctrl-C stops it.", flush=True)
+
+
+def _ready(url: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=30) as answer:
+            return dict(json.load(answer))
+    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        raise PlatformError(
+            f"{url}/readyz does not answer ({error}); where Serve runs already, --host and --port are its own"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(command())

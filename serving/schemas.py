@@ -1,0 +1,109 @@
+"""The JSON that goes over the wire, as `/openapi.json` describes it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NOTICE = "Research software, not a medical device."
+
+Decision = Literal["positive", "negative", "review"]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ErrorDetail(_Body):
+    """`code` is stable and meant for programs, `message` for people."""
+
+    code: str
+    message: str
+    request_id: str
+
+
+class ErrorBody(_Body):
+    error: ErrorDetail
+
+
+class ImageInfo(_Body):
+    """The image as it was sent: pixels as stored, before EXIF orientation."""
+
+    format: str
+    width: int
+    height: int
+    size_bytes: int
+
+
+class ImageAnswer(_Body):
+    """What the model says of one image."""
+
+    decision: Decision | None = Field(description="null where no class of the model means disease")
+    probability: float = Field(description="calibrated, of disease; of the top class where no class means disease")
+    class_name: str = Field(description="the most probable class")
+    classes: dict[str, float] = Field(description="calibrated probability of each class")
+    image: ImageInfo
+
+
+class ModelInfo(_Body):
+    """Which model answered. `sha256` covers weights, calibration, decision rule and preprocessing."""
+
+    name: str
+    version: str
+    sha256: str
+    architecture: str
+    preprocessing_digest: str
+    input_size: int
+    task: str
+    classes: tuple[str, ...]
+    positive_classes: tuple[str, ...]
+    threshold: float
+    review_band: tuple[float, float] | None
+    synthetic: bool = Field(description="trained on generated images")
+
+
+class Provenance(_Body):
+    model: ModelInfo
+    request_id: str
+    elapsed_ms: float = Field(description="inside the replica, from the first byte to the answer")
+    notice: str = NOTICE
+
+
+class PredictionBody(Provenance, ImageAnswer):
+    """Answer to one image sent as the body."""
+
+    threshold: float
+
+
+class FileAnswer(_Body):
+    """One file of a multipart request: either `prediction` or `error`."""
+
+    filename: str
+    prediction: ImageAnswer | None = None
+    error: ErrorDetail | None = None
+
+
+class BatchBody(Provenance):
+    """Answer to a multipart request, files in the order sent. `error` repeats the first when none was predicted."""
+
+    results: list[FileAnswer]
+    predicted: int
+    failed: int
+    error: ErrorDetail | None = None
+
+
+class Ready(_Body):
+    """The model answered a probe image. `refused` tells why a newer model was not taken."""
+
+    status: Literal["ready"] = "ready"
+    model: ModelInfo
+    max_bytes: int
+    max_pixels: int
+    max_files: int
+    max_request_bytes: int
+    needs_api_key: bool
+    refused: str | None = None
+    notice: str = NOTICE
+
+
+class Alive(_Body):
+    status: Literal["alive"] = "alive"

@@ -1,0 +1,126 @@
+"""Every knob of the service in one checked model: the `args` of a Serve config are its fields.
+
+API keys never lie in a configuration: it holds their SHA-256 only, taken from $LEUKORAY_API_KEYS where `build` runs.
+"""
+
+import hashlib
+import os
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import UsageError
+from pipeline.images import Limits
+from pipeline.storage import S3Settings, absolute
+
+API_KEYS_VARIABLE = "LEUKORAY_API_KEYS"
+_PROXY_SLACK_S = 15.0  # the replica answers its own timeout in JSON; Serve's proxy only catches what is left
+
+
+class ServingSettings(BaseModel):
+    """Settings of one application. Per-replica limits multiply with the number of replicas."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="bundle folder or registry, local path or s3:// URI")
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
+    s3_anonymous: bool = False
+    s3_requester_pays: bool = False
+
+    max_bytes: int = Field(Limits.max_bytes, ge=1, description="encoded bytes of one image")
+    max_pixels: int = Field(Limits.max_pixels, ge=1, description="pixels its header may announce")
+    max_files: int = Field(32, ge=1, description="images in one multipart request")
+    max_request_bytes: int = Field(128 * 1024 * 1024, ge=1, description="bytes of one multipart request")
+
+    max_in_flight: int = Field(128, ge=1, description="requests a replica works on; more get 503 + Retry-After")
+    max_in_flight_bytes: int = Field(512 * 1024 * 1024, ge=1, description="request bytes a replica holds")
+    max_queued_requests: int = Field(256, ge=1, description="requests Serve's proxy holds for busy replicas")
+    retry_after_s: int = Field(1, ge=1, description="what a refused client is told to wait")
+    request_timeout_s: float = Field(30.0, gt=0, description="from the first byte to the answer, else 408 or 504")
+
+    max_batch_size: int = Field(16, ge=1, description="images in one forward pass")
+    batch_wait_s: float = Field(0.002, ge=0, description="how long a lone image waits for company")
+    decode_threads: int = Field(2, ge=1, description="images decoded at the same time")
+    threads: int = Field(1, ge=1, description="ONNX Runtime threads of one forward pass")
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(8.0, gt=0, description="load at which another replica is started")
+    cpus_per_replica: float = Field(0.5, gt=0)
+    gpus_per_replica: float = Field(0.0, ge=0)
+
+    api_key_sha256: tuple[str, ...] = Field((), description="SHA-256, hex, of accepted keys; empty: open to all")
+
+    @field_validator("api_key_sha256")
+    @classmethod
+    def _is_sha256(cls, digests: tuple[str, ...]) -> tuple[str, ...]:
+        for digest in digests:
+            if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+                raise ValueError("expected SHA-256 digests of 64 lower-case hex digits, not the keys themselves")
+        return digests
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ServingSettings":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        if max(self.max_bytes, self.max_request_bytes) > self.max_in_flight_bytes:
+            raise ValueError("max_in_flight_bytes must hold one request of max_bytes and of max_request_bytes")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_bytes, self.max_pixels)
+
+    @property
+    def s3(self) -> S3Settings:
+        return S3Settings.from_config(self)
+
+    @property
+    def engine(self) -> Literal["onnx", "torch"]:
+        """A replica without a GPU of its own never imports torch, whatever the machine has."""
+        return "torch" if self.gpus_per_replica > 0 else "onnx"
+
+    @property
+    def proxy_timeout_s(self) -> float:
+        return self.request_timeout_s + _PROXY_SLACK_S
+
+    def deployment_options(self) -> dict[str, Any]:
+        """For `Deployment.options`. A Serve config's `deployments:` section still overrides them."""
+        return {
+            # Slack lets the replica refuse in JSON by itself, and answer health checks while it is full.
+            "max_ongoing_requests": 2 * self.max_in_flight + 16,
+            "max_queued_requests": self.max_queued_requests,
+            "backpressure_config": {"status_code": 503, "retry_after_s": float(self.retry_after_s)},
+            "autoscaling_config": {
+                "min_replicas": self.min_replicas,
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.target_ongoing_requests,
+            },
+            "ray_actor_options": {"num_cpus": self.cpus_per_replica, "num_gpus": self.gpus_per_replica},
+        }
+
+
+def read_settings(args: dict[str, Any]) -> ServingSettings:
+    """Check the `args` of a Serve config; hash the keys of the environment into it.
+
+    Raises UsageError naming the argument.
+    """
+    keys = [key.strip() for key in os.environ.get(API_KEYS_VARIABLE, "").split(",")]
+    digests = {hashlib.sha256(key.encode()).hexdigest() for key in keys if key}
+    try:
+        settings = ServingSettings(**args)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc'])) or 'args'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
+        raise UsageError("serving: " + "; ".join(problems) + "; see infra/serve_config.yaml") from error
+    return settings.model_copy(
+        update={
+            "model": absolute(settings.model),
+            "s3_endpoint": settings.s3.endpoint,  # as seen here: replicas elsewhere have another environment
+            "s3_region": settings.s3.region,
+            "api_key_sha256": tuple(sorted(digests | set(settings.api_key_sha256))),
+        }
+    )
