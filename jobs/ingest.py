@@ -180,7 +180,7 @@ def _left_out(draft: Draft) -> list[str]:
     lines: list[str] = []
     if tally.left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.left_out.most_common())
-        lines += _field("left out", f"{sum(tally.left_out.values()):,} files: {reasons}")
+        lines += _field("left out", f"{sum(tally.left_out.values()):,}: {reasons}")
     if problems:
         codes = ", ".join(f"{count:,} {code}" for code, count in Counter(str(p.code) for p in problems).most_common())
         lines += _field("problems", f"{tally.problems:,} not in the manifest, see problems.json: {codes}")

@@ -1,0 +1,280 @@
+"""leukoray doctor: whether this machine, its Ray and its store can do the work, and what to do where they cannot."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.common import finish, run, s3_settings
+from pipeline import __version__
+from pipeline.cluster import Plan, check, connected, shared_memory_warning
+from pipeline.config import JobConfig
+from pipeline.errors import LeukorayError, PlatformError
+from pipeline.storage import absolute, is_s3, store_for
+
+EXAMPLES = """examples:
+  leukoray doctor
+  leukoray doctor --source s3://lab/2026/ --s3-endpoint https://minio.lab:9000
+  leukoray doctor --address ray://head:10001 --model out/demo/models
+
+Exit codes: 0 nothing failed (warnings may remain), 5 something must be changed first.
+"""
+
+_PACKAGES = ("ray", "torch", "torchvision", "onnxruntime", "pyarrow", "pillow", "simplejpeg", "boto3")
+_OLDEST_PYTHON = (3, 11)
+_NEEDED_MEMORY, _NEEDED_DISK = 4 << 30, 2 << 30
+Verdict = Literal["ok", "warn", "fail"]
+
+
+class DoctorConfig(JobConfig):
+    """Check versions, cores, memory, disk, GPU, Ray and S3, and say what to do about each."""
+
+    source: str | None = Field(None, description="folder or s3:// prefix that must be readable")
+    model: str | None = Field(None, description="bundle or registry that must be complete")
+    out: str = Field("out", description="folder or s3:// prefix that results will be written to")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table. `text` says what was found and, unless ok, what to do."""
+
+    verdict: Verdict
+    name: str
+    text: str
+
+
+def main(config: DoctorConfig) -> None:
+    n_failed = n_warned = 0
+    print(f"leukoray {__version__} doctor: research software, not a medical device\n", flush=True)
+    for find in CHECKS:
+        for finding in find(config):
+            n_failed += finding.verdict == "fail"
+            n_warned += finding.verdict == "warn"
+            print(f"  {finding.verdict:<4}  {finding.name:<13}  {finding.text}", flush=True)
+    print(f"\n{n_failed} failed, {n_warned} to look at", flush=True)
+    if n_failed:
+        raise PlatformError(f"{n_failed} checks failed; see 'fail' above for what to do")
+
+
+# ---- this machine ------------------------------------------------------------------------------------------
+
+
+def versions(config: DoctorConfig) -> Iterator[Finding]:
+    python = platform.python_version()
+    if sys.version_info < _OLDEST_PYTHON:
+        yield Finding("fail", "python", f"{python}; 3.11 or newer is needed")
+    else:
+        yield Finding("ok", "python", python)
+    found, missing = [], []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    yield Finding("ok", "packages", ", ".join(found))
+    if missing:
+        yield Finding("fail", "packages", f"missing: {', '.join(missing)}; install leukoray again with `pip install .`")
+
+
+def cores(config: DoctorConfig) -> Iterator[Finding]:
+    """The cores against the smallest plan of each job at its defaults; a cluster is checked by `cluster`."""
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        return
+    count = config.num_cpus or usable_cores()
+    yield from _fits({"CPU": float(count)}, f"{count} cores")
+
+
+def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
+    """Training holds half a core a worker where cores are few, and Ray Data one core beside it."""
+    plans = [
+        Plan("train", 2, 0.5, spare_cpus=1.0),
+        Plan("evaluate", 1, 1.0),
+        Plan("score", 1, 1.0),
+        Plan("serve", 1, 0.5),
+    ]
+    fitting = []
+    for plan in plans:
+        try:
+            check(plan, resources)
+            fitting.append(f"{plan.job} {plan.cpus:g}")
+        except PlatformError as error:
+            verdict: Verdict = "warn" if plan.job == "train" else "fail"
+            advice = "; one worker is used" if plan.job == "train" else ""
+            yield Finding(verdict, "cores", f"{error}{advice}")
+    if fitting:
+        yield Finding("ok", "cores", f"{what}; needed at least: {', '.join(fitting)}")
+
+
+def usable_cores() -> int:
+    """Cores of this process: affinity, and the CPU quota of a container (cgroup v2 `cpu.max`)."""
+    allowed = len(os.sched_getaffinity(0))
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    if quota.isdigit() and period.strip().isdigit():
+        return max(1, min(allowed, int(quota) // int(period)))
+    return allowed
+
+
+def _cgroup(name: str) -> str:
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def memory(config: DoctorConfig) -> Iterator[Finding]:
+    limit = _cgroup("memory.max")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    usable = min(total, int(limit)) if limit.isdigit() else total
+    free = min(usable, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    text = f"{_gib(usable)} of memory, {_gib(free)} unused"
+    if usable < _NEEDED_MEMORY:
+        yield Finding("warn", "memory", f"{text}; below {_gib(_NEEDED_MEMORY)} use --workers 1 and a small batch")
+    else:
+        yield Finding("ok", "memory", text)
+
+
+def shared_memory(config: DoctorConfig) -> Iterator[Finding]:
+    warning = shared_memory_warning()
+    if warning:
+        yield Finding("warn", "/dev/shm", warning)
+    else:
+        yield Finding("ok", "/dev/shm", f"{_gib(shutil.disk_usage('/dev/shm').free)} free for Ray's object store")
+
+
+def disk(config: DoctorConfig) -> Iterator[Finding]:
+    folders = {"temp folder": tempfile.gettempdir()}
+    if not is_s3(config.out):
+        folders["--out"] = absolute(config.out)
+    for name, folder in folders.items():
+        place = _existing(Path(folder))
+        free = shutil.disk_usage(place).free
+        if not os.access(place, os.W_OK):
+            yield Finding("fail", name, f"{place}: not writable; choose another folder ({_variable(name)})")
+        elif free < _NEEDED_DISK:
+            text = f"{place}: {_gib(free)} free, less than {_gib(_NEEDED_DISK)}; free space or choose another folder"
+            yield Finding("warn", name, f"{text} ({_variable(name)})")
+        else:
+            yield Finding("ok", name, f"{folder}: {_gib(free)} free")
+
+
+def _variable(name: str) -> str:
+    return "TMPDIR" if name == "temp folder" else name
+
+
+def _existing(path: Path) -> Path:
+    """The path itself or the nearest folder above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def gpu(config: DoctorConfig) -> Iterator[Finding]:
+    """By the driver's device files: importing torch to ask takes seconds."""
+    cards = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not cards:
+        yield Finding("ok", "gpu", "none on this machine: training and inference run on the CPU")
+    elif visible is not None:
+        yield Finding("ok", "gpu", f"{len(cards)} NVIDIA, of which CUDA_VISIBLE_DEVICES={visible!r} are used")
+    else:
+        yield Finding("ok", "gpu", f"{len(cards)} NVIDIA")
+
+
+# ---- Ray ---------------------------------------------------------------------------------------------------
+
+
+def token_file() -> Path:
+    """Where Ray 2.60 looks for the cluster's token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+
+
+def authentication(config: DoctorConfig) -> Iterator[Finding]:
+    """A `ray start` on a machine with a token file asks for the token; a plain `ray job submit` does not send it."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file().is_file()
+    submit = "RAY_AUTH_MODE=token ray job submit --working-dir . -- python -m jobs.train ..."
+    if mode == "token" and not has_token:
+        text = f"RAY_AUTH_MODE=token, but no token in {token_file()} or RAY_AUTH_TOKEN; copy the cluster's there"
+        yield Finding("fail", "ray token", text)
+    elif mode == "token":
+        yield Finding("ok", "ray token", "RAY_AUTH_MODE=token and a token is there: submit jobs as usual")
+    elif has_token:
+        yield Finding("warn", "ray token", f"a token exists, RAY_AUTH_MODE is not set; submit with: {submit}")
+    else:
+        yield Finding("ok", "ray token", f"none yet; where a cluster asks for one (HTTP 401): {submit}")
+
+
+def cluster(config: DoctorConfig) -> Iterator[Finding]:
+    target = config.address or os.environ.get("RAY_ADDRESS")
+    if not target:
+        yield Finding("ok", "ray", "no --address or RAY_ADDRESS: jobs start a local Ray and end it")
+        return
+    try:
+        with connected(config.address, config.num_cpus) as ray:
+            resources = ray.cluster_resources()
+            nodes = sum(1 for node in ray.nodes() if node["Alive"])
+            yield Finding("ok", "ray", f"{target}: {nodes} nodes, Ray {ray.__version__}")
+            yield from _fits(resources, f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs in it")
+    except PlatformError as error:
+        yield Finding("fail", "ray", str(error))
+
+
+# ---- data --------------------------------------------------------------------------------------------------
+
+
+def source(config: DoctorConfig) -> Iterator[Finding]:
+    settings = s3_settings(config)
+    if config.source is None:
+        if settings.endpoint:
+            yield Finding("ok", "s3", f"endpoint {settings.endpoint}; give --source s3://bucket to try it")
+        return
+    name = "s3" if is_s3(config.source) else "source"
+    try:
+        uri = absolute(config.source)
+        store = store_for(uri, settings)
+        found = store.head(uri) is not None or store.is_folder(uri)
+    except LeukorayError as error:
+        yield Finding("fail", name, str(error))
+        return
+    if found:
+        yield Finding("ok", name, f"{uri}: readable")
+    else:
+        yield Finding("fail", name, f"{uri}: nothing there; check the path")
+
+
+def model(config: DoctorConfig) -> Iterator[Finding]:
+    if config.model is None:
+        return
+    from pipeline.registry import resolve
+
+    try:
+        bundle = resolve(config.model, s3_settings(config))
+    except LeukorayError as error:
+        yield Finding("fail", "model", str(error))
+        return
+    yield Finding("ok", "model", f"{bundle.info.name} {bundle.info.version}, {bundle.info.architecture}: complete")
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / (1 << 30):.1f} GiB"
+
+
+CHECKS: tuple[Callable[[DoctorConfig], Iterator[Finding]], ...] = (
+    versions, cores, memory, shared_memory, disk, gpu, authentication, cluster, source, model,
+)  # fmt: skip
+
+
+def command(argv: Sequence[str]) -> int:
+    return run(DoctorConfig, main, prog="leukoray doctor", epilog=EXAMPLES, argv=argv)
+
+
+if __name__ == "__main__":
+    finish(command(sys.argv[1:]))
