@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,11 @@ def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool =
 
     Raises PlatformError when the cluster does not answer.
     """
+    target = address or os.environ.get("RAY_ADDRESS") or None
+    if target is None:
+        _private_token()
     import ray
 
-    target = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():  # inside a test session or a driver that connected itself
         yield ray
         return
@@ -56,12 +59,11 @@ def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool =
         "logging_level": logging.ERROR if quiet else logging.INFO,
     }
     if target is None:
-        _private_token()
         options |= {"num_cpus": num_cpus, "include_dashboard": False, "address": "local"}
     else:
         options["address"] = target
     try:
-        ray.init(**options)
+        _init(ray, options, attempts=2 if target is None else 1)
     except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
         raise PlatformError(
             f"Ray {'at ' + target if target else 'on this machine'} cannot be used: {_first_line(error)}; "
@@ -73,6 +75,18 @@ def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool =
         ray.shutdown()
 
 
+def _init(ray: Any, options: dict[str, Any], attempts: int) -> None:
+    """A local Ray gives up starting after 30 s, which a busy machine can take; then it gets a second chance."""
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == attempts or "timed out" not in str(error):
+                raise
+
+
 def _private_token() -> None:
     """Give a local Ray a token of its own, in the environment; Ray would write one into the home folder.
 
@@ -81,6 +95,10 @@ def _private_token() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        if "ray" in sys.modules:  # it read its settings from the environment when it was imported
+            from ray._raylet import Config
+
+            Config.initialize("")
 
 
 def _first_line(error: Exception) -> str:

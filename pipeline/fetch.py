@@ -3,13 +3,13 @@
 Many requests are in flight for stores with latency, few for local disks; what is read ahead is bounded in bytes.
 """
 
-import collections
+import functools
 import itertools
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def _read_zip_member(row: Row, store: Store) -> Bytes:
 
 
 def fetch_rows(rows: Sequence[Row], s3: S3Settings | None = None, limits: Limits = Limits()) -> Iterator[Fetched]:
-    """All rows, in order of groups: each gives exactly one `Fetched`."""
+    """Exactly one `Fetched` a row, in no promised order."""
     for streamed, group in itertools.groupby(rows, key=lambda row: row["uri"] if row["access"] == "stream" else None):
         if streamed is None:
             yield from _ahead(list(group), s3, limits)
@@ -86,34 +86,38 @@ def fetch_rows(rows: Sequence[Row], s3: S3Settings | None = None, limits: Limits
             yield from _stream(streamed, list(group), store_for(streamed, s3), limits)
 
 
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One pool a process, shared by all that fetch at the same time."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"fetch-{threads}")
+
+
 def _ahead(rows: list[Row], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
-    """Fetch ahead of the consumer, in order."""
+    """Fetch ahead of the consumer; from a remote store in the order of arrival, so that none waits for a slow one."""
     remote = is_s3(rows[0]["uri"])
     threads, size = (_REMOTE_THREADS, _REMOTE_CHUNK) if remote else (_LOCAL_THREADS, _LOCAL_CHUNK)
     chunks = iter([rows[start : start + size] for start in range(0, len(rows), size)])
-    waiting: collections.deque[tuple[int, Future[list[Fetched]]]] = collections.deque()
-    ahead_bytes = 0
+    waiting: dict[Future[list[Fetched]], int] = {}
 
     def read(chunk: list[Row]) -> list[Fetched]:
         return [fetch(row, store_for(row["uri"], s3), limits) for row in chunk]
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     try:
         while True:
-            while len(waiting) < 2 * threads and (not waiting or ahead_bytes < _AHEAD_BYTES):
+            while len(waiting) < 2 * threads and (not waiting or sum(waiting.values()) < _AHEAD_BYTES):
                 chunk = next(chunks, None)
                 if chunk is None:
                     break
                 weight = sum(min(row["size_bytes"], limits.max_bytes) for row in chunk)
-                ahead_bytes += weight
-                waiting.append((weight, pool.submit(read, chunk)))
+                waiting[_pool(threads).submit(read, chunk)] = weight
             if not waiting:
                 return
-            weight, future = waiting.popleft()
-            yield from future.result()
-            ahead_bytes -= weight
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                del waiting[future]
+                yield from future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
 
 
 def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator[Fetched]:

@@ -5,6 +5,7 @@ every failure is a `StoreError` that carries one of the stable codes of `pipelin
 """
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -12,9 +13,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import unquote_to_bytes
 
-from pipeline.errors import Code, LeukorayError, UsageError
+from pipeline.errors import Code, LeukorayError, PlatformError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -89,7 +91,7 @@ class Store(Protocol):
     def create(self, uri: str, data: bytes) -> str | None: ...
     def head(self, uri: str) -> ObjectInfo | None: ...
     def is_folder(self, uri: str) -> bool: ...
-    def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]: ...
     def delete(self, uri: str) -> None: ...
     def delete_tree(self, prefix: str) -> None: ...
 
@@ -104,7 +106,18 @@ def absolute(uri: str) -> str:
         return uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
         raise UsageError(f"{uri}: only local paths and s3:// URIs can be read; copy the data there first")
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    if uri.startswith("file://"):
+        path = local_path(uri)
+        return path if _is_utf8(path) else uri
+    return os.path.abspath(os.path.expanduser(uri))
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def join(uri: str, *parts: str) -> str:
@@ -141,7 +154,9 @@ def arrow_filesystem(uri: str, s3: S3Settings | None = None) -> tuple["pyarrow.f
     return filesystem, uri.removeprefix("s3://")
 
 
-def _translate(error: OSError, uri: str) -> StoreError:
+def _translate(error: OSError, uri: str) -> LeukorayError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PlatformError(f"{uri}: the disk is full; free space and run the same command again to continue")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return StoreError(Code.NOT_FOUND, f"{uri}: does not exist; check the path")
     if isinstance(error, PermissionError):
@@ -149,6 +164,11 @@ def _translate(error: OSError, uri: str) -> StoreError:
     if isinstance(error, IsADirectoryError):
         return StoreError(Code.IO_ERROR, f"{uri}: is a folder, expected a file")
     return StoreError(Code.IO_ERROR, f"{uri}: {error.strerror or error}")
+
+
+def local_path(uri: str) -> str:
+    """The path behind a local URI; `file://` URIs carry names that are no UTF-8, percent-escaped."""
+    return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))) if uri.startswith("file://") else uri
 
 
 def local_etag(stat: os.stat_result) -> str:
@@ -160,7 +180,7 @@ class LocalStore:
 
     def read(self, uri: str) -> Bytes:
         try:
-            with open(uri, "rb", buffering=0) as file:
+            with open(local_path(uri), "rb", buffering=0) as file:
                 etag = local_etag(os.fstat(file.fileno()))
                 return Bytes(file.readall(), etag, 1)
         except OSError as error:
@@ -168,7 +188,7 @@ class LocalStore:
 
     def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
         try:
-            with open(uri, "rb", buffering=0) as file:
+            with open(local_path(uri), "rb", buffering=0) as file:
                 found = local_etag(os.fstat(file.fileno()))
                 if etag is not None and found != etag:
                     raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
@@ -178,7 +198,7 @@ class LocalStore:
 
     def open(self, uri: str) -> io.BufferedReader:
         try:
-            return open(uri, "rb", buffering=1 << 16)
+            return cast(io.BufferedReader, open(local_path(uri), "rb", buffering=1 << 16))
         except OSError as error:
             raise _translate(error, uri) from error
 
@@ -211,7 +231,7 @@ class LocalStore:
 
     def head(self, uri: str) -> ObjectInfo | None:
         try:
-            stat = os.stat(uri)
+            stat = os.stat(local_path(uri))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -223,7 +243,7 @@ class LocalStore:
     def is_folder(self, uri: str) -> bool:
         return os.path.isdir(uri)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """Files below a folder, in no promised order; nothing where the folder does not exist."""
         for folder, _, names in os.walk(prefix):
             for name in names:

@@ -1,0 +1,182 @@
+"""`leukoray score`: a bucket or disk of images and archives in, trustworthy Parquet out."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from jobs.common import finish, run, s3_settings, show_config
+from pipeline.bundle import Bundle
+from pipeline.config import JobConfig, positional
+from pipeline.errors import IncompleteError, UsageError
+from pipeline.images import Limits
+from pipeline.listing import parse_since
+from pipeline.registry import resolve
+from pipeline.scoring import run as scoring
+from pipeline.scoring.commit import Partition
+from pipeline.scoring.driver import Resources
+from pipeline.scoring.plan import Request
+from pipeline.scoring.progress import human_time
+from pipeline.scoring.records import RunFolder
+from pipeline.storage import S3Settings, absolute
+
+EXAMPLES = """examples:
+  leukoray score s3://archive/2026-11-22/ --model s3://models/all-cnn --out s3://results/scores
+  leukoray score /data/slides night.tar night.zip --model models/demo --out scores
+  leukoray score scans --model models/demo --out scores --include '*.tif' --since 1d --dry-run
+  leukoray score --retry-quarantined scores/run-20261122-210000-123 --model models/demo --out scores
+
+The same command again after an interruption continues; after a finished run it reads only what is new or changed.
+Exit codes: 0 all accounted for, 4 more than --max-error-share quarantined (the output stays), 5 machine or store.
+Research software, not a medical device."""
+
+
+class ScoreConfig(JobConfig):
+    """Score every image of folders, S3 prefixes, archives, manifests or tables of URIs into Parquet."""
+
+    sources: list[str] = positional(
+        [], description="folders, s3:// prefixes, archives, manifests, tables of URIs, globs"
+    )
+    model: str | None = Field(None, description="bundle, model or registry folder, local or s3://")
+    out: str = Field("scores", description="output folder or s3:// prefix; each run has its own folder inside")
+    run_id: str | None = Field(None, pattern=r"^\w[\w.-]*$", description="name of the run's folder (default: by time)")
+    threshold: float | None = Field(None, ge=0, le=1, description="operating point instead of the bundle's")
+    include: list[str] = Field([], description="only paths matching these globs")
+    exclude: list[str] = Field([], description="no paths matching these globs")
+    since: str | None = Field(None, description="only objects modified since a date or age: 2026-11-01, 36h, 7d")
+    limit: int | None = Field(None, ge=1, description="at most so many images")
+    subject_pattern: str | None = Field(None, description="regex whose first group is the subject in the path")
+    partition_by: str | None = Field(None, description="KEY=REGEX: hive partitions from the path, e.g. 'site=/(\\w+)/'")
+    rescore: bool = Field(False, description="score again what earlier runs have done")
+    retry_quarantined: str | None = Field(None, description="folder of a run: read only what it quarantined")
+    dry_run: bool = Field(False, description="list and estimate, write nothing")
+    workers: int | None = Field(None, ge=1, description="scoring workers (default: one a core, or one a GPU)")
+    cpus_per_worker: float = Field(1.0, gt=0, description="cores of a worker; more than 1 decodes in threads")
+    use_gpu: bool = Field(False, description="one GPU a worker")
+    max_error_share: float = Field(0.05, ge=0, le=1, description="exit 4 above this share of quarantined images")
+    max_bytes: int = Field(Limits.max_bytes, ge=1, description="refuse larger files")
+    max_pixels: int = Field(Limits.max_pixels, ge=1, description="refuse larger images, from the header")
+    wait_for_lock: float = Field(0.0, ge=0, description="seconds to wait for another run on the same output")
+    stall: float = Field(60.0, gt=0, description="say what is stuck after so many seconds without progress")
+
+
+def main(config: ScoreConfig) -> None:
+    s3 = s3_settings(config)
+    out = absolute(config.out)
+    bundle = _bundle(config, s3)
+    request = _request(config, bundle, s3)
+    if config.dry_run:
+        _show_dry_run(config, request, bundle, out, s3)
+        return
+    show_config(config)
+    result = scoring.score(out, request, bundle, _options(config), s3, _say)
+    _show_account(result, config)
+
+
+def _bundle(config: ScoreConfig, s3: S3Settings) -> Bundle:
+    if config.model is None:
+        raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
+    return resolve(config.model, s3).with_threshold(config.threshold)
+
+
+def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
+    retry_of = absolute(config.retry_quarantined) if config.retry_quarantined else None
+    if retry_of is None and not config.sources:
+        raise UsageError("SOURCES is missing: name a folder, s3:// prefix, archive, manifest or table of URIs")
+    if retry_of is not None and config.sources:
+        raise UsageError("--retry-quarantined takes its sources from the run; leave SOURCES out")
+    if config.partition_by:
+        Partition.parse(config.partition_by)
+    sources = scoring.retry_sources(RunFolder(retry_of), s3) if retry_of else tuple(map(absolute, config.sources))
+    # An age moves with the clock; the request keeps the user's word so that the same command finds its run.
+    since = config.since and (config.since if _is_age(config.since) else parse_since(config.since).isoformat())
+    return Request(
+        sources=sources,
+        model_uri=bundle.uri,
+        model_sha256=bundle.info.identity(),
+        include=tuple(config.include),
+        exclude=tuple(config.exclude),
+        since=since,
+        limit=config.limit,
+        subject_pattern=config.subject_pattern,
+        rescore=config.rescore,
+        retry_of=retry_of,
+        max_bytes=config.max_bytes,
+        max_pixels=config.max_pixels,
+        partition_by=config.partition_by,
+    )
+
+
+def _is_age(since: str) -> bool:
+    parse_since(since)
+    return since[-1:] in "mhdw"
+
+
+def _options(config: ScoreConfig) -> scoring.Options:
+    workers = config.workers or (1 if config.use_gpu else _cores(config))
+    gpus = 1.0 if config.use_gpu else 0.0
+    resources = Resources(workers, config.cpus_per_worker, gpus, config.stall)
+    return scoring.Options(
+        resources, config.address, config.num_cpus, config.run_id, config.wait_for_lock, config.max_error_share
+    )
+
+
+def _cores(config: ScoreConfig) -> int:
+    """Workers that fill the machine or the cluster: at most; the driver starts no more than there are shards."""
+    if config.num_cpus is not None or not (config.address or os.environ.get("RAY_ADDRESS")):
+        cores = config.num_cpus or len(os.sched_getaffinity(0))
+    else:
+        from pipeline.cluster import connected
+
+        with connected(config.address) as ray:
+            cores = int(ray.cluster_resources().get("CPU", 1))
+    return max(1, int(cores / config.cpus_per_worker))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: str, s3: S3Settings) -> None:
+    plan, sample = scoring.dry_run(out, request, s3)
+    workers = _options(config).resources.workers
+    seconds = scoring.estimate_seconds(bundle, sample, s3, workers, plan.rows)
+    about = f"about {human_time(seconds)} on {workers} workers" if seconds is not None else "time unknown"
+    skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
+    _say(f"dry run: {plan.listed} images listed{skipped}, {plan.problems} could not be listed")
+    _say(f"would score {plan.rows} images, {plan.bytes / 1e6:.1f} MB, {about}; nothing was written")
+
+
+def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
+    counts, progress = result.run["counts"], result.run["progress"]
+    _say(
+        f"listed {counts['listed']} = scored {counts['scored']} + quarantined {counts['quarantined']} "
+        f"+ skipped {counts['skipped']}  (counted in the files written)"
+    )
+    for code, count in sorted(counts["codes"].items(), key=lambda item: -item[1]):
+        _say(f"  quarantined {count:6d}  {code}")
+    for reason, count in counts["skipped_reasons"].items():
+        _say(f"  skipped     {count:6d}  {reason}")
+    if counts["deleted_at_source"]:
+        _say(f"  {counts['deleted_at_source']} images of earlier runs are gone from the source (deleted/)")
+    if result.run["model"]["synthetic"]:
+        _say("the model was trained on synthetic images: its scores mean nothing about real blood")
+    _say(
+        f"{progress['images_per_s']:.0f} img/s over {human_time(progress['elapsed_s'])}; results in {result.folder.uri}"
+    )
+    _say(f"next: leukoray summary {result.folder.uri}")
+    if result.run["status"] != "complete":
+        codes = ", ".join(f"{code} {count}" for code, count in counts["codes"].items())
+        raise IncompleteError(
+            f"{100 * result.run['error_share']:.1f} % of the images were quarantined ({codes}), more than "
+            f"--max-error-share {config.max_error_share:g}; the output stays, see {result.folder.file('quarantine')}"
+        )
+
+
+def command(argv: Sequence[str]) -> int:
+    return run(ScoreConfig, main, prog="leukoray score", epilog=EXAMPLES, argv=argv)
+
+
+if __name__ == "__main__":
+    finish(command(sys.argv[1:]))

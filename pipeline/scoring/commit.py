@@ -1,0 +1,234 @@
+"""The end of a run: parts checked against shards, compacted into large files, counted again from what was written.
+
+Every step gives the same files when it is done again, so a kill anywhere is mended by the same command: parts are
+removed only after `_SUCCESS` is there.
+"""
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.bundle import BundleInfo
+from pipeline.errors import IncompleteError, UsageError
+from pipeline.scoring.plan import Plan
+from pipeline.scoring.records import RunFolder, file_sha256, prediction_schema, quarantine_schema
+from pipeline.storage import S3Settings, Store, store_for
+
+TARGET_FILE_BYTES = 128 << 20
+_IN_DRIVER_BYTES = 64 << 20  # less than this is compacted in place: starting a Ray task takes longer
+_ROW_GROUP = 128 * 1024
+
+
+@dataclass(frozen=True)
+class Written:
+    """One output file, as recorded in parts.json."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Hive partitioning: `key=value` folders, the value taken from the path by a pattern's first group."""
+
+    key: str
+    pattern: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Partition":
+        key, _, pattern = text.partition("=")
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise UsageError(f"--partition-by {text!r}: not a pattern ({error})") from error
+        if not re.fullmatch(r"\w+", key) or groups != 1:
+            raise UsageError(f"--partition-by {text!r}: give KEY=REGEX with one group, e.g. 'site=/site-([^/]+)/'")
+        return cls(key, pattern)
+
+    def value(self, path: str) -> str:
+        found = re.search(self.pattern, path)
+        return re.sub(r"[^\w.-]", "_", found.group(1)) if found else "__HIVE_DEFAULT_PARTITION__"
+
+
+def group_parts(sizes: Sequence[int], target: int = TARGET_FILE_BYTES) -> list[list[int]]:
+    """Consecutive shard numbers whose parts together make one output file of about `target` bytes."""
+    groups: list[list[int]] = []
+    total = 0
+    for number, size in enumerate(sizes):
+        if not groups or total + size > target:
+            groups.append([])
+            total = 0
+        groups[-1].append(number)
+        total += size
+    return groups
+
+
+def compact(
+    folder: RunFolder, group: int, shards: Sequence[int], info: BundleInfo, plan: Plan,
+    partition: Partition | None, s3: S3Settings | None,
+) -> list[Written]:  # fmt: skip
+    """Check the parts of some shards against their listing and write them as output files number `group`.
+
+    Raises IncompleteError naming the shard whose part does not hold exactly the listed images.
+    """
+    store = store_for(folder.uri, s3)
+    parts = []
+    for number in shards:
+        part = _read(store, folder.part(number))
+        listed = _read(store, folder.shard(number), ["image_id"])
+        if not part["image_id"].combine_chunks().equals(listed["image_id"].combine_chunks()):
+            raise IncompleteError(f"{folder.part(number)}: holds other images than its shard; delete it and run again")
+        parts.append(part)
+    table = pa.concat_tables(parts)
+    if group == 0:
+        problems = _read(store, folder.problems)
+    else:
+        problems = quarantine_schema().empty_table()
+    is_scored = pc.is_null(table["code"])
+    scored = _predictions(table.filter(is_scored), info, plan)
+    rejected = pa.concat_tables([_quarantine(table.filter(pc.invert(is_scored)), info, plan), problems])
+    written: list[Written] = []
+    for kind, rows in (("predictions", scored), ("quarantine", rejected)):
+        for place, piece in _partitioned(rows, partition):
+            if piece.num_rows:
+                name = f"{kind}/{place}part-{group:05d}.parquet"
+                written.append(_write(store, folder, name, piece))
+    return written
+
+
+def _read(store: Store, uri: str, columns: list[str] | None = None) -> pa.Table:
+    with store.open(uri) as file:
+        return pq.ParquetFile(file).read(columns=columns)
+
+
+def _write(store: Store, folder: RunFolder, name: str, table: pa.Table) -> Written:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=_ROW_GROUP, store_schema=True)
+    data = buffer.getvalue()
+    store.write(folder.file(*name.split("/")), data)
+    return Written(name, table.num_rows, len(data), file_sha256(data))
+
+
+def _predictions(table: pa.Table, info: BundleInfo, plan: Plan) -> pa.Table:
+    constants = {
+        "threshold": info.threshold,
+        "model_name": info.name,
+        "model_version": info.version,
+        "model_sha256": info.identity(),
+        "preprocessing_digest": info.preprocessing_digest,
+        "run_id": plan.run_id,
+    }
+    meta = {f"meta_{key}": key for key in plan.meta_keys}
+    return _shape(table, prediction_schema(info.classes, plan.meta_keys), constants, meta)
+
+
+def _quarantine(table: pa.Table, info: BundleInfo, plan: Plan) -> pa.Table:
+    constants = {"model_sha256": info.identity(), "run_id": plan.run_id}
+    return _shape(table, quarantine_schema(), constants, {})
+
+
+def _shape(table: pa.Table, schema: pa.Schema, constants: dict[str, Any], meta: dict[str, str]) -> pa.Table:
+    """Columns of `schema`: from the table, constant, or out of the sidecar map."""
+    columns = []
+    for field in schema:
+        if field.name in constants:
+            columns.append(pa.array([constants[field.name]] * table.num_rows, field.type))
+        elif field.name in meta:
+            columns.append(pc.map_lookup(table["meta"].combine_chunks(), meta[field.name], "first"))
+        else:
+            columns.append(table[field.name].cast(field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _partitioned(table: pa.Table, partition: Partition | None) -> list[tuple[str, pa.Table]]:
+    if partition is None:
+        return [("", table)]
+    paths = zip(table["uri"].to_pylist(), table["member"].to_pylist(), strict=True)
+    values = pa.array([partition.value(f"{uri}!/{member}" if member else uri) for uri, member in paths], pa.string())
+    return [
+        (f"{partition.key}={value}/", table.filter(pc.equal(values, value)))
+        for value in sorted(set(values.to_pylist()))
+    ]
+
+
+def commit(
+    ray: Any, folder: RunFolder, info: BundleInfo, plan: Plan, partition: Partition | None, s3: S3Settings | None
+) -> list[Written]:
+    """Write all output files; small runs in this process, large ones as Ray tasks. Raises IncompleteError."""
+    store = store_for(folder.uri, s3)
+    sizes = {int(item.uri[-14:-8]): item.size for item in store.walk(folder.parts) if item.uri.endswith(".parquet")}
+    missing = sorted(set(range(plan.shards)) - set(sizes))
+    if missing:
+        raise IncompleteError(f"{folder.uri}: shards {missing[:10]} have no part; run the same command again")
+    groups = group_parts([sizes[number] for number in range(plan.shards)]) or [[]]
+    if not plan.shards:
+        return _only_problems(store, folder)
+    arguments = [(folder, index, group, info, plan, partition, s3) for index, group in enumerate(groups)]
+    if sum(sizes.values()) <= _IN_DRIVER_BYTES or ray is None:
+        results = [compact(*each) for each in arguments]
+    else:
+        task = ray.remote(num_cpus=1, max_retries=3)(compact)
+        results = ray.get([task.remote(*each) for each in arguments])
+    return [item for result in results for item in result]
+
+
+def _only_problems(store: Store, folder: RunFolder) -> list[Written]:
+    problems = _read(store, folder.problems)
+    return [_write(store, folder, "quarantine/part-00000.parquet", problems)] if problems.num_rows else []
+
+
+def verify(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Settings | None) -> dict[str, Any]:
+    """Count again from the footers of the files that are there, and compare with the listing.
+
+    Returns the counts for run.json. Raises IncompleteError when they do not add up.
+    """
+    store = store_for(folder.uri, s3)
+    rows = {"predictions": 0, "quarantine": 0}
+    codes: dict[str, int] = {}
+    for item in written:
+        kind = item.name.split("/", 1)[0]
+        with store.open(folder.file(*item.name.split("/"))) as file:
+            parquet = pq.ParquetFile(file)
+            rows[kind] += parquet.metadata.num_rows
+            if kind == "quarantine":
+                for code in parquet.read(columns=["code"])["code"].to_pylist():
+                    codes[code] = codes.get(code, 0) + 1
+    skipped = 0
+    if plan.skipped:
+        with store.open(folder.file("skipped", "part-000000.parquet")) as file:
+            skipped = pq.ParquetFile(file).metadata.num_rows
+    counts = {
+        "listed": plan.listed,
+        "scored": rows["predictions"],
+        "quarantined": rows["quarantine"],
+        "skipped": skipped,
+        "deleted_at_source": plan.deleted,
+        "codes": codes,
+        "skipped_reasons": plan.skipped,
+        "left_out": plan.left_out,
+    }
+    if plan.listed != rows["predictions"] + rows["quarantine"] + skipped:
+        raise IncompleteError(
+            f"{folder.uri}: {plan.listed} listed, but {rows['predictions']} scored + {rows['quarantine']} quarantined "
+            f"+ {skipped} skipped in the files; the run is not complete, run the same command again"
+        )
+    return counts
+
+
+def finish(folder: RunFolder, written: Sequence[Written], run: dict[str, Any], s3: S3Settings | None) -> None:
+    """parts.json, run.json, then `_SUCCESS`; then the parts go."""
+    store = store_for(folder.uri, s3)
+    listed = [item.__dict__ for item in written]
+    store.write(folder.file("parts.json"), json.dumps(listed, indent=1).encode())
+    store.write(folder.file("run.json"), json.dumps(run, indent=2).encode())
+    store.write(folder.file("_SUCCESS"), b"")
+    store.delete_tree(folder.work)

@@ -1,0 +1,243 @@
+"""Hands shards to Ray actors until all parts are there, whatever dies on the way.
+
+Plain actors rather than a Ray Data pipeline: a shard is done exactly when its part file exists, a lost actor costs
+its open shards only, and the first batch starts about 6 s earlier.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.bundle import Bundle
+from pipeline.cluster import Plan as ClusterPlan
+from pipeline.cluster import check
+from pipeline.errors import LeukorayError, PlatformError
+from pipeline.images import Limits
+from pipeline.scoring.plan import Plan
+from pipeline.scoring.progress import Progress
+from pipeline.scoring.records import RunFolder
+from pipeline.scoring.worker import Account, ShardScorer, probe
+from pipeline.storage import S3Settings, is_s3, store_for
+
+_CRASHES_BEFORE_PROBING = 2
+_MAX_DEATHS_WITHOUT_PROGRESS = 12
+_PROBE_GROUP = 16
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What scoring takes of the cluster."""
+
+    workers: int
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    stall_s: float = 60.0  # nothing finished for so long: say why
+
+
+@dataclass
+class _Worker:
+    actor: Any
+    open: dict[Any, int] = field(default_factory=dict)  # result reference -> shard number
+
+
+class _RemoteScorer:
+    """The actor: a ShardScorer with a clock for Ray's metrics."""
+
+    def __init__(self, bundle: Bundle, s3: S3Settings | None, limits: Limits, threads: int) -> None:
+        from ray.util.metrics import Counter
+
+        self._scorer = ShardScorer(bundle, s3, limits, threads)
+        self._scored = Counter("leukoray_images_scored", "Images with a probability")
+        self._rejected = Counter("leukoray_images_quarantined", "Images without", tag_keys=("code",))
+        self._bytes = Counter("leukoray_bytes_read", "Encoded bytes of finished images")
+
+    def score(self, number: int, shard_uri: str, part_uri: str, crashed: frozenset[int]) -> Account:
+        account = self._scorer.score(number, shard_uri, part_uri, crashed)
+        self._scored.inc(account.scored) if account.scored else None
+        self._bytes.inc(account.bytes) if account.bytes else None
+        for code, count in account.codes.items():
+            self._rejected.inc(count, {"code": code})
+        return account
+
+    def doing(self) -> list[tuple[str, str, float]]:
+        return self._scorer.doing()
+
+
+class ScoreDriver:
+    """Runs one plan to its end. `run` returns once every shard has its part."""
+
+    def __init__(
+        self,
+        ray: Any,
+        folder: RunFolder,
+        plan: Plan,
+        bundle: Bundle,
+        resources: Resources,
+        limits: Limits,
+        s3: S3Settings | None,
+        check_lock: Callable[[], None],
+    ) -> None:
+        self._ray, self._folder, self._plan, self._bundle = ray, folder, plan, bundle
+        self._resources, self._limits, self._s3, self._check_lock = resources, limits, s3, check_lock
+        self._deaths: dict[int, int] = {}  # shard -> workers that died with it open
+        self._crashed: dict[int, frozenset[int]] = {}  # shard -> images that kill the decoder
+        self._deaths_in_a_row = 0
+        self._workers: list[_Worker] = []
+
+    def run(self) -> Progress:
+        """Score what has no part yet.
+
+        Raises PlatformError when the plan does not fit the cluster or workers keep dying, and what a worker raised
+        for a failure that is not one image's.
+        """
+        done = self._finished_parts()
+        todo = deque(number for number in range(self._plan.shards) if number not in done)
+        count = min(self._resources.workers, len(todo))
+        resumed = sum(self._plan.shard_rows[number] for number in done)
+        progress = Progress(self._plan, resumed, count)
+        if not todo:
+            return progress
+        wanted = ClusterPlan("score", count, self._resources.cpus_per_worker, self._resources.gpus_per_worker)
+        check(wanted, self._ray.cluster_resources())
+        self._open_at_once = 4 if is_s3(self._plan_uri()) else 2
+        self._workers = [self._start() for _ in range(count)]
+        try:
+            self._loop(todo, progress)
+        finally:
+            for worker in self._workers:
+                self._ray.kill(worker.actor)
+        progress.show(force=True)
+        return progress
+
+    def _plan_uri(self) -> str:
+        """Where most images lie: the first shard's first object."""
+        import pyarrow.parquet as pq
+
+        with store_for(self._folder.uri, self._s3).open(self._folder.shard(0)) as file:
+            return str(pq.ParquetFile(file).read(columns=["uri"])["uri"][0].as_py())
+
+    def _finished_parts(self) -> set[int]:
+        names = [info.uri.rsplit("/", 1)[-1] for info in store_for(self._folder.uri, self._s3).walk(self._folder.parts)]
+        return {int(name[5:-8]) for name in names if name.startswith("part-") and name.endswith(".parquet")}
+
+    def _start(self) -> _Worker:
+        resources = self._resources
+        threads = max(1, int(resources.cpus_per_worker))
+        actor_class = self._ray.remote(
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            max_concurrency=self._open_at_once + 1,
+            max_restarts=0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+        )(_RemoteScorer)
+        return _Worker(actor_class.remote(self._bundle, self._s3, self._limits, threads))
+
+    def _loop(self, todo: deque[int], progress: Progress) -> None:
+        while todo or any(worker.open for worker in self._workers):
+            self._hand_out(todo)
+            references = [reference for worker in self._workers for reference in worker.open]
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=1.0)
+            for reference in ready:
+                worker = next((w for w in self._workers if reference in w.open), None)
+                if worker is not None:
+                    self._collect(worker, reference, todo, progress)
+            self._check_lock()
+            progress.show()
+            if time.monotonic() - progress.last_change > self._resources.stall_s:
+                progress.last_change = time.monotonic()
+                print(f"score  nothing finished for {self._resources.stall_s:.0f} s: {self._why()}", flush=True)
+
+    def _hand_out(self, todo: deque[int]) -> None:
+        """Breadth first: every worker gets a shard before any gets a second."""
+        for depth in range(1, self._open_at_once + 1):
+            for worker in self._workers:
+                if todo and len(worker.open) < depth:
+                    number = todo.popleft()
+                    crashed = self._crashed.get(number, frozenset())
+                    arguments = (number, self._folder.shard(number), self._folder.part(number), crashed)
+                    worker.open[worker.actor.score.remote(*arguments)] = number
+
+    def _collect(self, worker: _Worker, reference: Any, todo: deque[int], progress: Progress) -> None:
+        errors = self._ray.exceptions
+        try:
+            account = self._ray.get(reference)
+        except (errors.ActorDiedError, errors.ActorUnavailableError, errors.WorkerCrashedError) as error:
+            self._bury(worker, todo, error)
+            return
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, LeukorayError):
+                raise error.cause from error
+            raise
+        worker.open.pop(reference)
+        self._deaths_in_a_row = 0
+        progress.add(account)
+
+    def _bury(self, worker: _Worker, todo: deque[int], error: Exception) -> None:
+        """Replace a dead worker; its shards go back, those that killed twice after a search for the culprit."""
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > _MAX_DEATHS_WITHOUT_PROGRESS:
+            raise PlatformError(
+                f"scoring workers died {self._deaths_in_a_row} times without finishing a shard ({_brief(error)}); "
+                "check memory (leukoray doctor), then run the same command again"
+            ) from error
+        shards = sorted(worker.open.values())
+        print(f"score  a worker died ({_brief(error)}); shards {shards} go to another", flush=True)
+        self._workers[self._workers.index(worker)] = self._start()
+        self._ray.kill(worker.actor)
+        for number in shards:
+            self._deaths[number] = self._deaths.get(number, 0) + 1
+            if self._deaths[number] >= _CRASHES_BEFORE_PROBING and number not in self._crashed:
+                self._crashed[number] = self._find_crashing(number)
+            todo.appendleft(number)
+
+    def _find_crashing(self, number: int) -> frozenset[int]:
+        """Ids of a shard whose decoding ends the process, each seen to do so twice."""
+        import pyarrow.parquet as pq
+
+        with store_for(self._folder.uri, self._s3).open(self._folder.shard(number)) as file:
+            ids = pq.ParquetFile(file).read(columns=["image_id"])["image_id"].to_pylist()
+        print(f"score  shard {number} lost several workers; looking for the image that does it", flush=True)
+        groups = [ids[start : start + _PROBE_GROUP] for start in range(0, len(ids), _PROBE_GROUP)]
+        suspects = [one for group in groups if not self._survives(number, group) for one in group]
+        found = frozenset(
+            one for one in suspects if not self._survives(number, [one]) and not self._survives(number, [one])
+        )
+        print(f"score  shard {number}: {len(found)} images end the decoder's process", flush=True)
+        return found
+
+    def _survives(self, number: int, ids: list[int]) -> bool:
+        task = self._ray.remote(num_cpus=0, max_retries=0)(probe)
+        shard = self._folder.shard(number)
+        try:
+            self._ray.get(task.remote(shard, ids, self._bundle.info.input_size, self._s3, self._limits))
+        except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.NodeDiedError):
+            return False
+        return True
+
+    def _why(self) -> str:
+        """What each worker is at, for a person who sees no progress."""
+        asked = {worker.actor.doing.remote(): index for index, worker in enumerate(self._workers)}
+        ready, silent = self._ray.wait(list(asked), num_returns=len(asked), timeout=5.0)
+        reasons = []
+        for reference in ready:
+            try:
+                doing = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                reasons.append(f"worker {asked[reference]} is gone ({_brief(error)})")
+                continue
+            reasons += [f"worker {asked[reference]}: {stage} {uri} for {s:.0f} s" for stage, uri, s in doing]
+        if silent:
+            free = self._ray.available_resources().get("CPU", 0.0)
+            nodes = sum(node["Alive"] for node in self._ray.nodes())
+            reasons.append(
+                f"{len(silent)} workers do not answer: not placed yet or their node is gone "
+                f"(each needs {self._resources.cpus_per_worker:g} CPU, {free:g} free on {nodes} nodes)"
+            )
+        return "; ".join(reasons) or "workers are idle"
+
+
+def _brief(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:160]

@@ -1,0 +1,114 @@
+"""What a person sees while a run goes on: rates, time left, codes, the slowest stage, and why nothing moves."""
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.scoring.plan import Plan
+from pipeline.scoring.worker import Account
+
+_LINE_EVERY_S = 5.0  # where no terminal shows a line that is redrawn
+_REDRAW_EVERY_S = 0.5
+_RATE_WINDOW_S = 30.0
+
+
+def human_time(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Counts accounts as they come in and prints them. Rates are of this process, without what was resumed."""
+
+    def __init__(self, plan: Plan, resumed_rows: int, workers: int, out: Callable[[str], None] | None = None) -> None:
+        self._plan, self._workers = plan, workers
+        self._tty = out is None and sys.stderr.isatty()
+        self._out = out or (lambda text: print(text, file=sys.stderr, end="" if self._tty else "\n", flush=True))
+        self._begin = time.monotonic()
+        self._printed = 0.0
+        self._recent: deque[tuple[float, int, int]] = deque()
+        self.resumed_rows = resumed_rows
+        self.rows = self.scored = self.bytes = self.attempts = 0
+        self.codes: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.first_s: float | None = None
+        self.last_change = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._begin
+
+    def add(self, account: Account) -> None:
+        now = time.monotonic()
+        self.first_s = self.first_s if self.first_s is not None else now - self._begin
+        self.rows += account.rows
+        self.scored += account.scored
+        self.bytes += account.bytes
+        self.attempts += account.attempts
+        self.codes.update(account.codes)
+        self.seconds.update(account.seconds)
+        self._recent.append((now, account.rows, account.bytes))
+        self.last_change = now
+
+    def rate(self) -> tuple[float, float]:
+        """(images/s, MB/s) over the last half minute."""
+        now = time.monotonic()
+        while self._recent and now - self._recent[0][0] > _RATE_WINDOW_S:
+            self._recent.popleft()
+        span = max(1e-6, min(_RATE_WINDOW_S, now - self._begin))
+        return sum(r for _, r, _ in self._recent) / span, sum(b for _, _, b in self._recent) / span / 1e6
+
+    def shares(self) -> dict[str, float]:
+        """Share of the workers' busy time in each stage; waiting for bytes counts as fetch."""
+        total = sum(self.seconds.values())
+        return {name: round(value / total, 3) for name, value in self.seconds.items()} if total else {}
+
+    def show(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._printed < (_REDRAW_EVERY_S if self._tty else _LINE_EVERY_S):
+            return
+        self._printed = now
+        self._out(("\r\x1b[2K" if self._tty else "") + self.line() + ("\n" if force and self._tty else ""))
+
+    def line(self) -> str:
+        plan = self._plan
+        done = self.resumed_rows + self.rows
+        images, megabytes = self.rate()
+        left = (plan.rows - done) / images if images else 0.0
+        share = f"{100 * done / plan.rows:3.0f} %" if plan.rows else "100 %"
+        parts = [f"{share}  {done}/{plan.rows} images", f"{images:.0f} img/s", f"{megabytes:.1f} MB/s"]
+        if images and done < plan.rows:
+            parts.append(f"{human_time(left)} left")
+        if self.codes:
+            parts.append("quarantined " + " ".join(f"{code} {count}" for code, count in self.codes.most_common(4)))
+        shares = self.shares()
+        if shares:
+            slowest = max(shares, key=lambda name: shares[name])
+            parts.append(
+                " ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()) + f" (most: {slowest})"
+            )
+        return "score  " + " | ".join(parts)
+
+    def report(self) -> dict[str, Any]:
+        """For run.json."""
+        seconds = max(1e-6, self.elapsed_s)
+        return {
+            "images": self.rows,
+            "resumed_images": self.resumed_rows,
+            "elapsed_s": round(seconds, 3),
+            "images_per_s": round(self.rows / seconds, 2),
+            "mb_per_s": round(self.bytes / seconds / 1e6, 3),
+            "first_part_s": round(self.first_s, 3) if self.first_s is not None else None,
+            "workers": self._workers,
+            "stage_seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "stage_shares": self.shares(),
+            "bottleneck": max(self.shares(), key=lambda name: self.shares()[name]) if self.shares() else None,
+            "fetch_attempts": self.attempts,
+        }

@@ -1,0 +1,212 @@
+"""A scoring run from request to `_SUCCESS`: lock, plan, score, commit, count, in this order."""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from pipeline import __version__
+from pipeline.bundle import Bundle
+from pipeline.cluster import connected
+from pipeline.errors import InputError
+from pipeline.images import Limits
+from pipeline.manifest import to_parquet
+from pipeline.scoring import commit
+from pipeline.scoring.driver import Resources, ScoreDriver
+from pipeline.scoring.ledger import output_files, read_columns, read_ledger
+from pipeline.scoring.lock import locked
+from pipeline.scoring.plan import Plan, Request, find_or_start, make_plan, read_plan
+from pipeline.scoring.progress import Progress
+from pipeline.scoring.records import SCHEMA_VERSION, RunFolder, file_sha256
+from pipeline.scoring.subjects import roll_up
+from pipeline.storage import S3Settings, StoreError, store_for
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    folder: RunFolder
+    run: dict[str, Any]  # run.json
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is done; none of it changes its rows."""
+
+    resources: Resources
+    address: str | None = None
+    num_cpus: int | None = None
+    run_id: str | None = None
+    wait_for_lock_s: float = 0.0
+    max_error_share: float = 0.05
+
+
+Say = Callable[[str], None]
+_ESTIMATE_ROWS = 24
+
+
+def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Settings | None, say: Say) -> Result:
+    """Run or continue `request` below `out`. Raises LeukorayError; what is done stays done."""
+    limits = Limits(request.max_bytes, request.max_pixels)
+    partition = commit.Partition.parse(request.partition_by) if request.partition_by else None
+    with locked(out, options.run_id or "new run", s3, options.wait_for_lock_s) as check_lock:
+        folder, continues = find_or_start(out, request, options.run_id, s3)
+        plan = read_plan(folder, s3)
+        if plan is None:
+            plan = _list(out, folder, request, s3)
+        say(_describe(folder, plan, continues))
+        progress = Progress(plan, plan.rows, 0)
+        if plan.shards:
+            with connected(options.address, options.num_cpus) as ray:
+                driver = ScoreDriver(ray, folder, plan, bundle, options.resources, limits, s3, check_lock)
+                progress = driver.run()
+                written = commit.commit(ray, folder, bundle.info, plan, partition, s3)
+        else:
+            written = commit.commit(None, folder, bundle.info, plan, partition, s3)
+        check_lock()
+        written += _subjects(folder, written, plan, s3)
+        counts = commit.verify(folder, [item for item in written if "/" in item.name], plan, s3)
+        run = _document(request, bundle, plan, progress, counts, options, continues)
+        commit.finish(folder, written, run, s3)
+    return Result(folder, run)
+
+
+def _list(out: str, folder: RunFolder, request: Request, s3: S3Settings | None) -> Plan:
+    ledger = read_ledger(out, request.model_sha256, s3)
+    wanted = retry_ids(RunFolder(request.retry_of), s3) if request.retry_of else None
+    return make_plan(folder, request, ledger, wanted, s3)
+
+
+def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:
+    """(plan, a few of its rows): what a run would do, listed into a folder that is thrown away."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
+        folder = RunFolder(f"{scratch}/dry")
+        plan = _list(out, folder, request, s3)
+        rows = read_columns(folder.shard(0), None, None).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
+        return plan, rows
+
+
+def retry_sources(folder: RunFolder, s3: S3Settings | None) -> tuple[str, ...]:
+    """The objects whose images a run quarantined. Raises InputError where there is nothing to retry."""
+    files = output_files(folder, "quarantine", s3)
+    uris = {uri for name in files for uri in read_columns(name, ["uri"], s3)["uri"].to_pylist()}
+    if not uris:
+        raise InputError(f"{folder.uri}: no finished run with quarantined images here; nothing to retry")
+    return tuple(sorted(uris))
+
+
+def retry_ids(folder: RunFolder, s3: S3Settings | None) -> frozenset[int] | None:
+    """Ids to read again; None (all of the listed objects) when an archive failed as a whole."""
+    ids: set[int] = set()
+    for name in output_files(folder, "quarantine", s3):
+        table = read_columns(name, ["image_id", "stage", "member"], s3)
+        for image_id, stage in zip(table["image_id"].to_pylist(), table["stage"].to_pylist(), strict=True):
+            if stage == "list":
+                return None
+            ids.add(image_id)
+    return frozenset(ids)
+
+
+def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
+    verb = "continuing" if continues else "starting"
+    skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
+    problems = f", {plan.problems} could not be listed" if plan.problems else ""
+    return (
+        f"{verb} {folder.run_id}: {plan.listed} images listed in {plan.listing_s:.1f} s{skipped}{problems}; "
+        f"{plan.rows} to score ({plan.bytes / 1e6:.1f} MB) in {plan.shards} shards"
+    )
+
+
+def _subjects(
+    folder: RunFolder, written: Sequence[commit.Written], plan: Plan, s3: S3Settings | None
+) -> list[commit.Written]:
+    names = [item.name for item in written if item.name.startswith("predictions/")]
+    columns = ["subject_id", "probability", "decision", "image_id"]
+    tables = (read_columns(folder.file(*name.split("/")), columns, s3) for name in names)
+    table = roll_up(tables, plan.run_id)
+    if not table.num_rows:
+        return []
+    data = to_parquet(table)
+    store_for(folder.uri, s3).write(folder.file("subjects.parquet"), data)
+    return [commit.Written("subjects.parquet", table.num_rows, len(data), file_sha256(data))]
+
+
+def _document(
+    request: Request, bundle: Bundle, plan: Plan, progress: Progress, counts: dict[str, Any], options: Options,
+    continued: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """run.json."""
+    info = bundle.info
+    attempted = counts["scored"] + counts["quarantined"]
+    share = counts["quarantined"] / attempted if attempted else 0.0
+    return {
+        "run_id": plan.run_id,
+        "status": "too_many_errors" if share > options.max_error_share else "complete",
+        "schema_version": SCHEMA_VERSION,
+        "leukoray_version": __version__,
+        "counts": counts,
+        "error_share": round(share, 6),
+        "max_error_share": options.max_error_share,
+        "model": {
+            "uri": bundle.uri,
+            "name": info.name,
+            "version": info.version,
+            "sha256": info.identity(),
+            "threshold": info.threshold,
+            "temperature": info.temperature,
+            "positive_classes": list(info.positive_classes),
+            "preprocessing_digest": info.preprocessing_digest,
+            "synthetic": info.synthetic,
+        },
+        "request": asdict(request),
+        "layout": plan.layout,
+        "continued": continued,
+        "started_at": plan.started_at,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "listing_s": plan.listing_s,
+        "bytes": plan.bytes,
+        "progress": progress.report(),
+        "resources": asdict(options.resources),
+        "python": platform.python_version(),
+        "notice": "Research software, not a medical device.",
+    }
+
+
+def estimate_seconds(
+    bundle: Bundle, sample: Sequence[dict[str, Any]], s3: S3Settings | None, workers: int, rows: int
+) -> float | None:
+    """About how long `rows` images take, from decoding and predicting a few of them here; None without any."""
+    import time
+
+    from pipeline.errors import ImageRejected
+    from pipeline.fetch import fetch_rows
+    from pipeline.predictor import Predictor
+
+    predictor = Predictor(bundle)
+    samples = [item.data for item in fetch_rows(sample, s3) if item.data is not None]
+    if not samples:
+        return None
+    predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))  # the first run sets the graph up
+    begin = time.perf_counter()
+    for data in samples:
+        try:
+            predictor(predictor.load(data).pixels[None])
+        except ImageRejected:
+            continue
+    each = (time.perf_counter() - begin) / len(samples)
+    return rows * each / workers
+
+
+def read_run(uri: str, s3: S3Settings | None) -> dict[str, Any]:
+    """run.json of a finished run. Raises InputError."""
+    try:
+        return dict(json.loads(store_for(uri, s3).read(f"{uri.rstrip('/')}/run.json").data))
+    except (StoreError, ValueError) as error:
+        raise InputError(f"{uri}: no finished scoring run here ({error})") from error
