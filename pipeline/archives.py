@@ -193,20 +193,24 @@ def _classify(member: str, place: _Place, size: int) -> Problem | Ignored | None
 
 def _list_tar(file: IO[bytes], size: int, place: _Place) -> Iterator[Found]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
-        group: list[Found] = []
+        group: list[Found] = []  # waits for sidecars that may follow
         key, meta = "", dict[str, str]()
-        while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-            if not member.isreg():
-                continue
-            this_key = _sample_key(member.name)
-            if this_key != key:
-                yield from _with_meta(group, meta)
-                group, key, meta = [], this_key, {}
-            if suffix(member.name) in _SIDECARS and member.size <= _SIDECAR_LIMIT_BYTES:
-                handle = archive.extractfile(member)
-                meta.update(_sidecar(member.name, handle.read() if handle else b""))
-            group.extend(_tar_member(file, size, place, member))
+        try:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+                if not member.isreg():
+                    continue
+                this_key = _sample_key(member.name)
+                if this_key != key:
+                    yield from _with_meta(group, meta)
+                    group, key, meta = [], this_key, {}
+                if suffix(member.name) in _SIDECARS and member.size <= _SIDECAR_LIMIT_BYTES:
+                    handle = archive.extractfile(member)
+                    meta.update(_sidecar(member.name, handle.read() if handle else b""))
+                group.extend(_tar_member(file, size, place, member))
+        except _DAMAGE:
+            yield from _with_meta(group, meta)
+            raise
         yield from _with_meta(group, meta)
         yield from _tar_end(file, size, archive.offset, place)
 

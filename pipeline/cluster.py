@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +94,6 @@ def _private_token() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        if "ray" in sys.modules:  # it read its settings from the environment when it was imported
-            from ray._raylet import Config
-
-            Config.initialize("")
 
 
 def _first_line(error: Exception) -> str:

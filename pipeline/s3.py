@@ -129,9 +129,7 @@ class S3Store:
                 return StoreError(Code.CHANGED, f"{where}: replaced since it was listed; run again", attempts)
             if status == 416:
                 return StoreError(Code.CHANGED, f"{where}: shorter than when it was listed", attempts)
-            return StoreError(
-                Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts
-            )
+            return StoreError(Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts)
         if isinstance(error, failures.NoCredentialsError | failures.PartialCredentialsError):
             message = f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID/AWS_PROFILE or pass --s3-anonymous"
             return StoreError(Code.ACCESS_DENIED, message, attempts)
@@ -210,9 +208,7 @@ class S3Store:
             if error.code == Code.NOT_FOUND:
                 return None
             raise
-        return ObjectInfo(
-            uri, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"].timestamp()
-        )
+        return ObjectInfo(uri, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"].timestamp())
 
     def is_folder(self, uri: str) -> bool:
         """True when keys lie below the prefix. Raises StoreError for a bucket that is missing or refused."""
@@ -223,7 +219,7 @@ class S3Store:
         )
         return bool(answer.get("KeyCount"))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects below a prefix, page by page, so that memory does not grow with their number."""
         yield from self._pages(prefix, delimiter="")[1]
 
@@ -243,15 +239,13 @@ class S3Store:
 
         def page(token: str | None) -> dict[str, Any]:
             more = {"ContinuationToken": token} if token else {}
-            return self._retry(prefix, lambda c: c.list_objects_v2(**base, **more))[0]
+            return dict(self._retry(prefix, lambda c: c.list_objects_v2(**base, **more))[0])
 
         def objects(answer: dict[str, Any]) -> Iterator[ObjectInfo]:
             for item in answer.get("Contents", ()):
                 if not item["Key"].endswith("/"):
                     uri = f"s3://{bucket}/{item['Key']}"
-                    yield ObjectInfo(
-                        uri, item["Size"], item["ETag"].strip('"'), item["LastModified"].timestamp()
-                    )
+                    yield ObjectInfo(uri, item["Size"], item["ETag"].strip('"'), item["LastModified"].timestamp())
 
         def folders(answer: dict[str, Any]) -> list[str]:
             return [f"s3://{bucket}/{item['Prefix']}" for item in answer.get("CommonPrefixes", ())]
@@ -281,7 +275,7 @@ class S3Store:
         self._retry(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
 
     def delete_tree(self, prefix: str) -> None:
-        for info in self.list(prefix):
+        for info in self.walk(prefix):
             self.delete(info.uri)
 
 
