@@ -1,0 +1,95 @@
+"""Point a model's best.json to another version, or list its versions."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from jobs.common import finish, run, s3_settings
+from pipeline.bundle import GRAPH, INFO, WEIGHTS, Bundle, read_bundle
+from pipeline.config import JobConfig, positional
+from pipeline.errors import InputError, LeukorayError, UsageError
+from pipeline.predictor import Predictor
+from pipeline.registry import point_to, read_pointer
+from pipeline.storage import S3Settings, absolute, join, store_for
+
+EXAMPLES = """examples:
+  leukoray promote models/leukoray --list
+  leukoray promote models/leukoray --version 20261123-191500-1a2b3c4d
+  leukoray promote s3://bucket/models/leukoray --version 20261123-191500-1a2b3c4d
+
+Research software, not a medical device."""
+
+
+class PromoteConfig(JobConfig):
+    """Point best.json, which scoring and serving follow, to another version of a model."""
+
+    model: str = positional(description="a model's folder in the registry, REGISTRY/NAME")
+    version: str | None = Field(None, description="version to point to; its files are checked first")
+    list: bool = Field(False, description="list the versions with their validation metrics")
+
+
+def main(config: PromoteConfig) -> None:
+    s3 = s3_settings(config)
+    uri = absolute(config.model)
+    if not config.version and not config.list:
+        raise UsageError("name a --version, or see them with --list")
+    if config.version:
+        bundle = _checked(join(uri, config.version), s3)
+        metric, value = _monitored(bundle)
+        point_to(uri, bundle, metric, value)
+        print(f"{uri}: best is now {config.version} ({metric} {_number(value)})")
+    if config.list:
+        _print_versions(uri, s3)
+
+
+def _checked(uri: str, s3: S3Settings) -> Bundle:
+    """The bundle, after its files were compared with their digests and the graph answered one image."""
+    import numpy as np
+
+    bundle = read_bundle(uri, s3)
+    for name in (WEIGHTS, GRAPH):
+        bundle.file(name)
+    size = bundle.info.input_size
+    Predictor(bundle, engine="onnx")(np.zeros((1, size, size, 3), dtype=np.uint8))
+    return bundle
+
+
+def _monitored(bundle: Bundle) -> tuple[str, float | None]:
+    """The metric that training chose the best epoch by, in the words of the pointer."""
+    monitor = str(bundle.info.training.get("monitor", "val_auc"))
+    name = "roc_auc" if monitor == "val_auc" else monitor.removeprefix("val_")
+    value: Any = bundle.info.metrics.get("validation", {}).get(name)
+    return f"validation {name}", None if value is None else float(value)
+
+
+def _print_versions(uri: str, s3: S3Settings) -> None:
+    pointer = read_pointer(uri, s3)
+    best = pointer["version"] if pointer else None
+    found = sorted(item.uri.removesuffix("/" + INFO) for item in store_for(uri, s3).walk(uri) if item.uri.endswith(INFO))
+    if not found:
+        raise InputError(f"{uri}: no versions here; name the model's folder, REGISTRY/NAME")
+    for folder in found:
+        version = folder.rsplit("/", 1)[-1]
+        mark = "*" if version == best else " "
+        try:
+            bundle = read_bundle(folder, s3)
+        except LeukorayError as error:
+            print(f"{mark} {version}  unusable: {error}")
+            continue
+        metric, value = _monitored(bundle)
+        info = bundle.info
+        print(f"{mark} {version}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def command(argv: Sequence[str]) -> int:
+    return run(PromoteConfig, main, prog="leukoray promote", epilog=EXAMPLES, argv=argv)
+
+
+if __name__ == "__main__":
+    finish(command(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""Train a network data-parallel on Ray, calibrate it, and publish it as a bundle."""
+
+import hashlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from jobs.common import Clock, finish, run, s3_settings, show_config
+from pipeline.cluster import Plan, check, connected, shared_memory_warning
+from pipeline.config import JobConfig, effective, positional
+from pipeline.data import LabelledRows, labelled_rows
+from pipeline.errors import UsageError
+from pipeline.export import to_safetensors
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.models import build, check_architecture, start_from
+from pipeline.splits import check_leaks
+from pipeline.storage import S3Settings, absolute, join
+from pipeline.training import fit
+from pipeline.training.publish import Published, publish
+from pipeline.training.settings import Settings
+
+_SHARED = (
+    "architecture", "input_size", "epochs", "batch_size", "learning_rate", "optimizer", "weight_decay", "warmup_epochs",
+    "clip_norm", "patience", "balance", "augment", "amp", "seed",
+)  # fmt: skip
+EXAMPLES = """examples:
+  leukoray train manifest/                                          # the small network, on this machine
+  leukoray train manifest/ --architecture resnet18 --input-size 224 --weights imagenet --epochs 20
+  leukoray train manifest/ --weights resnet18.pth --architecture resnet18 --target-sensitivity 0.95
+  leukoray train s3://bucket/manifest --out s3://bucket/models --workers 8 --use-gpu
+  ray job submit --working-dir . -- python -m jobs.train --config train.yaml
+
+An interrupted run is continued by the same command. Research software, not a medical device."""
+
+
+class TrainConfig(JobConfig):
+    """Train a network on a manifest's train split, choose the best epoch on its validation split, publish a bundle."""
+
+    manifest: str = positional(description="manifest made by `leukoray ingest`, a folder or s3:// prefix")
+    out: str = Field("models", description="registry: the bundle goes to <out>/<name>/<version>/")
+    name: str = Field("leukoray", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name in the registry")
+    architecture: str = Field("cnn", description="network, e.g. cnn, cnn-se, vgg11, resnet18, densenet121")
+    input_size: int = Field(128, ge=16, le=1024, description="pixels, square, that images are brought to")
+    weights: str = Field("none", description="start from: none, imagenet, or a .pth or .safetensors file")
+    task: Literal["auto", "binary", "multiclass"] = Field(
+        "auto", description="auto: binary where the manifest labels positive and negative, else by class names"
+    )
+    epochs: int = Field(20, ge=1, description="passes over the train split at most")
+    batch_size: int = Field(16, ge=1, description="images per worker and step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    optimizer: Literal["adam", "adamw"] = Field("adamw", description="optimizer")
+    weight_decay: float = Field(1e-2, ge=0, description="weight decay of matrices")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up before the cosine")
+    clip_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this; 0: never")
+    patience: int = Field(6, ge=0, description="stop after so many epochs without a better metric; 0: never")
+    balance: bool = Field(True, description="weigh classes by the inverse of their count")
+    augment: bool = Field(True, description="random turns, stain and light of training images")
+    amp: bool = Field(True, description="bfloat16 arithmetic on GPUs")
+    seed: int = Field(0, ge=0, description="the same seed on the same machine gives the same model")
+    workers: int | None = Field(None, ge=1, description="data-parallel workers (default: a GPU each, else 2, 1 on one core)")
+    cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker holds (default: by cores)")
+    use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
+    target_sensitivity: float | None = Field(
+        None, gt=0, le=1, description="choose the threshold for this sensitivity on validation (default: Youden's J)"
+    )
+    review_margin: float | None = Field(
+        None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
+    )
+
+    @field_validator("manifest", "out")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return absolute(value)
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute_file(cls, value: str) -> str:
+        return value if value in ("none", "imagenet") else absolute(value)
+
+
+def main(config: TrainConfig) -> None:
+    clock, s3 = Clock(), s3_settings(config)
+    show_config(config)
+    manifest = read_manifest(config.manifest, s3)
+    rows = _checked_rows(manifest, config)
+    initial = _initial_weights(config, rows, s3)
+    with connected(config.address, config.num_cpus) as ray:
+        plan = plan_for(config, ray.cluster_resources())
+        check(plan, ray.cluster_resources())
+        _announce(rows, plan)
+        settings = _settings(config, rows, plan.workers)
+        model_uri = join(config.out, config.name)
+        run_uri = fit.open_run(model_uri, _digest(settings, manifest, initial), s3)
+        resources = fit.Resources(plan.cpus_per_worker, plan.gpus > 0)
+        trained = fit.fit(settings, rows, resources, run_uri, initial, s3)
+    published = publish(
+        trained, settings, rows, manifest, model_uri, configuration=effective(config),
+        target_sensitivity=config.target_sensitivity, review_margin=config.review_margin, s3=s3,
+    )  # fmt: skip
+    fit.close_run(run_uri, published.bundle.info.version, s3)
+    _account(trained, published, config, clock)
+
+
+def plan_for(config: TrainConfig, resources: Mapping[str, float]) -> Plan:
+    """What the workers will hold on a cluster with these resources (as ray.cluster_resources())."""
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0.0))
+    use_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
+    workers = config.workers or (max(1, gpus) if use_gpu else 2 if cpus >= 2 else 1)
+    per_worker = config.cpus_per_worker
+    if per_worker is None:  # a whole core each only where one is left over for Ray Data
+        per_worker = 1.0 if cpus >= workers + 1 else max(0.05, math.floor(50 * cpus / workers) / 100)
+    return Plan("train", workers, per_worker, gpus_per_worker=1.0 if use_gpu else 0.0)
+
+
+def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
+    """The rows to learn from. Raises UsageError or InputError before anything is started."""
+    check_architecture(config.architecture, config.input_size)
+    columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
+    check_leaks(columns["subject_id"], columns["split"], keys=columns["uri"])
+    rows = labelled_rows(manifest, config.task)
+    if config.workers and config.workers > rows.validation.num_rows:
+        raise UsageError(
+            f"--workers {config.workers}: the validation split has {rows.validation.num_rows} images; use fewer workers"
+        )
+    return rows
+
+
+def _initial_weights(config: TrainConfig, rows: LabelledRows, s3: S3Settings) -> bytes | None:
+    """The starting network with the given weights, as safetensors; None to start from the seed in every worker."""
+    if config.weights == "none":
+        return None
+    torch.manual_seed(config.seed)
+    model = build(config.architecture, 1 if rows.task == "binary" else len(rows.classes))
+    print(f"weights: {start_from(model, config.architecture, config.weights, s3)}", flush=True)
+    return to_safetensors(model)
+
+
+def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings:
+    shared = {name: getattr(config, name) for name in _SHARED}
+    return Settings(task=rows.task, classes=rows.classes, workers=workers, **shared)
+
+
+def _digest(settings: Settings, manifest: Manifest, initial: bytes | None) -> str:
+    return settings.digest(manifest.digest, hashlib.sha256(initial or b"").hexdigest())
+
+
+def _announce(rows: LabelledRows, plan: Plan) -> None:
+    for split in ("train", "validation"):
+        counts = ", ".join(f"{number} {name}" for name, number in zip(rows.classes, rows.counts(split), strict=True))
+        print(f"{split}: {sum(rows.counts(split))} images ({counts})")
+    what = f"{plan.gpus_per_worker:g} GPU" if plan.gpus else f"{plan.cpus_per_worker:g} CPU"
+    print(f"workers: {plan.workers}, {what} each", flush=True)
+    warning = shared_memory_warning()
+    if warning:
+        print(f"warning: {warning}", flush=True)
+
+
+def _account(trained: fit.Trained, published: Published, config: TrainConfig, clock: Clock) -> None:
+    state, info = trained.state, published.bundle.info
+    if trained.rejected.count:
+        print(f"left out: {trained.rejected}")
+    early = ", stopped early" if state.epoch < config.epochs else ""
+    print(f"best epoch {state.best_epoch} of {state.epoch}{early}: {published.metric} {published.value:.4f}")
+    print(f"temperature {info.temperature:.3f} ({published.temperature.reason})")
+    if published.threshold is not None:
+        chosen = published.threshold
+        print(
+            f"threshold {chosen.value:.4f} ({chosen.rule}): on validation sensitivity {chosen.sensitivity:.3f}, "
+            f"specificity {chosen.specificity:.3f}"
+        )
+    kind = "synthetic images; " if info.synthetic else ""
+    print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")
+    print("best.json points to it" if published.is_best else "best.json stays: another version has the better metric")
+    print(f"TensorBoard: tensorboard --logdir {join(trained.run_uri, 'tensorboard')}")
+    print(f"{clock.seconds:.0f} s. Next: leukoray evaluate {config.manifest} --model {join(config.out, config.name)}")
+
+
+def command(argv: Sequence[str]) -> int:
+    return run(TrainConfig, main, prog="leukoray train", epilog=EXAMPLES, argv=argv)
+
+
+if __name__ == "__main__":
+    finish(command(sys.argv[1:]))

@@ -1,0 +1,5 @@
+"""Data-parallel training on Ray Train, from labelled rows to a published bundle.
+
+Read in this order: settings -> shard (one rank's images) -> objective (loss, learning rate) -> validation (every image once,
+gathered) -> checkpoint -> loop (one worker) -> progress (what a person sees) -> fit (the driver) -> publish (the bundle).
+"""

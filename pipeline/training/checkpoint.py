@@ -1,0 +1,84 @@
+"""What an interrupted run continues from: weights, optimizer, and where it was. Tensors and JSON, never code.
+
+    last.safetensors  best.safetensors  optimizer.pt (tensors; loaded with weights_only)  validation.npz  state.json
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.training.validation import Scores
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after `epoch` epochs. `history` has one row an epoch, epochs counted from 1."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_metric: float = float("-inf")
+    best_loss: float = float("inf")
+    stale_epochs: int = 0  # since the metric was last beaten
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def after(self, row: dict[str, float], monitor: str, patience: int, epochs: int) -> "State":
+        """The state one epoch on. A tie goes to the lower validation loss, but does not buy more patience."""
+        metric, loss = row[monitor], row["val_loss"]
+        beaten = metric > self.best_metric + 1e-6
+        better = beaten or (metric > self.best_metric - 1e-6 and loss < self.best_loss)
+        epoch = self.epoch + 1
+        stale = 0 if beaten else self.stale_epochs + 1
+        moved = replace(
+            self, epoch=epoch, stale_epochs=stale, history=[*self.history, row],
+            finished=epoch >= epochs or bool(patience and stale >= patience),
+        )  # fmt: skip
+        if not better:
+            return moved
+        return replace(moved, best_epoch=epoch, best_metric=max(metric, self.best_metric), best_loss=loss)
+
+
+@dataclass
+class Best:
+    """The best weights so far and what they said of the validation split."""
+
+    weights: Weights
+    scores: Scores
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """A copy on the CPU."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+
+
+def save(folder: Path, state: State, model: nn.Module, optimizer: torch.optim.Optimizer, best: Best) -> None:
+    save_file(weights_of(model), folder / "last.safetensors")
+    save_file(best.weights, folder / "best.safetensors")
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    np.savez(folder / "validation.npz", **asdict(best.scores))
+    (folder / "state.json").write_text(json.dumps(asdict(state)))
+
+
+def read_state(folder: Path) -> State:
+    return State(**json.loads((folder / "state.json").read_text()))
+
+
+def read_best(folder: Path) -> Best:
+    with np.load(folder / "validation.npz", allow_pickle=False) as arrays:
+        scores = Scores(arrays["image_ids"], arrays["targets"], arrays["logits"])
+    return Best(load_file(folder / "best.safetensors"), scores)
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, Best]:
+    model.load_state_dict(load_file(folder / "last.safetensors"))
+    saved: dict[str, Any] = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(saved)
+    return read_state(folder), read_best(folder)

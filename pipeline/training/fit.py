@@ -1,0 +1,251 @@
+"""The driver's side of training: decode, place the workers, show progress, come back with the best weights.
+
+A run has a folder, `<model>/.runs/<digest>/`, named by everything that decides its result. The same command finds the same
+folder, and Ray Train (V2) continues from the last checkpoint there. A published run is closed; the next starts beside it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+
+from pipeline.data import LabelledRows, Rejected, deal, decoded, fits_object_store, rejected
+from pipeline.errors import LeukorayError, PlatformError
+from pipeline.storage import S3Settings, StoreError, arrow_filesystem, is_s3, join, store_for
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Best, State
+from pipeline.training.loop import TRAIN, VALIDATION, Job, train_worker
+from pipeline.training.progress import Announcer, Board, Display, Mailbox
+from pipeline.training.settings import Settings
+
+RUNS = ".runs"
+_PUBLISHED = "published.json"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own record of a run's checkpoints
+_WORKER_RESTARTS = 3
+_CONTROLLER_RESTARTS = 2
+_POLL_S = 0.3
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each worker holds."""
+
+    cpus_per_worker: float
+    use_gpu: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of `fit`."""
+
+    state: State
+    best: Best
+    rejected: Rejected
+    run_uri: str
+
+
+def open_run(model_uri: str, digest: str, s3: S3Settings | None) -> str:
+    """The folder of the unfinished run with this digest, or of a new one."""
+    store = store_for(model_uri, s3)
+    attempt = 0
+    while True:
+        name = digest[:12] + (f"-{attempt}" if attempt else "")
+        uri = join(model_uri, RUNS, name)
+        if store.head(join(uri, _PUBLISHED)) is None:
+            _drop_torn_snapshot(uri, s3)
+            return uri
+        attempt += 1
+
+
+def close_run(run_uri: str, version: str, s3: S3Settings | None) -> None:
+    """Note that the run's result is published, and remove its checkpoints; TensorBoard's files stay."""
+    store = store_for(run_uri, s3)
+    store.write(join(run_uri, _PUBLISHED), json.dumps({"version": version}).encode())
+    for item in list(store.walk(run_uri)):
+        inside = item.uri.removeprefix(run_uri.rstrip("/") + "/")
+        if inside.startswith("checkpoint_"):
+            store.delete(item.uri)
+    if not is_s3(run_uri):  # their folders as well
+        for folder in Path(run_uri).glob("checkpoint_*"):
+            store.delete_tree(str(folder))
+
+
+def _drop_torn_snapshot(run_uri: str, s3: S3Settings | None) -> None:
+    """Ray writes its snapshot in place; killed in that moment, it would refuse the folder for ever."""
+    path = join(run_uri, _SNAPSHOT)
+    store = store_for(path, s3)
+    try:
+        json.loads(store.read(path).data)
+    except StoreError:
+        return
+    except ValueError:
+        print(f"{path}: torn by an interruption; this run starts over", flush=True)
+        store.delete(path)
+
+
+def fit(
+    settings: Settings,
+    rows: LabelledRows,
+    resources: Resources,
+    run_uri: str,
+    initial: bytes | None,
+    s3: S3Settings | None,
+) -> Trained:
+    """Train, or continue, the run of `run_uri`.
+
+    Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying.
+    """
+    datasets, held, lost = _datasets(settings, rows, s3)
+    mailbox = Mailbox.remote()
+    job = Job(
+        settings,
+        rows.train.num_rows,
+        rows.validation.num_rows,
+        tuple(rows.counts("train")),
+        held,
+        None if initial is None else ray.put(initial),
+        mailbox,
+    )
+    trainer = _trainer(job, datasets, resources, run_uri, s3)
+    board = Board(join(run_uri, "tensorboard"), s3)
+    try:
+        result = _fit_and_show(trainer, mailbox, Display(settings.epochs, settings.monitor, board))
+    finally:
+        board.close()
+    if result.return_value:
+        raise _Refused(result.return_value["refused"])
+    with result.checkpoint.as_directory() as folder:
+        state, best = checkpoint.read_state(Path(folder)), checkpoint.read_best(Path(folder))
+    return Trained(state, best, lost, run_uri)
+
+
+class _Refused(LeukorayError):
+    """Training cannot give a model from these data or settings; a restart would not help."""
+
+    exit_code = 4
+
+
+def _datasets(
+    settings: Settings, rows: LabelledRows, s3: S3Settings | None
+) -> tuple[dict[str, ray.data.Dataset], bool, Rejected]:
+    """One dataset a rank and split; decoded now and held where all of it fits, else decoded anew in each epoch."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cluster = ray.cluster_resources()
+    total = rows.train.num_rows + rows.validation.num_rows
+    held = fits_object_store(total, settings.input_size, cluster.get("object_store_memory", 0.0))
+    dealt: dict[str, pa.Table] = {}
+    for name, table in ((TRAIN, rows.train), (VALIDATION, rows.validation)):
+        for rank, share in enumerate(deal(table, settings.workers, settings.seed)):
+            dealt[name.format(rank=rank)] = share
+    datasets = {name: decoded(share, settings.input_size, s3, cluster.get("CPU", 1.0)) for name, share in dealt.items()}
+    if not held:
+        print("decoded images do not fit the object store: they are decoded again in every epoch", flush=True)
+        return datasets, False, Rejected(total, {}, {})
+    datasets = {name: dataset.materialize() for name, dataset in datasets.items()}
+    lost = rejected(
+        table
+        for dataset in datasets.values()
+        for table in dataset.select_columns(["code", "message"]).iter_batches(batch_size=None, batch_format="pyarrow")
+    )
+    lost.refuse_too_many()
+    return datasets, True, lost
+
+
+def _trainer(
+    job: Job, datasets: dict[str, ray.data.Dataset], resources: Resources, run_uri: str, s3: S3Settings | None
+) -> TorchTrainer:
+    filesystem, path = arrow_filesystem(run_uri, s3)
+    folder, name = path.rsplit("/", 1)
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.use_gpu:
+        per_worker["GPU"] = 1.0
+
+    def loop() -> dict[str, str] | None:
+        return train_worker(job)
+
+    return TorchTrainer(
+        loop,
+        datasets=datasets,
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),  # they are dealt already, none dropped
+        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.settings.workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=folder,
+            storage_filesystem=filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(
+                max_failures=_WORKER_RESTARTS, controller_failure_limit=_CONTROLLER_RESTARTS
+            ),
+            callbacks=[Announcer(job.mailbox)],
+            worker_runtime_env={"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _fit_and_show(trainer: TorchTrainer, mailbox: Any, display: Display) -> Any:
+    """Run `trainer.fit` in a thread, so that the main thread shows events and Ctrl-C stops at once."""
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except Exception as error:  # handed to the main thread, which raises it
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    with _short_health_checks():
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            display.show(ray.get(mailbox.take.remote()))
+    display.show(ray.get(mailbox.take.remote()))
+    if "error" in outcome:
+        raise _explained(outcome["error"])
+    return outcome["result"]
+
+
+@contextlib.contextmanager
+def _short_health_checks() -> Iterator[None]:
+    """Ray Train looks at its workers every 2 s, which is also how long a finished one waits to be seen."""
+    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "0.5")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
+def _explained(error: Exception) -> Exception:
+    """A platform's failure in a sentence; a bug of ours as it is."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    controller = getattr(error, "controller_failure", None)
+    died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
+    if controller is None and not any(isinstance(failure, died) for failure in failures):
+        return error
+    first = (str(failures[0] if failures else controller).strip().splitlines() or [""])[0]
+    explained = PlatformError(
+        f"training stopped after {_WORKER_RESTARTS} restarts: {first}; free memory or cores, or lower --batch-size or "
+        "--workers; the same command continues from the last checkpoint"
+    )
+    explained.__cause__ = error
+    return explained
+

@@ -1,0 +1,218 @@
+"""One worker: the loop over epochs. Every rank takes the same number of steps and reports equally often."""
+
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from safetensors.torch import load
+from torch import nn
+
+from pipeline.augment import augment
+from pipeline.data import Rejected
+from pipeline.errors import IncompleteError
+from pipeline.models import CellClassifier, build
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Best, State
+from pipeline.training.objective import learning_rate, make_loss, make_optimizer
+from pipeline.training.progress import Sender
+from pipeline.training.settings import Settings
+from pipeline.training.shard import Shard, open_shard
+from pipeline.training.validation import Scores, average_buffers, gather, measure, validate
+
+TRAIN, VALIDATION = "train-{rank}", "validation-{rank}"  # names of the datasets, one a rank
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver sends to every worker."""
+
+    settings: Settings
+    train_rows: int  # dealt to all ranks
+    validation_rows: int
+    class_counts: tuple[int, ...]  # of the train split
+    held: bool  # decoded images stay in the object store
+    initial: Any  # ObjectRef of safetensors bytes, or None to start from the seed
+    mailbox: Any  # actor handle of progress.Mailbox
+
+
+@dataclass
+class _Worker:
+    """A rank with everything it holds."""
+
+    job: Job
+    rank: int
+    device: torch.device
+    model: CellClassifier
+    ddp: nn.Module
+    optimizer: torch.optim.Optimizer
+    train: Shard
+    validation: Shard
+    sender: Sender
+
+    @property
+    def settings(self) -> Settings:
+        return self.job.settings
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch: whole batches of the smallest shard, so that every rank can take them."""
+        return max(1, self.job.train_rows // self.settings.workers // self.settings.batch_size)
+
+
+def train_worker(job: Job) -> dict[str, str] | None:
+    """Train on one rank. Returns None, or why training was refused (the same on all ranks), which no restart would cure."""
+    worker, state, best = _start(job)
+    refusal = _refusal(worker)
+    while not state.finished and refusal is None:
+        started = time.monotonic()
+        loss = _train_epoch(worker, state.epoch)
+        if not all(gather(math.isfinite(loss))):
+            return {"refused": f"the loss is not finite in epoch {state.epoch + 1}; lower --learning-rate"}
+        average_buffers(worker.model)
+        scores = validate(worker.model, worker.validation, worker.settings, worker.device)
+        refusal = _refusal(worker) or _missing(worker, scores)
+        if refusal:
+            break
+        row = _row(worker, state, loss, scores, time.monotonic() - started)
+        state = state.after(row, worker.settings.monitor, worker.settings.patience, worker.settings.epochs)
+        if best is None or state.best_epoch == state.epoch:
+            best = Best(checkpoint.weights_of(worker.model), scores)
+        _report(worker, state, best, row)
+    return {"refused": refusal} if refusal else None
+
+
+def _start(job: Job) -> tuple[_Worker, State, Best | None]:
+    context = ray.train.get_context()
+    rank, settings = context.get_world_rank(), job.settings
+    threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(settings.seed)
+    device = ray.train.torch.get_device()
+    model = build(settings.architecture, settings.outputs)
+    if job.initial is not None:
+        model.load_state_dict(load(ray.get(job.initial)))
+    model = _on_device(model, device, context.get_world_size())
+    optimizer = make_optimizer(settings, model)
+    state, best = State(), None
+    saved = ray.train.get_checkpoint()
+    if saved is not None:
+        with saved.as_directory() as folder:
+            state, best = checkpoint.restore(Path(folder), model, optimizer)
+    sender = Sender(job.mailbox if rank == 0 else None)
+    train, validation = (
+        open_shard(ray.train.get_dataset_shard(name.format(rank=rank)), settings.input_size, held=job.held)
+        for name in (TRAIN, VALIDATION)
+    )
+    sender.started(state.history, f"{device.type}, {threads} thread{'s' if threads > 1 else ''} a worker")
+    ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    return _Worker(job, rank, device, model, ddp, optimizer, train, validation, sender), state, best
+
+
+def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellClassifier:
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        if world > 1:  # gloo has no fast road for it, and the statistics are averaged each epoch anyway
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def _refusal(worker: _Worker) -> str | None:
+    """Too many damaged images, over all ranks."""
+    lost = gather((worker.train.rejected(), worker.validation.rejected()))
+    for part in (0, 1):
+        whole = _sum([pair[part] for pair in lost])
+        try:
+            whole.refuse_too_many()
+        except IncompleteError as error:
+            return str(error)
+    return None
+
+
+def _sum(parts: list[Rejected]) -> Rejected:
+    codes: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    for part in parts:
+        for code, number in part.codes.items():
+            codes[code] = codes.get(code, 0) + number
+        examples = {**part.examples, **examples}
+    return Rejected(sum(part.total for part in parts), codes, examples)
+
+
+def _missing(worker: _Worker, scores: Scores) -> str | None:
+    """Whether the rows that were dealt for validation are all either scored or rejected."""
+    rejected = sum(gather(worker.validation.rejected().count))
+    found = len(scores.image_ids) + rejected
+    if found == worker.job.validation_rows:
+        return None
+    return f"validation saw {found} of {worker.job.validation_rows} images; please report this"
+
+
+def _train_epoch(worker: _Worker, epoch: int) -> float:
+    """Mean training loss of this rank's batches. `epoch` counts from 0."""
+    settings = worker.settings
+    seed = _seed(settings.seed, epoch, worker.rank)
+    torch.manual_seed(seed)  # dropout: the same after a restart
+    generator = torch.Generator().manual_seed(seed)
+    loss_of = make_loss(settings, worker.job.class_counts, worker.device)
+    worker.ddp.train()
+    total = torch.zeros((), device=worker.device)
+    started = time.monotonic()
+    for step, batch in enumerate(worker.train.batches(worker.steps, settings.batch_size, seed)):
+        images, targets = batch.images.to(worker.device), batch.targets.to(worker.device)
+        if settings.augment:
+            images = augment(images, generator)
+        rate = learning_rate(settings, epoch * worker.steps + step, worker.steps)
+        for group in worker.optimizer.param_groups:
+            group["lr"] = rate
+        worker.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and worker.device.type == "cuda"):
+            logits = worker.ddp(images)
+        loss = loss_of(logits.float(), targets)
+        loss.backward()
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(worker.model.parameters(), settings.clip_norm)
+        worker.optimizer.step()
+        total += loss.detach()
+        done = (step + 1) * settings.batch_size * settings.workers
+        worker.sender.step(epoch + 1, step + 1, worker.steps, total / (step + 1), done / (time.monotonic() - started))
+    return float(total / worker.steps)
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+
+
+def _row(worker: _Worker, state: State, loss: float, scores: Scores, seconds: float) -> dict[str, float]:
+    """One line of the history, the same on every rank."""
+    settings = worker.settings
+    images = worker.steps * settings.batch_size * settings.workers
+    seconds = max(gather(seconds))
+    return {
+        "epoch": state.epoch + 1,
+        "train_loss": float(np.mean(gather(loss))),
+        **measure(scores, settings.task),
+        "learning_rate": worker.optimizer.param_groups[0]["lr"],
+        "seconds": seconds,
+        "images_per_s": (images + len(scores.image_ids)) / seconds,
+    }
+
+
+def _report(worker: _Worker, state: State, best: Best, row: dict[str, float]) -> None:
+    """Hand the epoch to Ray Train; rank 0 brings the checkpoint. All ranks wait until it is stored."""
+    if worker.rank:
+        ray.train.report(row)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder), state, worker.model, worker.optimizer, best)
+        ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    worker.sender.epoch(row, state)

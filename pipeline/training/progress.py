@@ -1,0 +1,178 @@
+"""What a person sees while workers train: rank 0 posts events to a small actor, the driver reads and shows them.
+
+A refreshed line on a terminal, plain lines elsewhere (job logs), and TensorBoard event files in the run folder.
+"""
+
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, TextIO
+
+import ray
+from ray.train import UserCallback
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.storage import S3Settings, is_s3, join, store_for
+
+Event = dict[str, Any]
+_STEP_EVERY_S = 0.5
+_PLAIN_STEP_EVERY_S = 15.0
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Events on their way from rank 0 to the driver, the newest kept when nobody reads."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque(maxlen=10_000)
+
+    def post(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+
+class Sender:
+    """Rank 0's end; silent on other ranks. Nothing here waits."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._next_step = 0.0
+
+    def _post(self, event: Event) -> None:
+        if self._mailbox is not None:
+            self._mailbox.post.remote(event)
+
+    def started(self, history: list[dict[str, float]], how: str) -> None:
+        self._post({"kind": "started", "history": history, "how": how})
+
+    def step(self, epoch: int, step: int, steps: int, loss: Tensor, images_per_s: float) -> None:
+        now = time.monotonic()
+        if self._mailbox is None or now < self._next_step:
+            return
+        self._next_step = now + _STEP_EVERY_S
+        self._post(
+            {"kind": "step", "epoch": epoch, "step": step, "steps": steps, "loss": float(loss), "rate": images_per_s}
+        )
+
+    def epoch(self, row: dict[str, float], state: Any) -> None:
+        self._post({"kind": "epoch", "row": row, "best_epoch": state.best_epoch, "finished": state.finished})
+
+
+class Announcer(UserCallback):
+    """Tells the reader when workers fail and Ray starts them again. Runs in Ray Train's controller."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for rank, error in worker_exceptions.items():
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            text = f"worker {rank} failed ({type(error).__name__}: {first}); continuing from the last checkpoint"
+            self._mailbox.post.remote({"kind": "note", "text": text})
+
+
+class Display:
+    """The driver's end: shows events as they come."""
+
+    def __init__(self, epochs: int, monitor: str, board: "Board", out: TextIO | None = None) -> None:
+        self._epochs, self._monitor, self._board = epochs, monitor, board
+        self._out = out or sys.stdout
+        self._live = self._out.isatty()
+        self._next_plain = time.monotonic() + _PLAIN_STEP_EVERY_S
+        self._seconds: list[float] = []
+
+    def show(self, events: list[Event]) -> None:
+        steps = [event for event in events if event["kind"] == "step"]
+        for event in events:
+            if event["kind"] == "started":
+                self._started(event)
+            elif event["kind"] == "epoch":
+                self._epoch(event)
+            elif event["kind"] == "note":
+                self._line(event["text"])
+        if steps and events[-1]["kind"] == "step":
+            self._step(steps[-1])
+
+    def _started(self, event: Event) -> None:
+        self._line(f"training on {event['how']}")
+        if event["history"]:
+            self._line(f"continuing after epoch {len(event['history'])}, from its checkpoint")
+        for row in event["history"]:
+            self._board.add(row)
+
+    def _epoch(self, event: Event) -> None:
+        row = event["row"]
+        self._board.add(row)
+        self._seconds.append(row["seconds"])
+        epoch = int(row["epoch"])
+        rest = 0.0 if event["finished"] else (self._epochs - epoch) * sum(self._seconds) / len(self._seconds)
+        mark = "  best" if event["best_epoch"] == epoch else ""
+        extra = "" if self._monitor == "val_auc" else f"  bal. acc. {row['val_balanced_accuracy']:.3f}"
+        self._line(
+            f"epoch {epoch:>3}/{self._epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+            f"val AUC {row['val_auc']:.4f}{extra}  {row['images_per_s']:.0f} images/s  "
+            f"left <= {_duration(rest)}{mark}"
+        )
+
+    def _step(self, event: Event) -> None:
+        text = (
+            f"epoch {event['epoch']:>3}/{self._epochs}  step {event['step']}/{event['steps']}  "
+            f"loss {event['loss']:.4f}  {event['rate']:.0f} images/s"
+        )
+        if self._live:
+            self._out.write(f"\r\x1b[K{text}")
+            self._out.flush()
+        elif time.monotonic() >= self._next_plain:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._next_plain = time.monotonic() + _PLAIN_STEP_EVERY_S
+        start = "\r\x1b[K" if self._live else ""
+        self._out.write(f"{start}{text}\n")
+        self._out.flush()
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+class Board:
+    """TensorBoard event files under `uri`; for S3 they are written locally and copied up after each epoch."""
+
+    def __init__(self, uri: str, s3: S3Settings | None) -> None:
+        self._uri, self._s3 = uri, s3
+        self._temporary = tempfile.TemporaryDirectory() if is_s3(uri) else None
+        self._folder = Path(self._temporary.name if self._temporary else uri)
+        self._writer = SummaryWriter(str(self._folder))
+
+    def add(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+        self._writer.flush()
+        self._copy()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._copy()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _copy(self) -> None:
+        if self._temporary is None:
+            return
+        store = store_for(self._uri, self._s3)
+        for path in self._folder.iterdir():
+            store.write(join(self._uri, path.name), path.read_bytes())

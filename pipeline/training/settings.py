@@ -1,0 +1,46 @@
+"""What decides the weights: with the same settings, rows and machine, training gives the same model."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from pipeline.data import Task
+
+Optimizer = Literal["adam", "adamw"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a worker must know. `batch_size` is per worker; `learning_rate` is for the whole batch of all workers."""
+
+    architecture: str
+    task: Task
+    classes: tuple[str, ...]
+    input_size: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: Optimizer
+    weight_decay: float
+    warmup_epochs: float
+    clip_norm: float
+    patience: int  # epochs without a better monitored metric; 0: never stop early
+    balance: bool  # weigh classes by the inverse of their count
+    augment: bool
+    amp: bool  # bfloat16 on CUDA
+    workers: int
+    seed: int
+
+    @property
+    def outputs(self) -> int:
+        return 1 if self.task == "binary" else len(self.classes)
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that chooses the best epoch; higher is better."""
+        return "val_auc" if self.task == "binary" else "val_balanced_accuracy"
+
+    def digest(self, *others: str) -> str:
+        """SHA-256, hex, of the settings and what else decides the weights: the manifest, the starting weights."""
+        return hashlib.sha256(json.dumps([asdict(self), *others], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""Validation over all ranks: every image exactly once, whatever the sizes of the shards, and the same metrics everywhere.
+
+The forward passes exchange nothing, so ranks may have different numbers of batches; only the finished logits are gathered.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.intervals import weighted_multiclass
+from pipeline.metrics import binary_metrics
+from pipeline.training.settings import Settings
+from pipeline.training.shard import Shard
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logits of validation images in id order."""
+
+    image_ids: NDArray[np.int64]  # (N,)
+    targets: NDArray[np.int64]  # (N,)
+    logits: NDArray[np.float32]  # (N, 1 or C)
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank, on every rank."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return [value]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, shard: Shard, settings: Settings, device: torch.device) -> Scores:
+    """Logits of all ranks' validation images. Raises RuntimeError when an image came twice."""
+    model.eval()
+    ids, targets, logits = [], [], []
+    for batch in shard.once(settings.batch_size):
+        ids.append(batch.image_ids)
+        targets.append(batch.targets.numpy())
+        logits.append(model(batch.images.to(device)).float().cpu().numpy())
+    own = Scores(_joined(ids, np.int64, 1), _joined(targets, np.int64, 1), _joined(logits, np.float32, settings.outputs))
+    parts = gather(own)
+    whole = Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_ids", "targets", "logits")))
+    order = np.argsort(whole.image_ids, kind="stable")
+    if (np.diff(whole.image_ids[order]) == 0).any():
+        raise RuntimeError("validation counted an image twice")
+    return Scores(whole.image_ids[order], whole.targets[order], whole.logits[order])
+
+
+def _joined(parts: list[NDArray[Any]], dtype: type, width: int) -> NDArray[Any]:
+    if parts:
+        return np.concatenate(parts)
+    return np.empty(0 if width == 1 and dtype is np.int64 else (0, width), dtype)
+
+
+def probabilities(logits: NDArray[np.float32], task: str, temperature: float = 1.0) -> NDArray[np.float64]:
+    """(N, 2) or (N, C) from logits (N, 1 or C)."""
+    scaled = logits.astype(np.float64) / temperature
+    if task == "binary":
+        scaled = np.concatenate([np.zeros_like(scaled), scaled], axis=1)
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def measure(scores: Scores, task: str) -> dict[str, float]:
+    """What an epoch reports: unweighted loss and the metrics at the natural operating point."""
+    classes = probabilities(scores.logits, task)
+    truth = scores.targets
+    chosen = np.clip(classes[np.arange(len(truth)), truth], 1e-12, 1.0)
+    found = {"val_loss": float(-np.log(chosen).mean())}
+    if task == "binary":
+        metrics = binary_metrics(truth, classes[:, 1], 0.5)
+        auc = metrics["roc_auc"]
+    else:
+        metrics = {name: value[0] for name, value in weighted_multiclass(truth, classes)(np.ones((1, len(truth)))).items()}
+        auc = metrics["roc_auc_macro"]
+    found |= {
+        "val_auc": float(auc),
+        "val_accuracy": float(metrics["accuracy"]),
+        "val_balanced_accuracy": float(metrics["balanced_accuracy"]),
+    }
+    return {name: value if math.isfinite(value) else float("nan") for name, value in found.items()}
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Give every rank the mean of all ranks' BatchNorm statistics, so that all validate the model that is saved."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    world = torch.distributed.get_world_size()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            torch.distributed.all_reduce(buffer)
+            buffer /= world
