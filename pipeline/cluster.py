@@ -38,8 +38,12 @@ class Plan:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool = True) -> Iterator[Any]:
+def connected(
+    address: str | None, num_cpus: int | None = None, *, quiet: bool = True, worker_logs: bool = True
+) -> Iterator[Any]:
     """`ray` connected: to `address` or $RAY_ADDRESS where given, else to a local Ray that ends with the block.
+
+    `worker_logs`: what workers print comes to this process's output, with their names in front.
 
     Raises PlatformError when the cluster does not answer.
     """
@@ -54,7 +58,7 @@ def connected(address: str | None, num_cpus: int | None = None, *, quiet: bool =
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     options: dict[str, Any] = {
-        "log_to_driver": True,
+        "log_to_driver": worker_logs,
         "logging_level": logging.ERROR if quiet else logging.INFO,
     }
     if target is None:
