@@ -1,0 +1,261 @@
+"""Archives: every image that was packed is listed and comes back byte for byte; damage is never silent."""
+
+import io
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import archives, fetch
+from pipeline.archives import Entry, Found, Ignored, Problem
+from pipeline.errors import Code
+from pipeline.listing import Tally, entry_row, list_sources
+from pipeline.storage import LocalStore, ObjectInfo
+
+Members = Sequence[tuple[str, bytes]]
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
+QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+words = st.text(
+    st.characters(exclude_characters="/\\\0\r", exclude_categories=["Cs"]) | st.sampled_from(" %\nüя漢😀'\"!*[]"),
+    min_size=1,
+    max_size=12,
+).filter(lambda text: text not in (".", "..") and not text.startswith("._") and text[1:2] != ":")
+names = st.builds(
+    lambda folders, stem, ending: "/".join([*folders, stem + ending]),
+    st.lists(words, max_size=3),
+    words,
+    st.sampled_from([".jpg", ".PNG", ".tif", ".webp"]),
+).filter(lambda name: "__MACOSX/" not in name and "!/" not in name and not archives.is_archive(name))
+member_lists = st.lists(st.tuples(names, st.binary(min_size=0, max_size=700)), min_size=1, max_size=12)
+
+
+def tar_bytes(members: Members, mode: str = "w", format: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=cast(Literal["w"], mode), format=format) as archive:
+        for name, data in members:
+            item = tarfile.TarInfo(name)
+            item.size = len(data)
+            archive.addfile(item, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zip_bytes(members: Members, method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name), data, compress_type=method)
+    return buffer.getvalue()
+
+
+PACKERS = {
+    ".tar": tar_bytes,
+    ".gnu.tar": lambda members: tar_bytes(members, format=tarfile.GNU_FORMAT),
+    ".tar.gz": lambda members: tar_bytes(members, "w:gz"),
+    ".tar.bz2": lambda members: tar_bytes(members, "w:bz2"),
+    ".tar.xz": lambda members: tar_bytes(members, "w:xz"),
+    ".zip": zip_bytes,
+    ".deflated.zip": lambda members: zip_bytes(members, zipfile.ZIP_DEFLATED),
+}
+
+
+def listed(path: Path) -> list[Found]:
+    info = LocalStore().head(str(path))
+    assert info is not None
+    with path.open("rb") as file:
+        return list(archives.list_archive(info, file))
+
+
+def list_bytes(name: str, data: bytes) -> list[Found]:
+    return list(archives.list_archive(ObjectInfo(name, len(data), "etag", 0.0), io.BytesIO(data)))
+
+
+def entries(found: Sequence[Found]) -> list[Entry]:
+    return [item for item in found if isinstance(item, Entry)]
+
+
+def fetched(found: Sequence[Found]) -> list[tuple[str, bytes | None]]:
+    rows = [entry_row(entry) for entry in entries(found)]
+    return [(str(item.row["member"]), item.data) for item in fetch.fetch_rows(rows)]
+
+
+def write(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+# ---- whole archives ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+@given(members=member_lists)
+@QUICK
+def test_every_member_comes_back_byte_for_byte_whatever_its_name(
+    members: list[tuple[str, bytes]], ending: str, tmp_path: Path
+) -> None:
+    found = listed(write(tmp_path, f"a{ending}", PACKERS[ending](members)))
+    assert not [item for item in found if not isinstance(item, Entry)]
+    assert Counter(fetched(found)) == Counter(members)
+
+
+@pytest.mark.parametrize("inner", PACKERS)
+@pytest.mark.parametrize("outer", [".tar", ".tar.gz", ".zip", ".deflated.zip"])
+def test_members_of_a_nested_archive_come_back(inner: str, outer: str, tmp_path: Path) -> None:
+    members = [("a/x.jpg", b"first"), ("a/ü %.png", b"second" * 99), ("a/x.jpg", b"double")]
+    packed = PACKERS[outer]([("before.jpg", b"0"), (f"deep/in{inner}", PACKERS[inner](members)), ("z.jpg", b"1")])
+    found = listed(write(tmp_path, f"outer{outer}", packed))
+    expected = [("before.jpg", b"0"), ("z.jpg", b"1"), *((f"deep/in{inner}!/{name}", data) for name, data in members)]
+    assert Counter(fetched(found)) == Counter(expected)
+
+
+def test_duplicate_members_have_ids_of_their_own(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tar", tar_bytes([("x.jpg", b"one"), ("x.jpg", b"two"), ("x.jpg", b"three")]))
+    rows = [entry_row(entry) for entry in entries(listed(path))]
+    assert len({row["image_id"] for row in rows}) == 3
+    assert [item.data for item in fetch.fetch_rows(rows)] == [b"one", b"two", b"three"]
+
+
+def test_names_longer_than_a_tar_header_come_back(tmp_path: Path) -> None:
+    name = "/".join(["folder" * 20] * 12) + "/cell.jpg"
+    assert len(name) > 1000
+    for ending in PACKERS:
+        assert fetched(listed(write(tmp_path, f"a{ending}", PACKERS[ending]([(name, b"data")])))) == [(name, b"data")]
+
+
+def test_a_zip64_archive_is_read(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, archive.open("x.jpg", "w", force_zip64=True) as member:
+        member.write(b"image")
+    assert fetched(listed(write(tmp_path, "a.zip", buffer.getvalue()))) == [("x.jpg", b"image")]
+
+
+def test_webdataset_sidecars_become_meta() -> None:
+    shard = [("0.jpg", b"i"), ("0.cls", b"blast\n"), ("0.json", b'{"subject_id": "P1", "n": 3}'), ("1.jpg", b"j")]
+    first, second = entries(list_bytes("a.tar", tar_bytes(shard)))
+    assert first.meta == {"cls": "blast", "subject_id": "P1", "n": "3"}
+    assert second.meta == {}
+
+
+@pytest.mark.parametrize("name", ["../../etc/x.jpg", "/abs/x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg"])
+def test_members_that_leave_the_archive_are_problems(name: str) -> None:
+    for found in (list_bytes("a.tar", tar_bytes([(name, b"x")])), list_bytes("a.zip", zip_bytes([(name, b"x")]))):
+        assert [item.code for item in found if isinstance(item, Problem)] == [Code.UNSAFE_PATH]
+
+
+def test_what_is_no_image_is_counted_and_what_cannot_be_read_says_why() -> None:
+    deep = tar_bytes([("deeper.tar", tar_bytes([("x.jpg", b"x")]))])
+    found = list_bytes("a.tar", tar_bytes([("readme.md", b"t"), ("._x.jpg", b"t"), ("one.tar", deep)]))
+    assert sorted(item.reason for item in found if isinstance(item, Ignored)) == [".jpg", ".md"]
+    assert [item.code for item in found if isinstance(item, Problem)] == [Code.UNSUPPORTED_FORMAT]
+
+
+def test_an_encrypted_or_exotically_compressed_member_says_what_to_do() -> None:
+    packed = bytearray(zip_bytes([("x.jpg", b"x" * 50), ("y.jpg", b"y" * 50)]))
+    directory = packed.index(b"PK\x01\x02")
+    packed[directory + 8] |= 0x1  # general purpose flag, bit 0: encrypted
+    (problem,) = [item for item in list_bytes("a.zip", bytes(packed)) if isinstance(item, Problem)]
+    assert problem.code == Code.UNSUPPORTED_FORMAT
+    assert "encrypted" in problem.message
+    (problem,) = list_bytes("a.zip", zip_bytes([("x.jpg", b"x" * 50)], zipfile.ZIP_LZMA))
+    assert isinstance(problem, Problem)
+    assert "only stored and deflated" in problem.message
+
+
+def test_links_and_folders_of_a_tar_are_no_images() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in (
+            ("folder.jpg", tarfile.DIRTYPE),
+            ("link.jpg", tarfile.SYMTYPE),
+            ("pipe.jpg", tarfile.FIFOTYPE),
+        ):
+            item = tarfile.TarInfo(name)
+            item.type = kind
+            item.linkname = "/etc/passwd"
+            archive.addfile(item)
+    assert entries(list_bytes("a.tar", buffer.getvalue())) == []
+
+
+# ---- damaged archives --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+@pytest.mark.parametrize("data", [b"", b"\0" * 3, b"this is no archive" * 60, b"PK\x03\x04", b"PK\x05\x06"])
+def test_an_empty_or_foreign_file_is_one_problem(ending: str, data: bytes) -> None:
+    found = list_bytes(f"a{ending}", data)
+    assert len(found) == 1
+    assert isinstance(found[0], Problem)
+    assert found[0].code in (Code.EMPTY, Code.CORRUPT, Code.TRUNCATED)
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+@given(members=member_lists, share=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=40, deadline=None)
+def test_a_cut_archive_never_loses_a_member_silently(
+    members: list[tuple[str, bytes]], ending: str, share: float
+) -> None:
+    whole = PACKERS[ending](members)
+    cut = whole[: int(len(whole) * share)]
+    found = list_bytes(f"a{ending}", cut)
+    kept = Counter(entry.member for entry in entries(found))
+    missing = Counter(name for name, _ in members) - kept
+    assert not kept - Counter(name for name, _ in members)
+    assert not missing or any(isinstance(item, Problem) for item in found)
+
+
+@given(members=member_lists, share=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=40, deadline=None)
+def test_members_before_the_cut_of_a_tar_or_stored_zip_are_still_read(
+    members: list[tuple[str, bytes]], share: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    for ending in (".tar", ".zip"):
+        whole = PACKERS[ending](members)
+        at = int(len(whole) * share)
+        ends = [row["offset"] + row["stored_bytes"] for row in map(entry_row, entries(list_bytes("a" + ending, whole)))]
+        found = fetched(listed(write(folder, f"a{ending}", whole[:at])))
+        complete = [member for member, end in zip(members, ends, strict=True) if end <= at]
+        assert [pair for pair in found if pair[1] is not None][: len(complete)] == complete
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+@given(members=member_lists, place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
+@settings(max_examples=40, deadline=None)
+def test_a_flipped_byte_never_crashes_listing_or_reading(
+    members: list[tuple[str, bytes]],
+    place: float,
+    mask: int,
+    ending: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    whole = bytearray(PACKERS[ending](members))
+    whole[int(len(whole) * place)] ^= mask
+    found = listed(write(tmp_path_factory.mktemp("flip"), f"a{ending}", bytes(whole)))
+    assert found
+    assert len(fetched(found)) == len(entries(found))
+
+
+def test_an_archive_replaced_after_listing_is_not_read_with_old_offsets(tmp_path: Path) -> None:
+    for ending, packer in PACKERS.items():
+        path = write(tmp_path, f"a{ending}", packer([("x.jpg", b"old"), ("y.jpg", b"old")]))
+        rows: list[dict[str, Any]] = [entry_row(entry) for entry in entries(listed(path))]
+        write(tmp_path, f"a{ending}", packer([("new.jpg", b"something else"), ("x.jpg", b"new")]))
+        results = list(fetch.fetch_rows(rows))
+        assert {item.rejected.code if item.rejected else None for item in results} == {Code.CHANGED}
+
+
+def test_listing_counts_what_it_saw(tmp_path: Path) -> None:
+    write(tmp_path, "a.tar", tar_bytes([("x.jpg", b"12345"), ("t.txt", b"")]))
+    write(tmp_path, "b.zip", zip_bytes([("x.jpg", b"123")])[:20])
+    write(tmp_path, "c.jpg", b"1")
+    tally = Tally()
+    found = list(list_sources([str(tmp_path)], tally))
+    assert (tally.images, tally.problems, tally.bytes, tally.left_out[".txt"]) == (2, 1, 6, 1)
+    assert len(found) == 3
