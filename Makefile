@@ -1,0 +1,72 @@
+# Two commands: `make demo` and `make test`. Both build the environment first; the second run installs nothing.
+
+VENV   ?= .venv
+OUT    ?= out/demo
+DATA   ?=
+PORT   ?= 8000
+N      ?= 200
+PYTHON ?= python3
+
+BIN    := $(abspath $(VENV))/bin
+SCRATCH := $(or $(TMPDIR),/tmp)/leukoray-$(shell id -u)
+
+# Nothing outside VENV, OUT and the temp folder is written: not the home folder, not the checkout.
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
+export XDG_CACHE_HOME      := $(SCRATCH)/cache
+export XDG_CONFIG_HOME     := $(SCRATCH)/config
+export MPLCONFIGDIR        := $(SCRATCH)/matplotlib
+export RAY_USAGE_STATS_ENABLED := 0
+export PYTHON INSTALL_FLAGS
+
+.PHONY: help demo serve test lint format bench bench-score chaos clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo "leukoray: detection of leukemia in microscope images of blood cells, on Ray. Not a medical device."
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@echo
+	@echo "variables: VENV=$(VENV)  OUT=$(OUT)  DATA=$(or $(DATA),<synthetic samples>)  PORT=$(PORT)  PYTHON=$(PYTHON)"
+
+$(VENV)/.installed: pyproject.toml infra/setup.sh
+	@infra/setup.sh $(abspath $(VENV))
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml infra/setup.sh
+	@infra/setup.sh $(abspath $(VENV)) test
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml infra/setup.sh
+	@infra/setup.sh $(abspath $(VENV)) test,bench
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+demo: $(VENV)/.installed ## the whole way of an image; DATA=folder or s3:// prefix takes the place of samples
+	@$(BIN)/python -m jobs.demo $(if $(DATA),'$(DATA)') --out '$(OUT)'
+
+serve: $(VENV)/.installed ## answer HTTP requests with the best model in OUT
+	@$(BIN)/leukoray serve '$(OUT)/models' --port $(PORT)
+
+test: $(VENV)/.installed-test ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test ## rules, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-bench ## speed against the usual ways and against the limit, as ratios
+	$(BIN)/python -m tests.benchmarks.bench $(ARGS)
+
+bench-score: $(VENV)/.installed-bench ## batch scoring alone, at length
+	$(BIN)/python -m tests.benchmarks.bench_score $(ARGS)
+
+chaos: $(VENV)/.installed-test ## kill a scoring run N times and compare it with an unbroken one
+	$(BIN)/python -m tests.system.chaos $(N)
+
+clean: ## remove VENV, OUT and what the checks left
+	rm -rf '$(VENV)' '$(OUT)' .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
