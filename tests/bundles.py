@@ -63,9 +63,7 @@ def make_bundle(
     return write_bundle(str(path), record, files)
 
 
-def _parameters(
-    size: int, outputs: int, seed: int, bias: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _parameters(size: int, outputs: int, seed: int, bias: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(S*S*3, K) weights and (K,) offsets."""
     rng = np.random.default_rng(seed)
     count = size * size

@@ -142,7 +142,7 @@ def test_page_can_be_worked_by_keyboard(page: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     with page.expect_file_chooser():
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])

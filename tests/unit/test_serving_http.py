@@ -1,0 +1,338 @@
+"""Every status code and every guard of the endpoint, on the real application without Ray."""
+
+import asyncio
+import hashlib
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.predictor import Predictions, Predictor
+from serving.engine import Engine
+from serving.model import load_model
+from serving.routes import create_app
+from serving.settings import ServingSettings
+from tests.bundles import make_bundle
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+def picture(kind: str = "JPEG", seed: int = 0, width: int = 90, height: int = 70) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), size=32, synthetic=True).uri
+
+
+@pytest.fixture
+def make(model_uri: str) -> Callable[..., Engine]:
+    def build(**settings: Any) -> Engine:
+        checked = ServingSettings(**{"model": model_uri, **settings})
+        return Engine(checked, load_model(checked.model, checked))
+
+    return build
+
+
+def client(engine: Engine) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+def call(engine: Engine, method: str, path: str, **options: Any) -> httpx.Response:
+    async def once() -> httpx.Response:
+        async with client(engine) as http:
+            return await http.request(method, path, **options)
+
+    return asyncio.run(once())
+
+
+def assert_error(answer: httpx.Response, status: int, code: str) -> None:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert error["message"] and error["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
+def test_answer_equals_the_predictor_for_every_format(make: Callable[..., Engine], kind: str) -> None:
+    engine = make()
+    data = picture(kind)
+    expected = Predictor(engine.model.predictor.bundle).predict_bytes([data])[0]
+    assert isinstance(expected, Predictions)
+    answer = call(engine, "POST", "/predict", content=data, headers={"content-type": f"image/{kind.lower()}"}).json()
+    assert answer["probability"] == pytest.approx(float(expected.probability[0]), abs=1e-5)
+    assert answer["decision"] == expected.decisions[0]
+    assert answer["image"] == {"format": kind.lower(), "width": 90, "height": 70, "size_bytes": len(data)}
+
+
+def test_answer_carries_its_provenance(make: Callable[..., Engine]) -> None:
+    engine = make()
+    answer = call(engine, "POST", "/predict", content=picture(), headers=JPEG | {"x-request-id": "case-17/a"}).json()
+    assert answer["model"]["sha256"] == engine.model.predictor.bundle.info.identity()
+    assert answer["model"]["synthetic"] is True
+    assert answer["model"]["preprocessing_digest"] == engine.model.predictor.info.preprocessing_digest
+    assert answer["request_id"] == "case-17/a"
+    assert answer["threshold"] == 0.5 and answer["elapsed_ms"] > 0
+    assert sum(answer["classes"].values()) == pytest.approx(1, abs=1e-6)
+    assert "not a medical device" in answer["notice"]
+
+
+def test_body_without_content_type_is_taken_as_an_image(make: Callable[..., Engine]) -> None:
+    assert call(make(), "POST", "/predict", content=picture()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "code"),
+    [
+        (b"", JPEG, 400, "empty"),
+        (b"hello", JPEG, 415, "unsupported_format"),
+        (b"<svg/>", {"content-type": "image/svg+xml"}, 415, "unsupported_format"),
+        (picture(), {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (picture(), {"content-type": "application/json"}, 415, "unsupported_media_type"),
+        (picture(), JPEG | {"content-encoding": "gzip"}, 415, "unsupported_encoding"),
+        (picture("PNG")[:400], JPEG, 422, "truncated"),
+        (picture("JPEG")[:900], JPEG, 422, "truncated"),
+        (picture("BMP", width=200, height=200), JPEG, 413, "too_large"),
+        (picture("PNG", width=9, height=900), JPEG, 422, "too_many_pixels"),
+        (b"--x", {"content-type": "multipart/form-data"}, 400, "malformed_multipart"),
+        (b"garbage", {"content-type": "multipart/form-data; boundary=x"}, 400, "malformed_multipart"),
+    ],
+)
+def test_bad_body_has_its_exact_status(
+    make: Callable[..., Engine], content: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    engine = make(max_bytes=100_000, max_pixels=8000)
+    assert_error(call(engine, "POST", "/predict", content=content, headers=headers), status, code)
+
+
+def test_corrupt_png_is_422(make: Callable[..., Engine]) -> None:
+    data = bytearray(picture("PNG"))
+    data[200] ^= 0xFF
+    assert_error(call(make(), "POST", "/predict", content=bytes(data), headers=JPEG), 422, "corrupt")
+
+
+def test_unknown_route_and_method_are_json(make: Callable[..., Engine]) -> None:
+    engine = make()
+    assert_error(call(engine, "GET", "/nowhere"), 404, "not_found")
+    answer = call(engine, "GET", "/predict")
+    assert_error(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "a\tb", "<script>"])
+def test_invalid_request_id_is_refused(make: Callable[..., Engine], given: str) -> None:
+    answer = call(make(), "GET", "/healthz", headers={"x-request-id": given})
+    assert_error(answer, 400, "invalid_request_id")
+    assert answer.headers["x-request-id"] != given
+
+
+def test_body_without_length_is_stopped_at_the_limit(make: Callable[..., Engine]) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1000
+            yield bytes(1000)
+
+    assert_error(call(make(max_bytes=10_000), "POST", "/predict", content=endless(), headers=JPEG), 413, "too_large")
+    assert sent <= 12_000, "no more was read than needed to see that it is too much"
+
+
+def test_length_announced_over_the_limit_is_refused_before_reading(make: Callable[..., Engine]) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    headers = JPEG | {"content-length": "99999999"}
+    answer = call(make(max_bytes=10_000), "POST", "/predict", content=never(), headers=headers)
+    assert_error(answer, 413, "too_large")
+
+
+def test_multipart_answers_each_file_in_order(make: Callable[..., Engine]) -> None:
+    engine = make(max_bytes=30_000)
+    files = [
+        ("files", ("a.png", picture("PNG", 1))),
+        ("files", ("cut.png", picture("PNG", 2)[:300])),
+        ("other", ("b.jpg", picture("JPEG", 3))),
+        ("files", ("large.bmp", picture("BMP", 4, 200, 200))),
+        ("files", ("empty.jpg", b"")),
+    ]
+    answer = call(engine, "POST", "/predict", files=files)
+    body = answer.json()
+    assert answer.status_code == 200 and (body["predicted"], body["failed"]) == (2, 3)
+    assert [item["filename"] for item in body["results"]] == [name for _, (name, _) in files]
+    codes = [item["error"] and item["error"]["code"] for item in body["results"]]
+    assert codes == [None, "truncated", None, "too_large", "empty"]
+    single = call(engine, "POST", "/predict", content=picture("JPEG", 3), headers=JPEG).json()
+    assert body["results"][2]["prediction"]["probability"] == single["probability"]
+
+
+def test_multipart_with_no_good_file_has_the_status_of_the_first(make: Callable[..., Engine]) -> None:
+    answer = call(make(), "POST", "/predict", files=[("f", ("a.txt", b"text")), ("f", ("b.jpg", b""))])
+    assert_error(answer, 415, "unsupported_format")
+    assert [item["error"]["code"] for item in answer.json()["results"]] == ["unsupported_format", "empty"]
+
+
+def test_multipart_without_files_or_with_too_many_is_refused(make: Callable[..., Engine]) -> None:
+    engine = make(max_files=2)
+    fields = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert_error(call(engine, "POST", "/predict", content=fields, headers=headers), 400, "no_file")
+    many = [("f", (f"{index}.png", picture("PNG"))) for index in range(3)]
+    assert_error(call(engine, "POST", "/predict", files=many), 413, "too_many_files")
+
+
+def test_keys_are_asked_for_only_where_images_go(make: Callable[..., Engine]) -> None:
+    engine = make(api_key_sha256=tuple(hashlib.sha256(key).hexdigest() for key in (b"one", b"two")))
+    missing = call(engine, "POST", "/predict", content=picture(), headers=JPEG)
+    assert_error(missing, 401, "key_missing")
+    assert missing.headers["www-authenticate"] == "Bearer"
+    assert_error(
+        call(engine, "POST", "/predict", content=picture(), headers={"x-api-key": "three"}), 403, "key_refused"
+    )
+    for headers in ({"x-api-key": "one"}, {"authorization": "Bearer two"}, {"authorization": "bearer  two"}):
+        assert call(engine, "POST", "/predict", content=picture(), headers=headers).status_code == 200
+    for path in ("/", "/docs", "/healthz", "/readyz"):
+        assert call(engine, "GET", path).status_code == 200
+    assert call(engine, "GET", "/readyz").json()["needs_api_key"] is True
+
+
+def test_full_service_answers_503_with_retry_after_and_recovers(make: Callable[..., Engine]) -> None:
+    engine = make(max_in_flight=2, retry_after_s=3)
+    gate = threading.Event()
+    run = engine.model.predictor._run
+    engine.model.predictor._run = lambda images: (gate.wait(20), run(images))[1]  # type: ignore[func-returns-value]
+
+    async def crowd() -> tuple[list[httpx.Response], httpx.Response, httpx.Response]:
+        async with client(engine) as http:
+            tasks = [asyncio.create_task(http.post("/predict", content=picture(), headers=JPEG)) for _ in range(6)]
+            while sum(task.done() for task in tasks) < 4:
+                await asyncio.sleep(0.01)
+            alive = await http.get("/healthz")
+            gate.set()
+            answers = await asyncio.gather(*tasks)
+            return answers, alive, await http.post("/predict", content=picture(), headers=JPEG)
+
+    answers, alive, after = asyncio.run(crowd())
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == 4 and sum(answer.status_code == 200 for answer in answers) == 2
+    for answer in refused:
+        assert_error(answer, 503, "overloaded")
+        assert answer.headers["retry-after"] == "3"
+    assert alive.status_code == 200 and after.status_code == 200
+
+
+def test_bytes_held_are_bounded_too(make: Callable[..., Engine]) -> None:
+    engine = make(max_bytes=50_000, max_request_bytes=60_000, max_in_flight_bytes=60_000)
+
+    async def two() -> tuple[httpx.Response, httpx.Response]:
+        reached = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield picture("PNG", width=100, height=120)[:34_000]
+            reached.set()
+            await asyncio.sleep(0.5)
+            yield b""
+
+        async with client(engine) as http:
+            first = asyncio.create_task(http.post("/predict", content=slow(), headers=JPEG))
+            await reached.wait()
+            second = await http.post("/predict", content=bytes(40_000), headers=JPEG)
+            return await first, second
+
+    first, second = asyncio.run(two())
+    assert_error(first, 422, "truncated")
+    assert_error(second, 503, "overloaded")
+
+
+def test_slow_model_is_504_and_slow_client_is_408(make: Callable[..., Engine]) -> None:
+    engine = make(request_timeout_s=0.2)
+    engine.model.predictor._run = lambda images: time.sleep(1)  # type: ignore[assignment,return-value]
+    assert_error(call(engine, "POST", "/predict", content=picture(), headers=JPEG), 504, "timeout")
+
+    async def drip() -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0.05)
+            yield b"x"
+
+    assert_error(
+        call(make(request_timeout_s=0.2), "POST", "/predict", content=drip(), headers=JPEG), 408, "body_timeout"
+    )
+
+
+def test_bug_is_500_without_internals(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make()
+
+    async def explode(*_: Any) -> None:
+        raise RuntimeError("secret path /srv/keys")
+
+    monkeypatch.setattr(engine, "answer", explode)
+    answer = call(engine, "POST", "/predict", content=picture(), headers=JPEG)
+    assert_error(answer, 500, "internal")
+    assert "secret" not in answer.text and "RuntimeError" not in answer.text
+
+
+def test_image_that_breaks_the_model_spares_its_neighbours(make: Callable[..., Engine]) -> None:
+    engine = make()
+    run = engine.model.predictor._run
+
+    def poisoned(images: Any) -> Any:
+        logits = run(images).copy()
+        logits[(images == 7).all(axis=(1, 2, 3))] = np.nan
+        return logits
+
+    engine.model.predictor._run = poisoned
+    flat = io.BytesIO()
+    Image.new("RGB", (32, 32), (7, 7, 7)).save(flat, "PNG")
+    files = [("f", ("a", picture())), ("f", ("bad", flat.getvalue())), ("f", ("b", picture()))]
+    results = call(engine, "POST", "/predict", files=files).json()["results"]
+    assert [bool(item["prediction"]) for item in results] == [True, False, True]
+    assert results[1]["error"]["code"] == "predict_failed"
+
+
+def test_pages_forbid_everything_from_elsewhere(make: Callable[..., Engine]) -> None:
+    engine = make()
+    for path in ("/", "/docs"):
+        answer = call(engine, "GET", path)
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+        assert "http://" not in answer.text.replace("http://www.w3.org", "").replace("http://HOST", "")
+        assert "https://" not in answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_openapi_names_every_status(make: Callable[..., Engine]) -> None:
+    description = call(make(), "GET", "/openapi.json").json()
+    statuses = set(description["paths"]["/predict"]["post"]["responses"])
+    assert {"200", "400", "401", "403", "408", "413", "415", "422", "500", "503", "504"} == statuses
+
+
+def test_new_model_takes_over_or_is_refused(make: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = make()
+    other = make_bundle(tmp_path / "other", size=48, seed=9)
+    broken = make_bundle(tmp_path / "broken", size=32, seed=2, bias=float("nan"))
+    before = engine.model
+
+    asyncio.run(engine.swap(broken.uri))
+    assert engine.model is before
+    state = call(engine, "GET", "/readyz").json()
+    assert "fails the probe" in state["refused"] and state["model"]["sha256"] == before.info.sha256
+
+    asyncio.run(engine.swap(other.uri, 0.9))
+    state = call(engine, "GET", "/readyz").json()
+    assert state["refused"] is None
+    assert (state["model"]["input_size"], state["model"]["threshold"]) == (48, 0.9)
+    assert call(engine, "POST", "/predict", content=picture(), headers=JPEG).json()["model"] == state["model"]
