@@ -1,0 +1,314 @@
+"""Listing: whatever lies in a source is an entry, a problem with a code, or counted; memory stays bounded."""
+
+import os
+import tracemalloc
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import listing
+from pipeline.archives import Entry, Problem
+from pipeline.errors import Code, InputError, UsageError
+from pipeline.fetch import fetch_rows
+from pipeline.ingest import base_folder, ingest
+from pipeline.listing import Filters, Tally, entry_row, list_sources, parse_since, relative_path
+from pipeline.storage import ObjectInfo
+from tests.unit.test_archives import tar_bytes, zip_bytes
+
+ODD_NAMES = [
+    "with space.jpg",
+    "ünï-漢字.png",
+    "new\nline.jpg",
+    "100%.jpg",
+    "%41.jpg",
+    "a" * 240 + ".jpg",
+    "[x]*.jpg",
+    "'\".tif",
+]
+
+
+def put(path: Path, data: bytes = b"image") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def listed(*sources: Path | str, **options: Any) -> tuple[list[Entry], list[Problem], Tally]:
+    tally = Tally()
+    found = list(list_sources([str(source) for source in sources], tally, **options))
+    entries = [item for item in found if isinstance(item, Entry)]
+    problems = [item for item in found if isinstance(item, Problem)]
+    assert (tally.images, tally.problems) == (len(entries), len(problems))
+    return entries, problems, tally
+
+
+def names(entries: list[Entry]) -> list[str]:
+    return sorted(entry.uri.rsplit("/", 1)[-1] for entry in entries)
+
+
+# ---- names and folders -------------------------------------------------------------------------------------
+
+
+def test_odd_names_are_listed_and_read(tmp_path: Path) -> None:
+    for number, name in enumerate(ODD_NAMES):
+        put(tmp_path / "d e" / name, bytes([number]))
+    entries, problems, _ = listed(tmp_path)
+    assert names(entries) == sorted(ODD_NAMES)
+    assert problems == []
+    data = {item.row["uri"]: item.data for item in fetch_rows([entry_row(entry) for entry in entries])}
+    assert data == {str(tmp_path / "d e" / name): bytes([number]) for number, name in enumerate(ODD_NAMES)}
+
+
+def test_names_that_are_no_utf8_are_listed_read_and_stored_in_a_manifest(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/healthy\xfe"
+    os.mkdir(folder)
+    for name in (b"caf\xe9.jpg", b"caf\xe8.jpg"):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(name)
+    entries, problems, _ = listed(tmp_path)
+    assert problems == []
+    rows = [entry_row(entry) for entry in entries]
+    assert {item.data for item in fetch_rows(rows)} == {b"caf\xe9.jpg", b"caf\xe8.jpg"}
+    draft = ingest([str(tmp_path)])
+    assert draft.table.num_rows == 2
+    assert draft.listing.paths[0].startswith("healthy")
+
+
+def test_a_path_of_a_thousand_characters_is_listed(tmp_path: Path) -> None:
+    path = put(tmp_path.joinpath(*["deep" * 25] * 11) / "x.jpg")
+    assert len(str(path)) > 1000
+    assert names(listed(tmp_path)[0]) == ["x.jpg"]
+
+
+def test_symbolic_links_are_followed_but_loops_end(tmp_path: Path) -> None:
+    put(tmp_path / "real" / "x.jpg")
+    (tmp_path / "real" / "up").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "real")
+    (tmp_path / "file.jpg").symlink_to(tmp_path / "real" / "x.jpg")
+    entries, problems, tally = listed(tmp_path)
+    assert names(entries) == ["file.jpg", "x.jpg"]
+    assert problems == []
+    assert tally.left_out["folder reached twice by a link"] == 2
+
+
+def test_a_broken_link_is_a_problem(tmp_path: Path) -> None:
+    put(tmp_path / "x.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    entries, problems, _ = listed(tmp_path)
+    assert names(entries) == ["x.jpg"]
+    assert [problem.code for problem in problems] == [Code.NOT_FOUND]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_refuses_is_a_problem_and_the_rest_is_listed(tmp_path: Path) -> None:
+    put(tmp_path / "open" / "x.jpg")
+    (put(tmp_path / "closed" / "y.jpg").parent).chmod(0)
+    try:
+        entries, problems, _ = listed(tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert names(entries) == ["x.jpg"]
+    assert [problem.code for problem in problems] == [Code.ACCESS_DENIED]
+
+
+def test_a_folder_that_refuses_the_listing_call_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "open" / "x.jpg")
+    put(tmp_path / "closed" / "y.jpg")
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(listing.os, "scandir", refusing)
+    entries, problems, _ = listed(tmp_path)
+    assert names(entries) == ["x.jpg"]
+    assert [problem.code for problem in problems] == [Code.ACCESS_DENIED]
+
+
+def test_files_of_file_managers_and_other_kinds_are_counted_by_reason(tmp_path: Path) -> None:
+    for name in ("x.jpg", "._x.jpg", ".DS_Store", "notes.txt", "README"):
+        put(tmp_path / name)
+    entries, _, tally = listed(tmp_path)
+    assert names(entries) == ["x.jpg"]
+    assert tally.left_out == {"file manager's own": 2, ".txt": 1, "no suffix": 1}
+
+
+word = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
+tree = st.sets(st.tuples(word, word), max_size=12)
+
+
+@given(files=tree)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_image_of_any_tree_is_listed_once(
+    files: set[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    made = {put(root / f"d{folder}" / f"n{name}.jpg") for folder, name in files}
+    entries, problems, _ = listed(root)
+    assert sorted(entry.uri for entry in entries) == sorted(map(str, made))
+    assert problems == []
+
+
+# ---- sources -----------------------------------------------------------------------------------------------
+
+
+def test_overlapping_sources_list_nothing_twice(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "x.jpg")
+    put(tmp_path / "b.jpg")
+    assert names(listed(tmp_path, tmp_path / "a", tmp_path, f"{tmp_path}/a/x.jpg")[0]) == ["b.jpg", "x.jpg"]
+
+
+def test_sources_with_the_same_beginning_do_not_overlap(tmp_path: Path) -> None:
+    put(tmp_path / "day1" / "x.jpg")
+    put(tmp_path / "day10" / "y.jpg")
+    assert names(listed(tmp_path / "day1", tmp_path / "day10")[0]) == ["x.jpg", "y.jpg"]
+
+
+def test_a_glob_is_every_match_and_one_without_match_is_an_error(tmp_path: Path) -> None:
+    put(tmp_path / "night_1.tar", tar_bytes([("x.jpg", b"1")]))
+    put(tmp_path / "night_2.tar", tar_bytes([("y.jpg", b"2")]))
+    put(tmp_path / "day.jpg")
+    assert sorted(str(entry.member) for entry in listed(f"{tmp_path}/night_*.tar")[0]) == ["x.jpg", "y.jpg"]
+    with pytest.raises(InputError, match="matches nothing"):
+        listed(f"{tmp_path}/week_*.tar")
+
+
+def test_a_missing_or_foreign_source_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        listed(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="only local paths and s3://"):
+        listed("gs://bucket/x")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_table_of_uris_is_a_source(tmp_path: Path, ending: str) -> None:
+    put(tmp_path / "a" / "x.jpg")
+    put(tmp_path / "z.zip", zip_bytes([("in.jpg", b"1")]))
+    uris = ["a/x.jpg", str(tmp_path / "a/x.jpg"), "a/gone.jpg", "z.zip"]
+    table = pa.table({"uri": uris})
+    source = tmp_path / f"t{ending}"
+    if ending == ".csv":
+        pa.csv.write_csv(table, source)
+    else:
+        pq.write_table(table, source)
+    entries, problems, tally = listed(source)
+    assert sorted((entry.uri.rsplit("/", 1)[-1], entry.member) for entry in entries) == [
+        ("x.jpg", None),
+        ("z.zip", "in.jpg"),
+    ]
+    assert [problem.code for problem in problems] == [Code.NOT_FOUND]
+    assert tally.left_out["named twice in the table"] == 1
+
+
+def test_a_table_without_a_column_of_paths_names_its_columns(tmp_path: Path) -> None:
+    put(tmp_path / "t.csv", b"picture,label\nx.jpg,1\n")
+    with pytest.raises(InputError, match="found picture, label"):
+        listed(tmp_path / "t.csv")
+
+
+# ---- filters -----------------------------------------------------------------------------------------------
+
+
+def test_include_and_exclude_look_at_paths_names_and_members(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "x.jpg")
+    put(tmp_path / "b" / "y.png")
+    put(tmp_path / "c.tar", tar_bytes([("m/x.jpg", b"1"), ("m/z.png", b"2")]))
+    assert len(listed(tmp_path, filters=Filters(include=("*.jpg",)))[0]) == 2
+    assert len(listed(tmp_path, filters=Filters(include=("a/*",)))[0]) == 1
+    assert len(listed(tmp_path, filters=Filters(exclude=("*.tar",)))[0]) == 2
+    entries, _, tally = listed(tmp_path, filters=Filters(include=("*.jpg", "*.png"), exclude=("x.*",)))
+    assert len(entries) == 2
+    assert tally.left_out["in --exclude"] == 2
+
+
+def test_since_leaves_older_files_out(tmp_path: Path) -> None:
+    old, new = put(tmp_path / "old.jpg"), put(tmp_path / "new.jpg")
+    os.utime(old, (1_700_000_000, 1_700_000_000))
+    entries, _, tally = listed(tmp_path, filters=Filters(since=parse_since("1d")))
+    assert names(entries) == [new.name]
+    assert tally.left_out["older than --since"] == 1
+
+
+def test_since_reads_dates_times_and_ages() -> None:
+    assert parse_since("2026-11-01") == datetime(2026, 11, 1, tzinfo=UTC)
+    assert parse_since("2026-11-01T02:00:00+02:00") == datetime(2026, 11, 1, tzinfo=UTC)
+    assert abs(datetime.now(UTC) - timedelta(hours=36) - parse_since("36h")) < timedelta(seconds=5)
+    for text in ("yesterday", "h", "", "-", "9999999999999d"):
+        with pytest.raises(UsageError, match="--since"):
+            parse_since(text)
+
+
+def test_limit_ends_the_listing(tmp_path: Path) -> None:
+    for number in range(20):
+        put(tmp_path / f"{number % 4}" / f"{number}.jpg")
+    assert len(listed(tmp_path, limit=7)[0]) == 7
+
+
+def test_paths_are_below_the_source_and_members_behind_their_archive(tmp_path: Path) -> None:
+    entry = Entry(f"{tmp_path}/a/b.tar", 1, "e", 0.0, member="c/x.jpg")
+    assert relative_path(entry, [str(tmp_path)]) == "a/b.tar!/c/x.jpg"
+    assert base_folder([f"{tmp_path}/healthy", f"{tmp_path}/leukemia"]) == str(tmp_path)
+    assert base_folder(["s3://b/x/one", "s3://b/x/two"]) == "s3://b/x"
+    assert base_folder([f"{tmp_path}/*/a_*.tar"]) == str(tmp_path)
+    assert base_folder(["/data/labels.csv"]) == "/data"
+
+
+# ---- scale -------------------------------------------------------------------------------------------------
+
+
+class EndlessStore:
+    """A store of `folders` prefixes with `objects` objects each, made as they are asked for."""
+
+    def __init__(self, folders: int, objects: int) -> None:
+        self.folders, self.objects = folders, objects
+
+    def head(self, uri: str) -> ObjectInfo | None:
+        return None
+
+    def is_folder(self, uri: str) -> bool:
+        return True
+
+    def children(self, prefix: str) -> tuple[list[str], Iterator[ObjectInfo]]:
+        return [f"{prefix}/{number:04d}/" for number in range(self.folders)], iter(())
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        for number in range(self.objects):
+            yield ObjectInfo(f"{prefix}{number:07d}.jpg", 30_000, "etag", 1.7e9)
+
+
+@pytest.mark.slow
+def test_a_million_objects_are_listed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_all(objects: int) -> None:
+        monkeypatch.setattr(listing, "store_for", lambda uri, s3=None: EndlessStore(20, objects))
+        tally = Tally()
+        assert sum(1 for _ in list_sources(["s3://bucket/root"], tally)) == tally.images == 20 * objects
+
+    tracemalloc.start()
+    try:
+        list_all(1_000)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    before = _rss_bytes()
+    list_all(50_000)
+    assert _rss_bytes() - before < 48 << 20
+
+
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_listing_that_is_left_early_stops_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "store_for", lambda uri, s3=None: EndlessStore(20, 10**12))
+    tally = Tally()
+    assert len(list(list_sources(["s3://bucket/root"], tally, limit=1000))) == 1000
