@@ -93,8 +93,8 @@ def _init(ray: Any, options: dict[str, Any], attempts: int) -> None:
 def _private_token() -> None:
     """Give a local Ray a token of its own, in the environment; Ray would write one into the home folder.
 
-    The mode is left to ray.init, which switches it on for a local cluster: Ray reads RAY_AUTH_MODE when it is imported, so
-    setting it here would be too late for this process and in time for its children.
+    The mode is left to ray.init, which switches it on for a local cluster: Ray reads RAY_AUTH_MODE when it is
+    imported, so setting it here would be too late for this process and in time for its children.
     """
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,130 @@
+"""Sources for scoring tests: many small pictures, some damaged, as files, tar and zip; and how to run and read."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPARED = (
+    "image_id",
+    "uri",
+    "member",
+    "size_bytes",
+    "width",
+    "height",
+    "format",
+    "class_name",
+    "probability",
+    "decision",
+)
+
+
+def picture(seed: int, size: tuple[int, int] = (160, 120), kind: str = "JPEG") -> bytes:
+    """A smooth random picture, encoded."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def contents(count: int, *, bad: bool = True, size: tuple[int, int] = (160, 120)) -> dict[str, bytes]:
+    """`count` files by name; with `bad`, one in 40 is damaged."""
+    files = {f"S{i % 7:03d}_{i:05d}.jpg": picture(i, size) for i in range(count)}
+    if bad:
+        for index, name in enumerate(sorted(files)[::40]):
+            files[name] = [b"", files[name][: len(files[name]) // 2], b"not an image at all"][index % 3]
+    return files
+
+
+def mixed_files(count: int, size: tuple[int, int] = (160, 120)) -> dict[str, bytes]:
+    """A third as loose files, a third in a tar, a third in a deflated zip: object name -> bytes."""
+    files = contents(count, size=size)
+    names = sorted(files)
+    tar_buffer, zip_buffer = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar_buffer, mode="w") as archive:
+        for name in names[1::3]:
+            info = tarfile.TarInfo(name)
+            info.size = len(files[name])
+            archive.addfile(info, io.BytesIO(files[name]))
+    with zipfile.ZipFile(zip_buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in names[2::3]:
+            packed.writestr(name, files[name])
+    loose = {f"loose/{name}": files[name] for name in names[::3]}
+    return {**loose, "night.tar": tar_buffer.getvalue(), "night.zip": zip_buffer.getvalue()}
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def upload(endpoint: str, bucket: str, prefix: str, files: dict[str, bytes]) -> str:
+    import boto3
+
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
+    )
+    if bucket not in [item["Name"] for item in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=bucket)
+    for name, data in files.items():
+        client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=data)
+    return f"s3://{bucket}/{prefix}"
+
+
+def score_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.score", *arguments]
+
+
+def run_score(
+    *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """`leukoray score` in a process of its own, with a Ray of its own."""
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(
+        score_command(*arguments),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def only_run(out: Path) -> Path:
+    [run] = [path for path in out.iterdir() if path.is_dir()]
+    return run
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "run.json").read_text()))
+
+
+def rows(run: Path, kind: str = "predictions") -> pa.Table:
+    """All rows of one kind, in id order."""
+    files = sorted((run / kind).rglob("*.parquet"))
+    return pa.concat_tables([pq.ParquetFile(file).read() for file in files]).sort_by("image_id")
+
+
+def outcome(run: Path) -> dict[str, list[Any]]:
+    """What must be the same whatever happened on the way: predictions and quarantine without times and run ids."""
+    predictions, quarantine = rows(run).select(list(COMPARED)), rows(run, "quarantine")
+    return {
+        "predictions": predictions.to_pylist(),
+        "quarantine": quarantine.select(["image_id", "uri", "member", "stage", "code"]).to_pylist(),
+    }

@@ -1,0 +1,170 @@
+"""Real servers for tests: moto's S3 in a process of its own, and a proxy that makes it misbehave."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def moto_server() -> Iterator[str]:
+    """Endpoint of an empty S3."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, "moto ended while starting"
+                assert time.monotonic() < deadline, "moto did not start"
+                time.sleep(0.1)
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass
+class Faults:
+    """What goes wrong, as shares of the GET requests for objects unless said otherwise."""
+
+    share: float = 0.0  # of requests that fail, in one of `kinds`
+    kinds: tuple[str, ...] = ("503", "500", "reset", "truncate", "stall")
+    latency_s: float = 0.0
+    stall_s: float = 30.0
+    denied: frozenset[str] = frozenset()  # key suffixes that answer 403
+    gone: frozenset[str] = frozenset()  # key suffixes that are listed but answer 404
+    expired_keys: set[str] = field(default_factory=set)  # access keys whose token has expired
+    is_down: bool = False  # every request fails with 503
+    before_get: Callable[[str, int], None] | None = None  # (path, how many object GETs so far)
+    seed: int = 0
+    gets: int = 0
+    failed: int = 0
+
+
+_SLOW_DOWN = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>test fault</Message></Error>'
+
+
+@contextlib.contextmanager
+def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
+    """Endpoint in front of another that misbehaves as `faults` says at the moment."""
+    loop = asyncio.new_event_loop()
+    port = free_port()
+    ready = threading.Event()
+    runner_box: list[web.AppRunner] = []
+
+    async def start() -> None:
+        app = web.Application(client_max_size=1 << 30)
+        app["session"] = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=256))
+        app.router.add_route("*", "/{path:.*}", _Handler(endpoint, faults))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        runner_box.append(runner)
+        ready.set()
+
+    thread = threading.Thread(target=lambda: (loop.run_until_complete(start()), loop.run_forever()), daemon=True)
+    thread.start()
+    assert ready.wait(30), "the proxy did not start"
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+
+
+class _Handler:
+    def __init__(self, endpoint: str, faults: Faults) -> None:
+        self._endpoint, self._faults, self._random = endpoint, faults, random.Random(faults.seed)
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        faults = self._faults
+        if faults.latency_s:
+            await asyncio.sleep(faults.latency_s)
+        if faults.is_down:
+            return _error(503, "SlowDown")
+        authorization = request.headers.get("Authorization", "")
+        if any(f"Credential={key}/" in authorization for key in faults.expired_keys):
+            return _error(400, "ExpiredToken")
+        path = request.path
+        is_object_get = request.method == "GET" and path.count("/") >= 2 and "list-type" not in request.query
+        kind = None
+        if is_object_get:
+            faults.gets += 1
+            if faults.before_get is not None:
+                await asyncio.to_thread(faults.before_get, path, faults.gets)
+            if any(path.endswith(end) for end in faults.denied):
+                return _error(403, "AccessDenied")
+            if any(path.endswith(end) for end in faults.gone):
+                return _error(404, "NoSuchKey")
+            if self._random.random() < faults.share:
+                kind = self._random.choice(faults.kinds)
+                faults.failed += 1
+        return await self._answer(request, kind)
+
+    async def _answer(self, request: web.Request, kind: str | None) -> web.StreamResponse:
+        if kind == "503":
+            return _error(503, "SlowDown")
+        if kind == "500":
+            return _error(500, "InternalError")
+        if kind == "stall":
+            await asyncio.sleep(self._faults.stall_s)
+            return _error(503, "SlowDown")
+        if kind == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        headers = {k: v for k, v in request.headers.items() if k.lower() != "host"}
+        async with request.app["session"].request(
+            request.method,
+            self._endpoint + request.raw_path,
+            headers=headers,
+            data=await request.read(),
+            skip_auto_headers=["Content-Type", "User-Agent"],
+        ) as answer:
+            body = await answer.read()
+            kept = {
+                k: v
+                for k, v in answer.headers.items()
+                if k.lower() not in ("transfer-encoding", "connection", "content-length")
+            }
+            response = web.StreamResponse(status=answer.status, headers=kept)
+            response.content_length = int(answer.headers.get("Content-Length", len(body)))
+            await response.prepare(request)
+            if kind == "truncate":
+                await response.write(body[: len(body) // 2])
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            if request.method != "HEAD":
+                await response.write(body)
+            await response.write_eof()
+            return response
+
+
+def _error(status: int, code: str) -> web.Response:
+    return web.Response(status=status, text=_SLOW_DOWN.format(code=code), content_type="application/xml")

@@ -1,0 +1,237 @@
+"""The kill loop: score, kill -9 something at a random moment, run the same command again, compare with a whole run.
+
+    python -m tests.system.chaos 200 [--seed 1] [--where disk s3]
+
+Kills the driver, a scoring worker or the raylet. Every round ends with a finished run whose rows must equal those of
+the unbroken run, one by one, and whose parts were not made twice.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.bundles import make_bundle
+from tests.scoring_sources import (
+    ROOT,
+    mixed_files,
+    only_run,
+    outcome,
+    read_run,
+    run_score,
+    score_command,
+    upload,
+    write_files,
+)
+from tests.servers import CREDENTIALS, moto_server
+
+VICTIMS = ("driver", "worker", "raylet")
+MAX_KILLS_A_RUN = 3
+
+
+@dataclass
+class Tally:
+    """What a chaos session did and found."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    too_late: int = 0  # the run was over before the kill
+    rounds: int = 0
+    images: int = 0
+    resumed: int = 0  # images that a later try found done
+    differences: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Arena:
+    """One source, one model, and how a run's output gets to the disk to be compared."""
+
+    source: str
+    model: str
+    out: str
+    env: dict[str, str]
+    endpoint: str | None = None
+
+    def fetch(self, scratch: Path) -> Path:
+        """The run's folder on disk."""
+        if self.endpoint is None:
+            return only_run(Path(self.out))
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        bucket, _, prefix = self.out.removeprefix("s3://").partition("/")
+        target = scratch / "fetched"
+        shutil.rmtree(target, ignore_errors=True)
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/"):
+            for item in page.get("Contents", []):
+                path = target / item["Key"][len(prefix) + 1 :]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, item["Key"], str(path))
+        return only_run(target)
+
+
+def kill(process: subprocess.Popen[Any], victim: str) -> bool:
+    """Kill -9 the driver, one scoring worker, or the raylet; False when there is none to kill."""
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return False
+    if victim == "driver":
+        targets = [psutil.Process(process.pid)]
+    elif victim == "raylet":
+        targets = [child for child in tree if _name(child).endswith("raylet")]
+    else:
+        targets = [child for child in tree if "RemoteScorer" in " ".join(_command(child))]
+    if not targets:
+        return False
+    try:
+        random.choice(targets).send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _arguments(arena: Arena) -> list[str]:
+    return [arena.source, "--model", arena.model, "--out", arena.out, "--workers", "2", "--max-error-share", "0.2"]
+
+
+def one_round(arena: Arena, kills: int, rng: random.Random, typical_s: float, tally: Tally) -> None:
+    """Kill the same run up to `kills` times, then let it finish."""
+    for _ in range(kills):
+        victim = rng.choice(VICTIMS)
+        process = subprocess.Popen(
+            score_command(*_arguments(arena)), cwd=ROOT, env={**os.environ, **arena.env},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(rng.uniform(0.3, 1.1) * typical_s)
+        killed = process.poll() is None and kill(process, victim)
+        tally.kills[victim] += killed
+        tally.too_late += not killed
+        try:
+            process.wait(timeout=180)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            tally.differences.append(f"hung after the kill of {victim}")
+        if process.returncode == 0:
+            return
+
+
+def finish_and_compare(arena: Arena, reference: dict[str, Any], scratch: Path, tally: Tally) -> None:
+    finished = run_score(*_arguments(arena), env=arena.env)
+    run_dirs = arena.fetch(scratch) if finished.returncode == 0 else None
+    if run_dirs is None:
+        tally.differences.append(f"exit {finished.returncode}: {finished.stderr[-500:]}")
+        return
+    found = outcome(run_dirs)
+    for kind in ("predictions", "quarantine"):
+        if found[kind] != reference[kind]:
+            tally.differences.append(f"{kind}: {len(found[kind])} rows, {len(reference[kind])} in the unbroken run")
+    run = read_run(run_dirs)
+    tally.images += run["counts"]["listed"]
+    tally.resumed += run["progress"]["resumed_images"]
+
+
+def chaos(kills: int, seed: int, where: tuple[str, ...], images: int = 900) -> Tally:
+    """Kill `kills` times in all, in turn on the given stores. Nothing is asserted here; see `Tally.differences`."""
+    rng = random.Random(seed)
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="leukoray-chaos-") as name, moto_server() as endpoint:
+        scratch = Path(name)
+        files = mixed_files(images, (640, 480))
+        model = make_bundle(scratch / "bundle").uri
+        local = str(write_files(scratch / "source", files))
+        sources = {"disk": (local, {}, None)}
+        if "s3" in where:
+            env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+            sources["s3"] = (upload(endpoint, "cells", "night", files), env, endpoint)
+        references, typical = {}, {}
+        for store in where:
+            arena = _arena(store, sources, model, scratch, 0)
+            begin = time.monotonic()
+            whole = run_score(*_arguments(arena), env=arena.env)
+            assert whole.returncode == 0, whole.stderr[-2000:]
+            typical[store] = time.monotonic() - begin
+            references[store] = outcome(arena.fetch(scratch))
+        while sum(tally.kills.values()) + tally.too_late < kills:
+            tally.rounds += 1
+            store = where[tally.rounds % len(where)]
+            arena = _arena(store, sources, model, scratch, tally.rounds)
+            left = kills - sum(tally.kills.values()) - tally.too_late
+            one_round(arena, min(left, rng.randint(1, MAX_KILLS_A_RUN)), rng, typical[store], tally)
+            before = len(tally.differences)
+            if not _is_finished(arena, scratch):
+                finish_and_compare(arena, references[store], scratch, tally)
+            print(
+                f"round {tally.rounds} on {store}: kills {dict(tally.kills)}, "
+                + ("ok" if len(tally.differences) == before else tally.differences[-1]),
+                flush=True,
+            )
+            if arena.endpoint is None:
+                shutil.rmtree(arena.out, ignore_errors=True)
+    return tally
+
+
+def _is_finished(arena: Arena, scratch: Path) -> bool:
+    """The kill came too late and the run is whole."""
+    try:
+        return (arena.fetch(scratch) / "_SUCCESS").exists()
+    except (ValueError, OSError):
+        return False
+
+
+def _arena(store: str, sources: dict[str, Any], model: str, scratch: Path, number: int) -> Arena:
+    source, env, endpoint = sources[store]
+    out = f"s3://cells/scores-{number}" if endpoint else str(scratch / f"scores-{number}")
+    return Arena(source, model, out, env, endpoint)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kills", type=int, nargs="?", default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--where", nargs="+", choices=["disk", "s3"], default=["disk", "s3"])
+    options = parser.parse_args()
+    begin = time.monotonic()
+    tally = chaos(options.kills, options.seed, tuple(options.where))
+    print(
+        f"{sum(tally.kills.values())} kills ({dict(tally.kills)}), {tally.too_late} came too late, {tally.rounds} runs, "
+        f"{tally.images} images accounted for, {tally.resumed} not done again; {len(tally.differences)} differences "
+        f"from the unbroken run; {(time.monotonic() - begin) / 60:.1f} min"
+    )
+    for line in tally.differences:
+        print(f"  {line}")
+    return 1 if tally.differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
