@@ -139,7 +139,7 @@ def _from_yaml(config_class: type[BaseModel], path: str) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror}); give a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: not valid YAML: {error}") from error
     if loaded is None:
         return {}

@@ -1,0 +1,137 @@
+"""Configuration: one model, four places a value may come from, and messages that name the flag."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from pipeline.config import JobConfig, effective, parse, positional
+from pipeline.errors import UsageError
+
+
+class Color(StrEnum):
+    RED = "red"
+
+
+class Example(JobConfig):
+    """An example job."""
+
+    source: list[str] = positional(min_length=1, description="what to read")
+    size: int = Field(7, ge=1, description="pixels, 100 % of them")
+    rate: float | None = Field(None, gt=0, description="per second")
+    tags: list[str] = Field([], description="words")
+    mode: Literal["fast", "slow"] = Field("slow", description="how")
+    color: Color | None = Field(None, description="which")
+    keep: bool = Field(True, description="keep it")
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Example.model_fields:
+        monkeypatch.delenv(f"LEUKORAY_{name.upper()}", raising=False)
+
+
+def read(*argv: str) -> Example:
+    return parse(Example, argv, prog="leukoray example")
+
+
+def yaml_file(folder: Path, text: str) -> str:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = yaml_file(tmp_path, "size: 20\nrate: 2\n")
+    assert read("x").size == 7
+    assert read("x", "--config", file).size == 20
+    monkeypatch.setenv("LEUKORAY_SIZE", "30")
+    assert read("x", "--config", file).size == 30
+    assert read("x", "--config", file, "--size", "40").size == 40
+    assert read("x", "--config", file).rate == 2.0
+
+
+def test_a_file_gives_positionals_lists_and_dashed_keys(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "source: [a, b]\ntags: [x]\ns3-anonymous: true\nkeep: false\n")
+    config = read("--config", file)
+    assert (config.source, config.tags, config.s3_anonymous, config.keep) == (["a", "b"], ["x"], True, False)
+
+
+def test_lists_take_several_values_and_repeated_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read("a", "b", "--tags", "x", "y", "--tags", "z").tags == ["x", "y", "z"]
+    monkeypatch.setenv("LEUKORAY_TAGS", "p,q")
+    assert read("a").tags == ["p", "q"]
+
+
+def test_booleans_have_a_flag_for_each_side() -> None:
+    assert read("a", "--no-keep").keep is False
+    assert read("a", "--keep").keep is True
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["a", "--size", "0"], "--size '0': Input should be greater than or equal to 1"),
+        (["a", "--size", "ten"], "--size 'ten': .*valid integer"),
+        (["a", "--rate", "-1"], "--rate"),
+        (["a", "--mode", "quick"], "--mode 'quick'.*'fast' or 'slow'"),
+        (["a", "--color", "blue"], "--color 'blue'.*'red'"),
+        (["a", "--siez", "3"], "--siez.*--help"),
+        (["a", "--size"], "--size.*expected one argument"),
+        ([], "SOURCE is missing: what to read"),
+    ],
+)
+def test_a_bad_value_names_its_flag(argv: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read(*argv)
+
+
+def test_several_bad_values_are_told_at_once() -> None:
+    with pytest.raises(UsageError, match=r"--size .*--mode "):
+        read("a", "--size", "0", "--mode", "quick")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("siez: 3\n", "unknown key siez; known keys: .*size"),
+        ("- a\n", "found a list"),
+        ("a: [\n", "not valid YAML"),
+        ("size: 0\nsource: [a]\n", "--size 0"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read("--config", yaml_file(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UsageError, match=f"--config {path}"):
+            read("--config", str(path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        read("--config", str(tmp_path / "binary.yaml"))
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    assert read("a", "--config", yaml_file(tmp_path, "")) == read("a")
+
+
+def test_help_shows_every_flag_with_its_default_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        read("--help")
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pixels, 100 % of them (default: 7)" in shown
+    for name in Example.model_fields:
+        assert f"--{name.replace('_', '-')}" in shown or name.upper() in shown
+
+
+def test_a_configuration_is_frozen_and_shown_as_plain_values() -> None:
+    config = read("a", "--color", "red")
+    with pytest.raises(ValidationError):
+        config.size = 3
+    assert effective(config)["color"] == "red"
