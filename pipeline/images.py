@@ -110,6 +110,10 @@ def read_header(data: bytes, limits: Limits = Limits()) -> Header:
 def _jpeg_header(data: bytes) -> Header:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except KeyError as error:  # simplejpeg knows no name for the colour space: no frame header, or an unusual one
+        if _is_complete(data, "jpeg"):
+            return _pillow_header(data)
+        raise _damaged(data, "jpeg", ValueError("no complete frame header")) from error
     except ValueError as error:
         raise _damaged(data, "jpeg", error) from error
     return Header("jpeg", width, height)
@@ -138,7 +142,7 @@ def _open(data: bytes) -> Image.Image:
 def _decode_jpeg(data: bytes, header: Header, size: int) -> NDArray[np.uint8]:
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=size, min_width=size, strict=True)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         if not _is_complete(data, "jpeg"):
             raise _damaged(data, "jpeg", error) from error
         if _turbo_reads(data):
@@ -152,7 +156,7 @@ def _turbo_reads(data: bytes) -> bool:
     """False for colour spaces and codings that libjpeg-turbo's RGB road does not offer (CMYK, YCCK, lossless)."""
     try:
         return simplejpeg.decode_jpeg_header(data, strict=False)[2] in ("RGB", "YCbCr", "Gray")
-    except ValueError:
+    except (ValueError, KeyError):
         return False
 
 

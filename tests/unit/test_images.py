@@ -1,0 +1,235 @@
+"""The zoo of awkward images: what the one decoder makes of each, and that damage ends in a code, never in a crash."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from pipeline.errors import Code, ImageRejected
+from pipeline.images import Limits, Preprocessing, load_image, read_header
+
+SIZE = 48
+
+
+def scene(width: int = 160, height: int = 120) -> Image.Image:
+    """Four corners of different colour, smooth, so that turning, mirroring and wrong channels show."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    pixels = np.stack([60 + 180 * x, 60 + 180 * y, 200 - 150 * x * y], axis=2)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def reference(image: Image.Image | None = None) -> NDArray[np.uint8]:
+    return load_image(encoded(image or scene(), "PNG"), SIZE).pixels
+
+
+def off_by(data: bytes, wanted: NDArray[np.uint8]) -> float:
+    """Mean difference in levels."""
+    return float(np.abs(load_image(data, SIZE).pixels.astype(int) - wanted.astype(int)).mean())
+
+
+def code_of(data: bytes, limits: Limits = Limits()) -> Code | None:
+    try:
+        loaded = load_image(data, SIZE, limits)
+    except ImageRejected as error:
+        assert error.message
+        return error.code
+    assert loaded.pixels.shape == (SIZE, SIZE, 3)
+    assert loaded.pixels.dtype == np.uint8
+    return None
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    """A small JPEG whose frame header announces another size."""
+    data = bytearray(encoded(scene(), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def srgb() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def sixteen_bit(kind: str) -> bytes:
+    levels = np.asarray(scene().convert("L")).astype(np.uint16) * 257
+    return encoded(Image.fromarray(levels), kind)
+
+
+def transparent() -> bytes:
+    image = scene().convert("RGBA")
+    image.putalpha(0)
+    return encoded(image, "PNG")
+
+
+# ---- good images of every kind -----------------------------------------------------------------------------
+
+GRAY = scene().convert("L")
+GOOD: dict[str, tuple[Callable[[], bytes], Image.Image, float]] = {  # bytes, what it shows, levels it may be off
+    "jpeg": (lambda: encoded(scene(), "JPEG", quality=95), scene(), 2),
+    "progressive jpeg": (lambda: encoded(scene(), "JPEG", quality=95, progressive=True), scene(), 2),
+    "gray jpeg": (lambda: encoded(GRAY, "JPEG", quality=95), GRAY, 2),
+    "cmyk jpeg": (lambda: encoded(scene().convert("CMYK"), "JPEG", quality=95), scene(), 3),
+    "jpeg with icc profile": (lambda: encoded(scene(), "JPEG", quality=95, icc_profile=srgb()), scene(), 2),
+    "png": (lambda: encoded(scene(), "PNG"), scene(), 0),
+    "png with icc profile": (lambda: encoded(scene(), "PNG", icc_profile=srgb()), scene(), 0),
+    "palette png": (lambda: encoded(scene().quantize(256), "PNG"), scene(), 6),
+    "16-bit png": (lambda: sixteen_bit("PNG"), GRAY, 1),
+    "16-bit tiff": (lambda: sixteen_bit("TIFF"), GRAY, 1),
+    "opaque alpha": (lambda: encoded(scene().convert("RGBA"), "PNG"), scene(), 0),
+    "full transparency": (transparent, Image.new("RGB", (160, 120), "white"), 0),
+    "1-bit png": (lambda: encoded(Image.new("1", (160, 120), 1), "PNG"), Image.new("RGB", (160, 120), "white"), 0),
+    "tiff": (lambda: encoded(scene(), "TIFF"), scene(), 0),
+    "lzw tiff": (lambda: encoded(scene(), "TIFF", compression="tiff_lzw"), scene(), 0),
+    "float tiff": (lambda: encoded(Image.fromarray(np.asarray(GRAY).astype(np.float32) / 255), "TIFF"), GRAY, 1),
+    "multi-page tiff": (
+        lambda: encoded(scene(), "TIFF", save_all=True, append_images=[Image.new("RGB", (160, 120), "red")]),
+        scene(),
+        0,
+    ),
+    "bmp": (lambda: encoded(scene(), "BMP"), scene(), 0),
+    "webp": (lambda: encoded(scene(), "WEBP", lossless=True), scene(), 1),
+    "animated webp": (
+        lambda: encoded(
+            scene(), "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (160, 120), "red")]
+        ),
+        scene(),
+        1,
+    ),
+    "gif": (lambda: encoded(scene(), "GIF"), scene(), 8),
+    "animated gif": (
+        lambda: encoded(scene(), "GIF", save_all=True, append_images=[Image.new("RGB", (160, 120), "red")]),
+        scene(),
+        8,
+    ),
+    "trailing bytes": (lambda: encoded(scene(), "JPEG", quality=95) + b"\0" * 100, scene(), 2),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_image_gives_the_pixels_it_shows(name: str) -> None:
+    make, shown, tolerance = GOOD[name]
+    assert off_by(make(), reference(shown.convert("RGB"))) <= tolerance
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    data = encoded(scene(), kind, exif=exif, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    assert off_by(data, reference(upright)) <= 2
+
+
+def test_ycck_reads_like_cmyk() -> None:
+    data = encoded(scene().convert("CMYK"), "JPEG", quality=95)
+    at = data.index(b"Adobe") + 11  # the transform byte: 0 CMYK, 2 YCCK
+    ycck = data[:at] + b"\x02" + data[at + 1 :]
+    assert code_of(ycck) is None
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
+def test_one_pixel_is_an_image(kind: str) -> None:
+    data = encoded(Image.new("RGB", (1, 1), (200, 30, 90)), kind)
+    assert code_of(data) is None
+    header = read_header(data)
+    assert (header.width, header.height, header.format) == (1, 1, kind.lower())
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 5000), (5000, 1), (47, 49), (48, 48), (2000, 30)])
+def test_any_shape_is_brought_to_the_model_size(width: int, height: int) -> None:
+    for kind in ("JPEG", "PNG"):
+        assert code_of(encoded(Image.new("RGB", (width, height), "pink"), kind)) is None
+
+
+# ---- refused images ----------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[Callable[[], bytes], Code]] = {
+    "no bytes": (lambda: b"", Code.EMPTY),
+    "one byte": (lambda: b"\xff", Code.UNSUPPORTED_FORMAT),
+    "text": (lambda: b"this is no image", Code.UNSUPPORTED_FORMAT),
+    "zeros": (lambda: b"\0" * 5000, Code.UNSUPPORTED_FORMAT),
+    "pdf": (lambda: b"%PDF-1.7\n" + b"x" * 500, Code.UNSUPPORTED_FORMAT),
+    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", Code.UNSUPPORTED_FORMAT),
+    "30000x30000 png": (lambda: png_header(30_000, 30_000), Code.TOO_MANY_PIXELS),
+    "30000x30000 jpeg": (lambda: jpeg_header(30_000, 30_000), Code.TOO_MANY_PIXELS),
+    "png without pixels": (lambda: png_header(64, 64), Code.TRUNCATED),
+    "float tiff out of range": (
+        lambda: encoded(Image.fromarray(np.full((9, 9), 7.5, np.float32)), "TIFF"),
+        Code.UNSUPPORTED_FORMAT,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_image_has_its_code(name: str) -> None:
+    make, code = REFUSED[name]
+    found = code_of(make())
+    assert found == code or (name == "png without pixels" and found == Code.CORRUPT)
+
+
+def test_too_many_bytes_are_refused_before_decoding() -> None:
+    assert code_of(encoded(scene(), "PNG"), Limits(max_bytes=100)) == Code.TOO_LARGE
+
+
+KINDS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+
+
+@pytest.mark.parametrize("percent", range(0, 100, 5))
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_cut_anywhere_is_refused(kind: str, percent: int) -> None:
+    options: dict[str, Any] = {"quality": 90} if kind == "JPEG" else {}
+    data = encoded(scene(), kind, **options)
+    cut = data[: len(data) * percent // 100]
+    allowed = {Code.EMPTY} if not cut else {Code.TRUNCATED}
+    if 0 < len(cut) < 16:
+        allowed |= {Code.UNSUPPORTED_FORMAT}
+    assert code_of(cut) in allowed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_flipped_bytes_give_pixels_or_a_code(kind: str, flips: list[tuple[float, int]]) -> None:
+    data = bytearray(encoded(scene(64, 48), kind))
+    for place, mask in flips:
+        data[int(len(data) * place)] ^= mask
+    code_of(bytes(data), Limits(max_pixels=4_000_000))
+
+
+@given(
+    data=st.binary(max_size=200),
+    magic=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"GIF89a", b"BM"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_noise_behind_a_magic_number_gives_a_code(magic: bytes, data: bytes) -> None:
+    assert code_of(magic + data, Limits(max_pixels=4_000_000)) is not None or len(data) > 30
+
+
+def test_the_same_rules_have_the_same_digest() -> None:
+    assert Preprocessing(SIZE).digest() == Preprocessing(SIZE).digest() != Preprocessing(SIZE + 1).digest()
