@@ -1,4 +1,4 @@
-"""Small real bundles without training: a linear model on pixels, as an ONNX graph with the contract of a trained one."""
+"""Small real bundles without training: a linear model on pixels, as an ONNX graph with a trained one's contract."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -1,0 +1,162 @@
+"""The endpoint on a real Ray Serve: same answers as the predictor, none mixed up, none lost, none left waiting."""
+
+import asyncio
+import io
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.bundle import Bundle
+from pipeline.cluster import connected
+from pipeline.predictor import Predictions, Predictor
+from serving.app import build
+from tests.bundles import make_bundle
+
+JPEG = {"content-type": "image/jpeg"}
+FORMATS = ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"]
+
+
+def picture(kind: str, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (50 + seed % 7, 60, 3), np.uint8) // 4 + rng.integers(0, 190, 3).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def serve_url() -> Iterator[str]:
+    """Serve without applications, on a free port of a local Ray (the session's, where one runs)."""
+    with connected(None, num_cpus=2):
+        from ray import serve
+        from ray.serve.config import HTTPOptions, ProxyLocation
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        port = free_port()
+        serve.start(ProxyLocation.HeadOnly, HTTPOptions(host="127.0.0.1", port=port))
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), size=48, task="multiclass")
+
+
+@pytest.fixture(scope="module")
+def url(serve_url: str, bundle: Bundle) -> Iterator[str]:
+    from ray import serve
+
+    serve.run(build({"model": bundle.uri, "max_replicas": 2}), name="main", route_prefix="/")
+    yield serve_url
+    serve.delete("main")
+
+
+def expected(bundle: Bundle, images: list[bytes]) -> list[float]:
+    found = Predictor(bundle).predict_bytes(images)
+    return [float(item.probability[0]) for item in found if isinstance(item, Predictions)]
+
+
+def send_all(url: str, images: list[bytes], timeout_s: float = 60) -> list[httpx.Response]:
+    async def all_at_once() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=len(images))
+        async with httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits) as http:
+            requests = (http.post("/predict", content=data, headers=JPEG) for data in images)
+            return list(await asyncio.gather(*requests))
+
+    return asyncio.run(all_at_once())
+
+
+def test_every_format_gets_the_predictors_probability(url: str, bundle: Bundle) -> None:
+    images = [picture(kind, 1) for kind in FORMATS]
+    raw = [answer.json()["probability"] for answer in send_all(url, images)]
+    assert raw == pytest.approx(expected(bundle, images), abs=1e-5)
+    files = [("files", (f"image.{kind}", data)) for kind, data in zip(FORMATS, images, strict=True)]
+    body = httpx.post(f"{url}/predict", files=files, timeout=30).json()
+    multipart = [item["prediction"]["probability"] for item in body["results"]]
+    assert multipart == pytest.approx(raw, abs=1e-6)
+
+
+def test_parallel_requests_each_get_their_own_answer(url: str, bundle: Bundle) -> None:
+    images = [picture("PNG", seed) for seed in range(64)]
+    wanted = expected(bundle, images)
+    assert len({round(value, 4) for value in wanted}) > 50, "the images must be told apart by their answers"
+    answers = send_all(url, images)
+    assert [answer.status_code for answer in answers] == [200] * 64
+    assert [answer.json()["probability"] for answer in answers] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_errors_through_the_proxy_are_json_and_carry_one_request_id(url: str) -> None:
+    with httpx.Client(base_url=url, timeout=30) as http:
+        cases: list[tuple[httpx.Response, int, str]] = [
+            (http.post("/predict", content=b"", headers=JPEG), 400, "empty"),
+            (http.post("/predict", content=picture("PNG", 0)[:500], headers=JPEG), 422, "truncated"),
+            (http.post("/predict", content=b"no", headers=JPEG), 415, "unsupported_format"),
+            (http.get("/predict"), 405, "method_not_allowed"),
+            (http.get("/nowhere"), 404, "not_found"),
+            (http.get("/healthz", headers={"x-request-id": "a b"}), 400, "invalid_request_id"),
+        ]
+        for answer, status, code in cases:
+            error: dict[str, Any] = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (status, code)
+            assert len(answer.headers.get_list("x-request-id")) == 1
+        named = http.get("/readyz", headers={"x-request-id": "case/7"})
+        assert named.headers.get_list("x-request-id") == ["case/7"]
+
+
+def test_body_over_the_limit_is_refused(url: str) -> None:
+    with httpx.Client(base_url=url, timeout=60) as http:
+        announced = http.post("/predict", content=bytes(65 << 20), headers=JPEG)
+        chunked = http.post("/predict", content=(bytes(1 << 20) for _ in range(70)), headers=JPEG)
+    assert announced.json()["error"]["code"] == chunked.json()["error"]["code"] == "too_large"
+    assert announced.status_code == chunked.status_code == 413
+
+
+def test_probes_and_pages_answer(url: str, bundle: Bundle) -> None:
+    with httpx.Client(base_url=url, timeout=30) as http:
+        assert http.get("/healthz").json() == {"status": "alive"}
+        assert http.get("/readyz").json()["model"]["sha256"] == bundle.info.identity()
+        assert "default-src 'none'" in http.get("/").headers["content-security-policy"]
+        assert "/predict" in http.get("/docs").text
+
+
+def test_crowd_is_answered_or_told_when_to_come_back(serve_url: str, bundle: Bundle, url: str) -> None:
+    from ray import serve
+
+    tight = {"model": bundle.uri, "max_in_flight": 2, "max_queued_requests": 4, "retry_after_s": 2, "batch_wait_s": 0.2}
+    serve.run(build(tight), name="tight", route_prefix="/tight")
+    images = [picture("PNG", seed) for seed in range(64)]
+    answers = send_all(serve_url + "/tight", images)
+    serve.delete("tight")
+    served = [(answer, data) for answer, data in zip(answers, images, strict=True) if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert served and refused and len(served) + len(refused) == 64
+    assert {answer.headers["retry-after"] for answer in refused} == {"2"}
+    probabilities = [answer.json()["probability"] for answer, _ in served]
+    assert probabilities == pytest.approx(expected(bundle, [data for _, data in served]), abs=1e-5)
+
+
+def test_prefix_of_an_application_is_kept_by_its_page(serve_url: str, bundle: Bundle, tmp_path: Path) -> None:
+    """Several models on one Serve: the page's links are relative, so each page asks its own model."""
+    from ray import serve
+
+    other = make_bundle(tmp_path / "other", size=32, seed=5)
+    serve.run(build({"model": other.uri}), name="other", route_prefix="/other")
+    page = httpx.get(f"{serve_url}/other/", timeout=30).text
+    state = httpx.get(f"{serve_url}/other/readyz", timeout=30).json()
+    serve.delete("other")
+    assert 'fetch("readyz")' in page
+    assert state["model"]["sha256"] == other.info.identity()
