@@ -1,0 +1,192 @@
+"""Storage, listing and ingest on S3 as spoken over HTTP by moto's server."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from jobs import ingest as job
+from pipeline.archives import Entry
+from pipeline.errors import Code
+from pipeline.fetch import fetch_rows
+from pipeline.listing import Tally, entry_row, list_sources
+from pipeline.manifest import read_manifest
+from pipeline.s3 import S3Store
+from pipeline.samples import generate
+from pipeline.storage import S3Settings, StoreError, arrow_filesystem
+from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
+from tests.unit.test_archives import tar_bytes, zip_bytes
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        with moto_server() as address:
+            client = boto3.client("s3", endpoint_url=address, region_name="us-east-1")
+            for bucket in ("lab", "many", "open"):
+                client.create_bucket(Bucket=bucket)
+            yield address
+
+
+@pytest.fixture
+def settings(endpoint: str) -> S3Settings:
+    return S3Settings(endpoint, "us-east-1", max_attempts=3)
+
+
+@pytest.fixture
+def store(settings: S3Settings) -> S3Store:
+    return S3Store(settings)
+
+
+def ingest(endpoint: str, *argv: str) -> int:
+    return job.command([*argv, "--s3-endpoint", endpoint])
+
+
+# ---- storage -----------------------------------------------------------------------------------------------
+
+
+def test_create_has_one_winner_and_replace_swaps_only_the_known_version(store: S3Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        etags = list(pool.map(lambda number: store.create("s3://lab/lock", b"%d" % number), range(8)))
+    assert sum(etag is not None for etag in etags) >= 1
+    assert store.create("s3://lab/lock", b"late") is None
+    info = store.head("s3://lab/lock")
+    assert info is not None
+    assert store.replace("s3://lab/lock", b"new", "0" * 32) is None
+    assert store.replace("s3://lab/lock", b"new", info.etag) is not None
+    assert store.replace("s3://lab/lock", b"newer", info.etag) is None
+    assert store.read("s3://lab/lock").data == b"new"
+    assert store.replace("s3://lab/none", b"x", info.etag) is None
+
+
+def test_a_range_is_read_of_the_version_that_was_listed(store: S3Store) -> None:
+    store.write("s3://lab/range", b"0123456789")
+    info = store.head("s3://lab/range")
+    assert info is not None
+    assert store.read_range(info.uri, 3, 4, info.etag).data == b"3456"
+    assert store.read_range(info.uri, 8, 99).data == b"89"
+    assert store.read_range(info.uri, 3, 0).data == b""
+    with store.open(info.uri) as file:
+        file.seek(-2, 2)
+        assert file.read() == b"89"
+    store.write(info.uri, b"something else")
+    with pytest.raises(StoreError) as failure:
+        store.read_range(info.uri, 0, 1, info.etag)
+    assert failure.value.code == Code.CHANGED
+
+
+def test_failures_carry_a_code_and_say_what_to_do(store: S3Store, endpoint: str) -> None:
+    with pytest.raises(StoreError, match="bucket does not exist") as failure:
+        store.is_folder("s3://no-such-bucket/x")
+    assert failure.value.code == Code.NOT_FOUND
+    assert store.head("s3://lab/none") is None
+    with faulty_proxy(endpoint, Faults(denied=frozenset({"secret.jpg"}))) as proxy:
+        denied = S3Store(S3Settings(proxy, "us-east-1", max_attempts=2))
+        with pytest.raises(StoreError, match="check credentials") as failure:
+            denied.read("s3://lab/secret.jpg")
+    assert failure.value.code == Code.ACCESS_DENIED
+
+
+def test_pyarrow_reaches_the_same_endpoint_with_the_same_settings(store: S3Store, settings: S3Settings) -> None:
+    store.write("s3://lab/arrow", b"data")
+    filesystem, path = arrow_filesystem("s3://lab/arrow", settings)
+    with filesystem.open_input_file(path) as file:
+        assert file.read() == b"data"
+
+
+# ---- listing -----------------------------------------------------------------------------------------------
+
+
+def test_more_keys_than_a_page_are_listed_side_by_side(store: S3Store, settings: S3Settings) -> None:
+    keys = [f"p/{number % 3}/{number:05d}.jpg" for number in range(1_250)] + ["p/top.jpg", "p/odd ü %41 +.jpg"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: store.write(f"s3://many/{key}", b"x"), keys))
+    tally = Tally()
+    found = list(list_sources(["s3://many/p"], tally, s3=settings))
+    assert sorted(item.uri for item in found) == sorted(f"s3://many/{key}" for key in keys)
+    assert sum(1 for _ in store.walk("s3://many/p")) == len(keys)
+
+
+def test_members_on_s3_are_read_by_range_like_on_disk(store: S3Store, settings: S3Settings) -> None:
+    members = [("a/x.jpg", b"first" * 99), ("ü %.png", b"second")]
+    for name, data in (
+        ("a.tar", tar_bytes(members)),
+        ("b.zip", zip_bytes(members)),
+        ("c.tgz", tar_bytes(members, "w:gz")),
+    ):
+        store.write(f"s3://lab/packed/{name}", data)
+    rows = [
+        entry_row(item) for item in list_sources(["s3://lab/packed"], Tally(), s3=settings) if isinstance(item, Entry)
+    ]
+    rows.sort(key=lambda row: (row["uri"], row["offset"]))
+    got = sorted((str(item.row["member"]), item.data) for item in fetch_rows(rows, settings))
+    assert got == sorted((name, data) for name, data in members for _ in range(3))
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+def test_source_and_manifest_on_s3_split_as_on_disk(
+    store: S3Store, settings: S3Settings, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = generate(tmp_path / "samples", images=24, subjects=8, width=64, height=64)
+    for path in made.root.rglob("*.*"):
+        store.write(f"s3://open/samples/{path.relative_to(made.root)}", path.read_bytes())
+    assert ingest(endpoint, "s3://open/samples", "--out", "s3://open/manifest") == 0
+    assert "SYNTHETIC" in capsys.readouterr().out
+    assert ingest(endpoint, str(made.root), "--out", str(tmp_path / "manifest")) == 0
+    remote, local = read_manifest("s3://open/manifest", settings), read_manifest(str(tmp_path / "manifest"))
+    assert remote.is_synthetic
+    assert _told(remote.table.to_pylist()) == _told(local.table.to_pylist())
+    assert json.loads(store.read("s3://open/manifest/problems.json").data) == []
+
+
+def _told(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return sorted(
+        (
+            row["uri"].rsplit("/", 1)[-1],
+            row["class_name"],
+            row["label"],
+            row["subject_id"],
+            row["split"],
+            row["size_bytes"],
+        )
+        for row in rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["s3://no-such-bucket/x"], 3, "bucket does not exist"),
+        (["s3://lab/nothing-here"], 3, "does not exist or is empty"),
+        ([], 2, "SOURCE is missing"),
+        (["s3://lab/packed", "--positive", "dragon"], 2, "--positive names no class"),
+        (["s3://lab/packed", "--fractions", "1", "1", "1"], 2, "sum to 1"),
+        (["s3://lab/packed", "--since", "soon"], 2, "--since"),
+    ],
+)
+def test_what_cannot_be_ingested_is_one_clear_line(
+    endpoint: str, tmp_path: Path, argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str],
+    store: S3Store,
+) -> None:  # fmt: skip
+    store.write("s3://lab/packed/a.tar", tar_bytes([("a/x.jpg", b"1")]))
+    assert ingest(endpoint, *argv, "--out", str(tmp_path / "m")) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_refused_access_ends_with_3_and_names_the_bucket(
+    endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with faulty_proxy(endpoint, Faults(denied=frozenset({"/closed.tar"}))) as proxy:
+        S3Store(S3Settings(endpoint, "us-east-1")).write("s3://lab/shut/closed.tar", tar_bytes([("x.jpg", b"1")]))
+        assert job.command(["s3://lab/shut", "--out", str(tmp_path / "m"), "--s3-endpoint", proxy]) == 3
+    assert "access denied" in capsys.readouterr().err
