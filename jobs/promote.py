@@ -67,7 +67,9 @@ def _monitored(bundle: Bundle) -> tuple[str, float | None]:
 def _print_versions(uri: str, s3: S3Settings) -> None:
     pointer = read_pointer(uri, s3)
     best = pointer["version"] if pointer else None
-    found = sorted(item.uri.removesuffix("/" + INFO) for item in store_for(uri, s3).walk(uri) if item.uri.endswith(INFO))
+    found = sorted(
+        item.uri.removesuffix("/" + INFO) for item in store_for(uri, s3).walk(uri) if item.uri.endswith(INFO)
+    )
     if not found:
         raise InputError(f"{uri}: no versions here; name the model's folder, REGISTRY/NAME")
     for folder in found:
@@ -80,7 +82,9 @@ def _print_versions(uri: str, s3: S3Settings) -> None:
             continue
         metric, value = _monitored(bundle)
         info = bundle.info
-        print(f"{mark} {version}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
+        print(
+            f"{mark} {version}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}"
+        )
 
 
 def _number(value: float | None) -> str:

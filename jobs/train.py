@@ -42,7 +42,9 @@ class TrainConfig(JobConfig):
 
     manifest: str = positional(description="manifest made by `leukoray ingest`, a folder or s3:// prefix")
     out: str = Field("models", description="registry: the bundle goes to <out>/<name>/<version>/")
-    name: str = Field("leukoray", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name in the registry")
+    name: str = Field(
+        "leukoray", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name in the registry"
+    )
     architecture: str = Field("cnn", description="network, e.g. cnn, cnn-se, vgg11, resnet18, densenet121")
     input_size: int = Field(128, ge=16, le=1024, description="pixels, square, that images are brought to")
     weights: str = Field("none", description="start from: none, imagenet, or a .pth or .safetensors file")
@@ -61,7 +63,9 @@ class TrainConfig(JobConfig):
     augment: bool = Field(True, description="random turns, stain and light of training images")
     amp: bool = Field(True, description="bfloat16 arithmetic on GPUs")
     seed: int = Field(0, ge=0, description="the same seed on the same machine gives the same model")
-    workers: int | None = Field(None, ge=1, description="data-parallel workers (default: a GPU each, else 2, 1 on one core)")
+    workers: int | None = Field(
+        None, ge=1, description="data-parallel workers (default: a GPU each, else 2, 1 on one core)"
+    )
     cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker holds (default: by cores)")
     use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
     target_sensitivity: float | None = Field(
@@ -88,7 +92,7 @@ def main(config: TrainConfig) -> None:
     manifest = read_manifest(config.manifest, s3)
     rows = _checked_rows(manifest, config)
     initial = _initial_weights(config, rows, s3)
-    with connected(config.address, config.num_cpus) as ray:
+    with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         plan = plan_for(config, ray.cluster_resources())
         check(plan, ray.cluster_resources())
         _announce(rows, plan)

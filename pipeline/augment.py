@@ -1,6 +1,6 @@
 """Random changes of a training batch that a smear could show as well: orientation, stain, light.
 
-Whole uint8 batches at once, on whatever device they lie, from one seeded generator; nothing here is used outside training.
+Whole uint8 batches at once, on whatever device they lie, from one seeded generator; only training uses it.
 Stain jitter works in optical density (Beer-Lambert), where haematoxylin and eosin add up, as in Tellez et al. 2019
 (arXiv:1902.06543), with a gain a colour channel instead of a stain separation that single fields do not support well.
 """

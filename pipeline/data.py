@@ -1,8 +1,8 @@
 """From manifest rows to decoded pixels on Ray Data: fetched and decoded once, kept as uint8, one dataset a rank.
 
-The driver has read and checked the manifest; it deals its rows to the ranks, and Ray Data turns each rank's rows into blocks
-of `DECODED_SCHEMA`. No row is lost on the way: a damaged image stays as a row with its code and without pixels, so the reader
-can count it. Every rank knows how many rows it was dealt, so all ranks can agree on a number of steps.
+The driver has read and checked the manifest; it deals its rows to the ranks, and Ray Data turns each rank's rows into
+blocks of `decoded_schema`. No row is lost on the way: a damaged image stays as a row with its code and without pixels,
+so that the reader can count it. Every rank is dealt a known number of rows, so all can agree on a number of steps.
 """
 
 from collections import Counter
@@ -47,7 +47,8 @@ class LabelledRows:
     def counts(self, split: str) -> list[int]:
         """Images of each class."""
         table = self.train if split == "train" else self.validation
-        return np.bincount(table["target"].to_numpy(), minlength=len(self.classes)).tolist()
+        counts: list[int] = np.bincount(table["target"].to_numpy(), minlength=len(self.classes)).tolist()
+        return counts
 
 
 def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclass"] = "auto") -> LabelledRows:
@@ -63,11 +64,14 @@ def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclas
         )
     if chosen == "binary":
         if labels != {0, 1}:
-            hint = "name the classes that mean leukemia with `leukoray ingest --positive CLASS`, or use --task multiclass"
+            hint = (
+                "name the classes that mean leukemia with `leukoray ingest --positive CLASS`, or use --task multiclass"
+            )
             raise InputError(f"{manifest.uri}: {_seen(labels)}; two classes need positive and negative images: {hint}")
         known = known.filter(pc.is_valid(known["label"]))
         targets = known["label"].cast(pa.int64())
-        classes, positive = ("negative", "positive"), ("positive",)
+        classes: tuple[str, ...] = ("negative", "positive")
+        positive: tuple[str, ...] = ("positive",)
     else:
         if len(names) < 2:
             raise InputError(f"{manifest.uri}: one class only ({', '.join(names) or 'none'}); nothing to tell apart")
@@ -111,8 +115,8 @@ def _refuse_gaps(uri: str, rows: LabelledRows) -> None:
         missing = [name for name, count in zip(rows.classes, rows.counts(split), strict=True) if not count]
         if missing:
             raise InputError(
-                f"{uri}: the {split} split has no image of class {', '.join(missing)}; add images or subjects of it, or "
-                "ingest again with another --seed"
+                f"{uri}: the {split} split has no image of class {', '.join(missing)}; add images or subjects of it, "
+                "or ingest again with another --seed"
             )
 
 
@@ -173,7 +177,7 @@ def _place(row: Any) -> str:
 
 
 def decoded(rows: pa.Table, size: int, s3: S3Settings | None, cpus: float) -> "ray.data.Dataset":
-    """A dataset of `decoded_schema(size)`, lazily fetched and decoded, in several blocks whatever the number of rows."""
+    """A dataset of `decoded_schema(size)`, lazily fetched and decoded, in several blocks however few the rows."""
     import ray.data
 
     def decode_block(block: pa.Table) -> pa.Table:
@@ -186,7 +190,7 @@ def decoded(rows: pa.Table, size: int, s3: S3Settings | None, cpus: float) -> "r
 
 
 def _blocks(rows: pa.Table, size: int, parallel: int) -> list[pa.Table]:
-    """Slices of bounded decoded size. Members of one compressed tar share a block: each block reads it from its start."""
+    """Slices of bounded decoded size. Members of one compressed tar share a block: a block reads it from the start."""
     length = max(1, min(_BLOCK_BYTES // pixel_bytes(size), _MAX_BLOCK_ROWS, -(-rows.num_rows // parallel)))
     streamed = pc.equal(rows["access"], "stream")
     direct = rows.filter(pc.invert(streamed))
@@ -214,13 +218,17 @@ class Rejected:
         return sum(self.codes.values())
 
     def __str__(self) -> str:
-        named = ", ".join(f"{number} {code} (e.g. {self.examples[code]})" for code, number in sorted(self.codes.items()))
+        named = ", ".join(
+            f"{number} {code} (e.g. {self.examples[code]})" for code, number in sorted(self.codes.items())
+        )
         return f"{self.count} of {self.total} images could not be used: {named}"
 
     def refuse_too_many(self) -> None:
         """Raise IncompleteError when more than MAX_REJECTED_SHARE of the images are missing."""
         if self.count > self.total * MAX_REJECTED_SHARE:
-            raise IncompleteError(f"{self}; the limit is {MAX_REJECTED_SHARE:.0%}: repair the source, then ingest again")
+            raise IncompleteError(
+                f"{self}; the limit is {MAX_REJECTED_SHARE:.0%}: repair the source, then ingest again"
+            )
 
 
 def rejected(tables: Iterator[pa.Table] | list[pa.Table]) -> Rejected:

@@ -75,7 +75,8 @@ def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     if not (logits <= MAX_LOGIT_DIFFERENCE and probability <= MAX_PROBABILITY_DIFFERENCE):
         raise PlatformError(
             f"ONNX export: differs from PyTorch by {logits:.2g} in logits and {probability:.2g} in probability "
-            f"(limits {MAX_LOGIT_DIFFERENCE:g}, {MAX_PROBABILITY_DIFFERENCE:g}); try another torch or onnxruntime version"
+            f"(limits {MAX_LOGIT_DIFFERENCE:g}, {MAX_PROBABILITY_DIFFERENCE:g}); "
+            "try another version of torch or onnxruntime"
         )
 
 

@@ -1,18 +1,19 @@
 """Architectures by name: uint8 images in, logits out, normalisation inside, so that it cannot differ between users.
 
-`build(name, outputs)` gives a `CellClassifier` around a backbone. The plain CNNs follow the convolution - pooling - ReLU -
-fully connected networks of the field's papers; squeeze-and-excitation is Hu et al. 2018 (arXiv:1709.01507); the others are
-torchvision's, with their classifier replaced.
+`build(name, outputs)` gives a `CellClassifier` around a backbone. The plain CNNs are the convolution, pooling, ReLU and
+fully connected networks of the field's papers; squeeze-and-excitation is Hu et al. 2018 (arXiv:1709.01507); the others
+are torchvision's, with their classifier replaced.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
-from torchvision import models as torchvision_models
 
 from pipeline.errors import InputError, UsageError
 from pipeline.storage import S3Settings, StoreError, absolute, store_for
@@ -24,6 +25,9 @@ _HEAD_DROPOUT = 0.2
 
 class CellClassifier(nn.Module):
     """uint8 (B, S, S, 3), RGB -> logits float32 (B, outputs)."""
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -95,70 +99,52 @@ class Architecture:
     smallest_size: int = 32
 
 
+def _torchvision(name: str) -> Any:
+    """A function of torchvision.models, which takes longer to import than all of torch: only its users pay."""
+    import torchvision.models
+
+    return getattr(torchvision.models, name)
+
+
 def _vgg11(outputs: int) -> nn.Module:
     # torchvision's classifier has 124 million weights for 1000 classes on 7x7 positions; two small layers on the
-    # pooled features keep every input size and a bundle of 40 MB
-    network = torchvision_models.vgg11()
+    # pooled features keep every input size free and the bundle at 40 MB
+    network: nn.Module = _torchvision("vgg11")()
     network.avgpool = nn.AdaptiveAvgPool2d(1)
     network.classifier = nn.Sequential(
         nn.Linear(512, 256), nn.ReLU(), nn.Dropout(_HEAD_DROPOUT), nn.Linear(256, outputs)
     )
-    return _started(network)
-
-
-def _started(network: nn.Module) -> nn.Module:
-    """He et al. 2015 initialisation for nets without BatchNorm, which else do not leave the starting point."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     return network
 
 
-def _resnet(make: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
-    def with_head(outputs: int) -> nn.Module:
-        network = make()
-        assert isinstance(network.fc, nn.Linear)
-        network.fc = nn.Linear(network.fc.in_features, outputs)
-        return network
+def _with_new_head(name: str, head: str) -> Callable[[int], nn.Module]:
+    """torchvision's network `name` whose last layer, the linear `head` or the end of it, gives our outputs."""
 
-    return with_head
+    def make(outputs: int) -> nn.Module:
+        network: Any = _torchvision(name)()
+        layer: Any = getattr(network, head)
+        if isinstance(layer, nn.Sequential):
+            layer[-1] = nn.Linear(layer[-1].in_features, outputs)
+        else:
+            setattr(network, head, nn.Linear(int(layer.in_features), outputs))
+        made: nn.Module = network
+        return made
 
-
-def _densenet121(outputs: int) -> nn.Module:
-    network = torchvision_models.densenet121()
-    network.classifier = nn.Linear(network.classifier.in_features, outputs)
-    return _as_module(network)
-
-
-def _last_layer_replaced(make: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
-    def with_head(outputs: int) -> nn.Module:
-        network = make()
-        head = network.classifier
-        assert isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear)
-        head[-1] = nn.Linear(head[-1].in_features, outputs)
-        return network
-
-    return with_head
-
-
-def _as_module(network: nn.Module) -> nn.Module:
-    return network
+    return make
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn": Architecture(PlainCnn, smallest_size=16),
     "cnn-se": Architecture(lambda outputs: PlainCnn(outputs, excite=True), smallest_size=16),
     "vgg11": Architecture(_vgg11, "VGG11_Weights"),
-    "resnet18": Architecture(_resnet(torchvision_models.resnet18), "ResNet18_Weights"),
-    "resnet34": Architecture(_resnet(torchvision_models.resnet34), "ResNet34_Weights"),
-    "resnet50": Architecture(_resnet(torchvision_models.resnet50), "ResNet50_Weights"),
-    "densenet121": Architecture(_densenet121, "DenseNet121_Weights"),
+    "resnet18": Architecture(_with_new_head("resnet18", "fc"), "ResNet18_Weights"),
+    "resnet34": Architecture(_with_new_head("resnet34", "fc"), "ResNet34_Weights"),
+    "resnet50": Architecture(_with_new_head("resnet50", "fc"), "ResNet50_Weights"),
+    "densenet121": Architecture(_with_new_head("densenet121", "classifier"), "DenseNet121_Weights"),
     "mobilenet_v3_small": Architecture(
-        _last_layer_replaced(torchvision_models.mobilenet_v3_small), "MobileNet_V3_Small_Weights"
+        _with_new_head("mobilenet_v3_small", "classifier"), "MobileNet_V3_Small_Weights"
     ),
-    "efficientnet_b0": Architecture(
-        _last_layer_replaced(torchvision_models.efficientnet_b0), "EfficientNet_B0_Weights"
-    ),
+    "efficientnet_b0": Architecture(_with_new_head("efficientnet_b0", "classifier"), "EfficientNet_B0_Weights"),
 }
 
 
@@ -179,7 +165,7 @@ def build(architecture: str, outputs: int) -> CellClassifier:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a weight file: tensors taken over, tensors of ours it does not name, tensors of its own left out."""
+    """What became of a weight file: tensors taken over, ours that it does not name, its own that were left out."""
 
     taken: int
     fresh: tuple[str, ...]
@@ -217,13 +203,15 @@ def _imagenet(architecture: str) -> dict[str, Tensor]:
     name = ARCHITECTURES[architecture].pretrained
     if name is None:
         known = ", ".join(key for key, value in ARCHITECTURES.items() if value.pretrained)
-        raise UsageError(f"--weights imagenet: there are none for {architecture}; use one of {known}, or --weights none")
+        raise UsageError(
+            f"--weights imagenet: there are none for {architecture}; use one of {known}, or --weights none"
+        )
     try:
-        state: dict[str, Tensor] = torchvision_models.get_weight(f"{name}.IMAGENET1K_V1").get_state_dict(progress=False)
+        state: dict[str, Tensor] = _torchvision("get_weight")(f"{name}.IMAGENET1K_V1").get_state_dict(progress=False)
     except OSError as error:  # URLError, ConnectionError, a full disk
         raise InputError(
-            f"--weights imagenet: {architecture}'s weights cannot be downloaded ({error}); fetch the .pth file where there "
-            "is a network and give --weights FILE"
+            f"--weights imagenet: {architecture}'s weights cannot be downloaded ({error}); fetch the .pth file "
+            "where there is a network and give --weights FILE"
         ) from error
     return state
 
@@ -237,11 +225,11 @@ def _read_state(path: str, s3: S3Settings | None) -> dict[str, Tensor]:
     try:
         if uri.endswith(".safetensors"):
             return load_safetensors(data)
-        import io
-
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise InputError(f"--weights {path}: not a safetensors or PyTorch weight file ({_first_line(error)})") from error
+        raise InputError(
+            f"--weights {path}: not a safetensors or PyTorch weight file ({_first_line(error)})"
+        ) from error
     except Exception as error:  # pickle.UnpicklingError and its kin: weights_only refused the content
         raise InputError(f"--weights {path}: holds more than tensors, refused ({_first_line(error)})") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -265,8 +253,8 @@ def _take_over(model: CellClassifier, state: dict[str, Tensor], source: str, arc
     missing = [key for key in features if key not in taken and not key.endswith("num_batches_tracked")]
     if len(missing) > len(features) // 10:
         raise InputError(
-            f"{source}: not weights of {architecture}: {len(missing)} of its {len(features)} feature tensors are missing or "
-            f"have another shape (first: {missing[0]}); give the --architecture they were trained with"
+            f"{source}: not weights of {architecture}: {len(missing)} of its {len(features)} feature tensors are "
+            f"missing or have another shape (first: {missing[0]}); give the --architecture they were trained with"
         )
     model.load_state_dict({**own, **taken})
     return Loaded(len(taken), fresh, left_out)

@@ -33,7 +33,9 @@ def load_model(info: BundleInfo, weights: bytes) -> CellClassifier:
     try:
         model.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"bundle {info.name}/{info.version}: its weights do not fit {info.architecture}: {error}") from error
+        raise InputError(
+            f"bundle {info.name}/{info.version}: its weights do not fit {info.architecture}: {error}"
+        ) from error
     return model
 
 

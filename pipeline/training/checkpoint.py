@@ -1,6 +1,6 @@
 """What an interrupted run continues from: weights, optimizer, and where it was. Tensors and JSON, never code.
 
-    last.safetensors  best.safetensors  optimizer.pt (tensors; loaded with weights_only)  validation.npz  state.json
+last.safetensors  best.safetensors  optimizer.pt (tensors; loaded with weights_only)  validation.npz  state.json
 """
 
 import json

@@ -1,7 +1,8 @@
 """The driver's side of training: decode, place the workers, show progress, come back with the best weights.
 
-A run has a folder, `<model>/.runs/<digest>/`, named by everything that decides its result. The same command finds the same
-folder, and Ray Train (V2) continues from the last checkpoint there. A published run is closed; the next starts beside it.
+A run has a folder, `<model>/.runs/<digest>/`, named by everything that decides its result. The same command finds the
+same folder, and Ray Train (V2) continues from the last checkpoint there. A published run is closed; the next starts
+beside it.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +27,10 @@ from pipeline.data import LabelledRows, Rejected, deal, decoded, fits_object_sto
 from pipeline.errors import LeukorayError, PlatformError
 from pipeline.storage import S3Settings, StoreError, arrow_filesystem, is_s3, join, store_for
 from pipeline.training import checkpoint
+from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.loop import TRAIN, VALIDATION, Job, train_worker
-from pipeline.training.progress import Announcer, Board, Display, Mailbox
+from pipeline.training.progress import Announcer, Display, Mailbox
 from pipeline.training.settings import Settings
 
 RUNS = ".runs"
@@ -108,7 +111,7 @@ def fit(
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying.
     """
     datasets, held, lost = _datasets(settings, rows, s3)
-    mailbox = Mailbox.remote()
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     job = Job(
         settings,
         rows.train.num_rows,
@@ -154,7 +157,9 @@ def _datasets(
     if not held:
         print("decoded images do not fit the object store: they are decoded again in every epoch", flush=True)
         return datasets, False, Rejected(total, {}, {})
+    started = time.monotonic()
     datasets = {name: dataset.materialize() for name, dataset in datasets.items()}
+    print(f"decoded {total} images in {time.monotonic() - started:.1f} s", flush=True)
     lost = rejected(
         table
         for dataset in datasets.values()
@@ -210,7 +215,7 @@ def _fit_and_show(trainer: TorchTrainer, mailbox: Any, display: Display) -> Any:
             outcome["error"] = error
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
-    with _short_health_checks():
+    with _train_environment():
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_S)
@@ -221,17 +226,25 @@ def _fit_and_show(trainer: TorchTrainer, mailbox: Any, display: Display) -> Any:
     return outcome["result"]
 
 
+_TRAIN_ENVIRONMENT = {
+    # Ray Train looks at its workers every 2 s, which is also how long a finished one waits to be seen
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # importing torch can take minutes on a busy machine; the default of 60 s would start over each time. A plan that
+    # can never be placed is refused before
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
+
+
 @contextlib.contextmanager
-def _short_health_checks() -> Iterator[None]:
-    """Ray Train looks at its workers every 2 s, which is also how long a finished one waits to be seen."""
-    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "0.5")
+def _train_environment() -> Iterator[None]:
+    """Ray Train reads these from the driver's environment; what the user has set stays."""
+    added = {name: value for name, value in _TRAIN_ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(name, None)
+        for name in added:
+            del os.environ[name]
 
 
 def _explained(error: Exception) -> Exception:
@@ -248,4 +261,3 @@ def _explained(error: Exception) -> Exception:
     )
     explained.__cause__ = error
     return explained
-

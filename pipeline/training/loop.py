@@ -69,7 +69,7 @@ class _Worker:
 
 
 def train_worker(job: Job) -> dict[str, str] | None:
-    """Train on one rank. Returns None, or why training was refused (the same on all ranks), which no restart would cure."""
+    """Train on one rank. Returns None, or why training was refused, on all ranks alike: no restart would cure it."""
     worker, state, best = _start(job)
     refusal = _refusal(worker)
     while not state.finished and refusal is None:
@@ -122,8 +122,8 @@ def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellC
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         if world > 1:  # gloo has no fast road for it, and the statistics are averaged each epoch anyway
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model.to(device, memory_format=torch.channels_last)
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # children, in place
+    return model.to(memory_format=torch.channels_last).to(device)
 
 
 def _refusal(worker: _Worker) -> str | None:
@@ -178,7 +178,7 @@ def _train_epoch(worker: _Worker, epoch: int) -> float:
         with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and worker.device.type == "cuda"):
             logits = worker.ddp(images)
         loss = loss_of(logits.float(), targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(worker.model.parameters(), settings.clip_norm)
         worker.optimizer.step()

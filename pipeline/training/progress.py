@@ -1,30 +1,27 @@
 """What a person sees while workers train: rank 0 posts events to a small actor, the driver reads and shows them.
 
-A refreshed line on a terminal, plain lines elsewhere (job logs), and TensorBoard event files in the run folder.
+A refreshed line on a terminal, plain lines elsewhere (job logs). No torch here: Ray Train's controller imports it.
 """
 
 import sys
-import tempfile
 import time
 from collections import deque
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import ray
 from ray.train import UserCallback
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.storage import S3Settings, is_s3, join, store_for
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.training.board import Board
 
 Event = dict[str, Any]
 _STEP_EVERY_S = 0.5
 _PLAIN_STEP_EVERY_S = 15.0
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
-    """Events on their way from rank 0 to the driver, the newest kept when nobody reads."""
+    """A Ray actor: events on their way from rank 0 to the driver, the newest kept when nobody reads."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=10_000)
@@ -52,7 +49,7 @@ class Sender:
     def started(self, history: list[dict[str, float]], how: str) -> None:
         self._post({"kind": "started", "history": history, "how": how})
 
-    def step(self, epoch: int, step: int, steps: int, loss: Tensor, images_per_s: float) -> None:
+    def step(self, epoch: int, step: int, steps: int, loss: "Tensor", images_per_s: float) -> None:
         now = time.monotonic()
         if self._mailbox is None or now < self._next_step:
             return
@@ -146,33 +143,3 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-class Board:
-    """TensorBoard event files under `uri`; for S3 they are written locally and copied up after each epoch."""
-
-    def __init__(self, uri: str, s3: S3Settings | None) -> None:
-        self._uri, self._s3 = uri, s3
-        self._temporary = tempfile.TemporaryDirectory() if is_s3(uri) else None
-        self._folder = Path(self._temporary.name if self._temporary else uri)
-        self._writer = SummaryWriter(str(self._folder))
-
-    def add(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
-        self._writer.flush()
-        self._copy()
-
-    def close(self) -> None:
-        self._writer.close()
-        self._copy()
-        if self._temporary is not None:
-            self._temporary.cleanup()
-
-    def _copy(self) -> None:
-        if self._temporary is None:
-            return
-        store = store_for(self._uri, self._s3)
-        for path in self._folder.iterdir():
-            store.write(join(self._uri, path.name), path.read_bytes())

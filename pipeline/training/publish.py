@@ -109,9 +109,7 @@ def publish(
     bundle = write_bundle(join(model_uri, info.version), info, files, s3)
     value = float(best_row[settings.monitor])
     metric = settings.monitor.replace("val_", "validation ").replace("auc", "roc_auc")
-    return Published(
-        bundle, point_if_better(model_uri, bundle, metric, value), metric, value, temperature, threshold
-    )
+    return Published(bundle, point_if_better(model_uri, bundle, metric, value), metric, value, temperature, threshold)
 
 
 def _threshold(

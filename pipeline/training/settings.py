@@ -12,7 +12,7 @@ Optimizer = Literal["adam", "adamw"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a worker must know. `batch_size` is per worker; `learning_rate` is for the whole batch of all workers."""
+    """Everything a worker must know. `batch_size` is per worker; `learning_rate` suits the batch of all workers."""
 
     architecture: str
     task: Task

@@ -1,8 +1,8 @@
 """One rank's images: batches for training, in a new order each epoch, and every image once for validation.
 
-`HeldShard` keeps the decoded blocks of the object store (views, no copies) and shuffles all of them; `StreamedShard` decodes
-again each epoch and shuffles within a buffer. Both give exactly as many full batches as asked: a rank that ran out of
-images while others still step would make the gradient exchange wait for ever.
+`HeldShard` keeps the decoded blocks of the object store (views, no copies) and shuffles all of them; `StreamedShard`
+decodes again each epoch and shuffles within a buffer. Both give exactly as many full batches as asked: a rank that ran
+out of images while others still step would make the gradient exchange wait for ever.
 """
 
 from collections.abc import Iterator
@@ -142,6 +142,4 @@ class StreamedShard:
 def _full(pixels: Pixels, batch_size: int) -> Batch:
     """Repeat rows of a short batch, so that every rank's batches weigh the same."""
     rows = np.resize(np.arange(len(pixels.image_ids)), batch_size)
-    return Batch(
-        torch.from_numpy(pixels.images[rows]), torch.from_numpy(pixels.targets[rows]), pixels.image_ids[rows]
-    )
+    return Batch(torch.from_numpy(pixels.images[rows]), torch.from_numpy(pixels.targets[rows]), pixels.image_ids[rows])

@@ -1,6 +1,6 @@
-"""Validation over all ranks: every image exactly once, whatever the sizes of the shards, and the same metrics everywhere.
+"""Validation over all ranks: every image exactly once, whatever the sizes of the shards; one result for all.
 
-The forward passes exchange nothing, so ranks may have different numbers of batches; only the finished logits are gathered.
+The forward passes exchange nothing, so ranks may have different numbers of batches; only finished logits are gathered.
 """
 
 import math
@@ -46,9 +46,13 @@ def validate(model: nn.Module, shard: Shard, settings: Settings, device: torch.d
         ids.append(batch.image_ids)
         targets.append(batch.targets.numpy())
         logits.append(model(batch.images.to(device)).float().cpu().numpy())
-    own = Scores(_joined(ids, np.int64, 1), _joined(targets, np.int64, 1), _joined(logits, np.float32, settings.outputs))
+    own = Scores(
+        _joined(ids, np.int64, 1), _joined(targets, np.int64, 1), _joined(logits, np.float32, settings.outputs)
+    )
     parts = gather(own)
-    whole = Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_ids", "targets", "logits")))
+    whole = Scores(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_ids", "targets", "logits"))
+    )
     order = np.argsort(whole.image_ids, kind="stable")
     if (np.diff(whole.image_ids[order]) == 0).any():
         raise RuntimeError("validation counted an image twice")
@@ -80,7 +84,9 @@ def measure(scores: Scores, task: str) -> dict[str, float]:
         metrics = binary_metrics(truth, classes[:, 1], 0.5)
         auc = metrics["roc_auc"]
     else:
-        metrics = {name: value[0] for name, value in weighted_multiclass(truth, classes)(np.ones((1, len(truth)))).items()}
+        metrics = {
+            name: value[0] for name, value in weighted_multiclass(truth, classes)(np.ones((1, len(truth)))).items()
+        }
         auc = metrics["roc_auc_macro"]
     found |= {
         "val_auc": float(auc),
