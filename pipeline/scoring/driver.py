@@ -4,6 +4,8 @@ Plain actors rather than a Ray Data pipeline: a shard is done exactly when its p
 its open shards only, and the first batch starts about 6 s earlier.
 """
 
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -55,6 +57,7 @@ class _RemoteScorer:
 
     def score(self, number: int, shard_uri: str, part_uri: str, crashed: frozenset[int]) -> Account:
         account = self._scorer.score(number, shard_uri, part_uri, crashed)
+        account.worker = f"{socket.gethostname()}:{os.getpid()}"
         self._scored.inc(account.scored) if account.scored else None
         self._bytes.inc(account.bytes) if account.bytes else None
         for code, count in account.codes.items():

@@ -37,6 +37,7 @@ class Progress:
         self.resumed_rows = resumed_rows
         self.rows = self.scored = self.bytes = self.attempts = 0
         self.codes: Counter[str] = Counter()
+        self.by_worker: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.first_s: float | None = None
         self.last_change = time.monotonic()
@@ -53,6 +54,7 @@ class Progress:
         self.bytes += account.bytes
         self.attempts += account.attempts
         self.codes.update(account.codes)
+        self.by_worker[account.worker] += account.rows
         self.seconds.update(account.seconds)
         self._recent.append((now, account.rows, account.bytes))
         self.last_change = now
@@ -107,6 +109,7 @@ class Progress:
             "mb_per_s": round(self.bytes / seconds / 1e6, 3),
             "first_part_s": round(self.first_s, 3) if self.first_s is not None else None,
             "workers": self._workers,
+            "images_by_worker": dict(self.by_worker),
             "stage_seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "stage_shares": self.shares(),
             "bottleneck": max(self.shares(), key=lambda name: self.shares()[name]) if self.shares() else None,
