@@ -7,6 +7,7 @@ from jobs.common import finish
 from pipeline import __version__
 
 JOBS = {
+    "demo": "the whole way, one job after the other, on samples or on your images",
     "samples": "make synthetic smear images to try everything with",
     "ingest": "list a folder, bucket or archives into a manifest with labels and splits",
     "train": "train a CNN data-parallel on Ray and publish it as a bundle",
