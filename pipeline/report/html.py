@@ -36,10 +36,10 @@ class Picture:
     wide: bool = False
 
 
-def environment(*, autoescape: bool = True) -> Environment:
-    """Jinja2 with this package's templates; a name missing from a template is an error, not a blank."""
+def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Environment:
+    """Jinja2 with this package's templates, and those in `folders`; a name missing from one is an error, not a blank."""
     loaded = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -159,6 +159,33 @@ def score_histogram(
         return _svg(figure, "scores")
 
 
+def probability_histogram(
+    counts: Sequence[int], edges: Sequence[float], label: str, threshold: float | None, band: tuple[float, float] | None
+) -> str:
+    """Images by probability, none of them with a known truth; right of the threshold in the colour of positives."""
+    limits, heights = np.asarray(edges), np.sqrt(np.asarray(counts, np.float64))
+    largest = max(max(counts), 1)
+    centres = (limits[1:] + limits[:-1]) / 2
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE[0], 2.9), layout="constrained")
+        axes = figure.subplots()
+        if band:
+            axes.axvspan(*band, color=BAND, alpha=0.35, linewidth=0)
+        colours = [ACCENT if threshold is None else POSITIVE if x >= threshold else NEGATIVE for x in centres]
+        axes.bar(centres, heights, np.diff(limits) * 0.86, color=colours)
+        top = float(np.sqrt(largest)) * 1.22
+        axes.set(xlim=(0, 1), ylim=(0, top), xlabel=label, ylabel="Images (square-root scale)")
+        places, names = _square_root_ticks(largest)
+        middle = len(places) // 2
+        axes.set_yticks(places[middle:], names[middle:])
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, linewidth=1.4)
+            side, shift = ("left", 0.01) if threshold < 0.6 else ("right", -0.01)
+            note = f"threshold {threshold:.3f}" + (", review band shaded" if band else "")
+            axes.text(threshold + shift, top * 0.91, note, ha=side)
+        return _svg(figure, "probabilities")
+
+
 def reliability(points: Sequence[Mapping[str, float]], share_label: str) -> str:
     """Share that happened over the probability given, with 95 % Wilson bars; the diagonal is perfect honesty."""
     with mpl.rc_context(STYLE):

@@ -1,0 +1,127 @@
+"""`leukoray summary`: what a scoring run found, as text and as one HTML page."""
+
+import sys
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from jobs.common import finish, run, s3_settings
+from pipeline.config import JobConfig, positional
+from pipeline.images import Limits
+from pipeline.report.words import NOT_A_DEVICE
+from pipeline.scoring import advice
+from pipeline.scoring.gallery import Picture, load_pictures
+from pipeline.scoring.summary import Summary, find_run, summarize
+from pipeline.scoring.summary_page import REASONS, render_page, stages, throughput
+from pipeline.storage import S3Settings, absolute, join, store_for
+
+EXAMPLES = """examples:
+  leukoray summary scores                                   the latest finished run
+  leukoray summary scores/run-20261122-210000-123 --out night.html
+  leukoray summary s3://results/scores --no-pictures        reads no image again
+
+The page holds its pictures: it can be mailed or archived, and shows images of the source to whoever opens it.
+Research software, not a medical device."""
+_SUBJECTS_SHOWN = 10
+
+
+class SummaryConfig(JobConfig):
+    """Print and draw what a scoring run found: counts, codes, throughput, pictures, subjects."""
+
+    run: str = positional(description="folder of a run, or the output of leukoray score: then its latest run")
+    out: str | None = Field(None, description="HTML file to write, local or s3:// (default: RUN/summary.html)")
+    no_pictures: bool = Field(False, description="do not read the images that the page shows again")
+
+
+def main(config: SummaryConfig) -> None:
+    s3 = s3_settings(config)
+    summary = summarize(find_run(absolute(config.run), s3), s3)
+    for line in account(summary):
+        print(line)
+    pictures = {} if config.no_pictures else _pictures(summary, s3)
+    page = absolute(config.out) if config.out else join(summary.folder.uri, "summary.html")
+    store_for(page, s3).write(page, render_page(summary, pictures).encode())
+    print(f"page: {page}")
+    print(NOT_A_DEVICE)
+
+
+def _pictures(summary: Summary, s3: S3Settings) -> dict[int, Picture]:
+    request = summary.run["request"]
+    limits = Limits(request["max_bytes"] or Limits.max_bytes, request["max_pixels"] or Limits.max_pixels)
+    return load_pictures([*summary.highest, *summary.borderline, *summary.quarantined], limits, s3)
+
+
+def account(summary: Summary) -> list[str]:
+    """The run as lines of text."""
+    counts, model = summary.run["counts"], summary.run["model"]
+    lines = [f"{summary.folder.run_id}: {summary.headline()}"]
+    lines.append(
+        f"listed {counts['listed']:,} = scored {counts['scored']:,} + quarantined {counts['quarantined']:,} "
+        f"+ skipped {counts['skipped']:,}  (counted in the files written)"
+    )
+    lines.append(f"model {model['name']} {model['version']} ({model['sha256'][:12]})" + _rule(summary))
+    if model["synthetic"]:
+        lines.append("the model was trained on synthetic images: its scores mean nothing about real blood")
+    if summary.run["status"] != "complete":
+        share, limit = summary.run["error_share"], summary.run["max_error_share"]
+        lines.append(f"too many errors: {100 * share:.1f} % quarantined, at most {100 * limit:g} % were accepted")
+    return [*lines, *_counted(summary), *_time(summary), *_subjects(summary)]
+
+
+def _rule(summary: Summary) -> str:
+    return f", threshold {summary.threshold:.3f}" if summary.threshold is not None else ", makes no decision"
+
+
+def _counted(summary: Summary) -> list[str]:
+    total = max(1, summary.run["counts"]["scored"])
+    counted = summary.decisions or summary.classes
+    lines = ["", "said", *(f"  {rows:>9,}  {100 * rows / total:5.1f} %  {name}" for name, rows in counted.items())]
+    if summary.codes:
+        lines += ["", "quarantined"]
+        lines += [f"  {item.rows:>9,}  {item.code:<18}  {_advice(item.code)}" for item in summary.codes]
+    skipped = summary.run["counts"]["skipped_reasons"]
+    if skipped:
+        lines += ["", "skipped", *(f"  {rows:>9,}  {REASONS.get(reason, reason)}" for reason, rows in skipped.items())]
+    return lines
+
+
+def _advice(code: str) -> str:
+    found = advice.of_code(code)
+    return f"{found.meaning} {found.remedy}"
+
+
+def _time(summary: Summary) -> list[str]:
+    shares = stages(summary.run)
+    if not shares:
+        return []
+    lines = ["", "time", f"  {throughput(summary.run)}"]
+    for item in shares:
+        mark = "  <- most" if item["slowest"] else ""
+        lines.append(f"  {item['name']:<8}  {100 * item['share']:3.0f} %  {item['milliseconds']:8.2f} ms an image{mark}")
+    return lines
+
+
+def _subjects(summary: Summary) -> list[str]:
+    if not summary.subjects or not summary.decides:
+        return []
+    shown = summary.subjects[:_SUBJECTS_SHOWN]
+    width = min(32, max(7, *(len(row["subject_id"]) for row in shown)))
+    lines = ["", "most suspicious subjects (share positive with its 95 % Wilson interval)"]
+    lines.append(f"  {'subject':<{width}}  {'images':>7}  {'positive':>8}  {'share':>15}  {'mean':>5}  {'top':>5}")
+    for row in shown:
+        interval = f"{100 * row['share_positive']:3.0f} % ({100 * row['share_low']:.0f}-{100 * row['share_high']:.0f})"
+        lines.append(
+            f"  {row['subject_id'][:width]:<{width}}  {row['n_images']:>7,}  {row['n_positive']:>8,}  {interval:>15}  "
+            f"{row['mean_probability']:5.3f}  {row['top_mean_probability']:5.3f}"
+        )
+    if summary.subject_count > len(shown):
+        lines.append(f"  and {summary.subject_count - len(shown):,} more in {summary.folder.file('subjects.parquet')}")
+    return [*lines, ""]
+
+
+def command(argv: Sequence[str]) -> int:
+    return run(SummaryConfig, main, prog="leukoray summary", epilog=EXAMPLES, argv=argv)
+
+
+if __name__ == "__main__":
+    finish(command(sys.argv[1:]))
