@@ -6,6 +6,7 @@ Only starts and stops: the application is `serving.app:build`, named by its impo
 import contextlib
 import importlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -135,6 +136,7 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
+    logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
     module, _, name = IMPORT_PATH.partition(":")
     build = getattr(importlib.import_module(module), name)
     application = build(_arguments(config, bundle))

@@ -1,0 +1,165 @@
+"""The service as its operators meet it: the command, a killed replica, `serve deploy`, a swap while it answers."""
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.bundle import Bundle
+from tests.bundles import make_bundle
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 150
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError, ValueError, psutil.Error):
+            found = condition()
+            if found:
+                return found
+        time.sleep(0.3)
+    raise AssertionError(f"not within {PATIENCE_S} s: {what}")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **extra}
+
+
+@contextlib.contextmanager
+def started(*command: str, log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, with every process it started."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(**extra), stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            head = psutil.Process(process.pid)
+            for member in [head, *head.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.wait(30)
+
+
+def replica_of(process: subprocess.Popen[bytes]) -> psutil.Process | None:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "LeukorayReplica" in " ".join(child.cmdline()):
+            return child
+    return None
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40), (190, 120, 170)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def predict(url: str) -> httpx.Response:
+    return httpx.post(f"{url}/predict", content=picture(), headers={"content-type": "image/png"}, timeout=30)
+
+
+def served_sha(url: str) -> str:
+    return str(httpx.get(f"{url}/readyz", timeout=30).json()["model"]["sha256"])
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [make_bundle(folder / str(seed), size=32, seed=seed) for seed in (1, 2)]
+
+
+def test_command_survives_a_killed_replica_and_stops_cleanly(bundles: list[Bundle], tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "serve.log"
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "jobs.serve", bundles[0].uri, "--port", str(port), "--num-cpus", "1"]
+    with started(*command, log=log) as process:
+        until(lambda: "Ctrl-C stops it" in log.read_text() or process.poll() is not None, "the announcement")
+        assert process.poll() is None, log.read_text()
+        text = log.read_text()
+        assert url in text and "not a medical device" in text and bundles[0].info.version in text
+        before = predict(url).json()["probability"]
+
+        replica = until(lambda: replica_of(process), "the replica's process")
+        replica.kill()
+        recovered = until(lambda: (answer := predict(url)).status_code == 200 and answer, "an answer after the kill")
+        assert recovered.json()["probability"] == before
+        assert until(lambda: replica_of(process), "another replica").pid != replica.pid
+
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
+        until(lambda: not any(child.is_running() for child in children), "every process gone")
+        with pytest.raises(httpx.ConnectError):
+            predict(url)
+
+
+def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[Bundle], tmp_path: Path) -> None:
+    old, new = bundles
+    gcs, dashboard, port = free_port(), free_port(), free_port()
+    config = yaml.safe_load((ROOT / "infra" / "serve_config.yaml").read_text())
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    (application,) = config["applications"]
+    application["args"] |= {"model": old.uri, "max_replicas": 1}
+    url = f"http://127.0.0.1:{port}"
+
+    def deploy() -> None:
+        path = tmp_path / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        address = f"http://127.0.0.1:{dashboard}"
+        serve = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(path), "-a", address]
+        subprocess.run(serve, check=True, cwd=ROOT, env=environment(RAY_AUTH_MODE="disabled"), timeout=120)
+
+    with tempfile.TemporaryDirectory(prefix="lk", dir="/tmp") as short:  # Unix sockets allow 107 bytes
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
+        places = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={short}"]
+        with started(*ray, *places, log=tmp_path / "ray.log", RAY_AUTH_MODE="disabled", PYTHONPATH=str(ROOT)) as head:
+            until(lambda: httpx.get(f"http://127.0.0.1:{dashboard}/api/version").status_code == 200, "the dashboard")
+            deploy()
+            until(lambda: served_sha(url) == old.info.identity(), "the first model")
+            replica = until(lambda: replica_of(head), "the replica's process").pid
+
+            application["deployments"] = [{"name": "LeukorayReplica", "user_config": {"model": new.uri}}]
+            deploy()
+            statuses = set()
+
+            def swapped() -> bool:
+                answer = predict(url)
+                statuses.add(answer.status_code)
+                return bool(answer.json()["model"]["sha256"] == new.info.identity())
+
+            until(swapped, "the second model")
+            assert statuses == {200}, "requests are answered all the while"
+
+            application["deployments"][0]["user_config"] = {"model": str(tmp_path / "nothing")}
+            deploy()
+            state = until(
+                lambda: (found := httpx.get(f"{url}/readyz", timeout=30).json())["refused"] and found, "the refusal"
+            )
+            assert state["model"]["sha256"] == new.info.identity() and "neither a bundle" in state["refused"]
+            assert until(lambda: replica_of(head), "the replica").pid == replica, "the same process all along"
