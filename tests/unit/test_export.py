@@ -1,0 +1,69 @@
+"""The exported graph equals the network, for every architecture."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from pipeline.bundle import BundleInfo
+from pipeline.errors import PlatformError
+from pipeline.export import check_parity, to_onnx, to_safetensors
+from pipeline.models import ARCHITECTURES, CellClassifier, build
+from pipeline.torch_engine import TorchRunner, load_model
+
+QUICK = ("cnn", "cnn-se")
+
+
+def _trained_looking(name: str, outputs: int) -> CellClassifier:
+    """Fresh weights with BatchNorm statistics that are not 0 and 1."""
+    torch.manual_seed(0)
+    model = build(name, outputs).train()
+    with torch.no_grad():
+        model(torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8))
+    return model.eval()
+
+
+def _info(architecture: str, outputs: int) -> BundleInfo:
+    names = ("negative", "positive") if outputs == 1 else tuple("abcdefgh"[:outputs])
+    return BundleInfo(
+        name="m",
+        version="1",
+        architecture=architecture,
+        task="binary" if outputs == 1 else "multiclass",
+        classes=names,
+        input_size=64,
+        preprocessing_digest="",
+        weights_sha256="",
+        graph_sha256="",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES]
+)
+def test_the_graph_gives_the_networks_logits_for_any_batch_size(name: str) -> None:
+    outputs = 3 if name == "cnn-se" else 1
+    model = _trained_looking(name, outputs)
+    weights = to_safetensors(model)
+    session = onnxruntime.InferenceSession(to_onnx(model, 64), providers=["CPUExecutionProvider"])
+    runner = TorchRunner(_info(name, outputs), weights, device="cpu")
+    assert [item.name for item in session.get_inputs()] == ["images"]
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5):
+        images = rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+        (logits,) = session.run(["logits"], {"images": images})
+        np.testing.assert_allclose(logits, runner(images), atol=1e-4, rtol=1e-4)
+
+
+def test_a_graph_of_other_weights_is_refused() -> None:
+    graph = to_onnx(_trained_looking("cnn", 1), 64)
+    torch.manual_seed(5)
+    with pytest.raises(PlatformError, match="differs from PyTorch"):
+        check_parity(build("cnn", 1).eval(), graph, 64)
+
+
+def test_weights_survive_safetensors() -> None:
+    model = _trained_looking("cnn", 4)
+    again = load_model(_info("cnn", 4), to_safetensors(model))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,108 @@
+"""Networks by name: shapes, starting weights, augmentation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.augment import Strength, augment
+from pipeline.errors import InputError, UsageError
+from pipeline.export import to_safetensors
+from pipeline.models import ARCHITECTURES, build, check_architecture, start_from
+
+LARGE = ("resnet50", "densenet121", "efficientnet_b0")
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_gives_one_row_of_finite_logits_an_image(name: str, outputs: int) -> None:
+    torch.manual_seed(0)
+    model = build(name, outputs).eval()
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits = model(images)
+    assert logits.shape == (2, outputs)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_the_same_seed_gives_the_same_starting_weights() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(build("cnn", 1).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"alexnet.*cnn, cnn-se, vgg11"):
+        check_architecture("alexnet", 128)
+
+
+def test_an_input_that_the_strides_cannot_divide_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 32"):
+        check_architecture("resnet18", 16)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_local_weight_file_is_taken_over_except_for_another_head(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(1)
+    source = build("cnn", 7)
+    state = {name.removeprefix("backbone."): value.clone() for name, value in source.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": {"module." + name: value for name, value in state.items()}}, path)
+    else:
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    torch.manual_seed(2)
+    model = build("cnn", 1)
+    loaded = start_from(model, "cnn", str(path))
+    assert loaded is not None
+    assert loaded.fresh == loaded.left_out == ("backbone.classifier.3.bias", "backbone.classifier.3.weight")
+    assert torch.equal(model.state_dict()["backbone.features.0.weight"], state["features.0.weight"])
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(to_safetensors(build("cnn", 1)))
+    with pytest.raises(InputError, match="not weights of resnet18"):
+        start_from(build("resnet18", 1), "resnet18", str(path))
+
+
+def test_a_weight_file_that_holds_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"state": Strength()}, path)
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        start_from(build("cnn", 1), "cnn", str(path))
+
+
+def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.pth: does not exist"):
+        start_from(build("cnn", 1), "cnn", str(tmp_path / "nothing.pth"))
+
+
+def test_the_plain_network_has_no_imagenet_weights() -> None:
+    with pytest.raises(UsageError, match="none for cnn"):
+        start_from(build("cnn", 1), "cnn", "imagenet")
+
+
+def test_augmentation_is_seeded_and_keeps_type_and_shape() -> None:
+    images = torch.randint(0, 256, (8, 20, 20, 3), dtype=torch.uint8)
+    first, again, other = (augment(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.dtype == torch.uint8 and first.shape == images.shape
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_turning_moves_pixels_but_changes_none() -> None:
+    images = torch.randint(0, 256, (16, 6, 6, 3), dtype=torch.uint8)
+    turned = augment(images, torch.Generator().manual_seed(0), Strength(density=0, hue=0, brightness=0))
+    assert torch.equal(turned.flatten(1).sort().values, images.flatten(1).sort().values)
+    assert not torch.equal(turned, images)
+
+
+def test_without_any_strength_nothing_changes() -> None:
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    same = augment(images, torch.Generator().manual_seed(0), Strength(0, 0, 0, turn=False))
+    assert torch.equal(same, images)
