@@ -82,8 +82,9 @@ def _parser(config_class: type[BaseModel], prog: str, epilog: str) -> argparse.A
     )
     parser.add_argument("--version", action="version", version=f"leukoray {__version__}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys as the flags")
+    shared = parser.add_argument_group("cluster and storage")
     for name, field in config_class.model_fields.items():
-        _add(parser, name, field)
+        _add(shared if name in JobConfig.model_fields else parser, name, field)
     return parser
 
 
@@ -111,7 +112,7 @@ def _choices(kind: Any) -> list[str] | None:
     return None
 
 
-def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def _add(parser: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
     kind, is_list = _base_type(field.annotation)
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     text = (field.description or "").replace("%", "%%")

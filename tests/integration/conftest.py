@@ -1,7 +1,6 @@
 """One local Ray and one S3 server for all integration tests, on free ports, ended with the session."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,37 @@ from pipeline.bundle import Bundle
 from pipeline.storage import S3Settings
 from tests.bundles import make_bundle
 from tests.servers import CREDENTIALS, moto_server
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 that answers, with a client for preparing it."""
+
+    endpoint: str
+    bucket: str
+
+    @property
+    def settings(self) -> S3Settings:
+        return S3Settings(endpoint=self.endpoint, region="us-east-1")
+
+    @property
+    def flags(self) -> list[str]:
+        """Flags that send a job here."""
+        return ["--s3-endpoint", self.endpoint, "--s3-region", "us-east-1"]
+
+    def client(self) -> Any:
+        import boto3
+
+        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    os.environ.update(CREDENTIALS)
+    with moto_server() as endpoint:
+        server = S3Server(endpoint, "cells")
+        server.client().create_bucket(Bucket=server.bucket)
+        yield server
 
 
 @dataclass(frozen=True)
@@ -56,6 +86,13 @@ def ray_cluster() -> Iterator[Any]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: S3) -> Iterator[Any]:
+    """A local Ray with 4 logical CPUs that jobs called in this process join; its workers know the S3 credentials."""
+    with connected(None, 4) as ray:
+        yield ray
 
 
 @pytest.fixture(scope="session")
