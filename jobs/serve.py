@@ -112,9 +112,6 @@ class _Stop:
             raise KeyboardInterrupt
         self._event.set()
 
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
     def wait(self) -> None:
         while not self._event.wait(1.0):  # in slices, so that Python gets to run the handler
             pass
