@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.bundle import Bundle
+from pipeline.cluster import connected
 from pipeline.storage import S3Settings
 from tests.bundles import make_bundle
 from tests.servers import CREDENTIALS, moto_server
@@ -44,52 +45,8 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """An S3 that answers, with a client for preparing it."""
-
-    endpoint: str
-    bucket: str
-
-    @property
-    def settings(self) -> S3Settings:
-        return S3Settings(endpoint=self.endpoint, region="us-east-1")
-
-    @property
-    def flags(self) -> list[str]:
-        """Flags that send a job here."""
-        return ["--s3-endpoint", self.endpoint, "--s3-region", "us-east-1"]
-
-    def client(self) -> Any:
-        import boto3
-
-        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1")
-
-
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
-    os.environ.update(CREDENTIALS)
-    with moto_server() as endpoint:
-        server = S3Server(endpoint, "cells")
-        server.client().create_bucket(Bucket=server.bucket)
-        yield server
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Any]:
-    """A local Ray with four logical cores, so that small jobs of several tests fit on two real ones."""
-    os.environ.update(CREDENTIALS)  # its workers inherit them
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(s3: S3) -> Iterator[Any]:
+def ray_cluster(s3: S3Server) -> Iterator[Any]:
     """A local Ray with 4 logical CPUs that jobs called in this process join; its workers know the S3 credentials."""
     with connected(None, 4) as ray:
         yield ray
@@ -97,4 +54,5 @@ def ray_cluster(s3: S3) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "tiny", 64)
+    """A small linear model in a real bundle."""
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "tiny")

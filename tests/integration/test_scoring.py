@@ -17,7 +17,7 @@ from pipeline.images import load_image
 from pipeline.predictor import Predictor
 from tests.scoring_sources import contents, mixed_files, only_run, outcome, picture, read_run, rows, upload, write_files
 
-from .conftest import S3
+from .conftest import S3Server
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -76,10 +76,10 @@ def test_subjects_add_up_to_the_predictions(unbroken: Path) -> None:
 
 
 def test_bytes_from_s3_disk_tar_and_zip_give_the_same_rows(
-    source: Path, unbroken: Path, tiny_bundle: Bundle, s3: S3, tmp_path: Path
+    source: Path, unbroken: Path, tiny_bundle: Bundle, s3: S3Server, tmp_path: Path
 ) -> None:
     uri = upload(s3.endpoint, s3.bucket, "night", mixed_files(240))
-    assert score(uri, "--model", tiny_bundle.uri, "--out", tmp_path / "out", "--s3-endpoint", s3.endpoint) == 0
+    assert score(uri, "--model", tiny_bundle.uri, "--out", tmp_path / "out", *s3.flags) == 0
 
     def by_name(run: Path) -> dict[str, float]:
         return {(r["member"] or r["uri"]).rsplit("/", 1)[-1]: r["probability"] for r in rows(run).to_pylist()}
@@ -87,15 +87,15 @@ def test_bytes_from_s3_disk_tar_and_zip_give_the_same_rows(
     assert by_name(only_run(tmp_path / "out")) == by_name(unbroken)
 
 
-def test_source_model_and_output_may_all_lie_on_s3(tiny_bundle: Bundle, s3: S3) -> None:
+def test_source_model_and_output_may_all_lie_on_s3(tiny_bundle: Bundle, s3: S3Server) -> None:
     source = upload(s3.endpoint, s3.bucket, "all-s3/in", contents(70, bad=False))
     folder = Path(tiny_bundle.uri)
     model = upload(
         s3.endpoint, s3.bucket, "all-s3/model", {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     )
     out = f"s3://{s3.bucket}/all-s3/scores"
-    assert score(source, "--model", model, "--out", out, "--s3-endpoint", s3.endpoint) == 0
-    keys = [item["Key"] for item in s3.client.list_objects_v2(Bucket=s3.bucket, Prefix="all-s3/scores/")["Contents"]]
+    assert score(source, "--model", model, "--out", out, *s3.flags) == 0
+    keys = [item["Key"] for item in s3.client().list_objects_v2(Bucket=s3.bucket, Prefix="all-s3/scores/")["Contents"]]
     names = {key.split("/", 3)[3] for key in keys if key.count("/") > 2}
     assert {"_SUCCESS", "run.json", "parts.json", "predictions/part-00000.parquet"} <= names
     assert not any("_work" in name for name in names), "work files stay"
@@ -161,7 +161,7 @@ def test_a_locked_output_is_refused_in_plain_words(
     assert "somebody's run" in capsys.readouterr().err
 
 
-def test_an_s3_lock_of_a_dead_run_expires(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_s3_lock_of_a_dead_run_expires(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.errors import PlatformError
     from pipeline.s3 import s3_store
     from pipeline.scoring import lock
