@@ -44,7 +44,6 @@ class Engine:
         self.settings = settings
         self.model = model
         self.refused: str | None = None  # why the model last asked for was not taken
-        self.largest_batch = 0
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._forward = ThreadPoolExecutor(1, "forward")
         self._predict = batcher(self._run_batch) if batcher else self._run_alone
@@ -61,7 +60,6 @@ class Engine:
         return to_answer(model, predictions, row, loaded, len(data))
 
     async def _run_batch(self, jobs: list[Job]) -> list[Outcome]:
-        self.largest_batch = max(self.largest_batch, len(jobs))
         return await asyncio.get_running_loop().run_in_executor(self._forward, _predict_jobs, jobs)
 
     async def _run_alone(self, job: Job) -> Outcome:
