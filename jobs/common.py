@@ -1,21 +1,32 @@
 """What every job shares: from a command line to an exit code, and how a person is told about it.
 
-Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 data incomplete, 5 environment, 130 interrupted.
+Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 data incomplete, 5 environment, 130 interrupted (143 by SIGTERM).
 """
 
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pipeline.config import JobConfig, effective, parse
-from pipeline.errors import PlatformError, InputError, LeukorayError
+from pipeline.errors import InputError, LeukorayError, PlatformError
 from pipeline.storage import S3Settings
 
 Config = TypeVar("Config", bound=JobConfig)
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as sent by `ray job stop`, systemd and Kubernetes; handled like Ctrl-C."""
+
+
+def _terminate(signum: int, frame: types.FrameType | None) -> None:
+    raise Terminated
 
 
 def run(
@@ -29,6 +40,8 @@ def run(
     """Parse, run, and turn every failure into one line on stderr and an exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         main(parse(config_class, arguments, prog=prog, epilog=epilog))
         return 0
@@ -36,7 +49,8 @@ def run(
         return _report(error, error.exit_code, str(error), prog, debug)
     except KeyboardInterrupt as error:
         message = "interrupted; what was finished is kept, the same command continues"
-        return _report(error, INTERRUPTED, message, prog, debug)
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        return _report(error, code, message, prog, debug)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             return _report(

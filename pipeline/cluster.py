@@ -9,6 +9,8 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +67,11 @@ def connected(
         options |= {"num_cpus": num_cpus, "include_dashboard": False, "address": "local"}
     else:
         options["address"] = target
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _init(ray, options, attempts=2 if target is None else 1)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without our message
     except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
         raise PlatformError(
             f"Ray {'at ' + target if target else 'on this machine'} cannot be used: {_first_line(error)}; "

@@ -1,0 +1,211 @@
+"""Scoring under faults, each in a process and a Ray of its own: no image is lost or doubled, and the user is told."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.bundle import Bundle
+from tests.bundles import make_bundle
+from tests.scoring_sources import (
+    ROOT,
+    contents,
+    mixed_files,
+    only_run,
+    outcome,
+    picture,
+    read_run,
+    rows,
+    run_score,
+    score_command,
+    upload,
+    write_files,
+)
+from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
+
+from .chaos import chaos
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.mark.chaos
+def test_ten_kills_lose_and_double_nothing() -> None:
+    tally = chaos(10, seed=int(os.environ.get("LEUKORAY_CHAOS_SEED", "3")), where=("disk", "s3"), images=400)
+    assert tally.differences == []
+    assert sum(tally.kills.values()) >= 4, "the kills came too late to mean anything"
+
+
+def test_a_store_that_fails_one_request_in_twenty_loses_nothing(moto: str, bundle: Bundle, tmp_path: Path) -> None:
+    files = contents(240, bad=False)
+    uri = upload(moto, "faulty", "night", files)
+    names = sorted(files)
+    faults = Faults(
+        share=0.05, latency_s=0.05, stall_s=30.0, denied=frozenset(names[:2]), gone=frozenset(names[2:3]), seed=5
+    )
+    with faulty_proxy(moto, faults) as endpoint:
+        env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+        done = run_score(uri, "--model", bundle.uri, "--out", str(tmp_path / "out"), env=env)
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "out")
+    assert read_run(run)["counts"]["codes"] == {"access_denied": 2, "not_found": 1}
+    assert rows(run).num_rows == 237
+    assert faults.failed > 0 and read_run(run)["progress"]["fetch_attempts"] > 240
+
+
+def test_an_object_replaced_between_list_and_get_is_scored_as_it_is_now(
+    moto: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3", endpoint_url=moto, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
+    )
+    uri = upload(moto, "replaced", "night", contents(20, bad=False))
+    fresh = picture(4242)
+
+    def replace(path: str, _: int) -> None:
+        if path.endswith("S003_00003.jpg"):
+            client.put_object(Bucket="replaced", Key="night/S003_00003.jpg", Body=fresh)
+
+    with faulty_proxy(moto, Faults(before_get=replace)) as endpoint:
+        env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+        done = run_score(uri, "--model", bundle.uri, "--out", str(tmp_path / "out"), env=env)
+    assert done.returncode == 0, done.stderr
+    [row] = [row for row in rows(only_run(tmp_path / "out")).to_pylist() if row["uri"].endswith("S003_00003.jpg")]
+    assert row["size_bytes"] == len(fresh)
+    assert row["etag"] == client.head_object(Bucket="replaced", Key="night/S003_00003.jpg")["ETag"].strip('"')
+
+
+def test_credentials_that_expire_mid_run_are_renewed_from_their_file(moto: str, bundle: Bundle, tmp_path: Path) -> None:
+    uri = upload(moto, "expiring", "night", contents(150, bad=False))
+    secrets_file = tmp_path / "credentials"
+    secrets_file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = x\n")
+    faults = Faults()
+
+    def expire(_: str, gets: int) -> None:
+        if gets == 60:
+            faults.expired_keys.add("old")
+            secrets_file.write_text("[default]\naws_access_key_id = new\naws_secret_access_key = x\n")
+
+    faults.before_get = expire
+    with faulty_proxy(moto, faults) as endpoint:
+        env = {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_SHARED_CREDENTIALS_FILE": str(secrets_file),
+            "AWS_REGION": "us-east-1",
+        }
+        env |= {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+        done = run_score(uri, "--model", bundle.uri, "--out", str(tmp_path / "out"), env=env)
+    assert done.returncode == 0, done.stderr
+    assert rows(only_run(tmp_path / "out")).num_rows == 150
+
+
+def test_an_outage_stops_the_run_and_the_same_command_finishes_it(moto: str, bundle: Bundle, tmp_path: Path) -> None:
+    uri = upload(moto, "outage", "night", contents(200, bad=False))
+    faults = Faults()
+
+    def break_down(_: str, gets: int) -> None:
+        faults.is_down = faults.is_down or gets == 80
+
+    faults.before_get = break_down
+    arguments = (uri, "--model", bundle.uri, "--out", str(tmp_path / "out"))
+    with faulty_proxy(moto, faults) as endpoint:
+        env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+        first = run_score(*arguments, env=env, timeout_s=400)
+        assert first.returncode == 5 and "does not answer" in first.stderr, first.stderr
+        faults.before_get, faults.is_down = None, False
+        second = run_score(*arguments, env=env)
+    assert second.returncode == 0, second.stderr
+    assert rows(only_run(tmp_path / "out")).num_rows == 200
+
+
+def test_a_picture_that_kills_the_decoder_costs_that_picture_only(bundle: Bundle, tmp_path: Path) -> None:
+    """A decoder with a bug, planted from outside: bytes with a mark end the process that decodes them."""
+    plant = tmp_path / "plant"
+    plant.mkdir()
+    (plant / "sitecustomize.py").write_text(
+        "import os, signal, simplejpeg\n"
+        "sound = simplejpeg.decode_jpeg\n"
+        "def decode_jpeg(data, *a, **k):\n"
+        "    if b'END-OF-PROCESS' in data[-64:]:\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    return sound(data, *a, **k)\n"
+        "simplejpeg.decode_jpeg = decode_jpeg\n"
+    )
+    files = contents(130, bad=False)
+    culprit = sorted(files)[70]
+    files[culprit] += b"END-OF-PROCESS"
+    source = write_files(tmp_path / "in", files)
+    done = run_score(
+        str(source), "--model", bundle.uri, "--out", str(tmp_path / "out"), env={"PYTHONPATH": f"{plant}:{ROOT}"}
+    )
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "out")
+    [bad] = rows(run, "quarantine").to_pylist()
+    assert (Path(bad["uri"]).name, bad["code"]) == (culprit, "crashed_decoder")
+    assert rows(run).num_rows == 129
+
+
+def test_a_full_disk_stops_the_run_and_the_same_command_finishes_it(bundle: Bundle, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        source = write_files(tmp_path / "in", contents(400))
+        arguments = (str(source), "--model", bundle.uri, "--out", str(disk / "scores"), "--max-error-share", "0.2")
+        first = run_score(*arguments)
+        assert first.returncode == 5 and "full" in first.stderr, first.stderr
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        second = run_score(*arguments)
+        assert second.returncode == 0, second.stderr
+        assert run_score(*arguments[:-3], str(tmp_path / "whole"), *arguments[-2:]).returncode == 0
+        assert outcome(only_run(disk / "scores")) == outcome(only_run(tmp_path / "whole"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_and_continues(number: int, code: int, bundle: Bundle, tmp_path: Path) -> None:
+    source = write_files(tmp_path / "in", mixed_files(500, (640, 480)))
+    arguments = [str(source), "--model", bundle.uri, "--out", str(tmp_path / "out"), "--max-error-share", "0.2"]
+    process = subprocess.Popen(score_command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("run-*/_work/parts/part-*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code and "continues" in errors, errors
+    assert run_score(*arguments).returncode == 0
+    run = read_run(only_run(tmp_path / "out"))
+    assert run["continued"] and run["progress"]["resumed_images"] > 0
+
+
+def test_two_runs_on_one_output_do_not_mix(bundle: Bundle, tmp_path: Path) -> None:
+    source = write_files(tmp_path / "in", contents(300, bad=False, size=(640, 480)))
+    arguments = [str(source), "--model", bundle.uri, "--out", str(tmp_path / "out")]
+    first = subprocess.Popen(score_command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out" / "_lock").exists():
+        time.sleep(0.02)
+    second = run_score(*arguments)
+    assert second.returncode == 5 and "another run is writing here" in second.stderr
+    assert first.wait(timeout=120) == 0
+    assert rows(only_run(tmp_path / "out")).num_rows == 300
