@@ -1,0 +1,208 @@
+"""Training on two real workers: it learns, adds up, continues after a kill, repeats itself, refuses plainly."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import promote, train
+from pipeline.bundle import CARD, WEIGHTS, Bundle
+from pipeline.data import deal, decode, labelled_rows, rejected
+from pipeline.predictor import Predictor
+from pipeline.registry import read_pointer, resolve
+from pipeline.torch_engine import TorchRunner
+from tests.training_data import cell_images, manifest_of
+
+from .conftest import S3Server
+
+SMALL = [
+    "--input-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--workers",
+    "2",
+    "--cpus-per-worker",
+    "0.5",
+    "--learning-rate",
+    "0.003",
+]
+
+
+def run_train(manifest: str, out: Any, *more: str) -> int:
+    return train.command([manifest, "--out", str(out), *SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """97 images, one of them damaged: 65 and 32 that no number of workers divides evenly."""
+    folder = tmp_path_factory.mktemp("cells")
+    rows = cell_images(folder / "images", 97)
+    Path(rows[0]["uri"]).write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    return manifest_of(rows, folder / "manifest").uri
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: Any, manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("models")
+    assert run_train(manifest, out, "--epochs", "8", "--review-margin", "0.1") == 0
+    return resolve(str(out / "leukoray"))
+
+
+def test_two_workers_learn_an_easy_task(trained: Bundle) -> None:
+    assert trained.info.metrics["validation"]["roc_auc"] > 0.9
+    assert trained.info.training["images"] == {"train": 65, "validation": 32}
+    assert trained.info.training["rejected"] == {"corrupt": 1} or trained.info.training["rejected"] == {"truncated": 1}
+
+
+def test_every_validation_image_is_scored_exactly_once(trained: Bundle) -> None:
+    assert trained.info.reference_scores["count"] == 32
+
+
+def test_both_engines_give_the_same_probabilities(trained: Bundle, manifest: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    predictor = Predictor(trained, engine="onnx")
+    torch_logits = TorchRunner(trained.info, trained.file(WEIGHTS), device="cpu")(images)
+    expected = predictor.from_logits(torch_logits.astype(np.float64))
+    assert np.abs(predictor(images).probability - expected.probability).max() < 1e-5
+
+
+def test_the_bundle_tells_its_history_and_its_limits(trained: Bundle) -> None:
+    history = json.loads(trained.file("report/history.json"))
+    assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
+    assert {"train_loss", "val_loss", "val_auc", "images_per_s"} <= set(history[0])
+    card = trained.file(CARD).decode()
+    assert "not a medical device" in card.lower()
+    assert "synthetic" in card.lower()
+    low, high = trained.info.review_band or (0, 0)
+    assert low < trained.info.threshold < high
+
+
+def test_tensorboard_files_stay_and_checkpoints_go(trained: Bundle) -> None:
+    runs = Path(trained.uri).parent / ".runs"
+    assert list(runs.glob("*/tensorboard/events.out.tfevents*"))
+    assert not list(runs.glob("*/checkpoint_*"))
+
+
+def test_the_same_seed_gives_the_same_weights_after_a_kill_in_between(
+    trained: Bundle, manifest: str, tmp_path: Path
+) -> None:
+    """The driver is killed after its second epoch; the same command continues and ends where the unbroken run did."""
+    command = [sys.executable, "-m", "jobs.train", manifest, "--out", str(tmp_path), *SMALL, "--epochs", "8"]
+    command += ["--review-margin", "0.1"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if re.match(r"epoch +2/8 ", line):
+            break
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "leukoray" / "best.json").exists()
+    time.sleep(1)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert second.returncode == 0, second.stderr
+    continued = re.search(r"continuing after epoch (\d+)", second.stdout)
+    assert continued and int(continued[1]) >= 2
+    assert not re.search(r"^epoch +1/8 .*images/s", second.stdout, re.MULTILINE)
+    resumed = resolve(str(tmp_path / "leukoray")).info
+    assert resumed.weights_sha256 == trained.info.weights_sha256
+    assert [row["epoch"] for row in resumed.training["history"]] == list(range(1, resumed.training["epochs_run"] + 1))
+
+
+def test_many_classes_train_from_and_to_s3(
+    ray_cluster: Any, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = cell_images(tmp_path / "images", 45, classes=3)
+    for row in rows:
+        key = "three/" + Path(row["uri"]).name
+        s3.client().upload_file(row["uri"], s3.bucket, key)
+        row |= {
+            "uri": f"s3://{s3.bucket}/{key}",
+            "etag": s3.client().head_object(Bucket=s3.bucket, Key=key)["ETag"].strip('"'),
+        }
+    manifest_of(rows, f"s3://{s3.bucket}/three-manifest", s3.settings)
+    flags = ["--task", "multiclass", "--epochs", "1", *s3.flags]
+    assert run_train(f"s3://{s3.bucket}/three-manifest", f"s3://{s3.bucket}/models", *flags) == 0
+    bundle = resolve(f"s3://{s3.bucket}/models/leukoray", s3.settings)
+    assert bundle.info.classes == ("early", "healthy", "late")
+    assert bundle.info.positive_classes == ("early", "late")
+    assert bundle.file("report/history.json")
+
+
+def test_promote_moves_the_pointer_and_lists(trained: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(Path(trained.uri).parent)
+    Path(model, "best.json").unlink()
+    assert promote.command([model, "--version", trained.info.version, "--list"]) == 0
+    pointer = read_pointer(model)
+    assert pointer is not None and pointer["version"] == trained.info.version
+    assert f"* {trained.info.version}" in capsys.readouterr().out
+
+
+def test_promote_refuses_a_version_that_is_not_there(trained: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert promote.command([str(Path(trained.uri).parent), "--version", "nothing"]) == 3
+    assert "no bundle here" in capsys.readouterr().err
+
+
+def test_every_row_is_dealt_to_one_rank(manifest: str) -> None:
+    from pipeline.manifest import read_manifest
+
+    rows = labelled_rows(read_manifest(manifest)).validation
+    shares = deal(rows, 3, seed=0)
+    assert sorted(share.num_rows for share in shares) == [10, 11, 11]
+    ids = [value for share in shares for value in share["image_id"].to_pylist()]
+    assert sorted(ids) == sorted(rows["image_id"].to_pylist())
+
+
+def test_a_damaged_image_is_counted_and_named_not_dropped(manifest: str) -> None:
+    from pipeline.manifest import read_manifest
+
+    rows = labelled_rows(read_manifest(manifest)).train
+    table = decode(rows, 16)
+    assert table["image_id"].to_pylist() == rows["image_id"].to_pylist()
+    lost = rejected([table])
+    assert lost.count == 1
+    assert "cell_0000.png" in str(lost)
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "words"),
+    [
+        ({"label": None, "class_name": None}, [], "no labels to learn from"),
+        ({"label": 1}, ["--task", "binary"], "every labelled image is positive"),
+        ({"split": "train"}, [], "no labelled images in the validation split"),
+        ({}, ["--architecture", "alexnet"], "unknown; one of cnn"),
+        ({}, ["--workers", "500"], "fewer workers"),
+        ({}, ["--weights", "nothing.pth"], "does not exist"),
+        ({"subject_id": "A"}, [], "A"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_plain_words(
+    change: dict[str, Any], flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, **change} for row in cell_images(tmp_path / "images", 12)]
+    uri = manifest_of(rows, tmp_path / "manifest").uri
+    code = run_train(uri, tmp_path / "models", *flags)
+    error = capsys.readouterr().err
+    assert code in (2, 3)
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_too_many_damaged_images_stop_training_with_their_codes(
+    ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = cell_images(tmp_path / "images", 24)
+    for row in rows[:4]:
+        Path(row["uri"]).write_bytes(b"")
+    uri = manifest_of(rows, tmp_path / "manifest").uri
+    assert run_train(uri, tmp_path / "models", "--epochs", "1") == 4
+    assert "4 empty" in capsys.readouterr().err
