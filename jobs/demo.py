@@ -6,7 +6,6 @@ Every step is a command that could have been typed. This file chooses their opti
 import contextlib
 import json
 import mimetypes
-import os
 import shlex
 import shutil
 import signal
@@ -41,7 +40,7 @@ EXAMPLES = """examples:
 Research software, not a medical device."""
 
 SYNTHETIC = "synthetic"
-_SAMPLES = ("--images", "400", "--subjects", "40", "--archive-images", "100")
+_SAMPLES = ("--images", "480", "--subjects", "80", "--archive-images", "120")
 _TRAIN_ON_SAMPLES = ("--architecture", "cnn", "--input-size", "96", "--epochs", "8", "--patience", "3")
 _TRAIN_ON_REAL = ("--architecture", "resnet18", "--input-size", "128", "--epochs", "8", "--patience", "3")
 _READY_WITHIN_S = 180.0
@@ -84,6 +83,7 @@ def main(config: DemoConfig) -> None:
     story.greet()
     source, archive = (config.data, config.data) if config.data else draw_samples(story)
     can_train = ingest(story, source, "manifest")
+    evaluated = can_train and not config.model
     if config.model:
         model = config.model
     elif can_train:
@@ -93,8 +93,11 @@ def main(config: DemoConfig) -> None:
     else:
         model = synthetic_model(story)
     scores = score(story, archive, model)
+    if evaluated and config.data:
+        story.say("images the model learned from are among them: how good it is, the report of the test split tells")
+    summary(story, scores)
     serve(story, model)
-    story.farewell(clock, model, scores, evaluated=can_train and not config.model)
+    story.farewell(clock, model, scores, evaluated)
 
 
 # ---- the steps -------------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def draw_samples(story: "Story") -> tuple[str, str]:
     """Labelled images and an archive of other subjects: their folders."""
     folder = story.path("samples")
     printed = story.step("samples", "samples", "--out", folder, *_SAMPLES)
-    story.say(*printed[:2])
+    story.say(*(line.rpartition(" in ")[0] for line in printed[:2]))
     return folder, folder + "-archive"
 
 
@@ -161,16 +164,19 @@ def score(story: "Story", archive: str, model: str) -> str:
     """Score everything below `archive` into Parquet. The run's folder."""
     command = ("score", archive, "--model", model, "--out", story.path("scores"), "--rescore")
     printed = story.step("score", *command)
-    folder = next(line for line in reversed(printed) if "results in " in line).partition("results in ")[2]
+    written = next(line for line in reversed(printed) if "results in " in line).partition("results in ")[2]
+    folder = story.path("scores", Path(written).name)
     record = json.loads(Path(folder, "run.json").read_text())
     counts = record["counts"]
     codes = ", ".join(f"{count} {code}" for code, count in counts["codes"].items())
     quarantined = f"{counts['quarantined']:,} quarantined" + (f" ({codes})" if codes else "")
-    rate = record["progress"]["images_per_s"]
-    story.say(f"listed {counts['listed']:,} = scored {counts['scored']:,} + {quarantined}; {rate:.0f} images/s")
-    story.step("summary", "summary", folder)
-    story.say("counts, histogram, subjects and the most suspicious cells, as a page")
+    story.say(f"listed {counts['listed']:,} = scored {counts['scored']:,} + {quarantined}, counted in the files")
     return folder
+
+
+def summary(story: "Story", scores: str) -> None:
+    story.step("summary", "summary", scores)
+    story.say("counts, histogram, subjects and the most suspicious cells, as a page")
 
 
 def serve(story: "Story", model: str) -> None:
@@ -238,7 +244,7 @@ class Story:
 
     def __init__(self, config: DemoConfig) -> None:
         self.config = config
-        self._seconds: dict[str, float] = {}
+        self._untold: str | None = None  # the step whose seconds stand before the next sentence
         Path(self.path("logs")).mkdir(parents=True, exist_ok=True)
 
     def path(self, *parts: str) -> str:
@@ -262,7 +268,7 @@ class Story:
             raise StepFailed(
                 f"step {name} failed; all of {self.log(name)}:\n{tail(self.log(name))}", process.returncode
             )
-        self._seconds[name] = time.monotonic() - started
+        self._finish(started)
         return lines
 
     @contextlib.contextmanager
@@ -274,7 +280,7 @@ class Story:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOPPED_WITHIN_S)
-        self._seconds[name] = time.monotonic() - started
+        self._finish(started)
 
     @contextlib.contextmanager
     def _process(self, command: Sequence[str], out: Any, err: IO[str]) -> Iterator[subprocess.Popen[str]]:
@@ -303,15 +309,29 @@ class Story:
         return options
 
     def _begin(self, name: str, command: Sequence[str]) -> float:
-        shown = shlex.join(["leukoray", *command, *self._shared_options()])
-        self._print(f"\n  {name:<10} $ {shown}")
+        words_typed = ["leukoray", *command, *self._shared_options()]
+        typed = self._wrapped(" ".join(map(shlex.quote, words_typed)), reserve=4)
+        self._print(f"\n  {name:<10} $ " + f" \\\n{_INDENT}    ".join(typed))
         return time.monotonic()
 
+    def _finish(self, started: float) -> None:
+        self._untold = f"{time.monotonic() - started:.1f} s"
+
     def say(self, *sentences: str) -> None:
-        width = max(80, min(140, shutil.get_terminal_size((120, 20)).columns)) - len(_INDENT)
         for sentence in sentences:
-            for line in textwrap.wrap(sentence, width, break_long_words=False, break_on_hyphens=False):
-                self._print(_INDENT + line)
+            for line in self._wrapped(sentence):
+                start = f"{self._untold:>10}   " if self._untold else _INDENT
+                self._untold = None
+                self._print(start + line)
+
+    def _wrapped(self, text: str, reserve: int = 0) -> list[str]:
+        width = max(80, min(130, shutil.get_terminal_size((120, 20)).columns)) - len(_INDENT) - reserve
+        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+    def _typed_command(self) -> str:
+        """The command's path as short as it can be typed here."""
+        command = Path(sys.executable).with_name("leukoray")
+        return str(command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command)
 
     def _print(self, text: str) -> None:
         print(text, flush=True)
@@ -320,21 +340,17 @@ class Story:
         about = f"the images in {self.config.data}" if self.config.data else "synthetic samples"
         self._print(f"The whole way of an image, on {about}, into {self.config.out}/.")
         self._print(
-            "Each command below can be typed as it stands; what it prints is kept in " + self.path("logs") + "/."
+            f"`leukoray` below is {self._typed_command()}. What each command prints is kept in {self.path('logs')}/."
         )
         self._print("Research software, not a medical device.")
 
     def farewell(self, clock: Clock, model: str, scores: str, evaluated: bool) -> None:
-        scores = os.path.relpath(scores) if not Path(self.config.out).is_absolute() else scores
-        took = "  ".join(f"{name} {seconds:.0f}" for name, seconds in self._seconds.items())
-        self._print(f"\nDone in {clock.seconds:.0f} s ({took}).\n\nLook at")
+        self._print(f"\nDone in {int(clock.seconds) // 60}:{int(clock.seconds) % 60:02d} minutes.\n\nLook at")
         if evaluated:
             self._print(f"  {self.path('report', 'report.html')}   how good the model is, with its worst mistakes")
         self._print(f"  {scores}/   predictions/, quarantine/, subjects.parquet, summary.html")
         self._print(f"  {model}/   versions of the model, each with its card; best.json points to the best")
-        command = Path(sys.executable).with_name("leukoray")
-        near = os.path.relpath(command)
-        shown = near if not near.startswith("..") else str(command)
+        shown = self._typed_command()
         self._print("\nTry next")
         self._print(f"  {shown} serve {model}   then drop an image on http://127.0.0.1:8000")
         if not self.config.data:
