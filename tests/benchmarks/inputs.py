@@ -23,7 +23,9 @@ INPUT_SIZE = 224
 TARS = 4
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_WORK = ROOT / "out" / "bench"
-_NOTICE = "These images are SYNTHETIC: computer-generated, of no real patient. Research software, not a medical device.\n"
+_NOTICE = (
+    "These images are SYNTHETIC: computer-generated, of no real patient. Research software, not a medical device.\n"
+)
 
 
 def file_name(number: int) -> str:
@@ -116,13 +118,21 @@ def _write_bundle(folder: Path, architecture: str, images: Path) -> None:
     from pipeline.models import build
 
     torch.manual_seed(0)
-    model = build(architecture, 1).eval()
+    model = build(architecture, 1)
     sample = [load_image((images / file_name(n)).read_bytes(), INPUT_SIZE).pixels for n in range(64)]
+    pixels = torch.from_numpy(np.stack(sample))  # uint8 (64, S, S, 3)
+    # Fresh BatchNorm statistics let the signal die out over the layers; those of real images keep it alive, and a head
+    # spread over 0..1 makes results comparable image by image.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # plain average
     head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-    with torch.inference_mode():  # random heads give one value for all; spread it, so that results can be compared
-        logits = model(torch.from_numpy(np.stack(sample)))
-        head.weight *= 1.5 / logits.std()
-        head.bias.copy_((head.bias - logits.mean()) * 1.5 / logits.std())
+    with torch.no_grad():
+        model.train()(pixels)
+        logits = model.eval()(pixels)
+        factor = 1.5 / logits.std()
+        head.bias.copy_((head.bias - logits.mean()) * factor)
+        head.weight *= factor
     info = BundleInfo(
         name=architecture,
         version="benchmark-random-weights",

@@ -18,11 +18,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 STEADY_WINDOW = (0.2, 0.9)
-BATCH = 32  # of the rivals; what their examples use, and no slower than 16 or 64 here
-_PACKAGES = ("ray", "torch", "torchvision", "onnxruntime", "simplejpeg", "opencv-python-headless", "pillow", "daft", "pyarrow")
+BATCH = 32  # of the rivals
+_PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "onnxruntime",
+    "simplejpeg",
+    "opencv-python-headless",
+    "pillow",
+    "daft",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,25 @@ def read_rows(folder: str, time_column: str = "finished_at") -> tuple[list[tuple
         times[seconds] = times.get(seconds, 0) + 1
     probabilities = table["probability"].to_pylist()
     return list(times.items()), sum(probabilities) / len(probabilities)
+
+
+def agreement(ours: str, theirs: str) -> tuple[float, float]:
+    """(correlation, mean absolute difference) of the probabilities of the same files, from two folders of Parquet.
+
+    Rivals resize with other filters, so they agree loosely; below 0.9 they did other work.
+    """
+    first, second = _probabilities(ours, "uri"), _probabilities(theirs, "path")
+    names = sorted(set(first) & set(second))
+    if not names:
+        raise ValueError(f"{ours} and {theirs} have no file in common")
+    pair = np.array([[first[name] for name in names], [second[name] for name in names]])
+    return float(np.corrcoef(pair)[0, 1]), float(np.abs(pair[0] - pair[1]).mean())
+
+
+def _probabilities(folder: str, path_column: str) -> dict[str, float]:
+    table = pq.read_table(folder, columns=[path_column, "probability"])
+    names = [path.rsplit("/", 1)[-1] for path in table[path_column].to_pylist()]
+    return dict(zip(names, table["probability"].to_pylist(), strict=True))
 
 
 def report(finished: Sequence[tuple[float, int]], mean_probability: float) -> None:

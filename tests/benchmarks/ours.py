@@ -17,12 +17,22 @@ def score_command(images: str, bundle: str, out: str, workers: int) -> list[str]
 
 def result_of(out: str, seconds_total: float) -> Measured:
     """From the finished run below `out`: the time of a batch is that of the part it was written in."""
-    [folder] = [path.parent for path in Path(out).glob("*/_SUCCESS")]
+    folder = _run_folder(out)
     counts = json.loads((folder / "run.json").read_text())["counts"]
     if counts["scored"] != counts["listed"]:
         raise ValueError(f"{folder}: {counts['scored']} of {counts['listed']} images scored")
-    finished, mean = read_rows(str(folder / "predictions"), "scored_at")
+    finished, mean = read_rows(predictions_of(out), "scored_at")
     return Measured(counts["scored"], seconds_total, steady_rate(finished), mean)
+
+
+def predictions_of(out: str) -> str:
+    return str(_run_folder(out) / "predictions")
+
+
+def _run_folder(out: str) -> Path:
+    """The only finished run below `out`."""
+    [folder] = [path.parent for path in Path(out).glob("*/_SUCCESS")]
+    return folder
 
 
 def main() -> None:

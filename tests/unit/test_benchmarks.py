@@ -1,0 +1,100 @@
+"""The arithmetic and tables of the benchmarks; nothing is timed."""
+
+import math
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.benchmarks.measure import (
+    Measured,
+    agreement,
+    markdown_table,
+    parse_result,
+    ratio,
+    read_rows,
+    spread,
+    steady_rate,
+)
+from tests.benchmarks.memory import Trace, growth
+from tests.benchmarks.rounds import Budget, result_table
+
+
+def test_steady_rate_leaves_start_and_stragglers_out():
+    slow_start = [(0.0, 10), (100.0, 10)]
+    steady = [(100.0 + number, 10) for number in range(1, 8)]
+    straggler = [(1000.0, 10)]
+    assert steady_rate(slow_start + steady + straggler) == pytest.approx(10.0)
+
+
+def test_steady_rate_does_not_depend_on_order():
+    events = [(float(second), 5) for second in range(20)]
+    assert steady_rate(events[::-1]) == steady_rate(events) == pytest.approx(5.0)
+
+
+def test_steady_rate_of_one_batch_is_unknown():
+    assert math.isnan(steady_rate([(1.0, 100)]))
+
+
+def test_spread_is_the_median_with_its_range():
+    assert str(spread([410.0, 390.0, 400.0])) == "400 (390–410)"
+    assert str(spread([50.4])) == "50"
+
+
+def test_ratio_compares_medians_so_one_bad_round_does_not_decide():
+    assert ratio([400.0, 400.0, 10.0], [100.0, 100.0, 900.0]) == 4.0
+
+
+def test_markdown_table_has_a_line_for_each_row_and_aligns_numbers_right():
+    assert markdown_table(["what", "img/s"], [["ours", "400"]]) == "| what | img/s |\n|---|---:|\n| ours | 400 |"
+
+
+def test_result_table_compares_whole_jobs_of_the_same_size_only():
+    results = {
+        "ours": [Measured(1000, 5.0, 300.0, 0.5), Measured(1000, 4.0, 320.0, 0.5)],
+        "limit": [Measured(1000, 4.0, 310.0, 0.5)],
+        "rival": [Measured(100, 4.0, 31.0, 0.5)],
+    }
+    lines = result_table(results, "ours").splitlines()
+    assert "| 310 (300–320) |" in lines[2]
+    assert "| 1.00x | 250 | 0.90x | 1 |" in lines[3]
+    assert "| 10.00x | 25 | – | 1 |" in lines[4]
+
+
+def test_result_is_the_last_json_line_of_a_chatty_output():
+    line = '{"images": 3, "seconds_total": 1.5, "rate_steady": 2.0, "mean_probability": 0.25}'
+    assert parse_result(f"starting\n{{}}\n{line}\nbye\n") == Measured(3, 1.5, 2.0, 0.25)
+    with pytest.raises(ValueError, match="no result line"):
+        parse_result("it crashed\n")
+
+
+def test_agreement_joins_two_outputs_by_file_name(tmp_path):
+    ours = {"uri": ["/a/x.jpg", "/a/y.jpg", "/a/z.jpg"], "probability": [0.1, 0.5, 0.9]}
+    theirs = {"path": ["file:///b/z.jpg", "file:///b/x.jpg", "file:///b/y.jpg"], "probability": [0.8, 0.0, 0.4]}
+    for name, columns in (("ours", ours), ("theirs", theirs)):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / name / "part.parquet")
+    correlation, difference = agreement(str(tmp_path / "ours"), str(tmp_path / "theirs"))
+    assert correlation == pytest.approx(1.0)
+    assert difference == pytest.approx(0.1)
+
+
+def test_rows_of_one_batch_are_one_event(tmp_path):
+    columns = {"probability": [0.2, 0.4, 0.6], "finished_at": [10.0, 10.0, 11.0]}
+    pq.write_table(pa.table(columns), tmp_path / "part.parquet")
+    finished, mean = read_rows(str(tmp_path))
+    assert sorted(finished) == [(10.0, 2), (11.0, 1)]
+    assert mean == pytest.approx(0.4)
+
+
+def test_memory_growth_compares_the_peaks_of_the_smallest_and_the_largest_run():
+    small = Trace(1000, driver=[50.0, 100.0], worker=[200.0, 150.0])
+    large = Trace(100_000, driver=[110.0, 90.0], worker=[210.0, 100.0])
+    assert growth([large, small]) == pytest.approx((1.1, 1.05))
+
+
+def test_a_spent_budget_leaves_out_and_names_what_does_not_fit():
+    budget = Budget(limit_s=100.0)
+    assert budget.allows("short", 1.0)
+    assert not budget.allows("long", 1000.0)
+    assert budget.left_out == ["long"]
