@@ -34,7 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(source: Path, tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scores")
-    assert score(source, "--model", tiny_bundle.uri, "--out", out) == 0
+    assert score(source, "--model", tiny_bundle.uri, "--out", out, "--subject-pattern", r"(S\d{3})_") == 0
     return only_run(out)
 
 
