@@ -107,7 +107,7 @@ def draw_samples(story: "Story") -> tuple[str, str]:
     """Labelled images and an archive of other subjects: their folders."""
     folder = story.path("samples")
     printed = story.step("samples", "samples", "--out", folder, *_SAMPLES)
-    story.say(*(line.rpartition(" in ")[0] for line in printed[:2]))
+    story.say(*(line.rpartition(" in ")[0].rstrip(",") for line in printed[:2]))
     return folder, folder + "-archive"
 
 
