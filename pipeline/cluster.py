@@ -69,7 +69,7 @@ def connected(
         options["address"] = target
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _init(ray, options, attempts=2 if target is None else 1)
+        _init(ray, options, attempts=4 if target is None else 1)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without our message
     except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
@@ -84,7 +84,7 @@ def connected(
 
 
 def _init(ray: Any, options: dict[str, Any], attempts: int) -> None:
-    """A local Ray gives up starting after 30 s, which a busy machine can take; then it gets a second chance."""
+    """A local Ray gives up starting after 30 s, which a busy machine can take; then it gets another chance."""
     for attempt in range(1, attempts + 1):
         try:
             ray.init(**options)
