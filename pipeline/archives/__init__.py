@@ -1,0 +1,46 @@
+"""Archives: which images lie in a tar or zip, and where, so that each can be read by byte range.
+
+    access   where the bytes are                              `offset`
+    file     the whole object                                 null
+    range    plain bytes inside `uri` (tar)                   first byte of the image
+    zip      a zip member, stored or deflated                 its local header
+    stream   behind a compression that allows no random       ordinal among such members
+             access (.tar.gz/.bz2/.xz, also inside another
+             archive; an archive deflated inside a zip)
+
+Nothing is ever extracted to disk by name. Archives inside archives are opened one deep. Formats: POSIX.1-2001 pax
+and GNU tar; PKWARE APPNOTE 6.3 (zip64 included).
+"""
+
+from pipeline.archives.members import (
+    NESTED,
+    Entry,
+    Found,
+    Ignored,
+    Problem,
+    is_archive,
+    is_compressed_tar,
+    is_image,
+    is_junk,
+    readable,
+    suffix,
+)  # fmt: skip
+from pipeline.archives.walk import list_archive, stream_members
+from pipeline.archives.zips import zip_member
+
+__all__ = [
+    "NESTED",
+    "Entry",
+    "Found",
+    "Ignored",
+    "Problem",
+    "is_archive",
+    "is_compressed_tar",
+    "is_image",
+    "is_junk",
+    "list_archive",
+    "readable",
+    "stream_members",
+    "suffix",
+    "zip_member",
+]

@@ -1,0 +1,181 @@
+"""What archives give: typed records, which names count as what, and where an archive lies inside another."""
+
+import io
+import lzma
+import posixpath
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+from pipeline.errors import Code
+from pipeline.images import IMAGE_SUFFIXES
+from pipeline.storage import ObjectInfo, StoreError
+
+COMPRESSED = {
+    ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tbz": "bz2", ".tar.xz": "xz", ".txz": "xz",
+}  # fmt: skip
+PLAIN = {".tar": "tar", ".zip": "zip"}
+NESTED = "!/"
+DAMAGE = (
+    StoreError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    OSError, ValueError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that was found, before labels: a listing row."""
+
+    uri: str
+    size_bytes: int
+    etag: str
+    mtime: float  # seconds since 1970, UTC
+    member: str | None = None
+    access: str = "file"
+    offset: int | None = None
+    stored_bytes: int | None = None
+    occurrence: int = 0  # how many members of the same name came before it
+    meta: dict[str, str] = field(default_factory=dict)  # WebDataset sidecars
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that should have given an image or several and could not: a quarantine row of stage 'list'."""
+
+    uri: str
+    member: str | None
+    code: Code
+    message: str
+    size_bytes: int = 0
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A file that is no image and no archive; only counted."""
+
+    uri: str
+    reason: str
+
+
+Found = Entry | Problem | Ignored
+
+
+def suffix(name: str) -> str:
+    """`.tar.gz` for compressed tars, the last suffix in lower case otherwise."""
+    lower = name.lower()
+    for ending in COMPRESSED:
+        if lower.endswith(ending):
+            return ending
+    return posixpath.splitext(lower)[1]
+
+
+def is_archive(name: str) -> bool:
+    return suffix(name) in COMPRESSED or suffix(name) in PLAIN
+
+
+def is_compressed_tar(name: str) -> bool:
+    return suffix(name) in COMPRESSED
+
+
+def is_image(name: str) -> bool:
+    return suffix(name) in IMAGE_SUFFIXES
+
+
+def is_junk(name: str) -> bool:
+    """Resource forks and thumbnails that file managers leave beside images."""
+    base = posixpath.basename(name)
+    return base.startswith("._") or base in (".DS_Store", "Thumbs.db") or "__MACOSX/" in name
+
+
+@dataclass
+class Place:
+    """Where the archive being read lies inside the outermost object."""
+
+    info: ObjectInfo
+    prefix: str = ""  # member path of the enclosing archive, with `!/`
+    base: int | None = 0  # its first byte in `info.uri`; None behind a compression
+    ordinals: Iterator[int] = field(default_factory=lambda: iter(range(1 << 62)))
+
+    def inside(self, member: str, base: int | None = None) -> "Place":
+        return Place(self.info, readable(self.prefix + member) + NESTED, base, self.ordinals)
+
+    def problem(self, member: str | None, code: Code, message: str, size: int = 0) -> Problem:
+        name = readable(self.prefix + member) if member is not None else (self.prefix.removesuffix(NESTED) or None)
+        return Problem(self.info.uri, name, code, message, size, self.info.etag)
+
+    def damage(self, name: str, error: Exception) -> Problem:
+        if isinstance(error, StoreError):
+            return self.problem(None, error.code, str(error))
+        cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in ("end of data", "ended before"))
+        code = Code.TRUNCATED if cut else Code.CORRUPT
+        return self.problem(None, code, f"{name}: {error or 'ends too early'}; the members before the damage are used")
+
+    def entry(self, member: str, size: int, **where: Any) -> Entry:
+        return Entry(
+            self.info.uri, size, self.info.etag, self.info.mtime, readable(self.prefix + member), **where
+        )  # fmt: skip
+
+
+def readable(name: str) -> str:
+    """A name that Parquet can hold: bytes that are no UTF-8 become U+FFFD. Members are read by offset, not name."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _is_unsafe(member: str) -> bool:
+    parts = member.replace("\\", "/").split("/")
+    return member.startswith("/") or ".." in parts or (len(member) > 1 and member[1] == ":")
+
+
+def classify(member: str, place: Place, size: int) -> Problem | Ignored | None:
+    """Why a member is not an image to read, None if it is one."""
+    if is_archive(member) and not is_junk(member):
+        return place.problem(member, Code.UNSUPPORTED_FORMAT, "archives nested deeper than one; unpack a level", size)
+    if is_junk(member) or not is_image(member):
+        return Ignored(f"{place.info.uri}{NESTED}{readable(place.prefix + member)}", suffix(member) or "no suffix")
+    if _is_unsafe(member):
+        return place.problem(member, Code.UNSAFE_PATH, "member name leaves the archive; rename it", size)
+    return None
+
+
+class _Window(io.RawIOBase):
+    """Bytes `start .. start + size` of a seekable file, as a file."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), self._size - self._position)
+        if size <= 0:
+            return 0
+        self._file.seek(self._start + self._position)
+        data = self._file.read(size)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def window(file: IO[bytes], start: int, size: int) -> IO[bytes]:
+    return cast(IO[bytes], _Window(file, start, size))
+
+
+# Opens an archive found inside another: (name, bytes, size, place of the outer one, first byte in the outermost
+# object or None where there is no random access).
+OpenNested = Callable[[str, IO[bytes], int, Place, int | None], Iterator[Found]]
