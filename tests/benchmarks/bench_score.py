@@ -1,7 +1,7 @@
 """`make bench-score`: how fast, how lean and how linear `leukoray score` is, beside its rivals and the machine's limit.
 
-Everything is measured in one go, round by round, and written as Markdown to <work>/score.md. Ours and the limit take all
-images; slow rivals, S3 and heavy models a stated part.
+Everything is measured in one go, round by round, and written as Markdown to <work>/score.md. Ours and the limit take
+all images; slow rivals, S3 and heavy models a stated part.
 """
 
 import argparse
@@ -49,12 +49,12 @@ def main() -> None:
     report = Report(work / "score.md")
     report.add(
         f"Synthetic JPEGs 640x480, networks at 224 pixels with random weights. {environment()}\n\n"
-        "Steady: images/s between 20 % and 90 % of the images. Whole job: from the start of the process to the last row. "
-        "Median (smallest–largest)."
+        "Steady: images/s between 20 % and 90 % of the images. Whole job: from the start of the process to its "
+        "last row. Median (smallest–largest)."
     )
     budget = Budget(60 * options.minutes_limit)
     sections: dict[str, Callable[[], None]] = {
-        "disk": lambda: [_disk(options, work, model, budget, report) for model in options.models] and None,
+        "disk": lambda: _disk(options, work, budget, report),
         "tar": lambda: _tar(options, work, budget, report),
         "s3": lambda: _s3(options, work, budget, report),
         "cold": lambda: _cold(options, work, budget, report),
@@ -95,7 +95,12 @@ def _pair(source: str, bundle: str, environment_of_both: dict[str, str] | None =
     ]
 
 
-def _disk(options: argparse.Namespace, work: Path, model: str, budget: Budget, report: Report) -> None:
+def _disk(options: argparse.Namespace, work: Path, budget: Budget, report: Report) -> None:
+    for model in options.models:
+        _disk_with(model, options, work, budget, report)
+
+
+def _disk_with(model: str, options: argparse.Namespace, work: Path, budget: Budget, report: Report) -> None:
     share = HEAVY.get(model, 1)
     bundle = str(bundle_of(work, model))
     pair = _pair(str(folder_of(work, options.images // share)), bundle)
@@ -179,8 +184,8 @@ def _memory(options: argparse.Namespace, work: Path, budget: Budget, report: Rep
     driver, worker = growth(traces)
     report.add(
         f"### Memory and linearity\n\n{memory_table(traces)}\n\nPeak RSS from {traces[0].images:,} to "
-        f"{traces[-1].images:,} images: driver x{driver:.2f}, worker x{worker:.2f}. Beyond {options.images:,} images the "
-        f"files are hard links under other names. Drawn in {picture.name}."
+        f"{traces[-1].images:,} images: driver x{driver:.2f}, worker x{worker:.2f}. Beyond {options.images:,} images "
+        f"the files are hard links under other names. Drawn in {picture.name}."
     )
 
 

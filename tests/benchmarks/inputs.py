@@ -23,9 +23,7 @@ INPUT_SIZE = 224
 TARS = 4
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_WORK = ROOT / "out" / "bench"
-_NOTICE = (
-    "These images are SYNTHETIC: computer-generated, of no real patient. Research software, not a medical device.\n"
-)
+_NOTICE = "SYNTHETIC images: computer-generated, of no real patient. Research software, not a medical device.\n"
 
 
 def file_name(number: int) -> str:

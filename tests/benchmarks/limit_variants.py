@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    files = sorted(folder_of(options.work, 150).glob("*.jpg"))
+    files = sorted(folder_of(options.work, 100).glob("*.jpg"))
     images = [path.read_bytes() for path in files]
     expected = [load_image(data, INPUT_SIZE).pixels for data in images]
     rows = []

@@ -1,7 +1,8 @@
 """The usual Ray Data template: read_images, a callable class with an eager torchvision model, write_parquet.
 
-After https://docs.ray.io/en/latest/data/working-with-images.html and .../data/batch_inference.html. In its favour: images
-are made small in the read tasks, so little crosses the object store, and actors take half a CPU so that reads find one.
+After https://docs.ray.io/en/latest/data/working-with-images.html and .../data/batch_inference.html. In its favour:
+images are made small in the read tasks, so little crosses the object store, and actors take half a CPU, so that reads
+find one.
 """
 
 import time
