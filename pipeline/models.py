@@ -124,9 +124,10 @@ def _with_new_head(name: str, head: str) -> Callable[[int], nn.Module]:
         network: Any = _torchvision(name)()
         layer: Any = getattr(network, head)
         if isinstance(layer, nn.Sequential):
-            layer[-1] = nn.Linear(layer[-1].in_features, outputs)
+            last: Any = layer[-1]
+            layer[-1] = nn.Linear(last.in_features, outputs)
         else:
-            setattr(network, head, nn.Linear(int(layer.in_features), outputs))
+            setattr(network, head, nn.Linear(layer.in_features, outputs))
         made: nn.Module = network
         return made
 
