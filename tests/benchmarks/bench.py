@@ -1,4 +1,4 @@
-"""`make bench`: the first table, in a few minutes: scoring beside the usual Ray template, a DataLoader and the limit."""
+"""`make bench`: the first table, in minutes: scoring beside the usual Ray template, a DataLoader and the limit."""
 
 import argparse
 from pathlib import Path

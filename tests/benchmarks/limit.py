@@ -1,7 +1,7 @@
 """The limit: one process a core, the fastest decoder and ONNX Runtime, no framework, no checks, no output.
 
 It gives the same pixels as `pipeline.images` for baseline JPEGs, so its probabilities are ours; `limit_variants` shows
-what else was tried. Images come from a folder, from tars (by offset), or from an S3 prefix (presigned plain GETs).
+what else was tried. Images come from a folder, from tars (by offset), or from an S3 prefix (plain unsigned GETs).
 """
 
 import multiprocessing

@@ -40,7 +40,7 @@ def served(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         client = boto3.client("s3", endpoint_url=endpoint, **keys)
         client.create_bucket(Bucket=BUCKET)
         for path in sorted(folder.glob("*.jpg")):
-            client.put_object(Bucket=BUCKET, Key=f"images/{path.name}", Body=path.read_bytes())
+            client.put_object(Bucket=BUCKET, Key=f"images/{path.name}", Body=path.read_bytes(), ACL="public-read")
         yield f"s3://{BUCKET}/images", environment
     finally:
         server.terminate()
