@@ -34,6 +34,8 @@ def main() -> None:
     ]
     results = interleaved(contenders, options.rounds, work / "runs", budget, lambda text: print(text, flush=True))
     print(f"\n{options.model}, JPEG 640x480 on disk, synthetic images. {environment()}\n")
+    if OURS not in results:
+        raise SystemExit(f"no run of {OURS} succeeded: {'; '.join(budget.left_out)}")
     print(result_table(results, OURS))
     ours = predictions_of(str(work / "runs" / "ours"))
     for contender in contenders[2:]:
@@ -41,7 +43,7 @@ def main() -> None:
             correlation, difference = agreement(ours, str(work / "runs" / contender.module))
             print(f"same work: {contender.title}, r = {correlation:.3f}, mean difference {difference:.3f}")
     for what in budget.left_out:
-        print(f"left out for time: {what}")
+        print(f"left out: {what}")
 
 
 if __name__ == "__main__":

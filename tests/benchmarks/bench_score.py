@@ -64,7 +64,7 @@ def main() -> None:
     for name in options.sections:
         sections[name]()
     if budget.left_out:
-        report.add("Left out, beyond the time limit: " + "; ".join(budget.left_out) + ".")
+        report.add("Left out: failed, or beyond the time limit: " + "; ".join(budget.left_out) + ".")
     print(f"\nwritten to {report.path}")
 
 

@@ -69,7 +69,12 @@ def interleaved(
             if not budget.allows(f"{contender.title}, round {number}", lasted.get(contender.title, 0.0)):
                 continue
             begin = time.monotonic()
-            measured = run(contender, out / contender.module)
+            try:
+                measured = run(contender, out / contender.module)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:  # the other rows are still worth having
+                budget.left_out.append(f"{contender.title}, round {number} (failed)")
+                say(f"  round {number}  {error}")
+                continue
             lasted[contender.title] = time.monotonic() - begin
             results[contender.title].append(measured)
             say(
