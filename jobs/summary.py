@@ -8,17 +8,15 @@ from pydantic import Field
 from jobs.common import finish, run, s3_settings
 from pipeline.config import JobConfig, positional
 from pipeline.images import Limits
-from pipeline.report.words import NOT_A_DEVICE
 from pipeline.scoring import advice
 from pipeline.scoring.gallery import Picture, load_pictures
-from pipeline.scoring.summary import Summary, find_run, summarize
-from pipeline.scoring.summary_page import REASONS, render_page, stages, throughput
+from pipeline.scoring.summary import REASONS, Summary, find_run, stages, summarize, throughput
 from pipeline.storage import S3Settings, absolute, join, store_for
 
 EXAMPLES = """examples:
   leukoray summary scores                                   the latest finished run
   leukoray summary scores/run-20261122-210000-123 --out night.html
-  leukoray summary s3://results/scores --no-pictures        reads no image again
+  leukoray summary s3://results/scores --no-pictures        leaves out the pictures
 
 The page holds its pictures: it can be mailed or archived, and shows images of the source to whoever opens it.
 Research software, not a medical device."""
@@ -30,19 +28,21 @@ class SummaryConfig(JobConfig):
 
     run: str = positional(description="folder of a run, or the output of leukoray score: then its latest run")
     out: str | None = Field(None, description="HTML file to write, local or s3:// (default: RUN/summary.html)")
-    no_pictures: bool = Field(False, description="do not read the images that the page shows again")
+    pictures: bool = Field(True, description="read the images that the page shows again from their source")
 
 
 def main(config: SummaryConfig) -> None:
     s3 = s3_settings(config)
     summary = summarize(find_run(absolute(config.run), s3), s3)
     for line in account(summary):
-        print(line)
-    pictures = {} if config.no_pictures else _pictures(summary, s3)
+        print(line, flush=True)
+    from pipeline.scoring.summary_page import render_page  # scikit-learn and matplotlib: after the account is out
+
+    pictures = _pictures(summary, s3) if config.pictures else {}
     page = absolute(config.out) if config.out else join(summary.folder.uri, "summary.html")
     store_for(page, s3).write(page, render_page(summary, pictures).encode())
     print(f"page: {page}")
-    print(NOT_A_DEVICE)
+    print(summary.run["notice"])
 
 
 def _pictures(summary: Summary, s3: S3Settings) -> dict[int, Picture]:
@@ -97,7 +97,9 @@ def _time(summary: Summary) -> list[str]:
     lines = ["", "time", f"  {throughput(summary.run)}"]
     for item in shares:
         mark = "  <- most" if item["slowest"] else ""
-        lines.append(f"  {item['name']:<8}  {100 * item['share']:3.0f} %  {item['milliseconds']:8.2f} ms an image{mark}")
+        lines.append(
+            f"  {item['name']:<8}  {100 * item['share']:3.0f} %  {item['milliseconds']:8.2f} ms an image{mark}"
+        )
     return lines
 
 

@@ -37,7 +37,7 @@ class Picture:
 
 
 def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Environment:
-    """Jinja2 with this package's templates, and those in `folders`; a name missing from one is an error, not a blank."""
+    """Jinja2 with this package's templates and those in `folders`; a missing name is an error, not a blank."""
     loaded = Environment(
         loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=autoescape,

@@ -6,7 +6,7 @@ place and read whole at the end. Memory is that of one row group, whatever the n
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import IncompleteError, InputError
-from pipeline.scoring.ledger import finished_runs, output_files, run_folders
+from pipeline.scoring import advice
+from pipeline.scoring.ledger import UNCHANGED, UNCHANGED_BAD, finished_runs, output_files, run_folders
+from pipeline.scoring.progress import human_time
 from pipeline.scoring.records import RunFolder
 from pipeline.scoring.run import read_run
 from pipeline.storage import S3Settings, store_for
@@ -29,6 +31,10 @@ _COUNTED = ["probability", "decision", "class_name"]
 _SHOWN = [
     "image_id", "uri", "member", "etag", "size_bytes", "probability", "class_name", "decision", "subject_id",
 ]  # fmt: skip
+REASONS = {
+    UNCHANGED: "scored by an earlier run, unchanged since",
+    UNCHANGED_BAD: "quarantined by an earlier run, unchanged since",
+}
 
 
 @dataclass(frozen=True)
@@ -238,3 +244,36 @@ def _subjects(folder: RunFolder, s3: S3Settings | None) -> tuple[list[dict[str, 
         parquet = pq.ParquetFile(file)
         rows = parquet.read_row_group(0).slice(0, MAX_SUBJECTS).to_pylist()
         return rows, parquet.metadata.num_rows
+
+
+def stages(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Stage, share of the workers' busy time, milliseconds an image, whether it is the slowest."""
+    progress = run["progress"]
+    images = max(1, progress["images"])
+    return [
+        {
+            "name": name,
+            "share": share,
+            "milliseconds": 1000 * progress["stage_seconds"][name] / images,
+            "slowest": name == progress["bottleneck"],
+            "advice": advice.of_stage(name),
+        }
+        for name, share in progress["stage_shares"].items()
+    ]
+
+
+def throughput(run: Mapping[str, Any]) -> str:
+    """Rates and the bottleneck in a sentence or two; empty where nothing was scored in this run's last process."""
+    progress = run["progress"]
+    if not progress["images"]:
+        return ""
+    workers = progress["workers"]
+    text = (
+        f"{progress['images']:,} images in {human_time(progress['elapsed_s'])} on {workers} "
+        f"{'worker' if workers == 1 else 'workers'}: {progress['images_per_s']:,.0f} images/s, "
+        f"{progress['mb_per_s']:,.1f} MB/s; listing took {human_time(run['listing_s'])}. "
+    )
+    if progress["resumed_images"]:
+        text += f"{progress['resumed_images']:,} more were done before an interruption and are not in these rates. "
+    slowest = progress["bottleneck"]
+    return text + (f"Most time went into {slowest}: {advice.of_stage(slowest).remedy}." if slowest else "")

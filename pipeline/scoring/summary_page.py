@@ -8,17 +8,11 @@ from pipeline.report import plots, words
 from pipeline.report.html import data_uri, environment
 from pipeline.scoring import advice
 from pipeline.scoring.gallery import Picture
-from pipeline.scoring.ledger import UNCHANGED, UNCHANGED_BAD
-from pipeline.scoring.progress import human_time
-from pipeline.scoring.summary import BINS, Summary
+from pipeline.scoring.summary import BINS, REASONS, Summary, stages, throughput
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NO_PICTURES = Picture(None, "pictures were left out")
 _DECISIONS = ("negative", "review", "positive")
-REASONS = {
-    UNCHANGED: "scored by an earlier run, unchanged since",
-    UNCHANGED_BAD: "quarantined by an earlier run, unchanged since",
-}
 
 
 def render_page(summary: Summary, pictures: Mapping[int, Picture]) -> str:
@@ -50,39 +44,6 @@ def render_page(summary: Summary, pictures: Mapping[int, Picture]) -> str:
             not_a_device=words.NOT_A_DEVICE,
         )
     )
-
-
-def stages(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Stage, share of the workers' busy time, milliseconds an image, whether it is the slowest."""
-    progress = run["progress"]
-    images = max(1, progress["images"])
-    return [
-        {
-            "name": name,
-            "share": share,
-            "milliseconds": 1000 * progress["stage_seconds"][name] / images,
-            "slowest": name == progress["bottleneck"],
-            "advice": advice.of_stage(name),
-        }
-        for name, share in progress["stage_shares"].items()
-    ]
-
-
-def throughput(run: Mapping[str, Any]) -> str:
-    """Rates and the bottleneck in a sentence or two; empty where nothing was scored in this run's last process."""
-    progress = run["progress"]
-    if not progress["images"]:
-        return ""
-    workers = progress["workers"]
-    text = (
-        f"{progress['images']:,} images in {human_time(progress['elapsed_s'])} on {workers} "
-        f"{'worker' if workers == 1 else 'workers'}: {progress['images_per_s']:,.0f} images/s, "
-        f"{progress['mb_per_s']:,.1f} MB/s; listing took {human_time(run['listing_s'])}. "
-    )
-    if progress["resumed_images"]:
-        text += f"{progress['resumed_images']:,} more were done before an interruption and are not in these rates. "
-    slowest = progress["bottleneck"]
-    return text + (f"Most time went into {slowest}: {advice.of_stage(slowest).remedy}." if slowest else "")
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
@@ -124,6 +85,8 @@ def _histogram(summary: Summary) -> str:
 def _histogram_caption(summary: Summary) -> str:
     scored = summary.run["counts"]["scored"]
     text = f"All {scored:,} scored images in {BINS} equal steps of probability."
+    if summary.decides:
+        text += " The colour tells the side of the threshold."
     if summary.review_band:
         low, high = summary.review_band
         text += f" Shaded: the probabilities sent to review here, {low:.3f} to {high:.3f}."

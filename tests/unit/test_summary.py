@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +245,12 @@ def test_memory_holds_one_row_group_of_the_columns_that_are_counted(
     """Names and digests, the wide columns, are read only for the rows that are shown."""
     asked: list[Sequence[str] | None] = []
     read = summary._row_groups
-    monkeypatch.setattr(summary, "_row_groups", lambda uri, columns, s3: (asked.append(columns), read(uri, columns, s3))[1])
+
+    def recorded(uri: str, columns: Sequence[str] | None, s3: None) -> Iterator[tuple[int, pa.Table]]:
+        asked.append(columns)
+        return read(uri, columns, s3)
+
+    monkeypatch.setattr(summary, "_row_groups", recorded)
     summarize(run, None)
     assert summary._COUNTED in asked
     assert not {"uri", "member", "model_sha256"} & set(summary._COUNTED)
