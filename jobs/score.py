@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from jobs.common import finish, run, s3_settings, show_config
+from pipeline.annotation import subject_reader
 from pipeline.bundle import Bundle
 from pipeline.config import JobConfig, positional
 from pipeline.errors import IncompleteError, UsageError
@@ -88,6 +89,8 @@ def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
         raise UsageError("--retry-quarantined takes its sources from the run; leave SOURCES out")
     if config.partition_by:
         Partition.parse(config.partition_by)
+    if config.subject_pattern:
+        subject_reader(config.subject_pattern)
     sources = scoring.retry_sources(RunFolder(retry_of), s3) if retry_of else tuple(map(absolute, config.sources))
     # An age moves with the clock; the request keeps the user's word so that the same command finds its run.
     since = config.since and (config.since if _is_age(config.since) else parse_since(config.since).isoformat())

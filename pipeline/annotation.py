@@ -5,7 +5,7 @@ Takes and gives plain strings and Annotations, one a path; no I/O. The naming ha
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -150,7 +150,11 @@ def _label_table(
     return {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)}
 
 
-def _with_pattern(annotations: list[Annotation], paths: Sequence[str], pattern: str) -> list[Annotation]:
+def subject_reader(pattern: str) -> Callable[[str], str | None]:
+    """What reads the subject from a path: the group 'subject' or first group of a regular expression.
+
+    Raises UsageError for a pattern that is no such expression.
+    """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -161,10 +165,20 @@ def _with_pattern(annotations: list[Annotation], paths: Sequence[str], pattern: 
             f"'(?P<subject>P\\d+)_'"
         )
     group: str | int = "subject" if "subject" in compiled.groupindex else 1
-    subjects = [found[group] if (found := compiled.search(normalize(path))) else None for path in paths]
+
+    def read(path: str) -> str | None:
+        found = compiled.search(normalize(path))
+        return (found[group] or None) if found else None
+
+    return read
+
+
+def _with_pattern(annotations: list[Annotation], paths: Sequence[str], pattern: str) -> list[Annotation]:
+    read = subject_reader(pattern)
+    subjects = [read(path) for path in paths]
     if annotations and not any(subjects):
         raise UsageError(f"--subject-pattern '{pattern}' finds a subject in no path, e.g. not in '{paths[0]}'")
-    return [replace(a, subject_id=subject or None) for a, subject in zip(annotations, subjects, strict=True)]
+    return [replace(a, subject_id=subject) for a, subject in zip(annotations, subjects, strict=True)]
 
 
 def _with_blocks(annotations: list[Annotation], paths: Sequence[str], size: int) -> list[Annotation]:

@@ -133,7 +133,8 @@ def read_bundle(uri: str, s3: S3Settings | None = None) -> Bundle:
     if info.preprocessing_digest != expected:
         raise InputError(
             f"bundle {uri}: was trained with other preprocessing (digest {info.preprocessing_digest[:12]}, "
-            f"this leukoray has {expected[:12]}); its probabilities would be wrong: use the version that trained it, or train again"
+            f"this leukoray has {expected[:12]}); its probabilities would be wrong: "
+            "use the version that trained it, or train again"
         )
     store = store_for(uri, s3)
     for name in (WEIGHTS, GRAPH):

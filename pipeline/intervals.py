@@ -7,10 +7,10 @@ all metrics of all replicates are then a few matrix products: 1,000 replicates o
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,7 +36,7 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
         raise ValueError(f"successes must lie in 0..{total}, got {successes}")
     if total == 0:
         return Interval(np.nan, np.nan, np.nan)
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     margin = z / (1 + z * z / total) * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))

@@ -126,7 +126,8 @@ def read_info(uri: str, s3: S3Settings | None = None) -> dict[str, Any]:
     found = info.get("version") if isinstance(info, dict) else None
     if found != MANIFEST_VERSION:
         raise InputError(
-            f"{path}: manifest version {found}, this leukoray reads version {MANIFEST_VERSION}; run `leukoray ingest` again"
+            f"{path}: manifest version {found}, this leukoray reads version {MANIFEST_VERSION}; "
+            "run `leukoray ingest` again"
         )
     return dict(info)
 

@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import PlatformError
-from pipeline.s3 import S3Store, s3_store
 from pipeline.storage import S3Settings, StoreError, is_s3, join
+
+if TYPE_CHECKING:
+    from pipeline.s3 import S3Store
 
 NAME = "_lock"
 RENEW_S = 5.0
@@ -32,6 +34,8 @@ def locked(out: str, run_id: str, s3: S3Settings | None, wait_s: float = 0.0) ->
     """
     owner = {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     if is_s3(out):
+        from pipeline.s3 import s3_store  # boto3 only for those who need it
+
         lease = _acquire(lambda: _Lease.take(s3_store(s3 or S3Settings()), join(out, NAME), owner), out, wait_s)
         try:
             yield lease.check
@@ -90,7 +94,7 @@ def _lock_file(path: Path, owner: dict[str, Any]) -> IO[str]:
 class _Lease:
     """The lock on S3, renewed by a thread until it is released or lost."""
 
-    def __init__(self, store: S3Store, uri: str, owner: dict[str, Any], etag: str) -> None:
+    def __init__(self, store: "S3Store", uri: str, owner: dict[str, Any], etag: str) -> None:
         self._store, self._uri, self._owner, self._etag = store, uri, owner, etag
         self._lost: str | None = None
         self._renewed = time.monotonic()
@@ -99,7 +103,7 @@ class _Lease:
         self._thread.start()
 
     @classmethod
-    def take(cls, store: S3Store, uri: str, owner: dict[str, Any]) -> "_Lease":
+    def take(cls, store: "S3Store", uri: str, owner: dict[str, Any]) -> "_Lease":
         body = json.dumps({**owner, "renewed": time.time()}).encode()
         etag = store.create(uri, body)
         if etag is None:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import layouts
+from pipeline.annotation import subject_reader
 from pipeline.archives import Entry, Problem
 from pipeline.errors import InputError, PlatformError, Stage
 from pipeline.listing import Filters, Tally, entry_row, list_sources, parse_since, relative_path
@@ -203,16 +204,17 @@ def _with_subjects(
     except InputError:  # several data sets side by side: fine for scoring, but their subjects stay unknown
         layout = layouts.LAYOUTS["flat"]
     plan.layout = layout.name
+    read = subject_reader(request.subject_pattern) if request.subject_pattern else None
     tells = layout.block_size is None
     for item in itertools.chain(head, found):
         if isinstance(item, Problem):
             yield item, None
-        elif request.subject_pattern:
-            path = relative_path(item, request.sources)
-            [annotation] = layouts.annotate([path], layouts.LAYOUTS["flat"], subject_pattern=request.subject_pattern)
-            yield item, annotation.subject_id
+            continue
+        path = relative_path(item, request.sources)
+        if read is not None:
+            yield item, read(path)
         else:
-            yield item, layout.annotate(relative_path(item, request.sources)).subject_id if tells else None
+            yield item, layout.annotate(path).subject_id if tells else None
 
 
 def shard_size(rows_before: int) -> int:

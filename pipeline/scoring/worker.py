@@ -27,7 +27,7 @@ from pipeline.storage import S3Settings, StoreError, store_for
 
 _BATCH = 16  # images a forward pass: activations stay in cache on CPU
 _CUDA_BATCH = 128
-_OUTAGE_ROWS = 24  # so many transient failures in a row with no success are the store's fault, not the images'
+_OUTAGE_ROWS = 24  # so many failures in a row are the store's fault, not the images'
 
 
 @dataclass
@@ -116,9 +116,10 @@ class ShardScorer:
             if fetched.rejected is not None:
                 results[fetched.row["image_id"]] = (fetched, None, fetched.rejected)
                 barren = barren + 1 if fetched.rejected.code in (Code.IO_ERROR, Code.TIMEOUT) else barren
-                if barren >= _OUTAGE_ROWS and not any(f.rejected is None for f, _, _ in results.values()) and not batch:
+                if barren >= _OUTAGE_ROWS:
                     raise PlatformError(f"the store does not answer ({fetched.rejected}); run again when it is back")
             else:
+                barren = 0
                 batch.append(fetched)
             if len(batch) >= self._batch:
                 self._flush(batch, results, account, thread)
