@@ -223,8 +223,9 @@ def main() -> int:
     options = parser.parse_args()
     begin = time.monotonic()
     tally = chaos(options.kills, options.seed, tuple(options.where))
+    killed = ", ".join(f"{count} {victim}" for victim, count in sorted(tally.kills.items()))
     print(
-        f"{sum(tally.kills.values())} kills ({dict(tally.kills)}), {tally.too_late} came too late, {tally.rounds} runs, "
+        f"{sum(tally.kills.values())} kills ({killed}), {tally.too_late} came too late, {tally.rounds} runs, "
         f"{tally.images} images accounted for, {tally.resumed} not done again; {len(tally.differences)} differences "
         f"from the unbroken run; {(time.monotonic() - begin) / 60:.1f} min"
     )
