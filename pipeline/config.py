@@ -80,7 +80,8 @@ def _parser(config_class: type[BaseModel], prog: str, epilog: str) -> argparse.A
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"leukoray {__version__}")
+    if "version" not in config_class.model_fields:  # a job may name a model's version by this flag
+        parser.add_argument("--version", action="version", version=f"leukoray {__version__}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys as the flags")
     shared = parser.add_argument_group("cluster and storage")
     for name, field in config_class.model_fields.items():
