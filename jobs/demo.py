@@ -42,7 +42,7 @@ Research software, not a medical device."""
 SYNTHETIC = "synthetic"
 _SAMPLES = ("--images", "480", "--subjects", "80", "--archive-images", "120")
 _TRAIN_ON_SAMPLES = ("--architecture", "cnn", "--input-size", "96", "--epochs", "8", "--patience", "3")
-_TRAIN_ON_REAL = ("--architecture", "resnet18", "--input-size", "128", "--epochs", "8", "--patience", "3")
+_TRAIN_ON_REAL = ("--architecture", "cnn-se", "--input-size", "128", "--epochs", "10", "--patience", "4")
 _READY_WITHIN_S = 180.0
 _STOPPED_WITHIN_S = 30.0
 _LOG_LINES_SHOWN = 12
