@@ -139,11 +139,11 @@ def test_a_picture_that_kills_the_decoder_costs_that_picture_only(bundle: Bundle
     plant = tmp_path / "plant"
     plant.mkdir()
     (plant / "sitecustomize.py").write_text(
-        "import os, signal, simplejpeg\n"
+        "import ctypes, simplejpeg\n"
         "sound = simplejpeg.decode_jpeg\n"
         "def decode_jpeg(data, *a, **k):\n"
         "    if b'END-OF-PROCESS' in data[-64:]:\n"
-        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "        ctypes.string_at(0)\n"
         "    return sound(data, *a, **k)\n"
         "simplejpeg.decode_jpeg = decode_jpeg\n"
     )
