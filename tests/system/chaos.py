@@ -88,16 +88,7 @@ class Arena:
 
 def kill(process: subprocess.Popen[Any], victim: str) -> bool:
     """Kill -9 the driver, one scoring worker, or the raylet; False when there is none to kill."""
-    try:
-        tree = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return False
-    if victim == "driver":
-        targets = [psutil.Process(process.pid)]
-    elif victim == "raylet":
-        targets = [child for child in tree if _name(child).endswith("raylet")]
-    else:
-        targets = [child for child in tree if "RemoteScorer" in " ".join(_command(child))]
+    targets = _targets(process, victim)
     if not targets:
         return False
     try:
@@ -105,6 +96,34 @@ def kill(process: subprocess.Popen[Any], victim: str) -> bool:
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+def _targets(process: subprocess.Popen[Any], victim: str) -> list[psutil.Process]:
+    try:
+        own = psutil.Process(process.pid)
+        tree = own.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    if victim == "driver":
+        return [own]
+    if victim == "raylet":
+        return [child for child in tree if _name(child).endswith("raylet")]
+    return [child for child in tree if "RemoteScorer" in " ".join(_command(child))]
+
+
+def _strike(process: subprocess.Popen[Any], victim: str, rng: random.Random, typical_s: float) -> bool:
+    """Kill at a random moment of the victim's life: any for the driver, from their start on for what Ray starts."""
+    if victim == "driver":
+        time.sleep(rng.uniform(0.3, 1.0) * typical_s)
+        return process.poll() is None and kill(process, victim)
+    pause_s = rng.uniform(0.0, 3.0 if victim == "worker" else 0.5 * typical_s)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if _targets(process, victim):
+            time.sleep(pause_s)
+            return process.poll() is None and kill(process, victim)
+        time.sleep(0.05)
+    return False
 
 
 def _name(process: psutil.Process) -> str:
@@ -133,8 +152,7 @@ def one_round(arena: Arena, kills: int, rng: random.Random, typical_s: float, ta
             score_command(*_arguments(arena)), cwd=ROOT, env={**os.environ, **arena.env},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(rng.uniform(0.3, 1.1) * typical_s)
-        killed = process.poll() is None and kill(process, victim)
+        killed = _strike(process, victim, rng, typical_s)
         tally.kills[victim] += killed
         tally.too_late += not killed
         try:
