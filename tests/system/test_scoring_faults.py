@@ -29,7 +29,7 @@ from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
 
 from .chaos import chaos
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
