@@ -20,7 +20,6 @@ from pipeline.errors import InputError
 from pipeline.storage import S3Settings, StoreError, absolute, arrow_filesystem, join, store_for
 
 MANIFEST_VERSION = 1
-SPLITS = ("train", "validation", "test")
 _PART = re.compile(r"part-\d{5}\.parquet")
 
 LOCATION_FIELDS = [

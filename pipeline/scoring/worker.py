@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bundle import Bundle
-from pipeline.errors import TRANSIENT_CODES, Code, ImageRejected, PlatformError, Stage
+from pipeline.errors import Code, ImageRejected, PlatformError, Stage
 from pipeline.fetch import Fetched, fetch_rows
 from pipeline.images import Limits, LoadedImage
 from pipeline.manifest import to_parquet
@@ -44,15 +44,6 @@ class Account:
     )
     attempts: int = 0
     worker: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One row of a part."""
-
-    fetched: Fetched
-    image: LoadedImage | None
-    rejected: ImageRejected | None
 
 
 class ShardScorer:
@@ -222,10 +213,6 @@ def _one(predictions: Predictions, index: int) -> Predictions:
     return Predictions(
         predictions.classes[rows], predictions.probability[rows], predictions.top[rows], predictions.decisions[rows]
     )
-
-
-def is_transient(code: str) -> bool:
-    return code in {item.value for item in TRANSIENT_CODES}
 
 
 def probe(shard_uri: str, ids: list[int], size: int, s3: S3Settings | None, limits: Limits) -> int:
