@@ -17,11 +17,12 @@ from pipeline.config import JobConfig, effective, positional
 from pipeline.errors import IncompleteError, InputError, UsageError
 from pipeline.evaluation import Outcomes, is_labelled
 from pipeline.fetch import Row
-from pipeline.manifest import SPLITS, Manifest, read_manifest, rows, to_parquet
+from pipeline.manifest import Manifest, read_manifest, rows, to_parquet
 from pipeline.metrics import METRIC_NAMES, Threshold, threshold_for
 from pipeline.outcomes import EvaluationWorker, Outcome
 from pipeline.registry import resolve
 from pipeline.report import render_card, render_report, words
+from pipeline.splits import SPLITS
 from pipeline.storage import S3Settings, absolute, join, store_for
 
 HISTORY = "report/history.json"
