@@ -1,7 +1,8 @@
 """One run at a time writes to an output. The lock of a dead run ends by itself.
 
 On disk the kernel's advisory lock ends with its process. On S3 the lock is an object made by a conditional PUT and
-renewed by compare-and-swap; one that was not renewed for `EXPIRY_S` may be taken over.
+renewed by compare-and-swap; one whose process is seen to be gone, or that was not renewed for `EXPIRY_S`, is taken
+over. Whoever finds one looks on until it is renewed (its owner lives: refused) or ends.
 """
 
 import contextlib
@@ -32,7 +33,13 @@ def locked(out: str, run_id: str, s3: S3Settings | None, wait_s: float = 0.0) ->
 
     Raises PlatformError when another run holds it for longer than `wait_s` seconds.
     """
-    owner = {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    owner = {
+        "run_id": run_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.time(),
+        "process": _process_identity(os.getpid()),
+    }
     if is_s3(out):
         from pipeline.s3 import s3_store  # boto3 only for those who need it
 
@@ -51,20 +58,47 @@ def locked(out: str, run_id: str, s3: S3Settings | None, wait_s: float = 0.0) ->
 
 def _acquire(attempt: Callable[[], Any], out: str, wait_s: float) -> Any:
     deadline = time.monotonic() + wait_s
+    first: str | None = None  # the renewal that was there when we came
     while True:
         try:
             return attempt()
         except _HeldError as held:
-            if time.monotonic() >= deadline:
+            first = first or held.renewal
+            may_be_dead = held.renewal is not None and held.renewal == first
+            if time.monotonic() >= deadline and not may_be_dead:
                 raise PlatformError(
                     f"{out}: another run is writing here ({held}); wait for it (--wait-for-lock SECONDS), "
                     "or choose another --out"
                 ) from None
-            time.sleep(min(1.0, max(0.1, deadline - time.monotonic())))
+            time.sleep(1.0 if may_be_dead else min(1.0, max(0.1, deadline - time.monotonic())))
 
 
 class _HeldError(Exception):
-    """Somebody else has the lock."""
+    """Somebody else has the lock. `renewal` changes while its owner lives; None where the lock cannot outlive it."""
+
+    def __init__(self, holder: str, renewal: str | None = None) -> None:
+        super().__init__(holder)
+        self.renewal = renewal
+
+
+def _process_identity(pid: int) -> str | None:
+    """Names a process of this machine for ever: boot, PID namespace, PID and start; None where there is none."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    is_dead = fields[0] in "ZX"  # ended, only its parent has not asked yet
+    return None if is_dead else f"{boot}/{namespace}/{pid}/{fields[19]}"
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """The owner ran here, in our view of processes, and runs no more."""
+    theirs, ours = owner.get("process"), _process_identity(os.getpid())
+    if not theirs or not ours or theirs.split("/")[:2] != ours.split("/")[:2]:
+        return False
+    return bool(_process_identity(int(owner["pid"])) != theirs)
 
 
 def _describe(owner: dict[str, Any]) -> str:
@@ -112,8 +146,8 @@ class _Lease:
             except StoreError:
                 raise _HeldError("just released") from None
             holder = json.loads(held.data)
-            if time.time() - float(holder.get("renewed", 0)) < EXPIRY_S:
-                raise _HeldError(_describe(holder))
+            if time.time() - float(holder.get("renewed", 0)) < EXPIRY_S and not _is_gone(holder):
+                raise _HeldError(_describe(holder), held.etag)
             etag = store.replace(uri, body, held.etag)
             if etag is None:
                 raise _HeldError("just taken over by another run")

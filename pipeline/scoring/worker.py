@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.bundle import Bundle
 from pipeline.errors import Code, ImageRejected, PlatformError, Stage
 from pipeline.fetch import Fetched, fetch_rows
-from pipeline.images import Limits, LoadedImage
+from pipeline.images import Header, Limits, LoadedImage
 from pipeline.manifest import to_parquet
 from pipeline.predictor import Predictions, Predictor
 from pipeline.scoring.records import class_columns, part_schema
@@ -44,6 +44,25 @@ class Account:
     )
     attempts: int = 0
     worker: str = ""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one row; neither its bytes nor its pixels, so that a shard in work stays small."""
+
+    etag: str
+    size_bytes: int
+    attempts: int
+    header: Header | None
+    result: Predictions | ImageRejected
+    at: datetime
+
+    @classmethod
+    def of(
+        cls, fetched: Fetched, header: Header | None, result: Predictions | ImageRejected, at: datetime | None = None
+    ) -> "_Outcome":
+        size = len(fetched.data) if fetched.data is not None else fetched.row["size_bytes"]
+        return cls(fetched.etag, size, fetched.attempts, header, result, at or datetime.now(UTC))
 
 
 class ShardScorer:
@@ -88,9 +107,9 @@ class ShardScorer:
 
     def _predict_all(
         self, rows: list[dict[str, Any]], crashed: frozenset[int], account: Account, thread: int
-    ) -> dict[int, tuple[Fetched, LoadedImage | None, Predictions | ImageRejected]]:
+    ) -> dict[int, _Outcome]:
         """Outcome of every row, by image id. Batches are predicted as they fill, in the order of arrival."""
-        results: dict[int, tuple[Fetched, LoadedImage | None, Predictions | ImageRejected]] = {}
+        results: dict[int, _Outcome] = {}
         batch: list[Fetched] = []
         barren = 0
         healthy = [row for row in rows if row["image_id"] not in crashed]
@@ -98,14 +117,14 @@ class ShardScorer:
             if row["image_id"] in crashed:
                 message = "decoding it ended the process; the file is dangerous or the decoder has a bug"
                 rejected = ImageRejected(Code.CRASHED_DECODER, message, Stage.DECODE)
-                results[row["image_id"]] = (Fetched(row, None, None, row["etag"], 1), None, rejected)
+                results[row["image_id"]] = _Outcome.of(Fetched(row, None, None, row["etag"], 1), None, rejected)
         begin = time.perf_counter()
         self._doing[thread] = ("fetch", rows[0]["uri"] if rows else "", time.monotonic())
         for fetched in fetch_rows(healthy, self._s3, self._limits):
             account.seconds["fetch"] += time.perf_counter() - begin
             account.attempts += fetched.attempts
             if fetched.rejected is not None:
-                results[fetched.row["image_id"]] = (fetched, None, fetched.rejected)
+                results[fetched.row["image_id"]] = _Outcome.of(fetched, None, fetched.rejected)
                 barren = barren + 1 if fetched.rejected.code in (Code.IO_ERROR, Code.TIMEOUT) else barren
                 if barren >= _OUTAGE_ROWS:
                     raise PlatformError(f"the store does not answer ({fetched.rejected}); run again when it is back")
@@ -123,7 +142,7 @@ class ShardScorer:
     def _flush(
         self,
         batch: list[Fetched],
-        results: dict[int, tuple[Fetched, LoadedImage | None, Predictions | ImageRejected]],
+        results: dict[int, _Outcome],
         account: Account,
         thread: int,
     ) -> None:
@@ -138,7 +157,7 @@ class ShardScorer:
             ]
             for item, image in zip(batch, decoded, strict=True):
                 if isinstance(image, ImageRejected):
-                    results[item.row["image_id"]] = (item, None, image)
+                    results[item.row["image_id"]] = _Outcome.of(item, None, image)
             account.seconds["decode"] += time.perf_counter() - begin
             begin = time.perf_counter()
             self._doing[thread] = ("predict", batch[0].row["uri"], time.monotonic())
@@ -159,39 +178,40 @@ class ShardScorer:
     def _predict(
         self,
         images: list[tuple[Fetched, LoadedImage]],
-        results: dict[int, tuple[Fetched, LoadedImage | None, Predictions | ImageRejected]],
+        results: dict[int, _Outcome],
     ) -> None:
         pixels = np.stack([image.pixels for _, image in images])  # uint8 (B, S, S, 3)
         try:
             predictions: Predictions | None = self.predictor(pixels)
         except ImageRejected:
             predictions = None  # one image of the batch gave no finite value; find it
+        now = datetime.now(UTC)
         for index, (item, image) in enumerate(images):
             if predictions is not None:
-                results[item.row["image_id"]] = (item, image, _one(predictions, index))
+                results[item.row["image_id"]] = _Outcome.of(item, image.header, _one(predictions, index), now)
                 continue
             try:
-                results[item.row["image_id"]] = (item, image, self.predictor(image.pixels[None]))
+                results[item.row["image_id"]] = _Outcome.of(item, image.header, self.predictor(image.pixels[None]))
             except ImageRejected as error:
-                results[item.row["image_id"]] = (item, image, error)
+                results[item.row["image_id"]] = _Outcome.of(item, image.header, error)
 
     def _columns(
         self,
         rows: list[dict[str, Any]],
-        results: dict[int, tuple[Fetched, LoadedImage | None, Predictions | ImageRejected]],
+        results: dict[int, _Outcome],
         account: Account,
     ) -> dict[str, list[Any]]:
         """The part's columns, in the shard's order of rows."""
         names = class_columns(self.predictor.info.classes)
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
-        now = datetime.now(UTC)
         for row in rows:
-            fetched, image, result = results[row["image_id"]]
+            outcome = results[row["image_id"]]
+            result, header = outcome.result, outcome.header
             values: dict[str, Any] = {name: row[name] for name in ("image_id", "uri", "member", "subject_id", "meta")}
-            size = len(fetched.data) if fetched.data is not None else row["size_bytes"]
-            values |= {"etag": fetched.etag, "size_bytes": size, "attempts": fetched.attempts, "scored_at": now}
-            if image is not None:
-                values |= {"width": image.header.width, "height": image.header.height, "format": image.header.format}
+            values |= {"etag": outcome.etag, "size_bytes": outcome.size_bytes}
+            values |= {"attempts": outcome.attempts, "scored_at": outcome.at}
+            if header is not None:
+                values |= {"width": header.width, "height": header.height, "format": header.format}
             if isinstance(result, ImageRejected):
                 values |= {"stage": result.stage.value, "code": result.code.value, "message": result.message}
                 account.codes[result.code.value] = account.codes.get(result.code.value, 0) + 1

@@ -16,7 +16,7 @@ def score_command(images: str, bundle: str, out: str, workers: int) -> list[str]
 
 
 def result_of(out: str, seconds_total: float) -> Measured:
-    """From the finished run below `out`: the time of a batch is that of the part it was written in."""
+    """From the finished run below `out`: a batch is finished when its rows say that they were scored."""
     folder = _run_folder(out)
     counts = json.loads((folder / "run.json").read_text())["counts"]
     if counts["scored"] != counts["listed"]:

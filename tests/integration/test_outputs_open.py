@@ -85,8 +85,8 @@ def test_duckdb_reads_the_glob_with_types(run: Run) -> None:
     types = dict(zip(rows.columns, map(str, rows.types), strict=True))
     assert types["image_id"] == "BIGINT" and types["probability"] == "FLOAT" and types["width"] == "INTEGER"
     assert types["decision"] == "VARCHAR" and types["scored_at"] == "TIMESTAMP WITH TIME ZONE"
-    counted = duckdb.sql(f"select count(*) from read_parquet('{run.glob('predictions')}')").fetchone()
-    assert counted == (run.counts["scored"],)
+    counted = duckdb.sql(f"select count(*) from read_parquet('{run.glob('predictions')}')").fetchall()
+    assert counted == [(run.counts["scored"],)]
     codes = duckdb.sql(f"select code, count(*) from read_parquet('{run.glob('quarantine')}') group by code")
     assert dict(codes.fetchall()) == run.counts["codes"]
 

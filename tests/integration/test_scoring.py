@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import time
 import zipfile
@@ -13,8 +15,11 @@ import pytest
 
 from jobs import score as score_job
 from pipeline.bundle import Bundle
+from pipeline.errors import PlatformError
 from pipeline.images import load_image
 from pipeline.predictor import Predictor
+from pipeline.s3 import s3_store
+from pipeline.scoring import lock
 from tests.scoring_sources import contents, mixed_files, only_run, outcome, picture, read_run, rows, upload, write_files
 
 from .conftest import S3Server
@@ -153,28 +158,43 @@ def test_retry_reads_only_what_was_quarantined(tiny_bundle: Bundle, tmp_path: Pa
 def test_a_locked_output_is_refused_in_plain_words(
     source: Path, tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.scoring.lock import locked
-
     out = tmp_path / "out"
-    with locked(str(out), "somebody's run", None):
+    with lock.locked(str(out), "somebody's run", None):
         assert score(source, "--model", tiny_bundle.uri, "--out", out) == 5
     assert "somebody's run" in capsys.readouterr().err
 
 
-def test_an_s3_lock_of_a_dead_run_expires(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.errors import PlatformError
-    from pipeline.s3 import s3_store
-    from pipeline.scoring import lock
+def test_an_s3_lock_that_is_renewed_is_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_S", 0.2)
+    out = f"s3://{s3.bucket}/renewed"
+    with (
+        lock.locked(out, "somebody's run", s3.settings) as check,
+        pytest.raises(PlatformError, match="somebody's run"),
+        lock.locked(out, "second", s3.settings),
+    ):
+        check()
 
-    out = f"s3://{s3.bucket}/locked"
+
+def test_an_s3_lock_of_a_silent_host_expires(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = f"s3://{s3.bucket}/silent"
     owner = {"run_id": "dead", "host": "h", "pid": 1, "since": time.time(), "renewed": time.time()}
     s3_store(s3.settings).write(f"{out}/_lock", json.dumps(owner).encode())
-    with pytest.raises(PlatformError, match="dead"), lock.locked(out, "second", s3.settings):
-        pass
-    monkeypatch.setattr(lock, "EXPIRY_S", 0.0)
-    with lock.locked(out, "third", s3.settings) as check:
+    monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
+    with lock.locked(out, "second", s3.settings) as check:
         check()
     assert s3_store(s3.settings).head(f"{out}/_lock") is None
+
+
+def test_an_s3_lock_of_a_process_that_is_gone_is_taken_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = f"s3://{s3.bucket}/gone"
+    take_and_die = (
+        "import os, sys; from pipeline.scoring.lock import locked; from pipeline.storage import S3Settings\n"
+        f"with locked({out!r}, 'first', S3Settings(endpoint={s3.endpoint!r}, region='us-east-1')): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", take_and_die], check=False).returncode == 9
+    monkeypatch.setattr(lock, "EXPIRY_S", 1e9)  # waiting would not help
+    with lock.locked(out, "second", s3.settings) as check:
+        check()
 
 
 def test_a_resumed_run_does_not_touch_finished_parts(
