@@ -11,7 +11,7 @@ BIN    := $(abspath $(VENV))/bin
 SCRATCH := $(or $(TMPDIR),/tmp)/leukoray-$(shell id -u)
 
 # Nothing outside VENV, OUT and the temp folder is written: not the home folder, not the checkout.
-export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
+export PYTHONDONTWRITEBYTECODE := 1
 export XDG_CACHE_HOME      := $(SCRATCH)/cache
 export XDG_CONFIG_HOME     := $(SCRATCH)/config
 export MPLCONFIGDIR        := $(SCRATCH)/matplotlib

@@ -29,12 +29,13 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
 fi
 
 # uv installs in a minute what takes pip five. Its cache sits in VENV so that files are linked, not copied.
+# Bytecode is compiled here, once: each of the dozen processes of a Ray job would otherwise spend seconds on it.
 echo "setup: installing packages into $venv (torch alone is large: minutes, once)"
 "$venv/bin/python" -m pip install --quiet uv || echo "setup: uv is not to be had; pip takes its place"
 if [ -x "$venv/bin/uv" ] &&
-    UV_CACHE_DIR="$venv/.uv-cache" "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" $flags -e ".$extras"; then
+    UV_CACHE_DIR="$venv/.uv-cache" "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" $flags -e ".$extras"; then
     rm -rf "$venv/.uv-cache"
 else
     rm -rf "$venv/.uv-cache"
-    "$venv/bin/python" -m pip install --quiet --no-compile $flags -e ".$extras"
+    "$venv/bin/python" -m pip install --quiet --compile $flags -e ".$extras"
 fi

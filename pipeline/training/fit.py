@@ -232,6 +232,8 @@ _TRAIN_ENVIRONMENT = {
     # importing torch can take minutes on a busy machine; the default of 60 s would start over each time. A plan that
     # can never be placed is refused before
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # one more process to start, whose warnings nothing here acts on: checkpoints come every epoch anyway
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 
