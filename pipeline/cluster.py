@@ -129,6 +129,16 @@ def check(plan: Plan, resources: dict[str, float]) -> None:
         )
 
 
+def refuse_dead_node(ray: Any) -> None:
+    """Raise PlatformError when the Ray node this process belongs to has died: Ray would wait for ever."""
+    own = ray.get_runtime_context().get_node_id()
+    if not any(node["NodeID"] == own and node["Alive"] for node in ray.nodes()):
+        raise PlatformError(
+            "Ray's node under this process died (raylet killed, or out of memory); what is done is kept: run the same "
+            "command again"
+        )
+
+
 def shared_memory_warning() -> str | None:
     """A sentence when /dev/shm is too small for the object store, None when it is not."""
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.bundle import Bundle
 from pipeline.cluster import Plan as ClusterPlan
-from pipeline.cluster import check
+from pipeline.cluster import check, refuse_dead_node
 from pipeline.errors import LeukorayError, PlatformError
 from pipeline.images import Limits
 from pipeline.scoring.plan import Plan
@@ -26,6 +26,7 @@ from pipeline.storage import S3Settings, is_s3, store_for
 _CRASHES_BEFORE_PROBING = 2
 _MAX_DEATHS_WITHOUT_PROGRESS = 12
 _PROBE_GROUP = 16
+_NODE_CHECK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,11 @@ class ScoreDriver:
         return _Worker(actor_class.remote(self._bundle, self._s3, self._limits, threads))
 
     def _loop(self, todo: deque[int], progress: Progress) -> None:
+        looked = time.monotonic()
         while todo or any(worker.open for worker in self._workers):
+            if time.monotonic() - max(looked, progress.last_change) > _NODE_CHECK_S:
+                looked = time.monotonic()
+                refuse_dead_node(self._ray)
             self._hand_out(todo)
             references = [reference for worker in self._workers for reference in worker.open]
             ready, _ = self._ray.wait(references, num_returns=1, timeout=1.0)

@@ -23,6 +23,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
+from pipeline.cluster import refuse_dead_node
 from pipeline.data import LabelledRows, Rejected, deal, decoded, fits_object_store, rejected
 from pipeline.errors import LeukorayError, PlatformError
 from pipeline.storage import S3Settings, StoreError, arrow_filesystem, is_s3, join, store_for
@@ -39,6 +40,7 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own record of a ru
 _WORKER_RESTARTS = 3
 _CONTROLLER_RESTARTS = 2
 _POLL_S = 0.3
+_NODE_CHECK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -217,8 +219,12 @@ def _fit_and_show(trainer: TorchTrainer, mailbox: Any, display: Display) -> Any:
     thread = threading.Thread(target=run, name="fit", daemon=True)
     with _train_environment():
         thread.start()
+        looked = time.monotonic()
         while thread.is_alive():
             thread.join(_POLL_S)
+            if time.monotonic() - looked > _NODE_CHECK_S:
+                looked = time.monotonic()
+                refuse_dead_node(ray)
             display.show(ray.get(mailbox.take.remote()))
     display.show(ray.get(mailbox.take.remote()))
     if "error" in outcome:
