@@ -41,6 +41,7 @@ Research software, not a medical device."""
 
 SYNTHETIC = "synthetic"
 _SAMPLES = ("--images", "480", "--subjects", "80", "--archive-images", "120")
+_SUBJECT_OF_SAMPLES = ("--subject-pattern", r"(S\d+)_")
 _TRAIN_ON_SAMPLES = ("--architecture", "cnn", "--input-size", "96", "--epochs", "8", "--patience", "3")
 _TRAIN_ON_REAL = ("--architecture", "cnn-se", "--input-size", "128", "--epochs", "10", "--patience", "4")
 _READY_WITHIN_S = 180.0
@@ -92,7 +93,7 @@ def main(config: DemoConfig) -> None:
         evaluate(story, model)
     else:
         model = synthetic_model(story)
-    scores = score(story, archive, model)
+    scores = score(story, archive, model, () if config.data else _SUBJECT_OF_SAMPLES)
     if evaluated and config.data:
         story.say("images the model learned from are among them: how good it is, the report of the test split tells")
     summary(story, scores)
@@ -160,9 +161,9 @@ def evaluate(story: "Story", model: str) -> None:
         story.say(f"ROC-AUC on the test split {words.with_interval(auc)}")
 
 
-def score(story: "Story", archive: str, model: str) -> str:
+def score(story: "Story", archive: str, model: str, options: Sequence[str]) -> str:
     """Score everything below `archive` into Parquet. The run's folder."""
-    command = ("score", archive, "--model", model, "--out", story.path("scores"), "--rescore")
+    command = ("score", archive, "--model", model, "--out", story.path("scores"), "--rescore", *options)
     printed = story.step("score", *command)
     written = next(line for line in reversed(printed) if "results in " in line).partition("results in ")[2]
     folder = story.path("scores", Path(written).name)
@@ -348,7 +349,9 @@ class Story:
         self._print(f"\nDone in {int(clock.seconds) // 60}:{int(clock.seconds) % 60:02d} minutes.\n\nLook at")
         if evaluated:
             self._print(f"  {self.path('report', 'report.html')}   how good the model is, with its worst mistakes")
-        self._print(f"  {scores}/   predictions/, quarantine/, subjects.parquet, summary.html")
+        self._print(
+            f"  {scores}/   predictions/, quarantine/, summary.html, and subjects.parquet where subjects are known"
+        )
         self._print(f"  {model}/   versions of the model, each with its card; best.json points to the best")
         shown = self._typed_command()
         self._print("\nTry next")
