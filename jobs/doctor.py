@@ -15,7 +15,7 @@ from pydantic import Field
 
 from jobs.common import finish, run, s3_settings
 from pipeline import __version__
-from pipeline.cluster import Plan, check, connected, shared_memory_warning
+from pipeline.cluster import Plan, check, connected, shared_memory_warning, training_plan
 from pipeline.config import JobConfig
 from pipeline.errors import LeukorayError, PlatformError
 from pipeline.storage import absolute, is_s3, store_for
@@ -93,9 +93,8 @@ def cores(config: DoctorConfig) -> Iterator[Finding]:
 
 
 def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
-    """Training holds half a core a worker where cores are few, and Ray Data one core beside it."""
     plans = [
-        Plan("train", 2, 0.5, spare_cpus=1.0),
+        training_plan(resources),
         Plan("evaluate", 1, 1.0),
         Plan("score", 1, 1.0),
         Plan("serve", 1, 0.5),
@@ -106,9 +105,7 @@ def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
             check(plan, resources)
             fitting.append(f"{plan.job} {plan.cpus:g}")
         except PlatformError as error:
-            verdict: Verdict = "warn" if plan.job == "train" else "fail"
-            advice = "; one worker is used" if plan.job == "train" else ""
-            yield Finding(verdict, "cores", f"{error}{advice}")
+            yield Finding("fail", "cores", str(error))
     if fitting:
         yield Finding("ok", "cores", f"{what}; needed at least: {', '.join(fitting)}")
 

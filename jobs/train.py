@@ -1,16 +1,15 @@
 """Train a network data-parallel on Ray, calibrate it, and publish it as a bundle."""
 
 import hashlib
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from jobs.common import Clock, finish, run, s3_settings, show_config
-from pipeline.cluster import Plan, check, connected, shared_memory_warning
+from pipeline.cluster import Plan, check, connected, shared_memory_warning, training_plan
 from pipeline.config import JobConfig, effective, positional
 from pipeline.data import LabelledRows, labelled_rows
 from pipeline.errors import UsageError
@@ -93,8 +92,9 @@ def main(config: TrainConfig) -> None:
     rows = _checked_rows(manifest, config)
     initial = _initial_weights(config, rows, s3)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
-        plan = plan_for(config, ray.cluster_resources())
-        check(plan, ray.cluster_resources())
+        available = ray.cluster_resources()
+        plan = training_plan(available, config.workers, config.cpus_per_worker, config.use_gpu)
+        check(plan, available)
         _announce(rows, plan)
         settings = _settings(config, rows, plan.workers)
         model_uri = join(config.out, config.name)
@@ -107,17 +107,6 @@ def main(config: TrainConfig) -> None:
     )  # fmt: skip
     fit.close_run(run_uri, published.bundle.info.version, s3)
     _account(trained, published, config, clock)
-
-
-def plan_for(config: TrainConfig, resources: Mapping[str, float]) -> Plan:
-    """What the workers will hold on a cluster with these resources (as ray.cluster_resources())."""
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0.0))
-    use_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
-    workers = config.workers or (max(1, gpus) if use_gpu else 2 if cpus >= 2 else 1)
-    per_worker = config.cpus_per_worker
-    if per_worker is None:  # a whole core each only where one is left over for Ray Data
-        per_worker = 1.0 if cpus >= workers + 1 else max(0.05, math.floor(50 * cpus / workers) / 100)
-    return Plan("train", workers, per_worker, gpus_per_worker=1.0 if use_gpu else 0.0)
 
 
 def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:

@@ -1,17 +1,18 @@
 """Ray: join the cluster that was named, or start a private local one, and refuse a plan that cannot fit.
 
-A plan is the sum of the CPUs, GPUs and bytes its actors will hold at the same time, plus what Ray Data's tasks need
-to move at all. Ray itself waits for ever for an actor that cannot be placed; we say so before.
+A plan is the sum of the CPUs and GPUs its actors will hold at the same time. Ray itself waits for
+ever for an actor that cannot be placed; we say so before.
 """
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +29,29 @@ class Plan:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float = 0.0
-    spare_cpus: float = 0.0  # for tasks beside the workers, e.g. Ray Data's reads
 
     @property
     def cpus(self) -> float:
-        return self.workers * self.cpus_per_worker + self.spare_cpus
+        return self.workers * self.cpus_per_worker
 
     @property
     def gpus(self) -> float:
         return self.workers * self.gpus_per_worker
+
+
+def training_plan(
+    resources: Mapping[str, float],
+    workers: int | None = None,
+    cpus_per_worker: float | None = None,
+    use_gpu: bool | None = None,
+) -> Plan:
+    """What training holds on a cluster with these resources (as ray.cluster_resources()); None: chosen to fit."""
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0.0))
+    on_gpu = gpus > 0 if use_gpu is None else use_gpu
+    count = workers or (max(1, gpus) if on_gpu else 2 if cpus >= 2 else 1)
+    if cpus_per_worker is None:  # a whole core each only where one is left over for Ray Data
+        cpus_per_worker = 1.0 if cpus >= count + 1 else max(0.05, math.floor(50 * cpus / count) / 100)
+    return Plan("train", count, cpus_per_worker, gpus_per_worker=1.0 if on_gpu else 0.0)
 
 
 @contextlib.contextmanager
@@ -116,10 +131,9 @@ def check(plan: Plan, resources: dict[str, float]) -> None:
     Raises PlatformError with the sum and what to change.
     """
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    spare = f" + {plan.spare_cpus:g} for Ray Data" if plan.spare_cpus else ""
     if plan.cpus > cpus + 1e-9:
         raise PlatformError(
-            f"{plan.job} needs {plan.cpus:g} CPUs ({plan.workers} workers x {plan.cpus_per_worker:g}{spare}), "
+            f"{plan.job} needs {plan.cpus:g} CPUs ({plan.workers} workers x {plan.cpus_per_worker:g}), "
             f"this Ray has {cpus:g}; lower --workers or --cpus-per-worker, or use a larger cluster"
         )
     if plan.gpus > gpus + 1e-9:

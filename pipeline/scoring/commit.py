@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.bundle import BundleInfo
 from pipeline.errors import IncompleteError, UsageError
+from pipeline.scoring.ledger import read_columns
 from pipeline.scoring.plan import Plan
 from pipeline.scoring.records import RunFolder, file_sha256, prediction_schema, quarantine_schema
 from pipeline.storage import S3Settings, Store, store_for
@@ -83,14 +84,14 @@ def compact(
     store = store_for(folder.uri, s3)
     parts = []
     for number in shards:
-        part = _read(store, folder.part(number))
-        listed = _read(store, folder.shard(number), ["image_id"])
+        part = read_columns(folder.part(number), None, s3)
+        listed = read_columns(folder.shard(number), ["image_id"], s3)
         if not part["image_id"].combine_chunks().equals(listed["image_id"].combine_chunks()):
             raise IncompleteError(f"{folder.part(number)}: holds other images than its shard; delete it and run again")
         parts.append(part)
     table = pa.concat_tables(parts)
     if group == 0:
-        problems = _read(store, folder.problems)
+        problems = read_columns(folder.problems, None, s3)
     else:
         problems = quarantine_schema().empty_table()
     is_scored = pc.is_null(table["code"])
@@ -103,11 +104,6 @@ def compact(
                 name = f"{kind}/{place}part-{group:05d}.parquet"
                 written.append(_write(store, folder, name, piece))
     return written
-
-
-def _read(store: Store, uri: str, columns: list[str] | None = None) -> pa.Table:
-    with store.open(uri) as file:
-        return pq.ParquetFile(file).read(columns=columns)
 
 
 def _write(store: Store, folder: RunFolder, name: str, table: pa.Table) -> Written:
@@ -171,7 +167,7 @@ def commit(
         raise IncompleteError(f"{folder.uri}: shards {missing[:10]} have no part; run the same command again")
     groups = group_parts([sizes[number] for number in range(plan.shards)]) or [[]]
     if not plan.shards:
-        return _only_problems(store, folder)
+        return _only_problems(folder, s3)
     arguments = [(folder, index, group, info, plan, partition, s3) for index, group in enumerate(groups)]
     if sum(sizes.values()) <= _IN_DRIVER_BYTES or ray is None:
         results = [compact(*each) for each in arguments]
@@ -181,9 +177,11 @@ def commit(
     return [item for result in results for item in result]
 
 
-def _only_problems(store: Store, folder: RunFolder) -> list[Written]:
-    problems = _read(store, folder.problems)
-    return [_write(store, folder, "quarantine/part-00000.parquet", problems)] if problems.num_rows else []
+def _only_problems(folder: RunFolder, s3: S3Settings | None) -> list[Written]:
+    problems = read_columns(folder.problems, None, s3)
+    if not problems.num_rows:
+        return []
+    return [_write(store_for(folder.uri, s3), folder, "quarantine/part-00000.parquet", problems)]
 
 
 def verify(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Settings | None) -> dict[str, Any]:
