@@ -1,0 +1,87 @@
+"""The small jobs through their commands: samples and doctor."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import doctor, samples
+from pipeline.cluster import Plan, check, training_plan
+from pipeline.errors import PlatformError
+
+SMALL = ("--images", "6", "--subjects", "2", "--width", "64", "--height", "64", "--workers", "1")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_samples_are_the_same_for_the_same_seed_and_say_what_they_are(tmp_path: Path) -> None:
+    assert samples.command(["--out", str(tmp_path / "a"), *SMALL]) == 0
+    first = _contents(tmp_path / "a")
+    assert samples.command(["--out", str(tmp_path / "a"), *SMALL, "--seed", "1"]) == 0
+    second = _contents(tmp_path / "a")
+    assert samples.command(["--out", str(tmp_path / "a"), *SMALL]) == 0
+    assert _contents(tmp_path / "a") == first != second
+    assert sum(name.endswith(".jpg") for name in first) == 6
+    assert b"synthetic" in first["SYNTHETIC.txt"].lower()
+
+
+def test_samples_never_remove_a_file_that_is_not_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "patient.jpg").write_bytes(b"precious")
+    assert samples.command(["--out", str(tmp_path), *SMALL]) == 2
+    assert (tmp_path / "patient.jpg").read_bytes() == b"precious"
+    assert "patient.jpg" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_doctor_names_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.command(["--out", str(tmp_path), "--source", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "0 failed" in printed and "needed at least: train" in printed and f"{tmp_path}: readable" in printed
+
+
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--source", "{}/nowhere"), "nowhere: nothing there"),
+        (("--model", "{}"), "neither a bundle"),
+    ],
+)
+def test_doctor_fails_with_what_to_do(
+    flags: tuple[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.command(["--out", str(tmp_path), flags[0], flags[1].format(tmp_path)]) == 5
+    captured = capsys.readouterr()
+    assert words in captured.out and "1 failed" in captured.out
+    assert "1 checks failed" in captured.err
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_doctor_knows_a_token_mode_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert doctor.command(["--out", str(tmp_path)]) == 5
+    assert "copy the cluster's there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 64])
+def test_the_chosen_training_plan_always_fits(cpus: int) -> None:
+    plan = training_plan({"CPU": float(cpus)})
+    check(plan, {"CPU": float(cpus)})
+    assert plan.workers == (1 if cpus == 1 else 2)
+
+
+def test_a_plan_that_cannot_fit_is_refused_with_its_sum() -> None:
+    with pytest.raises(PlatformError, match=r"score needs 8 CPUs \(4 workers x 2\), this Ray has 4"):
+        check(Plan("score", 4, 2.0), {"CPU": 4.0})
+    with pytest.raises(PlatformError, match="needs 2 GPUs"):
+        check(training_plan({"CPU": 8.0, "GPU": 1.0}, workers=2), {"CPU": 8.0, "GPU": 1.0})
