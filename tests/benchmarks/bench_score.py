@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tests.benchmarks.inputs import DEFAULT_WORK, bundle_of, folder_of, tars_of
 from tests.benchmarks.limit_variants import best_batch
-from tests.benchmarks.measure import agreement, environment, markdown_table, spread
+from tests.benchmarks.measure import agreement, environment, markdown_table, ratio, spread
 from tests.benchmarks.memory import growth, memory_table, plot, traced_run
 from tests.benchmarks.ours import predictions_of
 from tests.benchmarks.rounds import Budget, Contender, interleaved, result_table
 from tests.benchmarks.store import served, server_limit
+from tests.servers import Faults, faulty_proxy
 
 OURS, LIMIT = "leukoray score", "the limit"
 RIVALS = {
@@ -57,6 +58,7 @@ def main() -> None:
         "disk": lambda: _disk(options, work, budget, report),
         "tar": lambda: _tar(options, work, budget, report),
         "s3": lambda: _s3(options, work, budget, report),
+        "faults": lambda: _faults(options, work, budget, report),
         "cold": lambda: _cold(options, work, budget, report),
         "workers": lambda: _workers(options, work, budget, report),
         "memory": lambda: _memory(options, work, budget, report),
@@ -75,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--s3-images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=list(HEAVY))
-    names = ["disk", "tar", "s3", "cold", "workers", "memory"]
+    names = ["disk", "tar", "s3", "faults", "cold", "workers", "memory"]
     parser.add_argument("--sections", nargs="+", default=names, choices=names)
     parser.add_argument("--memory-images", nargs="+", type=int, default=[1000, 10_000, 100_000])
     parser.add_argument("--minutes-limit", type=float, default=40.0)
@@ -140,6 +142,29 @@ def _s3(options: argparse.Namespace, work: Path, budget: Budget, report: Report)
             f"### {options.models[0]}, S3\n\n{result_table(results, OURS)}\n\n"
             f"The S3 server is moto on the same cores: plain GETs from threads, with nothing done to the bytes, reach "
             f"{spread(alone)} objects/s, so both rows measure it as much as themselves."
+        )
+
+
+def _faults(options: argparse.Namespace, work: Path, budget: Budget, report: Report) -> None:
+    """Both ways lead through the same proxy; it has one core's worth of work itself."""
+    bundle = str(bundle_of(work, options.models[0]))
+    bad = Faults(share=0.05, latency_s=0.05, stall_s=30.0, seed=1)
+    with (
+        served(folder_of(work, options.s3_images)) as (source, environment_of_both),
+        faulty_proxy(environment_of_both["AWS_ENDPOINT_URL"], Faults()) as good_endpoint,
+        faulty_proxy(environment_of_both["AWS_ENDPOINT_URL"], bad) as bad_endpoint,
+    ):
+        good, faulty = (
+            Contender(title, "ours", source, bundle, environment={**environment_of_both, "AWS_ENDPOINT_URL": endpoint})
+            for title, endpoint in (("S3 in good health", good_endpoint), ("S3 at its worst", bad_endpoint))
+        )
+        results = interleaved([good, faulty], options.rounds, work / "runs", budget, _say)
+    if len(results) == 2:
+        share = ratio(*([run.rate_steady for run in results[each.title]] for each in (faulty, good)))
+        report.add(
+            f"### {options.models[0]}, S3 at its worst\n\n{result_table(results, good.title)}\n\n5 % of the GETs fail "
+            f"(503, 500, reset, cut body, stall of 30 s) and all wait 50 ms: steady {share:.2f}x of the same store in "
+            f"good health, {bad.failed} requests failed, every image scored."
         )
 
 
