@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from jobs import doctor, samples
-from pipeline.cluster import Plan, check, training_plan
-from pipeline.errors import PlatformError
 
 SMALL = ("--images", "6", "--subjects", "2", "--width", "64", "--height", "64", "--workers", "1")
 
@@ -71,17 +69,3 @@ def test_doctor_knows_a_token_mode_without_a_token(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert doctor.command(["--out", str(tmp_path)]) == 5
     assert "copy the cluster's there" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 64])
-def test_the_chosen_training_plan_always_fits(cpus: int) -> None:
-    plan = training_plan({"CPU": float(cpus)})
-    check(plan, {"CPU": float(cpus)})
-    assert plan.workers == (1 if cpus == 1 else 2)
-
-
-def test_a_plan_that_cannot_fit_is_refused_with_its_sum() -> None:
-    with pytest.raises(PlatformError, match=r"score needs 8 CPUs \(4 workers x 2\), this Ray has 4"):
-        check(Plan("score", 4, 2.0), {"CPU": 4.0})
-    with pytest.raises(PlatformError, match="needs 2 GPUs"):
-        check(training_plan({"CPU": 8.0, "GPU": 1.0}, workers=2), {"CPU": 8.0, "GPU": 1.0})

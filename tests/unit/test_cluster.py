@@ -1,0 +1,36 @@
+"""Plans are refused before Ray would wait for ever, and a dead node is noticed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import Plan, check, refuse_dead_node, training_plan
+from pipeline.errors import PlatformError
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 64])
+def test_the_chosen_training_plan_always_fits(cpus: int) -> None:
+    plan = training_plan({"CPU": float(cpus)})
+    check(plan, {"CPU": float(cpus)})
+    assert plan.workers == (1 if cpus == 1 else 2)
+
+
+def test_a_plan_that_cannot_fit_is_refused_with_its_sum() -> None:
+    with pytest.raises(PlatformError, match=r"score needs 8 CPUs \(4 workers x 2\), this Ray has 4"):
+        check(Plan("score", 4, 2.0), {"CPU": 4.0})
+    with pytest.raises(PlatformError, match="needs 2 GPUs"):
+        check(training_plan({"CPU": 8.0, "GPU": 1.0}, workers=2), {"CPU": 8.0, "GPU": 1.0})
+
+
+def _ray(nodes: list[dict[str, Any]]) -> Any:
+    """What `refuse_dead_node` asks of Ray, for a process on node a."""
+    context = SimpleNamespace(get_node_id=lambda: "a")
+    return SimpleNamespace(get_runtime_context=lambda: context, nodes=lambda: nodes)
+
+
+def test_a_process_notices_that_its_own_node_died_and_minds_no_other() -> None:
+    dead, alive = {"NodeID": "a", "Alive": False}, {"NodeID": "a", "Alive": True}
+    refuse_dead_node(_ray([alive, {"NodeID": "b", "Alive": False}]))
+    with pytest.raises(PlatformError, match="run the same command again"):
+        refuse_dead_node(_ray([dead, {"NodeID": "b", "Alive": True}]))
