@@ -225,11 +225,20 @@ def _fit_and_show(trainer: TorchTrainer, mailbox: Any, display: Display) -> Any:
             if time.monotonic() - looked > _NODE_CHECK_S:
                 looked = time.monotonic()
                 refuse_dead_node(ray)
-            display.show(ray.get(mailbox.take.remote()))
-    display.show(ray.get(mailbox.take.remote()))
+            display.show(_events(mailbox))
+    display.show(_events(mailbox))
     if "error" in outcome:
         raise _explained(outcome["error"])
     return outcome["result"]
+
+
+def _events(mailbox: Any) -> Any:
+    try:
+        return ray.get(mailbox.take.remote())
+    except ray.exceptions.RayActorError as error:  # its node went away, and with it this run's Ray or a part of it
+        raise PlatformError(
+            "a node of this training run died; the same command continues from the last epoch"
+        ) from error
 
 
 _TRAIN_ENVIRONMENT = {
