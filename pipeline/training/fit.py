@@ -236,9 +236,8 @@ def _events(mailbox: Any) -> Any:
     try:
         return ray.get(mailbox.take.remote())
     except ray.exceptions.RayActorError as error:  # its node went away, and with it this run's Ray or a part of it
-        raise PlatformError(
-            "a node of this training run died; the same command continues from the last epoch"
-        ) from error
+        message = "a node of this training run died; the same command continues from the last epoch"
+        raise PlatformError(message) from error
 
 
 _TRAIN_ENVIRONMENT = {
