@@ -21,12 +21,17 @@ Config = TypeVar("Config", bound=JobConfig)
 INTERRUPTED, TERMINATED = 130, 143
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as sent by `ray job stop`, systemd and Kubernetes; handled like Ctrl-C."""
+_signals: list[int] = []
 
 
 def _terminate(signum: int, frame: types.FrameType | None) -> None:
-    raise Terminated
+    """SIGTERM, as sent by `ray job stop`, systemd and Kubernetes: handled like Ctrl-C.
+
+    It is noted, because Ray's core swallows what a handler raises in the middle of a `ray.wait` and raises a
+    KeyboardInterrupt of its own.
+    """
+    _signals.append(signum)
+    raise KeyboardInterrupt
 
 
 def run(
@@ -41,6 +46,7 @@ def run(
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if threading.current_thread() is threading.main_thread():
+        _signals.clear()
         signal.signal(signal.SIGTERM, _terminate)
     try:
         main(parse(config_class, arguments, prog=prog, epilog=epilog))
@@ -49,7 +55,7 @@ def run(
         return _report(error, error.exit_code, str(error), prog, debug)
     except KeyboardInterrupt as error:
         message = "interrupted; what was finished is kept, the same command continues"
-        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        code = TERMINATED if _signals else INTERRUPTED
         return _report(error, code, message, prog, debug)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
