@@ -112,8 +112,12 @@ def main(config: TrainConfig) -> None:
 def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
     """The rows to learn from. Raises UsageError or InputError before anything is started."""
     check_architecture(config.architecture, config.input_size)
-    columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
-    check_leaks(columns["subject_id"], columns["split"], keys=columns["uri"])
+    if manifest.info.get("split_rule") == "images":  # asked for at ingest, which warned; evaluate's report repeats it
+        for warning in manifest.info.get("warnings", ()):
+            print(f"warning: {warning}", flush=True)
+    else:
+        columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
+        check_leaks(columns["subject_id"], columns["split"], keys=columns["uri"])
     rows = labelled_rows(manifest, config.task)
     if config.workers and config.workers > rows.validation.num_rows:
         raise UsageError(

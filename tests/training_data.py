@@ -56,6 +56,14 @@ def manifest_row(path: Path, label: int, split: str) -> dict[str, Any]:
     }
 
 
-def manifest_of(rows: list[dict[str, Any]], out: Path | str, s3: S3Settings | None = None) -> Manifest:
+def manifest_of(
+    rows: list[dict[str, Any]],
+    out: Path | str,
+    s3: S3Settings | None = None,
+    *,
+    split_rule: str = "every third",
+    warnings: tuple[str, ...] = (),
+) -> Manifest:
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
-    return write_manifest(str(out), [table], {"source": "tests", "synthetic": True, "split_rule": "every third"}, s3)
+    info = {"source": "tests", "synthetic": True, "split_rule": split_rule, "warnings": list(warnings)}
+    return write_manifest(str(out), [table], info, s3)

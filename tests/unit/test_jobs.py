@@ -1,10 +1,11 @@
-"""The small jobs through their commands: samples and doctor."""
+"""Jobs through their commands, as far as they go without Ray."""
 
 from pathlib import Path
 
 import pytest
 
-from jobs import doctor, samples
+from jobs import doctor, samples, train
+from tests.training_data import cell_images, manifest_of
 
 SMALL = ("--images", "6", "--subjects", "2", "--width", "64", "--height", "64", "--workers", "1")
 
@@ -69,3 +70,17 @@ def test_doctor_knows_a_token_mode_without_a_token(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert doctor.command(["--out", str(tmp_path)]) == 5
     assert "copy the cluster's there" in capsys.readouterr().out
+
+
+def test_a_divided_subject_is_refused_unless_the_split_by_image_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "subject_id": "A"} for row in cell_images(tmp_path / "images", 12)]
+    honest = manifest_of(rows, tmp_path / "honest", split_rule="subjects").uri
+    assert train.command([honest, "--out", str(tmp_path / "models")]) == 3
+    assert "'A' in" in capsys.readouterr().err
+    asked = manifest_of(rows, tmp_path / "asked", split_rule="images", warnings=("figures are inflated",)).uri
+    too_many = ("--workers", "500")  # stops behind the check, before Ray is started
+    assert train.command([asked, "--out", str(tmp_path / "models"), *too_many]) == 2
+    captured = capsys.readouterr()
+    assert "figures are inflated" in captured.out and "fewer workers" in captured.err
