@@ -1,6 +1,7 @@
 """Listing rows to encoded bytes: from files, archive members by byte range, and compressed tars in one pass.
 
 Many requests are in flight for stores with latency, few for local disks; what is read ahead is bounded in bytes.
+Neighbours in an archive on a remote store share a request: S3 is paid by the request and slow by the request.
 """
 
 import functools
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.archives import stream_members, zip_member
 from pipeline.errors import Code, ImageRejected, Stage
@@ -21,8 +22,16 @@ from pipeline.storage import Bytes, ObjectInfo, S3Settings, Store, StoreError, i
 Row = Mapping[str, Any]  # of manifest.LISTING_SCHEMA
 _ZIP_SLACK_BYTES = 256  # a local header may carry more extra fields than the directory
 _REMOTE_THREADS, _LOCAL_THREADS = 48, 1
-_REMOTE_CHUNK, _LOCAL_CHUNK = 1, 16
-_AHEAD_BYTES = 256 << 20
+_LOCAL_CHUNK = 16
+_AHEAD_BYTES = 64 << 20
+_SPAN_BYTES, _SPAN_GAP_BYTES = 2 << 20, 32 << 10  # of members read at once, and of what between them is thrown away
+
+
+class Reader(Protocol):
+    """What one row is read from: a store, or a stretch of an archive that is in memory."""
+
+    def read(self, uri: str) -> Bytes: ...
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Fetched:
     attempts: int
 
 
-def fetch(row: Row, store: Store, limits: Limits = Limits()) -> Fetched:
+def fetch(row: Row, store: Reader, limits: Limits = Limits()) -> Fetched:
     """Bytes of one row that has random access. Never raises for what is wrong with this one image."""
     try:
         if row["size_bytes"] > limits.max_bytes:
@@ -51,7 +60,7 @@ def fetch(row: Row, store: Store, limits: Limits = Limits()) -> Fetched:
     return Fetched(row, got.data, None, got.etag, got.attempts)
 
 
-def _read(row: Row, store: Store) -> Bytes:
+def _read(row: Row, store: Reader) -> Bytes:
     if row["access"] == "file":
         return store.read(row["uri"])
     if row["access"] == "range":
@@ -62,7 +71,7 @@ def _read(row: Row, store: Store) -> Bytes:
     return _read_zip_member(row, store)
 
 
-def _read_zip_member(row: Row, store: Store) -> Bytes:
+def _read_zip_member(row: Row, store: Reader) -> Bytes:
     slack = _ZIP_SLACK_BYTES
     try:
         while True:
@@ -86,6 +95,61 @@ def fetch_rows(rows: Sequence[Row], s3: S3Settings | None = None, limits: Limits
             yield from _stream(streamed, list(group), store_for(streamed, s3), limits)
 
 
+class _Span:
+    """Neighbours in one archive, read in one request when the first is asked for, then cut from memory.
+
+    A failed request fails all of them: each would have gone through the same retries on the same object.
+    """
+
+    def __init__(self, rows: Sequence[Row], store: Store) -> None:
+        self._store = store
+        self._start, self._end = rows[0]["offset"], _end(rows[-1])
+        self._got: Bytes | StoreError | None = None
+
+    def read(self, uri: str) -> Bytes:
+        return self._store.read(uri)
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        if offset < self._start or offset + size > self._end:
+            return self._store.read_range(uri, offset, size, etag)
+        if self._got is None:
+            try:
+                self._got = self._store.read_range(uri, self._start, self._end - self._start, etag)
+            except StoreError as error:
+                self._got = error
+        if isinstance(self._got, StoreError):
+            raise self._got
+        cut = offset - self._start
+        return Bytes(self._got.data[cut : cut + size], self._got.etag, self._got.attempts)
+
+
+def _end(row: Row) -> int:
+    return int(row["offset"] + row["stored_bytes"] + (_ZIP_SLACK_BYTES if row["access"] == "zip" else 0))
+
+
+def _spans(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:
+    """Rows as they are to be read from a remote store: a file alone, near members of one archive together."""
+    span: list[Row] = []
+    for row in rows:
+        if span and not _joins(row, span, limits):
+            yield span
+            span = []
+        span.append(row)
+    if span:
+        yield span
+
+
+def _joins(row: Row, span: Sequence[Row], limits: Limits) -> bool:
+    last = span[-1]
+    return (
+        row["access"] != "file"
+        and (row["uri"], row["access"], row["etag"]) == (last["uri"], last["access"], last["etag"])
+        and max(row["size_bytes"], last["size_bytes"]) <= limits.max_bytes
+        and abs(row["offset"] - last["offset"] - last["stored_bytes"]) <= _SPAN_GAP_BYTES
+        and _end(row) - span[0]["offset"] <= _SPAN_BYTES
+    )
+
+
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """One pool a process, shared by all that fetch at the same time."""
@@ -95,12 +159,14 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _ahead(rows: list[Row], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
     """Fetch ahead of the consumer; from a remote store in the order of arrival, so that none waits for a slow one."""
     remote = is_s3(rows[0]["uri"])
-    threads, size = (_REMOTE_THREADS, _REMOTE_CHUNK) if remote else (_LOCAL_THREADS, _LOCAL_CHUNK)
-    chunks = iter([rows[start : start + size] for start in range(0, len(rows), size)])
+    threads = _REMOTE_THREADS if remote else _LOCAL_THREADS
+    local_chunks = (rows[start : start + _LOCAL_CHUNK] for start in range(0, len(rows), _LOCAL_CHUNK))
+    chunks = _spans(rows, limits) if remote else local_chunks
     waiting: dict[Future[list[Fetched]], int] = {}
 
     def read(chunk: list[Row]) -> list[Fetched]:
-        return [fetch(row, store_for(row["uri"], s3), limits) for row in chunk]
+        span = _Span(chunk, store_for(chunk[0]["uri"], s3)) if remote and len(chunk) > 1 else None
+        return [fetch(row, span or store_for(row["uri"], s3), limits) for row in chunk]
 
     try:
         while True:
