@@ -19,6 +19,7 @@ import pytest
 from jobs.ingest import command as ingest
 from pipeline.registry import resolve
 from pipeline.samples import generate
+from tests.bundles import make_bundle
 from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,10 +118,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "manifest"
 
 
-def test_submitted_jobs_train_and_score_and_upload_only_the_sources(
-    cluster: Cluster, manifest: Path, tmp_path: Path
-) -> None:
-    models, scores = tmp_path / "models", tmp_path / "scores"
+def test_a_submitted_job_trains_from_its_file_and_flags(cluster: Cluster, manifest: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
     trained = cluster.submit(
         "jobs.train", str(manifest), "--config", "infra/jobs/train.yaml", "--out", str(models),
         "--architecture", "cnn", "--input-size", "32", "--epochs", "1",
@@ -131,8 +130,11 @@ def test_submitted_jobs_train_and_score_and_upload_only_the_sources(
     assert bundle.info.name == "all-resnet18"  # from the file; architecture from the flag behind it
     assert bundle.info.architecture == "cnn"
 
+
+def test_a_submitted_job_scores_and_uploads_only_the_sources(cluster: Cluster, manifest: Path, tmp_path: Path) -> None:
+    bundle, scores = make_bundle(tmp_path / "bundle"), tmp_path / "scores"
     scored = cluster.submit(
-        "jobs.score", str(manifest.parent / "samples"), "--model", str(models), "--out", str(scores),
+        "jobs.score", str(manifest.parent / "samples"), "--model", bundle.uri, "--out", str(scores),
         "--run-id", "night", "--workers", "1",
     )  # fmt: skip
     assert scored.returncode == 0, scored.stdout
