@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,48 +55,104 @@ def training_plan(
     return Plan("train", count, cpus_per_worker, gpus_per_worker=1.0 if on_gpu else 0.0)
 
 
+class Connection:
+    """Ray, joined or started when it is first needed, and left at the end of the `with` block.
+
+    That is the cluster at `address` or $RAY_ADDRESS where given, else a local Ray of this process's own.
+    `worker_logs`: what workers print comes to this process's output, with their names in front.
+    """
+
+    def __init__(
+        self, address: str | None, num_cpus: int | None = None, *, quiet: bool = True, worker_logs: bool = True
+    ) -> None:
+        self._target = address or os.environ.get("RAY_ADDRESS") or None
+        self._options: dict[str, Any] = {
+            "log_to_driver": worker_logs,
+            "logging_level": logging.ERROR if quiet else logging.INFO,
+        }
+        if self._target is None:
+            self._options |= {"num_cpus": num_cpus, "include_dashboard": False, "address": "local"}
+        else:
+            self._options["address"] = self._target
+        self._is_ours = False
+        self._early: threading.Thread | None = None
+        self._started, self._ended = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+
+    def begin(self) -> None:
+        """Start a local Ray in the background, for a caller with other work to do before it needs Ray."""
+        if self._target is None and self._early is None and not self._is_ours and not _is_joined():
+            self._prepare()
+            self._early = threading.Thread(target=self._start_early, name="ray-start", daemon=True)
+            self._early.start()
+
+    def ray(self) -> Any:
+        """`ray`, connected. Raises PlatformError when the cluster does not answer or no local Ray can be started."""
+        if self._early is not None:
+            self._started.wait()
+        elif not self._is_ours and not _is_joined():  # a test session or the driver may have joined before us
+            self._prepare()
+            on_sigterm = signal.getsignal(signal.SIGTERM)
+            self._start()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process without our message
+        if self._error is not None:
+            raise PlatformError(
+                f"Ray {'at ' + self._target if self._target else 'on this machine'} cannot be used: "
+                f"{_first_line(self._error)}; check --address/RAY_ADDRESS, and RAY_AUTH_MODE=token where the cluster "
+                "asks for a token"
+            ) from self._error
+        import ray
+
+        return ray
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._early is not None:
+            self._started.wait()
+        if self._is_ours:
+            import ray
+
+            ray.shutdown()
+        self._ended.set()
+
+    def _prepare(self) -> None:
+        if self._target is None:
+            _private_token()
+            # Ray would start a worker a core ahead of time, beside those that the job asks for.
+            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+    def _start(self) -> None:
+        try:
+            import ray
+
+            _init(ray, self._options, attempts=4 if self._target is None else 1)
+            self._is_ours = True
+        except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
+            self._error = error
+
+    def _start_early(self) -> None:
+        self._start()
+        self._started.set()
+        self._ended.wait()  # Ray's processes are bound by PR_SET_PDEATHSIG to the thread that started them
+
+
+def _is_joined() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 @contextlib.contextmanager
 def connected(
     address: str | None, num_cpus: int | None = None, *, quiet: bool = True, worker_logs: bool = True
 ) -> Iterator[Any]:
-    """`ray` connected: to `address` or $RAY_ADDRESS where given, else to a local Ray that ends with the block.
-
-    `worker_logs`: what workers print comes to this process's output, with their names in front.
-
-    Raises PlatformError when the cluster does not answer.
-    """
-    target = address or os.environ.get("RAY_ADDRESS") or None
-    if target is None:
-        _private_token()
-    import ray
-
-    if ray.is_initialized():  # inside a test session or a driver that connected itself
-        yield ray
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    options: dict[str, Any] = {
-        "log_to_driver": worker_logs,
-        "logging_level": logging.ERROR if quiet else logging.INFO,
-    }
-    if target is None:
-        options |= {"num_cpus": num_cpus, "include_dashboard": False, "address": "local"}
-    else:
-        options["address"] = target
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        _init(ray, options, attempts=4 if target is None else 1)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without our message
-    except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
-        raise PlatformError(
-            f"Ray {'at ' + target if target else 'on this machine'} cannot be used: {_first_line(error)}; "
-            "check --address/RAY_ADDRESS, and RAY_AUTH_MODE=token where the cluster asks for a token"
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    """`ray` connected, for the length of the block: see Connection. Raises PlatformError."""
+    with Connection(address, num_cpus, quiet=quiet, worker_logs=worker_logs) as connection:
+        yield connection.ray()
 
 
 def _init(ray: Any, options: dict[str, Any], attempts: int) -> None:

@@ -17,6 +17,7 @@ from pipeline.storage import ObjectInfo, StoreError
 COMPRESSED = {
     ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tbz": "bz2", ".tar.xz": "xz", ".txz": "xz",
 }  # fmt: skip
+_COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
 NESTED = "!/"
 DAMAGE = (
@@ -67,14 +68,14 @@ Found = Entry | Problem | Ignored
 def suffix(name: str) -> str:
     """`.tar.gz` for compressed tars, the last suffix in lower case otherwise."""
     lower = name.lower()
-    for ending in COMPRESSED:
-        if lower.endswith(ending):
-            return ending
+    if lower.endswith(_COMPRESSED_ENDINGS):  # one test for the many names that are none
+        return next(ending for ending in COMPRESSED if lower.endswith(ending))
     return posixpath.splitext(lower)[1]
 
 
 def is_archive(name: str) -> bool:
-    return suffix(name) in COMPRESSED or suffix(name) in PLAIN
+    ending = suffix(name)
+    return ending in COMPRESSED or ending in PLAIN
 
 
 def is_compressed_tar(name: str) -> bool:

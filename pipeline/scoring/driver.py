@@ -97,7 +97,7 @@ class ScoreDriver:
         for a failure that is not one image's.
         """
         done = self._finished_parts()
-        todo = deque(number for number in range(self._plan.shards) if number not in done)
+        todo = [number for number in range(self._plan.shards) if number not in done]
         count = min(self._resources.workers, len(todo))
         resumed = sum(self._plan.shard_rows[number] for number in done)
         progress = Progress(self._plan, resumed, count)
@@ -108,12 +108,17 @@ class ScoreDriver:
         self._open_at_once = 4 if is_s3(self._plan_uri()) else 2
         self._workers = [self._start() for _ in range(count)]
         try:
-            self._loop(todo, progress)
+            self._loop(self._in_order(todo), progress)
         finally:
             for worker in self._workers:
                 self._ray.kill(worker.actor)
         progress.show(force=True)
         return progress
+
+    def _in_order(self, todo: list[int]) -> deque[int]:
+        """The first as they come, which are small and show progress soon; then the longest first, to end together."""
+        first = len(self._workers) * self._open_at_once
+        return deque(todo[:first] + sorted(todo[first:], key=lambda number: -self._plan.shard_rows[number]))
 
     def _plan_uri(self) -> str:
         """Where most images lie: the first shard's first object."""

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -112,11 +112,17 @@ def read_plan(folder: RunFolder, s3: S3Settings | None) -> Plan | None:
 
 
 def make_plan(
-    folder: RunFolder, request: Request, ledger: Ledger, wanted: frozenset[int] | None, s3: S3Settings | None
+    folder: RunFolder,
+    request: Request,
+    ledger: Ledger,
+    wanted: frozenset[int] | None,
+    s3: S3Settings | None,
+    on_work: Callable[[], None] = lambda: None,
 ) -> Plan:
     """List the sources and write shards, problems and skipped rows, then `plan.json`.
 
-    `wanted`: keep only these image ids (a retry). Raises InputError when nothing was found, PlatformError when
+    `wanted`: keep only these image ids (a retry). `on_work` is called at the first image that is to be scored, so
+    that Ray can start while the listing goes on. Raises InputError when nothing was found, PlatformError when
     the listing is not the sum of what was written.
     """
     store = store_for(folder.uri, s3)
@@ -148,6 +154,8 @@ def make_plan(
                 {**{k: row[k] for k in ("image_id", "uri", "member")}, "reason": done[0], "earlier_run": done[1]}
             )
         else:
+            if not writer.has_rows:
+                on_work()
             row["subject_id"] = item.meta.get("subject_id") or subject
             row["meta"] = list(item.meta.items())
             writer.add(row)
@@ -233,6 +241,10 @@ class _Writer:
         self._streams: dict[str, list[dict[str, Any]]] = {}
         self._streamed = 0
         self._meta_keys: set[str] = set()
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self._plan.rows or self._rows or self._streamed)
 
     def add(self, row: dict[str, Any]) -> None:
         self._meta_keys.update(key for key, _ in row["meta"] if key != "subject_id")

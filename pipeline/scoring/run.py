@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import __version__
 from pipeline.bundle import Bundle
-from pipeline.cluster import connected
+from pipeline.cluster import Connection
 from pipeline.errors import InputError
 from pipeline.images import Limits
 from pipeline.manifest import to_parquet
@@ -54,18 +54,21 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
     """Run or continue `request` below `out`. Raises LeukorayError; what is done stays done."""
     limits = Limits(request.max_bytes, request.max_pixels)
     partition = commit.Partition.parse(request.partition_by) if request.partition_by else None
-    with locked(out, options.run_id or "new run", s3, options.wait_for_lock_s) as check_lock:
+    with (
+        locked(out, options.run_id or "new run", s3, options.wait_for_lock_s) as check_lock,
+        Connection(options.address, options.num_cpus) as connection,
+    ):
         folder, continues = find_or_start(out, request, options.run_id, s3)
         plan = read_plan(folder, s3)
         if plan is None:
-            plan = _list(out, folder, request, s3)
+            plan = _list(out, folder, request, s3, on_work=connection.begin)
         say(_describe(folder, plan, continues))
         progress = Progress(plan, plan.rows, 0)
         if plan.shards:
-            with connected(options.address, options.num_cpus) as ray:
-                driver = ScoreDriver(ray, folder, plan, bundle, options.resources, limits, s3, check_lock)
-                progress = driver.run()
-                written = commit.commit(ray, folder, bundle.info, plan, partition, s3)
+            ray = connection.ray()
+            driver = ScoreDriver(ray, folder, plan, bundle, options.resources, limits, s3, check_lock)
+            progress = driver.run()
+            written = commit.commit(ray, folder, bundle.info, plan, partition, s3)
         else:
             written = commit.commit(None, folder, bundle.info, plan, partition, s3)
         check_lock()
@@ -76,10 +79,12 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
     return Result(folder, run)
 
 
-def _list(out: str, folder: RunFolder, request: Request, s3: S3Settings | None) -> Plan:
+def _list(
+    out: str, folder: RunFolder, request: Request, s3: S3Settings | None, on_work: Callable[[], None] = lambda: None
+) -> Plan:
     ledger = read_ledger(out, request.model_sha256, s3)
     wanted = retry_ids(RunFolder(request.retry_of), s3) if request.retry_of else None
-    return make_plan(folder, request, ledger, wanted, s3)
+    return make_plan(folder, request, ledger, wanted, s3, on_work)
 
 
 def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:

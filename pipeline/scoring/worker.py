@@ -25,7 +25,7 @@ from pipeline.predictor import Predictions, Predictor
 from pipeline.scoring.records import class_columns, part_schema
 from pipeline.storage import S3Settings, StoreError, store_for
 
-_BATCH = 16  # images a forward pass: activations stay in cache on CPU
+_BATCH = 8  # images a forward pass: activations stay in cache on CPU
 _CUDA_BATCH = 128
 _OUTAGE_ROWS = 24  # so many failures in a row are the store's fault, not the images'
 
