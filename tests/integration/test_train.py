@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from jobs import promote, train
+from jobs import evaluate, promote, train
 from pipeline.bundle import CARD, WEIGHTS, Bundle
 from pipeline.data import deal, decode, labelled_rows, rejected
 from pipeline.predictor import Predictor
 from pipeline.registry import read_pointer, resolve
+from pipeline.storage import store_for
 from pipeline.torch_engine import TorchRunner
 from tests.training_data import cell_images, manifest_of
 
@@ -119,7 +123,7 @@ def test_a_killed_run_continues_and_ends_where_the_unbroken_run_did(
     assert resumed.weights_sha256 == trained.info.weights_sha256
 
 
-def test_many_classes_train_from_and_to_s3(
+def test_many_classes_train_and_are_measured_from_and_to_s3(
     ray_cluster: Any, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = cell_images(tmp_path / "images", 45, classes=3)
@@ -130,13 +134,22 @@ def test_many_classes_train_from_and_to_s3(
             "uri": f"s3://{s3.bucket}/{key}",
             "etag": s3.client().head_object(Bucket=s3.bucket, Key=key)["ETag"].strip('"'),
         }
-    manifest_of(rows, f"s3://{s3.bucket}/three-manifest", s3.settings)
+    manifest = manifest_of(rows, f"s3://{s3.bucket}/three-manifest", s3.settings).uri
     flags = ["--task", "multiclass", "--epochs", "1", *s3.flags]
-    assert run_train(f"s3://{s3.bucket}/three-manifest", f"s3://{s3.bucket}/models", *flags) == 0
+    assert run_train(manifest, f"s3://{s3.bucket}/models", *flags) == 0
     bundle = resolve(f"s3://{s3.bucket}/models/leukoray", s3.settings)
     assert bundle.info.classes == ("early", "healthy", "late")
     assert bundle.info.positive_classes == ("early", "late")
     assert bundle.file("report/history.json")
+    out = f"s3://{s3.bucket}/three-report"
+    assert evaluate.command([manifest, "--model", bundle.uri, "--split", "validation", "--out", out, *s3.flags]) == 0
+    store = store_for(out, s3.settings)
+    metrics = json.loads(store.read(f"{out}/metrics.json").data)
+    assert metrics["images"] == bundle.info.training["images"]["validation"] == 15
+    predictions = pq.read_table(pa.BufferReader(store.read(f"{out}/predictions.parquet").data))
+    right = pc.equal(predictions["class_name"], predictions["called"])
+    assert pc.mean(right).as_py() == pytest.approx(metrics["metrics"]["accuracy"]["value"])
+    assert b"not a medical device" in store.read(f"{out}/report.html").data.lower()
 
 
 def test_promote_moves_the_pointer_and_lists(trained: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
