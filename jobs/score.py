@@ -18,9 +18,9 @@ from pipeline.scoring import run as scoring
 from pipeline.scoring.commit import Partition
 from pipeline.scoring.driver import Resources
 from pipeline.scoring.plan import Request
-from pipeline.scoring.progress import human_time
 from pipeline.scoring.records import RunFolder
 from pipeline.storage import S3Settings, absolute
+from pipeline.wording import human_time
 
 EXAMPLES = """examples:
   leukoray score s3://archive/2026-11-22/ --model s3://models/all-cnn --out s3://results/scores

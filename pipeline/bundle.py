@@ -7,6 +7,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +64,15 @@ class BundleInfo(BaseModel):
             "preprocessing": self.preprocessing_digest,
         }
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def class_columns(classes: Sequence[str]) -> list[str]:
+    """Columns of the probabilities: `prob_<class>`, with all but letters, digits and underscores replaced.
+
+    Classes that this makes equal get their number behind it, so that no two share a column.
+    """
+    plain = ["prob_" + re.sub(r"\W", "_", name) for name in classes]
+    return [name if plain.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(plain)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.bundle import BundleInfo
+from pipeline.bundle import BundleInfo, class_columns
 from pipeline.errors import InputError
 from pipeline.fetch import fetch_rows
 from pipeline.images import load_image
@@ -154,9 +154,9 @@ class Outcomes:
             for key in ("image_id", "uri", "member", "subject_id", "class_name", "label", "split")
         }
         columns["probability"] = pa.array([outcome.probability for outcome in self.all], pa.float32())
-        for k, name in enumerate(names):
+        for k, name in enumerate(class_columns(names)):
             values = [outcome.classes[k] if outcome.classes else None for outcome in self.all]
-            columns[f"probability_{name}"] = pa.array(values, pa.float32())
+            columns[name] = pa.array(values, pa.float32())
         called = iter(self.called(threshold))
         columns["called"] = [names[next(called)] if outcome.classes else None for outcome in self.all]
         columns["decision"] = pa.array([outcome.decision for outcome in self.all], pa.string())

@@ -8,20 +8,11 @@ from typing import Any
 
 from pipeline.scoring.plan import Plan
 from pipeline.scoring.worker import Account
+from pipeline.wording import human_time
 
 _LINE_EVERY_S = 5.0  # where no terminal shows a line that is redrawn
 _REDRAW_EVERY_S = 0.5
 _RATE_WINDOW_S = 30.0
-
-
-def human_time(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    if whole < 5400:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Progress:

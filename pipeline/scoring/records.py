@@ -5,12 +5,12 @@ file so that both kinds appear at the same instant. `predictions/` and `quaranti
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.bundle import class_columns
 from pipeline.manifest import LOCATION_FIELDS
 from pipeline.storage import join
 
@@ -53,15 +53,6 @@ SHARD_SCHEMA = pa.schema(
 )
 SKIPPED_SCHEMA = pa.schema([*_IDENTITY[:3], pa.field("reason", pa.string()), pa.field("earlier_run", pa.string())])
 DELETED_SCHEMA = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
-
-
-def class_column(name: str) -> str:
-    """`prob_<class>`, with everything but letters, digits and underscores replaced."""
-    return "prob_" + re.sub(r"\W", "_", name)
-
-
-def class_columns(classes: Sequence[str]) -> list[str]:
-    return [class_column(name) for name in classes]
 
 
 def part_schema(classes: Sequence[str]) -> pa.Schema:

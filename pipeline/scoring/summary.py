@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pipeline.errors import IncompleteError, InputError
 from pipeline.scoring import advice
 from pipeline.scoring.ledger import UNCHANGED, UNCHANGED_BAD, finished_runs, output_files, run_folders
-from pipeline.scoring.progress import human_time
 from pipeline.scoring.records import RunFolder
 from pipeline.scoring.run import read_run
 from pipeline.storage import S3Settings, store_for
+from pipeline.wording import human_time
 
 GALLERY = 12  # images of each kind that are shown
 MAX_SUBJECTS = 200

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import Bundle, class_columns
 from pipeline.errors import Code, ImageRejected, PlatformError, Stage
 from pipeline.fetch import Fetched, fetch_rows
 from pipeline.images import Header, Limits, LoadedImage
 from pipeline.manifest import to_parquet
 from pipeline.predictor import Predictions, Predictor
-from pipeline.scoring.records import class_columns, part_schema
+from pipeline.scoring.records import part_schema
 from pipeline.storage import S3Settings, StoreError, store_for
 
 _BATCH = 8  # images a forward pass: activations stay in cache on CPU

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ray.train import UserCallback
 
+from pipeline.wording import human_time
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -115,7 +117,7 @@ class Display:
         self._line(
             f"epoch {epoch:>3}/{self._epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
             f"val AUC {row['val_auc']:.4f}{extra}  {row['images_per_s']:.0f} images/s  "
-            f"left <= {_duration(rest)}{mark}"
+            f"left <= {human_time(rest)}{mark}"
         )
 
     def _step(self, event: Event) -> None:
@@ -134,12 +136,3 @@ class Display:
         start = "\r\x1b[K" if self._live else ""
         self._out.write(f"{start}{text}\n")
         self._out.flush()
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"

@@ -108,10 +108,11 @@ def plot(traces: Sequence[Trace], path: Path) -> None:
         for trace in traces:
             share = [100 * second / trace.seconds[-1] for second in trace.seconds]
             axes.plot(share, getattr(trace, name), label=f"{trace.images:,} images", linewidth=1.6)
-        axes.set(title=kind, xlabel="% of the run", ylim=(0, None))
+        axes.set(title=kind, xlabel="% of the run")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("RSS, MB")
+    figure.axes[0].set_ylim(bottom=0)  # both panels, once all lines are drawn
     figure.axes[0].legend(frameon=False)
     figure.suptitle("leukoray score: memory over the run (synthetic images)")
     figure.savefig(path, dpi=150)
