@@ -143,7 +143,9 @@ def _arguments(arena: Arena) -> list[str]:
     return [arena.source, "--model", arena.model, "--out", arena.out, "--workers", "2", "--max-error-share", "0.2"]
 
 
-def one_round(arena: Arena, kills: int, rng: random.Random, typical_s: float, tally: Tally) -> None:
+def one_round(
+    arena: Arena, scratch: Path, kills: int, rng: random.Random, typical_s: float, tally: Tally
+) -> None:
     """Kill the same run up to `kills` times, then let it finish."""
     for _ in range(kills):
         victim = rng.choice(VICTIMS)
@@ -159,7 +161,7 @@ def one_round(arena: Arena, kills: int, rng: random.Random, typical_s: float, ta
         except subprocess.TimeoutExpired:
             process.kill()
             tally.differences.append(f"hung after the kill of {victim}")
-        if process.returncode == 0:
+        if process.returncode == 0 or _is_finished(arena, scratch):  # the same command would begin the next night's run
             return
 
 
@@ -209,7 +211,7 @@ def chaos(kills: int, seed: int, where: tuple[str, ...], images: int = 900, kill
             store = where[tally.rounds % len(where)]
             arena = _arena(store, sources, model, scratch, tally.rounds)
             left = kills - sum(tally.kills.values()) - tally.too_late
-            one_round(arena, min(left, rng.randint(1, kills_a_run)), rng, typical[store], tally)
+            one_round(arena, scratch, min(left, rng.randint(1, kills_a_run)), rng, typical[store], tally)
             before = len(tally.differences)
             finish_and_compare(arena, references[store], scratch, tally)
             print(

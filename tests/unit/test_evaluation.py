@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from pipeline.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
 from pipeline.errors import InputError
 from pipeline.evaluation import Outcomes
 from pipeline.images import Preprocessing
@@ -126,3 +126,15 @@ def test_a_split_of_unreadable_images_is_an_error(bundle: Bundle, tmp_path: Path
     found = EvaluationWorker(bundle, None, on_gpu=False).predict([row(tmp_path, 0, None, 1)])
     with pytest.raises(InputError, match="not one image"):
         Outcomes(bundle.info, found)
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns"),
+    [
+        (("healthy", "all"), ["prob_healthy", "prob_all"]),
+        (("Pre-B", "Late Pro (2)"), ["prob_Pre_B", "prob_Late_Pro__2_"]),
+        (("a b", "a-b", "c"), ["prob_a_b_0", "prob_a_b_1", "prob_c"]),
+    ],
+)
+def test_each_class_has_a_probability_column_of_its_own(classes: tuple[str, ...], columns: list[str]) -> None:
+    assert class_columns(classes) == columns
