@@ -58,6 +58,7 @@ class Faults:
     stall_s: float = 30.0
     denied: frozenset[str] = frozenset()  # key suffixes that answer 403
     gone: frozenset[str] = frozenset()  # key suffixes that are listed but answer 404
+    broken: frozenset[str] = frozenset()  # key suffixes that always answer 500
     expired_keys: set[str] = field(default_factory=set)  # access keys whose token has expired
     is_down: bool = False  # every request fails with 503
     before_get: Callable[[str, int], None] | None = None  # (path, how many object GETs so far)
@@ -121,6 +122,8 @@ class _Handler:
                 return _error(403, "AccessDenied")
             if any(path.endswith(end) for end in faults.gone):
                 return _error(404, "NoSuchKey")
+            if any(path.endswith(end) for end in faults.broken):
+                return _error(500, "InternalError")
             if self._random.random() < faults.share:
                 kind = self._random.choice(faults.kinds)
                 faults.failed += 1

@@ -81,12 +81,14 @@ def find_or_start(out: str, request: Request, run_id: str | None, s3: S3Settings
     Raises InputError when `run_id` names a finished run, or an unfinished one of another request.
     """
     store = store_for(out, s3)
+    finished = None
     for folder in run_folders(out, s3):
         if run_id is not None and folder.run_id != run_id:
             continue
         if store.head(folder.file("_SUCCESS")) is not None:
             if run_id is not None:
                 raise InputError(f"{folder.uri}: this run is complete; leave out --run-id or choose another")
+            finished = folder
             continue
         stored = json.loads(store.read(folder.file("_work", "request.json")).data)
         if stored["digest"] == request.digest():
@@ -96,6 +98,8 @@ def find_or_start(out: str, request: Request, run_id: str | None, s3: S3Settings
                 f"{folder.uri}: an unfinished run of another request ({', '.join(stored['sources'])}, model "
                 f"{stored['model_sha256'][:12]}); finish it with its own flags, or delete the folder"
             )
+    if finished is not None:
+        store.delete_tree(finished.work)  # left where the last run was killed between its `_SUCCESS` and its end
     name = run_id or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S-%f")[:-3]
     folder = RunFolder(f"{out}/{name}")
     document = {**asdict(request), "digest": request.digest(), "run_id": name}

@@ -17,17 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bundle import Bundle, class_columns
-from pipeline.errors import Code, ImageRejected, PlatformError, Stage
+from pipeline.errors import Code, ImageRejected, Stage
 from pipeline.fetch import Fetched, fetch_rows
 from pipeline.images import Header, Limits, LoadedImage
 from pipeline.manifest import to_parquet
 from pipeline.predictor import Predictions, Predictor
+from pipeline.scoring.outage import fetch_while_up
 from pipeline.scoring.records import part_schema
 from pipeline.storage import S3Settings, StoreError, store_for
 
 _BATCH = 8  # images a forward pass: activations stay in cache on CPU
 _CUDA_BATCH = 128
-_OUTAGE_ROWS = 24  # so many failures in a row are the store's fault, not the images'
 
 
 @dataclass
@@ -111,7 +111,6 @@ class ShardScorer:
         """Outcome of every row, by image id. Batches are predicted as they fill, in the order of arrival."""
         results: dict[int, _Outcome] = {}
         batch: list[Fetched] = []
-        barren = 0
         healthy = [row for row in rows if row["image_id"] not in crashed]
         for row in rows:
             if row["image_id"] in crashed:
@@ -120,16 +119,12 @@ class ShardScorer:
                 results[row["image_id"]] = _Outcome.of(Fetched(row, None, None, row["etag"], 1), None, rejected)
         begin = time.perf_counter()
         self._doing[thread] = ("fetch", rows[0]["uri"] if rows else "", time.monotonic())
-        for fetched in fetch_rows(healthy, self._s3, self._limits):
+        for fetched in fetch_while_up(healthy, self._s3, self._limits):
             account.seconds["fetch"] += time.perf_counter() - begin
             account.attempts += fetched.attempts
             if fetched.rejected is not None:
                 results[fetched.row["image_id"]] = _Outcome.of(fetched, None, fetched.rejected)
-                barren = barren + 1 if fetched.rejected.code in (Code.IO_ERROR, Code.TIMEOUT) else barren
-                if barren >= _OUTAGE_ROWS:
-                    raise PlatformError(f"the store does not answer ({fetched.rejected}); run again when it is back")
             else:
-                barren = 0
                 batch.append(fetched)
             if len(batch) >= self._batch:
                 self._flush(batch, results, account, thread)

@@ -11,12 +11,14 @@ import pytest
 
 from jobs import ingest as job
 from pipeline.archives import Entry
-from pipeline.errors import Code
+from pipeline.errors import Code, PlatformError
 from pipeline.fetch import fetch_rows
+from pipeline.images import Limits
 from pipeline.listing import Tally, entry_row, list_sources
 from pipeline.manifest import read_manifest
 from pipeline.s3 import S3Store
 from pipeline.samples import generate
+from pipeline.scoring.outage import fetch_while_up
 from pipeline.storage import S3Settings, StoreError, arrow_filesystem
 from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
 from tests.unit.test_archives import tar_bytes, zip_bytes
@@ -127,6 +129,61 @@ def test_members_on_s3_are_read_by_range_like_on_disk(store: S3Store, settings: 
     rows.sort(key=lambda row: (row["uri"], row["offset"]))
     got = sorted((str(item.row["member"]), item.data) for item in fetch_rows(rows, settings))
     assert got == sorted((name, data) for name, data in members for _ in range(3))
+
+
+# ---- an outage or a bad object ------------------------------------------------------------------------------
+
+
+def few_rows(store: S3Store, settings: S3Settings, name: str) -> list[dict[str, Any]]:
+    for number in range(6):
+        store.write(f"s3://lab/{name}/{number}.jpg", b"%d" % number)
+    found = list_sources([f"s3://lab/{name}"], Tally(), s3=settings)
+    return [entry_row(item) for item in found if isinstance(item, Entry)]
+
+
+@pytest.mark.parametrize("from_get", [1, 6])
+def test_an_outage_is_never_blamed_on_the_last_images(
+    store: S3Store, settings: S3Settings, endpoint: str, from_get: int
+) -> None:
+    rows = few_rows(store, settings, f"out-{from_get}")
+    faults = Faults()
+
+    def break_down(_: str, gets: int) -> None:
+        faults.is_down = gets >= from_get
+        faults.broken = frozenset({".jpg"}) if faults.is_down else frozenset()
+
+    faults.before_get = break_down
+    with (
+        faulty_proxy(endpoint, faults) as proxy,
+        pytest.raises(PlatformError, match="does not answer"),
+    ):
+        list(fetch_while_up(rows, S3Settings(proxy, "us-east-1", max_attempts=2), Limits()))
+
+
+def test_images_of_a_short_outage_are_had_in_the_end(store: S3Store, settings: S3Settings, endpoint: str) -> None:
+    rows = few_rows(store, settings, "short")
+    faults = Faults(broken=frozenset({".jpg"}))
+
+    def recover(_: str, gets: int) -> None:
+        if gets > 2 * len(rows):
+            faults.broken = frozenset()
+
+    faults.before_get = recover
+    with faulty_proxy(endpoint, faults) as proxy:
+        got = list(fetch_while_up(rows, S3Settings(proxy, "us-east-1", max_attempts=2), Limits()))
+    assert sorted(item.data or b"" for item in got) == [b"%d" % number for number in range(6)]
+    assert {item.attempts for item in got} == {3}
+
+
+def test_an_object_that_always_fails_costs_itself_only(store: S3Store, settings: S3Settings, endpoint: str) -> None:
+    rows = few_rows(store, settings, "broken")
+    with faulty_proxy(endpoint, Faults(broken=frozenset({"3.jpg"}))) as proxy:
+        got = list(fetch_while_up(rows, S3Settings(proxy, "us-east-1", max_attempts=2), Limits()))
+    [bad] = [item for item in got if item.rejected is not None]
+    assert (bad.row["uri"], bad.rejected and bad.rejected.code, bad.attempts) == (
+        "s3://lab/broken/3.jpg", Code.IO_ERROR, 4,
+    )  # fmt: skip
+    assert sum(item.data is not None for item in got) == 5
 
 
 # ---- the command -------------------------------------------------------------------------------------------

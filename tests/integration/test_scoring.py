@@ -115,8 +115,10 @@ def test_next_night_reads_only_what_is_new_or_changed(tiny_bundle: Bundle, tmp_p
     first = only_run(out)
     write_files(source, {"new.jpg": picture(9001), "S001_00001.jpg": picture(9002)})
     (source / "S002_00002.jpg").unlink()
+    write_files(first, {"_work/shards/shard-000000.parquet": b"left"})
     assert score(source, "--model", tiny_bundle.uri, "--out", out) == 0
     [second] = [path for path in out.iterdir() if path.is_dir() and path != first]
+    assert not (first / "_work").exists(), "work files of a run killed after its end stay"
     counts = read_run(second)["counts"]
     assert {Path(row["uri"]).name for row in rows(second).to_pylist()} == {"new.jpg", "S001_00001.jpg"}
     assert counts["listed"] == 100 and counts["deleted_at_source"] == 1

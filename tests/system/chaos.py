@@ -143,9 +143,7 @@ def _arguments(arena: Arena) -> list[str]:
     return [arena.source, "--model", arena.model, "--out", arena.out, "--workers", "2", "--max-error-share", "0.2"]
 
 
-def one_round(
-    arena: Arena, scratch: Path, kills: int, rng: random.Random, typical_s: float, tally: Tally
-) -> None:
+def one_round(arena: Arena, scratch: Path, kills: int, rng: random.Random, typical_s: float, tally: Tally) -> None:
     """Kill the same run up to `kills` times, then let it finish."""
     for _ in range(kills):
         victim = rng.choice(VICTIMS)
