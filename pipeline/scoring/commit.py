@@ -4,7 +4,6 @@ Every step gives the same files when it is done again, so a kill anywhere is men
 removed only after `_SUCCESS` is there.
 """
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -18,23 +17,13 @@ import pyarrow.parquet as pq
 from pipeline.bundle import BundleInfo
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.scoring.ledger import read_columns
+from pipeline.scoring.output import OutputFile, Written
 from pipeline.scoring.plan import Plan
-from pipeline.scoring.records import RunFolder, file_sha256, prediction_schema, quarantine_schema
-from pipeline.storage import S3Settings, Store, store_for
+from pipeline.scoring.records import RunFolder, prediction_schema, quarantine_schema
+from pipeline.storage import S3Settings, store_for
 
 TARGET_FILE_BYTES = 128 << 20
 _IN_DRIVER_BYTES = 64 << 20  # less than this is compacted in place: starting a Ray task takes longer
-_ROW_GROUP = 128 * 1024
-
-
-@dataclass(frozen=True)
-class Written:
-    """One output file, as recorded in parts.json."""
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -81,37 +70,25 @@ def compact(
 
     Raises IncompleteError naming the shard whose part does not hold exactly the listed images.
     """
-    store = store_for(folder.uri, s3)
-    parts = []
+    files: dict[str, OutputFile] = {}
+
+    def add(kind: str, table: pa.Table) -> None:
+        for place, piece in _partitioned(table, partition):
+            if piece.num_rows:
+                name = f"{kind}/{place}part-{group:05d}.parquet"
+                files.setdefault(name, OutputFile(piece.schema)).add(piece)
+
     for number in shards:
         part = read_columns(folder.part(number), None, s3)
         listed = read_columns(folder.shard(number), ["image_id"], s3)
         if not part["image_id"].combine_chunks().equals(listed["image_id"].combine_chunks()):
             raise IncompleteError(f"{folder.part(number)}: holds other images than its shard; delete it and run again")
-        parts.append(part)
-    table = pa.concat_tables(parts)
+        is_scored = pc.is_null(part["code"])
+        add("predictions", _predictions(part.filter(is_scored), info, plan))
+        add("quarantine", _quarantine(part.filter(pc.invert(is_scored)), info, plan))
     if group == 0:
-        problems = read_columns(folder.problems, None, s3)
-    else:
-        problems = quarantine_schema().empty_table()
-    is_scored = pc.is_null(table["code"])
-    scored = _predictions(table.filter(is_scored), info, plan)
-    rejected = pa.concat_tables([_quarantine(table.filter(pc.invert(is_scored)), info, plan), problems])
-    written: list[Written] = []
-    for kind, rows in (("predictions", scored), ("quarantine", rejected)):
-        for place, piece in _partitioned(rows, partition):
-            if piece.num_rows:
-                name = f"{kind}/{place}part-{group:05d}.parquet"
-                written.append(_write(store, folder, name, piece))
-    return written
-
-
-def _write(store: Store, folder: RunFolder, name: str, table: pa.Table) -> Written:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=_ROW_GROUP, store_schema=True)
-    data = buffer.getvalue()
-    store.write(folder.file(*name.split("/")), data)
-    return Written(name, table.num_rows, len(data), file_sha256(data))
+        add("quarantine", read_columns(folder.problems, None, s3))
+    return [files[name].write(folder, name, s3) for name in sorted(files)]
 
 
 def _predictions(table: pa.Table, info: BundleInfo, plan: Plan) -> pa.Table:
@@ -181,7 +158,9 @@ def _only_problems(folder: RunFolder, s3: S3Settings | None) -> list[Written]:
     problems = read_columns(folder.problems, None, s3)
     if not problems.num_rows:
         return []
-    return [_write(store_for(folder.uri, s3), folder, "quarantine/part-00000.parquet", problems)]
+    file = OutputFile(problems.schema)
+    file.add(problems)
+    return [file.write(folder, "quarantine/part-00000.parquet", s3)]
 
 
 def verify(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Settings | None) -> dict[str, Any]:

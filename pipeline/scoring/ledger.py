@@ -18,6 +18,7 @@ from pipeline.errors import TRANSIENT_CODES
 from pipeline.scoring.records import RunFolder, version_hash
 from pipeline.storage import S3Settings, StoreError, join, store_for
 
+_BATCH_ROWS = 32 * 1024
 UNCHANGED, UNCHANGED_BAD = "unchanged", "unchanged_quarantined"
 
 
@@ -108,7 +109,8 @@ def read_ledger(out: str, model_sha256: str, s3: S3Settings | None) -> Ledger:
 def _done(folder: RunFolder, s3: S3Settings | None) -> Iterator[tuple[pa.Table, bool]]:
     transient = pa.array([str(code) for code in TRANSIENT_CODES])
     for uri in output_files(folder, "predictions", s3):
-        yield read_columns(uri, ["image_id", "etag", "size_bytes"], s3), False
+        for table in read_batches(uri, ["image_id", "etag", "size_bytes"], s3):
+            yield table, False
     for uri in output_files(folder, "quarantine", s3):
         table = read_columns(uri, ["image_id", "etag", "size_bytes", "code", "stage"], s3)
         again = pc.or_(pc.is_in(table["code"], transient), pc.equal(table["stage"], "list"))
@@ -127,3 +129,10 @@ def output_files(folder: RunFolder, kind: str, s3: S3Settings | None) -> list[st
 def read_columns(uri: str, columns: list[str] | None, s3: S3Settings | None) -> pa.Table:
     with store_for(uri, s3).open(uri) as file:
         return pq.ParquetFile(file).read(columns=columns)
+
+
+def read_batches(uri: str, columns: list[str], s3: S3Settings | None) -> Iterator[pa.Table]:
+    """The rows of one file piece by piece, so that memory does not grow with the file."""
+    with store_for(uri, s3).open(uri) as file:
+        for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])

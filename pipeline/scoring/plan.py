@@ -22,6 +22,7 @@ from pipeline.errors import InputError, PlatformError, Stage
 from pipeline.listing import Filters, Tally, entry_row, list_sources, parse_since, relative_path
 from pipeline.manifest import image_id, to_parquet
 from pipeline.scoring.ledger import Ledger, run_folders
+from pipeline.scoring.output import OutputFile
 from pipeline.scoring.records import DELETED_SCHEMA, SHARD_SCHEMA, SKIPPED_SCHEMA, RunFolder, quarantine_schema
 from pipeline.storage import S3Settings, Store, store_for
 
@@ -137,26 +138,24 @@ def make_plan(
     filters = Filters(request.include, request.exclude, since)
     found = list_sources(request.sources, tally, filters, s3, request.limit)
     writer = _Writer(folder, plan, store)
-    problems: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
+    problems, skipped = OutputFile(quarantine_schema()), OutputFile(SKIPPED_SCHEMA)
+    reasons: Counter[str] = Counter()
     dropped = 0
     for item, subject in _with_subjects(found, request, plan):
         if isinstance(item, Problem):
-            problems.append(_problem_row(item, request, plan, begin))
+            problems.add_row(_problem_row(item, request, plan, begin))
+            plan.problems += 1
             continue
         row = entry_row(item)
         if wanted is not None and row["image_id"] not in wanted:
             dropped += 1
             continue
-        done = (
-            None
-            if request.rescore or wanted is not None
-            else ledger.look_up(row["image_id"], item.etag, item.size_bytes)
-        )
+        is_fresh = request.rescore or wanted is not None
+        done = None if is_fresh else ledger.look_up(row["image_id"], item.etag, item.size_bytes)
         if done is not None:
-            skipped.append(
-                {**{k: row[k] for k in ("image_id", "uri", "member")}, "reason": done[0], "earlier_run": done[1]}
-            )
+            reasons[done[0]] += 1
+            identity = {name: row[name] for name in ("image_id", "uri", "member")}
+            skipped.add_row({**identity, "reason": done[0], "earlier_run": done[1]})
         else:
             if not writer.has_rows:
                 on_work()
@@ -167,16 +166,13 @@ def make_plan(
     if tally.images + tally.problems == 0:
         left = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
         raise InputError(f"{' '.join(request.sources)}: no images found" + (f" (left out: {left})" if left else ""))
-    plan.problems = len(problems)
-    plan.skipped = dict(Counter(row["reason"] for row in skipped))
+    plan.skipped = dict(reasons)
     plan.left_out = dict(tally.left_out)
     gone = ledger.unseen() if wanted is None and request.limit is None else ledger.unseen()[:0]
     plan.deleted = len(gone)
-    store.write(folder.problems, to_parquet(pa.Table.from_pylist(problems, quarantine_schema())))
-    if skipped:
-        store.write(
-            folder.file("skipped", "part-000000.parquet"), to_parquet(pa.Table.from_pylist(skipped, SKIPPED_SCHEMA))
-        )
+    store.write(folder.problems, problems.finish())
+    if reasons:
+        skipped.write(folder, "skipped/part-000000.parquet", s3)
     if len(gone):
         deleted = pa.table({"image_id": pa.array(gone)}, schema=DELETED_SCHEMA)
         store.write(folder.file("deleted", "part-000000.parquet"), to_parquet(deleted))

@@ -14,14 +14,14 @@ from pipeline.bundle import Bundle
 from pipeline.cluster import Connection
 from pipeline.errors import InputError
 from pipeline.images import Limits
-from pipeline.manifest import to_parquet
 from pipeline.scoring import commit
 from pipeline.scoring.driver import Resources, ScoreDriver
-from pipeline.scoring.ledger import output_files, read_columns, read_ledger
+from pipeline.scoring.ledger import output_files, read_batches, read_columns, read_ledger
 from pipeline.scoring.lock import locked
+from pipeline.scoring.output import OutputFile, Written
 from pipeline.scoring.plan import Plan, Request, find_or_start, make_plan, read_plan
 from pipeline.scoring.progress import Progress
-from pipeline.scoring.records import SCHEMA_VERSION, RunFolder, file_sha256
+from pipeline.scoring.records import SCHEMA_VERSION, RunFolder
 from pipeline.scoring.subjects import roll_up
 from pipeline.storage import S3Settings, StoreError, store_for
 
@@ -129,18 +129,16 @@ def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
     )
 
 
-def _subjects(
-    folder: RunFolder, written: Sequence[commit.Written], plan: Plan, s3: S3Settings | None
-) -> list[commit.Written]:
+def _subjects(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Settings | None) -> list[Written]:
     names = [item.name for item in written if item.name.startswith("predictions/")]
     columns = ["subject_id", "probability", "decision", "image_id"]
-    tables = (read_columns(folder.file(*name.split("/")), columns, s3) for name in names)
-    table = roll_up(tables, plan.run_id)
+    batches = (batch for name in names for batch in read_batches(folder.file(*name.split("/")), columns, s3))
+    table = roll_up(batches, plan.run_id)
     if not table.num_rows:
         return []
-    data = to_parquet(table)
-    store_for(folder.uri, s3).write(folder.file("subjects.parquet"), data)
-    return [commit.Written("subjects.parquet", table.num_rows, len(data), file_sha256(data))]
+    file = OutputFile(table.schema)
+    file.add(table)
+    return [file.write(folder, "subjects.parquet", s3)]
 
 
 def _document(

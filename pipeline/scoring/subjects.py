@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.intervals import wilson_interval
 
@@ -45,10 +46,9 @@ def roll_up(batches: Iterator[pa.Table], run_id: str) -> pa.Table:
     """SUBJECT_SCHEMA, most suspicious subject first, from tables of subject_id, probability, decision, image_id."""
     sums: dict[str, _Sums] = {}
     for table in batches:
-        columns = [table[name].to_pylist() for name in ("subject_id", "probability", "decision", "image_id")]
+        known = table.filter(pc.is_valid(table["subject_id"]))
+        columns = [known[name].to_pylist() for name in ("subject_id", "probability", "decision", "image_id")]
         for subject, probability, decision, image_id in zip(*columns, strict=True):
-            if subject is None:
-                continue
             one = sums.setdefault(subject, _Sums())
             one.images += 1
             one.positive += decision == "positive"

@@ -1,0 +1,74 @@
+"""Parquet files of a run, put in their place whole while their rows come piece by piece."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.scoring.records import RunFolder, file_sha256
+from pipeline.storage import S3Settings, store_for
+
+ROW_GROUP = 32 * 1024  # rows, about 10 MB of columns
+_LOOSE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Written:
+    """One output file, as recorded in parts.json."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class OutputFile:
+    """A file in the making. Memory holds the rows of one row group, and what is packed already."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._buffer = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._buffer, schema, compression="zstd", store_schema=True)
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._schema = schema
+        self._loose: list[dict[str, Any]] = []
+        self.rows = 0
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Append one row by column names; a column that is missing is null."""
+        self._loose.append(row)
+        if len(self._loose) >= _LOOSE_ROWS:
+            self._pack()
+
+    def _pack(self) -> None:
+        if self._loose:
+            rows, self._loose = self._loose, []
+            self.add(pa.Table.from_pylist(rows, self._schema))
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows of the file's schema."""
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        self.rows += table.num_rows
+        if self._waiting_rows >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting_rows:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._waiting_rows)
+            self._waiting, self._waiting_rows = [], 0
+
+    def finish(self) -> bytes:
+        """The whole file; nothing can be added any more."""
+        self._pack()
+        self._flush()
+        self._writer.close()
+        return self._buffer.getvalue()
+
+    def write(self, folder: RunFolder, name: str, s3: S3Settings | None) -> Written:
+        """Finish the file and put it at `name` below the run's folder."""
+        data = self.finish()
+        store_for(folder.uri, s3).write(folder.file(*name.split("/")), data)
+        return Written(name, self.rows, len(data), file_sha256(data))

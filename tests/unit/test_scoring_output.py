@@ -1,0 +1,42 @@
+"""Output files are made piece by piece: all rows, in order, in row groups of a bounded size."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.scoring.output import ROW_GROUP, OutputFile
+from pipeline.scoring.records import RunFolder, file_sha256
+
+SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("name", pa.string())])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 30_000), max_size=8))
+def test_tables_come_back_whole_in_order_and_in_bounded_row_groups(sizes: list[int]) -> None:
+    file = OutputFile(SCHEMA)
+    start = 0
+    for size in sizes:
+        numbers = pa.array(range(start, start + size), pa.int64())
+        file.add(pa.table([numbers, pa.nulls(size, pa.string())], schema=SCHEMA))
+        start += size
+    got = pq.ParquetFile(io.BytesIO(file.finish()))
+    groups = [got.metadata.row_group(index).num_rows for index in range(got.metadata.num_row_groups)]
+    assert got.read()["number"].to_pylist() == list(range(start))
+    assert all(rows < ROW_GROUP + 30_000 for rows in groups)
+    assert len(groups) <= 1 + start // ROW_GROUP
+
+
+def test_single_rows_come_back_with_nulls_where_nothing_was_given(tmp_path: Path) -> None:
+    file = OutputFile(SCHEMA)
+    for number in range(10_000):
+        file.add_row({"number": number} if number % 2 else {"number": number, "name": "even"})
+    written = file.write(RunFolder(str(tmp_path)), "skipped/part-000000.parquet", None)
+    data = (tmp_path / "skipped" / "part-000000.parquet").read_bytes()
+    assert (written.rows, written.bytes, written.sha256) == (10_000, len(data), file_sha256(data))
+    table = pq.ParquetFile(io.BytesIO(data)).read()
+    assert table["number"].to_pylist() == list(range(10_000))
+    assert table["name"].to_pylist() == ["even", None] * 5_000
