@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import PlatformError
+from pipeline.errors import LeukorayError, PlatformError
 
 _MIN_SHM_BYTES = 512 * 1024 * 1024
 
@@ -153,6 +153,17 @@ def connected(
     """`ray` connected, for the length of the block: see Connection. Raises PlatformError."""
     with Connection(address, num_cpus, quiet=quiet, worker_logs=worker_logs) as connection:
         yield connection.ray()
+
+
+@contextlib.contextmanager
+def own_errors(ray: Any) -> Iterator[None]:
+    """What failed in a task or an actor with one of our errors is raised here as that error, without Ray's wrapping."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LeukorayError):
+            raise error.cause from error
+        raise
 
 
 def _init(ray: Any, options: dict[str, Any], attempts: int) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from stat import S_ISDIR
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -223,23 +224,23 @@ def _walk_folder(root: str, filters: Filters, store: Store) -> Iterator[Found]:
                 yield Ignored(folder, "folder reached twice by a link")
                 continue
             visited.add((stat.st_dev, stat.st_ino))
-            with os.scandir(folder) as listing:
-                children = sorted(listing, key=lambda child: child.name)
+            names = sorted(os.listdir(folder))  # names only: entries of a million files would take a gigabyte
         except OSError as error:
             code = Code.ACCESS_DENIED if isinstance(error, PermissionError) else Code.IO_ERROR
             yield Problem(_path_uri(folder), None, code, f"folder cannot be listed: {error.strerror}")
             continue
         files: list[ObjectInfo] = []
-        for child in children:
+        for name in names:
+            path = os.path.join(folder, name)
             try:
-                if child.is_dir():
-                    stack.append(child.path)
-                    continue
-                details = child.stat()
+                details = os.stat(path)
             except OSError as error:
-                yield Problem(_path_uri(child.path), None, Code.NOT_FOUND, f"broken link or removed: {error.strerror}")
+                yield Problem(_path_uri(path), None, Code.NOT_FOUND, f"broken link or removed: {error.strerror}")
                 continue
-            files.append(ObjectInfo(_path_uri(child.path), details.st_size, local_etag(details), details.st_mtime))
+            if S_ISDIR(details.st_mode):
+                stack.append(path)
+                continue
+            files.append(ObjectInfo(_path_uri(path), details.st_size, local_etag(details), details.st_mtime))
             if len(files) >= _BATCH:
                 yield from _objects(root, files, filters, store)
                 files = []

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.bundle import BundleInfo
+from pipeline.cluster import own_errors
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.scoring.ledger import read_columns
 from pipeline.scoring.output import OutputFile, Written
@@ -23,7 +24,7 @@ from pipeline.scoring.records import RunFolder, prediction_schema, quarantine_sc
 from pipeline.storage import S3Settings, store_for
 
 TARGET_FILE_BYTES = 128 << 20
-_IN_DRIVER_BYTES = 64 << 20  # less than this is compacted in place: starting a Ray task takes longer
+_IN_DRIVER_BYTES = 4 << 20  # about 50,000 rows; more goes to Ray tasks, which keeps the memory of the driver level
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Partition:
         return re.sub(r"[^\w.-]", "_", found.group(1)) if found else "__HIVE_DEFAULT_PARTITION__"
 
 
-def group_parts(sizes: Sequence[int], target: int = TARGET_FILE_BYTES) -> list[list[int]]:
+def group_parts(sizes: Sequence[int], target: int) -> list[list[int]]:
     """Consecutive shard numbers whose parts together make one output file of about `target` bytes."""
     groups: list[list[int]] = []
     total = 0
@@ -142,7 +143,7 @@ def commit(
     missing = sorted(set(range(plan.shards)) - set(sizes))
     if missing:
         raise IncompleteError(f"{folder.uri}: shards {missing[:10]} have no part; run the same command again")
-    groups = group_parts([sizes[number] for number in range(plan.shards)]) or [[]]
+    groups = group_parts([sizes[number] for number in range(plan.shards)], TARGET_FILE_BYTES) or [[]]
     if not plan.shards:
         return _only_problems(folder, s3)
     arguments = [(folder, index, group, info, plan, partition, s3) for index, group in enumerate(groups)]
@@ -150,7 +151,8 @@ def commit(
         results = [compact(*each) for each in arguments]
     else:
         task = ray.remote(num_cpus=1, max_retries=3)(compact)
-        results = ray.get([task.remote(*each) for each in arguments])
+        with own_errors(ray):
+            results = ray.get([task.remote(*each) for each in arguments])
     return [item for result in results for item in result]
 
 

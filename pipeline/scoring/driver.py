@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline.bundle import Bundle
 from pipeline.cluster import Plan as ClusterPlan
-from pipeline.cluster import check, refuse_dead_node
-from pipeline.errors import LeukorayError, PlatformError
+from pipeline.cluster import check, own_errors, refuse_dead_node
+from pipeline.errors import PlatformError
 from pipeline.images import Limits
 from pipeline.scoring.plan import Plan
 from pipeline.scoring.progress import Progress
@@ -175,14 +175,11 @@ class ScoreDriver:
     def _collect(self, worker: _Worker, reference: Any, todo: deque[int], progress: Progress) -> None:
         errors = self._ray.exceptions
         try:
-            account = self._ray.get(reference)
+            with own_errors(self._ray):
+                account = self._ray.get(reference)
         except (errors.ActorDiedError, errors.ActorUnavailableError, errors.WorkerCrashedError) as error:
             self._bury(worker, todo, error)
             return
-        except errors.RayTaskError as error:
-            if isinstance(error.cause, LeukorayError):
-                raise error.cause from error
-            raise
         worker.open.pop(reference)
         self._deaths_in_a_row = 0
         progress.add(account)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.scoring.records import RunFolder, file_sha256
 from pipeline.storage import S3Settings, store_for
 
-ROW_GROUP = 32 * 1024  # rows, about 10 MB of columns
+ROW_GROUP = 16 * 1024  # rows, about 5 MB of columns
 _LOOSE_ROWS = 4096
 
 

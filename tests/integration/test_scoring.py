@@ -19,7 +19,7 @@ from pipeline.errors import PlatformError
 from pipeline.images import load_image
 from pipeline.predictor import Predictor
 from pipeline.s3 import s3_store
-from pipeline.scoring import lock
+from pipeline.scoring import commit, lock
 from tests.scoring_sources import contents, mixed_files, only_run, outcome, picture, read_run, rows, upload, write_files
 
 from .conftest import S3Server
@@ -70,6 +70,39 @@ def test_success_comes_with_hashed_parts_and_without_work_files(unbroken: Path) 
     for item in json.loads((unbroken / "parts.json").read_text()):
         data = (unbroken / item["name"]).read_bytes()
         assert (len(data), file_sha256(data)) == (item["bytes"], item["sha256"])
+
+
+def test_large_runs_are_put_together_by_ray_tasks_with_the_same_rows(
+    unbroken: Path, source: Path, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "_IN_DRIVER_BYTES", 0)
+    monkeypatch.setattr(commit, "TARGET_FILE_BYTES", 1)  # a file a shard
+    assert score(source, "--model", tiny_bundle.uri, "--out", tmp_path / "out", "--subject-pattern", r"(S\d{3})_") == 0
+    run = only_run(tmp_path / "out")
+    assert len(list((run / "predictions").iterdir())) == 4
+    assert outcome(run) == outcome(unbroken)
+
+
+def test_a_part_of_other_images_stops_the_commit(
+    source: Path,
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(commit, "_IN_DRIVER_BYTES", 0)
+    whole = commit.commit
+
+    def swap_parts_first(*arguments: Any) -> Any:
+        folder = arguments[1]
+        Path(folder.part(1)).write_bytes(Path(folder.part(0)).read_bytes())
+        return whole(*arguments)
+
+    monkeypatch.setattr(commit, "commit", swap_parts_first)
+    assert score(source, "--model", tiny_bundle.uri, "--out", tmp_path / "out") == 4
+    said = capsys.readouterr().err
+    assert "holds other images than its shard" in said and "ray::" not in said
+    assert not (only_run(tmp_path / "out") / "_SUCCESS").exists()
 
 
 def test_subjects_add_up_to_the_predictions(unbroken: Path) -> None:

@@ -122,14 +122,14 @@ def test_a_folder_that_refuses_is_a_problem_and_the_rest_is_listed(tmp_path: Pat
 def test_a_folder_that_refuses_the_listing_call_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "open" / "x.jpg")
     put(tmp_path / "closed" / "y.jpg")
-    scandir = os.scandir
+    listdir = os.listdir
 
     def refusing(path: str) -> Any:
         if str(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(listing.os, "scandir", refusing)
+    monkeypatch.setattr(listing.os, "listdir", refusing)
     entries, problems, _ = listed(tmp_path)
     assert names(entries) == ["x.jpg"]
     assert [problem.code for problem in problems] == [Code.ACCESS_DENIED]
