@@ -15,9 +15,9 @@ from jobs.common import Clock, finish, run, s3_settings
 from pipeline import __version__
 from pipeline.config import JobConfig, effective, positional
 from pipeline.errors import InputError
+from pipeline.filters import Filters, parse_since
 from pipeline.ingest import Draft, Wishes, counts, ingest
 from pipeline.layouts import describe_layouts
-from pipeline.listing import Filters, parse_since
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.splits import SPLITS
 from pipeline.storage import absolute, join, store_for

@@ -11,8 +11,8 @@ from pipeline.annotation import subject_reader
 from pipeline.bundle import Bundle
 from pipeline.config import JobConfig, positional
 from pipeline.errors import IncompleteError, UsageError
+from pipeline.filters import parse_since
 from pipeline.images import Limits
-from pipeline.listing import parse_since
 from pipeline.registry import resolve
 from pipeline.scoring import run as scoring
 from pipeline.scoring.commit import Partition

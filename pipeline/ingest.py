@@ -4,7 +4,6 @@ Takes source URIs and the user's wishes, gives a `Draft`: the table of the manif
 it. `jobs.ingest` puts flags and words around it.
 """
 
-import os
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
@@ -13,19 +12,18 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from pipeline import manifest, splits
 from pipeline.annotation import UNKNOWN, Annotation, override
-from pipeline.archives import NESTED, Entry, Problem, is_archive
+from pipeline.archives import NESTED, Problem, is_archive
 from pipeline.errors import InputError, UsageError
+from pipeline.filters import Filters
 from pipeline.label_table import ALIASES, annotate_from_table
 from pipeline.layouts import LAYOUTS, Layout, annotate, recognize
-from pipeline.listing import Filters, Tally, entry_row, list_sources
-from pipeline.storage import S3Settings, StoreError, absolute, is_s3, join, local_path, store_for
+from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.storage import S3Settings, StoreError, absolute, join, store_for
+from pipeline.tables import is_table, read_table
 
-_TABLES = (".csv", ".parquet")
 _LABEL_FILES = ("labels.csv", "labels.parquet")
 _SYNTHETIC_MARK = "SYNTHETIC.txt"
 _BATCH_ROWS = 8192
@@ -137,34 +135,6 @@ def read_sources(roots: Sequence[str], filters: Filters, s3: S3Settings | None, 
     return Listing(table, paths, meta, problems, tally)
 
 
-def base_folder(roots: Sequence[str]) -> str:
-    """The folder that paths are read from: the source itself, or what several sources have in common.
-
-    With `data/healthy data/leukemia` it is `data`, so that the folder names still tell the class.
-    """
-    folders = []
-    for root in roots:
-        plain = root
-        while any(sign in plain for sign in "*?[") and not is_s3(plain):
-            plain = posixpath.dirname(plain)
-        is_file = plain == root and (is_archive(plain) or posixpath.splitext(plain)[1] in (*_TABLES, ".txt"))
-        is_file = is_file or (not is_s3(plain) and os.path.isfile(plain))
-        folders.append(posixpath.dirname(plain) if is_file else plain)
-    if len({is_s3(folder) for folder in folders}) > 1:
-        return ""
-    prefix = "s3://" if is_s3(folders[0]) else ""
-    return prefix + posixpath.commonpath([folder.removeprefix(prefix) for folder in folders])
-
-
-def path_below(entry: Entry, base: str) -> str:
-    """The path that layouts look at: below `base`, else the whole URI; `archive!/member` for members."""
-    path = local_path(entry.uri).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    top = base if base.endswith("/") else base + "/"
-    if base and path.startswith(top):
-        path = path[len(top) :]
-    return f"{path}{NESTED}{entry.member}" if entry.member is not None else path
-
-
 def _nothing_found(roots: Sequence[str], tally: Tally, problems: Sequence[Problem]) -> str:
     seen = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
     where = ", ".join(roots[:3])
@@ -259,7 +229,7 @@ def _labels_uri(roots: Sequence[str], layout: Layout, wishes: Wishes, s3: S3Sett
     if wishes.labels:
         return absolute(wishes.labels)
     root = roots[0]
-    if len(roots) == 1 and root.lower().endswith(_TABLES):
+    if len(roots) == 1 and is_table(root):
         known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
         names = {name.strip().casefold() for name in read_table(root, s3).column_names}
         return root if names & known else None
@@ -269,18 +239,6 @@ def _labels_uri(roots: Sequence[str], layout: Layout, wishes: Wishes, s3: S3Sett
     if layout.name == "table" and not found:
         raise UsageError(f"--layout table needs --labels FILE, or {' or '.join(_LABEL_FILES)} in {root}")
     return found[0] if found else None
-
-
-def read_table(uri: str, s3: S3Settings | None) -> pa.Table:
-    """A CSV or Parquet of labels. Raises InputError when it is neither."""
-    store = store_for(uri, s3)
-    try:
-        with store.open(uri) as file:
-            return pq.read_table(file) if uri.lower().endswith(".parquet") else pyarrow.csv.read_csv(file)
-    except StoreError as error:
-        raise InputError(f"--labels {error}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"--labels {uri}: not a readable CSV or Parquet table ({error})") from error
 
 
 def _from_sidecars(listing: Listing) -> list[Annotation] | None:

@@ -26,7 +26,7 @@ LOCATION_FIELDS = [
     pa.field("image_id", pa.int64(), nullable=False),  # stable 64-bit hash of uri and member
     pa.field("uri", pa.string(), nullable=False),  # the file, or the archive that holds the image
     pa.field("member", pa.string()),  # path inside the archive; `inner.tar!/x.jpg` when nested
-    pa.field("access", pa.string(), nullable=False),  # file | range | deflate | stream, see archives.py
+    pa.field("access", pa.string(), nullable=False),  # file | range | zip | stream, see pipeline.archives
     pa.field("offset", pa.int64()),  # first stored byte inside `uri`
     pa.field("stored_bytes", pa.int64()),  # stored length inside `uri`; differs from size_bytes when deflated
     pa.field("size_bytes", pa.int64(), nullable=False),  # length of the encoded image

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import boto3
@@ -45,6 +46,29 @@ def s3_store(settings: S3Settings) -> "S3Store":
 def _split(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
+
+
+def _folder(uri: str) -> str:
+    """The prefix of what lies below `uri`. Two slashes in a row are a folder without a name, another one."""
+    return uri if uri.endswith("/") else uri + "/"
+
+
+def _objects(uri: str, answer: dict[str, Any]) -> Iterator[ObjectInfo]:
+    """The objects of one page; keys that end with a slash are marks that consoles leave for folders."""
+    bucket, _ = _split(uri)
+    for item in answer.get("Contents", ()):
+        if not item["Key"].endswith("/"):
+            modified = item["LastModified"].timestamp()
+            yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'), modified)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One page of what lies directly below a prefix."""
+
+    folders: list[str]  # URIs that end with a slash
+    objects: list[ObjectInfo]
+    is_truncated: bool
 
 
 class S3Store:
@@ -212,63 +236,35 @@ class S3Store:
 
     def is_folder(self, uri: str) -> bool:
         """True when keys lie below the prefix. Raises StoreError for a bucket that is missing or refused."""
-        bucket, key = _split(uri)
-        prefix = key.rstrip("/") + "/" if key else ""
-        answer, _ = self._retry(
-            uri, lambda c: c.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **self._payer)
-        )
+        bucket, key = _split(_folder(uri))
+        answer, _ = self._retry(uri, lambda c: c.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1, **self._payer))
         return bool(answer.get("KeyCount"))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects below a prefix, page by page, so that memory does not grow with their number."""
-        yield from self._pages(prefix, delimiter="")[1]
+        return self.beginning_with(_folder(prefix))
 
-    def children(self, prefix: str) -> tuple[list[str], Iterator[ObjectInfo]]:
-        """(sub-prefixes, objects directly below): what lets many prefixes be listed side by side."""
-        return self._pages(prefix, delimiter="/")
+    def beginning_with(self, uri: str) -> Iterator[ObjectInfo]:
+        """Objects whose URIs begin with these characters, page by page."""
+        for answer in self._pages(uri):
+            yield from _objects(uri, answer)
 
-    def _pages(self, prefix: str, delimiter: str) -> tuple[list[str], Iterator[ObjectInfo]]:
-        bucket, key = _split(prefix)
-        base: dict[str, Any] = {
-            "Bucket": bucket,
-            "Prefix": key.rstrip("/") + "/" if key else "",
-            **self._payer,
-        }
-        if delimiter:
-            base["Delimiter"] = delimiter
+    def levels(self, prefix: str) -> Iterator[Level]:
+        """What lies directly below a prefix, page by page: what lets many prefixes be listed side by side."""
+        bucket, _ = _split(prefix)
+        for answer in self._pages(_folder(prefix), Delimiter="/"):
+            folders = [f"s3://{bucket}/{item['Prefix']}" for item in answer.get("CommonPrefixes", ())]
+            yield Level(folders, list(_objects(prefix, answer)), bool(answer.get("IsTruncated")))
 
-        def page(token: str | None) -> dict[str, Any]:
-            more = {"ContinuationToken": token} if token else {}
-            return dict(self._retry(prefix, lambda c: c.list_objects_v2(**base, **more))[0])
-
-        def objects(answer: dict[str, Any]) -> Iterator[ObjectInfo]:
-            for item in answer.get("Contents", ()):
-                if not item["Key"].endswith("/"):
-                    uri = f"s3://{bucket}/{item['Key']}"
-                    yield ObjectInfo(uri, item["Size"], item["ETag"].strip('"'), item["LastModified"].timestamp())
-
-        def folders(answer: dict[str, Any]) -> list[str]:
-            return [f"s3://{bucket}/{item['Prefix']}" for item in answer.get("CommonPrefixes", ())]
-
-        if not delimiter:
-
-            def stream() -> Iterator[ObjectInfo]:
-                answer = page(None)
-                yield from objects(answer)
-                while answer.get("IsTruncated"):
-                    answer = page(answer["NextContinuationToken"])
-                    yield from objects(answer)
-
-            return [], stream()
-        subfolders: list[str] = []
-        direct: list[ObjectInfo] = []
-        answer = page(None)
+    def _pages(self, begin: str, **options: str) -> Iterator[dict[str, Any]]:
+        bucket, key = _split(begin)
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": key, **options, **self._payer}
         while True:
-            subfolders += folders(answer)
-            direct += objects(answer)
+            answer = self._retry(begin, lambda client: client.list_objects_v2(**request))[0]
+            yield answer
             if not answer.get("IsTruncated"):
-                return subfolders, iter(direct)
-            answer = page(answer["NextContinuationToken"])
+                return
+            request["ContinuationToken"] = answer["NextContinuationToken"]
 
     def delete(self, uri: str) -> None:
         bucket, key = _split(uri)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
@@ -236,7 +237,7 @@ class LocalStore:
             return None
         except OSError as error:
             raise _translate(error, uri) from error
-        if os.path.isdir(uri):
+        if not S_ISREG(stat.st_mode):  # folders; pipes and devices, whose reading may never end
             return None
         return ObjectInfo(uri, stat.st_size, local_etag(stat), stat.st_mtime)
 

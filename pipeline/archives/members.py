@@ -40,6 +40,7 @@ class Entry:
     stored_bytes: int | None = None
     occurrence: int = 0  # how many members of the same name came before it
     meta: dict[str, str] = field(default_factory=dict)  # WebDataset sidecars
+    image_id: int | None = None  # where a manifest has given it
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ def run_folders(out: str, s3: S3Settings | None) -> list[RunFolder]:
     if out.startswith("s3://"):
         from pipeline.s3 import s3_store
 
-        names, _ = s3_store(s3 or S3Settings()).children(out)
-        found = [name.rstrip("/") for name in names]
+        levels = s3_store(s3 or S3Settings()).levels(out)
+        found = [name.rstrip("/") for level in levels for name in level.folders]
     else:
         from pathlib import Path
 

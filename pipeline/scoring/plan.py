@@ -19,7 +19,8 @@ from pipeline import layouts
 from pipeline.annotation import subject_reader
 from pipeline.archives import Entry, Problem
 from pipeline.errors import InputError, PlatformError, Stage
-from pipeline.listing import Filters, Tally, entry_row, list_sources, parse_since, relative_path
+from pipeline.filters import Filters, parse_since
+from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
 from pipeline.manifest import image_id, to_parquet
 from pipeline.scoring.ledger import Ledger, run_folders
 from pipeline.scoring.output import OutputFile
@@ -136,7 +137,7 @@ def make_plan(
     tally = Tally()
     since = parse_since(request.since) if request.since else None
     filters = Filters(request.include, request.exclude, since)
-    found = list_sources(request.sources, tally, filters, s3, request.limit)
+    found = list_sources(request.sources, tally, filters, s3, request.limit, drop_doubles=True)
     writer = _Writer(folder, plan, store)
     problems, skipped = OutputFile(quarantine_schema()), OutputFile(SKIPPED_SCHEMA)
     reasons: Counter[str] = Counter()
@@ -206,7 +207,8 @@ def _with_subjects(
 ) -> Iterator[tuple[Entry | Problem, str | None]]:
     """Each item with the subject that its path tells, by the layout of the first paths or by the user's pattern."""
     head = list(itertools.islice(found, _SAMPLE))
-    paths = [relative_path(item, request.sources) for item in head if isinstance(item, Entry)]
+    base = base_folder(request.sources)
+    paths = [path_below(item, base) for item in head if isinstance(item, Entry)]
     try:
         layout = layouts.recognize(paths) if paths else layouts.LAYOUTS["flat"]
     except InputError:  # several data sets side by side: fine for scoring, but their subjects stay unknown
@@ -218,7 +220,7 @@ def _with_subjects(
         if isinstance(item, Problem):
             yield item, None
             continue
-        path = relative_path(item, request.sources)
+        path = path_below(item, base)
         if read is not None:
             yield item, read(path)
         else:

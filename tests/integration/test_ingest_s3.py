@@ -11,7 +11,7 @@ import pytest
 
 from jobs import ingest as job
 from pipeline.archives import Entry
-from pipeline.errors import Code, PlatformError
+from pipeline.errors import Code, InputError, PlatformError
 from pipeline.fetch import fetch_rows
 from pipeline.images import Limits
 from pipeline.listing import Tally, entry_row, list_sources
@@ -103,6 +103,38 @@ def test_pyarrow_reaches_the_same_endpoint_with_the_same_settings(store: S3Store
 
 
 # ---- listing -----------------------------------------------------------------------------------------------
+
+
+def test_two_slashes_in_a_key_are_a_folder_without_a_name(store: S3Store, settings: S3Settings) -> None:
+    keys = ["d/x.jpg", "d//y.jpg", "d//e/z.jpg", "d/e/z.jpg", "d/../w.jpg"]
+    for key in keys:
+        store.write(f"s3://lab/{key}", key.encode())
+    for source in ("s3://lab/d", "s3://lab/d/", "s3://lab/d/**"):
+        entries = [item for item in list_sources([source], Tally(), s3=settings) if isinstance(item, Entry)]
+        assert sorted(entry.uri for entry in entries) == sorted(f"s3://lab/{key}" for key in keys)
+        rows = [entry_row(entry) for entry in entries]
+        assert all(got.data == got.row["uri"][9:].encode() for got in fetch_rows(rows, settings))
+
+
+def test_a_pattern_on_s3_is_every_object_that_fits(store: S3Store, settings: S3Settings) -> None:
+    for day in ("2026-11-21", "2026-11-22", "2026-12-01"):
+        store.write(f"s3://lab/nights/{day}/a.tar", tar_bytes([(f"{day}.jpg", b"1")]))
+        store.write(f"s3://lab/nights/{day}/b.jpg", b"2")
+    entries = list(list_sources(["s3://lab/nights/2026-11-*/*.tar"], Tally(), s3=settings))
+    assert sorted(str(item.member) for item in entries) == ["2026-11-21.jpg", "2026-11-22.jpg"]
+    assert len(list(list_sources(["s3://lab/nights/2026-11-*"], Tally(), s3=settings))) == 4
+    with pytest.raises(InputError, match="matches nothing"):
+        list(list_sources(["s3://lab/nights/2027-*"], Tally(), s3=settings))
+
+
+def test_a_table_of_many_uris_is_looked_up_side_by_side(store: S3Store, endpoint: str) -> None:
+    names = [f"t/{number:03d}.jpg" for number in range(300)]
+    for name in names[:-1]:
+        store.write(f"s3://lab/{name}", b"x")
+    store.write("s3://lab/t.csv", ("uri\n" + "\n".join(names)).encode())
+    tally = Tally()
+    found = list(list_sources(["s3://lab/t.csv"], tally, s3=store.settings))
+    assert (tally.images, tally.problems, len(found)) == (299, 1, 300)
 
 
 def test_more_keys_than_a_page_are_listed_side_by_side(store: S3Store, settings: S3Settings) -> None:

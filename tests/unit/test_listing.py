@@ -14,12 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import listing
+from pipeline import sources
 from pipeline.archives import Entry, Problem
 from pipeline.errors import Code, InputError, UsageError
 from pipeline.fetch import fetch_rows
-from pipeline.ingest import base_folder, ingest
-from pipeline.listing import Filters, Tally, entry_row, list_sources, parse_since, relative_path
+from pipeline.filters import Filters, UriPattern, parse_since
+from pipeline.ingest import ingest
+from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.manifest import LISTING_SCHEMA, MANIFEST_SCHEMA, write_manifest
+from pipeline.s3 import Level
 from pipeline.storage import ObjectInfo
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
@@ -129,7 +132,7 @@ def test_a_folder_that_refuses_the_listing_call_is_a_problem(tmp_path: Path, mon
             raise PermissionError(13, "Permission denied", path)
         return listdir(path)
 
-    monkeypatch.setattr(listing.os, "listdir", refusing)
+    monkeypatch.setattr(sources.os, "listdir", refusing)
     entries, problems, _ = listed(tmp_path)
     assert names(entries) == ["x.jpg"]
     assert [problem.code for problem in problems] == [Code.ACCESS_DENIED]
@@ -183,6 +186,45 @@ def test_a_glob_is_every_match_and_one_without_match_is_an_error(tmp_path: Path)
         listed(f"{tmp_path}/week_*.tar")
 
 
+def test_a_glob_of_folders_and_what_is_in_them_lists_nothing_twice(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b/c.jpg", "b/d/e.jpg"):
+        put(tmp_path / name)
+    for pattern in ("*", "**", "**/*", "b*", "[ab]*"):
+        entries, _, _ = listed(f"{tmp_path}/{pattern}", tmp_path / "b" / "d")
+        assert len({entry.uri for entry in entries}) == len(entries), pattern
+    assert len(listed(f"{tmp_path}/**")[0]) == 3
+
+
+def test_a_hundred_thousand_matches_of_a_glob_are_told_apart_at_once() -> None:
+    many = [f"/data/{number:06d}" for number in range(100_000)] + ["/data/000007/x", "/data/0"]
+    assert len(sources.expand(many)) == 100_001
+
+
+def test_an_image_that_a_table_names_and_a_folder_holds_is_listed_once(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        put(tmp_path / "in" / name)
+    put(tmp_path / "z.zip", zip_bytes([("m.jpg", b"1")]))
+    put(tmp_path / "t.csv", b"uri\nin/a.jpg\nz.zip\n")
+    put(tmp_path / "u.csv", b"uri\nin/../in/a.jpg\n")
+    given = (tmp_path / "t.csv", tmp_path / "in", tmp_path / "z.zip", tmp_path / "u.csv")
+    entries, _, tally = listed(*given, drop_doubles=True)
+    assert sorted((entry.uri.rsplit("/", 1)[-1], entry.member) for entry in entries) == [
+        ("a.jpg", None), ("b.jpg", None), ("z.zip", "m.jpg"),
+    ]  # fmt: skip
+    assert tally.left_out["in two of the sources"] == 3
+    assert len(listed(*given)[0]) == 6
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "null.jpg").symlink_to("/dev/null")
+    put(tmp_path / "x.jpg")
+    entries, problems, tally = listed(tmp_path)
+    assert (names(entries), problems, tally.left_out) == (["x.jpg"], [], {"no regular file": 2})
+    with pytest.raises(InputError, match="does not exist"):
+        listed(tmp_path / "pipe.jpg")
+
+
 def test_a_missing_or_foreign_source_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         listed(tmp_path / "nowhere")
@@ -210,10 +252,85 @@ def test_a_table_of_uris_is_a_source(tmp_path: Path, ending: str) -> None:
     assert tally.left_out["named twice in the table"] == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffURI,label\n007.jpg,1\n,0\n",
+        "label;Path\n1;007.jpg\n0;\n",
+        "label\tfile\r\n1\t007.jpg\r\n0\t\r\n",
+    ],
+)
+def test_tables_of_other_programs_are_read_as_they_were_written(tmp_path: Path, text: str) -> None:
+    put(tmp_path / "007.jpg")
+    put(tmp_path / "t.csv", text.encode())
+    entries, problems, tally = listed(tmp_path / "t.csv")
+    assert (names(entries), problems) == (["007.jpg"], [])
+    assert tally.left_out == {"row of the table without a URI": 1}
+
+
+def test_a_folder_in_a_table_is_a_problem_that_says_so(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "x.jpg")
+    put(tmp_path / "t.csv", b"uri\na\n")
+    [problem] = listed(tmp_path / "t.csv")[1]
+    assert "is a folder" in problem.message
+
+
+def test_filters_count_for_tables_and_manifests_too(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "x.jpg")
+    put(tmp_path / "a" / "y.png")
+    put(tmp_path / "t.csv", b"uri\na/x.jpg\na/y.png\n")
+    table = pa.Table.from_pylist([entry_row(entry) for entry in listed(tmp_path / "a")[0]], LISTING_SCHEMA)
+    for field in list(MANIFEST_SCHEMA)[table.num_columns :]:
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    write_manifest(str(tmp_path / "manifest"), [table], {})
+    for source in (tmp_path / "t.csv", tmp_path / "manifest"):
+        assert names(listed(source)[0]) == ["x.jpg", "y.png"]
+        assert names(listed(source, filters=Filters(include=("*.png",)))[0]) == ["y.png"]
+        assert names(listed(source, filters=Filters(since=datetime.now(UTC) + timedelta(1)))[0]) == []
+
+
+def test_members_of_one_name_keep_their_ids_through_a_manifest(tmp_path: Path) -> None:
+    put(tmp_path / "t.tar", tar_bytes([("x.jpg", b"1"), ("x.jpg", b"22")]))
+    rows = [entry_row(entry) for entry in listed(tmp_path)[0]]
+    table = pa.Table.from_pylist(rows, LISTING_SCHEMA)
+    for field in list(MANIFEST_SCHEMA)[table.num_columns :]:
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    write_manifest(str(tmp_path / "manifest"), [table], {})
+    again = [entry_row(entry) for entry in listed(tmp_path / "manifest")[0]]
+    assert again == rows and len({row["image_id"] for row in rows}) == 2
+
+
 def test_a_table_without_a_column_of_paths_names_its_columns(tmp_path: Path) -> None:
     put(tmp_path / "t.csv", b"picture,label\nx.jpg,1\n")
     with pytest.raises(InputError, match="found picture, label"):
         listed(tmp_path / "t.csv")
+
+
+# ---- patterns on S3 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "does_not"),
+    [
+        ("s3://b/*.jpg", ["s3://b/x.jpg", "s3://b/x.jpg/in.png"], ["s3://b/a/x.jpg", "s3://b/x.png"]),
+        ("s3://b/2026-1?-*/", ["s3://b/2026-11-22/a/x.jpg"], ["s3://b/2026-09-22/x.jpg", "s3://b/2026-11"]),
+        ("s3://b/**/*.tar", ["s3://b/x.tar", "s3://b/a/b/x.tar"], ["s3://b/x.tar.gz", "s3://c/x.tar"]),
+        ("s3://b/**", ["s3://b/x", "s3://b/new\nline/%.jpg"], ["s3://c/x"]),
+        ("s3://b/[ab]/x", ["s3://b/a/x"], ["s3://b/c/x"]),
+        ("s3://b/[!ab]/x", ["s3://b/c/x"], ["s3://b/a/x"]),
+        ("s3://b/a+(1).*", ["s3://b/a+(1).jpg"], ["s3://b/aa(1).jpg"]),
+    ],
+)
+def test_patterns_on_s3_fit_like_those_of_a_shell(pattern: str, fits: list[str], does_not: list[str]) -> None:
+    compiled = UriPattern(pattern).compiled()
+    assert [uri for uri in (*fits, *does_not) if compiled.match(uri)] == fits
+    assert all(uri.startswith(UriPattern(pattern).literal) for uri in fits)
+
+
+@given(st.text(st.characters(exclude_characters="*?[/", exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_a_pattern_without_wildcards_fits_itself_alone(name: str) -> None:
+    compiled = UriPattern(f"s3://b/{name}").compiled()
+    assert compiled.match(f"s3://b/{name}") and not compiled.match(f"s3://b/{name}x")
 
 
 # ---- filters -----------------------------------------------------------------------------------------------
@@ -256,18 +373,19 @@ def test_limit_ends_the_listing(tmp_path: Path) -> None:
 
 def test_paths_are_below_the_source_and_members_behind_their_archive(tmp_path: Path) -> None:
     entry = Entry(f"{tmp_path}/a/b.tar", 1, "e", 0.0, member="c/x.jpg")
-    assert relative_path(entry, [str(tmp_path)]) == "a/b.tar!/c/x.jpg"
+    assert path_below(entry, str(tmp_path)) == "a/b.tar!/c/x.jpg"
     assert base_folder([f"{tmp_path}/healthy", f"{tmp_path}/leukemia"]) == str(tmp_path)
     assert base_folder(["s3://b/x/one", "s3://b/x/two"]) == "s3://b/x"
     assert base_folder([f"{tmp_path}/*/a_*.tar"]) == str(tmp_path)
     assert base_folder(["/data/labels.csv"]) == "/data"
+    assert base_folder(["s3://b/2026-*/x.tar"]) == "s3://b"
 
 
 # ---- scale -------------------------------------------------------------------------------------------------
 
 
 class EndlessStore:
-    """A store of `folders` prefixes with `objects` objects each, made as they are asked for."""
+    """A store of `folders` prefixes with `objects` objects each, and as many beside them, made when asked for."""
 
     def __init__(self, folders: int, objects: int) -> None:
         self.folders, self.objects = folders, objects
@@ -278,8 +396,13 @@ class EndlessStore:
     def is_folder(self, uri: str) -> bool:
         return True
 
-    def children(self, prefix: str) -> tuple[list[str], Iterator[ObjectInfo]]:
-        return [f"{prefix}/{number:04d}/" for number in range(self.folders)], iter(())
+    def levels(self, prefix: str) -> Iterator[Level]:
+        """All folders on the first page, then as many objects beside them as in all folders together, a page a time."""
+        beside = self.folders * self.objects
+        yield Level([f"{prefix}/{number:04d}/" for number in range(self.folders)], [], beside > 0)
+        for start in range(0, beside, 1000):
+            page = [ObjectInfo(f"{prefix}/{n:07d}.jpg", 30_000, "etag", 1.7e9) for n in range(start, start + 1000)]
+            yield Level([], page, start + 1000 < beside)
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         for number in range(self.objects):
@@ -289,9 +412,9 @@ class EndlessStore:
 @pytest.mark.slow
 def test_a_million_objects_are_listed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def list_all(objects: int) -> None:
-        monkeypatch.setattr(listing, "store_for", lambda uri, s3=None: EndlessStore(20, objects))
+        monkeypatch.setattr(sources, "store_for", lambda uri, s3=None: EndlessStore(20, objects))
         tally = Tally()
-        assert sum(1 for _ in list_sources(["s3://bucket/root"], tally)) == tally.images == 20 * objects
+        assert sum(1 for _ in list_sources(["s3://bucket/root"], tally)) == tally.images == 2 * 20 * objects
 
     tracemalloc.start()
     try:
@@ -300,7 +423,7 @@ def test_a_million_objects_are_listed_in_bounded_memory(monkeypatch: pytest.Monk
     finally:
         tracemalloc.stop()
     before = _rss_bytes()
-    list_all(50_000)
+    list_all(25_000)
     assert _rss_bytes() - before < 48 << 20
 
 
@@ -309,6 +432,6 @@ def _rss_bytes() -> int:
 
 
 def test_a_listing_that_is_left_early_stops_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "store_for", lambda uri, s3=None: EndlessStore(20, 10**12))
+    monkeypatch.setattr(sources, "store_for", lambda uri, s3=None: EndlessStore(20, 10**12))
     tally = Tally()
     assert len(list(list_sources(["s3://bucket/root"], tally, limit=1000))) == 1000
