@@ -10,7 +10,7 @@ from jobs.common import finish, run, s3_settings, show_config
 from pipeline.annotation import subject_reader
 from pipeline.bundle import Bundle
 from pipeline.config import JobConfig, positional
-from pipeline.errors import IncompleteError, UsageError
+from pipeline.errors import IncompleteError, InputError, UsageError
 from pipeline.filters import parse_since
 from pipeline.images import Limits
 from pipeline.registry import resolve
@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   leukoray score s3://archive/2026-11-22/ --model s3://models/all-cnn --out s3://results/scores
   leukoray score /data/slides night.tar night.zip --model models/demo --out scores
   leukoray score scans --model models/demo --out scores --include '*.tif' --since 1d --dry-run
-  leukoray score --retry-quarantined scores/run-20261122-210000-123 --model models/demo --out scores
+  leukoray score --retry-quarantined scores/run-20261122-210000-123    with its model, into the same output
 
 The same command again after an interruption continues; after a finished run it reads only what is new or changed.
 Exit codes: 0 all accounted for, 4 more than --max-error-share quarantined (the output stays), 5 machine or store.
@@ -39,7 +39,9 @@ class ScoreConfig(JobConfig):
     sources: list[str] = positional(
         [], description="folders, s3:// prefixes, archives, manifests, tables of URIs, globs"
     )
-    model: str | None = Field(None, description="bundle, model or registry folder, local or s3://")
+    model: str | None = Field(
+        None, description="bundle, model or registry folder, local or s3:// (a retry: default the run's own)"
+    )
     out: str = Field("scores", description="output folder or s3:// prefix; each run has its own folder inside")
     run_id: str | None = Field(None, pattern=r"^\w[\w.-]*$", description="name of the run's folder (default: by time)")
     threshold: float | None = Field(None, ge=0, le=1, description="operating point instead of the bundle's")
@@ -64,7 +66,7 @@ class ScoreConfig(JobConfig):
 
 def main(config: ScoreConfig) -> None:
     s3 = s3_settings(config)
-    out = absolute(config.out)
+    out = _out(config)
     bundle = _bundle(config, s3)
     request = _request(config, bundle, s3)
     if config.dry_run:
@@ -75,10 +77,27 @@ def main(config: ScoreConfig) -> None:
     _show_account(result, config)
 
 
+def _out(config: ScoreConfig) -> str:
+    """The folder of runs: as given, else beside the run that is retried."""
+    if config.retry_quarantined and "out" not in config.model_fields_set:
+        return absolute(config.retry_quarantined).rpartition("/")[0]
+    return absolute(config.out)
+
+
 def _bundle(config: ScoreConfig, s3: S3Settings) -> Bundle:
-    if config.model is None:
+    if config.model is not None:
+        return resolve(config.model, s3).with_threshold(config.threshold)
+    if config.retry_quarantined is None:
         raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
-    return resolve(config.model, s3).with_threshold(config.threshold)
+    run_uri = absolute(config.retry_quarantined)
+    used = scoring.read_run(run_uri, s3)["model"]
+    bundle = resolve(used["uri"], s3)
+    if bundle.info.identity() != used["sha256"] and config.threshold is None:
+        bundle = bundle.with_threshold(used["threshold"])  # the run had an operating point of its own
+    bundle = bundle.with_threshold(config.threshold)
+    if bundle.info.identity() != used["sha256"] and config.threshold is None:
+        raise InputError(f"{used['uri']}: is no longer the model of {run_uri}; name the one to use with --model")
+    return bundle
 
 
 def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:

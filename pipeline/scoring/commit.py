@@ -171,7 +171,7 @@ def verify(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Sett
     Returns the counts for run.json. Raises IncompleteError when they do not add up.
     """
     store = store_for(folder.uri, s3)
-    rows = {"predictions": 0, "quarantine": 0}
+    rows = dict.fromkeys(("predictions", "quarantine", "skipped", "deleted", "subjects.parquet"), 0)
     codes: dict[str, int] = {}
     for item in written:
         kind = item.name.split("/", 1)[0]
@@ -181,16 +181,13 @@ def verify(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Sett
             if kind == "quarantine":
                 for code in parquet.read(columns=["code"])["code"].to_pylist():
                     codes[code] = codes.get(code, 0) + 1
-    skipped = 0
-    if plan.skipped:
-        with store.open(folder.file("skipped", "part-000000.parquet")) as file:
-            skipped = pq.ParquetFile(file).metadata.num_rows
+    skipped = rows["skipped"]
     counts = {
         "listed": plan.listed,
         "scored": rows["predictions"],
         "quarantined": rows["quarantine"],
         "skipped": skipped,
-        "deleted_at_source": plan.deleted,
+        "deleted_at_source": rows["deleted"],
         "codes": codes,
         "skipped_reasons": plan.skipped,
         "left_out": plan.left_out,

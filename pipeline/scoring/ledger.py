@@ -38,14 +38,19 @@ class Ledger:
         at = int(np.searchsorted(self.ids, image_id))
         if at >= len(self.ids) or self.ids[at] != image_id:
             return None
-        self.seen[at] = True
         if self.versions[at] != version_hash(etag, size_bytes):
             return None
         return (UNCHANGED_BAD if self.is_bad[at] else UNCHANGED), self.runs[self.run_of[at]]
 
-    def unseen(self) -> NDArray[np.int64]:
-        """Ids done earlier that the present listing did not meet: deleted at the source."""
-        return self.ids[~self.seen]
+    def see(self, image_id: int) -> None:
+        """Note that the present listing met an image."""
+        at = int(np.searchsorted(self.ids, image_id))
+        if at < len(self.ids) and self.ids[at] == image_id:
+            self.seen[at] = True
+
+    def unseen(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(ids done earlier that the present listing did not meet, the run of each)."""
+        return self.ids[~self.seen], self.run_of[~self.seen]
 
 
 def finished_runs(out: str, s3: S3Settings | None) -> Iterator[tuple[RunFolder, dict[str, Any]]]:

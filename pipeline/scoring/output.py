@@ -12,6 +12,7 @@ from pipeline.storage import S3Settings, store_for
 
 ROW_GROUP = 16 * 1024  # rows, about 5 MB of columns
 _LOOSE_ROWS = 4096
+SERIES_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,35 @@ class OutputFile:
         data = self.finish()
         store_for(folder.uri, s3).write(folder.file(*name.split("/")), data)
         return Written(name, self.rows, len(data), file_sha256(data))
+
+
+class OutputSeries:
+    """Files of one kind, `<kind>/part-000000.parquet` and so on, each written when it is full: memory stays bounded."""
+
+    def __init__(self, folder: RunFolder, kind: str, schema: pa.Schema, s3: S3Settings | None) -> None:
+        self._folder, self._kind, self._schema, self._s3 = folder, kind, schema, s3
+        self._open: OutputFile | None = None
+        self._written: list[Written] = []
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        self._file().add_row(row)
+
+    def add(self, table: pa.Table) -> None:
+        self._file().add(table)
+
+    def _file(self) -> OutputFile:
+        if self._open is not None and self._open.rows >= SERIES_ROWS:
+            self._close()
+        self._open = self._open or OutputFile(self._schema)
+        return self._open
+
+    def _close(self) -> None:
+        if self._open is not None:
+            name = f"{self._kind}/part-{len(self._written):06d}.parquet"
+            self._written.append(self._open.write(self._folder, name, self._s3))
+            self._open = None
+
+    def finish(self) -> list[Written]:
+        """All files; none where there was no row."""
+        self._close()
+        return self._written

@@ -52,7 +52,7 @@ SHARD_SCHEMA = pa.schema(
     [*LOCATION_FIELDS, pa.field("subject_id", pa.string()), pa.field("meta", pa.map_(pa.string(), pa.string()))]
 )
 SKIPPED_SCHEMA = pa.schema([*_IDENTITY[:3], pa.field("reason", pa.string()), pa.field("earlier_run", pa.string())])
-DELETED_SCHEMA = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
+DELETED_SCHEMA = pa.schema([*_IDENTITY[:3], pa.field("earlier_run", pa.string())])
 
 
 def part_schema(classes: Sequence[str]) -> pa.Schema:

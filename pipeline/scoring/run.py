@@ -16,10 +16,11 @@ from pipeline.errors import InputError
 from pipeline.images import Limits
 from pipeline.scoring import commit
 from pipeline.scoring.driver import Resources, ScoreDriver
+from pipeline.scoring.freeze import make_plan
 from pipeline.scoring.ledger import output_files, read_batches, read_columns, read_ledger
 from pipeline.scoring.lock import locked
 from pipeline.scoring.output import OutputFile, Written
-from pipeline.scoring.plan import Plan, Request, find_or_start, make_plan, read_plan
+from pipeline.scoring.plan import Plan, Request, find_or_start, read_plan
 from pipeline.scoring.progress import Progress
 from pipeline.scoring.records import SCHEMA_VERSION, RunFolder
 from pipeline.scoring.subjects import roll_up
@@ -72,8 +73,8 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
         else:
             written = commit.commit(None, folder, bundle.info, plan, partition, s3)
         check_lock()
-        written += _subjects(folder, written, plan, s3)
-        counts = commit.verify(folder, [item for item in written if "/" in item.name], plan, s3)
+        written += [*(Written(**item) for item in plan.files), *_subjects(folder, written, plan, s3)]
+        counts = commit.verify(folder, written, plan, s3)
         run = _document(request, bundle, plan, progress, counts, options, continues)
         commit.finish(folder, written, run, s3)
     return Result(folder, run)
@@ -84,7 +85,7 @@ def _list(
 ) -> Plan:
     ledger = read_ledger(out, request.model_sha256, s3)
     wanted = retry_ids(RunFolder(request.retry_of), s3) if request.retry_of else None
-    return make_plan(folder, request, ledger, wanted, s3, on_work)
+    return make_plan(out, folder, request, ledger, wanted, s3, on_work)
 
 
 def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:

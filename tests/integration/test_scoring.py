@@ -20,6 +20,7 @@ from pipeline.images import load_image
 from pipeline.predictor import Predictor
 from pipeline.s3 import s3_store
 from pipeline.scoring import commit, lock
+from tests.bundles import make_bundle
 from tests.scoring_sources import contents, mixed_files, only_run, outcome, picture, read_run, rows, upload, write_files
 
 from .conftest import S3Server
@@ -158,6 +159,33 @@ def test_next_night_reads_only_what_is_new_or_changed(tiny_bundle: Bundle, tmp_p
     assert counts["skipped_reasons"] == {"unchanged": 95, "unchanged_quarantined": 3}
 
 
+def test_what_is_gone_is_noted_once_and_nothing_else_is_called_gone(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Another source, a filter, a rescoring and a folder that cannot be listed take nothing away."""
+    out, files = tmp_path / "out", contents(12, bad=False)
+    day = write_files(tmp_path / "day", files)
+    night = write_files(tmp_path / "night", {"n.jpg": picture(9001)})
+
+    def gone(*arguments: object) -> list[dict[str, Any]]:
+        before = {path.name for path in out.iterdir()} if out.exists() else set()
+        assert score(*arguments, "--model", tiny_bundle.uri, "--out", out) == 0
+        [run] = [path for path in out.iterdir() if path.is_dir() and path.name not in before]
+        found = rows(run, "deleted").to_pylist() if (run / "deleted").exists() else []
+        assert read_run(run)["counts"]["deleted_at_source"] == len(found)
+        names = {item["name"] for item in json.loads((run / "parts.json").read_text())}
+        assert {str(path.relative_to(run)) for path in run.rglob("*.parquet")} == names
+        return found
+
+    assert gone(day) == []
+    assert gone(night) == []
+    assert gone(day, "--rescore") == []
+    (day / "S000_00000.jpg").unlink()
+    assert gone(day, "--exclude", "S000_*") == []
+    [row] = gone(day)
+    assert (row["uri"], row["member"]) == (str(day / "S000_00000.jpg"), None)
+    assert rows(out / row["earlier_run"]).num_rows == 12
+    assert gone(day) == []
+
+
 def test_another_threshold_scores_again_beside_the_old_rows(source: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
     one = write_files(tmp_path / "in", contents(70, bad=False))
     for threshold in ("0.5", "0.9"):
@@ -185,9 +213,26 @@ def test_retry_reads_only_what_was_quarantined(tiny_bundle: Bundle, tmp_path: Pa
     bad = [Path(row["uri"]) for row in rows(first, "quarantine").to_pylist()]
     for index, path in enumerate(bad):
         path.write_bytes(picture(7000 + index))
-    assert score("--retry-quarantined", first, "--model", tiny_bundle.uri, "--out", out) == 0
+    assert score("--retry-quarantined", first) == 0, "model and output are those of the run"
     [second] = [path for path in out.iterdir() if path.is_dir() and path != first]
     assert {row["uri"] for row in rows(second).to_pylist()} == set(map(str, bad))
+
+
+def test_a_retry_keeps_the_threshold_of_its_run_and_refuses_another_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(tmp_path / "model")
+    source = write_files(tmp_path / "in", {"a.jpg": picture(1), "b.jpg": b""})
+    out = tmp_path / "out"
+    assert score(source, "--model", bundle.uri, "--out", out, "--threshold", "0.9", share=1) == 0
+    first = only_run(out)
+    (source / "b.jpg").write_bytes(picture(2))
+    assert score("--retry-quarantined", first) == 0
+    [second] = [path for path in out.iterdir() if path.is_dir() and path != first]
+    assert read_run(second)["model"] == read_run(first)["model"] and rows(second).num_rows == 1
+    make_bundle(tmp_path / "model", seed=5)
+    assert score("--retry-quarantined", first) == 3
+    assert "name the one to use with --model" in capsys.readouterr().err
 
 
 def test_a_locked_output_is_refused_in_plain_words(

@@ -1,0 +1,230 @@
+"""The listing of a run, frozen into shard files before anything is scored; what needs no scoring goes straight out."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import layouts
+from pipeline.annotation import subject_reader
+from pipeline.archives import Entry, Problem
+from pipeline.errors import InputError, PlatformError, Stage
+from pipeline.filters import Filters, parse_since
+from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.manifest import image_id, to_parquet
+from pipeline.scoring.deleted import Reach, find_deleted
+from pipeline.scoring.ledger import Ledger
+from pipeline.scoring.output import OutputFile, OutputSeries
+from pipeline.scoring.plan import Plan, Request
+from pipeline.scoring.records import DELETED_SCHEMA, SHARD_SCHEMA, SKIPPED_SCHEMA, RunFolder, quarantine_schema
+from pipeline.storage import S3Settings, Store, store_for
+
+_SAMPLE = 2000  # paths that decide the layout, and so where subjects are read from
+_MAX_META_KEYS = 64
+_MAX_STREAM_ROWS = 20_000  # rows of compressed archives held back so that each archive stays in one shard
+
+
+def make_plan(
+    out: str,
+    folder: RunFolder,
+    request: Request,
+    ledger: Ledger,
+    wanted: frozenset[int] | None,
+    s3: S3Settings | None,
+    on_work: Callable[[], None] = lambda: None,
+) -> Plan:
+    """List the sources and write shards, problems and skipped rows, then `plan.json`.
+
+    `wanted`: keep only these image ids (a retry). `on_work` is called at the first image that is to be scored, so
+    that Ray can start while the listing goes on. Raises InputError when nothing was found, PlatformError when
+    the listing is not the sum of what was written.
+    """
+    begin = datetime.now(UTC)
+    tally = Tally()
+    since = parse_since(request.since) if request.since else None
+    filters = Filters(request.include, request.exclude, since)
+    found = list_sources(request.sources, tally, filters, s3, request.limit, drop_doubles=True)
+    frozen = _Frozen(folder, request, ledger, wanted, s3, begin)
+    for item, subject in _with_subjects(found, request, frozen.plan):
+        if frozen.take(item, subject):
+            on_work()
+    if tally.images + tally.problems == 0:
+        left = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
+        raise InputError(f"{' '.join(request.sources)}: no images found" + (f" (left out: {left})" if left else ""))
+    if wanted is None and request.limit is None:
+        frozen.note_deleted(find_deleted(out, ledger, Reach(request.sources, filters, frozen.unlisted), s3))
+    plan = frozen.finish()
+    plan.left_out = dict(tally.left_out)
+    if plan.listed != tally.images + tally.problems - frozen.dropped:
+        raise PlatformError(f"{folder.uri}: listed {tally.images + tally.problems}, wrote {plan.listed}; run again")
+    plan.listing_s = (datetime.now(UTC) - begin).total_seconds()
+    store_for(folder.uri, s3).write(folder.plan, json.dumps(asdict(plan), indent=1).encode())
+    return plan
+
+
+class _Frozen:
+    """Sorts what was found: shards to score, rows that are done, problems, and what is gone."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        request: Request,
+        ledger: Ledger,
+        wanted: frozenset[int] | None,
+        s3: S3Settings | None,
+        begin: datetime,
+    ) -> None:
+        self._folder, self._request, self._ledger, self._wanted, self._begin = folder, request, ledger, wanted, begin
+        self._store = store_for(folder.uri, s3)
+        for kind in ("skipped", "deleted"):  # of a listing that was cut short
+            self._store.delete_tree(folder.file(kind))
+        self.plan = Plan(folder.run_id, started_at=begin.isoformat(timespec="seconds"))
+        self.dropped = 0  # listed, but not among the wanted
+        self.unlisted: set[str] = set()  # folders and archives that could not be listed to their end
+        self._shards = _Shards(folder, self.plan, self._store)
+        self._problems = OutputFile(quarantine_schema())
+        self._skipped = OutputSeries(folder, "skipped", SKIPPED_SCHEMA, s3)
+        self._deleted = OutputSeries(folder, "deleted", DELETED_SCHEMA, s3)
+        self._reasons: Counter[str] = Counter()
+
+    def take(self, item: Entry | Problem, subject: str | None) -> bool:
+        """True for the first image that is to be scored."""
+        if isinstance(item, Problem):
+            self._problems.add_row(_problem_row(item, self._request, self.plan, self._begin))
+            self.plan.problems += 1
+            self.unlisted.add(item.uri)
+            return False
+        row = entry_row(item)
+        if self._wanted is not None and row["image_id"] not in self._wanted:
+            self.dropped += 1
+            return False
+        self._ledger.see(row["image_id"])
+        is_fresh = self._request.rescore or self._wanted is not None
+        done = None if is_fresh else self._ledger.look_up(row["image_id"], item.etag, item.size_bytes)
+        if done is not None:
+            self._reasons[done[0]] += 1
+            identity = {name: row[name] for name in ("image_id", "uri", "member")}
+            self._skipped.add_row({**identity, "reason": done[0], "earlier_run": done[1]})
+            return False
+        is_first = not self._shards.has_rows
+        row["subject_id"] = item.meta.get("subject_id") or subject
+        row["meta"] = list(item.meta.items())
+        self._shards.add(row)
+        return is_first
+
+    def note_deleted(self, tables: Iterator[pa.Table]) -> None:
+        for table in tables:
+            self.plan.deleted += table.num_rows
+            self._deleted.add(table)
+
+    def finish(self) -> Plan:
+        """The plan, once everything it names is written."""
+        self._shards.close()
+        self._store.write(self._folder.problems, self._problems.finish())
+        self.plan.skipped = dict(self._reasons)
+        self.plan.files = [asdict(written) for series in (self._skipped, self._deleted) for written in series.finish()]
+        return self.plan
+
+
+def _problem_row(item: Problem, request: Request, plan: Plan, at: datetime) -> dict[str, Any]:
+    return {
+        "image_id": image_id(item.uri, item.member),
+        "uri": item.uri,
+        "member": item.member,
+        "etag": item.etag,
+        "size_bytes": item.size_bytes,
+        "stage": Stage.LIST.value,
+        "code": item.code.value,
+        "message": item.message,
+        "attempts": 1,
+        "model_sha256": request.model_sha256,
+        "subject_id": None,
+        "scored_at": at,
+        "run_id": plan.run_id,
+    }
+
+
+def _with_subjects(
+    found: Iterator[Entry | Problem], request: Request, plan: Plan
+) -> Iterator[tuple[Entry | Problem, str | None]]:
+    """Each item with the subject that its path tells, by the layout of the first paths or by the user's pattern."""
+    head = list(itertools.islice(found, _SAMPLE))
+    base = base_folder(request.sources)
+    paths = [path_below(item, base) for item in head if isinstance(item, Entry)]
+    try:
+        layout = layouts.recognize(paths) if paths else layouts.LAYOUTS["flat"]
+    except InputError:  # several data sets side by side: fine for scoring, but their subjects stay unknown
+        layout = layouts.LAYOUTS["flat"]
+    plan.layout = layout.name
+    read = subject_reader(request.subject_pattern) if request.subject_pattern else None
+    tells = layout.block_size is None
+    for item in itertools.chain(head, found):
+        if isinstance(item, Problem):
+            yield item, None
+            continue
+        path = path_below(item, base)
+        if read is not None:
+            yield item, read(path)
+        else:
+            yield item, layout.annotate(path).subject_id if tells else None
+
+
+def shard_size(rows_before: int) -> int:
+    """Rows of the next shard: small at first, so that a small run spreads over all workers and reports early."""
+    if rows_before < 2048:
+        return 64
+    return 256 if rows_before < 500_000 else 2048
+
+
+class _Shards:
+    """Cuts rows into shard files. Rows of one compressed archive stay together: it is read front to back."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, store: Store) -> None:
+        self._folder, self._plan, self._store = folder, plan, store
+        self._rows: list[dict[str, Any]] = []
+        self._streams: dict[str, list[dict[str, Any]]] = {}
+        self._streamed = 0
+        self._meta_keys: set[str] = set()
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self._plan.rows or self._rows or self._streamed)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._meta_keys.update(key for key, _ in row["meta"] if key != "subject_id")
+        if row["access"] == "stream":
+            self._streams.setdefault(row["uri"], []).append(row)
+            self._streamed += 1
+            if self._streamed > _MAX_STREAM_ROWS:
+                longest = max(self._streams, key=lambda uri: len(self._streams[uri]))
+                self._write(self._take(longest))
+            return
+        self._rows.append(row)
+        if len(self._rows) >= shard_size(self._plan.rows):
+            self._write(self._rows)
+            self._rows = []
+
+    def _take(self, uri: str) -> list[dict[str, Any]]:
+        rows = self._streams.pop(uri)
+        self._streamed -= len(rows)
+        return rows
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        number = self._plan.shards
+        self._store.write(self._folder.shard(number), to_parquet(pa.Table.from_pylist(rows, SHARD_SCHEMA)))
+        self._plan.shards += 1
+        self._plan.rows += len(rows)
+        self._plan.shard_rows.append(len(rows))
+        self._plan.bytes += sum(row["size_bytes"] for row in rows)
+
+    def close(self) -> None:
+        if self._rows:
+            self._write(self._rows)
+        for uri in list(self._streams):
+            self._write(self._take(uri))
+        self._plan.meta_keys = sorted(self._meta_keys)[:_MAX_META_KEYS]
