@@ -60,6 +60,7 @@ class ScoreConfig(JobConfig):
     max_error_share: float = Field(0.05, ge=0, le=1, description="exit 4 above this share of quarantined images")
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="refuse larger files")
     max_pixels: int = Field(Limits.max_pixels, ge=1, description="refuse larger images, from the header")
+    max_frames: int = Field(Limits.max_frames, ge=1, description="refuse films and stacks of more frames")
     wait_for_lock: float = Field(0.0, ge=0, description="seconds to wait for another run on the same output")
     stall: float = Field(60.0, gt=0, description="say what is stuck after so many seconds without progress")
 
@@ -126,6 +127,7 @@ def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
         retry_of=retry_of,
         max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
+        max_frames=config.max_frames,
         partition_by=config.partition_by,
     )
 

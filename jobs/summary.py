@@ -47,7 +47,7 @@ def main(config: SummaryConfig) -> None:
 
 def _pictures(summary: Summary, s3: S3Settings) -> dict[int, Picture]:
     request = summary.run["request"]
-    limits = Limits(request["max_bytes"] or Limits.max_bytes, request["max_pixels"] or Limits.max_pixels)
+    limits = Limits(request["max_bytes"], request["max_pixels"], request["max_frames"])
     return load_pictures([*summary.highest, *summary.borderline, *summary.quarantined], limits, s3)
 
 

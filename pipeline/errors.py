@@ -58,6 +58,7 @@ class Code(StrEnum):
     EMPTY = "empty"  # zero bytes
     TOO_LARGE = "too_large"  # more bytes than the limit
     TOO_MANY_PIXELS = "too_many_pixels"  # header announces more pixels than the limit
+    TOO_MANY_FRAMES = "too_many_frames"  # more frames or pages than the limit
     UNSUPPORTED_FORMAT = "unsupported_format"  # not one of the image formats we read
     TRUNCATED = "truncated"  # ends before its own header or markers say
     CORRUPT = "corrupt"  # complete, but the decoder finds damage

@@ -6,7 +6,6 @@ Neighbours in an archive on a remote store share a request: S3 is paid by the re
 
 import functools
 import itertools
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.archives import stream_members, zip_member
+from pipeline.archives import DAMAGE, stream_members, zip_member
 from pipeline.errors import Code, ImageRejected, Stage
 from pipeline.images import Limits
 from pipeline.storage import Bytes, ObjectInfo, S3Settings, Store, StoreError, is_s3, store_for
@@ -208,7 +207,7 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
                 yield Fetched(row, data, None, etag, 1)
     except StoreError as error:
         failure = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
-    except (EOFError, OSError, ValueError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         failure = ImageRejected(Code.CORRUPT, f"{uri}: damaged before this member: {error}", Stage.FETCH)
     missing = failure or ImageRejected(Code.CHANGED, f"{uri}: no longer holds this member; run again", Stage.FETCH)
     for ordinal, row in by_ordinal.items():

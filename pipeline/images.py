@@ -40,6 +40,7 @@ class Limits:
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 100_000_000
+    max_frames: int = 1000  # of an animation or a multi-page file, of which only the first is used
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes say. `width` and `height` in pixels as stored, before EXIF orientation."""
+    """What is known before decoding. `width` and `height` in pixels as stored, before EXIF orientation."""
 
     format: str
     width: int
     height: int
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ def read_header(data: bytes, limits: Limits = Limits()) -> Header:
             Code.TOO_MANY_PIXELS,
             f"{header.width}x{header.height} pixels announced, limit {limits.max_pixels}; raise --max-pixels",
         )
+    if header.frames > limits.max_frames:
+        message = f"{header.frames} frames, limit {limits.max_frames}: a film or a stack; save the frame that counts"
+        raise ImageRejected(Code.TOO_MANY_FRAMES, message)
     return header
 
 
@@ -122,7 +127,15 @@ def _jpeg_header(data: bytes) -> Header:
 def _pillow_header(data: bytes) -> Header:
     with _open(data) as image:
         name = _FORMAT_NAMES.get(image.format or "", (image.format or "").lower())
-        return Header(name, image.width, image.height)
+        return Header(name, image.width, image.height, _frames(image))
+
+
+def _frames(image: Image.Image) -> int:
+    """Frames or pages, by walking their headers."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damage behind the first frame; the decoder will say what it is
+        return 1
 
 
 def _open(data: bytes) -> Image.Image:

@@ -13,6 +13,7 @@ _STATUS = {
     Code.TOO_LARGE: 413,
     Code.UNSUPPORTED_FORMAT: 415,
     Code.TOO_MANY_PIXELS: 422,
+    Code.TOO_MANY_FRAMES: 422,
     Code.TRUNCATED: 422,
     Code.CORRUPT: 422,
 }

@@ -30,6 +30,7 @@ class ServingSettings(BaseModel):
 
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="encoded bytes of one image")
     max_pixels: int = Field(Limits.max_pixels, ge=1, description="pixels its header may announce")
+    max_frames: int = Field(Limits.max_frames, ge=1, description="frames of an animation or pages of a file")
     max_files: int = Field(32, ge=1, description="images in one multipart request")
     max_request_bytes: int = Field(128 * 1024 * 1024, ge=1, description="bytes of one multipart request")
 
@@ -70,7 +71,7 @@ class ServingSettings(BaseModel):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_bytes, self.max_pixels)
+        return Limits(self.max_bytes, self.max_pixels, self.max_frames)
 
     @property
     def s3(self) -> S3Settings:

@@ -13,6 +13,7 @@ and GNU tar; PKWARE APPNOTE 6.3 (zip64 included).
 """
 
 from pipeline.archives.members import (
+    DAMAGE,
     NESTED,
     Entry,
     Found,
@@ -29,6 +30,7 @@ from pipeline.archives.walk import list_archive, stream_members
 from pipeline.archives.zips import zip_member
 
 __all__ = [
+    "DAMAGE",
     "NESTED",
     "Entry",
     "Found",

@@ -25,6 +25,9 @@ CODES: dict[Code, Advice] = {
     Code.TOO_MANY_PIXELS: Advice(
         "The header announces more pixels than the limit.", "Cut whole slides into fields, or raise --max-pixels."
     ),
+    Code.TOO_MANY_FRAMES: Advice(
+        "A film or a stack of more frames than the limit.", "Save the frame that counts, or raise --max-frames."
+    ),
     Code.UNSUPPORTED_FORMAT: Advice(
         "Not a JPEG, PNG, TIFF, BMP, WebP or GIF that can be read.", "Convert it, or leave it out with --exclude."
     ),

@@ -137,7 +137,10 @@ def _partitioned(table: pa.Table, partition: Partition | None) -> list[tuple[str
 def commit(
     ray: Any, folder: RunFolder, info: BundleInfo, plan: Plan, partition: Partition | None, s3: S3Settings | None
 ) -> list[Written]:
-    """Write all output files; small runs in this process, large ones as Ray tasks. Raises IncompleteError."""
+    """Write all output files; small runs in this process, large ones as Ray tasks. Raises IncompleteError.
+
+    `ray` may be None for a run of no shards.
+    """
     store = store_for(folder.uri, s3)
     sizes = {int(item.uri[-14:-8]): item.size for item in store.walk(folder.parts) if item.uri.endswith(".parquet")}
     missing = sorted(set(range(plan.shards)) - set(sizes))

@@ -12,11 +12,12 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import PlatformError
+from pipeline.errors import Code, PlatformError
 from pipeline.storage import S3Settings, StoreError, is_s3, join
 
 if TYPE_CHECKING:
@@ -138,26 +139,27 @@ class _Lease:
 
     @classmethod
     def take(cls, store: "S3Store", uri: str, owner: dict[str, Any]) -> "_Lease":
-        body = json.dumps({**owner, "renewed": time.time()}).encode()
+        body = _body(owner)
         etag = store.create(uri, body)
         if etag is None:
             try:
                 held = store.read(uri)
             except StoreError:
                 raise _HeldError("just released") from None
+            if held.data == body:  # made by us, only the answer was lost and the request sent again
+                return cls(store, uri, owner, held.etag)
             holder = json.loads(held.data)
             if time.time() - float(holder.get("renewed", 0)) < EXPIRY_S and not _is_gone(holder):
                 raise _HeldError(_describe(holder), held.etag)
-            etag = store.replace(uri, body, held.etag)
+            etag = _swap(store, uri, body, held.etag)
             if etag is None:
                 raise _HeldError("just taken over by another run")
         return cls(store, uri, owner, etag)
 
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_S):
-            body = json.dumps({**self._owner, "renewed": time.time()}).encode()
             try:
-                etag = self._store.replace(self._uri, body, self._etag)
+                etag = _swap(self._store, self._uri, _body(self._owner), self._etag)
             except StoreError as error:
                 if time.monotonic() - self._renewed > EXPIRY_S:
                     self._lost = f"could not be renewed for {EXPIRY_S:g} s ({error})"
@@ -178,3 +180,22 @@ class _Lease:
         if self._lost is None:
             with contextlib.suppress(StoreError):  # it expires by itself
                 self._store.delete(self._uri)
+
+
+def _body(owner: dict[str, Any]) -> bytes:
+    """No two are alike, so that one can be known again."""
+    return json.dumps({**owner, "renewed": time.time(), "nonce": uuid.uuid4().hex}).encode()
+
+
+def _swap(store: "S3Store", uri: str, body: bytes, etag: str) -> str | None:
+    """Compare-and-swap that knows its own work: a request whose answer was lost is sent again, and then finds itself."""
+    swapped = store.replace(uri, body, etag)
+    if swapped is not None:
+        return swapped
+    try:
+        found = store.read(uri)
+    except StoreError as error:
+        if error.code is Code.NOT_FOUND:
+            return None
+        raise
+    return found.etag if found.data == body else None

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.images import Limits
 from pipeline.scoring.ledger import run_folders
 from pipeline.scoring.records import RunFolder
 from pipeline.storage import S3Settings, store_for
@@ -30,9 +31,14 @@ class Request:
     subject_pattern: str | None = None
     rescore: bool = False
     retry_of: str | None = None  # run whose quarantine is tried again
-    max_bytes: int = 0
-    max_pixels: int = 0
+    max_bytes: int = Limits.max_bytes
+    max_pixels: int = Limits.max_pixels
+    max_frames: int = Limits.max_frames
     partition_by: str | None = None
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_bytes, self.max_pixels, self.max_frames)
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

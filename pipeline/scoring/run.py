@@ -13,7 +13,6 @@ from pipeline import __version__
 from pipeline.bundle import Bundle
 from pipeline.cluster import Connection
 from pipeline.errors import InputError
-from pipeline.images import Limits
 from pipeline.scoring import commit
 from pipeline.scoring.driver import Resources, ScoreDriver
 from pipeline.scoring.freeze import make_plan
@@ -53,7 +52,6 @@ _ESTIMATE_ROWS = 24
 
 def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Settings | None, say: Say) -> Result:
     """Run or continue `request` below `out`. Raises LeukorayError; what is done stays done."""
-    limits = Limits(request.max_bytes, request.max_pixels)
     partition = commit.Partition.parse(request.partition_by) if request.partition_by else None
     with (
         locked(out, options.run_id or "new run", s3, options.wait_for_lock_s) as check_lock,
@@ -64,19 +62,44 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
         if plan is None:
             plan = _list(out, folder, request, s3, on_work=connection.begin)
         say(_describe(folder, plan, continues))
-        progress = Progress(plan, plan.rows, 0)
+        ray, progress = None, Progress(plan, plan.rows, 0)
         if plan.shards:
             ray = connection.ray()
-            driver = ScoreDriver(ray, folder, plan, bundle, options.resources, limits, s3, check_lock)
+            driver = ScoreDriver(ray, folder, plan, bundle, options.resources, request.limits, s3, check_lock)
             progress = driver.run()
-            written = commit.commit(ray, folder, bundle.info, plan, partition, s3)
-        else:
-            written = commit.commit(None, folder, bundle.info, plan, partition, s3)
         check_lock()
-        written += [*(Written(**item) for item in plan.files), *_subjects(folder, written, plan, s3)]
-        counts = commit.verify(folder, written, plan, s3)
-        run = _document(request, bundle, plan, progress, counts, options, continues)
-        commit.finish(folder, written, run, s3)
+        facts = RunFacts(request, bundle, plan, progress, options, continues)
+        return conclude(ray, folder, facts, partition, s3, check_lock)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What run.json tells beside the counts."""
+
+    request: Request
+    bundle: Bundle
+    plan: Plan
+    progress: Progress
+    options: Options
+    continues: bool
+
+
+def conclude(
+    ray: Any,
+    folder: RunFolder,
+    facts: RunFacts,
+    partition: commit.Partition | None,
+    s3: S3Settings | None,
+    check_lock: Callable[[], None] = lambda: None,
+) -> Result:
+    """From a part a shard to `_SUCCESS`. Raises IncompleteError when something is missing or does not add up."""
+    plan = facts.plan
+    written = commit.commit(ray, folder, facts.bundle.info, plan, partition, s3)
+    written += [*(Written(**item) for item in plan.files), *_subjects(folder, written, plan, s3)]
+    counts = commit.verify(folder, written, plan, s3)
+    run = _document(facts, counts)
+    check_lock()
+    commit.finish(folder, written, run, s3)
     return Result(folder, run)
 
 
@@ -142,11 +165,9 @@ def _subjects(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3S
     return [file.write(folder, "subjects.parquet", s3)]
 
 
-def _document(
-    request: Request, bundle: Bundle, plan: Plan, progress: Progress, counts: dict[str, Any], options: Options,
-    continued: bool,
-) -> dict[str, Any]:  # fmt: skip
+def _document(facts: RunFacts, counts: dict[str, Any]) -> dict[str, Any]:
     """run.json."""
+    request, bundle, plan, options = facts.request, facts.bundle, facts.plan, facts.options
     info = bundle.info
     attempted = counts["scored"] + counts["quarantined"]
     share = counts["quarantined"] / attempted if attempted else 0.0
@@ -171,12 +192,12 @@ def _document(
         },
         "request": asdict(request),
         "layout": plan.layout,
-        "continued": continued,
+        "continued": facts.continues,
         "started_at": plan.started_at,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "listing_s": plan.listing_s,
         "bytes": plan.bytes,
-        "progress": progress.report(),
+        "progress": facts.progress.report(),
         "resources": asdict(options.resources),
         "python": platform.python_version(),
         "notice": "Research software, not a medical device.",

@@ -197,6 +197,24 @@ def test_too_many_bytes_are_refused_before_decoding() -> None:
     assert code_of(encoded(scene(), "PNG"), Limits(max_bytes=100)) == Code.TOO_LARGE
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_films_and_stacks_are_refused_by_their_number_of_frames(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), (20 * index, 30, 90)) for index in range(12)]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert read_header(data).frames == 12
+    assert code_of(data) is None
+    assert code_of(data, Limits(max_frames=11)) == Code.TOO_MANY_FRAMES
+
+
+def test_a_directory_that_leads_back_to_itself_ends() -> None:
+    data = bytearray(encoded(scene(), "TIFF"))
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    data[start + 2 + 12 * count : start + 6 + 12 * count] = struct.pack("<I", start)
+    assert read_header(bytes(data)).frames == 1
+    assert code_of(bytes(data)) is None
+
+
 KINDS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 

@@ -15,12 +15,13 @@ from jobs import summary as job
 from pipeline.bundle import Bundle
 from pipeline.errors import Code, IncompleteError, InputError
 from pipeline.images import Limits
-from pipeline.scoring import advice, commit, summary
+from pipeline.scoring import advice, summary
 from pipeline.scoring import run as scoring
 from pipeline.scoring.driver import Resources
+from pipeline.scoring.freeze import make_plan
 from pipeline.scoring.gallery import SIDE, load_pictures
 from pipeline.scoring.ledger import read_ledger
-from pipeline.scoring.plan import Request, make_plan
+from pipeline.scoring.plan import Request
 from pipeline.scoring.progress import Progress
 from pipeline.scoring.records import RunFolder
 from pipeline.scoring.summary import GALLERY, Summary, find_run, summarize
@@ -37,15 +38,12 @@ def score_here(sources: Sequence[str], bundle: Bundle, out: Path, name: str = "r
     """A whole run in this process, by the library's own steps, without Ray."""
     folder = RunFolder(str(out / name))
     request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
-    plan = make_plan(folder, request, read_ledger(str(out), request.model_sha256, None), None, None)
+    plan = make_plan(str(out), folder, request, read_ledger(str(out), request.model_sha256, None), None, None)
     scorer, progress = ShardScorer(bundle, None, Limits()), Progress(plan, 0, 1, lambda text: None)
     for number in range(plan.shards):
         progress.add(scorer.score(number, folder.shard(number), folder.part(number)))
-    written = commit.commit(None, folder, bundle.info, plan, None, None)
-    written += scoring._subjects(folder, written, plan, None)
-    counts = commit.verify(folder, [item for item in written if "/" in item.name], plan, None)
-    run = scoring._document(request, bundle, plan, progress, counts, scoring.Options(Resources(1)), False)
-    commit.finish(folder, written, run, None)
+    facts = scoring.RunFacts(request, bundle, plan, progress, scoring.Options(Resources(1)), False)
+    scoring.conclude(None, folder, facts, None, None)
     return folder
 
 
