@@ -61,12 +61,14 @@ class Faults:
     broken: frozenset[str] = frozenset()  # key suffixes that always answer 500
     expired_keys: set[str] = field(default_factory=set)  # access keys whose token has expired
     is_down: bool = False  # every request fails with 503
+    lost_answers: int = 0  # so many PUTs more are done, but their answers never arrive
     before_get: Callable[[str, int], None] | None = None  # (path, how many object GETs so far)
     seed: int = 0
     gets: int = 0
     failed: int = 0
 
 
+_SESSION = web.AppKey("session", aiohttp.ClientSession)
 _SLOW_DOWN = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>test fault</Message></Error>'
 
 
@@ -80,9 +82,11 @@ def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
 
     async def start() -> None:
         app = web.Application(client_max_size=1 << 30)
-        app["session"] = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=256))
+        session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=256))
+        app[_SESSION] = session
+        app.on_cleanup.append(lambda _: session.close())
         app.router.add_route("*", "/{path:.*}", _Handler(endpoint, faults))
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=1.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
         runner_box.append(runner)
@@ -94,6 +98,8 @@ def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(runner_box[0].cleanup(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
 
@@ -127,6 +133,9 @@ class _Handler:
             if self._random.random() < faults.share:
                 kind = self._random.choice(faults.kinds)
                 faults.failed += 1
+        if request.method == "PUT" and faults.lost_answers > 0:
+            faults.lost_answers -= 1
+            kind = "lost"
         return await self._answer(request, kind)
 
     async def _answer(self, request: web.Request, kind: str | None) -> web.StreamResponse:
@@ -142,7 +151,7 @@ class _Handler:
             request.transport.abort()
             return web.Response()
         headers = {k: v for k, v in request.headers.items() if k.lower() != "host"}
-        async with request.app["session"].request(
+        async with request.app[_SESSION].request(
             request.method,
             self._endpoint + request.raw_path,
             headers=headers,
@@ -150,6 +159,10 @@ class _Handler:
             skip_auto_headers=["Content-Type", "User-Agent"],
         ) as answer:
             body = await answer.read()
+            if kind == "lost":
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
             kept = {
                 k: v
                 for k, v in answer.headers.items()

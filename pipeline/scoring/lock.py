@@ -188,7 +188,7 @@ def _body(owner: dict[str, Any]) -> bytes:
 
 
 def _swap(store: "S3Store", uri: str, body: bytes, etag: str) -> str | None:
-    """Compare-and-swap that knows its own work: a request whose answer was lost is sent again, and then finds itself."""
+    """Compare-and-swap that knows its own work: a request whose answer was lost is sent again and finds itself."""
     swapped = store.replace(uri, body, etag)
     if swapped is not None:
         return swapped

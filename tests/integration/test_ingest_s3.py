@@ -1,6 +1,7 @@
 """Storage, listing and ingest on S3 as spoken over HTTP by moto's server."""
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.listing import Tally, entry_row, list_sources
 from pipeline.manifest import read_manifest
 from pipeline.s3 import S3Store
 from pipeline.samples import generate
+from pipeline.scoring import lock
 from pipeline.scoring.outage import fetch_while_up
 from pipeline.storage import S3Settings, StoreError, arrow_filesystem
 from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
@@ -100,6 +102,23 @@ def test_pyarrow_reaches_the_same_endpoint_with_the_same_settings(store: S3Store
     filesystem, path = arrow_filesystem("s3://lab/arrow", settings)
     with filesystem.open_input_file(path) as file:
         assert file.read() == b"data"
+
+
+def test_a_lock_is_kept_though_the_answers_to_its_requests_are_lost(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "RENEW_S", 0.1)
+    faults = Faults(lost_answers=1)
+    with faulty_proxy(endpoint, faults) as proxy:
+        settings = S3Settings(proxy, "us-east-1", max_attempts=3)
+        with lock.locked("s3://lab/locked", "ours", settings) as check:
+            faults.lost_answers = 1
+            deadline = time.monotonic() + 20
+            while faults.lost_answers and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            check()
+        assert faults.lost_answers == 0
 
 
 # ---- listing -----------------------------------------------------------------------------------------------
