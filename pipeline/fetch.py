@@ -200,7 +200,10 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
         for ordinal, data in _members(info, store, set(by_ordinal)):
             row = by_ordinal[ordinal]
             done.add(ordinal)
-            if len(data) > limits.max_bytes:
+            if isinstance(data, Exception):
+                damage = ImageRejected(Code.CORRUPT, f"damaged inside its archive: {data}", Stage.FETCH)
+                yield Fetched(row, None, damage, etag, 1)
+            elif len(data) > limits.max_bytes:
                 message = f"{len(data)} bytes, limit {limits.max_bytes}; raise --max-bytes to accept it"
                 yield Fetched(row, None, ImageRejected(Code.TOO_LARGE, message, Stage.FETCH), etag, 1)
             else:
@@ -215,6 +218,6 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
             yield Fetched(row, None, missing, etag, missing.attempts)
 
 
-def _members(info: ObjectInfo, store: Store, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
+def _members(info: ObjectInfo, store: Store, wanted: set[int]) -> Iterator[tuple[int, bytes | Exception]]:
     with store.open(info.uri) as file:
         yield from stream_members(info, file, wanted)

@@ -26,7 +26,7 @@ from pipeline.archives.members import (
     readable,
     suffix,
 )  # fmt: skip
-from pipeline.archives.walk import list_archive, stream_members
+from pipeline.archives.walk import list_archive, read_archive, stream_members
 from pipeline.archives.zips import zip_member
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "is_image",
     "is_junk",
     "list_archive",
+    "read_archive",
     "readable",
     "stream_members",
     "suffix",

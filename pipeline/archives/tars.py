@@ -9,13 +9,17 @@ from typing import IO
 
 from pipeline.archives.members import (
     DAMAGE,
+    NESTED,
     Entry,
     Found,
+    Ignored,
     OpenNested,
     Place,
     classify,
     is_archive,
+    is_image,
     is_junk,
+    readable,
     suffix,
     window,
 )  # fmt: skip
@@ -23,30 +27,77 @@ from pipeline.errors import Code
 
 _SIDECARS = {".cls", ".json", ".txt"}  # files of one sample share the name up to the first dot
 _SIDECAR_LIMIT_BYTES = 64 * 1024
+_SAMPLE_FILES = 16  # names that share much before a dot must not keep a whole archive waiting
+# What was found, with its bytes, with why they cannot be had, or with neither where it is only listed.
+Held = tuple[Found, bytes | Exception | None]
+
+
+class Samples:
+    """Members wait here until the last file of their WebDataset sample is seen, so that sidecars reach all of them.
+
+    Files of one sample share folder and name up to the first dot, and follow one another.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Held] = []
+        self._key = ""
+        self._meta: dict[str, str] = {}
+
+    def begin(self, name: str) -> list[Held]:
+        """Say which member comes next; gives those of the sample before, when it is another."""
+        folder, base = posixpath.split(name)
+        key = f"{folder}/{base.split('.', 1)[0]}"
+        if key == self._key:
+            return self._release() if len(self._waiting) >= _SAMPLE_FILES else []
+        complete = self.end()
+        self._key = key
+        return complete
+
+    def end(self) -> list[Held]:
+        complete = self._release()
+        self._meta = {}
+        return complete
+
+    def _release(self) -> list[Held]:
+        meta, held = self._meta, self._waiting
+        self._waiting = []
+        if not meta:
+            return held
+        return [(replace(item, meta=meta) if isinstance(item, Entry) else item, data) for item, data in held]
+
+    def add(self, item: Found, data: bytes | Exception | None = None) -> None:
+        self._waiting.append((item, data))
+
+    def add_sidecar(self, member: tarfile.TarInfo, handle: IO[bytes] | None) -> None:
+        if suffix(member.name) in _SIDECARS and member.size <= _SIDECAR_LIMIT_BYTES:
+            self._meta.update(_sidecar(member.name, handle.read() if handle else b""))
 
 
 def list_tar(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
+    samples = Samples()
     with tarfile.open(fileobj=file, mode="r:") as archive:
-        group: list[Found] = []  # waits for sidecars that may follow
-        key, meta = "", dict[str, str]()
         try:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if not member.isreg():
+                    yield from not_a_file(member, place)
                     continue
-                this_key = _sample_key(member.name)
-                if this_key != key:
-                    yield from _with_meta(group, meta)
-                    group, key, meta = [], this_key, {}
-                if suffix(member.name) in _SIDECARS and member.size <= _SIDECAR_LIMIT_BYTES:
-                    handle = archive.extractfile(member)
-                    meta.update(_sidecar(member.name, handle.read() if handle else b""))
-                group.extend(_tar_member(file, size, place, member, open_nested))
+                yield from (item for item, _ in samples.begin(member.name))
+                if suffix(member.name) in _SIDECARS:
+                    samples.add_sidecar(member, archive.extractfile(member))
+                for item in _tar_member(file, size, place, member, open_nested):
+                    samples.add(item)
         except DAMAGE:
-            yield from _with_meta(group, meta)
+            yield from (item for item, _ in samples.end())
             raise
-        yield from _with_meta(group, meta)
+        yield from (item for item, _ in samples.end())
         yield from _tar_end(file, size, archive.offset, place)
+
+
+def not_a_file(member: tarfile.TarInfo, place: Place) -> Iterator[Ignored]:
+    """Links and devices named like images are counted; a link's image is listed under the name that has the bytes."""
+    if is_image(member.name) and not member.isdir():
+        yield Ignored(f"{place.info.uri}{NESTED}{readable(place.prefix + member.name)}", "link inside an archive")
 
 
 def _tar_member(
@@ -85,11 +136,6 @@ def _tar_end(file: IO[bytes], size: int, offset: int, place: Place) -> Iterator[
         yield place.problem(None, Code.CORRUPT, f"damaged tar header at byte {offset}; the members before it are used")
 
 
-def _sample_key(name: str) -> str:
-    folder, base = posixpath.split(name)
-    return f"{folder}/{base.split('.', 1)[0]}"
-
-
 def _sidecar(name: str, data: bytes) -> dict[str, str]:
     text = data.decode("utf-8", "replace").strip()
     ending = suffix(name)
@@ -102,9 +148,3 @@ def _sidecar(name: str, data: bytes) -> dict[str, str]:
     if not isinstance(loaded, dict):
         return {"json": text}
     return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in loaded.items() if v is not None}
-
-
-def _with_meta(group: list[Found], meta: dict[str, str]) -> list[Found]:
-    if not meta:
-        return group
-    return [replace(item, meta=meta) if isinstance(item, Entry) else item for item in group]

@@ -3,12 +3,13 @@
 import bz2
 import functools
 import gzip
+import itertools
 import lzma
 import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import IO, cast
 
@@ -25,24 +26,64 @@ from pipeline.archives.members import (
     suffix,
     window,
 )  # fmt: skip
-from pipeline.archives.tars import list_tar
+from pipeline.archives.tars import Held, Samples, list_tar, not_a_file
 from pipeline.archives.zips import list_zip, needs_unpacking, zip_member
 from pipeline.errors import Code
-from pipeline.storage import ObjectInfo
+from pipeline.storage import ObjectInfo, StoreError
 
 _NESTED_LIMIT_BYTES = 2 << 30
 
 
+# What is wanted of a member that is reached in one pass: its bytes, or None where it is only to be listed.
+Take = Callable[[Entry, Callable[[], bytes]], bytes | None]
+
+
+def _only_list(entry: Entry, read: Callable[[], bytes]) -> bytes | None:
+    return None
+
+
 def list_archive(info: ObjectInfo, file: IO[bytes]) -> Iterator[Found]:
     """Everything in one archive. Damage ends as a Problem after the members that could be read."""
+    yield from (
+        item for item, _ in _numbered((found, None) for found in _guarded(info.uri, file, info.size, Place(info)))
+    )
+
+
+def read_archive(info: ObjectInfo, file: IO[bytes], max_bytes: int) -> Iterator[Held]:
+    """Everything in one compressed tar, in one pass: what `list_archive` gives, each entry with its bytes.
+
+    Entries of more than `max_bytes` come without, damaged members of a zip inside with the exception. A StoreError is
+    raised; other damage ends as a Problem.
+    """
+    place = Place(info)
+
+    def take(entry: Entry, read: Callable[[], bytes]) -> bytes | None:
+        return read() if entry.size_bytes <= max_bytes else None
+
+    def walk() -> Iterator[Held]:
+        if info.size == 0:
+            yield place.problem(None, Code.EMPTY, f"{info.uri}: an archive of zero bytes"), None
+            return
+        try:
+            yield from _walk_stream(info.uri, file, place, take)
+        except StoreError:
+            raise
+        except DAMAGE as error:
+            yield place.damage(info.uri, error), None
+
+    return _numbered(walk())
+
+
+def _numbered(held: Iterable[Held]) -> Iterator[Held]:
+    """Entries told apart where several members have one name."""
     seen: dict[str, int] = {}
-    for item in _guarded(info.uri, file, info.size, Place(info)):
-        if isinstance(item, Entry):
-            occurrence = seen.get(item.member or "", 0)
-            seen[item.member or ""] = occurrence + 1
-            yield replace(item, occurrence=occurrence) if occurrence else item
-        else:
-            yield item
+    for item, data in held:
+        if not isinstance(item, Entry):
+            yield item, data
+            continue
+        occurrence = seen.get(item.member or "", 0)
+        seen[item.member or ""] = occurrence + 1
+        yield (replace(item, occurrence=occurrence) if occurrence else item), data
 
 
 def _guarded(name: str, file: IO[bytes], size: int, place: Place) -> Iterator[Found]:
@@ -51,7 +92,7 @@ def _guarded(name: str, file: IO[bytes], size: int, place: Place) -> Iterator[Fo
         return
     try:
         if is_compressed_tar(name):
-            yield from (found for found, _ in _walk_stream(name, file, place))
+            yield from (found for found, _ in _walk_stream(name, file, place, _only_list))
         else:
             read = list_zip if suffix(name) == ".zip" else list_tar
             yield from read(file, size, place, _open_nested)
@@ -62,12 +103,9 @@ def _guarded(name: str, file: IO[bytes], size: int, place: Place) -> Iterator[Fo
 def _open_nested(name: str, file: IO[bytes], size: int, place: Place, base: int | None) -> Iterator[Found]:
     """Members of an archive inside another: with random access where it is stored as plain bytes at `base`."""
     if base is None or is_compressed_tar(name):
-        yield from (found for found, _ in _walk_hidden(name, file, size, place.inside(name)))
+        yield from (found for found, _ in _walk_hidden(name, file, size, place.inside(name), _only_list))
     else:
         yield from _guarded(name, file, size, place.inside(name, base))
-
-
-Hidden = tuple[Found, Callable[[], bytes] | None]
 
 
 def _decompressed(name: str, file: IO[bytes]) -> IO[bytes]:
@@ -77,25 +115,35 @@ def _decompressed(name: str, file: IO[bytes]) -> IO[bytes]:
     return cast(IO[bytes], bz2.BZ2File(file) if kind == "bz2" else lzma.LZMAFile(file))
 
 
-def _walk_stream(name: str, file: IO[bytes], place: Place) -> Iterator[Hidden]:
-    """Members of a compressed tar front to back; a reader is good until the next step."""
+def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterator[Held]:
+    """Members of a compressed tar front to back."""
+    samples = Samples()
     with tarfile.open(fileobj=_decompressed(name, file), mode="r|") as archive:
-        while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]
-            handle = archive.extractfile(member) if member.isreg() else None
-            if handle is None:
-                continue
-            if is_archive(member.name) and not place.prefix and not is_junk(member.name):
-                yield from _walk_hidden(member.name, handle, member.size, place.inside(member.name))
-                continue
-            refused = classify(member.name, place, member.size)
-            if refused is not None:
-                yield refused, None
-            else:
-                yield place.entry(member.name, member.size, access="stream", offset=next(place.ordinals)), handle.read
+        try:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]
+                handle = archive.extractfile(member) if member.isreg() else None
+                if handle is None:
+                    yield from ((item, None) for item in not_a_file(member, place))
+                    continue
+                yield from samples.begin(member.name)
+                if is_archive(member.name) and not place.prefix and not is_junk(member.name):
+                    yield from _walk_hidden(member.name, handle, member.size, place.inside(member.name), take)
+                    continue
+                refused = classify(member.name, place, member.size)
+                if refused is None:
+                    entry = place.entry(member.name, member.size, access="stream", offset=next(place.ordinals))
+                    samples.add(entry, take(entry, handle.read))
+                    continue
+                samples.add(refused)
+                samples.add_sidecar(member, handle)
+        except DAMAGE:
+            yield from samples.end()
+            raise
+    yield from samples.end()
 
 
-def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place) -> Iterator[Hidden]:
+def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place, take: Take) -> Iterator[Held]:
     """Members of a nested archive that can only be read by unpacking it, with damage turned into Problems."""
     if size > _NESTED_LIMIT_BYTES:
         message = f"a compressed archive of {size} bytes inside an archive; unpack it"
@@ -103,7 +151,7 @@ def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place) -> Itera
         return
     try:
         if is_compressed_tar(name):
-            yield from _walk_stream(name, handle, place)
+            yield from _walk_stream(name, handle, place, take)
             return
         with tempfile.SpooledTemporaryFile(max_size=64 << 20) as spool:
             shutil.copyfileobj(handle, spool, 1 << 20)
@@ -112,13 +160,22 @@ def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place) -> Itera
             spool.seek(0)
             for found in _guarded(name, file, unpacked, replace(place, base=0)):
                 if isinstance(found, Entry):
-                    reader = functools.partial(_read_spooled, file, found)
-                    ordinal = next(place.ordinals)
-                    yield replace(found, access="stream", offset=ordinal, stored_bytes=None), reader
+                    data = _taken(found, file, take)
+                    yield replace(found, access="stream", offset=next(place.ordinals), stored_bytes=None), data
                 else:
                     yield found, None
+    except StoreError:
+        raise
     except DAMAGE as error:
         yield place.damage(name, error), None
+
+
+def _taken(entry: Entry, file: IO[bytes], take: Take) -> bytes | Exception | None:
+    """Damage of one member of a zip leaves the others, and their ordinals, as they are."""
+    try:
+        return take(entry, functools.partial(_read_spooled, file, entry))
+    except DAMAGE as error:
+        return error
 
 
 def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
@@ -132,35 +189,42 @@ def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
     return data
 
 
-def stream_members(info: ObjectInfo, file: IO[bytes], wanted: set[int]) -> Iterator[tuple[int, bytes]]:
-    """(ordinal, bytes) of the wanted `stream` members of an archive, in one pass that ends after the last of them.
+def stream_members(info: ObjectInfo, file: IO[bytes], wanted: set[int]) -> Iterator[tuple[int, bytes | Exception]]:
+    """(ordinal, bytes or damage) of the wanted `stream` members of an archive, in one pass that ends after the last.
 
     Raises one of the exceptions of tarfile, zipfile and the decompressors where the archive is damaged.
     """
     left = len(wanted)
-    for found, reader in _walk_outer(info, file):
-        if reader is not None and isinstance(found, Entry) and found.offset in wanted:
-            yield int(found.offset), reader()
+    counter = itertools.count()
+
+    def take(entry: Entry, read: Callable[[], bytes]) -> bytes | None:
+        return read() if next(counter) in wanted else None  # in the order in which listing gave the ordinals
+
+    for found, data in _walk_outer(info, file, take):
+        if data is not None and isinstance(found, Entry) and found.offset is not None:
+            yield found.offset, data
             left -= 1
             if not left:
                 return
 
 
-def _walk_outer(info: ObjectInfo, file: IO[bytes]) -> Iterator[Hidden]:
+def _walk_outer(info: ObjectInfo, file: IO[bytes], take: Take) -> Iterator[Held]:
     """All members without random access, in the order in which listing counted them."""
     place = Place(info)
     if is_compressed_tar(info.uri):
-        yield from _walk_stream(info.uri, file, place)
+        yield from _walk_stream(info.uri, file, place, take)
     elif suffix(info.uri) == ".zip":
         with zipfile.ZipFile(file) as archive:
             for item in archive.infolist():
                 if needs_unpacking(item):
                     with archive.open(item) as handle:
-                        yield from _walk_hidden(item.filename, handle, item.file_size, place.inside(item.filename))
+                        yield from _walk_hidden(
+                            item.filename, handle, item.file_size, place.inside(item.filename), take
+                        )
     else:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]
                 if member.isreg() and is_compressed_tar(member.name) and not is_junk(member.name):
                     inner = window(file, member.offset_data, member.size)
-                    yield from _walk_hidden(member.name, inner, member.size, place.inside(member.name))
+                    yield from _walk_hidden(member.name, inner, member.size, place.inside(member.name), take)

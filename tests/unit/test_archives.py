@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,6 +126,113 @@ def test_members_of_a_nested_archive_come_back(inner: str, outer: str, tmp_path:
     found = listed(write(tmp_path, f"outer{outer}", packed))
     expected = [("before.jpg", b"0"), ("z.jpg", b"1"), *((f"deep/in{inner}!/{name}", data) for name, data in members)]
     assert Counter(fetched(found)) == Counter(expected)
+
+
+def in_one_pass(path: Path, max_bytes: int = 1 << 20) -> list[tuple[Found, Any]]:
+    info = LocalStore().head(str(path))
+    assert info is not None
+    with path.open("rb") as file:
+        return list(archives.read_archive(info, file, max_bytes))
+
+
+COMPRESSED = (".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+@given(members=member_lists)
+@QUICK
+def test_one_pass_finds_what_a_listing_finds_with_its_bytes(
+    members: list[tuple[str, bytes]], ending: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, f"a{ending}", PACKERS[ending](members))
+    held = in_one_pass(path)
+    assert [item for item, _ in held] == listed(path)
+    assert Counter((str(item.member), data) for item, data in held if isinstance(item, Entry)) == Counter(members)
+
+
+@pytest.mark.parametrize("inner", PACKERS)
+def test_one_pass_opens_nested_archives(inner: str, tmp_path: Path) -> None:
+    members = [("a/x.jpg", b"first"), ("a/x.jpg", b"double")]
+    path = write(tmp_path, "o.tar.gz", PACKERS[".tar.gz"]([(f"in{inner}", PACKERS[inner](members)), ("z.jpg", b"1")]))
+    held = in_one_pass(path)
+    assert [item for item, _ in held] == listed(path)
+    assert [data for _, data in held] == [b"first", b"double", b"1"]
+
+
+def test_one_pass_leaves_out_the_bytes_of_members_beyond_the_limit(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tar.gz", PACKERS[".tar.gz"]([("x.jpg", b"1" * 100), ("y.jpg", b"1")]))
+    assert [data for _, data in in_one_pass(path, max_bytes=99)] == [None, b"1"]
+
+
+@pytest.mark.parametrize("percent", range(5, 100, 10))
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_one_pass_through_a_cut_archive_gives_whole_members_then_a_problem(
+    ending: str, percent: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    members = [(f"{number}.jpg", rng.bytes(3000)) for number in range(40)]
+    whole = PACKERS[ending](members)
+    held = in_one_pass(write(tmp_path, f"a{ending}", whole[: len(whole) * percent // 100]))
+    assert isinstance(held[-1][0], Problem) and held[-1][0].code == Code.TRUNCATED
+    assert [(item.member, data) for item, data in held[:-1] if isinstance(item, Entry)] == members[: len(held) - 1]
+
+
+def test_sidecars_reach_the_images_of_their_sample_in_compressed_tars_too(tmp_path: Path) -> None:
+    members = [("1.jpg", b"1"), ("1.cls", b"0"), ("2.json", b'{"site": "north"}'), ("2.a.jpg", b"2"), ("2.b.jpg", b"3")]
+    for ending in (".tar", *COMPRESSED):
+        path = write(tmp_path, f"a{ending}", PACKERS[ending](members))
+        assert [entry.meta for entry in entries(listed(path))] == [{"cls": "0"}, {"site": "north"}, {"site": "north"}]
+    assert [item.meta for item, _ in in_one_pass(path) if isinstance(item, Entry)] == [
+        entry.meta for entry in entries(listed(path))
+    ]
+
+
+def test_names_that_share_much_before_a_dot_do_not_keep_an_archive_waiting(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tar.gz", PACKERS[".tar.gz"]([(f"2026.{n:04d}.jpg", b"x") for n in range(100)]))
+    info = LocalStore().head(str(path))
+    assert info is not None
+    with path.open("rb") as file:
+        walk = archives.read_archive(info, file, 100)
+        next(walk)
+        assert file.tell() <= info.size
+        assert sum(1 for _ in walk) == 99
+
+
+@pytest.mark.parametrize("outer", [".tar.gz", ".deflated.zip"])
+def test_a_damaged_member_of_a_nested_zip_costs_itself_and_shifts_no_other(outer: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    members = [(f"{number}.jpg", rng.bytes(500)) for number in range(6)]
+    packed = bytearray(zip_bytes(members, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        start = archive.getinfo("2.jpg").header_offset + 30 + len("2.jpg")
+    packed[start : start + 20] = b"\xff" * 20
+    path = write(tmp_path, f"o{outer}", PACKERS[outer]([("in.zip", bytes(packed)), ("more.zip", zip_bytes(members))]))
+    found = dict(fetched(listed(path)))
+    assert found.pop("in.zip!/2.jpg") is None
+    assert found == {
+        **{f"in.zip!/{name}": data for name, data in members if name != "2.jpg"},
+        **{f"more.zip!/{name}": data for name, data in members},
+    }
+
+
+def test_links_inside_a_tar_are_counted(tmp_path: Path) -> None:
+    for mode, ending in (("w", ".tar"), ("w:gz", ".tar.gz")):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode=cast(Literal["w"], mode)) as archive:
+            item = tarfile.TarInfo("x.jpg")
+            item.size = 1
+            archive.addfile(item, io.BytesIO(b"1"))
+            for name, kind in (
+                ("hard.jpg", tarfile.LNKTYPE),
+                ("soft.jpg", tarfile.SYMTYPE),
+                ("d.jpg", tarfile.DIRTYPE),
+            ):
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = kind, "x.jpg"
+                archive.addfile(link)
+        found = listed(write(tmp_path, f"a{ending}", buffer.getvalue()))
+        assert [item.reason for item in found if isinstance(item, Ignored)] == ["link inside an archive"] * 2
+        assert len(entries(found)) == 1
 
 
 def test_duplicate_members_have_ids_of_their_own(tmp_path: Path) -> None:
