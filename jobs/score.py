@@ -17,8 +17,8 @@ from pipeline.registry import resolve
 from pipeline.scoring import run as scoring
 from pipeline.scoring.commit import Partition
 from pipeline.scoring.driver import Resources
-from pipeline.scoring.plan import Request
 from pipeline.scoring.records import RunFolder
+from pipeline.scoring.request import Request
 from pipeline.storage import S3Settings, absolute
 from pipeline.wording import human_time
 

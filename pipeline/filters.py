@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from pipeline.archives import NESTED
 from pipeline.errors import UsageError
 
 
@@ -18,15 +19,23 @@ class Filters:
     exclude: tuple[str, ...] = ()
     since: datetime | None = None  # only objects modified at or after it
 
+    def refuse_member(self, path: str, member: str, mtime: float) -> str | None:
+        """As `refuse`, for a member of the archive at `path`; patterns may name the archive, the member, or both."""
+        return self.refuse([path, member, f"{path}{NESTED}{member}"], mtime)
+
     def refuse(self, names: Sequence[str], mtime: float) -> str | None:
         """Why something known by these names is left out, None if it is not."""
         if self.include and not matches(names, self.include):
             return "not in --include"
         if self.exclude and matches(names, self.exclude):
             return "in --exclude"
-        if self.since is not None and mtime < self.since.timestamp():
-            return "older than --since"
-        return None
+        return "older than --since" if self.is_too_old(mtime) else None
+
+    def is_too_old(self, mtime: float) -> bool:
+        return self.since is not None and mtime < self.since.timestamp()
+
+
+NO_FILTERS = Filters()
 
 
 def matches(names: Sequence[str], patterns: Iterable[str]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import archives, manifest
 from pipeline.archives import Entry, Found, Ignored, Problem
 from pipeline.filters import Filters, UriPattern
-from pipeline.sources import Branch, Source, Stream, expand, open_source
+from pipeline.sources import Branch, Look, Source, Stream, expand, open_source
 from pipeline.storage import S3Settings, is_s3, local_path
 from pipeline.tables import is_table
 
@@ -31,6 +31,7 @@ class Tally:
     """What a listing saw beside its entries; `left_out` by reason."""
 
     images: int = 0
+    archives: int = 0  # that were not opened
     problems: int = 0
     bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
@@ -44,15 +45,18 @@ def list_sources(
     limit: int | None = None,
     *,
     drop_doubles: bool = False,
+    opens_compressed: bool = True,
 ) -> Iterator[Entry | Problem]:
     """Every image of the sources, and every failure to list one, in no promised order.
 
     Folders inside one another are listed once. What a table, a manifest or an S3 pattern names may lie in another
-    source as well: `drop_doubles` gives it once, at 60 bytes of memory an image that is named.
+    source as well: `drop_doubles` gives it once, at 60 bytes of memory an image that is named. Compressed tars have to
+    be read from end to end to be listed: without `opens_compressed` each is one entry of access 'archive'.
 
     Raises InputError for a source that does not exist or cannot be read at all.
     """
-    opened = [open_source(root, filters, s3) for root in expand(sources)]
+    look = Look(filters, s3, opens_compressed)
+    opened = [open_source(root, look) for root in expand(sources)]
     for found in _distinct(opened) if drop_doubles else _all_of(opened):
         if isinstance(found, Ignored):
             tally.left_out[found.reason] += 1
@@ -60,7 +64,8 @@ def list_sources(
         if isinstance(found, Problem):
             tally.problems += 1
         else:
-            tally.images += 1
+            tally.images += found.access != archives.WHOLE
+            tally.archives += found.access == archives.WHOLE
             tally.bytes += found.size_bytes
         yield found
         if limit is not None and tally.images + tally.problems >= limit:

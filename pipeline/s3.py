@@ -20,7 +20,7 @@ import urllib3.exceptions
 from botocore.config import Config as BotoConfig
 
 from pipeline.errors import Code
-from pipeline.storage import Bytes, ObjectInfo, S3Settings, StoreError
+from pipeline.storage import Bytes, ObjectInfo, OnFailure, S3Settings, StoreError
 
 Result = TypeVar("Result")
 
@@ -189,11 +189,11 @@ class S3Store:
             conditions["IfMatch"] = f'"{etag}"'
         return self._get(uri, **conditions)
 
-    def open(self, uri: str) -> io.BufferedReader:
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
         info = self.head(uri)
         if info is None:
             raise StoreError(Code.NOT_FOUND, f"{uri}: no such object; check the URI")
-        return io.BufferedReader(_RangeReader(self, info), buffer_size=1 << 20)
+        return io.BufferedReader(_RangeReader(self, info, on_failure), buffer_size=1 << 20)
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = _split(uri)
@@ -278,8 +278,8 @@ class S3Store:
 class _RangeReader(io.RawIOBase):
     """A seekable view of one object version, for archive directories; every read is one ranged GET."""
 
-    def __init__(self, store: S3Store, info: ObjectInfo) -> None:
-        self._store, self._info, self._position = store, info, 0
+    def __init__(self, store: S3Store, info: ObjectInfo, on_failure: OnFailure | None) -> None:
+        self._store, self._info, self._on_failure, self._position = store, info, on_failure, 0
 
     def readable(self) -> bool:
         return True
@@ -299,10 +299,19 @@ class _RangeReader(io.RawIOBase):
         size = min(len(buffer), self._info.size - self._position)
         if size <= 0:
             return 0
-        data = self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
+        data = self._read(size)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
+        except StoreError as error:
+            if self._on_failure is None or error.code not in (Code.IO_ERROR, Code.TIMEOUT):
+                raise
+            self._on_failure(error)
+        return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
 
 
 def _code(error: failures.ClientError) -> str:

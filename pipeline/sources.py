@@ -30,6 +30,15 @@ _MANIFEST_BATCH = 4096
 
 
 @dataclass(frozen=True)
+class Look:
+    """How sources are looked at: what of them counts, how S3 is reached, and whether compressed tars are opened."""
+
+    filters: Filters
+    s3: S3Settings | None = None
+    opens_compressed: bool = True  # False: one entry of access 'archive' each; whoever scores it opens it
+
+
+@dataclass(frozen=True)
 class Branch:
     """Part of a source that can be listed beside the rest."""
 
@@ -68,40 +77,40 @@ def expand(sources: Sequence[str]) -> list[str]:
     return [root.rstrip("/") or "/" for root in kept]
 
 
-def open_source(root: str, filters: Filters, s3: S3Settings | None) -> Source:
+def open_source(root: str, look: Look) -> Source:
     """Check that a source is there; what it holds is read when its streams run. Raises InputError."""
-    store = store_for(root, s3)
+    store = store_for(root, look.s3)
     try:
         info = store.head(root)
         if info is not None:
-            return _open_file(info, filters, store, s3)
+            return _open_file(info, look, store)
         if store.is_folder(root):
-            return _open_folder(root, filters, store, s3)
+            return _open_folder(root, look, store)
     except StoreError as error:
         raise InputError(str(error)) from error
     if is_s3(root) and glob.has_magic(root):
-        return _open_pattern(UriPattern(root), filters, cast("S3Store", store))
+        return _open_pattern(UriPattern(root), look, cast("S3Store", store))
     raise InputError(f"{root}: does not exist or is empty; give a folder, an archive, or an s3:// prefix")
 
 
-def _open_file(info: ObjectInfo, filters: Filters, store: Store, s3: S3Settings | None) -> Source:
+def _open_file(info: ObjectInfo, look: Look, store: Store) -> Source:
     name = info.uri.lower()
     if is_table(name):
-        return Source([lambda: _table(info, filters, s3)], names_images=True)
+        return Source([lambda: _table(info, look)], names_images=True)
     if archives.is_archive(name):
-        return Source([lambda: _archive(info, posixpath.basename(info.uri), filters, store)])
+        return Source([lambda: open_archive(info, posixpath.basename(info.uri), look, store)])
     return Source([lambda: iter([_file_entry(info)])])
 
 
-def _open_folder(root: str, filters: Filters, store: Store, s3: S3Settings | None) -> Source:
+def _open_folder(root: str, look: Look, store: Store) -> Source:
     if store.head(join(root, "manifest.json")) is not None:
-        return Source([lambda: _manifest(root, filters, s3)], names_images=True)
+        return Source([lambda: _manifest(root, look)], names_images=True)
     if is_s3(root):
-        return Source([lambda: _prefix(root, filters, cast("S3Store", store))])
-    return Source([lambda: _walk_folder(root, filters, store)])
+        return Source([lambda: _prefix(root, look, cast("S3Store", store))])
+    return Source([lambda: _walk_folder(root, look, store)])
 
 
-def _open_pattern(pattern: UriPattern, filters: Filters, store: "S3Store") -> Source:
+def _open_pattern(pattern: UriPattern, look: Look, store: "S3Store") -> Source:
     """The objects of a store that fit a pattern. Raises InputError where none does."""
     fits = pattern.compiled()
     found = (info for info in store.beginning_with(pattern.literal) if fits.match(info.uri))
@@ -113,9 +122,9 @@ def _open_pattern(pattern: UriPattern, filters: Filters, store: "S3Store") -> So
         raise InputError(f"{pattern.uri}: the pattern matches nothing; check it with aws s3 ls {pattern.literal}")
 
     def stream() -> Iterator[Found]:
-        yield from _objects(pattern.folder, [first], filters, store)
+        yield from _objects(pattern.folder, [first], look, store)
         try:
-            yield from _objects(pattern.folder, found, filters, store)
+            yield from _objects(pattern.folder, found, look, store)
         except StoreError as error:
             yield Problem(pattern.uri, None, error.code, f"cannot be listed further: {error}")
 
@@ -129,32 +138,44 @@ def _file_entry(info: ObjectInfo) -> Entry:
     return Entry(info.uri, info.size, info.etag, info.mtime)
 
 
-def _archive(info: ObjectInfo, path: str, filters: Filters, store: Store) -> Iterator[Found]:
-    """Members of one archive that pass the filters; patterns may name the archive, the member, or both."""
+def open_archive(info: ObjectInfo, path: str, look: Look, store: Store) -> Iterator[Found]:
+    """Members of one archive that pass the filters, or the archive itself where its scorer is to open it.
+
+    `path` is what filters know the archive by.
+    """
+    filters = look.filters
     if matches([path], filters.exclude):
         yield Ignored(info.uri, "in --exclude")
-        return
+    elif filters.is_too_old(info.mtime):
+        yield Ignored(info.uri, "older than --since")
+    elif not look.opens_compressed and archives.is_compressed_tar(path):
+        yield Entry(info.uri, info.size, info.etag, info.mtime, access=archives.WHOLE, meta={"path": path})
+    else:
+        yield from _members(info, path, filters, store)
+
+
+def _members(info: ObjectInfo, path: str, filters: Filters, store: Store) -> Iterator[Found]:
     try:
         with store.open(info.uri) as file:
             for found in archives.list_archive(info, file):
-                member = found.member if isinstance(found, Entry) else None
-                names = [path, member, f"{path}{archives.NESTED}{member}"] if member is not None else None
-                refused = filters.refuse(names, info.mtime) if names else None
+                refused = None
+                if isinstance(found, Entry) and found.member is not None:
+                    refused = filters.refuse_member(path, found.member, info.mtime)
                 yield Ignored(info.uri, refused) if refused else found
     except StoreError as error:
         yield Problem(info.uri, None, error.code, str(error), info.size, info.etag)
 
 
-def _objects(root: str, objects: Iterable[ObjectInfo], filters: Filters, store: Store) -> Iterator[Found]:
+def _objects(root: str, objects: Iterable[ObjectInfo], look: Look, store: Store) -> Iterator[Found]:
     """Entries, archive members and ignored files among the objects below a root."""
     for info in objects:
         path = info.uri[len(root.rstrip("/")) + 1 :]
         if archives.is_junk(path):
             yield Ignored(info.uri, "file manager's own")
         elif archives.is_archive(path):
-            yield from _archive(info, path, filters, store)
-        elif archives.is_image(path) or (filters.include and matches([path], filters.include)):
-            refused = filters.refuse([path], info.mtime)
+            yield from open_archive(info, path, look, store)
+        elif archives.is_image(path) or (look.filters.include and matches([path], look.filters.include)):
+            refused = look.filters.refuse([path], info.mtime)
             yield Ignored(info.uri, refused) if refused else _file_entry(info)
         else:
             yield Ignored(info.uri, archives.suffix(path) or "no suffix")
@@ -163,7 +184,7 @@ def _objects(root: str, objects: Iterable[ObjectInfo], filters: Filters, store: 
 # ---- folders and prefixes ----------------------------------------------------------------------------------
 
 
-def _walk_folder(root: str, filters: Filters, store: Store) -> Iterator[Found]:
+def _walk_folder(root: str, look: Look, store: Store) -> Iterator[Found]:
     """Depth first, names sorted within a folder, symbolic links followed but no folder entered twice."""
     visited: set[tuple[int, int]] = set()
     stack = [root]
@@ -195,9 +216,9 @@ def _walk_folder(root: str, filters: Filters, store: Store) -> Iterator[Found]:
             else:
                 files.append(ObjectInfo(_path_uri(path), details.st_size, local_etag(details), details.st_mtime))
             if len(files) >= _BATCH:
-                yield from _objects(root, files, filters, store)
+                yield from _objects(root, files, look, store)
                 files = []
-        yield from _objects(root, files, filters, store)
+        yield from _objects(root, files, look, store)
 
 
 def _path_uri(path: str) -> str:
@@ -209,21 +230,21 @@ def _path_uri(path: str) -> str:
     return path
 
 
-def _prefix(root: str, filters: Filters, store: "S3Store") -> Iterator[Found | Branch]:
+def _prefix(root: str, look: Look, store: "S3Store") -> Iterator[Found | Branch]:
     """What lies directly at the first level that branches, with a branch for each of its sub-prefixes."""
     prefix = root
     try:
         pages = store.levels(prefix)
         page = next(pages)
         while len(page.folders) == 1 and not page.is_truncated:
-            yield from _objects(root, page.objects, filters, store)
+            yield from _objects(root, page.objects, look, store)
             prefix = page.folders[0]
             pages = store.levels(prefix)
             page = next(pages)
         while True:
             for folder in page.folders:
-                yield Branch(_bind(_below, root, folder, filters, store))
-            yield from _objects(root, page.objects, filters, store)
+                yield Branch(_bind(_below, root, folder, look, store))
+            yield from _objects(root, page.objects, look, store)
             if not page.is_truncated:
                 return
             page = next(pages)
@@ -231,9 +252,9 @@ def _prefix(root: str, filters: Filters, store: "S3Store") -> Iterator[Found | B
         yield Problem(prefix, None, error.code, f"prefix cannot be listed: {error}")
 
 
-def _below(root: str, folder: str, filters: Filters, store: Store) -> Iterator[Found]:
+def _below(root: str, folder: str, look: Look, store: Store) -> Iterator[Found]:
     try:
-        yield from _objects(root, store.walk(folder), filters, store)
+        yield from _objects(root, store.walk(folder), look, store)
     except StoreError as error:
         yield Problem(folder, None, error.code, f"prefix cannot be listed: {error}")
 
@@ -245,12 +266,12 @@ def _bind(function: Callable[..., Iterator[Found]], *arguments: Any) -> Stream:
 # ---- manifests and tables ----------------------------------------------------------------------------------
 
 
-def _manifest(root: str, filters: Filters, s3: S3Settings | None) -> Iterator[Found]:
-    for batch in manifest.read_manifest(root, s3).table.to_batches(max_chunksize=_MANIFEST_BATCH):
+def _manifest(root: str, look: Look) -> Iterator[Found]:
+    for batch in manifest.read_manifest(root, look.s3).table.to_batches(max_chunksize=_MANIFEST_BATCH):
         for row in batch.to_pylist():
             mtime = row["mtime"].timestamp() if row["mtime"] is not None else 0.0
             names = [row["uri"], *([row["member"]] if row["member"] is not None else [])]
-            refused = filters.refuse(names, mtime)
+            refused = look.filters.refuse(names, mtime)
             if refused:
                 yield Ignored(row["uri"], refused)
                 continue
@@ -261,9 +282,9 @@ def _manifest(root: str, filters: Filters, s3: S3Settings | None) -> Iterator[Fo
             )  # fmt: skip
 
 
-def _table(info: ObjectInfo, filters: Filters, s3: S3Settings | None) -> Iterator[Found | Branch]:
+def _table(info: ObjectInfo, look: Look) -> Iterator[Found | Branch]:
     """A table of URIs in a column `uri`, `path` or `file`; relative ones lie beside the table."""
-    table = read_table(info.uri, s3)
+    table = read_table(info.uri, look.s3)
     by_name = {name.strip().casefold(): name for name in reversed(table.column_names)}
     column = next((by_name[name] for name in _URI_COLUMNS if name in by_name), None)
     if column is None:
@@ -281,7 +302,7 @@ def _table(info: ObjectInfo, filters: Filters, s3: S3Settings | None) -> Iterato
             else:
                 seen.add(uri)
                 uris.append(uri)
-        yield Branch(_bind(_named, uris, filters, s3))
+        yield Branch(_bind(_named, uris, look))
 
 
 def _full_uri(text: str, folder: str) -> str:
@@ -292,10 +313,10 @@ def _full_uri(text: str, folder: str) -> str:
         return uri
 
 
-def _named(uris: Sequence[str], filters: Filters, s3: S3Settings | None) -> Iterator[Found]:
+def _named(uris: Sequence[str], look: Look) -> Iterator[Found]:
     for uri in uris:
         try:
-            store = store_for(absolute(uri), s3)
+            store = store_for(absolute(uri), look.s3)
             info = store.head(uri)
             is_folder = info is None and store.is_folder(uri)
         except (StoreError, UsageError) as error:
@@ -306,7 +327,7 @@ def _named(uris: Sequence[str], filters: Filters, s3: S3Settings | None) -> Iter
             what = "is a folder; name its files, or give the folder as a source" if is_folder else "does not exist"
             yield Problem(uri, None, Code.NOT_FOUND, f"named in the table but {what}")
         elif archives.is_archive(uri):
-            yield from _archive(info, posixpath.basename(uri), filters, store)
+            yield from open_archive(info, posixpath.basename(uri), look, store)
         else:
-            refused = filters.refuse([uri], info.mtime)
+            refused = look.filters.refuse([uri], info.mtime)
             yield Ignored(uri, refused) if refused else _file_entry(info)

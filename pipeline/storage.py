@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -82,12 +82,16 @@ class Bytes:
     attempts: int
 
 
+# Asked before a read that failed for good is tried once more; may raise what ends the whole.
+OnFailure = Callable[[StoreError], None]
+
+
 class Store(Protocol):
     """What listing, scoring and publishing need of a store. URIs are absolute."""
 
     def read(self, uri: str) -> Bytes: ...
     def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes: ...
-    def open(self, uri: str) -> io.BufferedReader: ...
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader: ...
     def write(self, uri: str, data: bytes) -> None: ...
     def create(self, uri: str, data: bytes) -> str | None: ...
     def head(self, uri: str) -> ObjectInfo | None: ...
@@ -197,7 +201,7 @@ class LocalStore:
         except OSError as error:
             raise _translate(error, uri) from error
 
-    def open(self, uri: str) -> io.BufferedReader:
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
         try:
             return cast(io.BufferedReader, open(local_path(uri), "rb", buffering=1 << 16))
         except OSError as error:

@@ -7,13 +7,25 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from pipeline.bundle import Bundle
+from pipeline.scoring import run as scoring
+from pipeline.scoring.driver import Resources
+from pipeline.scoring.freeze import make_plan
+from pipeline.scoring.ledger import read_ledger
+from pipeline.scoring.progress import Progress
+from pipeline.scoring.records import RunFolder
+from pipeline.scoring.request import Request
+from pipeline.scoring.stream import StreamRules
+from pipeline.scoring.worker import ShardScorer
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = (
@@ -49,20 +61,27 @@ def contents(count: int, *, bad: bool = True, size: tuple[int, int] = (160, 120)
 
 
 def mixed_files(count: int, size: tuple[int, int] = (160, 120)) -> dict[str, bytes]:
-    """A third as loose files, a third in a tar, a third in a deflated zip: object name -> bytes."""
+    """A quarter as loose files, and one each in a tar, a compressed tar and a deflated zip: object name -> bytes."""
     files = contents(count, size=size)
     names = sorted(files)
-    tar_buffer, zip_buffer = io.BytesIO(), io.BytesIO()
-    with tarfile.open(fileobj=tar_buffer, mode="w") as archive:
-        for name in names[1::3]:
+    loose = {f"loose/{name}": files[name] for name in names[::4]}
+    packed = {"night.tar": tar({name: files[name] for name in names[1::4]})}
+    packed["night.tgz"] = tar({name: files[name] for name in names[2::4]}, "w:gz")
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names[3::4]:
+            archive.writestr(name, files[name])
+    return {**loose, **packed, "night.zip": zipped.getvalue()}
+
+
+def tar(files: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=cast(Literal["w"], mode)) as archive:
+        for name, data in files.items():
             info = tarfile.TarInfo(name)
-            info.size = len(files[name])
-            archive.addfile(info, io.BytesIO(files[name]))
-    with zipfile.ZipFile(zip_buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in names[2::3]:
-            packed.writestr(name, files[name])
-    loose = {f"loose/{name}": files[name] for name in names[::3]}
-    return {**loose, "night.tar": tar_buffer.getvalue(), "night.zip": zip_buffer.getvalue()}
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
@@ -128,3 +147,30 @@ def outcome(run: Path) -> dict[str, list[Any]]:
         "predictions": predictions.to_pylist(),
         "quarantine": quarantine.select(["image_id", "uri", "member", "stage", "code"]).to_pylist(),
     }
+
+
+def score_here(
+    sources: Sequence[Path | str],
+    bundle: Bundle,
+    out: Path,
+    name: str = "run-1",
+    wanted: frozenset[int] | None = None,
+    between: Callable[[RunFolder], None] = lambda folder: None,
+    **options: Any,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """A whole run in this process, by the library's own steps, without Ray; its folder and run.json.
+
+    `between` happens after the last part and before they are put together; `options` are those of `Request`.
+    """
+    folder = RunFolder(str(out / name))
+    request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
+    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, None), wanted, None)
+    scorer = ShardScorer(bundle, None, request.limits, rules=StreamRules.of(request))
+    progress = Progress(plan, 0, 1, lambda text: None)
+    for number in range(plan.shards):
+        last = scorer.score(number, folder)
+        for account in (*scorer.take_finished(), last):
+            progress.add(account)
+    between(folder)
+    facts = scoring.RunFacts(request, bundle, plan, progress, scoring.Options(Resources(1)), False)
+    return folder, scoring.conclude(None, folder, facts, None, None).run

@@ -66,6 +66,7 @@ class Faults:
     seed: int = 0
     gets: int = 0
     failed: int = 0
+    sent_bytes: int = 0  # of objects
 
 
 _SESSION = web.AppKey("session", aiohttp.ClientSession)
@@ -104,6 +105,10 @@ def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
         thread.join(5)
 
 
+def is_object_get(request: web.Request) -> bool:
+    return request.method == "GET" and request.path.count("/") >= 2 and "list-type" not in request.query
+
+
 class _Handler:
     def __init__(self, endpoint: str, faults: Faults) -> None:
         self._endpoint, self._faults, self._random = endpoint, faults, random.Random(faults.seed)
@@ -118,9 +123,8 @@ class _Handler:
         if any(f"Credential={key}/" in authorization for key in faults.expired_keys):
             return _error(400, "ExpiredToken")
         path = request.path
-        is_object_get = request.method == "GET" and path.count("/") >= 2 and "list-type" not in request.query
         kind = None
-        if is_object_get:
+        if is_object_get(request):
             faults.gets += 1
             if faults.before_get is not None:
                 await asyncio.to_thread(faults.before_get, path, faults.gets)
@@ -177,6 +181,7 @@ class _Handler:
                 request.transport.abort()
                 return response
             if request.method != "HEAD":
+                self._faults.sent_bytes += len(body) if is_object_get(request) else 0
                 await response.write(body)
             await response.write_eof()
             return response

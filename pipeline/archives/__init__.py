@@ -4,6 +4,8 @@
     file     the whole object                                 null
     range    plain bytes inside `uri` (tar)                   first byte of the image
     zip      a zip member, stored or deflated                 its local header
+    archive  a compressed tar that is not listed yet: opened    null
+             by whoever scores it
     stream   behind a compression that allows no random       ordinal among such members
              access (.tar.gz/.bz2/.xz, also inside another
              archive; an archive deflated inside a zip)
@@ -15,6 +17,7 @@ and GNU tar; PKWARE APPNOTE 6.3 (zip64 included).
 from pipeline.archives.members import (
     DAMAGE,
     NESTED,
+    WHOLE,
     Entry,
     Found,
     Ignored,
@@ -32,6 +35,7 @@ from pipeline.archives.zips import zip_member
 __all__ = [
     "DAMAGE",
     "NESTED",
+    "WHOLE",
     "Entry",
     "Found",
     "Ignored",

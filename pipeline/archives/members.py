@@ -20,6 +20,7 @@ COMPRESSED = {
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
 NESTED = "!/"
+WHOLE = "archive"  # the access of a compressed tar that is not listed yet
 DAMAGE = (
     StoreError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
     OSError, ValueError, NotImplementedError, RuntimeError,

@@ -6,8 +6,9 @@ removed only after `_SUCCESS` is there.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,9 +19,10 @@ from pipeline.bundle import BundleInfo
 from pipeline.cluster import own_errors
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.scoring.ledger import read_columns
-from pipeline.scoring.output import OutputFile, Written
-from pipeline.scoring.plan import Plan
-from pipeline.scoring.records import RunFolder, prediction_schema, quarantine_schema
+from pipeline.scoring.output import OutputFile, OutputSeries, Written
+from pipeline.scoring.parts import part_sizes, read_part, read_summary
+from pipeline.scoring.plan import MAX_META_KEYS, Plan
+from pipeline.scoring.records import ARCHIVES_SCHEMA, ArchiveSummary, RunFolder, prediction_schema, quarantine_schema
 from pipeline.storage import S3Settings, store_for
 
 TARGET_FILE_BYTES = 128 << 20
@@ -79,14 +81,12 @@ def compact(
                 name = f"{kind}/{place}part-{group:05d}.parquet"
                 files.setdefault(name, OutputFile(piece.schema)).add(piece)
 
+    archives = dict(plan.archives)
     for number in shards:
-        part = read_columns(folder.part(number), None, s3)
-        listed = read_columns(folder.shard(number), ["image_id"], s3)
-        if not part["image_id"].combine_chunks().equals(listed["image_id"].combine_chunks()):
-            raise IncompleteError(f"{folder.part(number)}: holds other images than its shard; delete it and run again")
-        is_scored = pc.is_null(part["code"])
-        add("predictions", _predictions(part.filter(is_scored), info, plan))
-        add("quarantine", _quarantine(part.filter(pc.invert(is_scored)), info, plan))
+        for table in read_part(folder, number, number in archives, s3):
+            is_scored = pc.is_null(table["code"])
+            add("predictions", _predictions(table.filter(is_scored), info, plan))
+            add("quarantine", _quarantine(table.filter(pc.invert(is_scored)), info, plan))
     if group == 0:
         add("quarantine", read_columns(folder.problems, None, s3))
     return [files[name].write(folder, name, s3) for name in sorted(files)]
@@ -134,29 +134,49 @@ def _partitioned(table: pa.Table, partition: Partition | None) -> list[tuple[str
     ]
 
 
+@dataclass(frozen=True)
+class Committed:
+    """All output files, and what was found in archives that workers opened."""
+
+    written: list[Written]
+    archives: list[ArchiveSummary]
+
+
 def commit(
     ray: Any, folder: RunFolder, info: BundleInfo, plan: Plan, partition: Partition | None, s3: S3Settings | None
-) -> list[Written]:
+) -> Committed:
     """Write all output files; small runs in this process, large ones as Ray tasks. Raises IncompleteError.
 
-    `ray` may be None for a run of no shards.
+    `ray` may be None for a small run.
     """
-    store = store_for(folder.uri, s3)
-    sizes = {int(item.uri[-14:-8]): item.size for item in store.walk(folder.parts) if item.uri.endswith(".parquet")}
-    missing = sorted(set(range(plan.shards)) - set(sizes))
-    if missing:
-        raise IncompleteError(f"{folder.uri}: shards {missing[:10]} have no part; run the same command again")
-    groups = group_parts([sizes[number] for number in range(plan.shards)], TARGET_FILE_BYTES) or [[]]
     if not plan.shards:
-        return _only_problems(folder, s3)
+        return Committed([*_only_problems(folder, s3), *_archives(folder, plan, [], s3)], [])
+    sizes = part_sizes(folder, plan, s3)
+    summaries = [read_summary(folder, number, s3) for number, _ in plan.archives]
+    keys = sorted({*plan.meta_keys, *(key for summary in summaries for key in summary.meta_keys)} - {"subject_id"})
+    plan = replace(plan, meta_keys=keys[:MAX_META_KEYS])
+    groups = group_parts(sizes, TARGET_FILE_BYTES)
     arguments = [(folder, index, group, info, plan, partition, s3) for index, group in enumerate(groups)]
-    if sum(sizes.values()) <= _IN_DRIVER_BYTES or ray is None:
+    if sum(sizes) <= _IN_DRIVER_BYTES or ray is None:
         results = [compact(*each) for each in arguments]
     else:
         task = ray.remote(num_cpus=1, max_retries=3)(compact)
         with own_errors(ray):
             results = ray.get([task.remote(*each) for each in arguments])
-    return [item for result in results for item in result]
+    written = [item for result in results for item in result]
+    return Committed([*written, *_archives(folder, plan, summaries, s3)], summaries)
+
+
+def _archives(
+    folder: RunFolder, plan: Plan, summaries: Sequence[ArchiveSummary], s3: S3Settings | None
+) -> list[Written]:
+    """`archives/`: the compressed archives that are done with, so that the next run need not read them."""
+    series = OutputSeries(folder, "archives", ARCHIVES_SCHEMA, s3)
+    for row in plan.opened:
+        series.add_row(row)
+    for summary in summaries:
+        series.add_row({**asdict(summary), "images": summary.listed})
+    return series.finish()
 
 
 def _only_problems(folder: RunFolder, s3: S3Settings | None) -> list[Written]:
@@ -168,13 +188,15 @@ def _only_problems(folder: RunFolder, s3: S3Settings | None) -> list[Written]:
     return [file.write(folder, "quarantine/part-00000.parquet", s3)]
 
 
-def verify(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Settings | None) -> dict[str, Any]:
+def verify(
+    folder: RunFolder, written: Sequence[Written], plan: Plan, archives: Sequence[ArchiveSummary], s3: S3Settings | None
+) -> dict[str, Any]:
     """Count again from the footers of the files that are there, and compare with the listing.
 
     Returns the counts for run.json. Raises IncompleteError when they do not add up.
     """
     store = store_for(folder.uri, s3)
-    rows = dict.fromkeys(("predictions", "quarantine", "skipped", "deleted", "subjects.parquet"), 0)
+    rows = dict.fromkeys(("predictions", "quarantine", "skipped", "deleted", "archives", "subjects.parquet"), 0)
     codes: dict[str, int] = {}
     for item in written:
         kind = item.name.split("/", 1)[0]
@@ -185,19 +207,23 @@ def verify(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Sett
                 for code in parquet.read(columns=["code"])["code"].to_pylist():
                     codes[code] = codes.get(code, 0) + 1
     skipped = rows["skipped"]
+    listed = plan.listed + sum(archive.listed for archive in archives)
+    left_out = Counter(plan.left_out)
+    for archive in archives:
+        left_out.update(archive.left_out)
     counts = {
-        "listed": plan.listed,
+        "listed": listed,
         "scored": rows["predictions"],
         "quarantined": rows["quarantine"],
         "skipped": skipped,
         "deleted_at_source": rows["deleted"],
         "codes": codes,
         "skipped_reasons": plan.skipped,
-        "left_out": plan.left_out,
+        "left_out": dict(left_out),
     }
-    if plan.listed != rows["predictions"] + rows["quarantine"] + skipped:
+    if listed != rows["predictions"] + rows["quarantine"] + skipped:
         raise IncompleteError(
-            f"{folder.uri}: {plan.listed} listed, but {rows['predictions']} scored + {rows['quarantine']} quarantined "
+            f"{folder.uri}: {listed} listed, but {rows['predictions']} scored + {rows['quarantine']} quarantined "
             f"+ {skipped} skipped in the files; the run is not complete, run the same command again"
         )
     return counts

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.archives import NESTED
 from pipeline.filters import Filters, UriPattern
 from pipeline.scoring.ledger import Ledger, output_files, read_batches
 from pipeline.scoring.records import DELETED_SCHEMA, RunFolder
@@ -36,8 +35,9 @@ class Reach:
             if is_below or compiled.match(uri):
                 base = folder if is_below else pattern.folder + "/"
                 path = uri.removeprefix(base) if uri != folder[:-1] else uri.rsplit("/", 1)[-1]
-                names = [path] if member is None else [path, member, f"{path}{NESTED}{member}"]
-                return self._filters.refuse(names, 0.0) is None
+                if member is None:
+                    return self._filters.refuse([path], 0.0) is None
+                return self._filters.refuse_member(path, member, 0.0) is None
         return False
 
     def _is_unlisted(self, uri: str) -> bool:

@@ -4,6 +4,7 @@ Plain actors rather than a Ray Data pipeline: a shard is done exactly when its p
 its open shards only, and the first batch starts about 6 s earlier.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -17,15 +18,17 @@ from pipeline.cluster import Plan as ClusterPlan
 from pipeline.cluster import check, own_errors, refuse_dead_node
 from pipeline.errors import PlatformError
 from pipeline.images import Limits
+from pipeline.scoring.parts import read_summary
 from pipeline.scoring.plan import Plan
 from pipeline.scoring.progress import Progress
-from pipeline.scoring.records import RunFolder
-from pipeline.scoring.worker import Account, ShardScorer, probe
+from pipeline.scoring.records import RunFolder, part_number
+from pipeline.scoring.request import Request
+from pipeline.scoring.stream import StreamRules
+from pipeline.scoring.worker import Account, ShardScorer, ids_of, probe
 from pipeline.storage import S3Settings, is_s3, store_for
 
 _CRASHES_BEFORE_PROBING = 2
 _MAX_DEATHS_WITHOUT_PROGRESS = 12
-_PROBE_GROUP = 16
 _NODE_CHECK_S = 5.0
 
 
@@ -43,22 +46,29 @@ class Resources:
 class _Worker:
     actor: Any
     open: dict[Any, int] = field(default_factory=dict)  # result reference -> shard number
+    news: Any = None  # reference to what it has finished of open archives
 
 
 class _RemoteScorer:
-    """The actor: a ShardScorer with a clock for Ray's metrics."""
+    """The actor: a ShardScorer with Ray's metrics."""
 
-    def __init__(self, bundle: Bundle, s3: S3Settings | None, limits: Limits, threads: int) -> None:
+    def __init__(self, bundle: Bundle, s3: S3Settings | None, limits: Limits, threads: int, rules: StreamRules) -> None:
         from ray.util.metrics import Counter
 
-        self._scorer = ShardScorer(bundle, s3, limits, threads)
+        self._scorer = ShardScorer(bundle, s3, limits, threads, rules)
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._scored = Counter("leukoray_images_scored", "Images with a probability")
         self._rejected = Counter("leukoray_images_quarantined", "Images without", tag_keys=("code",))
         self._bytes = Counter("leukoray_bytes_read", "Encoded bytes of finished images")
 
-    def score(self, number: int, shard_uri: str, part_uri: str, crashed: frozenset[int]) -> Account:
-        account = self._scorer.score(number, shard_uri, part_uri, crashed)
-        account.worker = f"{socket.gethostname()}:{os.getpid()}"
+    def score(self, number: int, folder: RunFolder, crashed: frozenset[int]) -> Account:
+        return self._told(self._scorer.score(number, folder, crashed))
+
+    def take_finished(self) -> list[Account]:
+        return [self._told(account) for account in self._scorer.take_finished()]
+
+    def _told(self, account: Account) -> Account:
+        account.worker = self._name
         self._scored.inc(account.scored) if account.scored else None
         self._bytes.inc(account.bytes) if account.bytes else None
         for code, count in account.codes.items():
@@ -76,19 +86,22 @@ class ScoreDriver:
         self,
         ray: Any,
         folder: RunFolder,
+        request: Request,
         plan: Plan,
         bundle: Bundle,
         resources: Resources,
-        limits: Limits,
         s3: S3Settings | None,
         check_lock: Callable[[], None],
     ) -> None:
         self._ray, self._folder, self._plan, self._bundle = ray, folder, plan, bundle
-        self._resources, self._limits, self._s3, self._check_lock = resources, limits, s3, check_lock
+        self._resources, self._s3, self._check_lock = resources, s3, check_lock
+        self._limits, self._rules = request.limits, StreamRules.of(request)
+        self._archives = dict(plan.archives)  # shard -> bytes
         self._deaths: dict[int, int] = {}  # shard -> workers that died with it open
         self._crashed: dict[int, frozenset[int]] = {}  # shard -> images that kill the decoder
         self._deaths_in_a_row = 0
         self._workers: list[_Worker] = []
+        self._pieces: dict[int, list[Account]] = {}  # told of archives whose end is not reached
 
     def run(self) -> Progress:
         """Score what has no part yet.
@@ -99,8 +112,9 @@ class ScoreDriver:
         done = self._finished_parts()
         todo = [number for number in range(self._plan.shards) if number not in done]
         count = min(self._resources.workers, len(todo))
-        resumed = sum(self._plan.shard_rows[number] for number in done)
-        progress = Progress(self._plan, resumed, count)
+        resumed = sum(self._rows_of(number) for number in done)
+        weight = sum(self._plan.shard_bytes[number] for number in done)
+        progress = Progress(self._plan, resumed, count, resumed_weight=weight)
         if not todo:
             return progress
         wanted = ClusterPlan("score", count, self._resources.cpus_per_worker, self._resources.gpus_per_worker)
@@ -115,10 +129,22 @@ class ScoreDriver:
         progress.show(force=True)
         return progress
 
+    def _rows_of(self, number: int) -> int:
+        """Images of a finished shard."""
+        if number not in self._archives:
+            return int(self._plan.shard_rows[number])
+        return read_summary(self._folder, number, self._s3).listed
+
     def _in_order(self, todo: list[int]) -> deque[int]:
-        """The first as they come, which are small and show progress soon; then the longest first, to end together."""
+        """The first as they come, which are small and show progress soon; then the longest first, to end together.
+
+        Archives are each one worker's, the longest of all: they begin at once.
+        """
+        archives = sorted((number for number in todo if number in self._archives), key=lambda n: -self._archives[n])
+        plain = [number for number in todo if number not in self._archives]
         first = len(self._workers) * self._open_at_once
-        return deque(todo[:first] + sorted(todo[first:], key=lambda number: -self._plan.shard_rows[number]))
+        longest = sorted(plain[first:], key=lambda number: -self._plan.shard_rows[number])
+        return deque(archives + plain[:first] + longest)
 
     def _plan_uri(self) -> str:
         """Where most images lie: the first shard's first object."""
@@ -128,8 +154,8 @@ class ScoreDriver:
             return str(pq.ParquetFile(file).read(columns=["uri"])["uri"][0].as_py())
 
     def _finished_parts(self) -> set[int]:
-        names = [info.uri.rsplit("/", 1)[-1] for info in store_for(self._folder.uri, self._s3).walk(self._folder.parts)]
-        return {int(name[5:-8]) for name in names if name.startswith("part-") and name.endswith(".parquet")}
+        found = (part_number(info.uri) for info in store_for(self._folder.uri, self._s3).walk(self._folder.parts))
+        return {part[0] for part in found if part is not None and part[1]}
 
     def _start(self) -> _Worker:
         resources = self._resources
@@ -137,11 +163,11 @@ class ScoreDriver:
         actor_class = self._ray.remote(
             num_cpus=resources.cpus_per_worker,
             num_gpus=resources.gpus_per_worker,
-            max_concurrency=self._open_at_once + 1,
+            max_concurrency=self._open_at_once + 2,
             max_restarts=0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )(_RemoteScorer)
-        return _Worker(actor_class.remote(self._bundle, self._s3, self._limits, threads))
+        return _Worker(actor_class.remote(self._bundle, self._s3, self._limits, threads, self._rules))
 
     def _loop(self, todo: deque[int], progress: Progress) -> None:
         looked = time.monotonic()
@@ -150,6 +176,7 @@ class ScoreDriver:
                 looked = time.monotonic()
                 refuse_dead_node(self._ray)
             self._hand_out(todo)
+            self._hear(progress)
             references = [reference for worker in self._workers for reference in worker.open]
             ready, _ = self._ray.wait(references, num_returns=1, timeout=1.0)
             for reference in ready:
@@ -169,8 +196,28 @@ class ScoreDriver:
                 if todo and len(worker.open) < depth:
                     number = todo.popleft()
                     crashed = self._crashed.get(number, frozenset())
-                    arguments = (number, self._folder.shard(number), self._folder.part(number), crashed)
-                    worker.open[worker.actor.score.remote(*arguments)] = number
+                    worker.open[worker.actor.score.remote(number, self._folder, crashed)] = number
+
+    def _hear(self, progress: Progress) -> None:
+        """What workers have finished of archives that are not at their end; asked at leisure, never waited for."""
+        for worker in self._workers:
+            if worker.news is not None and self._ray.wait([worker.news], timeout=0)[0]:
+                self._take(worker, progress)
+            if worker.news is None and any(number in self._archives for number in worker.open.values()):
+                worker.news = worker.actor.take_finished.remote()
+
+    def _hear_all(self, worker: _Worker, progress: Progress) -> None:
+        if worker.news is not None:
+            self._take(worker, progress)
+        worker.news = worker.actor.take_finished.remote()
+        self._take(worker, progress)
+
+    def _take(self, worker: _Worker, progress: Progress) -> None:
+        news, worker.news = worker.news, None
+        with contextlib.suppress(self._ray.exceptions.RayError):  # its death is noticed by what it had open
+            for account in self._ray.get(news):
+                self._pieces.setdefault(account.shard, []).append(account)
+                progress.add(account)
 
     def _collect(self, worker: _Worker, reference: Any, todo: deque[int], progress: Progress) -> None:
         errors = self._ray.exceptions
@@ -178,13 +225,16 @@ class ScoreDriver:
             with own_errors(self._ray):
                 account = self._ray.get(reference)
         except (errors.ActorDiedError, errors.ActorUnavailableError, errors.WorkerCrashedError) as error:
-            self._bury(worker, todo, error)
+            self._bury(worker, todo, progress, error)
             return
         worker.open.pop(reference)
+        if account.shard in self._archives:
+            self._hear_all(worker, progress)
+        self._pieces.pop(account.shard, None)
         self._deaths_in_a_row = 0
         progress.add(account)
 
-    def _bury(self, worker: _Worker, todo: deque[int], error: Exception) -> None:
+    def _bury(self, worker: _Worker, todo: deque[int], progress: Progress, error: Exception) -> None:
         """Replace a dead worker; its shards go back, those that killed twice after a search for the culprit."""
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > _MAX_DEATHS_WITHOUT_PROGRESS:
@@ -197,31 +247,41 @@ class ScoreDriver:
         self._workers[self._workers.index(worker)] = self._start()
         self._ray.kill(worker.actor)
         for number in shards:
+            for account in self._pieces.pop(number, []):
+                progress.take_back(account)
             self._deaths[number] = self._deaths.get(number, 0) + 1
             if self._deaths[number] >= _CRASHES_BEFORE_PROBING and number not in self._crashed:
                 self._crashed[number] = self._find_crashing(number)
             todo.appendleft(number)
 
     def _find_crashing(self, number: int) -> frozenset[int]:
-        """Ids of a shard whose decoding ends the process, each seen to do so twice."""
-        import pyarrow.parquet as pq
-
-        with store_for(self._folder.uri, self._s3).open(self._folder.shard(number)) as file:
-            ids = pq.ParquetFile(file).read(columns=["image_id"])["image_id"].to_pylist()
+        """Ids of a shard whose decoding ends the process, each seen to do so twice. Halves until one is left."""
         print(f"score  shard {number} lost several workers; looking for the image that does it", flush=True)
-        groups = [ids[start : start + _PROBE_GROUP] for start in range(0, len(ids), _PROBE_GROUP)]
-        suspects = [one for group in groups if not self._survives(number, group) for one in group]
-        found = frozenset(
-            one for one in suspects if not self._survives(number, [one]) and not self._survives(number, [one])
-        )
+        with own_errors(self._ray):
+            listing = self._task(ids_of).remote(self._folder, number, self._rules, self._s3, self._limits)
+            groups: list[list[int]] = [self._ray.get(listing)]
+        found: list[int] = []
+        while groups:
+            group = groups.pop()
+            if self._survives(number, group):
+                continue
+            if len(group) > 1:
+                middle = len(group) // 2
+                groups += [group[middle:], group[:middle]]
+            elif not self._survives(number, group):
+                found += group
         print(f"score  shard {number}: {len(found)} images end the decoder's process", flush=True)
-        return found
+        return frozenset(found)
+
+    def _task(self, function: Callable[..., Any]) -> Any:
+        return self._ray.remote(num_cpus=0, max_retries=0)(function)
 
     def _survives(self, number: int, ids: list[int]) -> bool:
-        task = self._ray.remote(num_cpus=0, max_retries=0)(probe)
-        shard = self._folder.shard(number)
+        size, rules = self._bundle.info.input_size, self._rules
+        task = self._task(probe).remote(self._folder, number, frozenset(ids), size, rules, self._s3, self._limits)
         try:
-            self._ray.get(task.remote(shard, ids, self._bundle.info.input_size, self._s3, self._limits))
+            with own_errors(self._ray):
+                self._ray.get(task)
         except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.NodeDiedError):
             return False
         return True

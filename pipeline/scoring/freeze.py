@@ -10,22 +10,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import layouts
-from pipeline.annotation import subject_reader
-from pipeline.archives import Entry, Problem
-from pipeline.errors import InputError, PlatformError, Stage
-from pipeline.filters import Filters, parse_since
+from pipeline.archives import WHOLE, Entry, Ignored, Problem
+from pipeline.errors import TRANSIENT_CODES, Code, InputError, PlatformError, Stage
 from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
 from pipeline.manifest import image_id, to_parquet
 from pipeline.scoring.deleted import Reach, find_deleted
+from pipeline.scoring.earlier_archives import DONE, IN_PART, NEW, judge, skipped_rows
 from pipeline.scoring.ledger import Ledger
 from pipeline.scoring.output import OutputFile, OutputSeries
-from pipeline.scoring.plan import Plan, Request
-from pipeline.scoring.records import DELETED_SCHEMA, SHARD_SCHEMA, SKIPPED_SCHEMA, RunFolder, quarantine_schema
-from pipeline.storage import S3Settings, Store, store_for
+from pipeline.scoring.plan import MAX_META_KEYS, Plan
+from pipeline.scoring.records import (
+    ARCHIVES_SCHEMA,
+    DELETED_SCHEMA,
+    SHARD_SCHEMA,
+    SKIPPED_SCHEMA,
+    RunFolder,
+    quarantine_schema,
+)
+from pipeline.scoring.request import Request
+from pipeline.scoring.subject_paths import SAMPLE, SubjectPaths
+from pipeline.sources import Look, open_archive
+from pipeline.storage import ObjectInfo, S3Settings, Store, store_for
 
-_SAMPLE = 2000  # paths that decide the layout, and so where subjects are read from
-_MAX_META_KEYS = 64
 _MAX_STREAM_ROWS = 20_000  # rows of compressed archives held back so that each archive stays in one shard
 
 
@@ -37,30 +43,40 @@ def make_plan(
     wanted: frozenset[int] | None,
     s3: S3Settings | None,
     on_work: Callable[[], None] = lambda: None,
+    *,
+    is_dry: bool = False,
 ) -> Plan:
     """List the sources and write shards, problems and skipped rows, then `plan.json`.
 
     `wanted`: keep only these image ids (a retry). `on_work` is called at the first image that is to be scored, so
-    that Ray can start while the listing goes on. Raises InputError when nothing was found, PlatformError when
-    the listing is not the sum of what was written.
+    that Ray can start while the listing goes on. `is_dry`: count what is in new compressed archives, which otherwise
+    is left to those who score them. Raises InputError when nothing was found, PlatformError when the listing is not
+    the sum of what was written.
     """
     begin = datetime.now(UTC)
     tally = Tally()
-    since = parse_since(request.since) if request.since else None
-    filters = Filters(request.include, request.exclude, since)
-    found = list_sources(request.sources, tally, filters, s3, request.limit, drop_doubles=True)
-    frozen = _Frozen(folder, request, ledger, wanted, s3, begin)
-    for item, subject in _with_subjects(found, request, frozen.plan):
-        if frozen.take(item, subject):
+    filters = request.filters()
+    takes_all = wanted is None and request.limit is None
+    found = list_sources(
+        request.sources, tally, filters, s3, request.limit, drop_doubles=True, opens_compressed=not takes_all
+    )
+    head = list(itertools.islice(found, SAMPLE))
+    base = base_folder(request.sources)
+    paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access != WHOLE]
+    subjects = SubjectPaths.of(paths, request.subject_pattern)
+    frozen = _Frozen(folder, request, ledger, wanted, subjects, base, s3, begin)
+    for item in itertools.chain(head, found):
+        if frozen.take(item):
             on_work()
-    if tally.images + tally.problems == 0:
+    if tally.images + tally.problems + tally.archives == 0:
         left = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
         raise InputError(f"{' '.join(request.sources)}: no images found" + (f" (left out: {left})" if left else ""))
-    if wanted is None and request.limit is None:
+    frozen.settle_archives(out, Look(filters, s3), is_dry)
+    if takes_all:
         frozen.note_deleted(find_deleted(out, ledger, Reach(request.sources, filters, frozen.unlisted), s3))
     plan = frozen.finish()
-    plan.left_out = dict(tally.left_out)
-    if plan.listed != tally.images + tally.problems - frozen.dropped:
+    plan.left_out = dict(tally.left_out + frozen.left_out)
+    if plan.listed != tally.images + tally.problems - frozen.dropped + frozen.in_archives:
         raise PlatformError(f"{folder.uri}: listed {tally.images + tally.problems}, wrote {plan.listed}; run again")
     plan.listing_s = (datetime.now(UTC) - begin).total_seconds()
     store_for(folder.uri, s3).write(folder.plan, json.dumps(asdict(plan), indent=1).encode())
@@ -76,46 +92,94 @@ class _Frozen:
         request: Request,
         ledger: Ledger,
         wanted: frozenset[int] | None,
+        subjects: SubjectPaths,
+        base: str,
         s3: S3Settings | None,
         begin: datetime,
     ) -> None:
         self._folder, self._request, self._ledger, self._wanted, self._begin = folder, request, ledger, wanted, begin
+        self._subjects, self._base, self._s3 = subjects, base, s3
+        self._is_fresh = request.rescore or wanted is not None
         self._store = store_for(folder.uri, s3)
         for kind in ("skipped", "deleted"):  # of a listing that was cut short
             self._store.delete_tree(folder.file(kind))
-        self.plan = Plan(folder.run_id, started_at=begin.isoformat(timespec="seconds"))
+        self.plan = Plan(folder.run_id, layout=subjects.layout.name, started_at=begin.isoformat(timespec="seconds"))
         self.dropped = 0  # listed, but not among the wanted
+        self.in_archives = 0  # found in compressed archives after the listing
+        self.left_out: Counter[str] = Counter()  # in them
         self.unlisted: set[str] = set()  # folders and archives that could not be listed to their end
         self._shards = _Shards(folder, self.plan, self._store)
         self._problems = OutputFile(quarantine_schema())
         self._skipped = OutputSeries(folder, "skipped", SKIPPED_SCHEMA, s3)
         self._deleted = OutputSeries(folder, "deleted", DELETED_SCHEMA, s3)
         self._reasons: Counter[str] = Counter()
+        self._archives: list[Entry] = []  # compressed, not opened
 
-    def take(self, item: Entry | Problem, subject: str | None) -> bool:
+    def take(self, item: Entry | Problem) -> bool:
         """True for the first image that is to be scored."""
         if isinstance(item, Problem):
             self._problems.add_row(_problem_row(item, self._request, self.plan, self._begin))
             self.plan.problems += 1
             self.unlisted.add(item.uri)
             return False
+        if item.access == WHOLE:
+            self._archives.append(item)
+            return len(self._archives) == 1 and not self._ledger.runs
         row = entry_row(item)
         if self._wanted is not None and row["image_id"] not in self._wanted:
             self.dropped += 1
             return False
         self._ledger.see(row["image_id"])
-        is_fresh = self._request.rescore or self._wanted is not None
-        done = None if is_fresh else self._ledger.look_up(row["image_id"], item.etag, item.size_bytes)
+        done = None if self._is_fresh else self._ledger.look_up(row["image_id"], item.etag, item.size_bytes)
         if done is not None:
             self._reasons[done[0]] += 1
             identity = {name: row[name] for name in ("image_id", "uri", "member")}
             self._skipped.add_row({**identity, "reason": done[0], "earlier_run": done[1]})
             return False
         is_first = not self._shards.has_rows
-        row["subject_id"] = item.meta.get("subject_id") or subject
+        row["subject_id"] = item.meta.get("subject_id") or self._subjects.subject(path_below(item, self._base))
         row["meta"] = list(item.meta.items())
         self._shards.add(row)
         return is_first
+
+    def settle_archives(self, out: str, look: Look, is_dry: bool) -> None:
+        """Compressed archives: skipped where earlier runs did all of one, listed where a part, else left to workers."""
+        etags = {entry.uri: entry.etag for entry in self._archives}
+        verdicts = dict.fromkeys(etags, NEW)
+        if not self._is_fresh and self._ledger.runs and etags:
+            verdicts = judge(out, self._ledger, etags, self._s3)
+        done = {uri: etag for uri, etag in etags.items() if verdicts[uri] == DONE}
+        for table in skipped_rows(out, self._ledger, done, self._s3) if done else ():
+            self._skip(table)
+        for entry in self._archives:
+            if verdicts[entry.uri] == IN_PART or (is_dry and verdicts[entry.uri] == NEW):
+                self._open(entry, look)
+            elif verdicts[entry.uri] == NEW:
+                self.unlisted.add(entry.uri)  # what it holds is not known yet
+                self._shards.add_archive({**entry_row(entry), "subject_id": None, "meta": list(entry.meta.items())})
+
+    def _skip(self, table: pa.Table) -> None:
+        self.in_archives += table.num_rows
+        self._reasons.update(table["reason"].to_pylist())
+        for each in table["image_id"].to_pylist():
+            self._ledger.see(each)
+        self._skipped.add(table)
+
+    def _open(self, entry: Entry, look: Look) -> None:
+        info = ObjectInfo(entry.uri, entry.size_bytes, entry.etag, entry.mtime)
+        listed, codes = 0, set[Code]()
+        for found in open_archive(info, entry.meta["path"], look, store_for(entry.uri, self._s3)):
+            if isinstance(found, Ignored):
+                self.left_out[found.reason] += 1
+                continue
+            if isinstance(found, Problem):
+                codes.add(found.code)
+            listed += 1
+            self.take(found)
+        self.in_archives += listed
+        is_complete = not codes & TRANSIENT_CODES
+        values = (entry.uri, entry.etag, entry.size_bytes, listed, is_complete)
+        self.plan.opened.append(dict(zip(ARCHIVES_SCHEMA.names, values, strict=True)))
 
     def note_deleted(self, tables: Iterator[pa.Table]) -> None:
         for table in tables:
@@ -147,31 +211,6 @@ def _problem_row(item: Problem, request: Request, plan: Plan, at: datetime) -> d
         "scored_at": at,
         "run_id": plan.run_id,
     }
-
-
-def _with_subjects(
-    found: Iterator[Entry | Problem], request: Request, plan: Plan
-) -> Iterator[tuple[Entry | Problem, str | None]]:
-    """Each item with the subject that its path tells, by the layout of the first paths or by the user's pattern."""
-    head = list(itertools.islice(found, _SAMPLE))
-    base = base_folder(request.sources)
-    paths = [path_below(item, base) for item in head if isinstance(item, Entry)]
-    try:
-        layout = layouts.recognize(paths) if paths else layouts.LAYOUTS["flat"]
-    except InputError:  # several data sets side by side: fine for scoring, but their subjects stay unknown
-        layout = layouts.LAYOUTS["flat"]
-    plan.layout = layout.name
-    read = subject_reader(request.subject_pattern) if request.subject_pattern else None
-    tells = layout.block_size is None
-    for item in itertools.chain(head, found):
-        if isinstance(item, Problem):
-            yield item, None
-            continue
-        path = path_below(item, base)
-        if read is not None:
-            yield item, read(path)
-        else:
-            yield item, layout.annotate(path).subject_id if tells else None
 
 
 def shard_size(rows_before: int) -> int:
@@ -220,11 +259,19 @@ class _Shards:
         self._plan.shards += 1
         self._plan.rows += len(rows)
         self._plan.shard_rows.append(len(rows))
-        self._plan.bytes += sum(row["size_bytes"] for row in rows)
+        self._plan.shard_bytes.append(sum(row["size_bytes"] for row in rows))
+        self._plan.bytes += self._plan.shard_bytes[-1]
+
+    def add_archive(self, row: dict[str, Any]) -> None:
+        """A shard of its own, whose rows are not known yet."""
+        self._plan.archives.append((self._plan.shards, row["size_bytes"]))
+        self._write([row])
+        self._plan.rows -= 1
+        self._plan.shard_rows[-1] = 0
 
     def close(self) -> None:
         if self._rows:
             self._write(self._rows)
         for uri in list(self._streams):
             self._write(self._take(uri))
-        self._plan.meta_keys = sorted(self._meta_keys)[:_MAX_META_KEYS]
+        self._plan.meta_keys = sorted(self._meta_keys)[:MAX_META_KEYS]

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TRANSIENT_CODES
 from pipeline.scoring.records import RunFolder, version_hash
+from pipeline.scoring.request import Request
 from pipeline.storage import S3Settings, StoreError, join, store_for
 
 _BATCH_ROWS = 32 * 1024
@@ -32,6 +33,7 @@ class Ledger:
     run_of: NDArray[np.int32]
     runs: tuple[str, ...]
     seen: NDArray[np.bool_]
+    archives: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of ARCHIVES_SCHEMA by URI, the latest
 
     def look_up(self, image_id: int, etag: str, size_bytes: int) -> tuple[str, str] | None:
         """(reason, run) when this version of the image is done, else None."""
@@ -77,17 +79,21 @@ def run_folders(out: str, s3: S3Settings | None) -> list[RunFolder]:
     return [RunFolder(uri) for uri in sorted(runs)]
 
 
-def read_ledger(out: str, model_sha256: str, s3: S3Settings | None) -> Ledger:
-    """The ledger of all finished runs with this model; a later run wins over an earlier one."""
+def read_ledger(out: str, request: Request, s3: S3Settings | None) -> Ledger:
+    """The ledger of all finished runs with this request's model; a later run wins over an earlier one."""
     ids: list[NDArray[np.int64]] = []
     versions: list[NDArray[np.int64]] = []
     bad: list[NDArray[np.bool_]] = []
     runs: list[str] = []
     number: list[NDArray[np.int32]] = []
+    archives: dict[str, dict[str, Any]] = {}
     for folder, info in finished_runs(out, s3):
-        if info["model"]["sha256"] != model_sha256:
+        if info["model"]["sha256"] != request.model_sha256:
             continue
         runs.append(folder.run_id)
+        if all(tuple(info["request"][name]) == getattr(request, name) for name in ("include", "exclude")):
+            for uri in output_files(folder, "archives", s3):
+                archives |= {row["uri"]: row for row in read_columns(uri, None, s3).to_pylist()}
         for table, is_bad in _done(folder, s3):
             ids.append(table["image_id"].to_numpy().astype(np.int64))
             pairs = zip(table["etag"].to_pylist(), table["size_bytes"].to_pylist(), strict=True)
@@ -96,7 +102,7 @@ def read_ledger(out: str, model_sha256: str, s3: S3Settings | None) -> Ledger:
             number.append(np.full(table.num_rows, len(runs) - 1, np.int32))
     if not ids:
         empty = np.empty(0, np.int64)
-        return Ledger(empty, empty, np.empty(0, bool), np.empty(0, np.int32), (), np.empty(0, bool))
+        return Ledger(empty, empty, np.empty(0, bool), np.empty(0, np.int32), tuple(runs), np.empty(0, bool), archives)
     all_ids, run_of = np.concatenate(ids), np.concatenate(number)
     order = np.lexsort((run_of, all_ids))
     last = np.append(all_ids[order][1:] != all_ids[order][:-1], True)  # the latest run of each id
@@ -108,6 +114,7 @@ def read_ledger(out: str, model_sha256: str, s3: S3Settings | None) -> Ledger:
         run_of[keep],
         tuple(runs),
         np.zeros(len(keep), bool),
+        archives,
     )
 
 

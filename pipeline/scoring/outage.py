@@ -37,7 +37,7 @@ def fetch_while_up(rows: Sequence[Row], s3: S3Settings | None, limits: Limits) -
 def _ask_again(doubtful: dict[int, Fetched], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
     """Ask while the store is known to be up, before and after: what then fails is the object's own fault."""
     first = next(iter(doubtful.values()))
-    _assert_up(first.row["uri"], s3)
+    assert_up(first.row["uri"], s3)
     failed: list[Fetched] = []
     for again in fetch_rows([fetched.row for fetched in doubtful.values()], s3, limits):
         again = replace(again, attempts=again.attempts + doubtful[again.row["image_id"]].attempts)
@@ -46,11 +46,11 @@ def _ask_again(doubtful: dict[int, Fetched], s3: S3Settings | None, limits: Limi
         else:
             yield again
     if failed:
-        _assert_up(failed[-1].row["uri"], s3)
+        assert_up(failed[-1].row["uri"], s3)
     yield from failed
 
 
-def _assert_up(uri: str, s3: S3Settings | None) -> None:
+def assert_up(uri: str, s3: S3Settings | None) -> None:
     """A listing of the folder that holds `uri`; a refusal is an answer too."""
     try:
         store_for(uri, s3).is_folder(uri.rpartition("/")[0])

@@ -40,19 +40,23 @@ class OutputFile:
     def add_row(self, row: dict[str, Any]) -> None:
         """Append one row by column names; a column that is missing is null."""
         self._loose.append(row)
+        self.rows += 1
         if len(self._loose) >= _LOOSE_ROWS:
             self._pack()
 
     def _pack(self) -> None:
         if self._loose:
             rows, self._loose = self._loose, []
-            self.add(pa.Table.from_pylist(rows, self._schema))
+            self._append(pa.Table.from_pylist(rows, self._schema))
 
     def add(self, table: pa.Table) -> None:
         """Append rows of the file's schema."""
+        self.rows += table.num_rows
+        self._append(table)
+
+    def _append(self, table: pa.Table) -> None:
         self._waiting.append(table)
         self._waiting_rows += table.num_rows
-        self.rows += table.num_rows
         if self._waiting_rows >= ROW_GROUP:
             self._flush()
 

@@ -4,44 +4,18 @@ A request is what the user asked for; its digest finds the unfinished run that t
 `plan.json` is written the shards never change, so a resumed run gives the rows of an unbroken one.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.images import Limits
 from pipeline.scoring.ledger import run_folders
 from pipeline.scoring.records import RunFolder
+from pipeline.scoring.request import Request
 from pipeline.storage import S3Settings, store_for
 
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides which rows a run gives."""
-
-    sources: tuple[str, ...]
-    model_uri: str
-    model_sha256: str
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    since: str | None = None
-    limit: int | None = None
-    subject_pattern: str | None = None
-    rescore: bool = False
-    retry_of: str | None = None  # run whose quarantine is tried again
-    max_bytes: int = Limits.max_bytes
-    max_pixels: int = Limits.max_pixels
-    max_frames: int = Limits.max_frames
-    partition_by: str | None = None
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.max_bytes, self.max_pixels, self.max_frames)
-
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+MAX_META_KEYS = 64
 
 
 @dataclass
@@ -59,12 +33,16 @@ class Plan:
     deleted: int = 0  # images of earlier runs that are gone from the source
     files: list[dict[str, Any]] = field(default_factory=list)  # output.Written of skipped/ and deleted/
     layout: str = ""
-    shard_rows: list[int] = field(default_factory=list)
+    shard_rows: list[int] = field(default_factory=list)  # 0 for an archive
+    shard_bytes: list[int] = field(default_factory=list)
+    archives: list[tuple[int, int]] = field(default_factory=list)  # (shard, bytes) of those that workers open
+    opened: list[dict[str, Any]] = field(default_factory=list)  # rows of ARCHIVES_SCHEMA: those that the listing read
     started_at: str = ""
     listing_s: float = 0.0
 
     @property
     def listed(self) -> int:
+        """Without the images of archives that workers open."""
         return self.rows + self.problems + sum(self.skipped.values())
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +18,14 @@ _RATE_WINDOW_S = 30.0
 class Progress:
     """Counts accounts as they come in and prints them. Rates are of this process, without what was resumed."""
 
-    def __init__(self, plan: Plan, resumed_rows: int, workers: int, out: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        resumed_rows: int,
+        workers: int,
+        out: Callable[[str], None] | None = None,
+        resumed_weight: int = 0,
+    ) -> None:
         self._plan, self._workers = plan, workers
         self._tty = out is None and sys.stderr.isatty()
         self._out = out or (lambda text: print(text, file=sys.stderr, end="" if self._tty else "\n", flush=True))
@@ -27,9 +34,10 @@ class Progress:
         self._recent: deque[tuple[float, int, int]] = deque()
         self.resumed_rows = resumed_rows
         self.rows = self.scored = self.bytes = self.attempts = 0
+        self._weight, self._resumed_weight = resumed_weight, resumed_weight  # of the plan's bytes, those that are done
         self.codes: Counter[str] = Counter()
         self.by_worker: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.first_s: float | None = None
         self.last_change = time.monotonic()
 
@@ -40,15 +48,25 @@ class Progress:
     def add(self, account: Account) -> None:
         now = time.monotonic()
         self.first_s = self.first_s if self.first_s is not None else now - self._begin
-        self.rows += account.rows
-        self.scored += account.scored
-        self.bytes += account.bytes
-        self.attempts += account.attempts
-        self.codes.update(account.codes)
-        self.by_worker[account.worker] += account.rows
-        self.seconds.update(account.seconds)
+        self._count(account, 1)
         self._recent.append((now, account.rows, account.bytes))
         self.last_change = now
+
+    def take_back(self, account: Account) -> None:
+        """What a dead worker had told of an archive that another now begins anew."""
+        self._count(account, -1)
+
+    def _count(self, account: Account, sign: int) -> None:
+        self.rows += sign * account.rows
+        self.scored += sign * account.scored
+        self.bytes += sign * account.bytes
+        self.attempts += sign * account.attempts
+        self._weight += sign * account.weight
+        self.by_worker[account.worker] += sign * account.rows
+        for code, count in account.codes.items():
+            self.codes[code] += sign * count
+        for stage, seconds in account.seconds.items():
+            self.seconds[stage] += sign * seconds
 
     def rate(self) -> tuple[float, float]:
         """(images/s, MB/s) over the last half minute."""
@@ -71,16 +89,12 @@ class Progress:
         self._out(("\r\x1b[2K" if self._tty else "") + self.line() + ("\n" if force and self._tty else ""))
 
     def line(self) -> str:
-        plan = self._plan
-        done = self.resumed_rows + self.rows
         images, megabytes = self.rate()
-        left = (plan.rows - done) / images if images else 0.0
-        share = f"{100 * done / plan.rows:3.0f} %" if plan.rows else "100 %"
-        parts = [f"{share}  {done}/{plan.rows} images", f"{images:.0f} img/s", f"{megabytes:.1f} MB/s"]
-        if images and done < plan.rows:
+        share = self._share_done()
+        parts = [f"{100 * share:3.0f} %  {self._counts()}", f"{images:.0f} img/s {megabytes:.1f} MB/s"]
+        left = self._seconds_left(images)
+        if left is not None:
             parts.append(f"{human_time(left)} left")
-        if self.codes:
-            parts.append("quarantined " + " ".join(f"{code} {count}" for code, count in self.codes.most_common(4)))
         shares = self.shares()
         if shares:
             slowest = max(shares, key=lambda name: shares[name])
@@ -88,6 +102,29 @@ class Progress:
                 " ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()) + f" (most: {slowest})"
             )
         return "score  " + " | ".join(parts)
+
+    def _counts(self) -> str:
+        """How many were listed, and what became of them."""
+        plan, done = self._plan, self.resumed_rows + self.rows
+        unopened = f" and {len(plan.archives)} compressed archives" if plan.archives else ""
+        quarantined = sum(self.codes.values())
+        codes = " ".join(f"{code} {count}" for code, count in self.codes.most_common(4))
+        shown = f"listed {plan.rows:,}{unopened}, done {done:,}"
+        return shown + (f", quarantined {quarantined:,} ({codes})" if quarantined else "")
+
+    def _share_done(self) -> float:
+        """By images where their number is known, by bytes where archives are still to be opened."""
+        plan = self._plan
+        done, whole = (self._weight, plan.bytes) if plan.archives else (self.resumed_rows + self.rows, plan.rows)
+        return min(1.0, done / whole) if whole else 1.0
+
+    def _seconds_left(self, images_per_s: float) -> float | None:
+        if not self._plan.archives:
+            left = self._plan.rows - self.resumed_rows - self.rows
+            return left / images_per_s if images_per_s and left > 0 else None
+        done = self._weight - self._resumed_weight
+        left = self._plan.bytes - self._weight
+        return left * self.elapsed_s / done if done > 0 and left > 0 else None
 
     def report(self) -> dict[str, Any]:
         """For run.json."""

@@ -5,8 +5,10 @@ file so that both kinds appear at the same instant. `predictions/` and `quaranti
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
@@ -15,7 +17,9 @@ from pipeline.manifest import LOCATION_FIELDS
 from pipeline.storage import join
 
 SCHEMA_VERSION = 1
+_VERSION = {"leukoray.schema_version": str(SCHEMA_VERSION)}
 _TIME = pa.timestamp("us", tz="UTC")
+_ARCHIVE_KEY = b"leukoray.archive"
 
 # What a later run needs to read the image again; part of both outputs.
 _IDENTITY = [
@@ -51,8 +55,20 @@ _TAIL = [pa.field("subject_id", pa.string()), pa.field("scored_at", _TIME), pa.f
 SHARD_SCHEMA = pa.schema(
     [*LOCATION_FIELDS, pa.field("subject_id", pa.string()), pa.field("meta", pa.map_(pa.string(), pa.string()))]
 )
-SKIPPED_SCHEMA = pa.schema([*_IDENTITY[:3], pa.field("reason", pa.string()), pa.field("earlier_run", pa.string())])
-DELETED_SCHEMA = pa.schema([*_IDENTITY[:3], pa.field("earlier_run", pa.string())])
+SKIPPED_SCHEMA = pa.schema(
+    [*_IDENTITY[:3], pa.field("reason", pa.string()), pa.field("earlier_run", pa.string())], metadata=_VERSION
+)
+ARCHIVES_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("images", pa.int64(), nullable=False),  # listed in it, failures included
+        pa.field("is_complete", pa.bool_(), nullable=False),  # nothing in it is worth another try until it changes
+    ],
+    metadata=_VERSION,
+)
+DELETED_SCHEMA = pa.schema([*_IDENTITY[:3], pa.field("earlier_run", pa.string())], metadata=_VERSION)
 
 
 def part_schema(classes: Sequence[str]) -> pa.Schema:
@@ -68,13 +84,13 @@ def prediction_schema(classes: Sequence[str], meta_keys: Sequence[str]) -> pa.Sc
     probabilities = [pa.field(name, pa.float32()) for name in class_columns(classes)]
     meta = [pa.field(f"meta_{key}", pa.string()) for key in meta_keys]
     fields = [*_IDENTITY, *_SCORED[:5], *probabilities, _SCORED[5], *_PROVENANCE, *_TAIL, *meta]
-    return pa.schema(fields, metadata={"leukoray.schema_version": str(SCHEMA_VERSION)})
+    return pa.schema(fields, metadata=_VERSION)
 
 
 def quarantine_schema() -> pa.Schema:
     """The documented output: one row an image (or archive) that gave no probability."""
     fields = [*_IDENTITY, *_REJECTED, pa.field("model_sha256", pa.string()), *_TAIL]
-    return pa.schema(fields, metadata={"leukoray.schema_version": str(SCHEMA_VERSION)})
+    return pa.schema(fields, metadata=_VERSION)
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,10 @@ class RunFolder:
 
     def part(self, number: int) -> str:
         return join(self.uri, "_work", "parts", f"part-{number:06d}.parquet")
+
+    def chunk(self, number: int, index: int) -> str:
+        """A piece of an archive's part; `part(number)` is the last one, and says how many came before."""
+        return join(self.uri, "_work", "parts", f"part-{number:06d}-{index:05d}.parquet")
 
     @property
     def parts(self) -> str:
@@ -111,6 +131,37 @@ class RunFolder:
 
     def file(self, *names: str) -> str:
         return join(self.uri, *names)
+
+
+_PART = re.compile(r"part-(\d+)(-\d+)?\.parquet")
+
+
+def part_number(uri: str) -> tuple[int, bool] | None:
+    """(shard, whether this file completes its part) by name; None for what is no part."""
+    found = _PART.fullmatch(uri.rsplit("/", 1)[-1])
+    return (int(found[1]), found[2] is None) if found else None
+
+
+@dataclass(frozen=True)
+class ArchiveSummary:
+    """What streaming one archive found, kept with the last piece of its part."""
+
+    uri: str
+    etag: str
+    size_bytes: int
+    chunks: int  # pieces before the last
+    listed: int
+    is_complete: bool
+    left_out: dict[str, int]
+    meta_keys: list[str]
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """For the schema of the file."""
+        return {_ARCHIVE_KEY: json.dumps(asdict(self)).encode()}
+
+    @classmethod
+    def read(cls, metadata: Mapping[bytes, bytes]) -> "ArchiveSummary":
+        return cls(**json.loads(metadata[_ARCHIVE_KEY]))
 
 
 def file_sha256(data: bytes) -> str:

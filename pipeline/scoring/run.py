@@ -19,9 +19,10 @@ from pipeline.scoring.freeze import make_plan
 from pipeline.scoring.ledger import output_files, read_batches, read_columns, read_ledger
 from pipeline.scoring.lock import locked
 from pipeline.scoring.output import OutputFile, Written
-from pipeline.scoring.plan import Plan, Request, find_or_start, read_plan
+from pipeline.scoring.plan import Plan, find_or_start, read_plan
 from pipeline.scoring.progress import Progress
 from pipeline.scoring.records import SCHEMA_VERSION, RunFolder
+from pipeline.scoring.request import Request
 from pipeline.scoring.subjects import roll_up
 from pipeline.storage import S3Settings, StoreError, store_for
 
@@ -65,7 +66,7 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
         ray, progress = None, Progress(plan, plan.rows, 0)
         if plan.shards:
             ray = connection.ray()
-            driver = ScoreDriver(ray, folder, plan, bundle, options.resources, request.limits, s3, check_lock)
+            driver = ScoreDriver(ray, folder, request, plan, bundle, options.resources, s3, check_lock)
             progress = driver.run()
         check_lock()
         facts = RunFacts(request, bundle, plan, progress, options, continues)
@@ -94,9 +95,10 @@ def conclude(
 ) -> Result:
     """From a part a shard to `_SUCCESS`. Raises IncompleteError when something is missing or does not add up."""
     plan = facts.plan
-    written = commit.commit(ray, folder, facts.bundle.info, plan, partition, s3)
-    written += [*(Written(**item) for item in plan.files), *_subjects(folder, written, plan, s3)]
-    counts = commit.verify(folder, written, plan, s3)
+    done = commit.commit(ray, folder, facts.bundle.info, plan, partition, s3)
+    written = [*done.written, *(Written(**item) for item in plan.files)]
+    written += _subjects(folder, written, plan, s3)
+    counts = commit.verify(folder, written, plan, done.archives, s3)
     run = _document(facts, counts)
     check_lock()
     commit.finish(folder, written, run, s3)
@@ -104,11 +106,17 @@ def conclude(
 
 
 def _list(
-    out: str, folder: RunFolder, request: Request, s3: S3Settings | None, on_work: Callable[[], None] = lambda: None
+    out: str,
+    folder: RunFolder,
+    request: Request,
+    s3: S3Settings | None,
+    on_work: Callable[[], None] = lambda: None,
+    *,
+    is_dry: bool = False,
 ) -> Plan:
-    ledger = read_ledger(out, request.model_sha256, s3)
+    ledger = read_ledger(out, request, s3)
     wanted = retry_ids(RunFolder(request.retry_of), s3) if request.retry_of else None
-    return make_plan(out, folder, request, ledger, wanted, s3, on_work)
+    return make_plan(out, folder, request, ledger, wanted, s3, on_work, is_dry=is_dry)
 
 
 def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:
@@ -117,7 +125,7 @@ def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, li
 
     with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
         folder = RunFolder(f"{scratch}/dry")
-        plan = _list(out, folder, request, s3)
+        plan = _list(out, folder, request, s3, is_dry=True)
         rows = read_columns(folder.shard(0), None, None).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
         return plan, rows
 
@@ -147,9 +155,10 @@ def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
     verb = "continuing" if continues else "starting"
     skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
     problems = f", {plan.problems} could not be listed" if plan.problems else ""
+    unopened = f" and {len(plan.archives)} compressed archives" if plan.archives else ""
     return (
-        f"{verb} {folder.run_id}: {plan.listed} images listed in {plan.listing_s:.1f} s{skipped}{problems}; "
-        f"{plan.rows} to score ({plan.bytes / 1e6:.1f} MB) in {plan.shards} shards"
+        f"{verb} {folder.run_id}: {plan.listed} images{unopened} listed in {plan.listing_s:.1f} s{skipped}{problems}; "
+        f"{plan.rows}{unopened} to score ({plan.bytes / 1e6:.1f} MB) in {plan.shards} shards"
     )
 
 

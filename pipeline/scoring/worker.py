@@ -4,9 +4,12 @@ Fetching runs ahead in threads; decoding and the model share one lock, so a work
 shards it has open. It opens several, so that a slow object holds up its own shard only.
 """
 
+import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,18 +19,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.archives import WHOLE
 from pipeline.bundle import Bundle, class_columns
 from pipeline.errors import Code, ImageRejected, Stage
-from pipeline.fetch import Fetched, fetch_rows
-from pipeline.images import Header, Limits, LoadedImage
+from pipeline.fetch import Fetched, Row, fetch_rows
+from pipeline.images import Header, Limits, LoadedImage, load_image
 from pipeline.manifest import to_parquet
 from pipeline.predictor import Predictions, Predictor
 from pipeline.scoring.outage import fetch_while_up
-from pipeline.scoring.records import part_schema
-from pipeline.storage import S3Settings, StoreError, store_for
+from pipeline.scoring.records import ArchiveSummary, RunFolder, part_schema
+from pipeline.scoring.stream import ArchiveStream, StreamRules
+from pipeline.storage import S3Settings, store_for
 
 _BATCH = 8  # images a forward pass: activations stay in cache on CPU
 _CUDA_BATCH = 128
+CHUNK_ROWS = 1024  # of an archive, in one piece of its part
+_CRASHED = ImageRejected(
+    Code.CRASHED_DECODER, "decoding it ended the process; the file is dangerous or the decoder has a bug", Stage.DECODE
+)
 
 
 @dataclass
@@ -43,6 +52,7 @@ class Account:
         default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "predict": 0.0, "write": 0.0}
     )
     attempts: int = 0
+    weight: int = 0  # of the bytes in the plan, those that are done by it
     worker: str = ""
 
 
@@ -68,9 +78,17 @@ class _Outcome:
 class ShardScorer:
     """Scores shards with one model. `score` may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, s3: S3Settings | None, limits: Limits, decode_threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        s3: S3Settings | None,
+        limits: Limits,
+        decode_threads: int = 1,
+        rules: StreamRules = StreamRules(),
+    ) -> None:
         self.predictor = Predictor(bundle, threads=max(1, decode_threads))
-        self._s3, self._limits = s3, limits
+        self._s3, self._limits, self._rules = s3, limits, rules
+        self._finished: deque[Account] = deque()
         self._schema = part_schema(bundle.info.classes)
         self._compute = threading.Lock()
         self._pool = ThreadPoolExecutor(decode_threads) if decode_threads > 1 else None
@@ -82,54 +100,90 @@ class ShardScorer:
         now = time.monotonic()
         return [(stage, uri, now - since) for stage, uri, since in list(self._doing.values())]
 
-    def score(self, number: int, shard_uri: str, part_uri: str, crashed: frozenset[int] = frozenset()) -> Account:
+    def score(self, number: int, folder: RunFolder, crashed: frozenset[int] = frozenset()) -> Account:
         """Write the part of one shard. `crashed`: ids known to kill the decoder, not to be decoded again.
 
-        Raises StoreError or PlatformError when the shard cannot be read, the part cannot be written, or the store
-        is out altogether; the shard then stays undone.
+        Of an archive the account tells what `take_finished` has not told. Raises StoreError or PlatformError when the
+        shard cannot be read, the part cannot be written, or the store is out altogether; the shard then stays undone.
         """
-        account = Account(shard=number)
-        thread = threading.get_ident()
+        with store_for(folder.uri, self._s3).open(folder.shard(number)) as file:
+            rows = pq.ParquetFile(file).read().to_pylist()
         try:
-            with store_for(shard_uri, self._s3).open(shard_uri) as file:
-                rows = pq.ParquetFile(file).read().to_pylist()
-            outcomes = self._predict_all(rows, crashed, account, thread)
-            begin = time.perf_counter()
-            self._doing[thread] = ("write", part_uri, time.monotonic())
-            columns = self._columns(rows, outcomes, account)
-            store_for(part_uri, self._s3).write(part_uri, to_parquet(pa.table(columns, schema=self._schema)))
-            account.seconds["write"] += time.perf_counter() - begin
+            if rows[0]["access"] == WHOLE:
+                return self._score_archive(number, rows[0], folder, crashed)
+            account = Account(number, weight=sum(row["size_bytes"] for row in rows))
+            fetched = fetch_while_up(rows, self._s3, self._limits)
+            outcomes = self._predict_all(fetched, crashed, account, rows[0]["uri"])
+            self._write(folder.part(number), rows, outcomes, account)
+            return account
         finally:
-            self._doing.pop(thread, None)
+            self._doing.pop(threading.get_ident(), None)
+
+    def take_finished(self) -> list[Account]:
+        """Pieces of archives that were finished since this was last asked."""
+        return [self._finished.popleft() for _ in range(len(self._finished))]
+
+    def _score_archive(self, number: int, row: Row, folder: RunFolder, crashed: frozenset[int]) -> Account:
+        """Piece by piece, so that memory and the wait for news do not grow with the archive."""
+        stream = ArchiveStream(row, self._rules, self._limits, self._s3)
+        fetched = iter(stream)
+        for chunk in itertools.count():
+            account, rows = Account(number), list[Row]()
+            before = stream.bytes_read
+            piece = _noted(itertools.islice(fetched, CHUNK_ROWS), rows)
+            outcomes = self._predict_all(piece, crashed, account, row["uri"])
+            if stream.has_ended:
+                summary = ArchiveSummary(
+                    row["uri"], row["etag"], row["size_bytes"], chunk, stream.listed, stream.is_complete,
+                    dict(stream.left_out), sorted(stream.meta_keys),
+                )  # fmt: skip
+                account.weight = row["size_bytes"] - before
+                self._write(folder.part(number), rows, outcomes, account, summary.metadata())
+                return account
+            account.weight = stream.bytes_read - before
+            self._write(folder.chunk(number, chunk), rows, outcomes, account)
+            self._finished.append(account)
+        raise AssertionError("an archive ends")
+
+    def _write(
+        self,
+        part_uri: str,
+        rows: Sequence[Row],
+        outcomes: dict[int, _Outcome],
+        account: Account,
+        metadata: dict[bytes, bytes] | None = None,
+    ) -> None:
+        begin = time.perf_counter()
+        self._doing[threading.get_ident()] = ("write", part_uri, time.monotonic())
+        columns = self._columns(rows, outcomes, account)
+        table = pa.table(columns, schema=self._schema).replace_schema_metadata(metadata)
+        store_for(part_uri, self._s3).write(part_uri, to_parquet(table))
+        account.seconds["write"] += time.perf_counter() - begin
         account.rows = len(rows)
         account.bytes = sum(row["size_bytes"] for row in rows)
-        return account
 
     def _predict_all(
-        self, rows: list[dict[str, Any]], crashed: frozenset[int], account: Account, thread: int
+        self, fetched: Iterable[Fetched], crashed: frozenset[int], account: Account, where: str
     ) -> dict[int, _Outcome]:
         """Outcome of every row, by image id. Batches are predicted as they fill, in the order of arrival."""
         results: dict[int, _Outcome] = {}
         batch: list[Fetched] = []
-        healthy = [row for row in rows if row["image_id"] not in crashed]
-        for row in rows:
-            if row["image_id"] in crashed:
-                message = "decoding it ended the process; the file is dangerous or the decoder has a bug"
-                rejected = ImageRejected(Code.CRASHED_DECODER, message, Stage.DECODE)
-                results[row["image_id"]] = _Outcome.of(Fetched(row, None, None, row["etag"], 1), None, rejected)
+        thread = threading.get_ident()
         begin = time.perf_counter()
-        self._doing[thread] = ("fetch", rows[0]["uri"] if rows else "", time.monotonic())
-        for fetched in fetch_while_up(healthy, self._s3, self._limits):
+        self._doing[thread] = ("fetch", where, time.monotonic())
+        for item in fetched:
             account.seconds["fetch"] += time.perf_counter() - begin
-            account.attempts += fetched.attempts
-            if fetched.rejected is not None:
-                results[fetched.row["image_id"]] = _Outcome.of(fetched, None, fetched.rejected)
+            account.attempts += item.attempts
+            if item.rejected is not None:
+                results[item.row["image_id"]] = _Outcome.of(item, None, item.rejected)
+            elif item.row["image_id"] in crashed:
+                results[item.row["image_id"]] = _Outcome.of(item, None, _CRASHED)
             else:
-                batch.append(fetched)
+                batch.append(item)
             if len(batch) >= self._batch:
                 self._flush(batch, results, account, thread)
                 batch = []
-            self._doing[thread] = ("fetch", fetched.row["uri"], time.monotonic())
+            self._doing[thread] = ("fetch", item.row["uri"], time.monotonic())
             begin = time.perf_counter()
         self._flush(batch, results, account, thread)
         return results
@@ -192,7 +246,7 @@ class ShardScorer:
 
     def _columns(
         self,
-        rows: list[dict[str, Any]],
+        rows: Sequence[Row],
         results: dict[int, _Outcome],
         account: Account,
     ) -> dict[str, list[Any]]:
@@ -223,6 +277,13 @@ class ShardScorer:
         return columns
 
 
+def _noted(fetched: Iterable[Fetched], rows: list[Row]) -> Iterator[Fetched]:
+    """The same, with the rows noted as they come."""
+    for item in fetched:
+        rows.append(item.row)
+        yield item
+
+
 def _one(predictions: Predictions, index: int) -> Predictions:
     rows = slice(index, index + 1)
     return Predictions(
@@ -230,16 +291,39 @@ def _one(predictions: Predictions, index: int) -> Predictions:
     )
 
 
-def probe(shard_uri: str, ids: list[int], size: int, s3: S3Settings | None, limits: Limits) -> int:
-    """Decode some images of a shard and forget them. The caller watches whether the process survives."""
-    from pipeline.images import load_image
+def ids_of(folder: RunFolder, number: int, rules: StreamRules, s3: S3Settings | None, limits: Limits) -> list[int]:
+    """Ids of all images of a shard, in its order. An archive is read for them."""
+    return [item.row["image_id"] for item in _again(folder, number, rules, s3, limits)]
 
-    with store_for(shard_uri, s3).open(shard_uri) as file:
-        rows = [row for row in pq.ParquetFile(file).read().to_pylist() if row["image_id"] in set(ids)]
-    for fetched in fetch_rows(rows, s3, limits):
+
+def probe(
+    folder: RunFolder, number: int, ids: frozenset[int], size: int, rules: StreamRules, s3: S3Settings | None,
+    limits: Limits,
+) -> int:  # fmt: skip
+    """Decode some images of a shard and forget them. The caller watches whether the process survives."""
+    left = len(ids)
+    for fetched in _again(folder, number, rules, s3, limits, ids):
+        if fetched.row["image_id"] not in ids:
+            continue
         if fetched.data is not None:
-            try:
+            with contextlib.suppress(ImageRejected):
                 load_image(fetched.data, size, limits)
-            except (ImageRejected, StoreError):
-                continue
-    return len(rows)
+        left -= 1
+        if not left:
+            break
+    return len(ids)
+
+
+def _again(
+    folder: RunFolder, number: int, rules: StreamRules, s3: S3Settings | None, limits: Limits,
+    wanted: frozenset[int] | None = None,
+) -> Iterator[Fetched]:  # fmt: skip
+    """The images of a shard once more; of plain shards only the wanted are read."""
+    with store_for(folder.uri, s3).open(folder.shard(number)) as file:
+        rows = pq.ParquetFile(file).read().to_pylist()
+    if rows[0]["access"] == WHOLE:
+        yield from ArchiveStream(rows[0], rules, limits, s3)
+    elif wanted is None:
+        yield from (Fetched(row, None, None, row["etag"], 0) for row in rows)
+    else:
+        yield from fetch_rows([row for row in rows if row["image_id"] in wanted], s3, limits)

@@ -21,7 +21,19 @@ from pipeline.predictor import Predictor
 from pipeline.s3 import s3_store
 from pipeline.scoring import commit, lock
 from tests.bundles import make_bundle
-from tests.scoring_sources import contents, mixed_files, only_run, outcome, picture, read_run, rows, upload, write_files
+from tests.scoring_sources import (
+    contents,
+    mixed_files,
+    only_run,
+    outcome,
+    picture,
+    read_run,
+    rows,
+    tar,
+    upload,
+    write_files,
+)
+from tests.servers import Faults, faulty_proxy
 
 from .conftest import S3Server
 
@@ -139,6 +151,26 @@ def test_source_model_and_output_may_all_lie_on_s3(tiny_bundle: Bundle, s3: S3Se
     assert {"_SUCCESS", "run.json", "parts.json", "predictions/part-00000.parquet"} <= names
     assert not any("_work" in name for name in names), "work files stay"
     assert "all-s3/scores/_lock" not in keys, "the lock stays"
+
+
+def test_a_compressed_archive_on_s3_is_fetched_once_and_never_again(
+    tiny_bundle: Bundle, s3: S3Server, tmp_path: Path
+) -> None:
+    files = contents(1500, bad=False)  # more than one piece of a part
+    archive = tar(files, "w:gz")
+    upload(s3.endpoint, s3.bucket, "once", {"night.tar.gz": archive})
+    faults = Faults()
+    with faulty_proxy(s3.endpoint, faults) as endpoint:
+        arguments = (f"s3://{s3.bucket}/once", "--model", tiny_bundle.uri, "--out", tmp_path / "out")
+        assert score(*arguments, "--s3-endpoint", endpoint) == 0
+        [first] = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+        assert read_run(first)["counts"]["scored"] == read_run(first)["progress"]["images"] == 1500
+        assert faults.sent_bytes <= len(archive) * 1.01
+        before = faults.sent_bytes
+        assert score(*arguments, "--s3-endpoint", endpoint) == 0
+        assert faults.sent_bytes == before, "an unchanged archive was read again"
+    [second] = [path for path in (tmp_path / "out").iterdir() if path.is_dir() and path != first]
+    assert read_run(second)["counts"]["skipped"] == rows(second, "skipped").num_rows == 1500
 
 
 def test_next_night_reads_only_what_is_new_or_changed(tiny_bundle: Bundle, tmp_path: Path) -> None:

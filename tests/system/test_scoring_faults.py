@@ -22,6 +22,7 @@ from tests.scoring_sources import (
     rows,
     run_score,
     score_command,
+    tar,
     upload,
     write_files,
 )
@@ -135,7 +136,8 @@ def test_an_outage_stops_the_run_and_the_same_command_finishes_it(moto: str, bun
     assert rows(only_run(tmp_path / "out")).num_rows == 200
 
 
-def test_a_picture_that_kills_the_decoder_costs_that_picture_only(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["files", "tgz"])
+def test_a_picture_that_kills_the_decoder_costs_that_picture_only(packing: str, bundle: Bundle, tmp_path: Path) -> None:
     """A decoder with a bug, planted from outside: bytes with a mark end the process that decodes them."""
     plant = tmp_path / "plant"
     plant.mkdir()
@@ -151,14 +153,14 @@ def test_a_picture_that_kills_the_decoder_costs_that_picture_only(bundle: Bundle
     files = contents(130, bad=False)
     culprit = sorted(files)[70]
     files[culprit] += b"END-OF-PROCESS"
-    source = write_files(tmp_path / "in", files)
+    source = write_files(tmp_path / "in", files if packing == "files" else {"night.tgz": tar(files, "w:gz")})
     done = run_score(
         str(source), "--model", bundle.uri, "--out", str(tmp_path / "out"), env={"PYTHONPATH": f"{plant}:{ROOT}"}
     )
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "out")
     [bad] = rows(run, "quarantine").to_pylist()
-    assert (Path(bad["uri"]).name, bad["code"]) == (culprit, "crashed_decoder")
+    assert (Path(bad["member"] or bad["uri"]).name, bad["code"]) == (culprit, "crashed_decoder")
     assert rows(run).num_rows == 129
 
 

@@ -14,37 +14,16 @@ import pytest
 from jobs import summary as job
 from pipeline.bundle import Bundle
 from pipeline.errors import Code, IncompleteError, InputError
-from pipeline.images import Limits
 from pipeline.scoring import advice, summary
-from pipeline.scoring import run as scoring
-from pipeline.scoring.driver import Resources
-from pipeline.scoring.freeze import make_plan
 from pipeline.scoring.gallery import SIDE, load_pictures
-from pipeline.scoring.ledger import read_ledger
-from pipeline.scoring.plan import Request
-from pipeline.scoring.progress import Progress
 from pipeline.scoring.records import RunFolder
 from pipeline.scoring.summary import GALLERY, Summary, find_run, summarize
 from pipeline.scoring.summary_page import render_page
-from pipeline.scoring.worker import ShardScorer
 from tests.bundles import make_bundle
-from tests.scoring_sources import mixed_files, write_files
+from tests.scoring_sources import mixed_files, score_here, write_files
 
 IMAGES = 120
 SUBJECT = r"(S\d{3})_"
-
-
-def score_here(sources: Sequence[str], bundle: Bundle, out: Path, name: str = "run-1", **options: str) -> RunFolder:
-    """A whole run in this process, by the library's own steps, without Ray."""
-    folder = RunFolder(str(out / name))
-    request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
-    plan = make_plan(str(out), folder, request, read_ledger(str(out), request.model_sha256, None), None, None)
-    scorer, progress = ShardScorer(bundle, None, Limits()), Progress(plan, 0, 1, lambda text: None)
-    for number in range(plan.shards):
-        progress.add(scorer.score(number, folder.shard(number), folder.part(number)))
-    facts = scoring.RunFacts(request, bundle, plan, progress, scoring.Options(Resources(1)), False)
-    scoring.conclude(None, folder, facts, None, None)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +38,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(source: Path, bundle: Bundle, tmp_path: Path) -> RunFolder:
-    return score_here([str(source)], bundle, tmp_path / "scores", subject_pattern=SUBJECT)
+    return score_here([str(source)], bundle, tmp_path / "scores", subject_pattern=SUBJECT)[0]
 
 
 @pytest.fixture
@@ -105,7 +84,7 @@ def test_row_groups_and_files_do_not_change_what_is_found(run: RunFolder, found:
 
 def test_a_frequent_code_hides_no_rare_one(tmp_path: Path, bundle: Bundle) -> None:
     files = {f"empty_{i:02d}.jpg": b"" for i in range(40)} | {"text.jpg": b"not an image"}
-    found = summarize(score_here([str(write_files(tmp_path / "bad", files))], bundle, tmp_path / "scores"), None)
+    found = summarize(score_here([str(write_files(tmp_path / "bad", files))], bundle, tmp_path / "scores")[0], None)
     assert len(found.quarantined) == GALLERY
     assert {row["code"] for row in found.quarantined} == {"empty", "unsupported_format"}
     assert "Too many images failed" in render_page(found, {})
@@ -119,9 +98,9 @@ def test_rows_that_went_missing_after_the_run_are_told(run: RunFolder) -> None:
         summarize(run, None)
 
 
-def test_pictures_come_from_files_tar_and_zip(found: Summary) -> None:
+def test_pictures_come_from_files_and_archives(found: Summary) -> None:
     rows = [*found.highest, *found.borderline]
-    assert {Path(row["uri"]).suffix for row in rows} == {".jpg", ".tar", ".zip"}
+    assert {Path(row["uri"]).suffix for row in rows} == {".jpg", ".tar", ".tgz", ".zip"}
     pictures = load_pictures(rows)
     for row in rows:
         picture = pictures[row["image_id"]]
@@ -134,6 +113,7 @@ def test_a_source_that_is_gone_or_replaced_gives_a_reason_instead_of_a_picture(s
     rows = [*found.highest, *found.borderline]
     os.utime(source / "night.tar", (1, 1))
     (source / "night.zip").unlink()
+    (source / "night.tgz").unlink()
     for file in (source / "loose").iterdir():
         file.unlink()
     reasons = {Path(row["uri"]).suffix: load_pictures([row])[row["image_id"]] for row in rows}
@@ -172,14 +152,14 @@ def test_the_page_holds_everything_and_fetches_nothing(found: Summary) -> None:
 def test_names_of_files_cannot_write_into_the_page(tmp_path: Path, bundle: Bundle) -> None:
     name = "<script>alert(1)<&>.jpg"
     source = write_files(tmp_path / "odd", {name: b"", f"a{name}": mixed_files(4)["loose/S000_00000.jpg"] or b""})
-    page = render_page(summarize(score_here([str(source)], bundle, tmp_path / "scores"), None), {})
+    page = render_page(summarize(score_here([str(source)], bundle, tmp_path / "scores")[0], None), {})
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
 
 def test_a_run_that_found_nothing_new_says_so(source: Path, bundle: Bundle, tmp_path: Path) -> None:
     score_here([str(source)], bundle, tmp_path / "scores")
-    second = score_here([str(source)], bundle, tmp_path / "scores", "run-2")
+    second = score_here([str(source)], bundle, tmp_path / "scores", "run-2")[0]
     found = summarize(second, None)
     assert found.headline() == f"Nothing new to score: {IMAGES} images were done by earlier runs."
     assert "unchanged since" in render_page(found, {})
@@ -189,7 +169,7 @@ def test_a_model_without_disease_classes_is_shown_by_its_classes(source: Path, t
     cells = make_bundle(
         tmp_path / "cells", task="multiclass", classes=("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE"), positive_classes=()
     )
-    found = summarize(score_here([str(source)], cells, tmp_path / "scores"), None)
+    found = summarize(score_here([str(source)], cells, tmp_path / "scores")[0], None)
     assert not found.decides and found.threshold is None
     assert "positive" not in found.headline()
     page = render_page(found, {})
@@ -199,7 +179,7 @@ def test_a_model_without_disease_classes_is_shown_by_its_classes(source: Path, t
 def test_the_latest_finished_run_is_taken_of_an_output(source: Path, bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "scores"
     score_here([str(source)], bundle, out, "zz-first")
-    later = score_here([str(source)], bundle, out, "aa-second")
+    later = score_here([str(source)], bundle, out, "aa-second")[0]
     document = json.loads(Path(later.uri, "run.json").read_text())
     Path(later.uri, "run.json").write_text(json.dumps({**document, "finished_at": "2999-01-01T00:00:00+00:00"}))
     (out / "zz-unfinished" / "_work").mkdir(parents=True)

@@ -1,0 +1,39 @@
+"""What the user asked for: its digest finds the unfinished run that the same command continues."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from pipeline.filters import Filters, parse_since
+from pipeline.images import Limits
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides which rows a run gives."""
+
+    sources: tuple[str, ...]
+    model_uri: str
+    model_sha256: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    since: str | None = None
+    limit: int | None = None
+    subject_pattern: str | None = None
+    rescore: bool = False
+    retry_of: str | None = None  # run whose quarantine is tried again
+    max_bytes: int = Limits.max_bytes
+    max_pixels: int = Limits.max_pixels
+    max_frames: int = Limits.max_frames
+    partition_by: str | None = None
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_bytes, self.max_pixels, self.max_frames)
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def filters(self) -> Filters:
+        """As of now: an age in `since` counts back from this moment."""
+        return Filters(self.include, self.exclude, parse_since(self.since) if self.since else None)

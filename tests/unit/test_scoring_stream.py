@@ -1,0 +1,264 @@
+"""Compressed tars are read once from their front: what that gives, how it resumes, and what the next run reads."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.bundle import Bundle
+from pipeline.errors import Code, IncompleteError
+from pipeline.images import Limits
+from pipeline.scoring import run as scoring
+from pipeline.scoring import worker
+from pipeline.scoring.driver import Resources
+from pipeline.scoring.freeze import make_plan
+from pipeline.scoring.ledger import read_ledger
+from pipeline.scoring.progress import Progress
+from pipeline.scoring.records import RunFolder
+from pipeline.scoring.request import Request
+from pipeline.scoring.stream import StreamRules
+from pipeline.scoring.worker import ShardScorer, ids_of
+from tests.bundles import make_bundle
+from tests.scoring_sources import contents, picture, tar
+from tests.scoring_sources import score_here as score
+
+SAME = ("image_id", "uri", "member", "size_bytes", "width", "height", "probability", "subject_id")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), size=16)
+
+
+def tgz(path: Path, files: dict[str, bytes], mode: str = "w:gz") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar(files, mode))
+    return path
+
+
+def rows(folder: RunFolder, kind: str) -> pa.Table:
+    files = sorted(Path(folder.uri, kind).glob("*.parquet"))
+    return pa.concat_tables([pq.ParquetFile(file).read() for file in files]).sort_by(
+        "uri" if kind == "archives" else "image_id"
+    )
+
+
+class CountingDisk(storage.LocalStore):
+    """The disk, counting how often each file is opened."""
+
+    opened: list[str] = []
+
+    def open(self, uri: str, on_failure: storage.OnFailure | None = None) -> io.BufferedReader:
+        self.opened.append(Path(uri).name)
+        return super().open(uri, on_failure)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    CountingDisk.opened = []
+    monkeypatch.setattr(storage, "LocalStore", CountingDisk)
+    return CountingDisk.opened
+
+
+@pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
+def test_an_archive_is_read_once_and_gives_the_rows_of_a_plain_one(
+    mode: str, bundle: Bundle, tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "CHUNK_ROWS", 16)
+    files = {f"cells/{name}": data for name, data in contents(90).items()}
+    night = tgz(tmp_path / "in" / f"night.tar.{mode}", files, f"w:{mode}")
+    plain = tgz(tmp_path / "plain" / "night.tar", files, "w")
+    pattern = r"(S\d{3})_"
+    streamed, run = score([night.parent], bundle, tmp_path / "a", "run", subject_pattern=pattern)
+    assert opened.count(night.name) == 1
+    ranged, other = score([plain.parent], bundle, tmp_path / "b", "run", subject_pattern=pattern)
+    assert run["counts"] == {**other["counts"]} and run["counts"]["listed"] == 90
+    for kind in ("predictions", "quarantine"):
+        found, expected = rows(streamed, kind), rows(ranged, kind)
+        names = [name for name in SAME if name in found.column_names and name not in ("image_id", "uri")]
+        assert found.select(names).sort_by("member") == expected.select(names).sort_by("member")
+    assert run["progress"]["images"] == 90
+    assert not Path(streamed.work).exists()
+
+
+def test_the_next_run_opens_no_archive_that_is_unchanged(bundle: Bundle, tmp_path: Path, opened: list[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    tgz(source / "a.tgz", contents(50))
+    tgz(source / "b.tgz", {f"b{n}.jpg": picture(n) for n in range(20)})
+    score([source], bundle, out, "run-1")
+    opened.clear()
+    (source / "b.tgz").unlink()
+    tgz(source / "c.tgz", {"c.jpg": picture(1)})
+    second, run = score([source], bundle, out, "run-2")
+    assert [name for name in opened if name.endswith(".tgz")] == ["c.tgz"]
+    counts = run["counts"]
+    assert (counts["listed"], counts["scored"], counts["skipped"], counts["deleted_at_source"]) == (51, 1, 50, 20)
+    assert counts["skipped_reasons"] == {"unchanged": 48, "unchanged_quarantined": 2}
+    assert set(rows(second, "deleted")["uri"].to_pylist()) == {str(source / "b.tgz")}
+    _, third = score([source], bundle, out, "run-3")
+    assert third["counts"]["skipped"] == 51 and third["counts"]["deleted_at_source"] == 0
+
+
+def test_a_changed_archive_is_read_anew(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    tgz(source / "a.tgz", contents(20, bad=False))
+    score([source], bundle, out, "run-1")
+    tgz(source / "a.tgz", contents(21, bad=False))
+    _, run = score([source], bundle, out, "run-2")
+    assert (run["counts"]["scored"], run["counts"]["skipped"]) == (21, 0)
+
+
+@pytest.mark.parametrize("first", [{"limit": 7}, {"include": ("*0.jpg",)}, {"exclude": ("S000_*",)}])
+def test_what_an_earlier_run_did_of_an_archive_is_not_done_again(
+    first: dict[str, Any], bundle: Bundle, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    tgz(source / "a.tgz", contents(40))
+    _, part = score([source], bundle, out, "run-1", **first)
+    done = part["counts"]["listed"]
+    assert 0 < done < 40
+    _, run = score([source], bundle, out, "run-2")
+    assert (run["counts"]["listed"], run["counts"]["skipped"]) == (40, done)
+    _, third = score([source], bundle, out, "run-3")
+    assert (third["counts"]["listed"], third["counts"]["skipped"]) == (40, 40)
+    ids = [row for name in ("run-1", "run-2") for row in rows(RunFolder(str(out / name)), "predictions")["image_id"]]
+    assert len(ids) == len(set(ids)) == 39
+
+
+def test_rescore_and_another_threshold_read_it_again(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    tgz(source / "a.tgz", contents(10, bad=False))
+    score([source], bundle, out, "run-1")
+    _, again = score([source], bundle, out, "run-2", rescore=True)
+    _, other = score([source], bundle.with_threshold(0.9), out, "run-3")
+    _, last = score([source], bundle, out, "run-4")
+    assert [run["counts"]["scored"] for run in (again, other, last)] == [10, 10, 0]
+    assert last["counts"]["skipped"] == 10
+
+
+def test_a_retry_reads_only_what_was_quarantined_in_an_archive(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    tgz(source / "a.tgz", contents(40))
+    first, _ = score([source], bundle, out, "run-1")
+    wanted = frozenset(rows(first, "quarantine")["image_id"].to_pylist())
+    _, run = score([source / "a.tgz"], bundle, out, "run-2", wanted=wanted)
+    assert run["counts"]["listed"] == run["counts"]["quarantined"] == len(wanted) == 1
+
+
+def test_an_interrupted_archive_starts_over_and_gives_the_same(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "CHUNK_ROWS", 8)
+    source = tmp_path / "in"
+    tgz(source / "a.tgz", contents(50))
+    whole, _ = score([source], bundle, tmp_path / "whole", "run")
+    request = Request((str(source),), bundle.uri, bundle.info.identity())
+    folder = RunFolder(str(tmp_path / "out" / "run"))
+    plan = make_plan(
+        str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, None), None, None
+    )
+    scorer = ShardScorer(bundle, None, Limits(), rules=StreamRules.of(request))
+    writes = 0
+    write = storage.LocalStore.write
+
+    def fail_at_the_fourth(self: storage.LocalStore, uri: str, data: bytes) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 4:
+            raise KeyboardInterrupt
+        write(self, uri, data)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage.LocalStore, "write", fail_at_the_fourth)
+        scorer.score(0, folder)
+    assert len(list(Path(folder.parts).iterdir())) == 3
+    facts = scoring.RunFacts(request, bundle, plan, Progress(plan, 0, 1, print), scoring.Options(Resources(1)), True)
+    with pytest.raises(IncompleteError, match="run the same command again"):
+        scoring.conclude(None, folder, facts, None, None)
+    scorer.score(0, folder)
+    scoring.conclude(None, folder, facts, None, None)
+    for kind in ("predictions", "quarantine"):
+        columns = [name for name in (*SAME, "code") if name in rows(whole, kind).column_names]
+        assert rows(folder, kind).select(columns) == rows(whole, kind).select(columns)
+
+
+def test_a_missing_piece_of_an_archive_stops_the_commit(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "CHUNK_ROWS", 8)
+    tgz(tmp_path / "in" / "a.tgz", contents(30))
+
+    def drop_rows(folder: RunFolder) -> None:
+        piece = Path(folder.chunk(0, 1))
+        pq.write_table(pq.read_table(piece).slice(1), piece)
+
+    with pytest.raises(IncompleteError, match="29 rows, 30 listed"):
+        score([tmp_path / "in"], bundle, tmp_path / "out", "run", between=drop_rows)
+
+
+@pytest.mark.parametrize("change", ["cut", "replaced", "gone", "empty"])
+def test_an_archive_that_fails_is_a_row_with_a_code(change: str, bundle: Bundle, tmp_path: Path) -> None:
+    path = tgz(tmp_path / "in" / "a.tgz", contents(30, bad=False))
+    whole = path.read_bytes()
+    if change in ("cut", "empty"):
+        path.write_bytes(whole[: len(whole) // 2] if change == "cut" else b"")
+    request = Request((str(path.parent),), bundle.uri, bundle.info.identity())
+    out, folder = tmp_path / "out", RunFolder(str(tmp_path / "out" / "run"))
+    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, None), None, None)
+    if change == "replaced":
+        tgz(path, contents(5))
+    elif change == "gone":
+        path.unlink()
+    ShardScorer(bundle, None, Limits(), rules=StreamRules.of(request)).score(0, folder)
+    facts = scoring.RunFacts(request, bundle, plan, Progress(plan, 0, 1, print), scoring.Options(Resources(1)), False)
+    counts = scoring.conclude(None, folder, facts, None, None).run["counts"]
+    code = {"cut": "truncated", "replaced": "changed", "gone": "not_found", "empty": "empty"}[change]
+    assert counts["codes"] == {code: 1}
+    assert counts["listed"] == counts["scored"] + 1
+    assert (counts["scored"] > 5) == (change == "cut")
+    [noted] = rows(folder, "archives").to_pylist()
+    assert noted["is_complete"] == (Code(code) in (Code.TRUNCATED, Code.EMPTY))
+
+
+def test_members_are_filtered_and_their_sidecars_become_columns(bundle: Bundle, tmp_path: Path) -> None:
+    files = {f"{kind}/{n}.{end}": data for kind in ("a", "b") for n in range(3)
+             for end, data in (("jpg", picture(n)), ("cls", str(n).encode()))}  # fmt: skip
+    tgz(tmp_path / "in" / "x.tgz", files)
+    folder, run = score([tmp_path / "in"], bundle, tmp_path / "out", "run", include=("*a/*",))
+    assert (run["counts"]["scored"], run["counts"]["left_out"]) == (3, {"not in --include": 3, ".cls": 6})
+    assert rows(folder, "predictions")["meta_cls"].to_pylist().count("2") == 1
+
+
+def test_ids_of_an_archive_are_had_by_reading_it(bundle: Bundle, tmp_path: Path) -> None:
+    tgz(tmp_path / "in" / "x.tgz", contents(12, bad=False))
+    request = Request((str(tmp_path / "in"),), bundle.uri, bundle.info.identity())
+    folder = RunFolder(str(tmp_path / "out" / "run"))
+    make_plan(str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, None), None, None)
+    ids = ids_of(folder, 0, StreamRules.of(request), None, Limits())
+    assert len(set(ids)) == 12
+    rules, none = StreamRules.of(request), frozenset[int]()
+    assert worker.probe(folder, 0, frozenset(ids[3:5]), 16, rules, None, Limits()) == 2
+    assert worker.probe(folder, 0, none, 16, rules, None, Limits()) == 0
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), chunk=st.integers(1, 50))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_member_is_accounted_for_however_archives_are_cut_into_pieces(
+    sizes: list[int], chunk: int, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    for index, size in enumerate(sizes):
+        tgz(folder / "in" / f"{index}.tgz", {f"{n}.jpg": b"no image" for n in range(size)})
+    (folder / "in" / "loose.jpg").write_bytes(b"no image")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "CHUNK_ROWS", chunk)
+        written, run = score([folder / "in"], bundle, folder / "out", "run")
+    assert run["counts"]["listed"] == run["counts"]["quarantined"] == sum(sizes) + 1
+    assert len(set(rows(written, "quarantine")["image_id"].to_pylist())) == sum(sizes) + 1
+    assert sum(rows(written, "archives")["images"].to_pylist()) == sum(sizes)
