@@ -48,7 +48,7 @@ def fetch(row: Row, store: Reader, limits: Limits = Limits()) -> Fetched:
     """Bytes of one row that has random access. Never raises for what is wrong with this one image."""
     try:
         if row["size_bytes"] > limits.max_bytes:
-            message = f"{row['size_bytes']} bytes, limit {limits.max_bytes}; raise --max-bytes to accept it"
+            message = f"{row['size_bytes']} bytes, the limit (--max-bytes) is {limits.max_bytes}"
             raise ImageRejected(Code.TOO_LARGE, message, Stage.FETCH)
         got = _read(row, store)
     except StoreError as error:
@@ -204,7 +204,7 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
                 damage = ImageRejected(Code.CORRUPT, f"damaged inside its archive: {data}", Stage.FETCH)
                 yield Fetched(row, None, damage, etag, 1)
             elif len(data) > limits.max_bytes:
-                message = f"{len(data)} bytes, limit {limits.max_bytes}; raise --max-bytes to accept it"
+                message = f"{len(data)} bytes, the limit (--max-bytes) is {limits.max_bytes}"
                 yield Fetched(row, None, ImageRejected(Code.TOO_LARGE, message, Stage.FETCH), etag, 1)
             else:
                 yield Fetched(row, data, None, etag, 1)

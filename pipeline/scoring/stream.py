@@ -101,7 +101,7 @@ class ArchiveStream:
             return Fetched(row, data, None, entry.etag, 1)
         code, message = Code.CORRUPT, f"damaged inside its archive: {data}"
         if data is None:
-            message = f"{entry.size_bytes} bytes, limit {self._limits.max_bytes}; raise --max-bytes to accept it"
+            message = f"{entry.size_bytes} bytes, the limit (--max-bytes) is {self._limits.max_bytes}"
             code = Code.TOO_LARGE
         return Fetched(row, None, ImageRejected(code, message, Stage.FETCH), entry.etag, 1)
 

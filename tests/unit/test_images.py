@@ -13,23 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from pipeline import decoders
 from pipeline.errors import Code, ImageRejected
 from pipeline.images import Limits, Preprocessing, load_image, read_header
+from tests.images import encoded, png_chunk, scene, tiff, with_jpeg_frame, with_png_chunk
 
 SIZE = 48
-
-
-def scene(width: int = 160, height: int = 120) -> Image.Image:
-    """Four corners of different colour, smooth, so that turning, mirroring and wrong channels show."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    pixels = np.stack([60 + 180 * x, 60 + 180 * y, 200 - 150 * x * y], axis=2)
-    return Image.fromarray(np.rint(pixels).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def reference(image: Image.Image | None = None) -> NDArray[np.uint8]:
@@ -53,11 +42,8 @@ def code_of(data: bytes, limits: Limits = Limits()) -> Code | None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    body = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"")) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -87,6 +73,7 @@ def transparent() -> bytes:
 # ---- good images of every kind -----------------------------------------------------------------------------
 
 GRAY = scene().convert("L")
+_JPEG, _PNG, _BMP = encoded(scene(), "JPEG", quality=95), encoded(scene(), "PNG"), encoded(scene(), "BMP")
 GOOD: dict[str, tuple[Callable[[], bytes], Image.Image, float]] = {  # bytes, what it shows, levels it may be off
     "jpeg": (lambda: encoded(scene(), "JPEG", quality=95), scene(), 2),
     "progressive jpeg": (lambda: encoded(scene(), "JPEG", quality=95, progressive=True), scene(), 2),
@@ -124,6 +111,26 @@ GOOD: dict[str, tuple[Callable[[], bytes], Image.Image, float]] = {  # bytes, wh
         scene(),
         8,
     ),
+    "12 bits in a 16-bit tiff": (lambda: tiff(np.asarray(GRAY).astype(np.uint16) * 16), GRAY, 1),
+    "16-bit tiff, 0 is white": (lambda: tiff(65535 - np.asarray(GRAY).astype(np.uint16) * 257, tags={262: 0}), GRAY, 1),
+    "16-bit colour tiff": (lambda: tiff(np.asarray(scene()).astype(np.uint16) * 257), scene(), 1),
+    "planar tiff": (lambda: tiff(np.asarray(scene()), planar=True), scene(), 0),
+    "big-endian tiff": (lambda: tiff(np.asarray(scene()), order=">"), scene(), 0),
+    "bigtiff": (lambda: tiff(np.asarray(scene()), big=True), scene(), 0),
+    "jpeg with bytes between segments": (lambda: _JPEG.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1), scene(), 2),
+    "jpeg of an unknown JFIF revision": (lambda: _JPEG.replace(b"JFIF\0\1\1", b"JFIF\0\2\5", 1), scene(), 2),
+    "png with megabytes of text": (
+        lambda: with_png_chunk(_PNG, png_chunk(b"zTXt", b"xmp\0\0" + zlib.compress(b"x" * (3 << 20)))),
+        scene(),
+        0,
+    ),
+    "png with a wrong check sum in a text": (
+        lambda: with_png_chunk(_PNG, png_chunk(b"tEXt", b"a\0b")[:-1] + b"?"),
+        scene(),
+        0,
+    ),
+    "png with a gamma cut short": (lambda: with_png_chunk(_PNG, png_chunk(b"gAMA", b"\0")), scene(), 0),
+    "bmp that leaves its length open": (lambda: _BMP[:2] + b"\0\0\0\0" + _BMP[6:], scene(), 0),
     "trailing bytes": (lambda: encoded(scene(), "JPEG", quality=95) + b"\0" * 100, scene(), 2),
 }
 
@@ -169,6 +176,20 @@ def test_any_shape_is_brought_to_the_model_size(width: int, height: int) -> None
 
 # ---- refused images ----------------------------------------------------------------------------------------
 
+_DEEP = np.asarray(scene()).astype(np.uint16)
+
+
+def png_of(samples: NDArray[np.uint16]) -> bytes:
+    """A 16-bit colour PNG, which Pillow does not write."""
+    height, width, _ = samples.shape
+    rows = np.concatenate(
+        [np.zeros((height, 1), np.uint8), samples.astype(">u2").reshape(height, -1).view(np.uint8)], 1
+    )
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    pixels = png_chunk(b"IDAT", zlib.compress(rows.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + pixels + png_chunk(b"IEND", b"")
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], Code]] = {
     "no bytes": (lambda: b"", Code.EMPTY),
     "one byte": (lambda: b"\xff", Code.UNSUPPORTED_FORMAT),
@@ -179,6 +200,30 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Code]] = {
     "30000x30000 png": (lambda: png_header(30_000, 30_000), Code.TOO_MANY_PIXELS),
     "30000x30000 jpeg": (lambda: jpeg_header(30_000, 30_000), Code.TOO_MANY_PIXELS),
     "png without pixels": (lambda: png_header(64, 64), Code.TRUNCATED),
+    "lossless jpeg": (lambda: with_jpeg_frame(_JPEG, marker=0xC3), Code.UNSUPPORTED_FORMAT),
+    "hierarchical jpeg": (lambda: with_jpeg_frame(_JPEG, marker=0xC5), Code.UNSUPPORTED_FORMAT),
+    "jpeg-ls": (lambda: with_jpeg_frame(_JPEG, marker=0xF7), Code.UNSUPPORTED_FORMAT),
+    "12-bit jpeg": (lambda: with_jpeg_frame(_JPEG, precision=12), Code.UNSUPPORTED_FORMAT),
+    "jpeg without a frame": (lambda: b"\xff\xd8\xff\xd9", Code.CORRUPT),
+    "jpeg of endless scans": (lambda: jpeg_header(10_000, 10_000) + b"\xff\xda" * 200, Code.TOO_MANY_PIXELS),
+    "16-bit tiff in planes": (lambda: tiff(_DEEP * 257, planar=True), Code.UNSUPPORTED_FORMAT),
+    "12 bits in a 16-bit colour tiff": (lambda: tiff(_DEEP * 16), Code.UNSUPPORTED_FORMAT),
+    "12 bits in a 16-bit colour png": (lambda: png_of(_DEEP * 16), Code.UNSUPPORTED_FORMAT),
+    "32-bit tiff": (lambda: tiff(_DEEP[..., 0].astype(np.uint32)), Code.UNSUPPORTED_FORMAT),
+    "signed tiff": (lambda: tiff(_DEEP[..., 0].astype(np.int16)), Code.UNSUPPORTED_FORMAT),
+    "float colour tiff": (lambda: tiff(_DEEP.astype(np.float32) / 255), Code.UNSUPPORTED_FORMAT),
+    "double tiff": (lambda: tiff(_DEEP[..., 0] / 255), Code.UNSUPPORTED_FORMAT),
+    "tiff of jpeg 2000": (lambda: tiff(_DEEP.astype(np.uint8), tags={259: 34712}), Code.UNSUPPORTED_FORMAT),
+    "tiff of a huge tile": (
+        lambda: tiff(_DEEP.astype(np.uint8), tags={322: 1 << 20, 323: 1 << 20}),
+        Code.TOO_MANY_PIXELS,
+    ),
+    "big-endian bigtiff": (lambda: tiff(_DEEP.astype(np.uint8), big=True, order=">"), Code.UNSUPPORTED_FORMAT),
+    "30000x30000 tiff": (lambda: tiff(_DEEP.astype(np.uint8), tags={256: 30_000, 257: 30_000}), Code.TOO_MANY_PIXELS),
+    "30000x30000 bmp": (
+        lambda: _BMP[:18] + struct.pack("<ii", 30_000, 30_000) + _BMP[26:],
+        Code.TOO_MANY_PIXELS,
+    ),
     "float tiff out of range": (
         lambda: encoded(Image.fromarray(np.full((9, 9), 7.5, np.float32)), "TIFF"),
         Code.UNSUPPORTED_FORMAT,
@@ -213,6 +258,44 @@ def test_a_directory_that_leads_back_to_itself_ends() -> None:
     data[start + 2 + 12 * count : start + 6 + 12 * count] = struct.pack("<I", start)
     assert read_header(bytes(data)).frames == 1
     assert code_of(bytes(data)) is None
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "RGB", "CMYK"])
+def test_large_images_are_converted_in_strips_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = scene() if mode != "I;16" else Image.fromarray(np.asarray(GRAY).astype(np.uint16) * 257)
+    if mode in ("RGBA", "LA"):
+        image = image.convert("RGBA")
+        image.putalpha(GRAY)
+    image = image if mode == "I;16" else image.convert(mode)
+    data = encoded(image, "TIFF" if mode in ("I;16", "CMYK") else "PNG", **({"transparency": 9} if mode == "P" else {}))
+    whole = load_image(data, SIZE).pixels
+    monkeypatch.setattr(decoders, "_STRIP_PIXELS", 160 * 7)
+    assert (load_image(data, SIZE).pixels == whole).all()
+
+
+def test_orientation_far_behind_the_start_is_found() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(scene(), "JPEG", quality=95, exif=exif)
+    padding = b"\xff\xe2" + struct.pack(">H", 60_000) + b"\0" * 59_998
+    late = data[:2] + padding + data[2:]
+    assert (load_image(late, SIZE).pixels == load_image(data, SIZE).pixels).all()
+    assert off_by(late, reference(scene())) > 5
+
+
+@pytest.mark.parametrize("percent", range(5, 100, 5))
+def test_a_bigtiff_cut_anywhere_is_truncated(percent: int) -> None:
+    data = tiff(np.asarray(scene()), big=True)
+    assert code_of(data[: len(data) * percent // 100]) == Code.TRUNCATED
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_size_is_told_as_stored(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        header = read_header(encoded(scene(), kind, exif=exif))
+        assert (header.width, header.height) == (160, 120), kind
 
 
 KINDS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")

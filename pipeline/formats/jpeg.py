@@ -1,0 +1,78 @@
+"""JPEG markers up to the frame header (ITU-T T.81, annex B), and what is wrong but harmless."""
+
+import re
+from dataclasses import dataclass
+
+# Baseline, extended and progressive, Huffman or arithmetic. Lossless and hierarchical frames (SOF3, SOF5 to 7, ...)
+# are not scaled by the DCT: a decoder that was asked to scale them writes past its buffer.
+_DECODED = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # 0xF7: JPEG-LS (ITU-T T.87)
+_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # markers without a length
+_SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+
+# Warnings of libjpeg that leave every pixel as it was. Bytes before a restart marker (D0 to D7) are not among them.
+_HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])|JFIF revision|Invalid SOS parameters|Adobe color")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame header. `has_exif`: an Exif segment came before it."""
+
+    marker: int
+    precision: int  # bits a sample
+    width: int
+    height: int
+    has_exif: bool
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether it is of a kind that is decoded here."""
+        return self.marker in _DECODED and self.precision == 8 and self.width > 0 and self.height > 0
+
+    @property
+    def kind(self) -> str:
+        """What it is, for a person."""
+        if self.precision != 8:
+            return f"{self.precision} bits a sample"
+        if not self.width or not self.height:
+            return "no size in its frame header"
+        return "JPEG-LS" if self.marker == 0xF7 else f"lossless or hierarchical coding (SOF{self.marker - 0xC0})"
+
+
+def read_frame(data: bytes) -> Frame | None:
+    """The frame header of a file that begins with SOI; None where there is none before the first scan."""
+    at, has_exif = 2, False
+    while True:
+        at = data.find(b"\xff", at)
+        while at != -1 and data[at + 1 : at + 2] == b"\xff":  # fill bytes
+            at += 1
+        if at == -1 or at + 4 > len(data):
+            return None
+        marker = data[at + 1]
+        if marker in _ALONE or marker == _SOI:
+            at += 2
+            continue
+        if marker in (_EOI, _SOS):
+            return None
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in _FRAMES:
+            if at + 9 > len(data):
+                return None
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
+            return Frame(marker, data[at + 4], width, height, has_exif)
+        has_exif = has_exif or (marker == _APP1 and data[at + 4 : at + 10] == b"Exif\0\0")
+        at += 2 + length
+
+
+def scans(data: bytes) -> int:
+    """Scans of a file; a progressive one is decoded anew for each. Entropy-coded bytes never look like the marker."""
+    return data.count(b"\xff\xda")
+
+
+def is_harmless(warning: str) -> bool:
+    return _HARMLESS.search(warning) is not None
+
+
+def is_complete(data: bytes) -> bool:
+    """Whether the file has its end mark, with nothing but padding behind it."""
+    return data.rstrip(b"\x00\xff\r\n ").endswith((b"\xff\xd9", b"\xd9")) and b"\xff\xd9" in data[-4096:]

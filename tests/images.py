@@ -1,0 +1,80 @@
+"""Images made by code for the decoder's tests: a scene whose every corner differs, and files no encoder would write."""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+
+
+def scene(width: int = 160, height: int = 120) -> Image.Image:
+    """Four corners of different colour, smooth, so that turning, mirroring and wrong channels show."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    pixels = np.stack([60 + 180 * x, 60 + 180 * y, 200 - 150 * x * y], axis=2)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def with_png_chunk(data: bytes, chunk: bytes) -> bytes:
+    """`chunk` behind the header of a PNG."""
+    return data[:33] + chunk + data[33:]
+
+
+def with_jpeg_frame(data: bytes, marker: int = 0xC0, precision: int = 8) -> bytes:
+    """A baseline JPEG that says it is of another kind."""
+    at = data.index(b"\xff\xc0")
+    return data[:at] + bytes([0xFF, marker]) + data[at + 2 : at + 4] + bytes([precision]) + data[at + 5 :]
+
+
+def tiff(
+    samples: NDArray[Any], *, order: str = "<", big: bool = False, planar: bool = False, tags: Mapping[int, int] = {}
+) -> bytes:
+    """An uncompressed TIFF or BigTIFF of samples (H, W) or (H, W, C), written by hand; `tags` replace or add."""
+    height, width, channels = (*samples.shape, 1)[:3]
+    bits, kind = samples.dtype.itemsize * 8, {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    planes = np.moveaxis(samples, 2, 0) if planar else samples[None]
+    strips = [plane.astype(samples.dtype.newbyteorder(order)).tobytes() for plane in planes]
+    start = 16 if big else 8
+    offsets = [start + sum(len(strip) for strip in strips[:index]) for index in range(len(strips))]
+    values: dict[int, tuple[int, Sequence[int]]] = {
+        256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * channels), 259: (3, [1]),
+        262: (3, [2 if channels == 3 else 1]), 273: (16 if big else 4, offsets), 277: (3, [channels]),
+        278: (4, [height]), 279: (4, [len(strip) for strip in strips]), 284: (3, [2 if planar else 1]),
+        339: (3, [kind] * channels),
+    }  # fmt: skip
+    values |= {tag: (4, [value]) for tag, value in tags.items()}
+    return _tiff_file(order, big, b"".join(strips), values)
+
+
+def _tiff_file(order: str, big: bool, body: bytes, values: Mapping[int, tuple[int, Sequence[int]]]) -> bytes:
+    word, inline = ("Q", 8) if big else ("I", 4)
+    directory = (16 if big else 8) + len(body)
+    magic = b"II" if order == "<" else b"MM"
+    head = magic + struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, directory) if big else (42, directory)))
+    entries, extra = b"", b""
+    after = directory + struct.calcsize(order + ("Q" if big else "H")) + len(values) * (20 if big else 12) + inline
+    for tag, (kind, numbers) in sorted(values.items()):
+        packed = struct.pack(f"{order}{len(numbers)}{_SIZES[kind]}", *numbers)
+        if len(packed) > inline:
+            place = struct.pack(order + word, after + len(extra))
+            extra += packed
+        else:
+            place = packed.ljust(inline, b"\0")
+        entries += struct.pack(order + "HH" + word, tag, kind, len(numbers)) + place
+    count = struct.pack(order + ("Q" if big else "H"), len(values))
+    return head + body + count + entries + b"\0" * inline + extra
