@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.archives import DAMAGE, stream_members, zip_member
+from pipeline.archives import DAMAGE, damage_code, stream_members, zip_member
 from pipeline.errors import Code, ImageRejected, Stage
 from pipeline.images import Limits
 from pipeline.storage import Bytes, ObjectInfo, S3Settings, Store, StoreError, is_s3, store_for
@@ -197,27 +197,29 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
             raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
         if info.etag != etag:
             raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
-        for ordinal, data in _members(info, store, set(by_ordinal)):
+        for ordinal, data in _members(info, store, set(by_ordinal), limits.max_bytes):
             row = by_ordinal[ordinal]
             done.add(ordinal)
             if isinstance(data, Exception):
-                damage = ImageRejected(Code.CORRUPT, f"damaged inside its archive: {data}", Stage.FETCH)
+                damage = ImageRejected(damage_code(data), f"damaged inside its archive: {data}", Stage.FETCH)
                 yield Fetched(row, None, damage, etag, 1)
-            elif len(data) > limits.max_bytes:
-                message = f"{len(data)} bytes, the limit (--max-bytes) is {limits.max_bytes}"
+            elif data is None:
+                message = f"{row['size_bytes']} bytes, the limit (--max-bytes) is {limits.max_bytes}"
                 yield Fetched(row, None, ImageRejected(Code.TOO_LARGE, message, Stage.FETCH), etag, 1)
             else:
                 yield Fetched(row, data, None, etag, 1)
     except StoreError as error:
         failure = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
     except DAMAGE as error:
-        failure = ImageRejected(Code.CORRUPT, f"{uri}: damaged before this member: {error}", Stage.FETCH)
+        failure = ImageRejected(damage_code(error), f"{uri}: damaged before this member: {error}", Stage.FETCH)
     missing = failure or ImageRejected(Code.CHANGED, f"{uri}: no longer holds this member; run again", Stage.FETCH)
     for ordinal, row in by_ordinal.items():
         if ordinal not in done:
             yield Fetched(row, None, missing, etag, missing.attempts)
 
 
-def _members(info: ObjectInfo, store: Store, wanted: set[int]) -> Iterator[tuple[int, bytes | Exception]]:
+def _members(
+    info: ObjectInfo, store: Store, wanted: set[int], max_bytes: int
+) -> Iterator[tuple[int, bytes | Exception | None]]:
     with store.open(info.uri) as file:
-        yield from stream_members(info, file, wanted)
+        yield from stream_members(info, file, wanted, max_bytes)

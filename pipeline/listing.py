@@ -24,6 +24,7 @@ from pipeline.tables import is_table
 _THREADS = 12
 _BATCH = 256
 _QUEUED_BATCHES = 32
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
 @dataclass
@@ -90,7 +91,7 @@ def entry_row(entry: Entry) -> dict[str, Any]:
         "stored_bytes": entry.stored_bytes,
         "size_bytes": entry.size_bytes,
         "etag": entry.etag,
-        "mtime": datetime.fromtimestamp(entry.mtime, UTC),
+        "mtime": datetime.fromtimestamp(min(entry.mtime, _LATEST), UTC),
     }
 
 

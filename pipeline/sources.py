@@ -207,7 +207,10 @@ def _walk_folder(root: str, look: Look, store: Store) -> Iterator[Found]:
             try:
                 details = os.stat(path)
             except OSError as error:
-                yield Problem(_path_uri(path), None, Code.NOT_FOUND, f"broken link or removed: {error.strerror}")
+                is_denied = isinstance(error, PermissionError)
+                code = Code.ACCESS_DENIED if is_denied else Code.NOT_FOUND
+                what = "cannot be looked at" if is_denied else "broken link or removed"
+                yield Problem(_path_uri(path), None, code, f"{what}: {error.strerror}")
                 continue
             if S_ISDIR(details.st_mode):
                 stack.append(path)

@@ -3,6 +3,8 @@
 import io
 import lzma
 import posixpath
+import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,15 +18,19 @@ from pipeline.storage import ObjectInfo, StoreError
 
 COMPRESSED = {
     ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tbz": "bz2", ".tar.xz": "xz", ".txz": "xz",
+    ".tar.zst": "zst", ".tzst": "zst",
 }  # fmt: skip
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
 NESTED = "!/"
 WHOLE = "archive"  # the access of a compressed tar that is not listed yet
+# What tarfile, zipfile and the decompressors raise on bytes that nobody foresaw, beside their own exceptions.
 DAMAGE = (
-    StoreError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-    OSError, ValueError, NotImplementedError, RuntimeError,
+    StoreError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    OSError, ValueError, LookupError, ArithmeticError, TypeError, AssertionError, RuntimeError, MemoryError,
 )  # fmt: skip
+_MAX_INT64 = 2**63 - 1
+_MAGICS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Problem:
     message: str
     size_bytes: int = 0
     etag: str = ""
+    occurrence: int = 0  # as of an entry
 
 
 @dataclass(frozen=True)
@@ -108,19 +115,24 @@ class Place:
 
     def problem(self, member: str | None, code: Code, message: str, size: int = 0) -> Problem:
         name = readable(self.prefix + member) if member is not None else (self.prefix.removesuffix(NESTED) or None)
-        return Problem(self.info.uri, name, code, message, size, self.info.etag)
+        return Problem(self.info.uri, name, code, message, min(size, _MAX_INT64), self.info.etag)
 
     def damage(self, name: str, error: Exception) -> Problem:
         if isinstance(error, StoreError):
             return self.problem(None, error.code, str(error))
-        cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in ("end of data", "ended before"))
-        code = Code.TRUNCATED if cut else Code.CORRUPT
-        return self.problem(None, code, f"{name}: {error or 'ends too early'}; the members before the damage are used")
+        message = f"{name}: {error or 'ends too early'}; the members before the damage are used"
+        return self.problem(None, damage_code(error), message)
 
     def entry(self, member: str, size: int, **where: Any) -> Entry:
         return Entry(
             self.info.uri, size, self.info.etag, self.info.mtime, readable(self.prefix + member), **where
         )  # fmt: skip
+
+
+def damage_code(error: Exception) -> Code:
+    """What to call damage that a reader met: cut, or altered."""
+    is_cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in ("end of data", "ended before"))
+    return Code.TRUNCATED if is_cut else Code.CORRUPT
 
 
 def readable(name: str) -> str:
@@ -129,8 +141,17 @@ def readable(name: str) -> str:
 
 
 def _is_unsafe(member: str) -> bool:
-    parts = member.replace("\\", "/").split("/")
-    return member.startswith("/") or ".." in parts or (len(member) > 1 and member[1] == ":")
+    path = member.replace("\\", "/")
+    return path.startswith("/") or ".." in path.split("/") or re.match(r"[A-Za-z]:/", path) is not None
+
+
+def other_kind(name: str, head: bytes) -> str | None:
+    """What the first bytes of an archive say it is, where that is not what its name says."""
+    found = next((kind for magic, kind in _MAGICS.items() if head.startswith(magic)), None)
+    found = "tar" if found is None and head[257:262] == b"ustar" else found
+    ending = suffix(name)
+    expected = COMPRESSED.get(ending) or PLAIN.get(ending)
+    return found if found is not None and found != expected else None
 
 
 def classify(member: str, place: Place, size: int) -> Problem | Ignored | None:

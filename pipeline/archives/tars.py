@@ -5,7 +5,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import IO
+from typing import IO, Literal, Self
 
 from pipeline.archives.members import (
     DAMAGE,
@@ -15,6 +15,7 @@ from pipeline.archives.members import (
     Ignored,
     OpenNested,
     Place,
+    Problem,
     classify,
     is_archive,
     is_image,
@@ -27,6 +28,11 @@ from pipeline.errors import Code
 
 _SIDECARS = {".cls", ".json", ".txt"}  # files of one sample share the name up to the first dot
 _SIDECAR_LIMIT_BYTES = 64 * 1024
+_EXTENSIONS = frozenset(
+    {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+)
+_MAX_HEADER_BYTES = 1 << 20  # of a name or other extension, which tarfile reads into memory
+_MAX_STREAMED_BYTES = 1 << 36  # of a member: tarfile skips it in steps of 10 kB, however far behind the end it reaches
 _SAMPLE_FILES = 16  # names that share much before a dot must not keep a whole archive waiting
 # What was found, with its bytes, with why they cannot be had, or with neither where it is only listed.
 Held = tuple[Found, bytes | Exception | None]
@@ -73,12 +79,76 @@ class Samples:
             self._meta.update(_sidecar(member.name, handle.read() if handle else b""))
 
 
+class _Header(tarfile.TarInfo):
+    """tarfile takes damaged headers for the end, and follows sizes to anywhere; here they are damage."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
+        if header.type in _EXTENSIONS and header.size > _MAX_HEADER_BYTES:
+            raise tarfile.InvalidHeaderError(f"a name of {header.size} bytes")  # type: ignore[attr-defined]
+        return header
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        assert isinstance(tar, Tar)
+        try:
+            header = super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tar.has_end = True
+            raise
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.TruncatedHeaderError:  # type: ignore[attr-defined]
+            if tar.has_end:  # less than a block of padding behind the end
+                raise tarfile.EOFHeaderError("end") from None  # type: ignore[attr-defined]
+            raise tarfile.ReadError("unexpected end of data inside a header") from None
+        except tarfile.HeaderError as error:
+            where = "behind the end-of-archive mark, no tar" if tar.has_end else "damaged header"
+            raise tarfile.ReadError(f"{where} at byte {tar.offset} ({error})") from None
+        if not 0 <= header.size <= tar.max_bytes:  # extended headers may say another size
+            raise tarfile.ReadError(f"damaged header at byte {tar.offset} (a size of {header.size} bytes)")
+        tar.has_end = False
+        return header
+
+
+class Tar(tarfile.TarFile):
+    """Reads on behind an end-of-archive mark: tars are joined by cat. `has_end`: one was the last thing seen."""
+
+    tarinfo = _Header
+    has_end = False
+    max_bytes = (1 << 63) - 1
+
+    @classmethod
+    def over(cls, file: IO[bytes], mode: Literal["r:", "r|"]) -> "Tar":
+        kind = _StreamedTar if mode == "r|" else Tar
+        return kind.open(fileobj=file, mode=mode, ignore_zeros=True)
+
+    def files(self) -> Iterator[tarfile.TarInfo]:
+        """Members one by one; tarfile would keep every header."""
+        while (member := self.next()) is not None:
+            self.members: list[tarfile.TarInfo] = []
+            yield member
+
+    def end(self, place: Place) -> Iterator[Problem]:
+        """What to say when there are no more members."""
+        if not self.has_end:
+            yield place.problem(
+                None, Code.TRUNCATED, "no end-of-archive mark: the archive was cut; what was before is used"
+            )
+
+
+class _StreamedTar(Tar):
+    max_bytes = _MAX_STREAMED_BYTES
+
+
 def list_tar(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
     samples = Samples()
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with Tar.over(file, "r:") as archive:
         try:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+            for member in archive.files():
                 if not member.isreg():
                     yield from not_a_file(member, place)
                     continue
@@ -91,7 +161,7 @@ def list_tar(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
             yield from (item for item, _ in samples.end())
             raise
         yield from (item for item, _ in samples.end())
-        yield from _tar_end(file, size, archive.offset, place)
+        yield from archive.end(place)
 
 
 def not_a_file(member: tarfile.TarInfo, place: Place) -> Iterator[Ignored]:
@@ -124,18 +194,6 @@ def _tar_member(
         yield place.entry(member.name, member.size, access="range", offset=offset, stored_bytes=member.size)
 
 
-def _tar_end(file: IO[bytes], size: int, offset: int, place: Place) -> Iterator[Found]:
-    """tarfile takes a damaged header after the first for the end; only a zero block really is."""
-    file.seek(offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if not block or (len(block) < tarfile.BLOCKSIZE and offset + len(block) >= size):
-        yield place.problem(
-            None, Code.TRUNCATED, "no end-of-archive mark: the archive was cut; what was before is used"
-        )
-    elif block.strip(b"\0"):
-        yield place.problem(None, Code.CORRUPT, f"damaged tar header at byte {offset}; the members before it are used")
-
-
 def _sidecar(name: str, data: bytes) -> dict[str, str]:
     text = data.decode("utf-8", "replace").strip()
     ending = suffix(name)
@@ -143,8 +201,14 @@ def _sidecar(name: str, data: bytes) -> dict[str, str]:
         return {ending[1:]: text}
     try:
         loaded = json.loads(text)
-    except ValueError:
+        if not isinstance(loaded, dict):
+            return {"json": text}
+        found = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in loaded.items() if v is not None}
+    except (ValueError, RecursionError):
         return {"json": text}
-    if not isinstance(loaded, dict):
-        return {"json": text}
-    return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in loaded.items() if v is not None}
+    return {_storable(key): _storable(value) for key, value in found.items()}
+
+
+def _storable(text: str) -> str:
+    """JSON may escape half a surrogate pair, which Parquet cannot hold."""
+    return text.encode("utf-8", "replace").decode()

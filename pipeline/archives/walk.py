@@ -6,27 +6,31 @@ import gzip
 import itertools
 import lzma
 import shutil
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import IO, cast
 
+import pyarrow as pa
+
 from pipeline.archives.members import (
     COMPRESSED,
     DAMAGE,
     Entry,
     Found,
+    Ignored,
     Place,
+    Problem,
     classify,
     is_archive,
     is_compressed_tar,
     is_junk,
+    other_kind,
     suffix,
     window,
 )  # fmt: skip
-from pipeline.archives.tars import Held, Samples, list_tar, not_a_file
+from pipeline.archives.tars import Held, Samples, Tar, list_tar, not_a_file
 from pipeline.archives.zips import list_zip, needs_unpacking, zip_member
 from pipeline.errors import Code
 from pipeline.storage import ObjectInfo, StoreError
@@ -65,6 +69,10 @@ def read_archive(info: ObjectInfo, file: IO[bytes], max_bytes: int) -> Iterator[
             yield place.problem(None, Code.EMPTY, f"{info.uri}: an archive of zero bytes"), None
             return
         try:
+            misnamed = _misnamed(info.uri, file, place)
+            if misnamed is not None:
+                yield misnamed, None
+                return
             yield from _walk_stream(info.uri, file, place, take)
         except StoreError:
             raise
@@ -75,10 +83,10 @@ def read_archive(info: ObjectInfo, file: IO[bytes], max_bytes: int) -> Iterator[
 
 
 def _numbered(held: Iterable[Held]) -> Iterator[Held]:
-    """Entries told apart where several members have one name."""
+    """Images and failures told apart where several members have one name."""
     seen: dict[str, int] = {}
     for item, data in held:
-        if not isinstance(item, Entry):
+        if isinstance(item, Ignored):
             yield item, data
             continue
         occurrence = seen.get(item.member or "", 0)
@@ -91,13 +99,24 @@ def _guarded(name: str, file: IO[bytes], size: int, place: Place) -> Iterator[Fo
         yield place.problem(None, Code.EMPTY, f"{name}: an archive of zero bytes")
         return
     try:
-        if is_compressed_tar(name):
+        misnamed = _misnamed(name, file, place)
+        if misnamed is not None:
+            yield misnamed
+        elif is_compressed_tar(name):
             yield from (found for found, _ in _walk_stream(name, file, place, _only_list))
         else:
             read = list_zip if suffix(name) == ".zip" else list_tar
             yield from read(file, size, place, _open_nested)
     except DAMAGE as error:
         yield place.damage(name, error)
+
+
+def _misnamed(name: str, file: IO[bytes], place: Place) -> Problem | None:
+    kind = other_kind(name, file.read(512))
+    file.seek(0)
+    if kind is None:
+        return None
+    return place.problem(None, Code.UNSUPPORTED_FORMAT, f"{name}: holds {kind} data; rename it by what it is")
 
 
 def _open_nested(name: str, file: IO[bytes], size: int, place: Place, base: int | None) -> Iterator[Found]:
@@ -112,16 +131,17 @@ def _decompressed(name: str, file: IO[bytes]) -> IO[bytes]:
     kind = COMPRESSED[suffix(name)]
     if kind == "gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    if kind == "zst":
+        return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
     return cast(IO[bytes], bz2.BZ2File(file) if kind == "bz2" else lzma.LZMAFile(file))
 
 
 def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterator[Held]:
     """Members of a compressed tar front to back."""
     samples = Samples()
-    with tarfile.open(fileobj=_decompressed(name, file), mode="r|") as archive:
+    with Tar.over(_decompressed(name, file), "r|") as archive:
         try:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]
+            for member in archive.files():
                 handle = archive.extractfile(member) if member.isreg() else None
                 if handle is None:
                     yield from ((item, None) for item in not_a_file(member, place))
@@ -133,14 +153,19 @@ def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterat
                 refused = classify(member.name, place, member.size)
                 if refused is None:
                     entry = place.entry(member.name, member.size, access="stream", offset=next(place.ordinals))
-                    samples.add(entry, take(entry, handle.read))
+                    try:
+                        samples.add(entry, take(entry, handle.read))
+                    except DAMAGE as error:  # it was listed: its bytes are what is missing
+                        samples.add(entry, None if isinstance(error, StoreError) else error)
+                        raise
                     continue
                 samples.add(refused)
                 samples.add_sidecar(member, handle)
         except DAMAGE:
             yield from samples.end()
             raise
-    yield from samples.end()
+        yield from samples.end()
+        yield from ((problem, None) for problem in archive.end(place))
 
 
 def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place, take: Take) -> Iterator[Held]:
@@ -189,20 +214,24 @@ def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
     return data
 
 
-def stream_members(info: ObjectInfo, file: IO[bytes], wanted: set[int]) -> Iterator[tuple[int, bytes | Exception]]:
+def stream_members(
+    info: ObjectInfo, file: IO[bytes], wanted: set[int], max_bytes: int
+) -> Iterator[tuple[int, bytes | Exception | None]]:
     """(ordinal, bytes or damage) of the wanted `stream` members of an archive, in one pass that ends after the last.
+
+    None instead of more than `max_bytes`.
 
     Raises one of the exceptions of tarfile, zipfile and the decompressors where the archive is damaged.
     """
     left = len(wanted)
-    counter = itertools.count()
+    counter = itertools.count()  # takes come in the order in which listing gave the ordinals
 
     def take(entry: Entry, read: Callable[[], bytes]) -> bytes | None:
-        return read() if next(counter) in wanted else None  # in the order in which listing gave the ordinals
+        return read() if next(counter) in wanted and entry.size_bytes <= max_bytes else None
 
     for found, data in _walk_outer(info, file, take):
-        if data is not None and isinstance(found, Entry) and found.offset is not None:
-            yield found.offset, data
+        if isinstance(found, Entry) and found.offset in wanted:
+            yield int(found.offset or 0), data
             left -= 1
             if not left:
                 return
@@ -222,9 +251,8 @@ def _walk_outer(info: ObjectInfo, file: IO[bytes], take: Take) -> Iterator[Held]
                             item.filename, handle, item.file_size, place.inside(item.filename), take
                         )
     else:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]
+        with Tar.over(file, "r:") as tar:
+            for member in tar.files():
                 if member.isreg() and is_compressed_tar(member.name) and not is_junk(member.name):
                     inner = window(file, member.offset_data, member.size)
                     yield from _walk_hidden(member.name, inner, member.size, place.inside(member.name), take)

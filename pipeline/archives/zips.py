@@ -6,8 +6,19 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from pipeline.archives.members import Found, OpenNested, Place, classify, is_archive, is_compressed_tar, is_junk, window
+from pipeline.archives.members import (
+    DAMAGE,
+    Found,
+    OpenNested,
+    Place,
+    classify,
+    is_archive,
+    is_compressed_tar,
+    is_junk,
+    window,
+)
 from pipeline.errors import Code
+from pipeline.storage import StoreError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
 
@@ -16,16 +27,28 @@ def list_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
-        yield from _recover_zip(file, size, place)
+        yield from _recover_zip(file, size, place, open_nested)
         return
     with archive:
-        for item in archive.infolist():
-            if not item.is_dir():
-                name = item.filename
-                if is_archive(name) and not place.prefix and not is_junk(name):
-                    yield from _nested_zip_member(file, archive, item, place, open_nested)
-                else:
-                    yield from _zip_member(size, place, item)
+        members = archive.infolist()
+        if members and min(item.header_offset for item in members) > 0 and _begins_with_member(file):
+            yield from _recover_zip(file, size, place, open_nested)  # the directory is that of a zip inside
+            return
+        for item in members:
+            name = item.filename
+            if not name:
+                yield place.problem("", Code.CORRUPT, "a member without a name; pack it anew", item.file_size)
+            elif name.endswith("/"):
+                continue
+            elif is_archive(name) and not place.prefix and not is_junk(name):
+                yield from _nested_zip_member(file, archive, item, place, open_nested)
+            else:
+                yield from _zip_member(size, place, item)
+
+
+def _begins_with_member(file: IO[bytes]) -> bool:
+    file.seek(0)
+    return file.read(4) == b"PK\x03\x04"
 
 
 def _zip_member(size: int, place: Place, item: zipfile.ZipInfo) -> Iterator[Found]:
@@ -61,16 +84,24 @@ def needs_unpacking(item: zipfile.ZipInfo) -> bool:
 def _nested_zip_member(
     file: IO[bytes], archive: zipfile.ZipFile, item: zipfile.ZipInfo, place: Place, open_nested: OpenNested
 ) -> Iterator[Found]:
+    """Members of an archive in a zip; damage there leaves the rest of the zip as it is."""
     if item.flag_bits & 0x1:
         yield place.problem(item.filename, Code.UNSUPPORTED_FORMAT, "an encrypted archive; unpack it", item.file_size)
-    elif needs_unpacking(item):
-        with archive.open(item) as handle:
-            yield from open_nested(item.filename, handle, item.file_size, place, None)
-    else:
+        return
+    try:
+        if needs_unpacking(item):
+            with archive.open(item) as handle:
+                yield from open_nested(item.filename, handle, item.file_size, place, None)
+            return
         file.seek(item.header_offset)
         start = item.header_offset + data_start(file.read(_LOCAL_HEADER.size))
-        inner = window(file, start, item.file_size)
-        yield from open_nested(item.filename, inner, item.file_size, place, (place.base or 0) + start)
+    except StoreError:
+        raise
+    except DAMAGE as error:
+        yield place.problem(item.filename, Code.CORRUPT, f"an archive that cannot be opened: {error}", item.file_size)
+        return
+    inner = window(file, start, item.file_size)
+    yield from open_nested(item.filename, inner, item.file_size, place, (place.base or 0) + start)
 
 
 def data_start(header: bytes) -> int:
@@ -87,18 +118,35 @@ def zip_member(stored: bytes, size_bytes: int) -> bytes | None:
     Raises zlib.error or zipfile.BadZipFile on damage.
     """
     start = data_start(stored)
-    method = struct.unpack_from("<H", stored, 8)[0]
+    flags, method = struct.unpack_from("<HH", stored, 6)
     if method == zipfile.ZIP_STORED:
-        data = stored[start : start + size_bytes]
-        return data if len(data) == size_bytes else None
-    engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = engine.decompress(stored[start:], size_bytes + 1)
-    if len(data) > size_bytes:
-        raise zipfile.BadZipFile("inflates to more than the directory says")
-    return data if engine.eof or len(data) == size_bytes else None
+        end = start + size_bytes
+        data = stored[start:end]
+        if len(data) != size_bytes:
+            return None
+    else:
+        engine = zlib.decompressobj(-zlib.MAX_WBITS)
+        data = engine.decompress(stored[start:], size_bytes + 1)
+        if len(data) > size_bytes:
+            raise zipfile.BadZipFile("inflates to more than the directory says")
+        if not engine.eof and len(data) != size_bytes:
+            return None
+        end = len(stored) - len(engine.unused_data) if engine.eof else len(stored)
+    expected = _check_sum(stored, flags, end)
+    if expected is not None and zlib.crc32(data) != expected:
+        raise zipfile.BadZipFile("its check sum is another")
+    return data
 
 
-def _recover_zip(file: IO[bytes], size: int, place: Place) -> Iterator[Found]:
+def _check_sum(stored: bytes, flags: int, end: int) -> int | None:
+    """CRC-32 of a member: in its local header, or behind its data where it was packed in one pass (APPNOTE 4.3.9)."""
+    if not flags & 0x8:
+        return int(struct.unpack_from("<I", stored, 14)[0])
+    at = end + 4 if stored[end : end + 4] == b"PK\x07\x08" else end
+    return int(struct.unpack_from("<I", stored, at)[0]) if at + 4 <= len(stored) else None
+
+
+def _recover_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
     """Members of a zip whose directory is missing or damaged, by walking the local headers from the front."""
     position, found = 0, 0
     while True:
@@ -114,9 +162,22 @@ def _recover_zip(file: IO[bytes], size: int, place: Place) -> Iterator[Found]:
         item = zipfile.ZipInfo(raw.decode("utf-8" if flags & 0x800 else "cp437", "replace") or "unnamed")
         item.flag_bits, item.compress_type, item.header_offset = flags, method, position
         item.compress_size, item.file_size, item.extra = stored, whole, b"\0" * extra_length
-        if not item.is_dir():
+        if is_archive(item.filename) and not place.prefix and not is_junk(item.filename):
+            yield from _recovered_archive(file, item, start, place, open_nested)
+        elif not item.filename.endswith("/"):
             yield from _zip_member(size, place, item)
-            found += 1
+        found += 1
         position = start + stored
     message = f"no readable zip directory; {found} members before byte {position} of {size} are used, the rest is lost"
     yield place.problem(None, Code.TRUNCATED if found or size > 4 else Code.CORRUPT, message)
+
+
+def _recovered_archive(
+    file: IO[bytes], item: zipfile.ZipInfo, start: int, place: Place, open_nested: OpenNested
+) -> Iterator[Found]:
+    if needs_unpacking(item):
+        message = "a compressed archive in a zip without directory; repair the zip (zip -FF)"
+        yield place.problem(item.filename, Code.TRUNCATED, message, item.file_size)
+        return
+    inner = window(file, start, item.file_size)
+    yield from open_nested(item.filename, inner, item.file_size, place, (place.base or 0) + start)

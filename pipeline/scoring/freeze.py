@@ -197,7 +197,7 @@ class _Frozen:
 
 def _problem_row(item: Problem, request: Request, plan: Plan, at: datetime) -> dict[str, Any]:
     return {
-        "image_id": image_id(item.uri, item.member),
+        "image_id": image_id(item.uri, item.member, item.occurrence),
         "uri": item.uri,
         "member": item.member,
         "etag": item.etag,

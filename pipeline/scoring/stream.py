@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.archives import Entry, Found, Ignored, Problem, read_archive
+from pipeline.archives import Entry, Found, Ignored, Problem, damage_code, read_archive
 from pipeline.errors import TRANSIENT_CODES, Code, ImageRejected, Stage
 from pipeline.fetch import Fetched
 from pipeline.filters import NO_FILTERS, Filters
@@ -81,7 +81,8 @@ class ArchiveStream:
                     self.bytes_read = file.tell()
                     yield from self._one(item, data, info)
         except StoreError as error:
-            yield self._failed(None, error.code, str(error), Stage.FETCH, error.attempts)
+            whole = Problem(uri, None, error.code, str(error), self._row["size_bytes"], etag)
+            yield self._failed(whole, Stage.FETCH, error.attempts)
 
     def _one(self, item: Found, data: bytes | Exception | None, info: ObjectInfo) -> Iterator[Fetched]:
         if isinstance(item, Entry) and item.member is not None:
@@ -90,7 +91,7 @@ class ArchiveStream:
         if isinstance(item, Ignored):
             self.left_out[item.reason] += 1
         elif isinstance(item, Problem):
-            yield self._failed(item.member, item.code, item.message, Stage.LIST, 1, item.size_bytes)
+            yield self._failed(item, Stage.LIST)
         else:
             yield self._entry(item, data)
 
@@ -99,18 +100,17 @@ class ArchiveStream:
         row = {**entry_row(entry), "subject_id": entry.meta.get("subject_id"), "meta": list(entry.meta.items())}
         if isinstance(data, bytes):
             return Fetched(row, data, None, entry.etag, 1)
-        code, message = Code.CORRUPT, f"damaged inside its archive: {data}"
         if data is None:
             message = f"{entry.size_bytes} bytes, the limit (--max-bytes) is {self._limits.max_bytes}"
             code = Code.TOO_LARGE
+        else:
+            code, message = damage_code(data), f"damaged inside its archive: {data}"
         return Fetched(row, None, ImageRejected(code, message, Stage.FETCH), entry.etag, 1)
 
-    def _failed(
-        self, member: str | None, code: Code, message: str, stage: Stage, attempts: int, size_bytes: int = 0
-    ) -> Fetched:
-        self.is_complete = self.is_complete and code not in TRANSIENT_CODES
-        uri, etag = self._row["uri"], self._row["etag"]
-        size = size_bytes if member is not None else self._row["size_bytes"]
-        row = {"image_id": image_id(uri, member), "uri": uri, "member": member, "etag": etag, "size_bytes": size}
-        rejected = ImageRejected(code, message, stage, attempts)
-        return Fetched({**row, "subject_id": None, "meta": []}, None, rejected, etag, attempts)
+    def _failed(self, problem: Problem, stage: Stage, attempts: int = 1) -> Fetched:
+        self.is_complete = self.is_complete and problem.code not in TRANSIENT_CODES
+        uri, member, etag = self._row["uri"], problem.member, self._row["etag"]
+        size = problem.size_bytes if member is not None else self._row["size_bytes"]
+        row = {"image_id": image_id(uri, member, problem.occurrence), "uri": uri, "member": member, "etag": etag}
+        rejected = ImageRejected(problem.code, problem.message, stage, attempts)
+        return Fetched({**row, "size_bytes": size, "subject_id": None, "meta": []}, None, rejected, etag, attempts)

@@ -219,8 +219,8 @@ def test_an_archive_that_fails_is_a_row_with_a_code(change: str, bundle: Bundle,
     facts = scoring.RunFacts(request, bundle, plan, Progress(plan, 0, 1, print), scoring.Options(Resources(1)), False)
     counts = scoring.conclude(None, folder, facts, None, None).run["counts"]
     code = {"cut": "truncated", "replaced": "changed", "gone": "not_found", "empty": "empty"}[change]
-    assert counts["codes"] == {code: 1}
-    assert counts["listed"] == counts["scored"] + 1
+    assert counts["codes"] == {code: 2 if change == "cut" else 1}  # the member that was cut, and the archive
+    assert counts["listed"] == counts["scored"] + counts["quarantined"]
     assert (counts["scored"] > 5) == (change == "cut")
     [noted] = rows(folder, "archives").to_pylist()
     assert noted["is_complete"] == (Code(code) in (Code.TRUNCATED, Code.EMPTY))
