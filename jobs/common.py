@@ -19,6 +19,7 @@ from pipeline.storage import S3Settings
 
 Config = TypeVar("Config", bound=JobConfig)
 INTERRUPTED, TERMINATED = 130, 143
+_WRONG_PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
 _signals: list[int] = []
@@ -66,7 +67,7 @@ def run(
                 prog,
                 debug,
             )
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        if isinstance(error, _WRONG_PLACE):
             return _report(error, InputError.exit_code, f"{error.filename}: {error.strerror}", prog, debug)
         return _report(error, 1, f"bug: {type(error).__name__}: {error}", prog, True)
     except Exception as error:

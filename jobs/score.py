@@ -17,9 +17,8 @@ from pipeline.registry import resolve
 from pipeline.scoring import run as scoring
 from pipeline.scoring.commit import Partition
 from pipeline.scoring.driver import Resources
-from pipeline.scoring.records import RunFolder
 from pipeline.scoring.request import Request
-from pipeline.storage import S3Settings, absolute
+from pipeline.storage import S3Settings, absolute, store_for
 from pipeline.wording import human_time
 
 EXAMPLES = """examples:
@@ -68,6 +67,8 @@ class ScoreConfig(JobConfig):
 def main(config: ScoreConfig) -> None:
     s3 = s3_settings(config)
     out = _out(config)
+    if store_for(out, s3).head(out) is not None:
+        raise InputError(f"--out {out}: is a file; name a folder or prefix for the runs")
     bundle = _bundle(config, s3)
     request = _request(config, bundle, s3)
     if config.dry_run:
@@ -111,7 +112,9 @@ def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
         Partition.parse(config.partition_by)
     if config.subject_pattern:
         subject_reader(config.subject_pattern)
-    sources = scoring.retry_sources(RunFolder(retry_of), s3) if retry_of else tuple(map(absolute, config.sources))
+    sources = tuple(map(absolute, config.sources))
+    if retry_of is not None:
+        sources = tuple(scoring.read_run(retry_of, s3)["request"]["sources"])
     # An age moves with the clock; the request keeps the user's word so that the same command finds its run.
     since = config.since and (config.since if _is_age(config.since) else parse_since(config.since).isoformat())
     return Request(
@@ -180,8 +183,13 @@ def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
     )
     for code, count in sorted(counts["codes"].items(), key=lambda item: -item[1]):
         _say(f"  quarantined {count:6d}  {code}")
+    if counts["quarantined_again"]:
+        _say(f"  of these    {counts['quarantined_again']:6d}  failed in an earlier run already")
     for reason, count in counts["skipped_reasons"].items():
         _say(f"  skipped     {count:6d}  {reason}")
+    if counts["left_out"]:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(counts["left_out"].items(), key=lambda item: -item[1]))
+        _say(f"  left out    {sum(counts['left_out'].values()):6d}  {reasons}")
     if counts["deleted_at_source"]:
         _say(f"  {counts['deleted_at_source']} images of earlier runs are gone from the source (deleted/)")
     if result.run["model"]["synthetic"]:

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import archives, manifest
 from pipeline.archives import Entry, Found, Ignored, Problem
 from pipeline.filters import Filters, UriPattern
-from pipeline.sources import Branch, Look, Source, Stream, expand, open_source
+from pipeline.sources import Branch, Look, Source, Stream, expand, open_named, open_source
 from pipeline.storage import S3Settings, is_s3, local_path
 from pipeline.tables import is_table
 
@@ -58,7 +58,16 @@ def list_sources(
     """
     look = Look(filters, s3, opens_compressed)
     opened = [open_source(root, look) for root in expand(sources)]
-    for found in _distinct(opened) if drop_doubles else _all_of(opened):
+    yield from _counted(_distinct(opened) if drop_doubles else _all_of(opened), tally, limit)
+
+
+def list_named(uris: Sequence[str], tally: Tally, look: Look) -> Iterator[Entry | Problem]:
+    """As `list_sources`, of single objects; what is missing is a Problem."""
+    yield from _counted(_all_of([open_named(uris, look)]), tally, None)
+
+
+def _counted(items: Iterator[Found], tally: Tally, limit: int | None) -> Iterator[Entry | Problem]:
+    for found in items:
         if isinstance(found, Ignored):
             tally.left_out[found.reason] += 1
             continue

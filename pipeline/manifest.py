@@ -107,8 +107,16 @@ def write_manifest(
 
 
 def is_manifest(uri: str, s3: S3Settings | None = None) -> bool:
-    """Whether `uri` is a folder that holds a manifest."""
-    return store_for(uri, s3).head(join(absolute(uri), "manifest.json")) is not None
+    """Whether `uri` is a folder that holds a manifest of ours; other programs use the name as well."""
+    path = join(absolute(uri), "manifest.json")
+    store = store_for(path, s3)
+    if store.head(path) is None:
+        return False
+    try:
+        info = json.loads(store.read(path).data)
+    except ValueError:
+        return True  # perhaps ours and damaged: whoever reads it says so
+    return isinstance(info, dict) and {"digest", "images", "version"} <= set(info)
 
 
 def read_info(uri: str, s3: S3Settings | None = None) -> dict[str, Any]:

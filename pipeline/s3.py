@@ -215,7 +215,8 @@ class S3Store:
                 answer = client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
             except failures.ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                if status in (409, 412) or _code(error) in _MISSING:
+                is_gone = "IfMatch" in condition and _code(error) in _MISSING - {"NoSuchBucket"}
+                if status in (409, 412) or is_gone:
                     return None
                 raise
             return str(answer["ETag"]).strip('"')

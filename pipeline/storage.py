@@ -107,6 +107,8 @@ def is_s3(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """Local paths made absolute against the caller's folder; other machines would resolve them elsewhere."""
+    if not uri.strip():
+        raise UsageError("an empty path was given (an unset variable?); name a folder or s3:// URI")
     if is_s3(uri):
         return uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
@@ -166,6 +168,8 @@ def _translate(error: OSError, uri: str) -> LeukorayError:
         return StoreError(Code.NOT_FOUND, f"{uri}: does not exist; check the path")
     if isinstance(error, PermissionError):
         return StoreError(Code.ACCESS_DENIED, f"{uri}: permission denied; check owner and mode")
+    if isinstance(error, FileExistsError):
+        return StoreError(Code.IO_ERROR, f"{error.filename or uri}: is a file, expected a folder; choose another --out")
     if isinstance(error, IsADirectoryError):
         return StoreError(Code.IO_ERROR, f"{uri}: is a folder, expected a file")
     return StoreError(Code.IO_ERROR, f"{uri}: {error.strerror or error}")

@@ -18,12 +18,14 @@ from PIL import Image
 
 from pipeline.bundle import Bundle
 from pipeline.scoring import run as scoring
+from pipeline.scoring.commit import Partition
 from pipeline.scoring.driver import Resources
 from pipeline.scoring.freeze import make_plan
 from pipeline.scoring.ledger import read_ledger
 from pipeline.scoring.progress import Progress
 from pipeline.scoring.records import RunFolder
 from pipeline.scoring.request import Request
+from pipeline.scoring.retry import Retry
 from pipeline.scoring.stream import StreamRules
 from pipeline.scoring.worker import ShardScorer
 
@@ -154,8 +156,9 @@ def score_here(
     bundle: Bundle,
     out: Path,
     name: str = "run-1",
-    wanted: frozenset[int] | None = None,
+    retry: Retry | None = None,
     between: Callable[[RunFolder], None] = lambda folder: None,
+    partition: Partition | None = None,
     **options: Any,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """A whole run in this process, by the library's own steps, without Ray; its folder and run.json.
@@ -164,7 +167,7 @@ def score_here(
     """
     folder = RunFolder(str(out / name))
     request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
-    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, None), wanted, None)
+    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, None), retry, None)
     scorer = ShardScorer(bundle, None, request.limits, rules=StreamRules.of(request))
     progress = Progress(plan, 0, 1, lambda text: None)
     for number in range(plan.shards):
@@ -173,4 +176,4 @@ def score_here(
             progress.add(account)
     between(folder)
     facts = scoring.RunFacts(request, bundle, plan, progress, scoring.Options(Resources(1)), False)
-    return folder, scoring.conclude(None, folder, facts, None, None).run
+    return folder, scoring.conclude(None, folder, facts, partition, None).run

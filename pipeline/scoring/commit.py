@@ -49,7 +49,8 @@ class Partition:
 
     def value(self, path: str) -> str:
         found = re.search(self.pattern, path)
-        return re.sub(r"[^\w.-]", "_", found.group(1)) if found else "__HIVE_DEFAULT_PARTITION__"
+        text = found.group(1) if found else None  # a group may have no part in the match
+        return re.sub(r"[^\w.-]", "_", text) if text else "__HIVE_DEFAULT_PARTITION__"
 
 
 def group_parts(sizes: Sequence[int], target: int) -> list[list[int]]:
@@ -150,7 +151,8 @@ def commit(
     `ray` may be None for a small run.
     """
     if not plan.shards:
-        return Committed([*_only_problems(folder, s3), *_archives(folder, plan, [], s3)], [])
+        written = compact(folder, 0, [], info, plan, partition, s3)
+        return Committed([*written, *_archives(folder, plan, [], s3)], [])
     sizes = part_sizes(folder, plan, s3)
     summaries = [read_summary(folder, number, s3) for number, _ in plan.archives]
     keys = sorted({*plan.meta_keys, *(key for summary in summaries for key in summary.meta_keys)} - {"subject_id"})
@@ -179,15 +181,6 @@ def _archives(
     return series.finish()
 
 
-def _only_problems(folder: RunFolder, s3: S3Settings | None) -> list[Written]:
-    problems = read_columns(folder.problems, None, s3)
-    if not problems.num_rows:
-        return []
-    file = OutputFile(problems.schema)
-    file.add(problems)
-    return [file.write(folder, "quarantine/part-00000.parquet", s3)]
-
-
 def verify(
     folder: RunFolder, written: Sequence[Written], plan: Plan, archives: Sequence[ArchiveSummary], s3: S3Settings | None
 ) -> dict[str, Any]:
@@ -197,15 +190,17 @@ def verify(
     """
     store = store_for(folder.uri, s3)
     rows = dict.fromkeys(("predictions", "quarantine", "skipped", "deleted", "archives", "subjects.parquet"), 0)
-    codes: dict[str, int] = {}
+    codes: Counter[str] = Counter()
+    failed_before, again = read_columns(folder.failed_before, None, s3)["image_id"], 0
     for item in written:
         kind = item.name.split("/", 1)[0]
         with store.open(folder.file(*item.name.split("/"))) as file:
             parquet = pq.ParquetFile(file)
             rows[kind] += parquet.metadata.num_rows
             if kind == "quarantine":
-                for code in parquet.read(columns=["code"])["code"].to_pylist():
-                    codes[code] = codes.get(code, 0) + 1
+                table = parquet.read(columns=["code", "image_id"])
+                codes.update(table["code"].to_pylist())
+                again += pc.sum(pc.is_in(table["image_id"], failed_before), min_count=0).as_py()
     skipped = rows["skipped"]
     listed = plan.listed + sum(archive.listed for archive in archives)
     left_out = Counter(plan.left_out)
@@ -215,9 +210,10 @@ def verify(
         "listed": listed,
         "scored": rows["predictions"],
         "quarantined": rows["quarantine"],
+        "quarantined_again": again,  # as in an earlier run
         "skipped": skipped,
         "deleted_at_source": rows["deleted"],
-        "codes": codes,
+        "codes": dict(codes),
         "skipped_reasons": plan.skipped,
         "left_out": dict(left_out),
     }

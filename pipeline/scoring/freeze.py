@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.archives import WHOLE, Entry, Ignored, Problem
 from pipeline.errors import TRANSIENT_CODES, Code, InputError, PlatformError, Stage
-from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.listing import Tally, base_folder, entry_id, entry_row, list_named, list_sources, path_below
 from pipeline.manifest import image_id, to_parquet
 from pipeline.scoring.deleted import Reach, find_deleted
 from pipeline.scoring.earlier_archives import DONE, IN_PART, NEW, judge, skipped_rows
@@ -28,6 +28,7 @@ from pipeline.scoring.records import (
     quarantine_schema,
 )
 from pipeline.scoring.request import Request
+from pipeline.scoring.retry import Retry
 from pipeline.scoring.subject_paths import SAMPLE, SubjectPaths
 from pipeline.sources import Look, open_archive
 from pipeline.storage import ObjectInfo, S3Settings, Store, store_for
@@ -40,7 +41,7 @@ def make_plan(
     folder: RunFolder,
     request: Request,
     ledger: Ledger,
-    wanted: frozenset[int] | None,
+    retry: Retry | None,
     s3: S3Settings | None,
     on_work: Callable[[], None] = lambda: None,
     *,
@@ -48,7 +49,7 @@ def make_plan(
 ) -> Plan:
     """List the sources and write shards, problems and skipped rows, then `plan.json`.
 
-    `wanted`: keep only these image ids (a retry). `on_work` is called at the first image that is to be scored, so
+    `retry`: keep only what it wants. `on_work` is called at the first image that is to be scored, so
     that Ray can start while the listing goes on. `is_dry`: count what is in new compressed archives, which otherwise
     is left to those who score them. Raises InputError when nothing was found, PlatformError when the listing is not
     the sum of what was written.
@@ -56,15 +57,18 @@ def make_plan(
     begin = datetime.now(UTC)
     tally = Tally()
     filters = request.filters()
-    takes_all = wanted is None and request.limit is None
-    found = list_sources(
-        request.sources, tally, filters, s3, request.limit, drop_doubles=True, opens_compressed=not takes_all
-    )
+    takes_all = retry is None and request.limit is None
+    if retry is not None:
+        found = list_named(retry.uris, tally, Look(filters, s3))
+    else:
+        found = list_sources(
+            request.sources, tally, filters, s3, request.limit, drop_doubles=True, opens_compressed=not takes_all
+        )
     head = list(itertools.islice(found, SAMPLE))
     base = base_folder(request.sources)
     paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access != WHOLE]
     subjects = SubjectPaths.of(paths, request.subject_pattern)
-    frozen = _Frozen(folder, request, ledger, wanted, subjects, base, s3, begin)
+    frozen = _Frozen(folder, request, ledger, retry, subjects, base, s3, begin)
     for item in itertools.chain(head, found):
         if frozen.take(item):
             on_work()
@@ -91,15 +95,14 @@ class _Frozen:
         folder: RunFolder,
         request: Request,
         ledger: Ledger,
-        wanted: frozenset[int] | None,
+        retry: Retry | None,
         subjects: SubjectPaths,
         base: str,
         s3: S3Settings | None,
         begin: datetime,
     ) -> None:
-        self._folder, self._request, self._ledger, self._wanted, self._begin = folder, request, ledger, wanted, begin
+        self._folder, self._request, self._ledger, self._retry, self._begin = folder, request, ledger, retry, begin
         self._subjects, self._base, self._s3 = subjects, base, s3
-        self._is_fresh = request.rescore or wanted is not None
         self._store = store_for(folder.uri, s3)
         for kind in ("skipped", "deleted"):  # of a listing that was cut short
             self._store.delete_tree(folder.file(kind))
@@ -114,39 +117,66 @@ class _Frozen:
         self._deleted = OutputSeries(folder, "deleted", DELETED_SCHEMA, s3)
         self._reasons: Counter[str] = Counter()
         self._archives: list[Entry] = []  # compressed, not opened
+        self._failed_before: list[int] = []  # to be tried again: no news where it fails again
 
     def take(self, item: Entry | Problem) -> bool:
         """True for the first image that is to be scored."""
         if isinstance(item, Problem):
-            self._problems.add_row(_problem_row(item, self._request, self.plan, self._begin))
-            self.plan.problems += 1
-            self.unlisted.add(item.uri)
+            self._take_problem(item)
             return False
         if item.access == WHOLE:
             self._archives.append(item)
             return len(self._archives) == 1 and not self._ledger.runs
         row = entry_row(item)
-        if self._wanted is not None and row["image_id"] not in self._wanted:
-            self.dropped += 1
-            return False
-        self._ledger.see(row["image_id"])
-        done = None if self._is_fresh else self._ledger.look_up(row["image_id"], item.etag, item.size_bytes)
-        if done is not None:
-            self._reasons[done[0]] += 1
-            identity = {name: row[name] for name in ("image_id", "uri", "member")}
-            self._skipped.add_row({**identity, "reason": done[0], "earlier_run": done[1]})
+        if self._is_dropped(row["image_id"], item.uri) or self._is_done(row, item.etag, item.size_bytes):
             return False
         is_first = not self._shards.has_rows
-        row["subject_id"] = item.meta.get("subject_id") or self._subjects.subject(path_below(item, self._base))
+        row["subject_id"] = self._subject(row["image_id"], item)
         row["meta"] = list(item.meta.items())
         self._shards.add(row)
         return is_first
+
+    def _take_problem(self, item: Problem) -> None:
+        self.unlisted.add(item.uri)
+        row = _problem_row(item, self._request, self.plan, self._begin)
+        if self._is_dropped(row["image_id"], item.uri) or self._is_done(row, item.etag, item.size_bytes):
+            return
+        self._problems.add_row(row)
+        self.plan.problems += 1
+
+    def _is_dropped(self, image_id: int, uri: str) -> bool:
+        """Listed, but not what a retry is about."""
+        if self._retry is None or self._retry.wants(image_id) or self._retry.may_want(uri):
+            return False
+        self.dropped += 1
+        return True
+
+    def _is_done(self, row: dict[str, Any], etag: str, size_bytes: int) -> bool:
+        """Skip what an earlier run did; note what an earlier run failed to do."""
+        image_id = row["image_id"]
+        self._ledger.see(image_id)
+        if self._request.rescore or (self._retry is not None and self._retry.wants(image_id)):
+            return False
+        done = self._ledger.look_up(image_id, etag, size_bytes)
+        if done is None:
+            if self._ledger.has_failed(image_id):
+                self._failed_before.append(image_id)
+            return False
+        self._reasons[done[0]] += 1
+        identity = {name: row[name] for name in ("image_id", "uri", "member")}
+        self._skipped.add_row({**identity, "reason": done[0], "earlier_run": done[1]})
+        return True
+
+    def _subject(self, image_id: int, item: Entry) -> str | None:
+        if self._retry is not None and self._retry.subjects.get(image_id) is not None:
+            return self._retry.subjects[image_id]
+        return item.meta.get("subject_id") or self._subjects.subject(path_below(item, self._base))
 
     def settle_archives(self, out: str, look: Look, is_dry: bool) -> None:
         """Compressed archives: skipped where earlier runs did all of one, listed where a part, else left to workers."""
         etags = {entry.uri: entry.etag for entry in self._archives}
         verdicts = dict.fromkeys(etags, NEW)
-        if not self._is_fresh and self._ledger.runs and etags:
+        if not self._request.rescore and self._ledger.runs and etags:
             verdicts = judge(out, self._ledger, etags, self._s3)
         done = {uri: etag for uri, etag in etags.items() if verdicts[uri] == DONE}
         for table in skipped_rows(out, self._ledger, done, self._s3) if done else ():
@@ -156,6 +186,8 @@ class _Frozen:
                 self._open(entry, look)
             elif verdicts[entry.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
+                if self._ledger.has_failed(entry_id(entry)):
+                    self._failed_before.append(entry_id(entry))
                 self._shards.add_archive({**entry_row(entry), "subject_id": None, "meta": list(entry.meta.items())})
 
     def _skip(self, table: pa.Table) -> None:
@@ -190,6 +222,8 @@ class _Frozen:
         """The plan, once everything it names is written."""
         self._shards.close()
         self._store.write(self._folder.problems, self._problems.finish())
+        before = pa.table({"image_id": pa.array(self._failed_before, pa.int64())})
+        self._store.write(self._folder.failed_before, to_parquet(before))
         self.plan.skipped = dict(self._reasons)
         self.plan.files = [asdict(written) for series in (self._skipped, self._deleted) for written in series.finish()]
         return self.plan

@@ -14,57 +14,70 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import TRANSIENT_CODES
+from pipeline.errors import TRANSIENT_CODES, Code
 from pipeline.scoring.records import RunFolder, version_hash
 from pipeline.scoring.request import Request
 from pipeline.storage import S3Settings, StoreError, join, store_for
 
 _BATCH_ROWS = 32 * 1024
 UNCHANGED, UNCHANGED_BAD = "unchanged", "unchanged_quarantined"
+_SCORED, _BAD, _AGAIN = 0, 1, 2  # has a probability; has a code that stays; has a code that may pass
+_LIMITS = {Code.TOO_LARGE: "max_bytes", Code.TOO_MANY_PIXELS: "max_pixels", Code.TOO_MANY_FRAMES: "max_frames"}
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Finished images by id. `runs` names where each was done; `seen` marks what the present listing met again."""
+    """What became of images by id. `runs` are oldest first; `seen` marks what the present listing met again."""
 
     ids: NDArray[np.int64]
     versions: NDArray[np.int64]
-    is_bad: NDArray[np.bool_]
+    states: NDArray[np.int8]
     run_of: NDArray[np.int32]
     runs: tuple[str, ...]
     seen: NDArray[np.bool_]
     archives: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of ARCHIVES_SCHEMA by URI, the latest
 
+    def _find(self, image_id: int) -> int | None:
+        at = int(np.searchsorted(self.ids, image_id))
+        return at if at < len(self.ids) and self.ids[at] == image_id else None
+
     def look_up(self, image_id: int, etag: str, size_bytes: int) -> tuple[str, str] | None:
         """(reason, run) when this version of the image is done, else None."""
-        at = int(np.searchsorted(self.ids, image_id))
-        if at >= len(self.ids) or self.ids[at] != image_id:
+        at = self._find(image_id)
+        if at is None or self.states[at] == _AGAIN or self.versions[at] != version_hash(etag, size_bytes):
             return None
-        if self.versions[at] != version_hash(etag, size_bytes):
-            return None
-        return (UNCHANGED_BAD if self.is_bad[at] else UNCHANGED), self.runs[self.run_of[at]]
+        return (UNCHANGED_BAD if self.states[at] == _BAD else UNCHANGED), self.runs[self.run_of[at]]
+
+    def has_failed(self, image_id: int) -> bool:
+        """Whether the latest run that met the image quarantined it."""
+        at = self._find(image_id)
+        return at is not None and self.states[at] != _SCORED
 
     def see(self, image_id: int) -> None:
         """Note that the present listing met an image."""
-        at = int(np.searchsorted(self.ids, image_id))
-        if at < len(self.ids) and self.ids[at] == image_id:
+        at = self._find(image_id)
+        if at is not None:
             self.seen[at] = True
 
     def unseen(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """(ids done earlier that the present listing did not meet, the run of each)."""
-        return self.ids[~self.seen], self.run_of[~self.seen]
+        gone = ~self.seen & (self.states != _AGAIN)
+        return self.ids[gone], self.run_of[gone]
 
 
 def finished_runs(out: str, s3: S3Settings | None) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
-    """Runs with `_SUCCESS` below an output, oldest first, with their run.json."""
+    """Runs with `_SUCCESS` below an output, in the order in which they ended, with their run.json."""
     store = store_for(out, s3)
-    for folder in run_folders(out, s3):
-        if store.head(folder.file("_SUCCESS")) is not None:
-            yield folder, json.loads(store.read(folder.file("run.json")).data)
+    found = [
+        (folder, dict(json.loads(store.read(folder.file("run.json")).data)))
+        for folder in run_folders(out, s3)
+        if store.head(folder.file("_SUCCESS")) is not None
+    ]
+    yield from sorted(found, key=lambda run: (run[1]["finished_at"], run[0].uri))
 
 
 def run_folders(out: str, s3: S3Settings | None) -> list[RunFolder]:
-    """All runs below an output, finished or not, oldest first."""
+    """All runs below an output, finished or not, by name."""
     if out.startswith("s3://"):
         from pipeline.s3 import s3_store
 
@@ -81,11 +94,9 @@ def run_folders(out: str, s3: S3Settings | None) -> list[RunFolder]:
 
 def read_ledger(out: str, request: Request, s3: S3Settings | None) -> Ledger:
     """The ledger of all finished runs with this request's model; a later run wins over an earlier one."""
-    ids: list[NDArray[np.int64]] = []
-    versions: list[NDArray[np.int64]] = []
-    bad: list[NDArray[np.bool_]] = []
+    ids, versions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    states, number = [np.empty(0, np.int8)], [np.empty(0, np.int32)]
     runs: list[str] = []
-    number: list[NDArray[np.int32]] = []
     archives: dict[str, dict[str, Any]] = {}
     for folder, info in finished_runs(out, s3):
         if info["model"]["sha256"] != request.model_sha256:
@@ -94,23 +105,20 @@ def read_ledger(out: str, request: Request, s3: S3Settings | None) -> Ledger:
         if all(tuple(info["request"][name]) == getattr(request, name) for name in ("include", "exclude")):
             for uri in output_files(folder, "archives", s3):
                 archives |= {row["uri"]: row for row in read_columns(uri, None, s3).to_pylist()}
-        for table, is_bad in _done(folder, s3):
+        for table, state in _rows_of(folder, info["request"], request, s3):
             ids.append(table["image_id"].to_numpy().astype(np.int64))
             pairs = zip(table["etag"].to_pylist(), table["size_bytes"].to_pylist(), strict=True)
             versions.append(np.array([version_hash(etag, size) for etag, size in pairs], np.int64))
-            bad.append(np.full(table.num_rows, is_bad))
+            states.append(state)
             number.append(np.full(table.num_rows, len(runs) - 1, np.int32))
-    if not ids:
-        empty = np.empty(0, np.int64)
-        return Ledger(empty, empty, np.empty(0, bool), np.empty(0, np.int32), tuple(runs), np.empty(0, bool), archives)
     all_ids, run_of = np.concatenate(ids), np.concatenate(number)
     order = np.lexsort((run_of, all_ids))
-    last = np.append(all_ids[order][1:] != all_ids[order][:-1], True)  # the latest run of each id
+    last = np.append(all_ids[order][1:] != all_ids[order][:-1], True)[: len(order)]  # the latest run of each id
     keep = order[last]
     return Ledger(
         all_ids[keep],
         np.concatenate(versions)[keep],
-        np.concatenate(bad)[keep],
+        np.concatenate(states)[keep],
         run_of[keep],
         tuple(runs),
         np.zeros(len(keep), bool),
@@ -118,15 +126,19 @@ def read_ledger(out: str, request: Request, s3: S3Settings | None) -> Ledger:
     )
 
 
-def _done(folder: RunFolder, s3: S3Settings | None) -> Iterator[tuple[pa.Table, bool]]:
-    transient = pa.array([str(code) for code in TRANSIENT_CODES])
+def _rows_of(
+    folder: RunFolder, earlier: dict[str, Any], request: Request, s3: S3Settings | None
+) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
+    """Rows of one run with their states. What was beyond a limit is worth another try when the limit is another."""
+    again = {str(code) for code in TRANSIENT_CODES}
+    again |= {str(code) for code, name in _LIMITS.items() if earlier.get(name) != getattr(request, name)}
     for uri in output_files(folder, "predictions", s3):
         for table in read_batches(uri, ["image_id", "etag", "size_bytes"], s3):
-            yield table, False
+            yield table, np.full(table.num_rows, _SCORED, np.int8)
     for uri in output_files(folder, "quarantine", s3):
-        table = read_columns(uri, ["image_id", "etag", "size_bytes", "code", "stage"], s3)
-        again = pc.or_(pc.is_in(table["code"], transient), pc.equal(table["stage"], "list"))
-        yield table.filter(pc.invert(again)), True
+        for table in read_batches(uri, ["image_id", "etag", "size_bytes", "code"], s3):
+            is_passing = pc.is_in(table["code"], pa.array(sorted(again))).to_numpy()
+            yield table, np.where(is_passing, _AGAIN, _BAD).astype(np.int8)
 
 
 def output_files(folder: RunFolder, kind: str, s3: S3Settings | None) -> list[str]:

@@ -9,7 +9,7 @@ from pipeline.images import Limits
 from pipeline.storage import S3Settings, StoreError, store_for
 
 _TRANSIENT = (Code.IO_ERROR, Code.TIMEOUT)
-_OUTAGE_ROWS = 24  # so many failures in a row are the store's fault, not the images'
+_OUTAGE_ROWS = 24  # after so many failures in a row it is time to ask whether the store answers at all
 
 
 def fetch_while_up(rows: Sequence[Row], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
@@ -29,7 +29,8 @@ def fetch_while_up(rows: Sequence[Row], s3: S3Settings | None, limits: Limits) -
         doubtful[fetched.row["image_id"]] = fetched
         barren += 1
         if barren >= _OUTAGE_ROWS:
-            raise _out(fetched.rejected)
+            assert_up(fetched.row["uri"], s3)
+            barren = 0
     if doubtful:
         yield from _ask_again(doubtful, s3, limits)
 

@@ -122,6 +122,11 @@ class RunFolder:
         return join(self.uri, "_work", "problems.parquet")
 
     @property
+    def failed_before(self) -> str:
+        """Ids that an earlier run quarantined and this one tries again."""
+        return join(self.uri, "_work", "failed-before.parquet")
+
+    @property
     def plan(self) -> str:
         return join(self.uri, "_work", "plan.json")
 

@@ -16,13 +16,14 @@ from pipeline.errors import InputError
 from pipeline.scoring import commit
 from pipeline.scoring.driver import Resources, ScoreDriver
 from pipeline.scoring.freeze import make_plan
-from pipeline.scoring.ledger import output_files, read_batches, read_columns, read_ledger
+from pipeline.scoring.ledger import read_batches, read_columns, read_ledger
 from pipeline.scoring.lock import locked
 from pipeline.scoring.output import OutputFile, Written
 from pipeline.scoring.plan import Plan, find_or_start, read_plan
 from pipeline.scoring.progress import Progress
 from pipeline.scoring.records import SCHEMA_VERSION, RunFolder
 from pipeline.scoring.request import Request
+from pipeline.scoring.retry import read_retry
 from pipeline.scoring.subjects import roll_up
 from pipeline.storage import S3Settings, StoreError, store_for
 
@@ -61,7 +62,7 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
         folder, continues = find_or_start(out, request, options.run_id, s3)
         plan = read_plan(folder, s3)
         if plan is None:
-            plan = _list(out, folder, request, s3, on_work=connection.begin)
+            plan = _listed(out, folder, request, s3, connection.begin)
         say(_describe(folder, plan, continues))
         ray, progress = None, Progress(plan, plan.rows, 0)
         if plan.shards:
@@ -71,6 +72,15 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
         check_lock()
         facts = RunFacts(request, bundle, plan, progress, options, continues)
         return conclude(ray, folder, facts, partition, s3, check_lock)
+
+
+def _listed(out: str, folder: RunFolder, request: Request, s3: S3Settings | None, on_work: Callable[[], None]) -> Plan:
+    """The plan; a folder for which there is nothing to do does not stay."""
+    try:
+        return _list(out, folder, request, s3, on_work)
+    except InputError:
+        store_for(folder.uri, s3).delete_tree(folder.uri)
+        raise
 
 
 @dataclass(frozen=True)
@@ -115,8 +125,8 @@ def _list(
     is_dry: bool = False,
 ) -> Plan:
     ledger = read_ledger(out, request, s3)
-    wanted = retry_ids(RunFolder(request.retry_of), s3) if request.retry_of else None
-    return make_plan(out, folder, request, ledger, wanted, s3, on_work, is_dry=is_dry)
+    retry = read_retry(RunFolder(request.retry_of), s3) if request.retry_of else None
+    return make_plan(out, folder, request, ledger, retry, s3, on_work, is_dry=is_dry)
 
 
 def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:
@@ -128,27 +138,6 @@ def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, li
         plan = _list(out, folder, request, s3, is_dry=True)
         rows = read_columns(folder.shard(0), None, None).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
         return plan, rows
-
-
-def retry_sources(folder: RunFolder, s3: S3Settings | None) -> tuple[str, ...]:
-    """The objects whose images a run quarantined. Raises InputError where there is nothing to retry."""
-    files = output_files(folder, "quarantine", s3)
-    uris = {uri for name in files for uri in read_columns(name, ["uri"], s3)["uri"].to_pylist()}
-    if not uris:
-        raise InputError(f"{folder.uri}: no finished run with quarantined images here; nothing to retry")
-    return tuple(sorted(uris))
-
-
-def retry_ids(folder: RunFolder, s3: S3Settings | None) -> frozenset[int] | None:
-    """Ids to read again; None (all of the listed objects) when an archive failed as a whole."""
-    ids: set[int] = set()
-    for name in output_files(folder, "quarantine", s3):
-        table = read_columns(name, ["image_id", "stage", "member"], s3)
-        for image_id, stage in zip(table["image_id"].to_pylist(), table["stage"].to_pylist(), strict=True):
-            if stage == "list":
-                return None
-            ids.add(image_id)
-    return frozenset(ids)
 
 
 def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
@@ -178,8 +167,8 @@ def _document(facts: RunFacts, counts: dict[str, Any]) -> dict[str, Any]:
     """run.json."""
     request, bundle, plan, options = facts.request, facts.bundle, facts.plan, facts.options
     info = bundle.info
-    attempted = counts["scored"] + counts["quarantined"]
-    share = counts["quarantined"] / attempted if attempted else 0.0
+    news = counts["quarantined"] - counts["quarantined_again"]
+    share = news / (counts["scored"] + news) if news else 0.0
     return {
         "run_id": plan.run_id,
         "status": "too_many_errors" if share > options.max_error_share else "complete",
@@ -203,7 +192,7 @@ def _document(facts: RunFacts, counts: dict[str, Any]) -> dict[str, Any]:
         "layout": plan.layout,
         "continued": facts.continues,
         "started_at": plan.started_at,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "listing_s": plan.listing_s,
         "bytes": plan.bytes,
         "progress": facts.progress.report(),

@@ -23,6 +23,7 @@ from pipeline.ingest import ingest
 from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
 from pipeline.manifest import LISTING_SCHEMA, MANIFEST_SCHEMA, write_manifest
 from pipeline.s3 import Level
+from pipeline.sources import folders, opening
 from pipeline.storage import ObjectInfo
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
@@ -51,6 +52,14 @@ def listed(*sources: Path | str, **options: Any) -> tuple[list[Entry], list[Prob
     problems = [item for item in found if isinstance(item, Problem)]
     assert (tally.images, tally.problems) == (len(entries), len(problems))
     return entries, problems, tally
+
+
+def save_manifest(out: Path, source: Path) -> None:
+    """Without labels."""
+    table = pa.Table.from_pylist([entry_row(entry) for entry in listed(source)[0]], LISTING_SCHEMA)
+    for field in list(MANIFEST_SCHEMA)[table.num_columns :]:
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    write_manifest(str(out), [table], {})
 
 
 def names(entries: list[Entry]) -> list[str]:
@@ -132,7 +141,7 @@ def test_a_folder_that_refuses_the_listing_call_is_a_problem(tmp_path: Path, mon
             raise PermissionError(13, "Permission denied", path)
         return listdir(path)
 
-    monkeypatch.setattr(sources.os, "listdir", refusing)
+    monkeypatch.setattr(folders.os, "listdir", refusing)
     entries, problems, _ = listed(tmp_path)
     assert names(entries) == ["x.jpg"]
     assert [problem.code for problem in problems] == [Code.ACCESS_DENIED]
@@ -230,6 +239,8 @@ def test_a_missing_or_foreign_source_says_what_to_do(tmp_path: Path) -> None:
         listed(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="only local paths and s3://"):
         listed("gs://bucket/x")
+    with pytest.raises(UsageError, match="empty path"):
+        listed("")
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
@@ -268,6 +279,40 @@ def test_tables_of_other_programs_are_read_as_they_were_written(tmp_path: Path, 
     assert tally.left_out == {"row of the table without a URI": 1}
 
 
+def test_names_in_the_encodings_of_excel_are_found(tmp_path: Path) -> None:
+    put(tmp_path / "müller.jpg")
+    for number, encoding in enumerate(("cp1252", "utf-16", "utf-8-sig")):
+        put(tmp_path / f"{number}.csv", "uri\nmüller.jpg\n".encode(encoding))
+        assert names(listed(tmp_path / f"{number}.csv")[0]) == ["müller.jpg"], encoding
+    pq.write_table(pa.table({"uri": pa.array([b"m\xc3\xbcller.jpg"], pa.binary())}), tmp_path / "b.parquet")
+    assert names(listed(tmp_path / "b.parquet")[0]) == ["müller.jpg"]
+
+
+def test_a_name_that_cannot_be_is_a_problem(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": ["a\0b.jpg", "gs://b/x.jpg"]}), tmp_path / "t.parquet")
+    entries, problems, _ = listed(tmp_path / "t.parquet")
+    assert entries == [] and {problem.code for problem in problems} == {Code.NOT_FOUND}
+
+
+def test_images_of_a_manifest_are_listed_as_they_are_now(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.jpg")
+    put(tmp_path / "in" / "b.jpg")
+    put(tmp_path / "in" / "c.tar", tar_bytes([("m.jpg", b"1")]))
+    save_manifest(tmp_path / "manifest", tmp_path / "in")
+    put(tmp_path / "in" / "a.jpg", b"another image")
+    (tmp_path / "in" / "b.jpg").unlink()
+    put(tmp_path / "in" / "c.tar", tar_bytes([("m.jpg", b"2")]))
+    [entry], problems, _ = listed(tmp_path / "manifest")
+    assert (entry.size_bytes, entry.etag) == (13, listed(tmp_path / "in" / "a.jpg")[0][0].etag)
+    assert {(problem.member, problem.code) for problem in problems} == {(None, Code.NOT_FOUND), ("m.jpg", Code.CHANGED)}
+
+
+def test_somebody_elses_manifest_json_makes_no_manifest_of_a_folder(tmp_path: Path) -> None:
+    put(tmp_path / "x.jpg")
+    put(tmp_path / "manifest.json", b'{"version": 3, "files": []}')
+    assert names(listed(tmp_path)[0]) == ["x.jpg"]
+
+
 def test_a_folder_in_a_table_is_a_problem_that_says_so(tmp_path: Path) -> None:
     put(tmp_path / "a" / "x.jpg")
     put(tmp_path / "t.csv", b"uri\na\n")
@@ -279,11 +324,8 @@ def test_filters_count_for_tables_and_manifests_too(tmp_path: Path) -> None:
     put(tmp_path / "a" / "x.jpg")
     put(tmp_path / "a" / "y.png")
     put(tmp_path / "t.csv", b"uri\na/x.jpg\na/y.png\n")
-    table = pa.Table.from_pylist([entry_row(entry) for entry in listed(tmp_path / "a")[0]], LISTING_SCHEMA)
-    for field in list(MANIFEST_SCHEMA)[table.num_columns :]:
-        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    write_manifest(str(tmp_path / "manifest"), [table], {})
-    for source in (tmp_path / "t.csv", tmp_path / "manifest"):
+    save_manifest(tmp_path / "manifest", tmp_path / "a")
+    for source in (tmp_path / "t.csv", tmp_path / "manifest", f"{tmp_path}/*/*.*g", f"{tmp_path}/a"):
         assert names(listed(source)[0]) == ["x.jpg", "y.png"]
         assert names(listed(source, filters=Filters(include=("*.png",)))[0]) == ["y.png"]
         assert names(listed(source, filters=Filters(since=datetime.now(UTC) + timedelta(1)))[0]) == []
@@ -292,10 +334,7 @@ def test_filters_count_for_tables_and_manifests_too(tmp_path: Path) -> None:
 def test_members_of_one_name_keep_their_ids_through_a_manifest(tmp_path: Path) -> None:
     put(tmp_path / "t.tar", tar_bytes([("x.jpg", b"1"), ("x.jpg", b"22")]))
     rows = [entry_row(entry) for entry in listed(tmp_path)[0]]
-    table = pa.Table.from_pylist(rows, LISTING_SCHEMA)
-    for field in list(MANIFEST_SCHEMA)[table.num_columns :]:
-        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    write_manifest(str(tmp_path / "manifest"), [table], {})
+    save_manifest(tmp_path / "manifest", tmp_path)
     again = [entry_row(entry) for entry in listed(tmp_path / "manifest")[0]]
     assert again == rows and len({row["image_id"] for row in rows}) == 2
 
@@ -346,6 +385,14 @@ def test_include_and_exclude_look_at_paths_names_and_members(tmp_path: Path) -> 
     entries, _, tally = listed(tmp_path, filters=Filters(include=("*.jpg", "*.png"), exclude=("x.*",)))
     assert len(entries) == 2
     assert tally.left_out["in --exclude"] == 2
+
+
+def test_filters_look_at_the_path_behind_the_first_wildcard_of_a_glob(tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "b/x.jpg"):
+        put(tmp_path / name)
+    assert len(listed(f"{tmp_path}/*/x.jpg", filters=Filters(exclude=("a/*",)))[0]) == 1
+    assert len(listed(f"{tmp_path}/*", filters=Filters(exclude=("a/*",)))[0]) == 1
+    assert len(listed(tmp_path / "a" / "x.jpg", filters=Filters(exclude=("x.*",)))[0]) == 0
 
 
 def test_since_leaves_older_files_out(tmp_path: Path) -> None:
@@ -409,10 +456,16 @@ class EndlessStore:
             yield ObjectInfo(f"{prefix}{number:07d}.jpg", 30_000, "etag", 1.7e9)
 
 
+def use_store(monkeypatch: pytest.MonkeyPatch, store: EndlessStore) -> None:
+    for module in (folders, opening):
+        monkeypatch.setattr(module, "store_for", lambda uri, s3=None: store)
+    monkeypatch.setattr(opening.manifest, "is_manifest", lambda uri, s3=None: False)
+
+
 @pytest.mark.slow
 def test_a_million_objects_are_listed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def list_all(objects: int) -> None:
-        monkeypatch.setattr(sources, "store_for", lambda uri, s3=None: EndlessStore(20, objects))
+        use_store(monkeypatch, EndlessStore(20, objects))
         tally = Tally()
         assert sum(1 for _ in list_sources(["s3://bucket/root"], tally)) == tally.images == 2 * 20 * objects
 
@@ -432,6 +485,6 @@ def _rss_bytes() -> int:
 
 
 def test_a_listing_that_is_left_early_stops_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "store_for", lambda uri, s3=None: EndlessStore(20, 10**12))
+    use_store(monkeypatch, EndlessStore(20, 10**12))
     tally = Tally()
     assert len(list(list_sources(["s3://bucket/root"], tally, limit=1000))) == 1000

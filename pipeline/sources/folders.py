@@ -1,0 +1,104 @@
+"""Folders on disk and prefixes on S3, walked."""
+
+import os
+from collections.abc import Iterator
+from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote_from_bytes
+
+from pipeline.archives import Found, Ignored, Problem
+from pipeline.errors import Code
+from pipeline.sources.look import Branch, Look, Root, bind, objects
+from pipeline.storage import ObjectInfo, Store, StoreError, is_s3, local_etag, store_for
+
+if TYPE_CHECKING:
+    from pipeline.s3 import S3Store
+
+_BATCH = 256
+
+
+def walk(root: Root, look: Look) -> Iterator[Found | Branch]:
+    """Everything below a folder or prefix."""
+    store = store_for(root.uri, look.s3)
+    if is_s3(root.uri):
+        yield from _walk_prefix(root, look, cast("S3Store", store))
+    else:
+        yield from _walk_folder(root, look, store)
+
+
+def _walk_folder(root: Root, look: Look, store: Store) -> Iterator[Found]:
+    """Depth first, names sorted within a folder, symbolic links followed but no folder entered twice."""
+    visited: set[tuple[int, int]] = set()
+    stack = [root.uri]
+    while stack:
+        folder = stack.pop()
+        try:
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in visited:
+                yield Ignored(folder, "folder reached twice by a link")
+                continue
+            visited.add((stat.st_dev, stat.st_ino))
+            names = sorted(os.listdir(folder))  # names only: entries of a million files would take a gigabyte
+        except OSError as error:
+            code = Code.ACCESS_DENIED if isinstance(error, PermissionError) else Code.IO_ERROR
+            yield Problem(_path_uri(folder), None, code, f"folder cannot be listed: {error.strerror}")
+            continue
+        files: list[ObjectInfo] = []
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                details = os.stat(path)
+            except OSError as error:
+                is_denied = isinstance(error, PermissionError)
+                code = Code.ACCESS_DENIED if is_denied else Code.NOT_FOUND
+                what = "cannot be looked at" if is_denied else "broken link or removed"
+                yield Problem(_path_uri(path), None, code, f"{what}: {error.strerror}")
+                continue
+            if S_ISDIR(details.st_mode):
+                stack.append(path)
+            elif not S_ISREG(details.st_mode):
+                yield Ignored(path, "no regular file")  # reading a pipe or a device may never end
+            else:
+                files.append(ObjectInfo(_path_uri(path), details.st_size, local_etag(details), details.st_mtime))
+            if len(files) >= _BATCH:
+                yield from objects(root, files, look, store)
+                files = []
+        yield from objects(root, files, look, store)
+
+
+def _path_uri(path: str) -> str:
+    """The path itself; a `file://` URI with percent escapes where its bytes are no UTF-8."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "file://" + quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def _walk_prefix(root: Root, look: Look, store: "S3Store") -> Iterator[Found | Branch]:
+    """What lies directly at the first level that branches, with a branch for each of its sub-prefixes."""
+    prefix = root.uri
+    try:
+        pages = store.levels(prefix)
+        page = next(pages)
+        while len(page.folders) == 1 and not page.is_truncated:
+            yield from objects(root, page.objects, look, store)
+            prefix = page.folders[0]
+            pages = store.levels(prefix)
+            page = next(pages)
+        while True:
+            for folder in page.folders:
+                yield Branch(bind(_below, root, folder, look, store))
+            yield from objects(root, page.objects, look, store)
+            if not page.is_truncated:
+                return
+            page = next(pages)
+    except StoreError as error:
+        yield Problem(prefix, None, error.code, f"prefix cannot be listed: {error}")
+
+
+def _below(root: Root, folder: str, look: Look, store: Store) -> Iterator[Found]:
+    try:
+        yield from objects(root, store.walk(folder), look, store)
+    except StoreError as error:
+        yield Problem(folder, None, error.code, f"prefix cannot be listed: {error}")

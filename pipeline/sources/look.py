@@ -1,0 +1,104 @@
+"""How sources are looked at, and what one object gives: an image, the members of an archive, or nothing."""
+
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import archives
+from pipeline.archives import Entry, Found, Ignored, Problem
+from pipeline.filters import Filters, matches
+from pipeline.storage import ObjectInfo, S3Settings, Store, StoreError
+
+
+@dataclass(frozen=True)
+class Look:
+    """How sources are looked at: what of them counts, how S3 is reached, and whether compressed tars are opened."""
+
+    filters: Filters
+    s3: S3Settings | None = None
+    opens_compressed: bool = True  # False: one entry of access 'archive' each; whoever scores it opens it
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Part of a source that can be listed beside the rest."""
+
+    stream: "Stream"
+
+
+Stream = Callable[[], Iterator[Found | Branch]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an opened source consists of. `names_images`: it names what other sources may hold as well."""
+
+    streams: list[Stream]
+    names_images: bool = False
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder, object or pattern to be listed. Paths are relative to `base`."""
+
+    uri: str
+    base: str
+
+    def path(self, uri: str) -> str:
+        """What filters know a file by: its path below the base, its name where it is the root itself."""
+        below = self.base.rstrip("/") + "/"
+        return uri[len(below) :] if uri.startswith(below) else posixpath.basename(uri)
+
+
+def open_archive(info: ObjectInfo, path: str, look: Look, store: Store) -> Iterator[Found]:
+    """Members of one archive that pass the filters, or the archive itself where its scorer is to open it.
+
+    `path` is what filters know the archive by.
+    """
+    filters = look.filters
+    if matches([path], filters.exclude):
+        yield Ignored(info.uri, "in --exclude")
+    elif filters.is_too_old(info.mtime):
+        yield Ignored(info.uri, "older than --since")
+    elif not look.opens_compressed and archives.is_compressed_tar(path):
+        yield Entry(info.uri, info.size, info.etag, info.mtime, access=archives.WHOLE, meta={"path": path})
+    else:
+        yield from _members(info, path, filters, store)
+
+
+def _members(info: ObjectInfo, path: str, filters: Filters, store: Store) -> Iterator[Found]:
+    try:
+        with store.open(info.uri) as file:
+            for found in archives.list_archive(info, file):
+                refused = None
+                if isinstance(found, Entry) and found.member is not None:
+                    refused = filters.refuse_member(path, found.member, info.mtime)
+                yield Ignored(info.uri, refused) if refused else found
+    except StoreError as error:
+        yield Problem(info.uri, None, error.code, str(error), info.size, info.etag)
+
+
+def objects(root: Root, infos: Iterable[ObjectInfo], look: Look, store: Store) -> Iterator[Found]:
+    """Entries, archive members and ignored files among the objects below a root."""
+    for info in infos:
+        path = root.path(info.uri)
+        is_wanted = archives.is_image(path) or archives.is_archive(path)
+        if archives.is_junk(path):
+            yield Ignored(info.uri, "file manager's own")
+        elif is_wanted or (look.filters.include and matches([path], look.filters.include)):
+            yield from one_object(info, path, look, store)
+        else:
+            yield Ignored(info.uri, archives.suffix(path) or "no suffix")
+
+
+def one_object(info: ObjectInfo, path: str, look: Look, store: Store) -> Iterator[Found]:
+    if archives.is_archive(path):
+        yield from open_archive(info, path, look, store)
+        return
+    refused = look.filters.refuse([path], info.mtime)
+    yield Ignored(info.uri, refused) if refused else Entry(info.uri, info.size, info.etag, info.mtime)
+
+
+def bind(function: Callable[..., Iterator[Found | Branch]], *arguments: Any) -> Stream:
+    return lambda: function(*arguments)

@@ -1,0 +1,118 @@
+"""Images that somebody has named: rows of a manifest, rows of a table of URIs, objects to be tried again."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from pipeline import manifest
+from pipeline.archives import Entry, Found, Ignored, Problem
+from pipeline.errors import Code, InputError, UsageError
+from pipeline.sources.folders import walk
+from pipeline.sources.look import Branch, Look, Root, Stream, bind, one_object
+from pipeline.storage import ObjectInfo, StoreError, absolute, is_s3, join, store_for
+from pipeline.tables import read_table
+
+_URI_COLUMNS = ("uri", "path", "file", "filename")
+_ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at the same time
+
+
+def from_manifest(uri: str, look: Look) -> Iterator[Branch]:
+    """The images of a manifest as they are now: those replaced since would otherwise pass for the old ones."""
+    table = manifest.read_manifest(uri, look.s3).table
+    for start in range(0, table.num_rows, _ROWS_A_STREAM):
+        yield Branch(bind(_recorded, table.slice(start, _ROWS_A_STREAM), look))
+
+
+def _recorded(table: pa.Table, look: Look) -> Iterator[Found]:
+    known: dict[str, ObjectInfo | Problem] = {}
+    for row in table.to_pylist():
+        uri, member = row["uri"], row["member"]
+        if uri not in known:
+            known[uri] = _present(uri, look)
+        info = known[uri]
+        if isinstance(info, Problem):
+            yield replace(info, member=member)
+            continue
+        refused = look.filters.refuse([uri, *([member] if member is not None else [])], info.mtime)
+        if refused:
+            yield Ignored(uri, refused)
+        elif member is not None and info.etag != row["etag"]:
+            message = "the archive was replaced since the manifest was made; run leukoray ingest again"
+            yield Problem(uri, member, Code.CHANGED, message, row["size_bytes"], info.etag)
+        else:
+            size = row["size_bytes"] if member is not None else info.size
+            yield Entry(
+                uri, size, info.etag, info.mtime, member, row["access"], row["offset"], row["stored_bytes"],
+                meta={"subject_id": row["subject_id"]} if row["subject_id"] else {}, image_id=row["image_id"],
+            )  # fmt: skip
+
+
+def _present(uri: str, look: Look) -> ObjectInfo | Problem:
+    """The object as it is, or why it cannot be had."""
+    try:
+        info = store_for(absolute(uri), look.s3).head(uri)
+    except (StoreError, UsageError, ValueError) as error:  # ValueError: a name with a zero byte
+        return Problem(uri, None, error.code if isinstance(error, StoreError) else Code.NOT_FOUND, str(error))
+    return info if info is not None else Problem(uri, None, Code.NOT_FOUND, "does not exist; restore it or list anew")
+
+
+def from_table(info: ObjectInfo, look: Look) -> Iterator[Found | Branch]:
+    """A table of URIs in a column `uri`, `path` or `file`; relative ones lie beside the table."""
+    table = read_table(info.uri, look.s3)
+    by_name = {name.strip().casefold(): name for name in reversed(table.column_names)}
+    column = next((by_name[name] for name in _URI_COLUMNS if name in by_name), None)
+    if column is None:
+        raise InputError(f"{info.uri}: no column uri, path or file; found {', '.join(table.column_names)}")
+    folder = posixpath.dirname(info.uri)
+    seen: set[str] = set()
+    for start in range(0, table.num_rows, _ROWS_A_STREAM):
+        uris: list[str] = []
+        for value in table[column].slice(start, _ROWS_A_STREAM).to_pylist():
+            uri = _full_uri(str(value), folder) if value not in (None, "") else ""
+            if not uri:
+                yield Ignored(info.uri, "row of the table without a URI")
+            elif uri in seen:
+                yield Ignored(uri, "named twice in the table")
+            else:
+                seen.add(uri)
+                uris.append(uri)
+        yield Branch(bind(_named, uris, look))
+
+
+def _full_uri(text: str, folder: str) -> str:
+    if "://" not in text and not text.startswith("/"):
+        scheme, path = ("s3://", folder.removeprefix("s3://")) if is_s3(folder) else ("", folder)
+        text = scheme + posixpath.normpath(join(path, text))
+    try:
+        return absolute(text)
+    except UsageError:  # a kind of store that is not read; said when its turn comes
+        return text
+
+
+def _named(uris: Sequence[str], look: Look, enters_folders: bool = False) -> Iterator[Found | Branch]:
+    for uri in uris:
+        found = _present(uri, look)
+        if isinstance(found, ObjectInfo):
+            yield from one_object(found, posixpath.basename(uri), look, store_for(uri, look.s3))
+            continue
+        if found.code is Code.NOT_FOUND and _is_folder(uri, look):
+            if enters_folders:
+                yield from walk(Root(uri, uri), look)
+                continue
+            found = replace(found, message="is a folder; name its files, or give the folder as a source")
+        yield replace(found, message=f"{uri}: {found.message}") if uri not in found.message else found
+
+
+def _is_folder(uri: str, look: Look) -> bool:
+    try:
+        return store_for(absolute(uri), look.s3).is_folder(uri)
+    except (StoreError, UsageError, ValueError):
+        return False
+
+
+def named_streams(uris: Sequence[str], look: Look) -> list[Stream]:
+    """Files, archives and folders by their URIs; one that is missing is a Problem, not the end."""
+    parts = [uris[start : start + _ROWS_A_STREAM] for start in range(0, len(uris), _ROWS_A_STREAM)]
+    return [bind(_named, part, look, True) for part in parts]

@@ -1,0 +1,96 @@
+"""Which kind of source a URI is, and which of several sources lie inside another."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+from pipeline import manifest
+from pipeline.archives import Found, Problem
+from pipeline.errors import InputError
+from pipeline.filters import UriPattern
+from pipeline.sources.folders import walk
+from pipeline.sources.look import Look, Root, Source, objects, one_object
+from pipeline.sources.named import from_manifest, from_table, named_streams
+from pipeline.storage import ObjectInfo, Store, StoreError, absolute, is_s3, store_for
+from pipeline.tables import is_table
+
+if TYPE_CHECKING:
+    from pipeline.s3 import S3Store
+
+
+def expand(sources: Sequence[str]) -> list[Root]:
+    """Local patterns replaced by their matches, and no root that lies inside another.
+
+    Raises InputError for a pattern without a match.
+    """
+    roots: dict[str, Root] = {}
+    for source in map(absolute, sources):
+        if is_s3(source) or not glob.has_magic(source) or os.path.lexists(source):
+            roots[source.rstrip("/") + "/"] = Root(source, source)
+            continue
+        found = glob.glob(source, recursive=True)
+        if not found:
+            raise InputError(f"{source}: the pattern matches nothing; quote it, and check it with ls")
+        for match in map(os.path.normpath, found):
+            roots.setdefault(match.rstrip("/") + "/", Root(match, UriPattern(source).folder))
+    kept: list[str] = []
+    for key in sorted(roots):  # what lies in a folder follows it at once
+        if not kept or not key.startswith(kept[-1]):
+            kept.append(key)
+    return [roots[key] for key in kept]
+
+
+def open_source(root: Root, look: Look) -> Source:
+    """Check that a source is there; what it holds is read when its streams run. Raises InputError."""
+    store = store_for(root.uri, look.s3)
+    try:
+        info = store.head(root.uri)
+        if info is not None:
+            return _open_file(info, root, look, store)
+        if store.is_folder(root.uri):
+            return _open_folder(root, look)
+    except StoreError as error:
+        raise InputError(str(error)) from error
+    if is_s3(root.uri) and glob.has_magic(root.uri):
+        return _open_pattern(UriPattern(root.uri), look, cast("S3Store", store))
+    raise InputError(f"{root.uri}: does not exist or is empty; give a folder, an archive, or an s3:// prefix")
+
+
+def _open_file(info: ObjectInfo, root: Root, look: Look, store: Store) -> Source:
+    if is_table(info.uri):
+        return Source([lambda: from_table(info, look)], names_images=True)
+    return Source([lambda: one_object(info, root.path(info.uri), look, store)])
+
+
+def _open_folder(root: Root, look: Look) -> Source:
+    if manifest.is_manifest(root.uri, look.s3):
+        return Source([lambda: from_manifest(root.uri, look)], names_images=True)
+    return Source([lambda: walk(root, look)])
+
+
+def open_named(uris: Sequence[str], look: Look) -> Source:
+    """Files, archives and folders by their URIs; one that is missing is a Problem, not the end."""
+    return Source(named_streams(uris, look))
+
+
+def _open_pattern(pattern: UriPattern, look: Look, store: "S3Store") -> Source:
+    """The objects of a store that fit a pattern. Raises InputError where none does."""
+    fits = pattern.compiled()
+    found = (info for info in store.beginning_with(pattern.literal) if fits.match(info.uri))
+    try:
+        first = next(found, None)
+    except StoreError as error:
+        raise InputError(str(error)) from error
+    if first is None:
+        raise InputError(f"{pattern.uri}: the pattern matches nothing; check it with aws s3 ls {pattern.literal}")
+
+    def stream() -> Iterator[Found]:
+        root = Root(pattern.uri, pattern.folder)
+        yield from objects(root, [first], look, store)
+        try:
+            yield from objects(root, found, look, store)
+        except StoreError as error:
+            yield Problem(pattern.uri, None, error.code, f"cannot be listed further: {error}")
+
+    return Source([stream], names_images=True)

@@ -1,0 +1,116 @@
+"""Night after night in one output: what is tried again, what counts as news, what a retry reads."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.bundle import Bundle
+from pipeline.errors import InputError
+from pipeline.scoring.commit import Partition
+from pipeline.scoring.retry import read_retry
+from tests.bundles import make_bundle
+from tests.scoring_sources import contents, picture, rows, tar, write_files
+from tests.scoring_sources import score_here as score
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), size=16)
+
+
+def rows_of(folder: Any, kind: str) -> list[dict[str, Any]]:
+    return rows(Path(folder.uri), kind).to_pylist() if Path(folder.uri, kind).exists() else []
+
+
+def test_what_fails_every_night_is_no_news_after_the_first(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", contents(30, bad=False)), tmp_path / "out"
+    (source / "latest.jpg").symlink_to("nowhere")
+    _, first = score([source], bundle, out, "run-1")
+    assert first["counts"]["quarantined"] == 1 and first["counts"]["quarantined_again"] == 0
+    _, second = score([source], bundle, out, "run-2")
+    counts = second["counts"]
+    assert (counts["quarantined"], counts["quarantined_again"], counts["skipped"]) == (1, 1, 30)
+    assert second["error_share"] == 0.0 and second["status"] == "complete"
+    (source / "new.jpg").write_bytes(b"")
+    _, third = score([source], bundle, out, "run-3")
+    assert third["error_share"] == 1.0, "one new image, one new failure"
+
+
+def test_permanent_failures_of_the_listing_are_skipped_until_they_change(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    archive = tar({"../x.jpg": picture(1), "y.jpg": picture(2)})
+    write_files(source, {"a.tar": archive})
+    score([source], bundle, out, "run-1")
+    _, second = score([source], bundle, out, "run-2")
+    assert (second["counts"]["quarantined"], second["counts"]["skipped"]) == (0, 2)
+    write_files(source, {"a.tar": tar({"../x.jpg": picture(1), "y.jpg": picture(3)})})
+    _, third = score([source], bundle, out, "run-3")
+    assert (third["counts"]["quarantined"], third["counts"]["scored"]) == (1, 1)
+
+
+def test_a_raised_limit_lets_the_images_beyond_the_old_one_in(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", {"a.jpg": picture(1), "b.jpg": b""}), tmp_path / "out"
+    _, first = score([source], bundle, out, "run-1", max_pixels=100)
+    assert first["counts"]["codes"] == {"too_many_pixels": 1, "empty": 1}
+    _, second = score([source], bundle, out, "run-2")
+    assert (second["counts"]["scored"], second["counts"]["skipped_reasons"]) == (1, {"unchanged_quarantined": 1})
+
+
+def test_runs_follow_one_another_by_time_and_not_by_name(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", {"a.jpg": b""}), tmp_path / "out"
+    score([source], bundle, out, "zz")
+    (source / "a.jpg").write_bytes(picture(1))
+    score([source], bundle, out, "aa")
+    _, third = score([source], bundle, out, "mm")
+    assert third["counts"]["skipped_reasons"] == {"unchanged": 1}
+
+
+def test_a_retry_is_not_stopped_by_what_is_still_missing(bundle: Bundle, tmp_path: Path) -> None:
+    names = ["P1_a.jpg", "P2_b.jpg", "P3_c.jpg"]
+    source = write_files(tmp_path, {"list.csv": "\n".join(["uri", *(f"in/{name}" for name in names)]).encode()})
+    write_files(tmp_path / "in", {"P1_a.jpg": picture(1)})
+    pattern = r"(P\d)_"
+    first, run = score([source / "list.csv"], bundle, tmp_path / "out", "run-1", subject_pattern=pattern)
+    assert run["counts"]["codes"] == {"not_found": 2}
+    write_files(tmp_path / "in", {"P2_b.jpg": picture(2)})
+    retry = read_retry(first, None)
+    second, again = score([source / "list.csv"], bundle, tmp_path / "out", "run-2", retry, subject_pattern=pattern)
+    assert (again["counts"]["scored"], again["counts"]["codes"]) == (1, {"not_found": 1})
+    [row] = rows_of(second, "predictions")
+    assert Path(row["uri"]).name == "P2_b.jpg" and row["subject_id"] == "P2"
+
+
+def test_a_retry_keeps_subjects_and_reads_what_was_never_listed(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    whole = tar({f"m{n}.jpg": picture(n) for n in range(4)})
+    write_files(source, {"P7_bad.jpg": b"", "ok.jpg": picture(9), "a.tar": whole[:4000]})
+    first, run = score([source], bundle, out, "run-1", subject_pattern=r"(P\d)_")
+    seen = run["counts"]["scored"]
+    write_files(source, {"P7_bad.jpg": picture(8), "a.tar": whole})
+    second, _ = score([source], bundle, out, "run-2", read_retry(first, None), subject_pattern=r"(P\d)_")
+    found = {row["member"] or Path(row["uri"]).name: row["subject_id"] for row in rows_of(second, "predictions")}
+    assert found == {"P7_bad.jpg": "P7", **{f"m{n}.jpg": None for n in range(4)}} and seen < 5
+
+
+def test_a_retry_of_nothing_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    source = write_files(tmp_path / "in", {"a.jpg": picture(1)})
+    first, _ = score([source], bundle, tmp_path / "out", "run-1")
+    with pytest.raises(InputError, match="nothing to retry"):
+        read_retry(first, None)
+
+
+def test_a_group_that_took_no_part_is_the_default_partition() -> None:
+    partition = Partition.parse(r"site=(?:site-(\w+))?/")
+    assert partition.value("/data/x.jpg") == "__HIVE_DEFAULT_PARTITION__"
+    assert partition.value("site-a/x.jpg") == "a"
+
+
+def test_failures_of_the_listing_lie_in_their_partition_too(bundle: Bundle, tmp_path: Path) -> None:
+    source = tmp_path / "site-a"
+    source.mkdir()
+    os.symlink("nowhere", source / "x.jpg")
+    partition = Partition.parse(r"site=/site-(\w+)/")
+    folder, _ = score([source], bundle, tmp_path / "out", partition=partition)
+    assert [path.parent.name for path in Path(folder.uri).glob("quarantine/*/*.parquet")] == ["site=a"]
