@@ -35,6 +35,12 @@ def _terminate(signum: int, frame: types.FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def raise_if_terminated() -> None:
+    """Raise KeyboardInterrupt when SIGTERM came and what it raised was swallowed, as in a callback or an import."""
+    if _signals:
+        raise KeyboardInterrupt
+
+
 def run(
     config_class: type[Config],
     main: Callable[[Config], None],
@@ -54,9 +60,11 @@ def run(
         return 0
     except LeukorayError as error:
         return _report(error, error.exit_code, str(error), prog, debug)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray's own handler exits so while it starts
+            raise
         message = "interrupted; what was finished is kept, the same command continues"
-        code = TERMINATED if _signals else INTERRUPTED
+        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) and not _signals else TERMINATED
         return _report(error, code, message, prog, debug)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT

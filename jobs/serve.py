@@ -12,17 +12,18 @@ import signal
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from jobs.common import Clock, run, s3_settings
+from jobs.common import Clock, raise_if_terminated, run, s3_settings
 from pipeline.bundle import Bundle
-from pipeline.cluster import Plan, check, connected
+from pipeline.cluster import Plan, check, connected, refuse_dead_node
 from pipeline.config import JobConfig, positional
 from pipeline.errors import PlatformError
 from pipeline.images import Limits
@@ -32,6 +33,7 @@ from pipeline.registry import resolve
 IMPORT_PATH = "serving.app:build"
 APPLICATION = "leukoray"
 _CPUS_PER_REPLICA = 0.5
+_LOOK_EVERY_S = 5.0  # whether Ray is still there
 EPILOG = """examples:
   leukoray serve out/demo/models                       the best model, on http://127.0.0.1:8000
   leukoray serve s3://lab/models/blast --host 0.0.0.0 --port 80 --max-replicas 4
@@ -66,12 +68,16 @@ def main(config: ServeConfig) -> None:
     is_local = not (config.address or os.environ.get("RAY_ADDRESS"))
     if is_local:
         check_port(config.host, config.port)
-    with _stop_signals() as stop, connected(config.address, config.num_cpus) as ray:
+    with _stop_signals() as stop, connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         stop.arm()  # Ray has put a handler of its own there
-        check(Plan("serve", config.replicas, _CPUS_PER_REPLICA), ray.cluster_resources())
+        raise_if_terminated()
+        plan = Plan("serve", config.replicas, _CPUS_PER_REPLICA, remedy="lower --replicas")
+        check(plan, ray.cluster_resources())
+        if not is_local:
+            refuse_what_is_served()
         with _running(config, bundle, is_local):
             _announce(config, bundle, clock)
-            stop.wait()
+            stop.wait(lambda: refuse_dead_node(ray))
             print("stopping ...", flush=True)
 
 
@@ -97,6 +103,17 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def refuse_what_is_served() -> None:
+    """A cluster's own service must not be replaced, nor ended with this command. Raises PlatformError."""
+    from ray import serve
+
+    if APPLICATION in serve.status().applications:
+        raise PlatformError(
+            f"this cluster already serves an application {APPLICATION!r}; give it another model with `serve deploy` "
+            "and user_config (infra/README.md), or end it first"
+        )
+
+
 class _Stop:
     """SIGINT and SIGTERM as one event; the second one ends the process at once."""
 
@@ -112,9 +129,13 @@ class _Stop:
             raise KeyboardInterrupt
         self._event.set()
 
-    def wait(self) -> None:
+    def wait(self, look: Callable[[], None]) -> None:
+        """Until a signal comes. `look` is called now and then, and may raise."""
+        looked = time.monotonic()
         while not self._event.wait(1.0):  # in slices, so that Python gets to run the handler
-            pass
+            if time.monotonic() - looked > _LOOK_EVERY_S:
+                look()
+                looked = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -131,7 +152,9 @@ def _stop_signals() -> Iterator[_Stop]:
 def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[None]:
     """The application on Serve. What was started here is ended with the block; a cluster's Serve stays."""
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.exceptions import RayServeException
 
     logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
     module, _, name = IMPORT_PATH.partition(":")
@@ -143,7 +166,7 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
         try:
             serve.start(ProxyLocation.HeadOnly, options, logging_config=quiet)
             serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, RayError, RayServeException) as error:
             raise PlatformError(f"Ray Serve could not start the service: {error}") from error
         yield
     finally:
@@ -170,7 +193,8 @@ def _arguments(config: ServeConfig, bundle: Bundle) -> dict[str, Any]:
 
 def _announce(config: ServeConfig, bundle: Bundle, clock: Clock) -> None:
     """Ask the service itself, then tell a person how to use it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{config.port}"
     state = _ready(url)
     info = bundle.info

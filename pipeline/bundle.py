@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 from pipeline.images import Preprocessing
 from pipeline.storage import S3Settings, StoreError, absolute, join, store_for
 
@@ -50,6 +50,18 @@ class BundleInfo(BaseModel):
     reference_scores: dict[str, Any] = {}  # quantiles of validation scores, for drift
     versions: dict[str, str] = {}  # packages at training
     created_at: str = ""  # ISO 8601, UTC
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "BundleInfo":
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            raise ValueError("classes: two or more different names are needed")
+        if self.task == "binary" and len(self.classes) != 2:
+            raise ValueError("classes: a binary model has two")
+        if not set(self.positive_classes) <= set(self.classes):
+            raise ValueError("positive_classes: are not among the classes")
+        if self.review_band is not None and not 0 <= self.review_band[0] <= self.review_band[1] <= 1:
+            raise ValueError("review_band: [low, high) within 0..1")
+        return self
 
     def identity(self) -> str:
         """SHA-256, hex, of everything that decides a prediction: weights, calibration, decision rule, pixels."""
@@ -95,10 +107,16 @@ class Bundle:
         return data
 
     def with_threshold(self, threshold: float | None) -> "Bundle":
-        """The same model with another operating point, and so another identity."""
+        """The same model with another operating point, and so another identity. Raises UsageError outside 0..1."""
         if threshold is None:
             return self
-        return Bundle(self.uri, self.info.model_copy(update={"threshold": threshold, "review_band": None}), self.s3)
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"threshold {threshold}: must lie in 0..1")
+        changes: dict[str, Any] = {"threshold": threshold}
+        if self.info.review_band is not None:  # its margins move along
+            low, high = (bound - self.info.threshold + threshold for bound in self.info.review_band)
+            changes["review_band"] = (max(0.0, low), min(1.0, high))
+        return Bundle(self.uri, self.info.model_copy(update=changes), self.s3)
 
 
 def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], s3: S3Settings | None = None) -> Bundle:

@@ -30,6 +30,7 @@ class Plan:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float = 0.0
+    remedy: str = "lower --workers or --cpus-per-worker"
 
     @property
     def cpus(self) -> float:
@@ -202,7 +203,7 @@ def check(plan: Plan, resources: dict[str, float]) -> None:
     if plan.cpus > cpus + 1e-9:
         raise PlatformError(
             f"{plan.job} needs {plan.cpus:g} CPUs ({plan.workers} workers x {plan.cpus_per_worker:g}), "
-            f"this Ray has {cpus:g}; lower --workers or --cpus-per-worker, or use a larger cluster"
+            f"this Ray has {cpus:g}; {plan.remedy}, or use a larger cluster"
         )
     if plan.gpus > gpus + 1e-9:
         raise PlatformError(

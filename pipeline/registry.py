@@ -24,11 +24,14 @@ def read_pointer(model_uri: str, s3: S3Settings | None = None) -> dict[str, Any]
     """`best.json` of one model name, None where there is none yet."""
     path = join(absolute(model_uri), POINTER)
     try:
-        return dict(json.loads(store_for(path, s3).read(path).data))
+        pointer = json.loads(store_for(path, s3).read(path).data)
     except StoreError:
         return None
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); point it again with `leukoray promote`") from error
+    if not isinstance(pointer, dict) or not isinstance(pointer.get("version"), str):
+        raise InputError(f"{path}: names no version; point it again with `leukoray promote`")
+    return pointer
 
 
 def point_to(model_uri: str, bundle: Bundle, metric: str, value: float | None) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def absolute(uri: str) -> str:
     """Local paths made absolute against the caller's folder; other machines would resolve them elsewhere."""
     if not uri.strip():
         raise UsageError("an empty path was given (an unset variable?); name a folder or s3:// URI")
+    if "\0" in uri:
+        raise UsageError(f"{uri!r}: a path cannot hold a zero byte")
     if is_s3(uri):
         return uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):

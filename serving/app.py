@@ -5,18 +5,22 @@ A replica holds one engine and one FastAPI application. It is told of another mo
 """
 
 import functools
+import time
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from pipeline.errors import UsageError
 from serving.engine import Engine
 from serving.model import load_model
+from serving.peers import Peers
 from serving.routes import create_app
-from serving.settings import ServingSettings, read_settings
+from serving.settings import ModelChoice, ServingSettings, read_choice, read_settings
 
 DEPLOYMENT = "LeukorayReplica"  # the name under `deployments:` in a Serve config
+_TRY_AGAIN_S = 60.0
 
 
 @serve.ingress()
@@ -28,6 +32,9 @@ class LeukorayReplica:
             serve.batch, max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_s
         )
         self._engine = Engine(settings, load_model(settings.model, settings), batcher)
+        self._peers = Peers(settings.model)
+        self._wanted: ModelChoice | None = ModelChoice()
+        self._is_new, self._tried_at = True, time.monotonic()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application after the constructor."""
@@ -35,13 +42,31 @@ class LeukorayReplica:
 
     async def reconfigure(self, user_config: dict[str, Any] | None) -> None:
         """Called at start and at every change of `user_config`. Never raises: Serve would end the replica."""
-        if user_config:
-            uri = str(user_config.get("model") or self._engine.settings.model)
-            await self._engine.swap(uri, user_config.get("threshold"))
+        try:
+            self._wanted = read_choice(user_config)
+        except UsageError as error:
+            self._wanted = None
+            self._engine.refuse(str(error))
+        await self._follow()
+
+    async def _follow(self) -> None:
+        """Take the model that is wanted, else the one that the other replicas answer with."""
+        self._tried_at = time.monotonic()
+        if self._wanted is not None and await self._engine.swap(self._wanted):
+            await self._peers.tell(self._wanted)
+            return
+        refused = self._engine.refused
+        if self._is_new:
+            last = await self._peers.ask()
+            if last is not None and await self._engine.swap(last):
+                self._engine.refused = refused
+        self._is_new = False
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose model stops answering."""
+        """Serve replaces a replica whose model stops answering. A refused model is tried again now and then."""
         await self._engine.check()
+        if self._engine.refused and self._wanted and time.monotonic() - self._tried_at > _TRY_AGAIN_S:
+            await self._follow()
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -18,7 +18,7 @@ from pipeline.errors import Code, ImageRejected, LeukorayError, Stage
 from pipeline.predictor import Predictions
 from serving.model import LoadedModel, load_model, probe, to_answer
 from serving.schemas import ImageAnswer
-from serving.settings import ServingSettings
+from serving.settings import ModelChoice, ServingSettings
 
 log = logging.getLogger("ray.serve")
 _PROBE_IS_FRESH_S = 2.0
@@ -43,6 +43,7 @@ class Engine:
     def __init__(self, settings: ServingSettings, model: LoadedModel, batcher: Batcher | None = None) -> None:
         self.settings = settings
         self.model = model
+        self.choice = ModelChoice()  # what the current model was chosen by
         self.refused: str | None = None  # why the model last asked for was not taken
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._forward = ThreadPoolExecutor(1, "forward")
@@ -71,16 +72,31 @@ class Engine:
             await asyncio.get_running_loop().run_in_executor(self._forward, probe, self.model)
             self._probed_at = time.monotonic()
 
-    async def swap(self, uri: str, threshold: float | None = None) -> None:
-        """Load another model beside the current one, then take it; keep the current one when it is no good."""
+    async def swap(self, choice: ModelChoice) -> bool:
+        """Load another model beside the current one, then take it; keep the current one when it is no good.
+
+        True when the current model is now the chosen one. Never raises: whatever is wrong with a model, the one that
+        answers goes on.
+        """
+        if choice == self.choice:
+            self.refused = None
+            return True
+        uri = choice.model or self.settings.model
         try:
-            model = await asyncio.to_thread(load_model, uri, self.settings, threshold)
-        except LeukorayError as error:
-            self.refused = str(error)
-            log.error("model refused, %s %s stays: %s", self.model.info.name, self.model.info.version, error)
-            return
-        before, self.model, self.refused = self.model, model, None
+            model = await asyncio.to_thread(load_model, uri, self.settings, choice.threshold)
+        except Exception as error:
+            reason = str(error) if isinstance(error, LeukorayError) else f"{uri}: {type(error).__name__}: {error}"
+            self.refuse(reason)
+            return False
+        before, self.model, self.choice, self.refused = self.model, model, choice, None
         log.info("model %s %s -> %s %s", before.info.name, before.info.version, model.info.name, model.info.version)
+        return True
+
+    def refuse(self, reason: str) -> None:
+        """Note, and log once, why the model last asked for was not taken."""
+        if reason != self.refused:
+            log.error("model refused, %s %s stays: %s", self.model.info.name, self.model.info.version, reason)
+        self.refused = reason
 
 
 def _predict_jobs(jobs: list[Job]) -> list[Outcome]:

@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Sequence
 
+from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +63,7 @@ class Guard:
             await self.app(scope, receive, send_guarded)
         except HttpError as error:
             await error_response(error, request_id)(scope, receive, send_guarded)
-        except ClientDisconnect:
+        except (ClientDisconnect, TaskCancelledError):  # the second is how Serve tells of it
             log.info("request %s: the client went away", request_id)
         except Exception:
             log.exception("request %s failed", request_id)

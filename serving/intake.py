@@ -14,6 +14,7 @@ from serving.settings import ServingSettings
 MULTIPART = "multipart/form-data"
 _ENVELOPE_BYTES = 64 * 1024  # boundaries and part headers around the files
 _MAX_FIELDS = 16  # form fields that are no files; accepted and ignored
+_FILE_FIELDS = frozenset({"file", "files", "image", "images"})  # but not by these names
 
 
 class Admission:
@@ -104,10 +105,16 @@ async def read_files(request: Request, settings: ServingSettings, ticket: Ticket
             message = f"more than {settings.max_files} files; send several requests"
             raise HttpError(413, "too_many_files", message) from error
         raise HttpError(400, "malformed_multipart", f"the multipart body is malformed: {error.message}") from error
+    if not parser.has_ended:
+        message = "the multipart body ends before its closing boundary; send it again"
+        raise HttpError(400, "malformed_multipart", message)
     async with contextlib.AsyncExitStack() as stack:
         uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         for upload in uploads:
             stack.push_async_callback(upload.close)
+        unnamed = sorted({key for key, value in form.multi_items() if isinstance(value, str)} & _FILE_FIELDS)
+        if unnamed:
+            raise HttpError(400, "no_filename", f"part {unnamed[0]!r} has no filename, so it is no file; give it one")
         if not uploads:
             raise HttpError(400, "no_file", "the multipart body has no file part; give each image a filename")
         return [await _received(upload, settings.max_bytes) for upload in uploads]
@@ -121,14 +128,17 @@ async def _received(upload: UploadFile, max_bytes: int) -> ReceivedFile:
 
 class _MemoryParser(MultiPartParser):
     spool_max_size = 0  # never to disk: `_chunks` bounds the memory, patients' cells stay off the temp folder
+    has_ended = False  # by the closing boundary; without it the last part is not whole
+
+    def on_end(self) -> None:
+        self.has_ended = True
+        super().on_end()
 
 
 async def _chunks(request: Request, limit: int, ticket: Ticket) -> AsyncGenerator[bytes, None]:
     declared = request.headers.get("content-length")
-    if declared is not None and declared.isdecimal():
-        if int(declared) > limit:
-            raise _too_large(f"{int(declared)} bytes announced", limit)
-        ticket.hold(int(declared))
+    if declared is not None and declared.isdecimal() and int(declared) > limit:
+        raise _too_large(f"{int(declared)} bytes announced", limit)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)

@@ -7,9 +7,11 @@ GET  /          the page                 GET /docs     this interface; /openapi.
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
@@ -32,6 +34,7 @@ from serving.model import LoadedModel
 from serving.pages import docs_page, front_page
 from serving.schemas import NOTICE, Alive, BatchBody, ErrorBody, ErrorDetail, FileAnswer, PredictionBody, Ready
 
+Handler = Callable[..., Any]
 _NAMES = {404: "not_found", 405: "method_not_allowed"}
 _ERRORS = {
     400: "empty or malformed body, or an invalid X-Request-ID",
@@ -45,6 +48,19 @@ _ERRORS = {
     503: "overloaded or not ready; Retry-After tells when to try again",
     504: "the answer took too long",
 }
+_TEXT = {"type": "string"}
+_REQUEST_ID_HEADER = {"X-Request-ID": {"description": "of this request, as sent or made here", "schema": _TEXT}}
+_RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+_REQUEST_ID_PARAMETER = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "required": False,
+    "description": "comes back in the answer",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
+}
+# Described only: `check_key` is what checks, and `needs_api_key` in /readyz tells whether it does.
+_KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+_FILES_AT_ONCE = 4  # of one request, so that other requests are not left behind all of them
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY = {
     "required": True,
@@ -95,16 +111,14 @@ async def _on_starlette_error(request: Request, error: Exception) -> Response:
 def _prediction_routes(engine: Engine) -> APIRouter:
     router = APIRouter()
     admission = Admission(engine.settings)
-    responses: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()
-    }
 
     @router.post(
         "/predict",
         summary="Predict one image, or several",
         response_model=PredictionBody | BatchBody,
-        responses=responses,
-        openapi_extra={"requestBody": _REQUEST_BODY},
+        responses=_responses(),
+        openapi_extra={"requestBody": _REQUEST_BODY, "parameters": [_REQUEST_ID_PARAMETER]},
+        dependencies=_KEYS,
     )
     async def predict(request: Request) -> Response:
         """One image as the body (`image/*` or `application/octet-stream`) gives one prediction.
@@ -118,6 +132,17 @@ def _prediction_routes(engine: Engine) -> APIRouter:
             return await _answer_in_time(request, engine, ticket)
 
     return router
+
+
+def _responses() -> dict[int | str, dict[str, Any]]:
+    """What may come back beside 200. Of several files that all failed, the body lists each with its error."""
+    of_files = (400, 413, 415, 422)
+    found: dict[int | str, dict[str, Any]] = {200: {"headers": _REQUEST_ID_HEADER}}
+    for status, text in _ERRORS.items():
+        headers = {**_REQUEST_ID_HEADER, **(_RETRY_AFTER if status == 503 else {})}
+        model = ErrorBody | BatchBody if status in of_files else ErrorBody
+        found[status] = {"model": model, "description": text, "headers": headers}
+    return found
 
 
 async def _answer_in_time(request: Request, engine: Engine, ticket: Ticket) -> Response:
@@ -166,7 +191,13 @@ async def _answer_image(request: Request, engine: Engine, data: bytes, started: 
 async def _answer_files(request: Request, engine: Engine, files: list[ReceivedFile], started: float) -> Response:
     model = engine.model
     request_id = str(request.state.request_id)
-    outcomes = await asyncio.gather(*(_answer_file(engine, model, file) for file in files))
+    places = asyncio.Semaphore(_FILES_AT_ONCE)
+
+    async def in_turn(file: ReceivedFile) -> Any:
+        async with places:
+            return await _answer_file(engine, model, file)
+
+    outcomes = await asyncio.gather(*map(in_turn, files))
     results, errors = [], []
     for file, outcome in zip(files, outcomes, strict=True):
         if isinstance(outcome, HttpError):
@@ -198,14 +229,27 @@ async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile) -
         return from_rejection(error)
 
 
+def _get(router: APIRouter, path: str, **options: Any) -> Callable[[Handler], Handler]:
+    """GET, and HEAD as RFC 9110 asks for; described once."""
+
+    def add(handler: Handler) -> Handler:
+        router.add_api_route(path, handler, methods=["GET"], **options)
+        router.add_api_route(path, handler, methods=["HEAD"], **{**options, "include_in_schema": False})
+        return handler
+
+    return add
+
+
 def _state_routes(engine: Engine) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/healthz", summary="The process answers")
+    @_get(router, "/healthz", summary="The process answers")
     async def healthz() -> Alive:
         return Alive()
 
-    @router.get("/readyz", summary="The model answers a probe image", responses={503: {"model": ErrorBody}})
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "headers": _RETRY_AFTER}}
+
+    @_get(router, "/readyz", summary="The model answers a probe image", responses=not_ready)
     async def readyz() -> Ready:
         settings = engine.settings
         try:
@@ -231,10 +275,10 @@ def _add_pages(app: FastAPI) -> None:
     front = front_page()
     docs = docs_page(app.openapi())
 
-    @app.get("/", include_in_schema=False)
+    @_get(app.router, "/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(front.html, headers=front.headers)
 
-    @app.get("/docs", include_in_schema=False)
+    @_get(app.router, "/docs", include_in_schema=False)
     async def documentation() -> HTMLResponse:
         return HTMLResponse(docs.html, headers=docs.headers)

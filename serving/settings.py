@@ -102,6 +102,34 @@ class ServingSettings(BaseModel):
         }
 
 
+class ModelChoice(BaseModel):
+    """The `user_config` of the deployment: which model, at which operating point. Empty: as in `args`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str | None = Field(
+        default=None, min_length=1, description="bundle folder or registry, local path or s3:// URI"
+    )
+    threshold: float | None = Field(default=None, ge=0, le=1, description="instead of the bundle's own")
+
+
+def read_choice(user_config: dict[str, Any] | None) -> ModelChoice:
+    """Raises UsageError naming the key."""
+    try:
+        return ModelChoice(**(user_config or {}))
+    except (ValidationError, TypeError) as error:
+        raise UsageError(f"user_config: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'args'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors()
+    )
+
+
 def read_settings(args: dict[str, Any]) -> ServingSettings:
     """Check the `args` of a Serve config; hash the keys of the environment into it.
 
@@ -112,11 +140,7 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
     try:
         settings = ServingSettings(**args)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or 'args'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise UsageError("serving: " + "; ".join(problems) + "; see infra/serve_config.yaml") from error
+        raise UsageError(f"serving: {_problems(error)}; see infra/serve_config.yaml") from error
     return settings.model_copy(
         update={
             "model": absolute(settings.model),

@@ -138,6 +138,15 @@ def test_page_loads_nothing_from_elsewhere_and_breaks_no_policy(page: Any, url: 
     assert [text for text in page.problems if text not in statuses] == []
 
 
+def test_page_offers_to_save_and_clear_only_what_is_there(page: Any, images: list[Path]) -> None:
+    buttons = page.locator("#actions")
+    assert not buttons.is_visible()
+    drop(page, images[:1])
+    assert buttons.is_visible()
+    page.get_by_role("button", name="Clear").click()
+    assert not buttons.is_visible()
+
+
 def test_page_can_be_worked_by_keyboard(page: Any) -> None:
     # The watch for a chooser starts first: switched on right before the key, it can come after the click it waits for.
     with page.expect_file_chooser():

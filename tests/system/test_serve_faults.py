@@ -88,6 +88,10 @@ def served_sha(url: str) -> str:
     return str(httpx.get(f"{url}/readyz", timeout=30).json()["model"]["sha256"])
 
 
+def refusal(url: str) -> str:
+    return httpx.get(f"{url}/readyz", timeout=30).json()["refused"] or ""
+
+
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     folder = tmp_path_factory.mktemp("bundles")
@@ -117,6 +121,17 @@ def test_command_survives_a_killed_replica_and_stops_cleanly(bundles: list[Bundl
         until(lambda: not any(child.is_running() for child in children), "every process gone")
         with pytest.raises(httpx.ConnectError):
             predict(url)
+
+
+def test_command_ends_with_5_when_its_ray_dies(bundles: list[Bundle], tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "serve.log"
+    command = [sys.executable, "-m", "jobs.serve", bundles[0].uri, "--port", str(port), "--num-cpus", "1"]
+    with started(*command, log=log) as process:
+        until(lambda: "Ctrl-C stops it" in log.read_text(), "the announcement")
+        tree = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in tree if child.name() == "raylet").kill()
+        assert process.wait(PATIENCE_S) == 5, log.read_text()
+        assert "Ray's node under this process died" in log.read_text()
 
 
 def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[Bundle], tmp_path: Path) -> None:
@@ -162,4 +177,35 @@ def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[B
                 lambda: (found := httpx.get(f"{url}/readyz", timeout=30).json())["refused"] and found, "the refusal"
             )
             assert state["model"]["sha256"] == new.info.identity() and "neither a bundle" in state["refused"]
+            application["deployments"][0]["user_config"] = {"model": new.uri, "threshold": 1.5}
+            deploy()
+            until(
+                lambda: "threshold" in (httpx.get(f"{url}/readyz", timeout=30).json()["refused"] or ""), "the refusal"
+            )
             assert until(lambda: replica_of(head), "the replica").pid == replica, "the same process all along"
+
+            os.kill(replica, signal.SIGKILL)
+            fresh = until(lambda: (now := replica_of(head)) and now.pid != replica and now, "another replica")
+            assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "not the model of args"
+            assert replica_of(head).pid == fresh.pid
+
+            command = [
+                sys.executable,
+                "-m",
+                "jobs.serve",
+                old.uri,
+                "--address",
+                f"127.0.0.1:{gcs}",
+                "--port",
+                str(port),
+            ]
+            intruder = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment(RAY_AUTH_MODE="disabled"),
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert intruder.returncode == 5 and "already serves" in intruder.stderr, intruder.stderr
+            assert served_sha(url) == new.info.identity()

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.errors import UsageError
 from pipeline.predictor import Predictions, Predictor
 from serving.engine import Engine
 from serving.model import load_model
 from serving.routes import create_app
-from serving.settings import ServingSettings
+from serving.settings import ModelChoice, ServingSettings, read_choice
 from tests.bundles import make_bundle
 
 JPEG = {"content-type": "image/jpeg"}
@@ -320,18 +321,109 @@ def test_openapi_names_every_status(make: Callable[..., Engine]) -> None:
     assert {"200", "400", "401", "403", "408", "413", "415", "422", "500", "503", "504"} == statuses
 
 
+def test_openapi_tells_of_keys_ids_and_waiting(make: Callable[..., Engine]) -> None:
+    description = call(make(), "GET", "/openapi.json").json()
+    post = description["paths"]["/predict"]["post"]
+    schemes = description["components"]["securitySchemes"]
+    assert {scheme["type"] for scheme in schemes.values()} == {"http", "apiKey"}
+    assert post["security"] == [{name: []} for name in schemes]
+    assert [item["name"] for item in post["parameters"]] == ["X-Request-ID"]
+    assert set(post["responses"]["503"]["headers"]) == {"X-Request-ID", "Retry-After"}
+    schema = post["responses"]["422"]["content"]["application/json"]["schema"]
+    assert {one["$ref"].rsplit("/", 1)[-1] for one in schema["anyOf"]} == {"ErrorBody", "BatchBody"}
+    assert "X-API-Key" in call(make(), "GET", "/docs").text
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/readyz"])
+def test_head_answers_as_get_does_without_a_body(make: Callable[..., Engine], path: str) -> None:
+    engine = make()
+    head, get = call(engine, "HEAD", path), call(engine, "GET", path)
+    assert (head.status_code, head.headers["content-type"]) == (200, get.headers["content-type"])
+
+
+def test_multipart_that_ends_before_its_boundary_is_refused(make: Callable[..., Engine]) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="%d.jpg"\r\n\r\n%b\r\n'
+    body = part % (1, picture()) + part % (2, picture())
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert_error(call(make(), "POST", "/predict", content=body, headers=headers), 400, "malformed_multipart")
+    whole = call(make(), "POST", "/predict", content=body + b"--b--\r\n", headers=headers)
+    assert whole.status_code == 200 and whole.json()["predicted"] == 2
+
+
+def test_image_part_without_a_filename_is_not_dropped(make: Callable[..., Engine]) -> None:
+    files = [("files", ("a.jpg", picture())), ("files", (None, picture()))]
+    assert_error(call(make(), "POST", "/predict", files=files), 400, "no_filename")
+    files = [("files", ("a.jpg", picture())), ("comment", (None, b"first visit"))]
+    assert call(make(), "POST", "/predict", files=files).status_code == 200
+
+
+def test_connections_that_announce_much_and_send_nothing_lock_nobody_out(make: Callable[..., Engine]) -> None:
+    engine = make(max_bytes=1_000_000, max_in_flight_bytes=2_000_000, max_request_bytes=1_000_000)
+    done = asyncio.Event()
+
+    async def idle() -> AsyncIterator[bytes]:
+        await done.wait()
+        yield b""
+
+    async def crowd() -> httpx.Response:
+        async with client(engine) as http:
+            headers = {**JPEG, "content-length": "999999"}
+            slow = [asyncio.create_task(http.post("/predict", content=idle(), headers=headers)) for _ in range(8)]
+            await asyncio.sleep(0.1)
+            answer = await http.post("/predict", content=picture(), headers=JPEG)
+            done.set()
+            await asyncio.gather(*slow)
+            return answer
+
+    assert asyncio.run(crowd()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "user_config", [{"threshold": 1.5}, {"threshold": -1}, {"threshold": "abc"}, {"treshold": 0.9}, {"model": ""}]
+)
+def test_user_config_that_makes_no_sense_is_refused_by_its_key(user_config: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"user_config: {next(iter(user_config))}"):
+        read_choice(user_config)
+    assert read_choice(None) == read_choice({}) == ModelChoice()
+
+
+@pytest.mark.parametrize("damage", ["classes", "pointer", "zero byte", "type"])
+def test_any_bad_model_leaves_the_one_that_answers(damage: str, make: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = make()
+    uri = str(tmp_path / "m")
+    if damage == "classes":
+        info = Path(make_bundle(uri, size=32).uri, "bundle.json")
+        info.write_text(info.read_text().replace('"positive"\n  ],\n  "input', '"nobody"\n  ],\n  "input'))
+    elif damage == "zero byte":
+        uri = "a\0b"
+    else:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "best.json").write_text("{}" if damage == "pointer" else "[1]")
+    before = engine.model
+    assert asyncio.run(engine.swap(ModelChoice(model=uri))) is False
+    assert engine.model is before and engine.refused
+    assert call(engine, "POST", "/predict", content=picture(), headers=JPEG).status_code == 200
+
+
+def test_another_threshold_takes_the_review_band_along(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "m", threshold=0.5, review_band=(0.4, 0.7))
+    assert bundle.with_threshold(0.9).info.review_band == pytest.approx((0.8, 1.0))
+    with pytest.raises(UsageError, match=r"0\.\.1"):
+        bundle.with_threshold(40)
+
+
 def test_new_model_takes_over_or_is_refused(make: Callable[..., Engine], tmp_path: Path) -> None:
     engine = make()
     other = make_bundle(tmp_path / "other", size=48, seed=9)
     broken = make_bundle(tmp_path / "broken", size=32, seed=2, bias=float("nan"))
     before = engine.model
 
-    asyncio.run(engine.swap(broken.uri))
+    asyncio.run(engine.swap(ModelChoice(model=broken.uri)))
     assert engine.model is before
     state = call(engine, "GET", "/readyz").json()
     assert "fails the probe" in state["refused"] and state["model"]["sha256"] == before.info.sha256
 
-    asyncio.run(engine.swap(other.uri, 0.9))
+    asyncio.run(engine.swap(ModelChoice(model=other.uri, threshold=0.9)))
     state = call(engine, "GET", "/readyz").json()
     assert state["refused"] is None
     assert (state["model"]["input_size"], state["model"]["threshold"]) == (48, 0.9)
