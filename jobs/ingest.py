@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.common import Clock, finish, run, s3_settings
+from jobs.common import Clock, finish, run, s3_settings, show_config
 from pipeline import __version__
 from pipeline.config import JobConfig, effective, positional
 from pipeline.errors import InputError
@@ -67,6 +67,7 @@ class IngestConfig(JobConfig):
 
 def main(config: IngestConfig) -> None:
     clock = Clock()
+    show_config(config)
     s3 = s3_settings(config)
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
@@ -136,8 +137,8 @@ def account(draft: Draft, written: Manifest, seconds: float) -> list[str]:
     if draft.labels_from != "paths":
         lines += _field("labels", f"from {draft.labels_from}")
     lines += _field("split", split.reason)
-    if draft.labels_from == "paths" and split.rule == layout.split_rule:
-        lines += _field("why", layout.why)
+    if draft.why:
+        lines += _field("why", draft.why)
     lines += ["", *_class_table(draft), ""]
     lines += _left_out(draft)
     for warning in [*draft.warnings, *_fitness(draft)]:
@@ -206,6 +207,8 @@ def _fitness(draft: Draft) -> list[str]:
     if len(set(draft.positive.values())) == 1:
         missing = "negative" if 1 in draft.positive.values() else "positive"
         return [f"no class is {missing}: name it with --{missing} CLASS"]
+    if unnamed := [name for name in draft.classes if name not in draft.positive]:
+        return [f"{', '.join(unnamed)}: neither positive nor negative, left out where the two are told apart"]
     return []
 
 

@@ -5,13 +5,23 @@ Takes and gives plain strings and Annotations, one a path; no I/O. The naming ha
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.errors import UsageError
 
 Split = Literal["train", "validation", "test"]
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 _NEGATIVE_WORDS = frozenset(
     {"healthy", "normal", "benign", "hem", "negative", "neg", "control", "controls", "nonmalignant"}
@@ -55,11 +65,14 @@ class Annotation:
 
 
 UNKNOWN = Annotation()
+_HERE = re.compile(r"(?:(?<=/)|^)(?:\.?/+)+")  # the tar of a folder writes ./a/b
 
 
 def normalize(path: str) -> str:
-    """The path with archive members written as if the archive were a folder."""
-    return path.replace("!/", "/").removeprefix("./").lstrip("/")
+    """The path with archive members written as if the archive were a folder, its own way of writing them undone."""
+    if "!/" in path:
+        path = path.replace("!/", "/").replace("\\", "/")  # zips of old Windows programs
+    return _HERE.sub("", path) if "./" in path else path.lstrip("/")
 
 
 def common_label(class_name: str) -> int | None:

@@ -115,8 +115,8 @@ def _refuse_gaps(uri: str, rows: LabelledRows) -> None:
         missing = [name for name, count in zip(rows.classes, rows.counts(split), strict=True) if not count]
         if missing:
             raise InputError(
-                f"{uri}: the {split} split has no image of class {', '.join(missing)}; add images or subjects of it, "
-                "or ingest again with another --seed"
+                f"{uri}: the {split} split has no image of class {', '.join(missing)}; every split needs subjects of "
+                "it that are in no other: add some, then ingest again"
             )
 
 

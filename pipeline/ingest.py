@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import manifest, splits
+from pipeline import manifest, remarks, splits
 from pipeline.annotation import UNKNOWN, Annotation, override
 from pipeline.archives import NESTED, Problem, is_archive
+from pipeline.copies import find_copies
 from pipeline.errors import InputError, UsageError
 from pipeline.filters import Filters
 from pipeline.label_table import ALIASES, annotate_from_table
-from pipeline.layouts import LAYOUTS, Layout, annotate, recognize
+from pipeline.layouts import GENERIC, LAYOUTS, Layout, annotate, recognize
 from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
 from pipeline.storage import S3Settings, StoreError, absolute, join, store_for
 from pipeline.tables import is_table, read_table
@@ -67,6 +68,7 @@ class Draft:
     is_synthetic: bool
     listing: Listing
     warnings: list[str]
+    why: str  # the split is as it is; empty where the user decided it
 
     @property
     def positive(self) -> dict[str, int]:
@@ -96,11 +98,17 @@ def ingest(
         _refuse_manifest(root, s3)
     listing = read_sources(roots, filters, s3, limit)
     layout, annotations, labels_from, warnings = _annotate(listing, roots, wishes, s3)
-    result = _split(annotations, listing.paths, layout, wishes)
+    copies = find_copies(listing.table, [row.class_name is not None for row in annotations], s3)
+    result = _split(annotations, listing.paths, copies, layout, wishes)
     table = _manifest_table(listing.table, annotations, result.splits)
     synthetic = layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, s3) for root in roots)
+    if not wishes.positive and not wishes.negative:
+        warnings += remarks.about_labels(annotations)
+    warnings += remarks.about_copies(copies, annotations, result)
     warnings = list(dict.fromkeys([*warnings, *result.warnings]))
-    return Draft(table, layout, labels_from, result, synthetic, listing, warnings)
+    own_words = wishes.subject_pattern or wishes.subject_blocks or labels_from != "paths"
+    why = layout.why if result.rule == layout.split_rule and not own_words else ""
+    return Draft(table, layout, labels_from, result, synthetic, listing, warnings, why)
 
 
 # ---- listing -----------------------------------------------------------------------------------------------
@@ -188,27 +196,26 @@ def _annotate(
     """(layout, one annotation a row, where the labels come from, warnings)."""
     paths = listing.paths
     layout = recognize(paths, wishes.layout)
-    options: dict[str, Any] = {
-        "positive": wishes.positive or None,
-        "negative": wishes.negative or None,
-        "subject_pattern": wishes.subject_pattern,
-        "subject_blocks": wishes.subject_blocks,
-    }
+    subjects: dict[str, Any] = {"subject_pattern": wishes.subject_pattern, "subject_blocks": wishes.subject_blocks}
+    options: dict[str, Any] = {"positive": wishes.positive or None, "negative": wishes.negative or None, **subjects}
+    said = remarks.about_layout(layout, paths, forced=wishes.layout is not None, **subjects)
     labels = _labels_uri(roots, layout, wishes, s3)
     if labels is None:
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
         if own is None:
-            return layout, annotate(paths, layout, **options), "paths", list(layout.caveats)
+            return layout, annotate(paths, layout, **options), "paths", said
         return layout, override(own, paths, **options), "sidecars", []
     table = read_table(labels, s3)
-    found = annotate_from_table(table, paths, allow_unmatched=True)
+    base, folder = base_folder(roots), posixpath.dirname(labels)
+    inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
+    found = annotate_from_table(table, paths, folder=inside, allow_unmatched=True)
     lost = table.num_rows - sum(annotation != UNKNOWN for annotation in found)
     warnings = [f"{lost} of {table.num_rows} rows of {labels} name no image that was listed"] if lost > 0 else []
-    if wishes.layout is None:
+    if wishes.layout is None and layout.name in GENERIC:
         layout = LAYOUTS["table"]
     else:
         found = [_merged(row, layout.annotate(path)) for path, row in zip(paths, found, strict=True)]
-        warnings += layout.caveats
+        warnings += said
     return layout, override(found, paths, **options), labels, warnings
 
 
@@ -260,7 +267,11 @@ def _from_sidecars(listing: Listing) -> list[Annotation] | None:
 
 
 def _split(
-    annotations: Sequence[Annotation], paths: Sequence[str], layout: Layout, wishes: Wishes
+    annotations: Sequence[Annotation],
+    paths: Sequence[str],
+    copies: Sequence[Sequence[int]],
+    layout: Layout,
+    wishes: Wishes,
 ) -> splits.SplitResult:
     """The split by the user's rule, else by the layout's honest one; refuses a subject on two sides."""
     rule = wishes.split_rule
@@ -269,11 +280,17 @@ def _split(
         if rule == "images" and (wishes.subject_pattern or wishes.subject_blocks):
             rule = "subjects"
     subjects = [row.subject_id for row in annotations]
+    groups: list[int | None] = [None] * len(paths)
+    for number, rows in enumerate(copies):
+        for row in rows:
+            groups[row] = number
     result = splits.assign_splits(
         [row.class_name for row in annotations],
         subjects,
         [row.split for row in annotations],
         keys=paths,
+        groups=groups,
+        labels=[row.label for row in annotations],
         fractions=wishes.fractions,
         seed=wishes.seed,
         rule=rule,

@@ -11,9 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.annotation import UNKNOWN, Annotation, common_label, normalize
+from pipeline.annotation import SPLIT_NAMES, UNKNOWN, Annotation, common_label, normalize
 from pipeline.errors import InputError
-from pipeline.layouts import SPLIT_NAMES
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     # 'new_names' is what C-NMC 2019 calls it
@@ -42,20 +41,23 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 _LABEL_WORDS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 _NAMED = 5  # rows named in an error
-_C_NMC_NAME = re.compile(r"UID_(H?\d+)_\d+_\d+_(?:all|hem)", re.IGNORECASE)
+_C_NMC_NAME = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
 
 
-def annotate_from_table(rows: pa.Table, paths: Sequence[str], *, allow_unmatched: bool = False) -> list[Annotation]:
+def annotate_from_table(
+    rows: pa.Table, paths: Sequence[str], *, folder: str = "", allow_unmatched: bool = False
+) -> list[Annotation]:
     """One annotation a path, in order; UNKNOWN for paths without a row.
 
     `rows` needs a column that names the image and a column `label` or `class_name` (or one of their
     `ALIASES`, in any case); `subject_id` and `split` are optional. A `label` of 0/1, true/false or yes/no is
-    a label; any other values are class names. Raises InputError naming missing columns, rows of an unknown or
+    a label; any other values are class names. `folder`: where the table lies below the source; names that several
+    images have are looked for there first. Raises InputError naming missing columns, rows of an unknown or
     ambiguous image, and doubled rows. `allow_unmatched` lets rows pass whose image is not in `paths` (a table
     of a larger set).
     """
     columns = _columns(rows)
-    found = _locate(columns["path"], paths)
+    found = _locate(columns["path"], paths, folder)
     _check_matches(columns["path"], found, allow_unmatched)
     annotations = _annotations(columns, rows.num_rows)
     result = [UNKNOWN] * len(paths)
@@ -91,10 +93,21 @@ def _or(role: str) -> str:
 _AMBIGUOUS = -1
 
 
-def _locate(names: Sequence[Any], paths: Sequence[str]) -> list[int | None]:
-    """Position in `paths` of every row's image: None where there is none, _AMBIGUOUS where there are "
-    "several."""
+def _locate(names: Sequence[Any], paths: Sequence[str], folder: str) -> list[int | None]:
+    """Position in `paths` of every row's image: None where there is none, _AMBIGUOUS where there are several."""
     plain = [normalize(path) for path in paths]
+    found = _locate_among(names, plain)
+    inside = [position for position, path in enumerate(plain) if path.startswith(f"{folder}/")] if folder else []
+    if not inside:
+        return found
+    beside = _locate_among(names, [plain[position][len(folder) + 1 :] for position in inside])
+    return [
+        inside[near] if near is not None and near >= 0 and far == _AMBIGUOUS else far
+        for near, far in zip(beside, found, strict=True)
+    ]
+
+
+def _locate_among(names: Sequence[Any], plain: Sequence[str]) -> list[int | None]:
     exact = _index(plain)
     endings: dict[tuple[int, bool], dict[str, int]] = {}  # (folders kept, extension cut) -> ending -> position
 
@@ -182,10 +195,13 @@ def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotati
             classes = labels
             words = {value: common_label(value) for value in known}
     splits = _splits(columns.get("split", nothing))
-    subjects = _subjects([_text(value) for value in columns.get("subject_id", nothing)])
+    subjects = [_text(value) for value in columns.get("subject_id", nothing)]
     result = []
     for label, class_name, subject, split in zip(labels, classes, subjects, splits, strict=True):
         number = words[label] if label is not None else common_label(class_name) if class_name else None
+        if subject and (cell := _C_NMC_NAME.search(subject)):  # its 'Patient_ID' holds the names of files
+            class_name = cell[2].lower() if "class_name" not in columns else class_name
+            subject = cell[1].upper()
         result.append(Annotation(class_name, number, subject, split))
     return result
 
@@ -199,13 +215,6 @@ def _text(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() or None
-
-
-def _subjects(values: list[str | None]) -> list[str | None]:
-    """Subjects as written; where the column holds C-NMC file names, as its 'Patient_ID' does, the subject "
-    "in them."""
-    found = [_C_NMC_NAME.search(value) if value else None for value in values]
-    return [match[1].upper() if match else value for match, value in zip(found, values, strict=True)]
 
 
 def _splits(values: Sequence[Any]) -> list[Any]:

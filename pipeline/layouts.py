@@ -9,35 +9,17 @@ one `Annotation` a path. Pure functions over strings; labels that come from a ta
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
-from pipeline.annotation import UNKNOWN, Annotation, Split, block_id, common_label, normalize, override
+from pipeline.annotation import UNKNOWN, Annotation, block_id, normalize, override
+from pipeline.class_folders import names_classes, read_last_folder, reader
 from pipeline.errors import InputError, UsageError
 
 SplitRule = Literal["auto", "subjects", "images", "given"]
 
-SPLIT_NAMES: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-# Folders that say nothing about what is in them.
-_PLAIN_FOLDERS = frozenset(
-    {"data", "dataset", "datasets", "images", "image", "imgs", "img", "photos", "pictures", "raw"}
-    | {"original", "originals"}
-)
-_ARCHIVE_SUFFIX = re.compile(r"\.(tar|zip|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
-
 _RECOGNIZED_SHARE = 0.5  # of all paths: public sets carry unlabelled parts (30 % of C-NMC 2019)
 _MIXED_SHARE = 0.05  # a second public set of at least this share is no accident
 _SAMPLE = 20_000  # paths looked at to recognize a layout
-_MAX_CLASSES = 64  # more folders than this are dates or patients, not classes
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,7 @@ class Layout:
     positive: Mapping[str, int] | None = None
     block_size: int | None = None
     caveats: tuple[str, ...] = ()
+    subject_caveats: tuple[str, ...] = ()  # they hold unless the user says what a subject is
 
     def matches(self, paths: Sequence[str]) -> float:
         """Share of `paths` (0 to 1) that this layout recognizes."""
@@ -123,49 +106,10 @@ def _read_aml(path: str) -> Annotation | None:
 
 def _read_samples(path: str) -> Annotation | None:
     found = _SAMPLES.search(path)
-    annotation = _read_class_folder(path) if found else None
+    annotation = read_last_folder(path) if found else None
     if not found or not annotation:
         return None
     return Annotation(annotation.class_name, annotation.label, found[1], annotation.split)
-
-
-@lru_cache(maxsize=65_536)  # a folder holds many files
-def _telling_folders(folder: str) -> tuple[str, ...]:
-    """Names within a folder's path that may name a class or a subject, outermost first."""
-    telling = []
-    for name in folder.split("/"):
-        stem = _ARCHIVE_SUFFIX.sub("", name)
-        if stem != name and common_label(stem) is None:
-            continue  # 'shard-000.tar' is no class, 'leukemia.zip' is
-        if stem and stem.casefold() not in _PLAIN_FOLDERS and stem.casefold() not in SPLIT_NAMES:
-            telling.append(stem)
-    return tuple(telling)
-
-
-def _given_split(folder: str) -> Split | None:
-    return next((SPLIT_NAMES[name] for name in folder.casefold().split("/") if name in SPLIT_NAMES), None)
-
-
-@lru_cache(maxsize=65_536)
-def _of_class_folder(folder: str) -> Annotation | None:
-    names = _telling_folders(folder)
-    return Annotation(names[-1], common_label(names[-1]), split=_given_split(folder)) if names else None
-
-
-@lru_cache(maxsize=65_536)
-def _of_subject_folder(folder: str) -> Annotation | None:
-    names = _telling_folders(folder)
-    if len(names) < 2:
-        return None
-    return Annotation(names[-2], common_label(names[-2]), names[-1], _given_split(folder))
-
-
-def _read_class_folder(path: str) -> Annotation | None:
-    return _of_class_folder(path.rpartition("/")[0])
-
-
-def _read_class_and_subject_folder(path: str) -> Annotation | None:
-    return _of_subject_folder(path.rpartition("/")[0])
 
 
 def _read_nothing(path: str) -> Annotation | None:
@@ -190,14 +134,10 @@ _CATALOGUE = (
         read=_read_kaggle,
         split_rule="given",
         why="TRAIN and TEST were made from different originals by rotating and flipping, so only the given "
-        "split "
-        "keeps the siblings of one original together; TEST_SIMPLE holds the originals of TEST and goes with "
-        "it",
+        "split keeps the siblings of one original together; TEST_SIMPLE holds the originals of TEST and goes with it",
         caveats=(
-            (
-                "siblings carry no id, so validation images taken from TRAIN have siblings in train unless "
-                "near-duplicates are grouped: validation figures are optimistic, test figures are not"
-            ),
+            "siblings carry no id, so validation images taken from TRAIN have siblings in train: validation figures "
+            "are optimistic, test figures are not",
         ),
     ),
     Layout(
@@ -215,18 +155,12 @@ _CATALOGUE = (
         example="Original/Early/WBC-Malignant-Early-001.jpg",
         read=_read_taleqani,
         split_rule="subjects",
-        why="names carry no patient, but one patient's files tend to be numbered consecutively: blocks of "
-        "36 numbers "
-        "of a class (3,256 images of 89 patients) stand in for patients",
+        why="names carry no patient, but one patient's files tend to be numbered consecutively: blocks of 36 "
+        "numbers of a class (3,256 images of 89 patients) stand in for patients",
         positive=_TALEQANI_LABELS,
         block_size=36,
-        caveats=(
-            (
-                "blocks only stand in for patients: a patient at a block's edge can be on two sides, and "
-                "stain and "
-                "background differ by class, so figures stay optimistic"
-            ),
-        ),
+        caveats=("stain and background differ by class, so figures stay optimistic",),
+        subject_caveats=("blocks only stand in for patients: a patient at a block's edge can be on two sides",),
     ),
     Layout(
         name="aml-cytomorphology-lmu",
@@ -236,11 +170,10 @@ _CATALOGUE = (
         split_rule="images",
         # Of the paper's binary questions (doi.org/10.1038/s42256-019-0101-9) this is 'blast character':
         # myeloblast or monoblast.
-        why="the public files carry no patient and many cell types are rare (11 to 80 images), so images "
-        "are split at "
-        "random within each type, as in the paper",
+        why="the public files carry no patient and many cell types are rare (11 to 80 images), so images are "
+        "split at random within each type, as in the paper",
         positive=_AML_LABELS,
-        caveats=("cells of one of the 200 patients are on both sides: figures are optimistic",),
+        subject_caveats=("cells of one of the 200 patients are on both sides: figures are optimistic",),
     ),
     Layout(
         name="all-idb2",
@@ -249,19 +182,18 @@ _CATALOGUE = (
         read=_read_all_idb,
         split_rule="subjects",
         why="names carry no subject; blocks of 10 consecutive numbers stand in for subjects, since "
-        "neighbouring cells "
-        "were cut from few smears",
+        "neighbouring cells were cut from few smears",
         positive=_ALL_IDB_LABELS,
         block_size=10,
-        caveats=("blocks only stand in for subjects: figures stay optimistic",),
+        caveats=("ALL-IDB2's cells are cut from ALL-IDB1's images: train and test on one of the two, not on both",),
+        subject_caveats=("blocks only stand in for subjects: figures stay optimistic",),
     ),
     Layout(
         name="class-folders",
-        title="one folder a class, at any depth; train/val/test folders are kept as splits; a folder "
-        "between class and "
-        "file is the subject when every class has such folders",
-        example="train/leukemia/0001.jpg, healthy/patient_07/0001.png",
-        read=_read_class_folder,
+        title="one folder a class, at any depth; train/val/test folders are kept as splits; a numbered "
+        "folder between class and file, or a patient's folder above the class, is the subject",
+        example="train/leukemia/0001.jpg, healthy/patient_07/0001.png, patient_07/blast/0001.png",
+        read=read_last_folder,
         split_rule="auto",
         why="given train/test folders are kept, else subjects where known, else images with a warning",
     ),
@@ -283,7 +215,7 @@ _CATALOGUE = (
     ),
 )
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _CATALOGUE}
-_GENERIC = ("class-folders", "table", "flat")
+GENERIC = ("class-folders", "table", "flat")
 
 
 def describe_layouts() -> str:
@@ -307,46 +239,23 @@ def recognize(paths: Sequence[str], forced: str | None = None) -> Layout:
         if forced not in LAYOUTS:
             raise UsageError(f"unknown layout '{forced}'; known layouts: {', '.join(LAYOUTS)}")
         return _class_folders(sample) if forced == "class-folders" else LAYOUTS[forced]
-    shares = {layout.name: layout.matches(sample) for layout in _CATALOGUE if layout.name not in _GENERIC}
+    shares = {layout.name: layout.matches(sample) for layout in _CATALOGUE if layout.name not in GENERIC}
     public = [name for name, share in shares.items() if share >= _MIXED_SHARE]
     if len(public) > 1:
         raise InputError(
             f"the source mixes several data sets "
             f"({', '.join(f'{name} {shares[name]:.0%}' for name in public)}); "
-            "name the folder of one of them, or say how to read all: --layout class-folders, or --layout "
-            "flat to score"
+            "name the folder of one of them, or say how to read all: --layout class-folders, or "
+            "--layout flat to score"
         )
     if public and shares[public[0]] >= _RECOGNIZED_SHARE:
         return LAYOUTS[public[0]]
     folders = _class_folders(sample)
-    return folders if _names_classes(folders, sample) else LAYOUTS["flat"]
+    return folders if names_classes(folders.read, sample) else LAYOUTS["flat"]
 
 
 def _class_folders(paths: Sequence[str]) -> Layout:
-    """The class-folders layout, with the folder above the file read as subject where these paths say so."""
-    layout = LAYOUTS["class-folders"]
-    telling = [folders for path in paths if (folders := _telling_folders(normalize(path).rpartition("/")[0]))]
-    if not telling or any(len(folders) < 2 for folders in telling):
-        return layout
-    upper, lower = {folders[-2] for folders in telling}, {folders[-1] for folders in telling}
-    upper_named = all(common_label(name) is not None for name in upper)
-    lower_named = any(common_label(name) is not None for name in lower)
-    lower_numbered = all(re.fullmatch(r"[A-Za-z]{0,12}[-_ ]?\d+", name) for name in lower)
-    upper_worded = len(upper) > 1 and not any(re.search(r"\d", name) for name in upper)
-    if not lower_named and (upper_named or (lower_numbered and upper_worded)):
-        return replace(layout, read=_read_class_and_subject_folder)
-    return layout
-
-
-def _names_classes(layout: Layout, paths: Sequence[str]) -> bool:
-    """Whether the folders look like classes and not like dates, patients or one folder of everything."""
-    found = [annotation for path in paths if (annotation := layout.read(normalize(path)))]
-    names = {annotation.class_name or "" for annotation in found}
-    if len(found) < _RECOGNIZED_SHARE * len(paths) or not 0 < len(names) <= _MAX_CLASSES:
-        return False
-    if any(common_label(name) is not None for name in names):
-        return True
-    return len(names) > 1 and all(re.search(r"[A-Za-z]{2}", name) for name in names)
+    return replace(LAYOUTS["class-folders"], read=reader(paths))
 
 
 def annotate(
@@ -363,8 +272,7 @@ def annotate(
     if subject_blocks is not None and layout.block_size is None and any(a.subject_id for a in annotations):
         raise UsageError(
             f"--subject-blocks would replace the subjects that the layout '{layout.name}' reads from the "
-            f"names, "
-            "and let one subject fall on two sides; leave it out"
+            "names, and let one subject fall on two sides; leave it out"
         )
     return override(
         annotations,

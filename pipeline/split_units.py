@@ -25,12 +25,15 @@ class Rows:
     given: list[int]
     names: list[str]
     groups: list[Hashable | None]
+    labels: list[int | None]
 
 
 @dataclass
 class Units:
-    """Units in the order in which they are dealt out, largest first; (unit, class, count) triples hold "
-    "their classes."""
+    """Units in the order in which they are dealt out, largest first; (unit, class, count) triples hold their classes.
+
+    A tag is a class or, behind the classes, a label: both must be met in every split for training to be possible.
+    """
 
     of_row: Ints  # (rows,) unit of each row
     given: Ints  # (units,) index into SPLITS, or FREE
@@ -40,6 +43,8 @@ class Units:
     pair_class: Ints  # (pairs,)
     pair_count: Ints  # (pairs,)
     class_names: list[str]
+    tag_unit: Ints  # (tags of units,)
+    tag: Ints  # (tags of units,) class, or len(class_names) + label
 
 
 def make_units(rows: Rows, seed: int) -> Units:
@@ -74,6 +79,9 @@ def make_units(rows: Rows, seed: int) -> Units:
     codes = {name: code for code, name in enumerate(class_names)}
     code_of_row = np.array([codes[name] for name in rows.classes], dtype=np.int64)
     pairs, counts = np.unique(of_row * len(class_names) + code_of_row, return_counts=True)
+    labels = np.array([-1 if label is None else label for label in rows.labels], dtype=np.int64)
+    is_labelled = labels >= 0
+    tags = np.unique(of_row[is_labelled] * 2 + labels[is_labelled])
     unit_given = np.full(n_units, FREE, dtype=np.int64)
     unit_given[of_row] = given
     return Units(
@@ -85,6 +93,8 @@ def make_units(rows: Rows, seed: int) -> Units:
         pair_class=pairs % len(class_names),
         pair_count=counts.astype(np.int64),
         class_names=class_names,
+        tag_unit=np.concatenate([pairs // len(class_names), tags // 2]),
+        tag=np.concatenate([pairs % len(class_names), len(class_names) + tags % 2]),
     )
 
 

@@ -21,7 +21,8 @@ from pipeline.split_units import FREE, Ints, Rows, Units, make_units
 SPLITS = ("train", "validation", "test")
 Rule = Literal["auto", "subjects", "images", "given"]
 
-_TRAIN = 0
+_TRAIN, _VALIDATION, _TEST = 0, 1, 2
+_ENOUGH_FOR_TWO_IN_TEST, _ENOUGH_FOR_TWO_IN_BOTH = 6, 8  # subjects of a class
 # What a class with few subjects gets first: without train nothing is learnt, without test nothing is known.
 _PRIORITY = (0, 2, 1)
 _NAMED = 5
@@ -45,6 +46,7 @@ def assign_splits(
     *,
     keys: Sequence[str] | None = None,
     groups: Sequence[Hashable | None] | None = None,
+    labels: Sequence[int | None] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     rule: Rule = "auto",
@@ -53,9 +55,10 @@ def assign_splits(
     """Split the rows that have a class into train, validation and test.
 
     `keys` name the rows (paths or ids); with them the result is the same in any order of the rows. `groups`:
-    rows of one group (near-duplicates) stay on one side. `rule`: 'given' keeps given splits and takes what is
-    missing from train; 'subjects' and 'images' ignore given splits; 'images' ignores subjects too, which is
-    only honest where there are none; 'auto' takes the first of given, subjects, images that the rows allow.
+    rows of one group (copies of one image) stay on one side. `labels`: 0 or 1, both wanted in every split. `rule`:
+    'given' keeps given splits and takes what is missing from train; 'subjects' and 'images' ignore given splits;
+    'images' ignores subjects too, which is only honest where there are none; 'auto' takes the first of given,
+    subjects, images that the rows allow.
 
     Raises InputError when a given split divides a subject, or when there are too few units to fill every
     split; with `strict` off the rows then stay without split, and a warning says why (enough for scoring).
@@ -83,6 +86,7 @@ def assign_splits(
         given=[_split_code(given[row]) for row in labelled],
         names=[names[row] for row in labelled],
         groups=[groups[row] if groups is not None else None for row in labelled],
+        labels=[labels[row] if labels is not None else None for row in labelled],
     )
     units = make_units(rows, seed)
     allowed = _allowed_splits(units, shares, warnings)
@@ -93,7 +97,7 @@ def assign_splits(
         if strict:
             raise InputError(shortage)
         return SplitResult([None] * n_rows, "none", "no image is put into a split", [*warnings, shortage])
-    warnings += _missing_classes(units, shares)
+    warnings += _missing(units, shares)
     splits: list[str | None] = [None] * n_rows
     for row, code in zip(labelled, placed.tolist(), strict=True):
         splits[row] = SPLITS[code]
@@ -180,7 +184,9 @@ def _rule_warnings(rule: Rule, labelled: list[int], subjects: Sequence[str | Non
 
 def _reason(rule: Rule, rows: Rows, units: Units, seed: int) -> str:
     n_subjects = len({subject for subject in rows.subjects if subject is not None})
-    what = f"{len(rows.classes)} images of {len(set(rows.classes))} classes, {n_subjects} subjects, seed {seed}"
+    n_classes = len(set(rows.classes))
+    classes = "1 class" if n_classes == 1 else f"{n_classes} classes"
+    what = f"{len(rows.classes)} images of {classes}, {n_subjects} subjects, seed {seed}"
     if rule == "given":
         made = bool((units.given == FREE).any())
         return f"given splits are kept{', what is missing is taken from train' if made else ''}: {what}"
@@ -258,45 +264,59 @@ def _apportion(n: int, gap: NDArray[np.float64]) -> Ints:
 
 
 def _presence(units: Units) -> Ints:
-    """Units of each class in each split: int64 (3, classes)."""
-    counts = np.zeros((3, len(units.class_names)), dtype=np.int64)
-    np.add.at(counts, (units.split[units.pair_unit], units.pair_class), 1)
+    """Units of each tag in each split: int64 (3, tags)."""
+    counts = np.zeros((3, len(units.class_names) + 2), dtype=np.int64)
+    np.add.at(counts, (units.split[units.tag_unit], units.tag), 1)
     return counts
 
 
+def _wanted(n_units: Ints, order: Sequence[int]) -> Ints:
+    """Units of each tag that each split must have: int64 (3, tags).
+
+    One first of all, as far as they go; then two in test, for one subject tells nothing of the spread between
+    subjects, and two in validation, which the threshold is chosen on.
+    """
+    wanted = np.zeros((3, len(n_units)), dtype=np.int64)
+    for place, code in enumerate(order):
+        wanted[code] = n_units > place
+    for code, enough in ((_TEST, _ENOUGH_FOR_TWO_IN_TEST), (_VALIDATION, _ENOUGH_FOR_TWO_IN_BOTH)):
+        if code in order:
+            wanted[code, n_units >= enough] = 2
+    return wanted
+
+
 def _repair(units: Units, allowed: Sequence[int]) -> None:
-    """Move small units so that each class is in every split, as far as its number of free units allows."""
+    """Move small units so that each tag is in every split, as far as its number of free units allows."""
     order = [code for code in _PRIORITY if code in allowed]
     movable = units.given == FREE
-    n_units = np.bincount(units.pair_class[movable[units.pair_unit]], minlength=len(units.class_names))
-    need = np.zeros((3, len(units.class_names)), dtype=bool)
-    for place, code in enumerate(order):
-        need[code] = n_units > place
-    for class_code in np.argsort(n_units, kind="stable").tolist():  # rarest first
-        for code in order:
-            present = _presence(units)
-            if need[code, class_code] and present[code, class_code] == 0:
-                _move_one(units, units.pair_class == class_code, code, movable, need, present)
+    n_tags = len(units.class_names) + 2
+    wanted = _wanted(np.bincount(units.tag[movable[units.tag_unit]], minlength=n_tags), order)
+    for level in (1, 2):
+        for tag in np.argsort(np.bincount(units.tag, minlength=n_tags), kind="stable").tolist():  # rarest first
+            for code in order:
+                present = _presence(units)
+                if present[code, tag] < min(level, wanted[code, tag]):
+                    _move_one(units, units.tag == tag, code, movable, np.minimum(wanted, level), present)
     for code in order:
         if not (units.split == code).any():
-            everyone = np.ones(len(units.pair_unit), dtype=bool)
-            _move_one(units, everyone, code, movable, np.zeros_like(need), _presence(units))
+            everyone = np.ones(len(units.tag_unit), dtype=bool)
+            _move_one(units, everyone, code, movable, np.zeros_like(wanted), _presence(units))
 
 
 def _move_one(
     units: Units,
-    pairs: NDArray[np.bool_],
+    tags: NDArray[np.bool_],
     to: int,
     movable: NDArray[np.bool_],
-    need: NDArray[np.bool_],
+    wanted: Ints,
     present: Ints,
 ) -> None:
-    """Move the smallest unit among `pairs` to split `to`, if some split can spare one."""
-    origin = units.split[units.pair_unit]
-    last = (present[origin, units.pair_class] < 2) & need[origin, units.pair_class]
+    """Move the smallest unit among `tags` to split `to`, if some split can spare one."""
+    origin = units.split[units.tag_unit]
+    needed = present[origin, units.tag] <= wanted[origin, units.tag]
     spared = movable & (units.split != to) & (np.bincount(units.split, minlength=3)[units.split] > 1)
-    spared[units.pair_unit[last]] = False
-    candidates = np.unique(units.pair_unit[pairs & spared[units.pair_unit]])
+    spared[units.tag_unit[needed]] = False
+    candidates = np.unique(units.tag_unit[tags & spared[units.tag_unit]])
     if len(candidates):
         units.split[candidates[np.argmin(units.size[candidates])]] = to
 
@@ -313,15 +333,15 @@ def _shortage(placed: Ints, shares: Sequence[float], n_units: int) -> str | None
     )
 
 
-def _missing_classes(units: Units, shares: Sequence[float]) -> list[str]:
+def _missing(units: Units, shares: Sequence[float]) -> list[str]:
+    """Which classes, and which labels, a split lacks."""
     present = _presence(units)
     warnings = []
-    if len(units.class_names) == 1:
-        warnings.append(f"there is one class only ({units.class_names[0]}): good for scoring, not for training")
-    n_units = Counter(units.pair_class.tolist())
+    names = [*units.class_names, "label negative", "label positive"]
+    n_units = Counter(units.tag.tolist())
     for code in range(3):
-        lacking = [c for c in range(len(units.class_names)) if present[code, c] == 0] if shares[code] > 0 else []
+        lacking = [tag for tag in n_units if present[code, tag] == 0] if shares[code] > 0 else []
         if lacking:
-            named = ", ".join(f"{units.class_names[c]} ({n_units[c]} subjects)" for c in lacking)
+            named = ", ".join(f"{names[tag]} ({n_units[tag]} independent)" for tag in sorted(lacking))
             warnings.append(f"{SPLITS[code]} has no images of {named}: too few subjects to be on every side")
     return warnings

@@ -23,6 +23,7 @@ COMPRESSED = {
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
 NESTED = "!/"
+_PROGRAM_FOLDER = re.compile(r"(?:^|/)\.(?:ipynb_checkpoints|thumbnails|git|Trash[^/]*)/")
 WHOLE = "archive"  # the access of a compressed tar that is not listed yet
 # What tarfile, zipfile and the decompressors raise on bytes that nobody foresaw, beside their own exceptions.
 DAMAGE = (
@@ -96,9 +97,11 @@ def is_image(name: str) -> bool:
 
 
 def is_junk(name: str) -> bool:
-    """Resource forks and thumbnails that file managers leave beside images."""
+    """What programs leave beside images: resource forks, thumbnails, checkpoints of notebooks, bins."""
     base = posixpath.basename(name)
-    return base.startswith("._") or base in (".DS_Store", "Thumbs.db") or "__MACOSX/" in name
+    if base.startswith("._") or base in (".DS_Store", "Thumbs.db") or "__MACOSX/" in name:
+        return True
+    return (name.startswith(".") or "/." in name) and _PROGRAM_FOLDER.search(name) is not None
 
 
 @dataclass

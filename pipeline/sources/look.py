@@ -85,7 +85,7 @@ def objects(root: Root, infos: Iterable[ObjectInfo], look: Look, store: Store) -
         path = root.path(info.uri)
         is_wanted = archives.is_image(path) or archives.is_archive(path)
         if archives.is_junk(path):
-            yield Ignored(info.uri, "file manager's own")
+            yield Ignored(info.uri, "a program's own")
         elif is_wanted or (look.filters.include and matches([path], look.filters.include)):
             yield from one_object(info, path, look, store)
         else:

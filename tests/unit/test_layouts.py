@@ -73,15 +73,49 @@ def test_unknown_forced_layout_lists_the_known_ones() -> None:
         (["lymphocyte/case 7/1.jpg", "monocyte/case 8/1.jpg"], [("lymphocyte", "case 7"), ("monocyte", "case 8")]),
         (["siteA/leukemia/1.jpg", "siteB/healthy/1.jpg"], [("leukemia", None), ("healthy", None)]),
         (["leukemia/images/1.jpg", "healthy/images/1.jpg"], [("leukemia", None), ("healthy", None)]),
-        (["leukemia/p1/1.jpg", "healthy/1.jpg"], [("p1", None), ("healthy", None)]),
+        (["leukemia/p1/1.jpg", "healthy/1.jpg"], [("leukemia", "p1"), ("healthy", None)]),
+        (["healthy/cells/1.jpg", "leukemia/cells/2.jpg"], [("healthy", None), ("leukemia", None)]),
+        (["healthy/lymphocyte/1.jpg", "leukemia/lymphocyte/2.jpg"], [("healthy", None), ("leukemia", None)]),
+        (["leukemia/L1/1.jpg", "healthy/x/1.jpg"], [("leukemia", None), ("healthy", None)]),
+        (
+            ["patient_1/healthy/1.jpg", "patient_2/leukemia/1.jpg"],
+            [("healthy", "patient_1"), ("leukemia", "patient_2")],
+        ),
+        (["P1/LYT/1.jpg", "P2/MON/1.jpg", "P2/LYT/2.jpg"], [("LYT", "P1"), ("MON", "P2"), ("LYT", "P2")]),
+        (["fold_0/healthy/1.jpg", "fold_1/leukemia/1.jpg"], [("healthy", None), ("leukemia", None)]),
+        (["healthy/fold_0/1.jpg", "lymphocyte/fold_0/1.jpg"], [("healthy", None), ("lymphocyte", None)]),
+        (["n.tar!/./healthy/p1/1.jpg", "n.tar!/./leukemia/p2/1.jpg"], [("healthy", "p1"), ("leukemia", "p2")]),
+        (["n.tar!/./1.jpg", "healthy/2.jpg", "blast/3.jpg"], [(None, None), ("healthy", None), ("blast", None)]),
+        (["z.zip!/healthy\\1.jpg", "z.zip!/blast\\1.jpg"], [("healthy", None), ("blast", None)]),
     ],
 )
-def test_folder_under_class_is_subject_only_when_every_class_has_one(
+def test_folders_above_an_image_name_class_and_subject(
     paths: list[str], expected: list[tuple[str, str | None]]
 ) -> None:
     layout = recognize(paths)
     assert layout.name == "class-folders"
     assert [(a.class_name, a.subject_id) for a in annotate(paths, layout)] == expected
+
+
+@pytest.mark.parametrize(
+    ("usual", "stray", "expected"),
+    [
+        ("leukemia/p{}/1.jpg", "healthy/1.jpg", ("leukemia", "p7")),
+        ("leukemia/{}.jpg", "leukemia/extra/1.jpg", ("leukemia", None)),
+        ("LYT/{}.jpg", "LYT/extra/1.jpg", ("LYT", None)),
+        ("LYT/case_{}/1.jpg", "leftover/1.jpg", ("LYT", "case_7")),
+        ("leukemia/p{}/1.jpg", "1.jpg", ("leukemia", "p7")),
+    ],
+)
+def test_a_stray_file_does_not_change_how_all_others_are_read(
+    usual: str, stray: str, expected: tuple[str, str | None]
+) -> None:
+    other = usual.replace("LYT", "MON").replace("leukemia", "healthy")
+    paths = [usual.format(i) for i in range(40)] + [other.format(i + 50) for i in range(40)] + [stray]
+    layout = recognize(paths)
+    found = annotate(paths, layout)
+    assert (found[7].class_name, found[7].subject_id) == expected
+    assert len({a.class_name for a in found} - {None}) == 2
 
 
 def test_dates_and_many_folders_are_not_classes() -> None:
@@ -183,9 +217,14 @@ class TestLabelTable:
         assert result[1:] == [Annotation("blast", 1, None, "validation"), Annotation("LYT", None, None, "test")]
         assert [a.label for a in override(result, self.paths, positive=["LYT"])] == [None, 0, 1]
 
+    def test_names_that_several_images_have_are_looked_for_beside_the_table(self) -> None:
+        table = pa.table({"file": ["1.bmp"], "label": ["0"]})
+        found = annotate_from_table(table, ["train/1.bmp", "valid/cells/1.bmp"], folder="valid")
+        assert [a.label for a in found] == [None, 0]
+
     def test_c_nmc_preliminary_table_gives_subjects(self) -> None:
         table = pa.table({"Patient_ID": ["UID_57_29_1_all.bmp"], "new_names": ["1.bmp"], "labels": [1]})
-        assert annotate_from_table(table, ["d/1.bmp"]) == [Annotation("positive", 1, "57")]
+        assert annotate_from_table(table, ["d/1.bmp"]) == [Annotation("all", 1, "57")]
 
     @pytest.mark.parametrize(
         ("columns", "message"),

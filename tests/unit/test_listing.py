@@ -148,11 +148,20 @@ def test_a_folder_that_refuses_the_listing_call_is_a_problem(tmp_path: Path, mon
 
 
 def test_files_of_file_managers_and_other_kinds_are_counted_by_reason(tmp_path: Path) -> None:
-    for name in ("x.jpg", "._x.jpg", ".DS_Store", "notes.txt", "README"):
+    for name in (
+        "x.jpg",
+        ".y.jpg",
+        "._x.jpg",
+        ".DS_Store",
+        ".ipynb_checkpoints/x.jpg",
+        ".z/z.jpg",
+        "notes.txt",
+        "README",
+    ):
         put(tmp_path / name)
     entries, _, tally = listed(tmp_path)
-    assert names(entries) == ["x.jpg"]
-    assert tally.left_out == {"file manager's own": 2, ".txt": 1, "no suffix": 1}
+    assert names(entries) == [".y.jpg", "x.jpg", "z.jpg"]
+    assert tally.left_out == {"a program's own": 3, ".txt": 1, "no suffix": 1}
 
 
 word = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30)

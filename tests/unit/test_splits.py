@@ -92,7 +92,7 @@ def test_class_with_too_few_subjects_is_in_train_first_and_said() -> None:
     subjects = [f"s{i % 12}" for i in range(120)] + ["one"] * 20
     result = assign_splits(["a"] * 120 + ["b"] * 20, subjects)
     assert set(result.splits[120:]) == {"train"}
-    assert [w for w in result.warnings if "b (1 subjects)" in w]
+    assert [w for w in result.warnings if "validation has no images of b (1 independent)" in w]
 
 
 def test_seed_changes_the_split() -> None:
