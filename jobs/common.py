@@ -51,12 +51,14 @@ def run(
 ) -> int:
     """Parse, run, and turn every failure into one line on stderr and an exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
+    debug = "--debug" in arguments  # until the configuration, which may come from elsewhere, is known
     if threading.current_thread() is threading.main_thread():
         _signals.clear()
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        main(parse(config_class, arguments, prog=prog, epilog=epilog))
+        config = parse(config_class, arguments, prog=prog, epilog=epilog)
+        debug = config.debug
+        main(config)
         return 0
     except LeukorayError as error:
         return _report(error, error.exit_code, str(error), prog, debug)

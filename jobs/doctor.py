@@ -23,7 +23,7 @@ from pipeline.storage import absolute, is_s3, store_for
 EXAMPLES = """examples:
   leukoray doctor
   leukoray doctor --source s3://lab/2026/ --s3-endpoint https://minio.lab:9000
-  leukoray doctor --address ray://head:10001 --model out/demo/models
+  leukoray doctor --address head:6379 --model out/demo/models
 
 Exit codes: 0 nothing failed (warnings may remain), 5 something must be changed first.
 """
@@ -220,7 +220,7 @@ def cluster(config: DoctorConfig) -> Iterator[Finding]:
             nodes = sum(1 for node in ray.nodes() if node["Alive"])
             yield Finding("ok", "ray", f"{target}: {nodes} nodes, Ray {ray.__version__}")
             yield from _fits(resources, f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs in it")
-    except PlatformError as error:
+    except LeukorayError as error:
         yield Finding("fail", "ray", str(error))
 
 
@@ -253,7 +253,7 @@ def model(config: DoctorConfig) -> Iterator[Finding]:
     from pipeline.registry import resolve
 
     try:
-        bundle = resolve(config.model, s3_settings(config))
+        bundle = resolve(config.model, s3_settings(config)).verify()
     except LeukorayError as error:
         yield Finding("fail", "model", str(error))
         return

@@ -18,7 +18,8 @@ from pipeline.errors import IncompleteError, InputError, UsageError
 from pipeline.evaluation import Outcomes, is_labelled
 from pipeline.fetch import Row
 from pipeline.manifest import Manifest, read_manifest, rows, to_parquet
-from pipeline.metrics import METRIC_NAMES, Threshold, threshold_for
+from pipeline.metric_names import METRIC_NAMES
+from pipeline.metrics import Threshold, threshold_for
 from pipeline.outcomes import EvaluationWorker, Outcome
 from pipeline.registry import resolve
 from pipeline.report import render_card, render_report, words
@@ -62,7 +63,7 @@ def main(config: EvaluateConfig) -> None:
     if config.split not in SPLITS:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     show_config(config)
-    manifest, bundle = read_manifest(config.manifest, s3), resolve(config.model, s3)
+    manifest, bundle = read_manifest(config.manifest, s3), resolve(config.model, s3).verify()
     with connected(config.address, config.num_cpus) as ray:
         chosen = choose_threshold(ray, config, bundle, manifest, s3)
         if config.target_sensitivity is not None:
@@ -78,11 +79,14 @@ def main(config: EvaluateConfig) -> None:
         metrics=metrics,
         curves=outcomes.curves(),
         history=training_history(bundle),
+        best_epoch=bundle.info.training.get("best_epoch"),
         mistakes=outcomes.mistakes(chosen.value, config.mistakes, s3),
         provenance=facts,
         synthetic=bundle.info.synthetic or manifest.is_synthetic,
         warnings=notes,
         split=config.split,
+        basis=basis(config.split, bundle, manifest),
+        units=manifest.unit_word,
     )
     record = {"split": config.split, "provenance": facts, **metrics, "warnings": [*notes, *metrics["warnings"]]}
     record |= {"configuration": effective(config), "rejected": len(outcomes.rejected)}
@@ -162,6 +166,17 @@ def caveats(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, outcomes
     return notes + ([confounded] if confounded else [])
 
 
+def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
+    """What may be said of the images measured: that they took no part in training only where it is known."""
+    if split != "test":
+        return f" of the {split} split"
+    if bundle.info.manifest_digest != manifest.digest:
+        return "; whether the model has seen them in training is not known"
+    if manifest.info.get("split_rule") == "images":
+        return " that took no part in training, though other images of the same patients may have"
+    return " that took no part in training"
+
+
 def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chosen: Threshold) -> dict[str, str]:
     """What someone needs to repeat or to trust the figures."""
     info = bundle.info
@@ -169,7 +184,7 @@ def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chose
         split: len({row["subject_id"] for row in rows(manifest.split(split), ["subject_id"])} - {None})
         for split in SPLITS
     }
-    known = any(subjects.values())
+    known, unit = any(subjects.values()), manifest.unit_word.capitalize()
     return {
         "Model": f"{info.name} / {info.version}",
         "Bundle": bundle.uri,
@@ -181,7 +196,7 @@ def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chose
         "Source": str(manifest.info.get("source", "")),
         "Split rule": str(manifest.info.get("split_rule") or info.split_rule),
         "Images in train / validation / test": " / ".join(f"{manifest.split(split).num_rows:,}" for split in SPLITS),
-        "Subjects in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
+        f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
         "Threshold": f"{chosen.value:.4f} ({chosen.rule})",
         "Temperature": f"{info.temperature:.4f}",
         "Resampling": f"{config.bootstrap} replicates, seed {config.seed}",

@@ -110,6 +110,7 @@ def _info(draft: Draft, config: IngestConfig) -> dict[str, Any]:
         "labels_from": draft.labels_from,
         "split_rule": draft.split.rule,
         "split_reason": draft.split.reason,
+        "units": draft.units,
         "warnings": draft.warnings,
         "synthetic": draft.is_synthetic,
         "positive": draft.positive,
@@ -161,7 +162,7 @@ def _class_table(draft: Draft) -> list[str]:
     if found["subjects"]:
         n_subjects = [found["subjects"].get(part, 0) for part in parts]
         distinct = len(set(draft.table["subject_id"].drop_null().to_pylist()))
-        rows.append(["subjects", "", *(f"{count:,}" for count in n_subjects), f"{distinct:,}"])
+        rows.append([draft.units, "", *(f"{count:,}" for count in n_subjects), f"{distinct:,}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  " + "  ".join(_aligned(row, widths)) for row in rows]
     rule = "  " + "  ".join("-" * width for width in widths)

@@ -1,5 +1,6 @@
 """Point a model's best.json to another version, or list its versions."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from jobs.common import finish, run, s3_settings
-from pipeline.bundle import GRAPH, INFO, WEIGHTS, Bundle, read_bundle
+from pipeline.bundle import INFO, Bundle, read_bundle
 from pipeline.config import JobConfig, positional
 from pipeline.errors import InputError, LeukorayError, UsageError
 from pipeline.predictor import Predictor
@@ -33,6 +34,8 @@ class PromoteConfig(JobConfig):
 def main(config: PromoteConfig) -> None:
     s3 = s3_settings(config)
     uri = absolute(config.model)
+    if config.version is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.version):
+        raise UsageError(f"--version {config.version!r}: the name of a folder in {uri}, without slashes; see --list")
     if not config.version and not config.list:
         raise UsageError("name a --version, or see them with --list")
     if config.version:
@@ -48,9 +51,7 @@ def _checked(uri: str, s3: S3Settings) -> Bundle:
     """The bundle, after its files were compared with their digests and the graph answered one image."""
     import numpy as np
 
-    bundle = read_bundle(uri, s3)
-    for name in (WEIGHTS, GRAPH):
-        bundle.file(name)
+    bundle = read_bundle(uri, s3).verify()
     size = bundle.info.input_size
     Predictor(bundle, engine="onnx")(np.zeros((1, size, size, 3), dtype=np.uint8))
     return bundle
@@ -65,26 +66,27 @@ def _monitored(bundle: Bundle) -> tuple[str, float | None]:
 
 
 def _print_versions(uri: str, s3: S3Settings) -> None:
-    pointer = read_pointer(uri, s3)
-    best = pointer["version"] if pointer else None
+    """Of one model, or of all models of a registry."""
     found = sorted(
-        item.uri.removesuffix("/" + INFO) for item in store_for(uri, s3).walk(uri) if item.uri.endswith(INFO)
+        item.uri.removesuffix("/" + INFO) for item in store_for(uri, s3).walk(uri) if item.uri.endswith("/" + INFO)
     )
     if not found:
         raise InputError(f"{uri}: no versions here; name the model's folder, REGISTRY/NAME")
+    best: dict[str, str | None] = {}
     for folder in found:
-        version = folder.rsplit("/", 1)[-1]
-        mark = "*" if version == best else " "
+        model, _, version = folder.rpartition("/")
+        if model not in best:
+            pointer = read_pointer(model, s3)
+            best[model] = pointer["version"] if pointer else None
+        mark, shown = "*" if version == best[model] else " ", folder.removeprefix(uri + "/")
         try:
             bundle = read_bundle(folder, s3)
         except LeukorayError as error:
-            print(f"{mark} {version}  unusable: {error}")
+            print(f"{mark} {shown}  unusable: {error}")
             continue
         metric, value = _monitored(bundle)
         info = bundle.info
-        print(
-            f"{mark} {version}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}"
-        )
+        print(f"{mark} {shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
 
 
 def _number(value: float | None) -> str:

@@ -17,7 +17,7 @@ from pipeline.storage import absolute, is_s3
 EXAMPLES = """examples:
   leukoray samples --out out/samples
   leukoray samples --out out/samples --images 2000 --subjects 100 --seed 7 --formats jpg png
-  leukoray samples --out out/samples --archive-images 300    # also out/samples-archive, unlabelled, to be scored
+  leukoray samples --out out/samples --archive-images 3000   # a larger out/samples-archive, unlabelled, to be scored
 
 The images are synthetic: figures made from them say nothing about real blood. Research software, not a medical device.
 """
@@ -32,7 +32,7 @@ class SamplesConfig(JobConfig):
     images: int = Field(800, ge=2, description="labelled images")
     subjects: int = Field(40, ge=2, description="subjects, half of them with leukemia")
     archive_images: int = Field(
-        0, ge=0, description="unlabelled images of other subjects in <out>-archive: tar, zip, files"
+        120, ge=0, description="unlabelled images of other subjects in <out>-archive: tar, zip, files; 0: none"
     )
     seed: int = Field(0, ge=0, description="the same seed gives the same bytes")
     width: int = Field(320, ge=64, description="pixels")

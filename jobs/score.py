@@ -88,12 +88,12 @@ def _out(config: ScoreConfig) -> str:
 
 def _bundle(config: ScoreConfig, s3: S3Settings) -> Bundle:
     if config.model is not None:
-        return resolve(config.model, s3).with_threshold(config.threshold)
+        return resolve(config.model, s3).verify().with_threshold(config.threshold)
     if config.retry_quarantined is None:
         raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
     run_uri = absolute(config.retry_quarantined)
     used = scoring.read_run(run_uri, s3)["model"]
-    bundle = resolve(used["uri"], s3)
+    bundle = resolve(used["uri"], s3).verify()
     if bundle.info.identity() != used["sha256"] and config.threshold is None:
         bundle = bundle.with_threshold(used["threshold"])  # the run had an operating point of its own
     bundle = bundle.with_threshold(config.threshold)

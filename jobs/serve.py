@@ -83,7 +83,7 @@ def main(config: ServeConfig) -> None:
 
 def checked_bundle(config: ServeConfig) -> Bundle:
     """The bundle that is meant, after it has answered one blank image. Raises InputError before anything is started."""
-    bundle = resolve(config.model, s3_settings(config))
+    bundle = resolve(config.model, s3_settings(config)).verify()
     predictor = Predictor(bundle, engine="onnx")
     predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
     return bundle

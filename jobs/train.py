@@ -14,8 +14,10 @@ from pipeline.config import JobConfig, effective, positional
 from pipeline.data import LabelledRows, labelled_rows
 from pipeline.errors import UsageError
 from pipeline.export import to_safetensors
+from pipeline.lock import locked
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.models import build, check_architecture, start_from
+from pipeline.registry import refuse_other_task
 from pipeline.splits import check_leaks
 from pipeline.storage import S3Settings, absolute, join
 from pipeline.training import fit
@@ -74,6 +76,8 @@ class TrainConfig(JobConfig):
         None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
     )
 
+    max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
+
     @field_validator("manifest", "out")
     @classmethod
     def _absolute(cls, value: str) -> str:
@@ -90,22 +94,25 @@ def main(config: TrainConfig) -> None:
     show_config(config)
     manifest = read_manifest(config.manifest, s3)
     rows = _checked_rows(manifest, config)
+    model_uri = join(config.out, config.name)
+    refuse_other_task(model_uri, rows.task, rows.classes, rows.positive_classes, s3)
     initial = _initial_weights(config, rows, s3)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         available = ray.cluster_resources()
         plan = training_plan(available, config.workers, config.cpus_per_worker, config.use_gpu)
         check(plan, available)
-        _announce(rows, plan)
+        _announce(rows, plan, config.batch_size)
         settings = _settings(config, rows, plan.workers)
-        model_uri = join(config.out, config.name)
         run_uri = fit.open_run(model_uri, _digest(settings, manifest, initial), s3)
-        resources = fit.Resources(plan.cpus_per_worker, plan.gpus > 0)
-        trained = fit.fit(settings, rows, resources, run_uri, initial, s3)
-    published = publish(
-        trained, settings, rows, manifest, model_uri, configuration=effective(config),
-        target_sensitivity=config.target_sensitivity, review_margin=config.review_margin, s3=s3,
-    )  # fmt: skip
-    fit.close_run(run_uri, published.bundle.info.version, s3)
+        with locked(run_uri, "the same training", s3, advice="wait for it, or change --seed or --name") as check_lock:
+            resources = fit.Resources(plan.cpus_per_worker, plan.gpus > 0, config.max_error_share)
+            trained = fit.fit(settings, rows, resources, run_uri, initial, s3)
+            check_lock()
+            published = publish(
+                trained, settings, rows, manifest, model_uri, configuration=effective(config),
+                target_sensitivity=config.target_sensitivity, review_margin=config.review_margin, s3=s3,
+            )  # fmt: skip
+            fit.close_run(run_uri, published.bundle.info.version, s3)
     _account(trained, published, config, clock)
 
 
@@ -119,6 +126,12 @@ def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
         columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
         check_leaks(columns["subject_id"], columns["split"], keys=columns["uri"])
     rows = labelled_rows(manifest, config.task)
+    for name, value in (("target-sensitivity", config.target_sensitivity), ("review-margin", config.review_margin)):
+        if value is not None and not rows.positive_classes:
+            raise UsageError(
+                f"--{name}: no class of this manifest means disease, so there is no decision to tune; name the ones "
+                "that do with `leukoray ingest --positive CLASS`, or leave it out"
+            )
     if config.workers and config.workers > rows.validation.num_rows:
         raise UsageError(
             f"--workers {config.workers}: the validation split has {rows.validation.num_rows} images; use fewer workers"
@@ -145,12 +158,15 @@ def _digest(settings: Settings, manifest: Manifest, initial: bytes | None) -> st
     return settings.digest(manifest.digest, hashlib.sha256(initial or b"").hexdigest())
 
 
-def _announce(rows: LabelledRows, plan: Plan) -> None:
+def _announce(rows: LabelledRows, plan: Plan, batch_size: int) -> None:
     for split in ("train", "validation"):
         counts = ", ".join(f"{number} {name}" for name, number in zip(rows.classes, rows.counts(split), strict=True))
         print(f"{split}: {sum(rows.counts(split))} images ({counts})")
     what = f"{plan.gpus_per_worker:g} GPU" if plan.gpus else f"{plan.cpus_per_worker:g} CPU"
     print(f"workers: {plan.workers}, {what} each", flush=True)
+    each = rows.train.num_rows // plan.workers
+    if each < batch_size:
+        print(f"warning: a worker has {each} images for batches of {batch_size}: images repeat in a batch", flush=True)
     warning = shared_memory_warning()
     if warning:
         print(f"warning: {warning}", flush=True)
@@ -171,9 +187,10 @@ def _account(trained: fit.Trained, published: Published, config: TrainConfig, cl
         )
     kind = "synthetic images; " if info.synthetic else ""
     print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")
-    print("best.json points to it" if published.is_best else "best.json stays: another version has the better metric")
+    print(published.verdict.reason)
     print(f"TensorBoard: tensorboard --logdir {join(trained.run_uri, 'tensorboard')}")
-    print(f"{clock.seconds:.0f} s. Next: leukoray evaluate {config.manifest} --model {join(config.out, config.name)}")
+    model = join(config.out, config.name) if published.verdict.is_best else published.bundle.uri
+    print(f"{clock.seconds:.0f} s. Next: leukoray evaluate {config.manifest} --model {model}")
 
 
 def command(argv: Sequence[str]) -> int:

@@ -100,11 +100,21 @@ class Bundle:
         try:
             data = store_for(self.uri, self.s3).read(join(self.uri, name)).data
         except StoreError as error:
-            raise InputError(f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again") from error
+            message = f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
+            raise error.refusal(message) from error
         expected = {WEIGHTS: self.info.weights_sha256, GRAPH: self.info.graph_sha256}.get(name)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             raise InputError(f"bundle {self.uri}: {name} is not the file that was published; copy the bundle again")
         return data
+
+    def verify(self) -> "Bundle":
+        """Compare weights and graph with their digests, so that what follows need not fail on each of many workers.
+
+        Raises InputError when one is missing or altered.
+        """
+        for name in (WEIGHTS, GRAPH):
+            self.file(name)
+        return self
 
     def with_threshold(self, threshold: float | None) -> "Bundle":
         """The same model with another operating point, and so another identity. Raises UsageError outside 0..1."""
@@ -154,7 +164,7 @@ def read_bundle(uri: str, s3: S3Settings | None = None) -> Bundle:
             )
         info = BundleInfo(**raw)
     except StoreError as error:
-        raise InputError(f"{uri}: no bundle here ({error}); name a bundle or a registry folder") from error
+        raise error.refusal(f"{uri}: no bundle here ({error}); name a bundle or a registry folder") from error
     except (ValueError, AttributeError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{path}: damaged ({first}); publish the model again") from error

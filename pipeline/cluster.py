@@ -11,15 +11,17 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import LeukorayError, PlatformError
+from pipeline.errors import LeukorayError, PlatformError, UsageError
 
 _MIN_SHM_BYTES = 512 * 1024 * 1024
+_ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Connection:
         self, address: str | None, num_cpus: int | None = None, *, quiet: bool = True, worker_logs: bool = True
     ) -> None:
         self._target = address or os.environ.get("RAY_ADDRESS") or None
+        if self._target and "://" in self._target:
+            raise UsageError(
+                f"--address {self._target}: jobs join a cluster on one of its nodes, with --address auto or HOST:6379; "
+                "from elsewhere send them with `ray job submit --address http://HOST:8265 -- python -m jobs.JOB ...`"
+            )
         self._options: dict[str, Any] = {
             "log_to_driver": worker_logs,
             "logging_level": logging.ERROR if quiet else logging.INFO,
@@ -131,6 +138,7 @@ class Connection:
         try:
             import ray
 
+            _assert_answers(self._target)
             _init(ray, self._options, attempts=4 if self._target is None else 1)
             self._is_ours = True
         except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
@@ -177,6 +185,13 @@ def _init(ray: Any, options: dict[str, Any], attempts: int) -> None:
             ray.shutdown()
             if attempt == attempts or "timed out" not in str(error):
                 raise
+
+
+def _assert_answers(target: str | None) -> None:
+    """Ray itself tries for minutes to reach an address where nothing listens. Raises OSError."""
+    host, _, port = (target or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
 
 
 def _private_token() -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import ray.data
 
 Task = Literal["binary", "multiclass"]
-MAX_REJECTED_SHARE = 0.05
 _BLOCK_BYTES = 16 << 20
 _MAX_BLOCK_ROWS = 512
 _STORE_SHARE = 1 / 3  # of the object store that decoded images may fill; the rest is for everything else
@@ -223,11 +222,12 @@ class Rejected:
         )
         return f"{self.count} of {self.total} images could not be used: {named}"
 
-    def refuse_too_many(self) -> None:
-        """Raise IncompleteError when more than MAX_REJECTED_SHARE of the images are missing."""
-        if self.count > self.total * MAX_REJECTED_SHARE:
+    def refuse_too_many(self, max_share: float) -> None:
+        """Raise IncompleteError when more than `max_share` of the images are missing."""
+        if self.count > self.total * max_share:
             raise IncompleteError(
-                f"{self}; the limit is {MAX_REJECTED_SHARE:.0%}: repair the source, then ingest again"
+                f"{self}; that is more than --max-error-share {max_share:g}: repair the source and ingest again, or "
+                "raise the limit"
             )
 
 

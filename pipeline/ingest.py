@@ -69,6 +69,7 @@ class Draft:
     listing: Listing
     warnings: list[str]
     why: str  # the split is as it is; empty where the user decided it
+    units: str  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
 
     @property
     def positive(self) -> dict[str, int]:
@@ -108,7 +109,9 @@ def ingest(
     warnings = list(dict.fromkeys([*warnings, *result.warnings]))
     own_words = wishes.subject_pattern or wishes.subject_blocks or labels_from != "paths"
     why = layout.why if result.rule == layout.split_rule and not own_words else ""
-    return Draft(table, layout, labels_from, result, synthetic, listing, warnings, why)
+    by_layout = layout.block_size and not wishes.subject_pattern and labels_from == "paths"
+    units = "blocks" if wishes.subject_blocks or by_layout else "subjects"
+    return Draft(table, layout, labels_from, result, synthetic, listing, warnings, why, units)
 
 
 # ---- listing -----------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def _refuse_manifest(root: str, s3: S3Settings | None) -> None:
     try:
         found = manifest.is_manifest(root, s3)
     except StoreError as error:
-        raise InputError(str(error)) from error
+        raise error.refusal() from error
     if found:
         origin = " ".join(manifest.read_info(root, s3).get("source", []))
         raise InputError(f"{root}: is a manifest already, made from {origin}; give it to train or score as it is")

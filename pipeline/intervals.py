@@ -1,8 +1,11 @@
-"""Uncertainty of metrics: Wilson intervals of proportions, bootstrap intervals over subjects.
+"""Uncertainty of metrics: bootstrap intervals over subjects, and what takes their place where resampling is blind.
 
 Images of one subject are not independent, so the bootstrap draws whole subjects with replacement (cluster bootstrap;
 Field & Welsh, 2007, doi:10.1111/j.1467-9868.2007.00593.x). A drawn sample is a row of integer weights over the images;
 all metrics of all replicates are then a few matrix products: 1,000 replicates of 3,000 images take about a second.
+
+Where all replicates are alike (a proportion of exactly 0 or 1, a perfect ranking) the bootstrap would claim certainty.
+`honest` puts a Wilson or a Newcombe interval there, and none where one subject is all there is to a class.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +14,16 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 ECE_BINS = 15
 _WEIGHTS_PER_CHUNK = 4_000_000  # float64: 32 MB of weights at a time, whatever the number of images
-_PROPORTIONS = ("accuracy", "precision", "sensitivity", "specificity")
+_FEWEST = 2  # clusters of a side: one says nothing of the spread between clusters
+PROPORTIONS = frozenset({"accuracy", "precision", "sensitivity", "specificity", "recall"})
+AREAS = frozenset({"roc_auc"})
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,24 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
     low = 0.0 if successes == 0 else float(centre - margin)  # exact at the ends, where rounding would leave 1e-17
     high = 1.0 if successes == total else float(centre + margin)
     return Interval(share, low, high)
+
+
+def auc_edge(area: float, positives: int, negatives: int, confidence: float = 0.95) -> Interval:
+    """Interval of a ROC-AUC of exactly 0 or 1, from how many of each side there are.
+
+    Method 5 of Newcombe, 2006 (doi:10.1002/sim.2324): the values whose standard error by Hanley & McNeil, with the
+    mean number of both sides in place of each, reaches the one that was seen.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    others = (positives + negatives) / 2 - 1
+
+    def gap(shortfall: float) -> float:  # (1 - theta)^2 = z^2 var(theta), divided by 1 - theta
+        theta = 1 - shortfall
+        spread = 1 + others * (shortfall / (2 - theta) + theta / (1 + theta))
+        return shortfall - z * z * theta * spread / (positives * negatives)
+
+    short = float(brentq(gap, 0.0, 1.0))
+    return Interval(1.0, 1 - short, 1.0) if area == 1.0 else Interval(0.0, 0.0, short)
 
 
 def subject_codes(subjects: Sequence[str | None] | None, images: int) -> tuple[Ints, str]:
@@ -232,8 +256,7 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """Intervals of every binary metric, subjects resampled; `Interval.unit` is 'image' where none is known.
 
-    Of a proportion of exactly 0 or 1 every replicate is the same and the bootstrap would claim certainty: there the
-    limits are Wilson's, with the subjects that contribute (not their images) as the number of trials.
+    Limits are `honest`: of sides with one subject there are none.
     """
     truth = np.asarray(labels, dtype=np.int64)
     scores = np.asarray(probabilities, dtype=np.float64)
@@ -241,18 +264,37 @@ def bootstrap_intervals(
     metrics = weighted_binary(truth, scores, threshold)
     drawn = bootstrap(metrics, codes, unit, replicates=replicates, confidence=confidence, seed=seed)
     intervals = {name: values[0] for name, values in drawn.items()}
-    called = scores >= threshold
-    counted = dict(zip(_PROPORTIONS, (np.full(len(truth), True), called, truth == 1, truth == 0), strict=True))
-    return {
-        name: honest_edge(interval, codes[counted[name]], confidence) if name in counted else interval
-        for name, interval in intervals.items()
+    positive, negative, every = codes[truth == 1], codes[truth == 0], codes
+    rests_on = {
+        "accuracy": (every,),
+        "balanced_accuracy": (positive, negative),
+        "precision": (codes[scores >= threshold],),
+        "sensitivity": (positive,),
+        "specificity": (negative,),
+        "f1": (positive,),
+        "roc_auc": (positive, negative),
+        "pr_auc": (positive, negative),
+        "brier": (every,),
+        "ece": (every,),
     }
+    return {name: honest(name, interval, rests_on[name], confidence) for name, interval in intervals.items()}
 
 
-def honest_edge(interval: Interval, trials: Ints, confidence: float) -> Interval:
-    """The interval of a proportion, Wilson's when it is exactly 0 or 1. `trials` are the clusters it counts."""
-    count = len(np.unique(trials))
-    if interval.value not in (0.0, 1.0) or np.isnan(interval.low) or count == 0:
+def honest(name: str, interval: Interval, sides: Sequence[Ints], confidence: float) -> Interval:
+    """The interval of metric `name`, with limits that do not claim more than the data can.
+
+    `sides` are the cluster numbers of the images that it rests on, one array a side (the diseased; both classes).
+    No limits (NaN) where a side has fewer than two clusters. Where the replicates were all alike: Wilson's limits for a
+    proportion of 0 or 1, with clusters (not images) as trials; Newcombe's for a ROC-AUC of 0 or 1; else none.
+    """
+    counts = [len(np.unique(side)) for side in sides]
+    if np.isnan(interval.value) or min(counts) < _FEWEST:
+        return Interval(interval.value, np.nan, np.nan, interval.unit)
+    if interval.low != interval.high:
         return interval
-    edge = wilson_interval(count if interval.value == 1.0 else 0, count, confidence)
+    edge = Interval(interval.value, np.nan, np.nan)
+    if interval.value in (0.0, 1.0) and name in PROPORTIONS:
+        edge = wilson_interval(counts[0] if interval.value == 1.0 else 0, counts[0], confidence)
+    elif interval.value in (0.0, 1.0) and name in AREAS:
+        edge = auc_edge(interval.value, counts[0], counts[1], confidence)
     return Interval(interval.value, edge.low, edge.high, interval.unit)

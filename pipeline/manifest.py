@@ -61,6 +61,11 @@ class Manifest:
     def is_synthetic(self) -> bool:
         return bool(self.info.get("synthetic"))
 
+    @property
+    def unit_word(self) -> str:
+        """What stands for a patient in `subject_id`: 'subjects', or 'blocks' of consecutive file numbers."""
+        return str(self.info.get("units") or "subjects")
+
     def split(self, name: str) -> pa.Table:
         return self.table.filter(pc.equal(self.table["split"], name))
 
@@ -125,9 +130,8 @@ def read_info(uri: str, s3: S3Settings | None = None) -> dict[str, Any]:
     try:
         info = json.loads(store_for(path, s3).read(path).data)
     except StoreError as error:
-        raise InputError(
-            f"{uri}: no manifest here ({error}); make one with `leukoray ingest SOURCE --out {uri}`"
-        ) from error
+        advice = f"make one with `leukoray ingest SOURCE --out {uri}`"
+        raise error.refusal(f"{uri}: no manifest here ({error}); {advice}") from error
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); run `leukoray ingest` again") from error
     found = info.get("version") if isinstance(info, dict) else None

@@ -23,6 +23,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from pipeline.cautions import cautions
 from pipeline.intervals import (
     ECE_BINS,
     Floats,
@@ -31,7 +32,7 @@ from pipeline.intervals import (
     bootstrap,
     bootstrap_intervals,
     equal_mass_bins,
-    honest_edge,
+    honest,
     ratio,
     subject_codes,
     weighted_multiclass,
@@ -40,23 +41,7 @@ from pipeline.intervals import (
 
 ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-FEW_SUBJECTS = 20  # below this, percentile intervals over clusters are known to be too narrow
 _PROBABILITY_FLOOR = 1e-7
-
-METRIC_NAMES = {
-    "sensitivity": "Sensitivity (recall)",
-    "specificity": "Specificity",
-    "precision": "Precision (positive predictive value)",
-    "f1": "F1",
-    "f1_macro": "F1, mean of classes",
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "roc_auc": "ROC-AUC",
-    "roc_auc_macro": "ROC-AUC, mean of classes",
-    "pr_auc": "PR-AUC (average precision)",
-    "brier": "Brier score",
-    "ece": "Calibration error (ECE)",
-}
 
 
 @dataclass(frozen=True)
@@ -217,7 +202,7 @@ def evaluate_binary(
         if review_band
         else None,
     }
-    return {**result, "warnings": _warnings(result)}
+    return {**result, "warnings": cautions(result)}
 
 
 def evaluate_multiclass(
@@ -246,11 +231,19 @@ def evaluate_multiclass(
         seed=seed,
     )
     called = scores.argmax(axis=1)
-    counted = {"class_recall": truth, "class_precision": called}
-    for name, groups in counted.items():
-        drawn[name] = [honest_edge(i, codes[groups == k], confidence) for k, i in enumerate(drawn[name])]
-    overall = {name: values[0] for name, values in drawn.items() if not name.startswith("class_")}
-    overall["accuracy"] = honest_edge(overall["accuracy"], codes, confidence)
+    of_class = [codes[truth == k] for k in range(len(class_names))]
+    present = [side for side in of_class if len(side)]
+    overall = {
+        name: honest(name, values[0], [codes] if name in ("accuracy", "brier", "ece") else present, confidence)
+        for name, values in drawn.items()
+        if not name.startswith("class_")
+    }
+
+    def of(metric: str, k: int) -> Interval:
+        sides = [codes[called == k]] if metric == "precision" else [of_class[k]]
+        sides += [codes[truth != k]] if metric == "roc_auc" else []
+        return honest(metric, drawn[f"class_{metric}"][k], sides, confidence)
+
     result = {
         "task": "multiclass",
         **_counts(truth, subjects, class_names),
@@ -263,14 +256,14 @@ def evaluate_multiclass(
             {
                 "class_name": class_name,
                 "support": int((truth == k).sum()),
-                **{m: _as_json(drawn[f"class_{m}"][k]) for m in ("precision", "recall", "f1", "roc_auc")},
+                **{metric: _as_json(of(metric, k)) for metric in ("precision", "recall", "f1", "roc_auc")},
             }
             for k, class_name in enumerate(class_names)
         ],
         "slices": {name: _slice_table(truth, None, called, values, None) for name, values in (slices or {}).items()},
         "review": None,
     }
-    return {**result, "warnings": _warnings(result)}
+    return {**result, "warnings": cautions(result)}
 
 
 def _per_class_binary(truth: Ints, scores: Floats, threshold: float, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -318,11 +311,13 @@ def _slice_table(
 
 def _counts(truth: Ints, subjects: Sequence[str | None] | None, class_names: Sequence[str]) -> dict[str, Any]:
     known = {subject for subject in subjects or () if subject}
+    codes, _ = subject_codes(subjects, len(truth))
     return {
         "class_names": list(class_names),
         "images": len(truth),
         "subjects": len(known) or None,
         "images_per_class": {name: int((truth == k).sum()) for k, name in enumerate(class_names)},
+        "units_per_class": {name: len(np.unique(codes[truth == k])) for k, name in enumerate(class_names)},
     }
 
 
@@ -332,30 +327,6 @@ def _interval_method(
     codes, unit = subject_codes(subjects, images)
     units = int(codes.max()) + 1
     return {"unit": unit, "units": units, "replicates": replicates, "confidence": confidence, "seed": seed}
-
-
-def _warnings(result: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before trusting the numbers, each a sentence."""
-    method, notes = result["intervals"], []
-    if method["unit"] == "image":
-        notes.append(
-            "No subject is known: intervals are over single images. Images of one patient resemble each other, "
-            "so the true uncertainty is larger."
-        )
-    elif method["units"] == 1:
-        notes.append("All images come from one subject: nothing can be said about other subjects.")
-    elif method["units"] < FEW_SUBJECTS:
-        notes.append(f"Only {method['units']} subjects: intervals from so few are too narrow and only a rough guide.")
-    missing = [name for name, count in result["images_per_class"].items() if not count]
-    if missing:
-        notes.append(f"No image of class {', '.join(missing)}: metrics that need it are undefined (shown as –).")
-    certain = [METRIC_NAMES[k] for k, v in result["metrics"].items() if v["value"] == v["low"] == v["high"] == 1]
-    if certain:
-        notes.append(
-            f"{', '.join(certain)}: 1 in every resampled test set, so the interval has no width. It says that this "
-            "test set is too easy or too small to show errors, not that there are none."
-        )
-    return notes
 
 
 def _binary_arrays(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:

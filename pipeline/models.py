@@ -217,12 +217,15 @@ def _imagenet(architecture: str) -> dict[str, Tensor]:
     return state
 
 
+_STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put it
+
+
 def _read_state(path: str, s3: S3Settings | None) -> dict[str, Tensor]:
     uri = absolute(path)
     try:
         data = store_for(uri, s3).read(uri).data
     except StoreError as error:
-        raise InputError(f"--weights {path}: {error}") from error
+        raise error.refusal(f"--weights {path}: {error}") from error
     try:
         if uri.endswith(".safetensors"):
             return load_safetensors(data)
@@ -233,10 +236,17 @@ def _read_state(path: str, s3: S3Settings | None) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # pickle.UnpicklingError and its kin: weights_only refused the content
         raise InputError(f"--weights {path}: holds more than tensors, refused ({_first_line(error)})") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for key in _STATE_KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"--weights {path}: holds no state dict of tensors")
+        raise InputError(
+            f"--weights {path}: holds no state dict of tensors, at the top or under {', '.join(_STATE_KEYS)}"
+        )
+    broken = [str(k) for k, v in state.items() if isinstance(v, Tensor) and not torch.isfinite(v).all()]
+    if broken:
+        raise InputError(f"--weights {path}: {broken[0]} holds NaN or infinity; give weights of a finished training")
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -17,10 +17,13 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
-from pipeline.errors import Code, LeukorayError, PlatformError, UsageError
+from pipeline.errors import Code, InputError, LeukorayError, PlatformError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow.fs
+
+
+_OUT = (Code.IO_ERROR, Code.TIMEOUT)
 
 
 class StoreError(LeukorayError):
@@ -32,6 +35,14 @@ class StoreError(LeukorayError):
         super().__init__(message)
         self.code = code
         self.attempts = attempts
+        if code in _OUT:
+            self.exit_code = PlatformError.exit_code
+
+    def refusal(self, message: str | None = None) -> LeukorayError:
+        """What a command ends with that cannot go on without the object: its input is wrong, or the store is out."""
+        if self.code in _OUT:
+            return PlatformError(f"the store does not answer ({self}); run again when it is back")
+        return InputError(message or str(self))
 
     def __reduce__(self) -> tuple[type, tuple[Code, str, int]]:
         return StoreError, (self.code, str(self), self.attempts)
@@ -142,6 +153,16 @@ def store_for(uri: str, s3: S3Settings | None = None) -> Store:
     return s3_store(s3 or S3Settings())
 
 
+def read_if_there(uri: str, s3: S3Settings | None = None) -> bytes | None:
+    """The bytes of an object, None where there is none. Raises StoreError when the store does not say."""
+    try:
+        return store_for(uri, s3).read(uri).data
+    except StoreError as error:
+        if error.code is Code.NOT_FOUND:
+            return None
+        raise
+
+
 def arrow_filesystem(uri: str, s3: S3Settings | None = None) -> tuple["pyarrow.fs.FileSystem", str]:
     """(filesystem, path) for PyArrow and Ray Data, with the settings that boto3 uses.
 
@@ -171,9 +192,9 @@ def _translate(error: OSError, uri: str) -> LeukorayError:
     if isinstance(error, PermissionError):
         return StoreError(Code.ACCESS_DENIED, f"{uri}: permission denied; check owner and mode")
     if isinstance(error, FileExistsError):
-        return StoreError(Code.IO_ERROR, f"{error.filename or uri}: is a file, expected a folder; choose another --out")
+        return InputError(f"{error.filename or uri}: is a file, expected a folder; choose another --out")
     if isinstance(error, IsADirectoryError):
-        return StoreError(Code.IO_ERROR, f"{uri}: is a folder, expected a file")
+        return StoreError(Code.NOT_FOUND, f"{uri}: is a folder, expected a file")
     return StoreError(Code.IO_ERROR, f"{uri}: {error.strerror or error}")
 
 

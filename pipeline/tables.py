@@ -30,7 +30,7 @@ def read_table(uri: str, s3: S3Settings | None = None) -> pa.Table:
         with store_for(uri, s3).open(uri) as file:
             return _as_text(pq.read_table(file)) if uri.lower().endswith(".parquet") else _read_csv(file.read())
     except StoreError as error:
-        raise InputError(str(error)) from error
+        raise error.refusal() from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{uri}: not a readable CSV or Parquet table ({error})") from error
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bundle import BundleInfo
-from pipeline.metrics import METRIC_NAMES
+from pipeline.metric_names import METRIC_NAMES
 from pipeline.report import words
 from pipeline.report.html import environment
 

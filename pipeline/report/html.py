@@ -13,9 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.metrics import METRIC_NAMES
+from pipeline.metric_names import METRIC_NAMES
 from pipeline.report import plots, words
-from pipeline.report.curves import finite
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT = "report.html"
@@ -55,17 +54,22 @@ def render_report(
     metrics: Mapping[str, Any],
     curves: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]] = (),
+    best_epoch: int | None = None,
     mistakes: Sequence[tuple[NDArray[np.uint8], str]] = (),
     provenance: Mapping[str, Any],
     synthetic: bool,
     warnings: Sequence[str] = (),
     split: str = "test",
+    basis: str = "",
+    units: str = "subjects",
 ) -> str:
     """The report as HTML text.
 
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
-    `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`.
+    `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
+    after 'Measured on N images of M subjects'; `units` is what stands for subjects here (blocks). `best_epoch` is the
+    epoch of `history` whose weights the model has.
     """
     caveats = list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())]))
     return (
@@ -81,11 +85,12 @@ def render_report(
             grids=_grids(metrics),
             results=_result_pictures(metrics, curves),
             scores=_score_pictures(metrics, curves),
-            training=_training_pictures(history),
+            training=_training_pictures(history, best_epoch),
             mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
             provenance=provenance,
             synthetic=synthetic,
-            split=split,
+            basis=basis or f" ({split} split)",
+            units=units,
             warnings=caveats,
             not_a_device=words.NOT_A_DEVICE,
             synthetic_note=words.SYNTHETIC,
@@ -200,12 +205,10 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
     return pictures
 
 
-def _training_pictures(history: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def _training_pictures(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Picture]:
     if len(history) < 2:
         return []
-    measured = [(row["val_auc"], -row["epoch"]) for row in history if finite(row.get("val_auc"))]
-    best = -max(measured)[1] if measured else None
     caption = "Loss on both splits and the validation metric by epoch."
-    if best is not None:
-        caption += f" The weights of epoch {best}, the best on validation, were kept."
-    return [Picture(plots.learning_curves(history, best), "Learning curves", caption, wide=True)]
+    if best_epoch is not None:
+        caption += f" The weights of epoch {best_epoch}, the best on validation, were kept."
+    return [Picture(plots.learning_curves(history, best_epoch), "Learning curves", caption, wide=True)]

@@ -51,36 +51,47 @@ def complement(metric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(metrics: Mapping[str, Any]) -> list[str]:
-    """The result in one to three sentences."""
-    confidence = metrics["intervals"]["confidence"]
+    """The result in one to four sentences."""
     if metrics["task"] == "binary":
-        return _headline_binary(metrics, confidence)
+        return _headline_binary(metrics)
     accuracy, classes = metrics["metrics"]["accuracy"], len(metrics["class_names"])
     right = f"{per_hundred(accuracy['value'])} are given the right one of {classes} classes"
-    sentences = [f"Of 100 cell images, {right}{_limits(accuracy, confidence)}."]
+    sentences = [f"Of 100 cell images, {right}{_limits(accuracy, metrics['intervals'])}."]
     if metrics.get("disease"):
-        sentences += _headline_binary(metrics["disease"], confidence)
+        sentences += _headline_binary(metrics["disease"])
     return sentences
 
 
-def _headline_binary(metrics: Mapping[str, Any], confidence: float) -> list[str]:
+def _headline_binary(metrics: Mapping[str, Any]) -> list[str]:
+    method = metrics["intervals"]
     negative, positive = disease_words(metrics["class_names"])
     found, alarms = metrics["metrics"]["sensitivity"], complement(metrics["metrics"]["specificity"])
     if found["value"] is None:
         first = f"This split holds no {positive} image, so nothing can be said about what is found."
     else:
-        first = f"Of 100 {positive} cell images, {per_hundred(found['value'])} are found{_limits(found, confidence)}."
+        first = f"Of 100 {positive} cell images, {per_hundred(found['value'])} are found{_limits(found, method)}."
     if alarms["value"] is None:
         second = f"This split holds no {negative} image, so nothing can be said about false alarms."
     elif alarms["value"] == 0:
-        percent = round(100 * confidence)
-        limit = "" if alarms["high"] is None else f" ({percent} % CI up to {per_hundred(alarms['high'])})"
+        percent = round(100 * method["confidence"])
+        up_to = None if alarms["high"] is None else f" ({percent} % CI up to {per_hundred(alarms['high'])})"
+        limit = up_to or _limits(alarms, method)
         second = f"Of 100 {negative} ones, none raises a false alarm{limit}."
     else:
         verb = "raises" if per_hundred(alarms["value"]) == "1" else "raise"
         alarmed = f"{per_hundred(alarms['value'])} {verb} a false alarm"
-        second = f"Of 100 {negative} ones, {alarmed}{_limits(alarms, confidence)}."
-    return [first, second]
+        second = f"Of 100 {negative} ones, {alarmed}{_limits(alarms, method)}."
+    return [first, second, *_review(metrics)]
+
+
+def _review(metrics: Mapping[str, Any]) -> list[str]:
+    """How many of the images are left to a person; both figures before count them by the side they lie on."""
+    review = metrics.get("review")
+    if not review:
+        return []
+    share = per_hundred(review["images"] / metrics["images"])
+    verb = "falls" if share == "1" else "fall"
+    return [f"Of 100 images, {share} {verb} into the review band and {verb.replace('fall', 'go')} to a person."]
 
 
 def disease_words(class_names: list[str]) -> tuple[str, str]:
@@ -90,9 +101,9 @@ def disease_words(class_names: list[str]) -> tuple[str, str]:
     return plain.get(negative, negative), plain.get(positive, positive)
 
 
-def _limits(metric: Mapping[str, Any], confidence: float) -> str:
-    """` (95 % CI 90–97)`, or nothing where the limits are undefined."""
+def _limits(metric: Mapping[str, Any], method: Mapping[str, Any]) -> str:
+    """` (95 % CI 90–97)`, or that there is none."""
     if metric.get("low") is None or metric.get("high") is None:
-        return ""
-    percent = round(100 * confidence)
+        return f" (no interval: too few {method['unit']}s)"
+    percent = round(100 * method["confidence"])
     return f" ({percent} % CI {per_hundred(metric['low'])}–{per_hundred(metric['high'])})"

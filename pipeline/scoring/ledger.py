@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import TRANSIENT_CODES, Code
 from pipeline.scoring.records import RunFolder, version_hash
 from pipeline.scoring.request import Request
-from pipeline.storage import S3Settings, StoreError, join, store_for
+from pipeline.storage import S3Settings, join, read_if_there, store_for
 
 _BATCH_ROWS = 32 * 1024
 UNCHANGED, UNCHANGED_BAD = "unchanged", "unchanged_quarantined"
@@ -143,10 +143,8 @@ def _rows_of(
 
 def output_files(folder: RunFolder, kind: str, s3: S3Settings | None) -> list[str]:
     """Parquet files of a finished run, by its manifest of parts."""
-    try:
-        listed = json.loads(store_for(folder.uri, s3).read(folder.file("parts.json")).data)
-    except StoreError:
-        return []
+    found = read_if_there(folder.file("parts.json"), s3)
+    listed = json.loads(found) if found is not None else []
     return [folder.file(item["name"]) for item in listed if item["name"].startswith(f"{kind}/")]
 
 

@@ -13,11 +13,11 @@ from pipeline import __version__
 from pipeline.bundle import Bundle
 from pipeline.cluster import Connection
 from pipeline.errors import InputError
+from pipeline.lock import locked
 from pipeline.scoring import commit
 from pipeline.scoring.driver import Resources, ScoreDriver
 from pipeline.scoring.freeze import make_plan
 from pipeline.scoring.ledger import read_batches, read_columns, read_ledger
-from pipeline.scoring.lock import locked
 from pipeline.scoring.output import OutputFile, Written
 from pipeline.scoring.plan import Plan, find_or_start, read_plan
 from pipeline.scoring.progress import Progress
@@ -231,5 +231,7 @@ def read_run(uri: str, s3: S3Settings | None) -> dict[str, Any]:
     """run.json of a finished run. Raises InputError."""
     try:
         return dict(json.loads(store_for(uri, s3).read(f"{uri.rstrip('/')}/run.json").data))
-    except (StoreError, ValueError) as error:
-        raise InputError(f"{uri}: no finished scoring run here ({error})") from error
+    except StoreError as error:
+        raise error.refusal(f"{uri}: no finished scoring run here ({error})") from error
+    except ValueError as error:
+        raise InputError(f"{uri}: its run.json is damaged ({error}); score again") from error

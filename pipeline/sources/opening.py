@@ -51,7 +51,7 @@ def open_source(root: Root, look: Look) -> Source:
         if store.is_folder(root.uri):
             return _open_folder(root, look)
     except StoreError as error:
-        raise InputError(str(error)) from error
+        raise error.refusal() from error
     if is_s3(root.uri) and glob.has_magic(root.uri):
         return _open_pattern(UriPattern(root.uri), look, cast("S3Store", store))
     raise InputError(f"{root.uri}: does not exist or is empty; give a folder, an archive, or an s3:// prefix")
@@ -81,7 +81,7 @@ def _open_pattern(pattern: UriPattern, look: Look, store: "S3Store") -> Source:
     try:
         first = next(found, None)
     except StoreError as error:
-        raise InputError(str(error)) from error
+        raise error.refusal() from error
     if first is None:
         raise InputError(f"{pattern.uri}: the pattern matches nothing; check it with aws s3 ls {pattern.literal}")
 

@@ -26,7 +26,7 @@ from ray.train.v2.api.config import LoggingConfig
 from pipeline.cluster import refuse_dead_node
 from pipeline.data import LabelledRows, Rejected, deal, decoded, fits_object_store, rejected
 from pipeline.errors import LeukorayError, PlatformError
-from pipeline.storage import S3Settings, StoreError, arrow_filesystem, is_s3, join, store_for
+from pipeline.storage import S3Settings, arrow_filesystem, is_s3, join, read_if_there, store_for
 from pipeline.training import checkpoint
 from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
@@ -45,10 +45,11 @@ _NODE_CHECK_S = 5.0
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker holds."""
+    """What each worker holds, and how much of the images may be damaged before it is no use to go on."""
 
     cpus_per_worker: float
     use_gpu: bool
+    max_error_share: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,11 @@ def close_run(run_uri: str, version: str, s3: S3Settings | None) -> None:
 def _drop_torn_snapshot(run_uri: str, s3: S3Settings | None) -> None:
     """Ray writes its snapshot in place; killed in that moment, it would refuse the folder for ever."""
     path = join(run_uri, _SNAPSHOT)
-    store = store_for(path, s3)
     try:
-        json.loads(store.read(path).data)
-    except StoreError:
-        return
+        json.loads(read_if_there(path, s3) or b"{}")
     except ValueError:
         print(f"{path}: torn by an interruption; this run starts over", flush=True)
-        store.delete(path)
+        store_for(path, s3).delete(path)
 
 
 def fit(
@@ -112,7 +110,7 @@ def fit(
 
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying.
     """
-    datasets, held, lost = _datasets(settings, rows, s3)
+    datasets, held, lost = _datasets(settings, rows, resources, s3)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     job = Job(
         settings,
@@ -122,6 +120,7 @@ def fit(
         held,
         None if initial is None else ray.put(initial),
         mailbox,
+        resources.max_error_share,
     )
     trainer = _trainer(job, datasets, resources, run_uri, s3)
     board = Board(join(run_uri, "tensorboard"), s3)
@@ -143,7 +142,7 @@ class _Refused(LeukorayError):
 
 
 def _datasets(
-    settings: Settings, rows: LabelledRows, s3: S3Settings | None
+    settings: Settings, rows: LabelledRows, resources: Resources, s3: S3Settings | None
 ) -> tuple[dict[str, ray.data.Dataset], bool, Rejected]:
     """One dataset a rank and split; decoded now and held where all of it fits, else decoded anew in each epoch."""
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -167,7 +166,7 @@ def _datasets(
         for dataset in datasets.values()
         for table in dataset.select_columns(["code", "message"]).iter_batches(batch_size=None, batch_format="pyarrow")
     )
-    lost.refuse_too_many()
+    lost.refuse_too_many(resources.max_error_share)
     return datasets, True, lost
 
 

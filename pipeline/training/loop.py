@@ -42,6 +42,7 @@ class Job:
     held: bool  # decoded images stay in the object store
     initial: Any  # ObjectRef of safetensors bytes, or None to start from the seed
     mailbox: Any  # actor handle of progress.Mailbox
+    max_error_share: float  # of damaged images, over both splits
 
 
 @dataclass
@@ -127,14 +128,12 @@ def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellC
 
 
 def _refusal(worker: _Worker) -> str | None:
-    """Too many damaged images, over all ranks."""
+    """Too many damaged images, over all ranks and both splits."""
     lost = gather((worker.train.rejected(), worker.validation.rejected()))
-    for part in (0, 1):
-        whole = _sum([pair[part] for pair in lost])
-        try:
-            whole.refuse_too_many()
-        except IncompleteError as error:
-            return str(error)
+    try:
+        _sum([part for pair in lost for part in pair]).refuse_too_many(worker.job.max_error_share)
+    except IncompleteError as error:
+        return str(error)
     return None
 
 

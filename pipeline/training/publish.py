@@ -19,7 +19,7 @@ from pipeline.images import Preprocessing
 from pipeline.manifest import Manifest
 from pipeline.metrics import Temperature, Threshold, binary_metrics, fit_temperature, threshold_for
 from pipeline.models import build
-from pipeline.registry import new_version, point_if_better
+from pipeline.registry import Verdict, new_version, point_if_better
 from pipeline.report.card import render_card
 from pipeline.storage import S3Settings, join
 from pipeline.training.fit import Trained
@@ -33,10 +33,10 @@ _PACKAGES = ("torch", "torchvision", "ray", "onnxruntime", "numpy", "pyarrow")
 
 @dataclass(frozen=True)
 class Published:
-    """A bundle in the registry; `is_best` says whether the pointer moved to it."""
+    """A bundle in the registry; `verdict` says whether the pointer moved to it."""
 
     bundle: Bundle
-    is_best: bool
+    verdict: Verdict
     metric: str
     value: float
     temperature: Temperature

@@ -11,6 +11,7 @@ import boto3
 import pytest
 
 from jobs import ingest as job
+from pipeline import lock
 from pipeline.archives import Entry
 from pipeline.errors import Code, InputError, PlatformError
 from pipeline.fetch import fetch_rows
@@ -19,7 +20,6 @@ from pipeline.listing import Tally, entry_row, list_sources
 from pipeline.manifest import read_manifest
 from pipeline.s3 import S3Store
 from pipeline.samples import generate
-from pipeline.scoring import lock
 from pipeline.scoring.outage import fetch_while_up
 from pipeline.storage import S3Settings, StoreError, arrow_filesystem
 from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from jobs import score as score_job
+from pipeline import lock
 from pipeline.bundle import Bundle
 from pipeline.errors import PlatformError
 from pipeline.images import load_image
 from pipeline.predictor import Predictor
 from pipeline.s3 import s3_store
-from pipeline.scoring import commit, lock
+from pipeline.scoring import commit
 from tests.bundles import make_bundle
 from tests.scoring_sources import (
     contents,
@@ -300,7 +301,7 @@ def test_an_s3_lock_of_a_silent_host_expires(s3: S3Server, monkeypatch: pytest.M
 def test_an_s3_lock_of_a_process_that_is_gone_is_taken_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     out = f"s3://{s3.bucket}/gone"
     take_and_die = (
-        "import os, sys; from pipeline.scoring.lock import locked; from pipeline.storage import S3Settings\n"
+        "import os, sys; from pipeline.lock import locked; from pipeline.storage import S3Settings\n"
         f"with locked({out!r}, 'first', S3Settings(endpoint={s3.endpoint!r}, region='us-east-1')): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", take_and_die], check=False).returncode == 9

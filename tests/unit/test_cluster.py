@@ -1,12 +1,13 @@
 """Plans are refused before Ray would wait for ever, and a dead node is noticed."""
 
+import socket
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.cluster import Plan, check, refuse_dead_node, training_plan
-from pipeline.errors import PlatformError
+from pipeline.cluster import Plan, check, connected, refuse_dead_node, training_plan
+from pipeline.errors import PlatformError, UsageError
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 64])
@@ -34,3 +35,17 @@ def test_a_process_notices_that_its_own_node_died_and_minds_no_other() -> None:
     refuse_dead_node(_ray([alive, {"NodeID": "b", "Alive": False}]))
     with pytest.raises(PlatformError, match="run the same command again"):
         refuse_dead_node(_ray([dead, {"NodeID": "b", "Alive": True}]))
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_addresses_that_no_job_can_join_are_refused_with_the_way_that_works(address: str) -> None:
+    with pytest.raises(UsageError, match="ray job submit"), connected(address):
+        pass
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]  # bound, not listening
+        with pytest.raises(PlatformError, match=f"127.0.0.1:{port}"), connected(f"127.0.0.1:{port}"):
+            pass

@@ -118,6 +118,50 @@ def test_a_perfect_proportion_is_not_claimed_as_certain() -> None:
     assert sensitivity.low == pytest.approx(wilson_interval(10, 10).low)
 
 
+@pytest.mark.parametrize(("name", "side"), [("sensitivity", 1), ("specificity", 0), ("roc_auc", 0), ("f1", 1)])
+def test_a_side_with_one_subject_gives_no_interval(name: str, side: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 60)
+    subjects = [f"s{k % 6}" if label != side else "only" for k, label in enumerate(labels)]
+    scores = rng.normal(labels * 1.0, 1)
+    report = evaluate_binary(labels, 1 / (1 + np.exp(-scores)), threshold=0.6, subjects=subjects, replicates=100)
+    assert report["metrics"][name]["value"] is not None and report["metrics"][name]["low"] is None
+    assert report["metrics"]["accuracy"]["low"] is not None
+    assert any("come from one subject" in warning for warning in report["warnings"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.6, 1.0]), st.sampled_from("abcd")),
+        min_size=2,
+        max_size=30,
+    )
+)
+def test_no_interval_is_without_width(rows: list[tuple[int, float, str]]) -> None:
+    labels, scores, subjects = (list(column) for column in zip(*rows, strict=True))
+    for interval in bootstrap_intervals(labels, scores, subjects, 0.5, replicates=60).values():
+        if not math.isnan(interval.low):
+            assert interval.low < interval.high and interval.low <= interval.value + 1e-9
+    report = evaluate_multiclass(labels, [[1 - s, s] for s in scores], class_names=["a", "b"], subjects=subjects)
+    for row in report["per_class"]:
+        for name in ("precision", "recall", "f1", "roc_auc"):
+            assert row[name]["low"] is None or row[name]["low"] < row[name]["high"]
+
+
+def test_a_perfect_ranking_is_not_claimed_as_certain() -> None:
+    """Newcombe 2006: the lower limit is where (1 - theta)^2 = z^2 var(theta)."""
+    labels, subjects = [0, 1] * 20, [f"{k % 2}{k // 4}" for k in range(40)]
+    area = bootstrap_intervals(labels, [0.1, 0.9] * 20, subjects, 0.5)["roc_auc"]
+    assert area.value == area.high == 1.0
+    sides, theta = 10, area.low
+    others = sides - 1
+    spread = 1 + others * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+    assert (1 - theta) ** 2 == pytest.approx(1.959964**2 * theta * (1 - theta) * spread / sides**2, rel=1e-4)
+    turned = bootstrap_intervals(labels, [0.9, 0.1] * 20, subjects, 0.5)["roc_auc"]
+    assert (turned.low, turned.high) == (0.0, pytest.approx(1 - area.low))
+
+
 def test_a_thousand_replicates_of_three_thousand_images_take_seconds() -> None:
     labels, probabilities, subjects = cells(3000, 100)
     start = time.perf_counter()

@@ -63,6 +63,22 @@ def test_a_local_weight_file_is_taken_over_except_for_another_head(tmp_path: Pat
     assert torch.equal(model.state_dict()["backbone.features.0.weight"], state["features.0.weight"])
 
 
+@pytest.mark.parametrize("key", ["model", "model_state_dict"])
+def test_a_training_scripts_checkpoint_is_understood(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "last.pth"
+    torch.save({key: build("cnn", 1).state_dict(), "epoch": 3}, path)
+    loaded = start_from(build("cnn", 1), "cnn", str(path))
+    assert loaded is not None and not loaded.fresh
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    state = build("cnn", 1).state_dict()
+    state["backbone.features.0.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(InputError, match="NaN or infinity"):
+        start_from(build("cnn", 1), "cnn", str(tmp_path / "broken.pth"))
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(to_safetensors(build("cnn", 1)))

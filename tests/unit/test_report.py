@@ -194,7 +194,11 @@ def test_long_slice_tables_show_the_hardest_groups() -> None:
     [
         ((0.94, 0.90, 0.97), (0.93, 0.90, 0.96), ["94 are found (95 % CI 90–97)", "7 raise a false alarm"]),
         ((1.0, 0.93, 1.0), (1.0, 0.91, 1.0), ["100 are found (95 % CI 93–100)", "none raises a false alarm (95 %"]),
-        ((0.998, 0.99, 1.0), (0.99, None, None), ["99.8 are found", "1 raises a false alarm."]),
+        (
+            (0.998, 0.99, 1.0),
+            (0.99, None, None),
+            ["99.8 are found", "1 raises a false alarm (no interval: too few subjects)."],
+        ),
     ],
 )
 def test_headline_speaks_in_natural_frequencies(sensitivity: Any, specificity: Any, expected: list[str]) -> None:
@@ -202,7 +206,7 @@ def test_headline_speaks_in_natural_frequencies(sensitivity: Any, specificity: A
     metrics = {
         "task": "binary",
         "class_names": ["negative", "positive"],
-        "intervals": {"confidence": 0.95},
+        "intervals": {"confidence": 0.95, "unit": "subject"},
         "metrics": {
             "sensitivity": dict(zip(keys, sensitivity, strict=True)),
             "specificity": dict(zip(keys, specificity, strict=True)),

@@ -1,4 +1,4 @@
-"""One run at a time writes to an output. The lock of a dead run ends by itself.
+"""One run at a time writes to an output, or continues a training. The lock of a dead run ends by itself.
 
 On disk the kernel's advisory lock ends with its process. On S3 the lock is an object made by a conditional PUT and
 renewed by compare-and-swap; one whose process is seen to be gone, or that was not renewed for `EXPIRY_S`, is taken
@@ -29,10 +29,16 @@ EXPIRY_S = 30.0
 
 
 @contextlib.contextmanager
-def locked(out: str, run_id: str, s3: S3Settings | None, wait_s: float = 0.0) -> Iterator[Callable[[], None]]:
+def locked(
+    out: str,
+    run_id: str,
+    s3: S3Settings | None,
+    wait_s: float = 0.0,
+    advice: str = "wait for it (--wait-for-lock SECONDS), or choose another --out",
+) -> Iterator[Callable[[], None]]:
     """Hold the lock of `out`; gives a function that raises PlatformError once the lock is lost.
 
-    Raises PlatformError when another run holds it for longer than `wait_s` seconds.
+    Raises PlatformError when another run holds it for longer than `wait_s` seconds; `advice` is what to do then.
     """
     owner = {
         "run_id": run_id,
@@ -44,20 +50,20 @@ def locked(out: str, run_id: str, s3: S3Settings | None, wait_s: float = 0.0) ->
     if is_s3(out):
         from pipeline.s3 import s3_store  # boto3 only for those who need it
 
-        lease = _acquire(lambda: _Lease.take(s3_store(s3 or S3Settings()), join(out, NAME), owner), out, wait_s)
+        lease = _acquire(lambda: _Lease.take(s3_store(s3 or S3Settings()), join(out, NAME), owner), out, wait_s, advice)
         try:
             yield lease.check
         finally:
             lease.release()
         return
-    file = _acquire(lambda: _lock_file(Path(out) / NAME, owner), out, wait_s)
+    file = _acquire(lambda: _lock_file(Path(out) / NAME, owner), out, wait_s, advice)
     try:
         yield lambda: None
     finally:
         file.close()  # the empty file stays: removing it would race with the next owner
 
 
-def _acquire(attempt: Callable[[], Any], out: str, wait_s: float) -> Any:
+def _acquire(attempt: Callable[[], Any], out: str, wait_s: float, advice: str) -> Any:
     deadline = time.monotonic() + wait_s
     first: str | None = None  # the renewal that was there when we came
     while True:
@@ -67,10 +73,7 @@ def _acquire(attempt: Callable[[], Any], out: str, wait_s: float) -> Any:
             first = first or held.renewal
             may_be_dead = held.renewal is not None and held.renewal == first
             if time.monotonic() >= deadline and not may_be_dead:
-                raise PlatformError(
-                    f"{out}: another run is writing here ({held}); wait for it (--wait-for-lock SECONDS), "
-                    "or choose another --out"
-                ) from None
+                raise PlatformError(f"{out}: another run is writing here ({held}); {advice}") from None
             time.sleep(1.0 if may_be_dead else min(1.0, max(0.1, deadline - time.monotonic())))
 
 

@@ -1,0 +1,113 @@
+"""The registry: which version is the best of its name, and that what is read is what was published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import promote
+from pipeline.bundle import GRAPH, WEIGHTS, Bundle
+from pipeline.errors import Code, InputError, PlatformError
+from pipeline.registry import point_if_better, read_pointer, refuse_other_task, resolve
+from pipeline.storage import StoreError
+from tests.bundles import make_bundle
+
+METRIC = "validation roc_auc"
+
+
+def version(folder: Path, number: int, **info: Any) -> Bundle:
+    return make_bundle(folder / f"v{number}", size=8, seed=number, version=f"v{number}", **info)
+
+
+def best(folder: Path) -> str:
+    pointer = read_pointer(str(folder))
+    assert pointer is not None
+    return str(pointer["version"])
+
+
+def test_the_better_version_becomes_the_best_and_the_reason_names_both(tmp_path: Path) -> None:
+    first = point_if_better(str(tmp_path), version(tmp_path, 1), METRIC, 0.8)
+    worse = point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, 0.7)
+    assert first.is_best and not worse.is_best and best(tmp_path) == "v1"
+    assert "stays at v1" in worse.reason and "0.8000" in worse.reason
+    better = point_if_better(str(tmp_path), version(tmp_path, 3), METRIC, 0.9)
+    assert better.is_best and best(tmp_path) == "v3" and "another manifest" not in better.reason
+
+
+def test_another_manifest_makes_the_comparison_a_rough_one(tmp_path: Path) -> None:
+    point_if_better(str(tmp_path), version(tmp_path, 1, manifest_digest="a"), METRIC, 0.8)
+    assert (
+        "another manifest"
+        in point_if_better(str(tmp_path), version(tmp_path, 2, manifest_digest="b"), METRIC, 0.9).reason
+    )
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_real_images_win_over_synthetic_ones_whatever_the_metric(tmp_path: Path, value: float) -> None:
+    point_if_better(str(tmp_path), version(tmp_path, 1, synthetic=True), METRIC, 0.9)
+    assert point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, value).is_best
+    verdict = point_if_better(str(tmp_path), version(tmp_path, 3, synthetic=True), METRIC, 1.0)
+    assert not verdict.is_best and best(tmp_path) == "v2" and "real images" in verdict.reason
+
+
+def test_a_pointer_to_something_unusable_gives_way(tmp_path: Path) -> None:
+    point_if_better(str(tmp_path), version(tmp_path, 1), METRIC, 0.9)
+    (tmp_path / "v1" / "bundle.json").unlink()
+    assert point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, 0.5).is_best
+
+
+def test_another_question_needs_another_name(tmp_path: Path) -> None:
+    bundle = version(tmp_path, 1)
+    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, None)
+    point_if_better(str(tmp_path), bundle, METRIC, 0.9)
+    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, None)
+    with pytest.raises(InputError, match="--name"):
+        refuse_other_task(str(tmp_path), "multiclass", ("Benign", "Pre"), ("Pre",), None)
+
+
+def test_a_bundle_that_is_not_what_the_pointer_was_written_for_is_refused(tmp_path: Path) -> None:
+    bundle = version(tmp_path, 1)
+    point_if_better(str(tmp_path), bundle, METRIC, 0.9)
+    assert resolve(str(tmp_path)).info.version == "v1"
+    record = json.loads((tmp_path / "v1" / "bundle.json").read_text())
+    (tmp_path / "v1" / "bundle.json").write_text(json.dumps({**record, "threshold": 0.9}))
+    with pytest.raises(InputError, match="promote"):
+        resolve(str(tmp_path))
+    assert promote.command([str(tmp_path), "--version", "v1"]) == 0
+    assert resolve(str(tmp_path)).info.threshold == 0.9
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, GRAPH])
+def test_an_altered_file_is_found_before_anything_starts(tmp_path: Path, name: str) -> None:
+    bundle = version(tmp_path, 1).verify()
+    path = tmp_path / "v1" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=name):
+        bundle.verify()
+
+
+def test_a_store_that_is_out_is_never_taken_for_an_empty_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out(*_: object) -> None:
+        raise StoreError(Code.TIMEOUT, "s3://lab/models/best.json: no answer")
+
+    monkeypatch.setattr("pipeline.registry.read_if_there", out)
+    with pytest.raises(PlatformError, match="does not answer"):
+        read_pointer(str(tmp_path))
+
+
+def test_promote_lists_all_models_of_a_registry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("blasts", "stages"):
+        folder = tmp_path / name
+        point_if_better(str(folder), version(folder, 1), METRIC, 0.9)
+    assert promote.command([str(tmp_path), "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["*", "blasts/v1"], ["*", "stages/v1"]]
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", ".."])
+def test_promote_takes_no_paths_for_versions(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert promote.command([str(tmp_path), "--version", name]) == 2
+    assert "without slashes" in capsys.readouterr().err
