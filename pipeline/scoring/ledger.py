@@ -38,7 +38,9 @@ class Ledger:
     archives: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of ARCHIVES_SCHEMA by URI, the latest
 
     def _find(self, image_id: int) -> int | None:
-        at = int(np.searchsorted(self.ids, image_id))
+        if not self.runs:  # a first run asks as often as any other
+            return None
+        at = int(self.ids.searchsorted(image_id))
         return at if at < len(self.ids) and self.ids[at] == image_id else None
 
     def look_up(self, image_id: int, etag: str, size_bytes: int) -> tuple[str, str] | None:

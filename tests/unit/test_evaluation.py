@@ -10,10 +10,12 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from jobs.evaluate import basis
 from pipeline.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
 from pipeline.errors import InputError
 from pipeline.evaluation import Outcomes
 from pipeline.images import Preprocessing
+from pipeline.manifest import MANIFEST_SCHEMA, Manifest
 from pipeline.outcomes import EvaluationWorker, background
 
 SIZE = 16
@@ -138,3 +140,20 @@ def test_a_split_of_unreadable_images_is_an_error(bundle: Bundle, tmp_path: Path
 )
 def test_each_class_has_a_probability_column_of_its_own(classes: tuple[str, ...], columns: list[str]) -> None:
     assert class_columns(classes) == columns
+
+
+@pytest.mark.parametrize(
+    ("split", "digest", "rule", "expected"),
+    [
+        ("test", "own", "subjects", " that took no part in training"),
+        ("test", "own", "images", " that took no part in training, though other images of the same patients may have"),
+        ("test", "other", "subjects", "; whether the model has seen them in training is not known"),
+        ("validation", "own", "subjects", " of the validation split"),
+    ],
+)
+def test_a_report_claims_unseen_images_only_where_that_is_known(
+    bundle: Bundle, split: str, digest: str, rule: str, expected: str
+) -> None:
+    trained = Bundle(bundle.uri, bundle.info.model_copy(update={"manifest_digest": "own"}))
+    manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), {"digest": digest, "split_rule": rule})
+    assert basis(split, trained, manifest) == expected

@@ -146,6 +146,23 @@ def test_report_says_what_it_is_and_what_it_is_made_of() -> None:
     assert "synthetic" not in Outline(render_report(**binary_content(synthetic=False, title="demo"))).text.lower()
 
 
+def test_report_names_the_epoch_that_the_model_has() -> None:
+    assert "weights of epoch" not in binary_report()
+    assert "The weights of epoch 1, the best" in Outline(render_report(**binary_content(best_epoch=1))).text
+
+
+def test_report_counts_blocks_as_blocks_and_claims_only_what_is_known() -> None:
+    claim = Outline(render_report(**binary_content(units="blocks", basis="; nothing is known"))).text
+    assert "of 30 blocks; nothing is known" in claim and "resamplings of blocks" in " ".join(claim.split())
+    assert "took no part in training" not in claim
+
+
+def test_headline_tells_what_goes_to_a_person() -> None:
+    metrics = binary_content()["metrics"]
+    share = 100 * metrics["review"]["images"] / metrics["images"]
+    assert f"Of 100 images, {share:.0f} fall into the review band" in words.headline(metrics)[-1]
+
+
 def test_report_escapes_names_from_outside() -> None:
     text = binary_report()
     assert "<b>odd" not in text and "&lt;b&gt;odd &amp; name" in text
