@@ -62,11 +62,18 @@ class Connection:
     """Ray, joined or started when it is first needed, and left at the end of the `with` block.
 
     That is the cluster at `address` or $RAY_ADDRESS where given, else a local Ray of this process's own.
-    `worker_logs`: what workers print comes to this process's output, with their names in front.
+    `worker_logs`: what workers print comes to this process's output, with their names in front. `prestart`: a local Ray
+    starts a worker a core at once, for a job that will take them all.
     """
 
     def __init__(
-        self, address: str | None, num_cpus: int | None = None, *, quiet: bool = True, worker_logs: bool = True
+        self,
+        address: str | None,
+        num_cpus: int | None = None,
+        *,
+        quiet: bool = True,
+        worker_logs: bool = True,
+        prestart: bool = False,
     ) -> None:
         self._target = address or os.environ.get("RAY_ADDRESS") or None
         if self._target and "://" in self._target:
@@ -82,7 +89,9 @@ class Connection:
             self._options |= {"num_cpus": num_cpus, "include_dashboard": False, "address": "local"}
         else:
             self._options["address"] = self._target
+        self._prestart = prestart
         self._is_ours = False
+        self._leaving: threading.Thread | None = None
         self._early: threading.Thread | None = None
         self._started, self._ended = threading.Event(), threading.Event()
         self._error: Exception | None = None
@@ -114,23 +123,30 @@ class Connection:
 
         return ray
 
+    def release(self) -> None:
+        """Leave Ray in the background, for a caller with other work to do after it needed Ray."""
+        if self._is_ours and self._leaving is None:
+            import ray
+
+            self._leaving = threading.Thread(target=ray.shutdown, name="ray-leave")
+            self._leaving.start()
+
     def __enter__(self) -> "Connection":
         return self
 
     def __exit__(self, *failure: object) -> None:
         if self._early is not None:
             self._started.wait()
-        if self._is_ours:
-            import ray
-
-            ray.shutdown()
+        self.release()
+        if self._leaving is not None:
+            self._leaving.join()
         self._ended.set()
 
     def _prepare(self) -> None:
         if self._target is None:
             _private_token()
-            # Ray would start a worker a core ahead of time, beside those that the job asks for.
-            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+            # Ray would start a worker a core ahead of time, whether or not the job asks for so many.
+            os.environ.setdefault("RAY_prestart_worker_first_driver", "1" if self._prestart else "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 

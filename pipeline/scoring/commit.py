@@ -7,7 +7,7 @@ removed only after `_SUCCESS` is there.
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -144,11 +144,12 @@ class Committed:
 
 
 def commit(
-    ray: Any, folder: RunFolder, info: BundleInfo, plan: Plan, partition: Partition | None, s3: S3Settings | None
-) -> Committed:
+    ray: Any, folder: RunFolder, info: BundleInfo, plan: Plan, partition: Partition | None, s3: S3Settings | None,
+    leave_ray: Callable[[], None] = lambda: None,
+) -> Committed:  # fmt: skip
     """Write all output files; small runs in this process, large ones as Ray tasks. Raises IncompleteError.
 
-    `ray` may be None for a small run.
+    `ray` may be None for a small run. `leave_ray` is called once Ray is not needed any more.
     """
     if not plan.shards:
         written = compact(folder, 0, [], info, plan, partition, s3)
@@ -160,11 +161,13 @@ def commit(
     groups = group_parts(sizes, TARGET_FILE_BYTES)
     arguments = [(folder, index, group, info, plan, partition, s3) for index, group in enumerate(groups)]
     if sum(sizes) <= _IN_DRIVER_BYTES or ray is None:
+        leave_ray()
         results = [compact(*each) for each in arguments]
     else:
         task = ray.remote(num_cpus=1, max_retries=3)(compact)
         with own_errors(ray):
             results = ray.get([task.remote(*each) for each in arguments])
+        leave_ray()
     written = [item for result in results for item in result]
     return Committed([*written, *_archives(folder, plan, summaries, s3)], summaries)
 

@@ -165,7 +165,6 @@ class ScoreDriver:
             num_gpus=resources.gpus_per_worker,
             max_concurrency=self._open_at_once + 2,
             max_restarts=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )(_RemoteScorer)
         return _Worker(actor_class.remote(self._bundle, self._s3, self._limits, threads, self._rules))
 

@@ -1,6 +1,7 @@
 """A scoring run from request to `_SUCCESS`: lock, plan, score, commit, count, in this order."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -57,7 +58,7 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
     partition = commit.Partition.parse(request.partition_by) if request.partition_by else None
     with (
         locked(out, options.run_id or "new run", s3, options.wait_for_lock_s) as check_lock,
-        Connection(options.address, options.num_cpus) as connection,
+        Connection(options.address, options.num_cpus, prestart=_takes_every_core(options)) as connection,
     ):
         folder, continues = find_or_start(out, request, options.run_id, s3)
         plan = read_plan(folder, s3)
@@ -71,7 +72,12 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
             progress = driver.run()
         check_lock()
         facts = RunFacts(request, bundle, plan, progress, options, continues)
-        return conclude(ray, folder, facts, partition, s3, check_lock)
+        return conclude(ray, folder, facts, partition, s3, check_lock, connection.release)
+
+
+def _takes_every_core(options: Options) -> bool:
+    resources = options.resources
+    return resources.workers * resources.cpus_per_worker >= (options.num_cpus or len(os.sched_getaffinity(0)))
 
 
 def _listed(out: str, folder: RunFolder, request: Request, s3: S3Settings | None, on_work: Callable[[], None]) -> Plan:
@@ -102,10 +108,14 @@ def conclude(
     partition: commit.Partition | None,
     s3: S3Settings | None,
     check_lock: Callable[[], None] = lambda: None,
+    leave_ray: Callable[[], None] = lambda: None,
 ) -> Result:
-    """From a part a shard to `_SUCCESS`. Raises IncompleteError when something is missing or does not add up."""
+    """From a part a shard to `_SUCCESS`. Raises IncompleteError when something is missing or does not add up.
+
+    `leave_ray` is called as soon as Ray is not needed any more.
+    """
     plan = facts.plan
-    done = commit.commit(ray, folder, facts.bundle.info, plan, partition, s3)
+    done = commit.commit(ray, folder, facts.bundle.info, plan, partition, s3, leave_ray)
     written = [*done.written, *(Written(**item) for item in plan.files)]
     written += _subjects(folder, written, plan, s3)
     counts = commit.verify(folder, written, plan, done.archives, s3)

@@ -100,11 +100,23 @@ def tars_of(work: Path, images: int) -> Path:
 def bundle_of(work: Path, architecture: str) -> Path:
     """A bundle with seeded random weights: as fast as a trained one, and its probabilities spread over 0..1."""
     folder = work / "models" / architecture
-    if not (folder / "bundle.json").exists():
+    if not _is_current(folder):
         context = multiprocessing.get_context("spawn")  # torch stays out of the process that measures
         with ProcessPoolExecutor(1, mp_context=context) as process:
             process.submit(_write_bundle, folder, architecture, pool_of_images(work, 64)).result()
     return folder
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether there is a bundle that this version takes: preprocessing may have changed since it was made."""
+    from pipeline.bundle import read_bundle
+    from pipeline.errors import InputError
+
+    try:
+        read_bundle(str(folder))
+    except InputError:
+        return False
+    return True
 
 
 def _write_bundle(folder: Path, architecture: str, images: Path) -> None:
