@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pipeline.config import JobConfig, effective, parse
 from pipeline.errors import InputError, LeukorayError, PlatformError
-from pipeline.storage import S3Settings
+from pipeline.storage import S3Settings, StoreError
 
 Config = TypeVar("Config", bound=JobConfig)
 INTERRUPTED, TERMINATED = 130, 143
@@ -60,6 +60,9 @@ def run(
         debug = config.debug
         main(config)
         return 0
+    except StoreError as error:
+        refusal = error.refusal()
+        return _report(error, refusal.exit_code, str(refusal), prog, debug)
     except LeukorayError as error:
         return _report(error, error.exit_code, str(error), prog, debug)
     except (KeyboardInterrupt, SystemExit) as error:

@@ -29,7 +29,7 @@ def interval(metric: Mapping[str, Any], digits: int = 3) -> str:
     """0.910 – 0.968, or nothing where the limits are undefined."""
     if metric.get("low") is None or metric.get("high") is None:
         return ""
-    return f"{metric['low']:.{digits}f} – {metric['high']:.{digits}f}"
+    return f"{number(metric['low'], digits)} – {number(metric['high'], digits)}"
 
 
 def with_interval(metric: Mapping[str, Any], digits: int = 3) -> str:
