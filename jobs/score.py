@@ -112,17 +112,19 @@ def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
         Partition.parse(config.partition_by)
     if config.subject_pattern:
         subject_reader(config.subject_pattern)
-    sources = tuple(map(absolute, config.sources))
+    sources, include, exclude = tuple(map(absolute, config.sources)), tuple(config.include), tuple(config.exclude)
     if retry_of is not None:
-        sources = tuple(scoring.read_run(retry_of, s3)["request"]["sources"])
+        earlier = scoring.read_run(retry_of, s3)["request"]
+        sources = tuple(earlier["sources"])
+        include, exclude = include or tuple(earlier["include"]), exclude or tuple(earlier["exclude"])
     # An age moves with the clock; the request keeps the user's word so that the same command finds its run.
     since = config.since and (config.since if _is_age(config.since) else parse_since(config.since).isoformat())
     return Request(
         sources=sources,
         model_uri=bundle.uri,
         model_sha256=bundle.info.identity(),
-        include=tuple(config.include),
-        exclude=tuple(config.exclude),
+        include=include,
+        exclude=exclude,
         since=since,
         limit=config.limit,
         subject_pattern=config.subject_pattern,

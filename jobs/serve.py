@@ -31,6 +31,7 @@ from pipeline.predictor import Predictor
 from pipeline.registry import resolve
 
 IMPORT_PATH = "serving.app:build"
+PEERS = "serving.peers"
 APPLICATION = "leukoray"
 _CPUS_PER_REPLICA = 0.5
 _LOOK_EVERY_S = 5.0  # whether Ray is still there
@@ -174,6 +175,7 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
             serve.shutdown()
         else:
             serve.delete(APPLICATION)
+            importlib.import_module(PEERS).forget(APPLICATION)
 
 
 def _arguments(config: ServeConfig, bundle: Bundle) -> dict[str, Any]:

@@ -20,7 +20,13 @@ _PLAIN_FOLDERS = frozenset(
     | {"original", "originals"}
 )
 _ARCHIVE_SUFFIX = re.compile(r"\.(tar|zip|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
-_NUMBERED = re.compile(r"(?!(?:fold|part|batch|shard|chunk|set|split|run)\b)[A-Za-z]{0,12}[-_ ]?\d+", re.IGNORECASE)
+# Folders with a number that say nothing either: parts of a set, days, magnifications.
+_PART = re.compile(
+    r"(?:fold|part|batch|shard|chunk|set|split|run|day|week|month|year|date|size|level|scale)s?[-_ ]?\d+"
+    r"|(?:19|20)\d\d(?:[-_. ]?\d{1,2}){0,2}|\d{1,2}[-_. ]\d{1,2}[-_. ](?:19|20)\d\d"
+    r"|x[-_ ]?\d+|\d+[-_ ]?x|\d+[-_ ]?x[-_ ]?\d+(?:px)?|\d+[-_ ]?(?:px|um|nm|mag)",
+    re.IGNORECASE,
+)
 _PATIENT = re.compile(r"(?:patient|pat|pt|p|subject|subj|sub|s|case|donor|person|id)[-_ ]?\d+", re.IGNORECASE)
 _FAB = re.compile(r"(?:L[1-3]|M[0-7][a-z]?)", re.IGNORECASE)  # subtypes of the French-American-British classification
 _MOST = 0.95  # of the images: a few stray folders do not change how all others are read
@@ -36,9 +42,15 @@ def _telling_folders(folder: str) -> tuple[str, ...]:
         stem = _ARCHIVE_SUFFIX.sub("", name)
         if stem != name and common_label(stem) is None:
             continue  # 'shard-000.tar' is no class, 'leukemia.zip' is
-        if stem and stem.casefold() not in _PLAIN_FOLDERS and stem.casefold() not in SPLIT_NAMES:
+        is_plain = stem.casefold() in _PLAIN_FOLDERS or stem.casefold() in SPLIT_NAMES or _PART.fullmatch(stem)
+        if stem and not is_plain:
             telling.append(stem)
     return tuple(telling)
+
+
+def _may_be_subject(name: str) -> bool:
+    """Names of patients hold a number, by which they stay apart; words alone are kinds of something."""
+    return bool(re.search(r"\d", name)) and not _FAB.fullmatch(name)
 
 
 def _given_split(folder: str) -> Split | None:
@@ -61,6 +73,7 @@ def reader(paths: Sequence[str]) -> Read:
     telling = [names for path in paths if (names := _telling_folders(normalize(path).rpartition("/")[0]))]
     last = {names[-1] for names in telling}
     nothing_said = len(last) == 1 and common_label(*last) is None and all(len(names) > 1 for names in telling)
+    nothing_said = nothing_said and not _may_be_subject(*last)  # of the first patient in an archive, say
     depth = 1 if nothing_said else 0
 
     def names_of(folder: str) -> tuple[str, ...]:
@@ -91,15 +104,12 @@ def _is_class_level(pairs: Pairs, flat: Counter[str]) -> bool:
     if flat.total() > (1 - _MOST) * (flat.total() + pairs.total()):
         return False
     several = len({upper for upper, _ in pairs}) > 1
-    return several and _most(pairs, lambda upper, lower: not re.search(r"\d", upper) and _NUMBERED.fullmatch(lower))
+    return several and _most(pairs, lambda upper, lower: not re.search(r"\d", upper) and _may_be_subject(lower))
 
 
 def _class_above(pairs: Pairs, flat: Counter[str], names_of: Callable[[str], tuple[str, ...]]) -> Read:
-    """The upper folder is the class; the lower the subject, unless it is a kind of cell, met in several classes."""
-    owners = Counter(lower for _, lower in pairs)
-    has_subjects = _most(
-        pairs, lambda _, lower: not _FAB.fullmatch(lower) and (re.search(r"\d", lower) or owners[lower] == 1)
-    )
+    """The upper folder is the class; the lower the subject, where most of them may be one."""
+    has_subjects = _most(pairs, lambda _, lower: _may_be_subject(lower))
     usual = flat.total() > pairs.total()
     classes = {upper for upper, _ in pairs} | {name for name in flat if usual or common_label(name) is not None}
 

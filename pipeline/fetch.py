@@ -13,13 +13,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.archives import DAMAGE, damage_code, stream_members, zip_member
+from pipeline.archives import DAMAGE, SLACK_BYTES, damage_code, read_zip_member, stream_members
 from pipeline.errors import Code, ImageRejected, Stage
 from pipeline.images import Limits
 from pipeline.storage import Bytes, ObjectInfo, S3Settings, Store, StoreError, is_s3, store_for
 
 Row = Mapping[str, Any]  # of manifest.LISTING_SCHEMA
-_ZIP_SLACK_BYTES = 256  # a local header may carry more extra fields than the directory
 _REMOTE_THREADS, _LOCAL_THREADS = 48, 1
 _LOCAL_CHUNK = 16
 _AHEAD_BYTES = 64 << 20
@@ -71,16 +70,17 @@ def _read(row: Row, store: Reader) -> Bytes:
 
 
 def _read_zip_member(row: Row, store: Reader) -> Bytes:
-    slack = _ZIP_SLACK_BYTES
+    answers: list[Bytes] = []
+
+    def read(size: int) -> bytes:
+        answers.append(store.read_range(row["uri"], row["offset"], size, row["etag"]))
+        return answers[-1].data
+
     try:
-        while True:
-            got = store.read_range(row["uri"], row["offset"], row["stored_bytes"] + slack, row["etag"])
-            data = zip_member(got.data, row["size_bytes"])
-            if data is not None:
-                return Bytes(data, got.etag, got.attempts)
-            if slack >= 1 << 17 or len(got.data) < row["stored_bytes"]:
-                raise ImageRejected(Code.TRUNCATED, "the archive ends inside this member", Stage.FETCH)
-            slack = 1 << 17  # two extra fields of the greatest length there is
+        data = read_zip_member(read, row["stored_bytes"], row["size_bytes"])
+        return Bytes(data, answers[-1].etag, answers[-1].attempts)
+    except EOFError as error:
+        raise ImageRejected(Code.TRUNCATED, str(error), Stage.FETCH) from error
     except (zlib.error, zipfile.BadZipFile) as error:
         raise ImageRejected(Code.CORRUPT, f"damaged zip member: {error}", Stage.FETCH) from error
 
@@ -123,7 +123,7 @@ class _Span:
 
 
 def _end(row: Row) -> int:
-    return int(row["offset"] + row["stored_bytes"] + (_ZIP_SLACK_BYTES if row["access"] == "zip" else 0))
+    return int(row["offset"] + row["stored_bytes"] + (SLACK_BYTES if row["access"] == "zip" else 0))
 
 
 def _spans(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:

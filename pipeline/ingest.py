@@ -211,8 +211,7 @@ def _annotate(
     table = read_table(labels, s3)
     base, folder = base_folder(roots), posixpath.dirname(labels)
     inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
-    found = annotate_from_table(table, paths, folder=inside, allow_unmatched=True)
-    lost = table.num_rows - sum(annotation != UNKNOWN for annotation in found)
+    found, lost = annotate_from_table(table, paths, folder=inside, allow_unmatched=True)
     warnings = [f"{lost} of {table.num_rows} rows of {labels} name no image that was listed"] if lost > 0 else []
     if wishes.layout is None and layout.name in GENERIC:
         layout = LAYOUTS["table"]
@@ -263,7 +262,7 @@ def _from_sidecars(listing: Listing) -> list[Annotation] | None:
         return None
     wanted = sorted(columns & {alias for aliases in ALIASES.values() for alias in aliases} - set(ALIASES["path"][1:]))
     table = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in wanted})
-    return annotate_from_table(table, listing.paths)
+    return annotate_from_table(table, listing.paths)[0]
 
 
 # ---- split and table ---------------------------------------------------------------------------------------

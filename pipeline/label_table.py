@@ -40,14 +40,15 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "split": ("split", "subset", "partition", "set"),
 }
 _LABEL_WORDS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
+_WHOLE = re.compile(r"^(\d+)\.0+$")
 _NAMED = 5  # rows named in an error
 _C_NMC_NAME = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
 
 
 def annotate_from_table(
     rows: pa.Table, paths: Sequence[str], *, folder: str = "", allow_unmatched: bool = False
-) -> list[Annotation]:
-    """One annotation a path, in order; UNKNOWN for paths without a row.
+) -> tuple[list[Annotation], int]:
+    """One annotation a path, in order, UNKNOWN for paths without a row; and how many rows name no path.
 
     `rows` needs a column that names the image and a column `label` or `class_name` (or one of their
     `ALIASES`, in any case); `subject_id` and `split` are optional. A `label` of 0/1, true/false or yes/no is
@@ -64,7 +65,7 @@ def annotate_from_table(
     for annotation, position in zip(annotations, found, strict=True):
         if position is not None and position >= 0:
             result[position] = annotation
-    return result
+    return result, sum(position is None for position in found)
 
 
 def _columns(rows: pa.Table) -> dict[str, list[Any]]:
@@ -72,6 +73,8 @@ def _columns(rows: pa.Table) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     for role, aliases in ALIASES.items():
         if name := next((by_name[alias] for alias in aliases if alias in by_name), None):
+            if rows.column_names.count(name) > 1:
+                raise InputError(f"the table of labels has several columns called {name!r}; keep one")
             columns[role] = rows.column(name).to_pylist()
     have = f"the table of labels has the columns {', '.join(rows.column_names) or '(none)'}"
     if "path" not in columns:
@@ -181,7 +184,7 @@ def _some(items: Sequence[str]) -> str:
 
 def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotation]:
     nothing: list[Any] = [None] * n_rows
-    labels = [_text(value) for value in columns.get("label", nothing)]
+    labels = [_label_text(value) for value in columns.get("label", nothing)]
     classes = [_text(value) for value in columns.get("class_name", nothing)]
     known = {value for value in labels if value is not None}
     words = {value: _LABEL_WORDS.get(value.casefold(), common_label(value)) for value in known}
@@ -215,6 +218,12 @@ def _text(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() or None
+
+
+def _label_text(value: Any) -> str | None:
+    """As `_text`; '1.0', which pandas writes where a column of integers has a gap, is '1'."""
+    text = _text(value)
+    return _WHOLE.sub(r"\1", text) if text is not None else None
 
 
 def _splits(values: Sequence[Any]) -> list[Any]:

@@ -57,13 +57,13 @@ def list_sources(
     Raises InputError for a source that does not exist or cannot be read at all.
     """
     look = Look(filters, s3, opens_compressed)
-    opened = [open_source(root, look) for root in expand(sources)]
+    opened = [open_source(root, look) for root in expand(sources, s3)]
     yield from _counted(_distinct(opened) if drop_doubles else _all_of(opened), tally, limit)
 
 
-def list_named(uris: Sequence[str], tally: Tally, look: Look) -> Iterator[Entry | Problem]:
-    """As `list_sources`, of single objects; what is missing is a Problem."""
-    yield from _counted(_all_of([open_named(uris, look)]), tally, None)
+def list_named(uris: Sequence[str], base: str, tally: Tally, look: Look) -> Iterator[Entry | Problem]:
+    """As `list_sources`, of single objects; what is missing is a Problem. Filters see their paths below `base`."""
+    yield from _counted(_all_of([open_named(uris, base, look)]), tally, None)
 
 
 def _counted(items: Iterator[Found], tally: Tally, limit: int | None) -> Iterator[Entry | Problem]:
@@ -146,15 +146,21 @@ def _distinct(opened: Sequence[Source]) -> Iterator[Found]:
         return
     named: set[int] = set()
     for found in _all_of(naming):
-        if isinstance(found, Entry):
-            if entry_id(found) in named:
+        if not isinstance(found, Ignored):
+            if _found_id(found) in named:
                 yield Ignored(found.uri, "in two of the sources")
                 continue
-            named.add(entry_id(found))
+            named.add(_found_id(found))
         yield found
     for found in _all_of([source for source in opened if not source.names_images]):
-        doubled = isinstance(found, Entry) and entry_id(found) in named
+        doubled = not isinstance(found, Ignored) and _found_id(found) in named
         yield Ignored(found.uri, "in two of the sources") if doubled else found
+
+
+def _found_id(found: Entry | Problem) -> int:
+    if isinstance(found, Entry):
+        return entry_id(found)
+    return manifest.image_id(found.uri, found.member, found.occurrence)
 
 
 # ---- side by side ------------------------------------------------------------------------------------------

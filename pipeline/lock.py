@@ -50,7 +50,8 @@ def locked(
     if is_s3(out):
         from pipeline.s3 import s3_store  # boto3 only for those who need it
 
-        lease = _acquire(lambda: _Lease.take(s3_store(s3 or S3Settings()), join(out, NAME), owner), out, wait_s, advice)
+        watch, store, place = _Watch(), s3_store(s3 or S3Settings()), join(out, NAME)
+        lease = _acquire(lambda: _Lease.take(store, place, owner, watch), out, wait_s, advice)
         try:
             yield lease.check
         finally:
@@ -66,15 +67,30 @@ def locked(
 def _acquire(attempt: Callable[[], Any], out: str, wait_s: float, advice: str) -> Any:
     deadline = time.monotonic() + wait_s
     first: str | None = None  # the renewal that was there when we came
+    is_told = False
     while True:
         try:
             return attempt()
         except _HeldError as held:
             first = first or held.renewal
             may_be_dead = held.renewal is not None and held.renewal == first
+            if may_be_dead and not is_told:
+                print(f"{out}: locked by {held}; looking whether it lives, up to {EXPIRY_S:g} s", flush=True)
+                is_told = True
             if time.monotonic() >= deadline and not may_be_dead:
                 raise PlatformError(f"{out}: another run is writing here ({held}); {advice}") from None
             time.sleep(1.0 if may_be_dead else min(1.0, max(0.1, deadline - time.monotonic())))
+
+
+class _Watch:
+    """For how long each renewal has been looked at, by our own clock: other machines' clocks may be wrong."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def age_s(self, renewal: str) -> float:
+        now = time.monotonic()
+        return now - self._since.setdefault(renewal, now)
 
 
 class _HeldError(Exception):
@@ -141,7 +157,7 @@ class _Lease:
         self._thread.start()
 
     @classmethod
-    def take(cls, store: "S3Store", uri: str, owner: dict[str, Any]) -> "_Lease":
+    def take(cls, store: "S3Store", uri: str, owner: dict[str, Any], watch: _Watch) -> "_Lease":
         body = _body(owner)
         etag = store.create(uri, body)
         if etag is None:
@@ -152,7 +168,7 @@ class _Lease:
             if held.data == body:  # made by us, only the answer was lost and the request sent again
                 return cls(store, uri, owner, held.etag)
             holder = json.loads(held.data)
-            if time.time() - float(holder.get("renewed", 0)) < EXPIRY_S and not _is_gone(holder):
+            if watch.age_s(held.etag) < EXPIRY_S and not _is_gone(holder):
                 raise _HeldError(_describe(holder), held.etag)
             etag = _swap(store, uri, body, held.etag)
             if etag is None:
@@ -174,6 +190,8 @@ class _Lease:
             self._etag, self._renewed = etag, time.monotonic()
 
     def check(self) -> None:
+        if self._lost is None and time.monotonic() - self._renewed > EXPIRY_S:  # this process was asleep, say
+            self._lost = f"it was not renewed for {EXPIRY_S:g} s"
         if self._lost is not None:
             raise PlatformError(f"{self._uri}: the lock of this output was lost: {self._lost}; run again to continue")
 
@@ -182,7 +200,8 @@ class _Lease:
         self._thread.join(timeout=60)
         if self._lost is None:
             with contextlib.suppress(StoreError):  # it expires by itself
-                self._store.delete(self._uri)
+                if _swap(self._store, self._uri, _body(self._owner), self._etag) is not None:  # still ours
+                    self._store.delete(self._uri)
 
 
 def _body(owner: dict[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ not depend on the order of the rows.
 """
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +51,7 @@ def make_units(rows: Rows, seed: int) -> Units:
     component = _components(rows)
     # Near-duplicates may cross a given split (somebody's TRAIN and TEST): each side is a unit of its own.
     tokens: dict[tuple[int, int], int] = {}
-    fixed_of: dict[int, int] = {}
-    for root, own in zip(component, rows.given, strict=True):
-        if own != FREE:
-            fixed_of[root] = min(own, fixed_of.get(root, own))
-    given = [fixed_of.get(root, FREE) if own == FREE else own for root, own in zip(component, rows.given, strict=True)]
+    given = _followed(_followed(rows.given, rows.subjects), component)
     raw = [tokens.setdefault(pair, len(tokens)) for pair in zip(component, given, strict=True)]
     n_units = len(tokens)
 
@@ -96,6 +92,18 @@ def make_units(rows: Rows, seed: int) -> Units:
         tag_unit=np.concatenate([pairs // len(class_names), tags // 2]),
         tag=np.concatenate([pairs % len(class_names), len(class_names) + tags % 2]),
     )
+
+
+def _followed(given: list[int], companions: Sequence[Hashable | None]) -> list[int]:
+    """Free rows take the given split of their companions; rows whose companion is None have none."""
+    fixed: dict[Hashable, int] = {}
+    for companion, own in zip(companions, given, strict=True):
+        if own != FREE and companion is not None:
+            fixed[companion] = min(own, fixed.get(companion, own))
+    return [
+        fixed.get(companion, FREE) if own == FREE and companion is not None else own
+        for companion, own in zip(companions, given, strict=True)
+    ]
 
 
 def _components(rows: Rows) -> list[int]:

@@ -4,6 +4,7 @@ A replica holds one engine and one FastAPI application. It is told of another mo
 (`{model: URI, threshold: T}`): that one is loaded beside the current, proves itself, and takes over, or is refused.
 """
 
+import asyncio
 import functools
 import time
 from typing import Any
@@ -35,6 +36,7 @@ class LeukorayReplica:
         self._peers = Peers(settings.model)
         self._wanted: ModelChoice | None = ModelChoice()
         self._is_new, self._tried_at = True, time.monotonic()
+        self._following = asyncio.Lock()  # a slow retry must not end after, and so undo, a newer wish
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application after the constructor."""
@@ -51,16 +53,17 @@ class LeukorayReplica:
 
     async def _follow(self) -> None:
         """Take the model that is wanted, else the one that the other replicas answer with."""
-        self._tried_at = time.monotonic()
-        if self._wanted is not None and await self._engine.swap(self._wanted):
-            await self._peers.tell(self._wanted)
-            return
-        refused = self._engine.refused
-        if self._is_new:
-            last = await self._peers.ask()
-            if last is not None and await self._engine.swap(last):
-                self._engine.refused = refused
-        self._is_new = False
+        async with self._following:
+            self._tried_at, wanted = time.monotonic(), self._wanted
+            if wanted is not None and await self._engine.swap(wanted):
+                await self._peers.tell(wanted)
+                return
+            refused = self._engine.refused
+            if self._is_new:
+                last = await self._peers.ask()
+                if last is not None and await self._engine.swap(last):
+                    self._engine.refused = refused
+            self._is_new = False
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose model stops answering. A refused model is tried again now and then."""

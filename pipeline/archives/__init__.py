@@ -31,11 +31,12 @@ from pipeline.archives.members import (
     suffix,
 )  # fmt: skip
 from pipeline.archives.walk import list_archive, read_archive, stream_members
-from pipeline.archives.zips import zip_member
+from pipeline.archives.zips import SLACK_BYTES, read_zip_member
 
 __all__ = [
     "DAMAGE",
     "NESTED",
+    "SLACK_BYTES",
     "WHOLE",
     "Entry",
     "Found",
@@ -48,8 +49,8 @@ __all__ = [
     "is_junk",
     "list_archive",
     "read_archive",
+    "read_zip_member",
     "readable",
     "stream_members",
     "suffix",
-    "zip_member",
 ]

@@ -31,7 +31,7 @@ from pipeline.archives.members import (
     window,
 )  # fmt: skip
 from pipeline.archives.tars import Held, Samples, Tar, list_tar, not_a_file
-from pipeline.archives.zips import list_zip, needs_unpacking, zip_member
+from pipeline.archives.zips import list_zip, needs_unpacking, read_zip_member
 from pipeline.errors import Code
 from pipeline.storage import ObjectInfo, StoreError
 
@@ -204,14 +204,12 @@ def _taken(entry: Entry, file: IO[bytes], take: Take) -> bytes | Exception | Non
 
 
 def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
-    file.seek(entry.offset or 0)
-    stored = file.read(entry.stored_bytes or 0)
-    if entry.access == "range":
-        return stored
-    data = zip_member(stored, entry.size_bytes)
-    if data is None:
-        raise EOFError("the archive ends inside this member")
-    return data
+    def read(size: int) -> bytes:
+        file.seek(entry.offset or 0)
+        return file.read(size)
+
+    stored_bytes = entry.stored_bytes or 0
+    return read(stored_bytes) if entry.access == "range" else read_zip_member(read, stored_bytes, entry.size_bytes)
 
 
 def stream_members(

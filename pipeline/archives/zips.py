@@ -3,7 +3,7 @@
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from pipeline.archives.members import (
@@ -21,6 +21,8 @@ from pipeline.errors import Code
 from pipeline.storage import StoreError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
+SLACK_BYTES = 256  # a local header may carry more extra fields than the directory
+_MOST_SLACK_BYTES = 1 << 17  # two extra fields of the greatest length there is
 
 
 def list_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
@@ -112,7 +114,22 @@ def data_start(header: bytes) -> int:
     return _LOCAL_HEADER.size + int(fields[9]) + int(fields[10])
 
 
-def zip_member(stored: bytes, size_bytes: int) -> bytes | None:
+def read_zip_member(read: Callable[[int], bytes], stored_bytes: int, size_bytes: int) -> bytes:
+    """The image of a member; `read(n)` gives up to n bytes from its local header on.
+
+    Raises EOFError where the archive ends inside it, zlib.error or zipfile.BadZipFile on damage.
+    """
+    for slack in (SLACK_BYTES, _MOST_SLACK_BYTES):
+        stored = read(stored_bytes + slack)
+        data = _member(stored, size_bytes)
+        if data is not None:
+            return data
+        if len(stored) < stored_bytes:
+            break
+    raise EOFError("the archive ends inside this member")
+
+
+def _member(stored: bytes, size_bytes: int) -> bytes | None:
     """The image in `stored` (local header, name, extra, data); None when `stored` is too short to hold it.
 
     Raises zlib.error or zipfile.BadZipFile on damage.

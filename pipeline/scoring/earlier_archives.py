@@ -27,10 +27,11 @@ def judge(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | N
             ids[uri].append(table.filter(pc.equal(table["uri"], uri))["image_id"].to_numpy())
     verdicts = {}
     for uri, found in ids.items():
-        count = len(np.unique(np.concatenate(found))) if found else 0
+        known = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        count = len(known)
         noted = ledger.archives.get(uri)
         is_noted = noted is not None and noted["etag"] == etags[uri] and noted["is_complete"]
-        if is_noted and noted is not None and noted["images"] == count:
+        if is_noted and noted is not None and noted["images"] == count and not ledger.tries_again(known):
             verdicts[uri] = DONE
         else:
             verdicts[uri] = IN_PART if count else NEW
@@ -39,14 +40,11 @@ def judge(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | N
 
 def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | None) -> Iterator[pa.Table]:
     """SKIPPED_SCHEMA rows of archives that are done, each image once, by the latest run that did it."""
-    seen = np.empty(0, np.int64)
+    seen: set[int] = set()
     for folder, kind, table in _rows(out, ledger, etags, s3):
-        _, first = np.unique(table["image_id"].to_numpy(), return_index=True)
-        table = table.take(pa.array(np.sort(first)))
-        ids = table["image_id"].to_numpy()
-        fresh = ~np.isin(ids, seen)
-        table = table.filter(pa.array(fresh))
-        seen = np.concatenate([seen, ids[fresh]])
+        ids = table["image_id"].to_pylist()
+        fresh = [each not in seen and not seen.add(each) for each in ids]  # type: ignore[func-returns-value]
+        table = table.filter(pa.array(fresh, pa.bool_()))
         columns = [table[name] for name in ("image_id", "uri", "member")]
         constants = [pa.array([value] * table.num_rows, pa.string()) for value in (_KINDS[kind], folder.run_id)]
         yield pa.Table.from_arrays([*columns, *constants], schema=SKIPPED_SCHEMA)

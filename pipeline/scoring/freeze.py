@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.archives import WHOLE, Entry, Ignored, Problem
 from pipeline.errors import TRANSIENT_CODES, Code, InputError, PlatformError, Stage
-from pipeline.listing import Tally, base_folder, entry_id, entry_row, list_named, list_sources, path_below
+from pipeline.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
 from pipeline.manifest import image_id, to_parquet
 from pipeline.scoring.deleted import Reach, find_deleted
 from pipeline.scoring.earlier_archives import DONE, IN_PART, NEW, judge, skipped_rows
@@ -58,14 +58,14 @@ def make_plan(
     tally = Tally()
     filters = request.filters()
     takes_all = retry is None and request.limit is None
+    base = base_folder(request.sources)
     if retry is not None:
-        found = list_named(retry.uris, tally, Look(filters, s3))
+        found = list_named(retry.uris, base, tally, Look(filters, s3))
     else:
         found = list_sources(
             request.sources, tally, filters, s3, request.limit, drop_doubles=True, opens_compressed=not takes_all
         )
     head = list(itertools.islice(found, SAMPLE))
-    base = base_folder(request.sources)
     paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access != WHOLE]
     subjects = SubjectPaths.of(paths, request.subject_pattern)
     frozen = _Frozen(folder, request, ledger, retry, subjects, base, s3, begin)
@@ -117,7 +117,6 @@ class _Frozen:
         self._deleted = OutputSeries(folder, "deleted", DELETED_SCHEMA, s3)
         self._reasons: Counter[str] = Counter()
         self._archives: list[Entry] = []  # compressed, not opened
-        self._failed_before: list[int] = []  # to be tried again: no news where it fails again
 
     def take(self, item: Entry | Problem) -> bool:
         """True for the first image that is to be scored."""
@@ -159,8 +158,6 @@ class _Frozen:
             return False
         done = self._ledger.look_up(image_id, etag, size_bytes)
         if done is None:
-            if self._ledger.has_failed(image_id):
-                self._failed_before.append(image_id)
             return False
         self._reasons[done[0]] += 1
         identity = {name: row[name] for name in ("image_id", "uri", "member")}
@@ -186,8 +183,6 @@ class _Frozen:
                 self._open(entry, look)
             elif verdicts[entry.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
-                if self._ledger.has_failed(entry_id(entry)):
-                    self._failed_before.append(entry_id(entry))
                 self._shards.add_archive({**entry_row(entry), "subject_id": None, "meta": list(entry.meta.items())})
 
     def _skip(self, table: pa.Table) -> None:
@@ -222,7 +217,8 @@ class _Frozen:
         """The plan, once everything it names is written."""
         self._shards.close()
         self._store.write(self._folder.problems, self._problems.finish())
-        before = pa.table({"image_id": pa.array(self._failed_before, pa.int64())})
+        asks_anew = self._request.rescore or self._retry is not None  # else what fails as before is no news
+        before = pa.table({"image_id": pa.array([] if asks_anew else self._ledger.failed(), pa.int64())})
         self._store.write(self._folder.failed_before, to_parquet(before))
         self.plan.skipped = dict(self._reasons)
         self.plan.files = [asdict(written) for series in (self._skipped, self._deleted) for written in series.finish()]

@@ -50,10 +50,13 @@ class Ledger:
             return None
         return (UNCHANGED_BAD if self.states[at] == _BAD else UNCHANGED), self.runs[self.run_of[at]]
 
-    def has_failed(self, image_id: int) -> bool:
-        """Whether the latest run that met the image quarantined it."""
-        at = self._find(image_id)
-        return at is not None and self.states[at] != _SCORED
+    def failed(self) -> NDArray[np.int64]:
+        """Ids that the latest run that met them quarantined."""
+        return np.asarray(self.ids[self.states != _SCORED], np.int64)
+
+    def tries_again(self, ids: NDArray[np.int64]) -> bool:
+        """Whether one of these, all in the ledger, is to be tried again."""
+        return bool((self.states[self.ids.searchsorted(ids)] == _AGAIN).any())
 
     def see(self, image_id: int) -> None:
         """Note that the present listing met an image."""

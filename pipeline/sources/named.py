@@ -78,7 +78,7 @@ def from_table(info: ObjectInfo, look: Look) -> Iterator[Found | Branch]:
             else:
                 seen.add(uri)
                 uris.append(uri)
-        yield Branch(bind(_named, uris, look))
+        yield Branch(bind(_named, uris, folder, look))
 
 
 def _full_uri(text: str, folder: str) -> str:
@@ -91,15 +91,15 @@ def _full_uri(text: str, folder: str) -> str:
         return text
 
 
-def _named(uris: Sequence[str], look: Look, enters_folders: bool = False) -> Iterator[Found | Branch]:
+def _named(uris: Sequence[str], base: str, look: Look, enters_folders: bool = False) -> Iterator[Found | Branch]:
     for uri in uris:
         found = _present(uri, look)
         if isinstance(found, ObjectInfo):
-            yield from one_object(found, posixpath.basename(uri), look, store_for(uri, look.s3))
+            yield from one_object(found, Root(uri, base).path(uri), look, store_for(uri, look.s3))
             continue
         if found.code is Code.NOT_FOUND and _is_folder(uri, look):
             if enters_folders:
-                yield from walk(Root(uri, uri), look)
+                yield from walk(Root(uri, base), look)
                 continue
             found = replace(found, message="is a folder; name its files, or give the folder as a source")
         yield replace(found, message=f"{uri}: {found.message}") if uri not in found.message else found
@@ -112,7 +112,7 @@ def _is_folder(uri: str, look: Look) -> bool:
         return False
 
 
-def named_streams(uris: Sequence[str], look: Look) -> list[Stream]:
+def named_streams(uris: Sequence[str], base: str, look: Look) -> list[Stream]:
     """Files, archives and folders by their URIs; one that is missing is a Problem, not the end."""
     parts = [uris[start : start + _ROWS_A_STREAM] for start in range(0, len(uris), _ROWS_A_STREAM)]
-    return [bind(_named, part, look, True) for part in parts]
+    return [bind(_named, part, base, look, True) for part in parts]

@@ -6,23 +6,24 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 from pipeline import manifest
-from pipeline.archives import Found, Problem
+from pipeline.archives import Found, Problem, is_archive, is_image
 from pipeline.errors import InputError
 from pipeline.filters import UriPattern
 from pipeline.sources.folders import walk
 from pipeline.sources.look import Look, Root, Source, objects, one_object
 from pipeline.sources.named import from_manifest, from_table, named_streams
-from pipeline.storage import ObjectInfo, Store, StoreError, absolute, is_s3, store_for
+from pipeline.storage import ObjectInfo, S3Settings, Store, StoreError, absolute, is_s3, store_for
 from pipeline.tables import is_table
 
 if TYPE_CHECKING:
     from pipeline.s3 import S3Store
 
 
-def expand(sources: Sequence[str]) -> list[Root]:
+def expand(sources: Sequence[str], s3: S3Settings | None = None) -> list[Root]:
     """Local patterns replaced by their matches, and no root that lies inside another.
 
-    Raises InputError for a pattern without a match.
+    Tables and manifests stay wherever they lie: they name images elsewhere. Raises InputError for a pattern without a
+    match.
     """
     roots: dict[str, Root] = {}
     for source in map(absolute, sources):
@@ -34,11 +35,19 @@ def expand(sources: Sequence[str]) -> list[Root]:
             raise InputError(f"{source}: the pattern matches nothing; quote it, and check it with ls")
         for match in map(os.path.normpath, found):
             roots.setdefault(match.rstrip("/") + "/", Root(match, UriPattern(source).folder))
-    kept: list[str] = []
+    kept: list[Root] = []
+    outer: str | None = None
     for key in sorted(roots):  # what lies in a folder follows it at once
-        if not kept or not key.startswith(kept[-1]):
-            kept.append(key)
-    return [roots[key] for key in kept]
+        if outer is None or not key.startswith(outer):
+            outer = key
+            kept.append(roots[key])
+        elif _names_others(roots[key].uri, s3):
+            kept.append(roots[key])
+    return kept
+
+
+def _names_others(uri: str, s3: S3Settings | None) -> bool:
+    return is_table(uri) or (not (is_image(uri) or is_archive(uri)) and manifest.is_manifest(uri, s3))
 
 
 def open_source(root: Root, look: Look) -> Source:
@@ -69,9 +78,9 @@ def _open_folder(root: Root, look: Look) -> Source:
     return Source([lambda: walk(root, look)])
 
 
-def open_named(uris: Sequence[str], look: Look) -> Source:
+def open_named(uris: Sequence[str], base: str, look: Look) -> Source:
     """Files, archives and folders by their URIs; one that is missing is a Problem, not the end."""
-    return Source(named_streams(uris, look))
+    return Source(named_streams(uris, base, look))
 
 
 def _open_pattern(pattern: UriPattern, look: Look, store: "S3Store") -> Source:

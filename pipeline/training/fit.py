@@ -92,7 +92,8 @@ def _drop_torn_snapshot(run_uri: str, s3: S3Settings | None) -> None:
     """Ray writes its snapshot in place; killed in that moment, it would refuse the folder for ever."""
     path = join(run_uri, _SNAPSHOT)
     try:
-        json.loads(read_if_there(path, s3) or b"{}")
+        found = read_if_there(path, s3)
+        json.loads(b"{}" if found is None else found)
     except ValueError:
         print(f"{path}: torn by an interruption; this run starts over", flush=True)
         store_for(path, s3).delete(path)

@@ -298,6 +298,25 @@ def test_an_s3_lock_of_a_silent_host_expires(s3: S3Server, monkeypatch: pytest.M
     assert s3_store(s3.settings).head(f"{out}/_lock") is None
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_the_clock_of_another_host_decides_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """A dead lock of a clock ahead is free after the usual time, one of a clock behind is not free before."""
+    out = f"s3://{s3.bucket}/clock{hours}"
+    owner = {"run_id": "dead", "host": "h", "pid": 1, "since": 0, "renewed": time.time() + 3600 * hours}
+    s3_store(s3.settings).write(f"{out}/_lock", json.dumps(owner).encode())
+    monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
+    began = time.monotonic()
+    with lock.locked(out, "second", s3.settings):
+        assert 2.0 <= time.monotonic() - began < 20.0
+
+
+def test_a_lock_that_others_have_taken_over_is_left_to_them(s3: S3Server) -> None:
+    out = f"s3://{s3.bucket}/taken"
+    with lock.locked(out, "first", s3.settings):
+        s3_store(s3.settings).write(f"{out}/_lock", b'{"run_id": "other"}')
+    assert b"other" in s3_store(s3.settings).read(f"{out}/_lock").data
+
+
 def test_an_s3_lock_of_a_process_that_is_gone_is_taken_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     out = f"s3://{s3.bucket}/gone"
     take_and_die = (

@@ -366,6 +366,29 @@ def test_a_zip_member_of_another_check_sum_is_corrupt(method: int, streamed: boo
     assert dict(fetched(listed(write(tmp_path, "a.zip", bytes(data))))) == {"x.jpg": None, "y.jpg": b"good"}
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("outer", [None, ".zip", ".tar.gz"])
+def test_local_headers_may_be_longer_than_the_directory_says(method: int, outer: str | None, tmp_path: Path) -> None:
+    """As those of Info-ZIP are: more extra fields, here so many that the usual slack is not enough."""
+    members = [("x.jpg", random.Random(0).randbytes(900)), ("y.jpg", b"good" * 50)]
+    plain, extra = zip_bytes(members, method), struct.pack("<HH", 0x7570, 4000) + b"e" * 4000
+    local, directory = plain.index(b"PK\x03\x04"), plain.index(b"PK\x01\x02")
+    data = bytearray(plain[:directory])
+    for at in sorted((local, plain.index(b"PK\x03\x04", 4)), reverse=True):
+        name_length = struct.unpack_from("<H", data, at + 26)[0]
+        struct.pack_into("<H", data, at + 28, len(extra))
+        data[at + 30 + name_length : at + 30 + name_length] = extra
+    tail = bytearray(plain[directory:])
+    struct.pack_into("<I", tail, tail.index(b"PK\x01\x02", 4) + 42, plain.index(b"PK\x03\x04", 4) + len(extra))
+    struct.pack_into("<I", tail, tail.index(b"PK\x05\x06") + 16, len(data))
+    whole, name = bytes(data + tail), "a.zip"
+    if outer is not None:
+        packed = [("inner.zip", whole)]
+        whole, name = (zip_bytes(packed, 8) if outer == ".zip" else tar_bytes(packed, "w:gz")), f"a{outer}"
+    found = dict(fetched(listed(write(tmp_path, name, whole))))
+    assert list(found.values()) == [data for _, data in members]
+
+
 class _Unseekable(io.RawIOBase):
     """Makes zipfile write data descriptors."""
 

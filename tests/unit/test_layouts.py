@@ -84,6 +84,14 @@ def test_unknown_forced_layout_lists_the_known_ones() -> None:
         (["P1/LYT/1.jpg", "P2/MON/1.jpg", "P2/LYT/2.jpg"], [("LYT", "P1"), ("MON", "P2"), ("LYT", "P2")]),
         (["fold_0/healthy/1.jpg", "fold_1/leukemia/1.jpg"], [("healthy", None), ("leukemia", None)]),
         (["healthy/fold_0/1.jpg", "lymphocyte/fold_0/1.jpg"], [("healthy", None), ("lymphocyte", None)]),
+        (["EOSINOPHIL/fold0/1.jpg", "LYMPHOCYTE/fold1/1.jpg"], [("EOSINOPHIL", None), ("LYMPHOCYTE", None)]),
+        (["healthy/2024-01-05/1.jpg", "leukemia/2024-02-11/1.jpg"], [("healthy", None), ("leukemia", None)]),
+        (["healthy/40x/p1/1.jpg", "leukemia/100x/p2/1.jpg"], [("healthy", "p1"), ("leukemia", "p2")]),
+        (
+            ["malignant/early/1.jpg", "malignant/pro/1.jpg", "benign/1.jpg"],
+            [("malignant", None)] * 2 + [("benign", None)],
+        ),
+        ([f"healthy/p01/{k}.jpg" for k in range(3)], [("healthy", "p01")] * 3),
         (["n.tar!/./healthy/p1/1.jpg", "n.tar!/./leukemia/p2/1.jpg"], [("healthy", "p1"), ("leukemia", "p2")]),
         (["n.tar!/./1.jpg", "healthy/2.jpg", "blast/3.jpg"], [(None, None), ("healthy", None), ("blast", None)]),
         (["z.zip!/healthy\\1.jpg", "z.zip!/blast\\1.jpg"], [("healthy", None), ("blast", None)]),
@@ -207,24 +215,29 @@ class TestLabelTable:
     def test_rows_match_by_path_uri_name_and_name_without_extension(self) -> None:
         for names in (["a.tar!/x/1.jpg", "y/2.jpg"], ["x/1.jpg", "2.jpg"], ["1", "2"], ["s3://b/p/y/2.jpg", "1.jpg"]):
             table = pa.table({"Filename": names, "label": [1, 0], "Patient_ID": ["p", "q"]})
-            result = annotate_from_table(table, self.paths)
+            result = annotate_from_table(table, self.paths)[0]
             assert {(a.label, a.subject_id) for a in result} == {(1, "p"), (0, "q"), (None, None)}
             assert result[2] == Annotation()
 
+    def test_whole_numbers_with_a_point_are_labels_as_pandas_writes_them(self) -> None:
+        rows = pa.table({"path": ["a.jpg", "b.jpg", "c.jpg"], "label": ["1.0", "0.0", None]})
+        found, _ = annotate_from_table(rows, ["a.jpg", "b.jpg", "c.jpg"])
+        assert [(a.class_name, a.label) for a in found] == [("positive", 1), ("negative", 0), (None, None)]
+
     def test_classes_and_splits_are_read(self) -> None:
         table = pa.table({"path": ["y/2.jpg", "y/3.png"], "label": ["blast", "LYT"], "split": ["val", "TEST"]})
-        result = annotate_from_table(table, self.paths)
+        result = annotate_from_table(table, self.paths)[0]
         assert result[1:] == [Annotation("blast", 1, None, "validation"), Annotation("LYT", None, None, "test")]
         assert [a.label for a in override(result, self.paths, positive=["LYT"])] == [None, 0, 1]
 
     def test_names_that_several_images_have_are_looked_for_beside_the_table(self) -> None:
         table = pa.table({"file": ["1.bmp"], "label": ["0"]})
-        found = annotate_from_table(table, ["train/1.bmp", "valid/cells/1.bmp"], folder="valid")
+        found = annotate_from_table(table, ["train/1.bmp", "valid/cells/1.bmp"], folder="valid")[0]
         assert [a.label for a in found] == [None, 0]
 
     def test_c_nmc_preliminary_table_gives_subjects(self) -> None:
         table = pa.table({"Patient_ID": ["UID_57_29_1_all.bmp"], "new_names": ["1.bmp"], "labels": [1]})
-        assert annotate_from_table(table, ["d/1.bmp"]) == [Annotation("all", 1, "57")]
+        assert annotate_from_table(table, ["d/1.bmp"])[0] == [Annotation("all", 1, "57")]
 
     @pytest.mark.parametrize(
         ("columns", "message"),
@@ -245,7 +258,7 @@ class TestLabelTable:
         with pytest.raises(InputError, match="fit several images"):
             annotate_from_table(pa.table({"path": ["1.jpg"], "label": [1]}), ["a/1.jpg", "b/1.jpg"])
         table = pa.table({"path": ["y/2.jpg", "gone.jpg"], "label": [1, 0]})
-        assert annotate_from_table(table, self.paths, allow_unmatched=True)[1].label == 1
+        assert annotate_from_table(table, self.paths, allow_unmatched=True)[0][1].label == 1
 
 
 def test_help_text_names_every_layout() -> None:

@@ -20,10 +20,10 @@ from pipeline.errors import Code, InputError, UsageError
 from pipeline.fetch import fetch_rows
 from pipeline.filters import Filters, UriPattern, parse_since
 from pipeline.ingest import ingest
-from pipeline.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
 from pipeline.manifest import LISTING_SCHEMA, MANIFEST_SCHEMA, write_manifest
 from pipeline.s3 import Level
-from pipeline.sources import folders, opening
+from pipeline.sources import Look, folders, opening
 from pipeline.storage import ObjectInfo
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
@@ -231,6 +231,33 @@ def test_an_image_that_a_table_names_and_a_folder_holds_is_listed_once(tmp_path:
     ]  # fmt: skip
     assert tally.left_out["in two of the sources"] == 3
     assert len(listed(*given)[0]) == 6
+
+
+def test_a_table_inside_another_source_still_names_what_lies_elsewhere(tmp_path: Path) -> None:
+    for name in ("data/near.jpg", "other/far.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    table = tmp_path / "data" / "list.csv"
+    table.write_text("path\n../other/far.jpg\nnear.jpg\n")
+    found = list_sources([str(tmp_path / "data"), str(table)], Tally(), drop_doubles=True)
+    assert sorted(Path(item.uri).name for item in found) == ["far.jpg", "near.jpg"]
+
+
+def test_what_cannot_be_had_counts_once_when_two_sources_name_it(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "list.csv").write_text("path\nd/gone.jpg\n")
+    tally = Tally()
+    found = list(list_sources([str(tmp_path / "d"), str(tmp_path / "list.csv")], tally, drop_doubles=True))
+    assert len(found) == tally.problems == 1
+
+
+def test_filters_know_single_objects_by_their_path_below_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "site-a" / "x.jpg"
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    look = Look(Filters(include=("site-a/*",)))
+    assert len(list(list_named([str(path)], str(tmp_path), Tally(), look))) == 1
 
 
 def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:

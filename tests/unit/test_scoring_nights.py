@@ -58,6 +58,24 @@ def test_a_raised_limit_lets_the_images_beyond_the_old_one_in(bundle: Bundle, tm
     assert (second["counts"]["scored"], second["counts"]["skipped_reasons"]) == (1, {"unchanged_quarantined": 1})
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_archives_follow_a_raised_limit_and_their_old_damage_is_no_news(
+    bundle: Bundle, tmp_path: Path, mode: str
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    name = "a.tar" if mode == "w" else "a.tar.gz"
+    members = {"big.jpg": picture(1, (400, 300)), "small.jpg": picture(2, (60, 40)), "bad.jpg": b"no image"}
+    write_files(source, {name: tar(members, mode)})
+    _, first = score([source], bundle, out, "run-1", max_pixels=10_000)
+    assert first["counts"]["codes"] == {"too_many_pixels": 1, "unsupported_format": 1}
+    _, second = score([source], bundle, out, "run-2")
+    assert (second["counts"]["scored"], second["counts"]["skipped"]) == (1, 2)
+    write_files(source, {name: tar({**members, "new.jpg": picture(3)}, mode)})
+    _, third = score([source], bundle, out, "run-3")
+    assert (third["counts"]["quarantined"], third["counts"]["quarantined_again"]) == (1, 1)
+    assert third["error_share"] == 0.0
+
+
 def test_runs_follow_one_another_by_time_and_not_by_name(bundle: Bundle, tmp_path: Path) -> None:
     source, out = write_files(tmp_path / "in", {"a.jpg": b""}), tmp_path / "out"
     score([source], bundle, out, "zz")

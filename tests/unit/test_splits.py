@@ -182,3 +182,13 @@ def test_cost_grows_linearly() -> None:
 
     seconds(1000)
     assert seconds(40_000) < 30 * max(seconds(4_000), 0.01)
+
+
+def test_a_copy_in_another_given_split_does_not_pull_a_subject_apart() -> None:
+    subjects = [*[f"s{k // 2}" for k in range(16)], "s4"]
+    given = ["train" if k < 8 else "test" for k in range(16)] + [None]
+    groups = [*[None] * 16, 1]
+    groups[0] = 1  # the free row of s4, which is in test, is a copy of a train image
+    classes = ["a", "b"] * 8 + ["a"]
+    splits = assign_splits(classes, subjects, given, groups=groups, rule="given").splits
+    assert splits[16] == "test"
