@@ -123,7 +123,7 @@ def s3_settings(config: JobConfig) -> S3Settings:
 
 def show_config(config: JobConfig) -> None:
     """Print what is in force, one line, without what was left at None."""
-    shown = {name: value for name, value in effective(config).items() if value not in (None, [], False)}
+    shown = {name: value for name, value in effective(config).items() if value is not None and value != []}
     print("configuration: " + "  ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
 
 

@@ -6,6 +6,7 @@ Every step is a command that could have been typed. This file chooses their opti
 import contextlib
 import json
 import mimetypes
+import re
 import shlex
 import shutil
 import signal
@@ -88,7 +89,7 @@ def main(config: DemoConfig) -> None:
     if config.model:
         model = config.model
     elif can_train:
-        name = Path(source).name if config.data else SYNTHETIC
+        name = model_name(source) if config.data else SYNTHETIC
         model = train(story, "manifest", name, _TRAIN_ON_REAL if config.data else _TRAIN_ON_SAMPLES)
         evaluate(story, model)
     else:
@@ -99,6 +100,12 @@ def main(config: DemoConfig) -> None:
     summary(story, scores)
     serve(story, model)
     story.farewell(clock, model, scores, evaluated)
+
+
+def model_name(source: str) -> str:
+    """The last part of a source as a name in the registry: 'Blood cells [ALL]' is 'Blood-cells-ALL'."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).name).strip("-._")
+    return plain or "images"
 
 
 # ---- the steps -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from jobs.common import finish, run, s3_settings
 from pipeline import __version__
-from pipeline.cluster import Plan, check, connected, shared_memory_warning, training_plan
+from pipeline.cluster import Plan, check, connected, shared_memory_warning, training_plan, usable_cores
 from pipeline.config import JobConfig
 from pipeline.errors import LeukorayError, PlatformError
 from pipeline.storage import absolute, is_s3, store_for
@@ -108,15 +108,6 @@ def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
             yield Finding("fail", "cores", str(error))
     if fitting:
         yield Finding("ok", "cores", f"{what}; needed at least: {', '.join(fitting)}")
-
-
-def usable_cores() -> int:
-    """Cores of this process: affinity, and the CPU quota of a container (cgroup v2 `cpu.max`)."""
-    allowed = len(os.sched_getaffinity(0))
-    quota, _, period = _cgroup("cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        return max(1, min(allowed, int(quota) // int(period)))
-    return allowed
 
 
 def _cgroup(name: str) -> str:

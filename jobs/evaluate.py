@@ -70,7 +70,11 @@ def main(config: EvaluateConfig) -> None:
             bundle = bundle.with_threshold(chosen.value)
         outcomes = predict_split(ray, config, bundle, manifest, config.split, s3)
     metrics = outcomes.metrics(
-        chosen.value, replicates=config.bootstrap, confidence=config.confidence, seed=config.seed
+        chosen.value,
+        replicates=config.bootstrap,
+        confidence=config.confidence,
+        seed=config.seed,
+        units=manifest.unit_word,
     )
     notes = caveats(config, bundle, manifest, outcomes)
     facts = provenance(config, bundle, manifest, chosen)
@@ -86,7 +90,6 @@ def main(config: EvaluateConfig) -> None:
         warnings=notes,
         split=config.split,
         basis=basis(config.split, bundle, manifest),
-        units=manifest.unit_word,
     )
     record = {"split": config.split, "provenance": facts, **metrics, "warnings": [*notes, *metrics["warnings"]]}
     record |= {"configuration": effective(config), "rejected": len(outcomes.rejected)}
@@ -114,10 +117,12 @@ def predict_split(
         raise InputError(
             f"{manifest.uri}: no labelled image in split {split!r}; choose another --split or ingest again"
         )
-    wanted.sort(key=lambda row: (row["uri"], row["offset"] or 0))  # members of one archive together, in its order
-    tasks = [wanted[start : start + _ROWS_PER_TASK] for start in range(0, len(wanted), _ROWS_PER_TASK)]
+    tasks = _tasks(wanted)
     available = ray.cluster_resources()
-    possible = max(1, int(available.get("CPU", 1) / config.cpus_per_worker))
+    possible = int(available.get("CPU", 1) / config.cpus_per_worker)
+    if config.gpus_per_worker:
+        possible = min(possible, int(available.get("GPU", 0) / config.gpus_per_worker))
+    possible = max(1, possible)
     plan = Plan("evaluate", config.workers or min(possible, len(tasks)), config.cpus_per_worker, config.gpus_per_worker)
     check(plan, available)
     outcomes: list[Outcome] = []
@@ -125,6 +130,15 @@ def predict_split(
         outcomes += part
         _progress(split, len(outcomes), len(wanted))
     return Outcomes(bundle.info, outcomes)
+
+
+def _tasks(wanted: Sequence[Row]) -> list[list[Row]]:
+    """Members of one archive together, in its order; those of a compressed tar in one task, which reads it once."""
+    streamed: dict[str, list[Row]] = {}
+    direct: list[Row] = []
+    for row in sorted(wanted, key=lambda row: (row["uri"], row["offset"] or 0)):
+        (streamed.setdefault(row["uri"], []) if row["access"] == "stream" else direct).append(row)
+    return [*streamed.values(), *(direct[at : at + _ROWS_PER_TASK] for at in range(0, len(direct), _ROWS_PER_TASK))]
 
 
 def _spread(

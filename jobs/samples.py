@@ -1,6 +1,5 @@
 """leukoray samples: synthetic smear images to try every other job with."""
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from jobs.common import Clock, finish, run
+from pipeline.cluster import usable_cores
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
 from pipeline.samples import generate, generate_archive
@@ -55,7 +55,7 @@ def main(config: SamplesConfig) -> None:
         raise UsageError("--archive-images 1: at least 2, one of a subject with leukemia and one without")
     for folder in (out, archive) if config.archive_images else (out,):
         clear(folder)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cores()
     made = generate(
         out, images=config.images, subjects=config.subjects, seed=config.seed, width=config.width, height=config.height,
         formats=config.formats, workers=workers,

@@ -9,6 +9,7 @@ from pydantic import Field
 from jobs.common import finish, run, s3_settings, show_config
 from pipeline.annotation import subject_reader
 from pipeline.bundle import Bundle
+from pipeline.cluster import connected, usable_cores
 from pipeline.config import JobConfig, positional
 from pipeline.errors import IncompleteError, InputError, UsageError
 from pipeline.filters import parse_since
@@ -53,7 +54,7 @@ class ScoreConfig(JobConfig):
     rescore: bool = Field(False, description="score again what earlier runs have done")
     retry_quarantined: str | None = Field(None, description="folder of a run: read only what it quarantined")
     dry_run: bool = Field(False, description="list and estimate, write nothing")
-    workers: int | None = Field(None, ge=1, description="scoring workers (default: one a core, or one a GPU)")
+    workers: int | None = Field(None, ge=1, description="scoring workers (default: one a core; with --use-gpu one)")
     cpus_per_worker: float = Field(1.0, gt=0, description="cores of a worker; more than 1 decodes in threads")
     use_gpu: bool = Field(False, description="one GPU a worker")
     max_error_share: float = Field(0.05, ge=0, le=1, description="exit 4 above this share of quarantined images")
@@ -102,6 +103,10 @@ def _bundle(config: ScoreConfig, s3: S3Settings) -> Bundle:
     return bundle
 
 
+# What a retry does as the run did, unless it is told otherwise.
+_KEPT_BY_RETRY = ("include", "exclude", "subject_pattern", "partition_by", "max_bytes", "max_pixels", "max_frames")
+
+
 def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
     retry_of = absolute(config.retry_quarantined) if config.retry_quarantined else None
     if retry_of is None and not config.sources:
@@ -112,19 +117,21 @@ def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
         Partition.parse(config.partition_by)
     if config.subject_pattern:
         subject_reader(config.subject_pattern)
-    sources, include, exclude = tuple(map(absolute, config.sources)), tuple(config.include), tuple(config.exclude)
+    sources = tuple(map(absolute, config.sources))
     if retry_of is not None:
         earlier = scoring.read_run(retry_of, s3)["request"]
         sources = tuple(earlier["sources"])
-        include, exclude = include or tuple(earlier["include"]), exclude or tuple(earlier["exclude"])
+        given = config.model_fields_set
+        kept = {name: earlier[name] for name in _KEPT_BY_RETRY if name in earlier and name not in given}
+        config = config.model_copy(update=kept)
     # An age moves with the clock; the request keeps the user's word so that the same command finds its run.
     since = config.since and (config.since if _is_age(config.since) else parse_since(config.since).isoformat())
     return Request(
         sources=sources,
         model_uri=bundle.uri,
         model_sha256=bundle.info.identity(),
-        include=include,
-        exclude=exclude,
+        include=tuple(config.include),
+        exclude=tuple(config.exclude),
         since=since,
         limit=config.limit,
         subject_pattern=config.subject_pattern,
@@ -154,10 +161,8 @@ def _options(config: ScoreConfig) -> scoring.Options:
 def _cores(config: ScoreConfig) -> int:
     """Workers that fill the machine or the cluster: at most; the driver starts no more than there are shards."""
     if config.num_cpus is not None or not (config.address or os.environ.get("RAY_ADDRESS")):
-        cores = config.num_cpus or len(os.sched_getaffinity(0))
+        cores = config.num_cpus or usable_cores()
     else:
-        from pipeline.cluster import connected
-
         with connected(config.address) as ray:
             cores = int(ray.cluster_resources().get("CPU", 1))
     return max(1, int(cores / config.cpus_per_worker))

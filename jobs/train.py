@@ -14,7 +14,6 @@ from pipeline.config import JobConfig, effective, positional
 from pipeline.data import LabelledRows, labelled_rows
 from pipeline.errors import UsageError
 from pipeline.export import to_safetensors
-from pipeline.lock import locked
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.models import build, check_architecture, start_from
 from pipeline.registry import refuse_other_task
@@ -103,8 +102,7 @@ def main(config: TrainConfig) -> None:
         check(plan, available)
         _announce(rows, plan, config.batch_size)
         settings = _settings(config, rows, plan.workers)
-        run_uri = fit.open_run(model_uri, _digest(settings, manifest, initial), s3)
-        with locked(run_uri, "the same training", s3, advice="wait for it, or change --seed or --name") as check_lock:
+        with fit.held_run(model_uri, _digest(settings, manifest, initial), s3) as (run_uri, check_lock):
             resources = fit.Resources(plan.cpus_per_worker, plan.gpus > 0, config.max_error_share)
             trained = fit.fit(settings, rows, resources, run_uri, initial, s3)
             check_lock()

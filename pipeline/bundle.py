@@ -124,8 +124,11 @@ class Bundle:
             raise UsageError(f"threshold {threshold}: must lie in 0..1")
         changes: dict[str, Any] = {"threshold": threshold}
         if self.info.review_band is not None:  # its margins move along
-            low, high = (bound - self.info.threshold + threshold for bound in self.info.review_band)
-            changes["review_band"] = (max(0.0, low), min(1.0, high))
+            low, high = self.info.review_band
+            below, above = self.info.threshold - low, high - self.info.threshold
+            if low == 0.0 or high == 1.0:  # cut there, perhaps: the other side has the whole margin
+                below = above = max(below, above)
+            changes["review_band"] = (max(0.0, threshold - below), min(1.0, threshold + above))
         return Bundle(self.uri, self.info.model_copy(update=changes), self.s3)
 
 

@@ -27,15 +27,16 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
 
 
 def _of_units(method: Mapping[str, Any]) -> list[str]:
+    called = method["called"]
     if method["unit"] == "image":
         return [
             "No subject is known: intervals are over single images. Images of one patient resemble each other, "
             "so the true uncertainty is larger."
         ]
     if method["units"] == 1:
-        return ["All images come from one subject: nothing can be said about other subjects."]
+        return [f"All images come from one of the {called}: nothing can be said about others."]
     if method["units"] < FEW_SUBJECTS:
-        return [f"Only {method['units']} subjects: intervals from so few are too narrow and only a rough guide."]
+        return [f"Only {method['units']} {called}: intervals from so few are too narrow and only a rough guide."]
     return []
 
 
@@ -50,11 +51,11 @@ def _of_classes(result: Mapping[str, Any]) -> list[str]:
         few = [f"{name} ({count})" for name, count in units.items() if 1 < count < _FEW_OF_A_CLASS]
         if single:
             notes.append(
-                f"All images of class {', '.join(single)} come from one subject: what is found there may hold for no "
-                "other, so metrics that need it have no interval."
+                f"All images of class {', '.join(single)} come from one of the {method['called']}: what is found there "
+                "may hold for no other, so metrics that need it have no interval."
             )
         if few:
-            notes.append(f"Few subjects of class {', '.join(few)}: its figures hang on each of them.")
+            notes.append(f"Few {method['called']} of class {', '.join(few)}: its figures hang on each of them.")
     scarce = [f"{name} ({count})" for name, count in images.items() if 0 < count < _FEW_IMAGES]
     if scarce:
         notes.append(f"Few images of class {', '.join(scarce)}: its figures are a rough guide.")

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LeukorayError, PlatformError, UsageError
@@ -251,6 +252,16 @@ def refuse_dead_node(ray: Any) -> None:
             "Ray's node under this process died (raylet killed, or out of memory); what is done is kept: run the same "
             "command again"
         )
+
+
+def usable_cores() -> int:
+    """Cores of this process: affinity, and the CPU quota of a container (cgroup v2 `cpu.max`), as Ray counts them."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().partition(" ")
+    except OSError:
+        return allowed
+    return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() else allowed
 
 
 def shared_memory_warning() -> str | None:

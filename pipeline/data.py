@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageRejected, IncompleteError, InputError
-from pipeline.fetch import fetch_rows
-from pipeline.images import load_image
+from pipeline.images import Limits, load_image
 from pipeline.manifest import LOCATION_FIELDS, Manifest
+from pipeline.outage import fetch_while_up
 from pipeline.storage import S3Settings
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Task = Literal["binary", "multiclass"]
 _BLOCK_BYTES = 16 << 20
 _MAX_BLOCK_ROWS = 512
 _STORE_SHARE = 1 / 3  # of the object store that decoded images may fill; the rest is for everything else
-_DECODE_CPUS = 0.5  # fractions, so that reading never waits for a whole core that workers hold
+DECODE_CPUS = 0.5  # fractions, so that reading never waits for a whole core that workers hold
 
 ROW_SCHEMA = pa.schema([*LOCATION_FIELDS, pa.field("target", pa.int64(), nullable=False)])  # index into the classes
 
@@ -149,7 +149,7 @@ def decode(rows: pa.Table, size: int, s3: S3Settings | None = None) -> pa.Table:
     targets: list[int] = []
     codes: list[str | None] = []
     messages: list[str | None] = []
-    for number, fetched in enumerate(fetch_rows(rows.to_pylist(), s3)):
+    for number, fetched in enumerate(fetch_while_up(rows.to_pylist(), s3, Limits())):
         rejected = fetched.rejected
         if fetched.data is not None:
             try:
@@ -184,7 +184,7 @@ def decoded(rows: pa.Table, size: int, s3: S3Settings | None, cpus: float) -> "r
 
     blocks = _blocks(rows, size, parallel=max(2, 2 * int(cpus)))
     return ray.data.from_arrow(blocks).map_batches(
-        decode_block, batch_format="pyarrow", batch_size=None, num_cpus=_DECODE_CPUS
+        decode_block, batch_format="pyarrow", batch_size=None, num_cpus=DECODE_CPUS
     )
 
 

@@ -54,13 +54,16 @@ class Outcomes:
         positive = [self.info.classes.index(name) for name in self.info.positive_classes]
         return np.isin(self.truth, positive).astype(np.int64)
 
-    def metrics(self, threshold: float, *, replicates: int, confidence: float, seed: int) -> dict[str, Any]:
+    def metrics(
+        self, threshold: float, *, replicates: int, confidence: float, seed: int, units: str = "subjects"
+    ) -> dict[str, Any]:
         """The dictionary of `evaluate_binary` or `evaluate_multiclass`, with `disease` where it applies."""
         options: dict[str, Any] = {
             "subjects": self.subjects,
             "replicates": replicates,
             "confidence": confidence,
             "seed": seed,
+            "units": units,
         }
         band = self.info.review_band if threshold == self.info.threshold else None
         diseased = self.diseased
@@ -115,15 +118,17 @@ class Outcomes:
         wrong = np.flatnonzero(called != self.truth)
         margin = self.classes[wrong, called[wrong]] - self.classes[wrong, self.truth[wrong]]
         worst = wrong[np.argsort(-margin, kind="stable")][:count]
+        rows = sorted((self.scored[k].row for k in worst), key=lambda row: row["uri"])  # one pass an archive
+        found = {fetched.row["image_id"]: fetched.data for fetched in fetch_rows(rows, s3)}
         pictures = []
         for k in worst:
             outcome, name = self.scored[k], self.info.classes
-            fetched = next(iter(fetch_rows([outcome.row], s3)))
-            if fetched.data is None:  # gone since it was scored; the table of predictions still has it
+            data = found[outcome.row["image_id"]]
+            if data is None:  # gone since it was scored; the table of predictions still has it
                 continue
             path = str(outcome.row["member"] or outcome.row["uri"]).rsplit("/", 2)
             said = f"truly {name[self.truth[k]]}, called {name[called[k]]} at {self.classes[k, called[k]]:.3f}"
-            pictures.append((load_image(fetched.data, THUMBNAIL).pixels, f"{said}; {'/'.join(path[-2:])}"))
+            pictures.append((load_image(data, THUMBNAIL).pixels, f"{said}; {'/'.join(path[-2:])}"))
         return pictures
 
     def background_warning(self) -> str | None:
@@ -136,8 +141,11 @@ class Outcomes:
         if len(counts) < 2 or counts.min() < 2 * _FOLDS or groups.max() + 1 < 2 * _FOLDS:
             return None
         colours = np.array([outcome.background for outcome in self.scored])
+        folds = list(GroupKFold(_FOLDS).split(colours, self.truth, groups))
+        if any(len(np.unique(self.truth[rest])) < len(counts) for rest, _ in folds):  # a class of one or two subjects
+            return None
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
-        guessed = cross_val_predict(model, colours, self.truth, groups=groups, cv=GroupKFold(_FOLDS))
+        guessed = cross_val_predict(model, colours, self.truth, cv=folds)
         reached, chance = float(balanced_accuracy_score(self.truth, guessed)), 1 / len(counts)
         if reached < chance + _CONFOUNDED:
             return None

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.storage import S3Settings, StoreError, absolute, arrow_filesystem, join, store_for
+from pipeline.storage import S3Settings, StoreError, absolute, join, store_for
 
 MANIFEST_VERSION = 1
 _PART = re.compile(r"part-\d{5}\.parquet")
@@ -147,11 +147,12 @@ def read_manifest(uri: str, s3: S3Settings | None = None) -> Manifest:
     """Read a whole manifest. Raises InputError naming what is wrong."""
     uri = absolute(uri)
     info = read_info(uri, s3)
-    filesystem, _ = arrow_filesystem(uri, s3)
-    names = part_uris(uri, s3)
+    store = store_for(uri, s3)
     try:
-        tables = [pq.read_table(arrow_filesystem(name, s3)[1], filesystem=filesystem) for name in names]
+        tables = [pq.read_table(io.BytesIO(store.read(name).data)) for name in part_uris(uri, s3)]
         table = pa.concat_tables([item.cast(MANIFEST_SCHEMA) for item in tables])
+    except StoreError as error:
+        raise error.refusal() from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{uri}: cannot be read as a manifest ({error}); run `leukoray ingest` again") from error
     if table.num_rows != info["images"]:

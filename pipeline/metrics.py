@@ -142,15 +142,20 @@ def fit_temperature(
         return Temperature(1.0, "not scaled: the validation split holds fewer than two classes")
     if not np.isfinite(logits).all():
         return Temperature(1.0, "not scaled: some scores are not finite")
+    rows = np.arange(len(truth))
+    others = logits.copy()
+    others[rows, truth] = -np.inf
+    if (logits[rows, truth] > others.max(axis=1)).all():  # the loss falls to 0 with T, and is 0 in float64 long before
+        return Temperature(1.0, "not scaled: the validation split is separated without error, no finite optimum")
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(logits / math.exp(log_temperature), axis=1)
-        return float(-scaled[np.arange(len(truth)), truth].mean())
+        return float(-scaled[rows, truth].mean())
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     if found.x < low + 1e-3:
-        return Temperature(1.0, "not scaled: the validation split is separated without error, no finite optimum")
+        return Temperature(1.0, "not scaled: the best temperature is below what can be told")
     if found.x > high - 1e-3:
         return Temperature(1.0, "not scaled: the validation scores say nothing about the classes")
     return Temperature(math.exp(found.x), f"log-loss on validation {loss(0.0):.4f} -> {found.fun:.4f}")
@@ -178,8 +183,9 @@ def evaluate_binary(
     replicates: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    units: str = "subjects",
 ) -> dict[str, Any]:
-    """Everything a report says of a two-class model on one split; JSON-ready."""
+    """Everything a report says of a two-class model on one split; JSON-ready. `units`: what `subjects` are called."""
     truth, scores = _binary_arrays(labels, probabilities)
     _refuse_empty(truth)
     intervals = bootstrap_intervals(
@@ -192,7 +198,10 @@ def evaluate_binary(
         **_counts(truth, subjects, class_names),
         "threshold": threshold,
         "metrics": {name: _as_json(interval) for name, interval in intervals.items()},
-        "intervals": _interval_method(subjects, len(truth), replicates, confidence, seed),
+        "intervals": {
+            **_interval_method(subjects, len(truth), replicates, confidence, seed),
+            "called": units,
+        },
         "confusion": confusion_matrix(truth, called, labels=[0, 1]).tolist(),
         "per_class": _per_class_binary(truth, scores, threshold, class_names),
         "slices": {
@@ -215,6 +224,7 @@ def evaluate_multiclass(
     replicates: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    units: str = "subjects",
 ) -> dict[str, Any]:
     """Everything a report says of a model of C classes on one split; probabilities (N, C), labels 0..C-1."""
     truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
@@ -250,7 +260,10 @@ def evaluate_multiclass(
         "threshold": None,
         "metrics": {name: _as_json(interval) for name, interval in overall.items()},
         "log_loss": float(log_loss(truth, _normalised(scores), labels=range(len(class_names)))),
-        "intervals": _interval_method(subjects, len(truth), replicates, confidence, seed),
+        "intervals": {
+            **_interval_method(subjects, len(truth), replicates, confidence, seed),
+            "called": units,
+        },
         "confusion": confusion_matrix(truth, called, labels=range(len(class_names))).tolist(),
         "per_class": [
             {

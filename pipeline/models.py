@@ -228,8 +228,9 @@ def _read_state(path: str, s3: S3Settings | None) -> dict[str, Tensor]:
         raise error.refusal(f"--weights {path}: {error}") from error
     try:
         if uri.endswith(".safetensors"):
-            return load_safetensors(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state: Any = load_safetensors(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         raise InputError(
             f"--weights {path}: not a safetensors or PyTorch weight file ({_first_line(error)})"

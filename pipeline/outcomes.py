@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle
 from pipeline.errors import ImageRejected
-from pipeline.fetch import Fetched, Row, fetch_rows
+from pipeline.fetch import Fetched, Row
 from pipeline.images import Limits
+from pipeline.outage import fetch_while_up
 from pipeline.predictor import Predictor
 from pipeline.storage import S3Settings
 
@@ -40,7 +41,7 @@ def predict_rows(
     """Fetch, decode and predict; exactly one outcome a row."""
     outcomes: list[Outcome] = []
     waiting: list[tuple[Row, str, NDArray[np.uint8]]] = []
-    for fetched in fetch_rows(rows, s3, limits):
+    for fetched in fetch_while_up(rows, s3, limits):
         try:
             image = predictor.load(_bytes(fetched), limits)
         except ImageRejected as error:

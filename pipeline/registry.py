@@ -4,6 +4,7 @@ The pointer is one small file that is replaced whole, so a reader follows either
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,7 +50,7 @@ def point_to(model_uri: str, bundle: Bundle, metric: str, value: float | None) -
         "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = join(absolute(model_uri), POINTER)
-    store_for(path, bundle.s3).write(path, json.dumps(pointer, indent=2).encode())
+    store_for(path, bundle.s3).write(path, json.dumps(pointer, indent=2, allow_nan=False).encode())
     return pointer
 
 
@@ -84,14 +85,18 @@ def _judge(model_uri: str, bundle: Bundle, metric: str, value: float | None) -> 
         if current.info.synthetic:
             return Verdict(True, f"best.json points to it: {version} had learnt from synthetic images only")
         return Verdict(False, f"best.json stays at {version}, which has learnt from real images")
-    if pointer.get("metric") != metric or pointer.get("value") is None:
+    if pointer.get("metric") != metric or not _is_number(pointer.get("value")):
         return Verdict(True, f"best.json points to it: {version} was judged by another metric")
     against = f"{version}, whose {metric} is {pointer['value']:.4f}"
     if current.info.manifest_digest != bundle.info.manifest_digest:
         against += " on the validation images of another manifest, a rough comparison: evaluate both on one test split"
-    if value is None or value < pointer["value"]:
+    if value is None or not _is_number(value) or value < pointer["value"]:
         return Verdict(False, f"best.json stays at {against}")
     return Verdict(True, f"best.json points to it, no longer to {against}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _named_by(model_uri: str, pointer: dict[str, Any], s3: S3Settings | None) -> Bundle | None:

@@ -61,15 +61,13 @@ def render_report(
     warnings: Sequence[str] = (),
     split: str = "test",
     basis: str = "",
-    units: str = "subjects",
 ) -> str:
     """The report as HTML text.
 
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
-    after 'Measured on N images of M subjects'; `units` is what stands for subjects here (blocks). `best_epoch` is the
-    epoch of `history` whose weights the model has.
+    after 'Measured on N images of M subjects'. `best_epoch` is the epoch of `history` whose weights the model has.
     """
     caveats = list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())]))
     return (
@@ -90,7 +88,6 @@ def render_report(
             provenance=provenance,
             synthetic=synthetic,
             basis=basis or f" ({split} split)",
-            units=units,
             warnings=caveats,
             not_a_device=words.NOT_A_DEVICE,
             synthetic_note=words.SYNTHETIC,
@@ -208,7 +205,7 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
 def _training_pictures(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Picture]:
     if len(history) < 2:
         return []
-    caption = "Loss on both splits and the validation metric by epoch."
+    caption = "Loss on both splits and ROC-AUC on validation by epoch."
     if best_epoch is not None:
         caption += f" The weights of epoch {best_epoch}, the best on validation, were kept."
     return [Picture(plots.learning_curves(history, best_epoch), "Learning curves", caption, wide=True)]

@@ -39,9 +39,12 @@ def with_interval(metric: Mapping[str, Any], digits: int = 3) -> str:
 
 
 def per_hundred(share: float) -> str:
-    """94; with a decimal, 99.7, where the whole number would claim all or none."""
+    """94; with a decimal, 99.7, or a bound, > 99.9, where the whole number would claim all or none."""
     whole = f"{100 * share:.0f}"
-    return f"{100 * share:.1f}" if whole in ("0", "100") and share not in (0.0, 1.0) else whole
+    if whole not in ("0", "100") or share in (0.0, 1.0):
+        return whole
+    finer = f"{100 * share:.1f}"
+    return {"0.0": "< 0.1", "100.0": "> 99.9"}.get(finer, finer)
 
 
 def complement(metric: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +107,6 @@ def disease_words(class_names: list[str]) -> tuple[str, str]:
 def _limits(metric: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     """` (95 % CI 90–97)`, or that there is none."""
     if metric.get("low") is None or metric.get("high") is None:
-        return f" (no interval: too few {method['unit']}s)"
+        return f" (no interval: too few {method['called'] if method['unit'] == 'subject' else 'images'})"
     percent = round(100 * method["confidence"])
     return f" ({percent} % CI {per_hundred(metric['low'])}–{per_hundred(metric['high'])})"

@@ -1,7 +1,6 @@
 """A scoring run from request to `_SUCCESS`: lock, plan, score, commit, count, in this order."""
 
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from pipeline import __version__
 from pipeline.bundle import Bundle
-from pipeline.cluster import Connection
+from pipeline.cluster import Connection, usable_cores
 from pipeline.errors import InputError
 from pipeline.lock import locked
 from pipeline.scoring import commit
@@ -77,7 +76,7 @@ def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Se
 
 def _takes_every_core(options: Options) -> bool:
     resources = options.resources
-    return resources.workers * resources.cpus_per_worker >= (options.num_cpus or len(os.sched_getaffinity(0)))
+    return resources.workers * resources.cpus_per_worker >= (options.num_cpus or usable_cores())
 
 
 def _listed(out: str, folder: RunFolder, request: Request, s3: S3Settings | None, on_work: Callable[[], None]) -> Plan:

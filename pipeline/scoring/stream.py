@@ -16,7 +16,7 @@ from pipeline.filters import NO_FILTERS, Filters
 from pipeline.images import Limits
 from pipeline.listing import base_folder, entry_row, path_below
 from pipeline.manifest import image_id
-from pipeline.scoring.outage import assert_up
+from pipeline.outage import assert_up
 from pipeline.scoring.request import Request
 from pipeline.scoring.subject_paths import SubjectPaths
 from pipeline.storage import ObjectInfo, S3Settings, StoreError, store_for

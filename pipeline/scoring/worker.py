@@ -25,8 +25,8 @@ from pipeline.errors import Code, ImageRejected, Stage
 from pipeline.fetch import Fetched, Row, fetch_rows
 from pipeline.images import Header, Limits, LoadedImage, load_image
 from pipeline.manifest import to_parquet
+from pipeline.outage import fetch_while_up
 from pipeline.predictor import Predictions, Predictor
-from pipeline.scoring.outage import fetch_while_up
 from pipeline.scoring.records import ArchiveSummary, RunFolder, part_schema
 from pipeline.scoring.stream import ArchiveStream, StreamRules
 from pipeline.storage import S3Settings, store_for

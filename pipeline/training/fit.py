@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.cluster import refuse_dead_node
-from pipeline.data import LabelledRows, Rejected, deal, decoded, fits_object_store, rejected
+from pipeline.data import DECODE_CPUS, LabelledRows, Rejected, deal, decoded, fits_object_store, rejected
 from pipeline.errors import LeukorayError, PlatformError
+from pipeline.lock import locked
 from pipeline.storage import S3Settings, arrow_filesystem, is_s3, join, read_if_there, store_for
 from pipeline.training import checkpoint
 from pipeline.training.board import Board
@@ -70,9 +71,21 @@ def open_run(model_uri: str, digest: str, s3: S3Settings | None) -> str:
         name = digest[:12] + (f"-{attempt}" if attempt else "")
         uri = join(model_uri, RUNS, name)
         if store.head(join(uri, _PUBLISHED)) is None:
-            _drop_torn_snapshot(uri, s3)
             return uri
         attempt += 1
+
+
+@contextlib.contextmanager
+def held_run(model_uri: str, digest: str, s3: S3Settings | None) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(folder of the run, check of its lock), held alone; one that was published meanwhile gives way to the next."""
+    while True:
+        uri = open_run(model_uri, digest, s3)
+        with locked(uri, "the same training", s3, advice="wait for it, or change --seed or --name") as check_lock:
+            if uri != open_run(model_uri, digest, s3):
+                continue
+            _drop_torn_snapshot(uri, s3)
+            yield uri, check_lock
+            return
 
 
 def close_run(run_uri: str, version: str, s3: S3Settings | None) -> None:
@@ -157,6 +170,7 @@ def _datasets(
             dealt[name.format(rank=rank)] = share
     datasets = {name: decoded(share, settings.input_size, s3, cluster.get("CPU", 1.0)) for name, share in dealt.items()}
     if not held:
+        _refuse_no_room_to_decode(settings.workers * resources.cpus_per_worker, cluster.get("CPU", 0.0))
         print("decoded images do not fit the object store: they are decoded again in every epoch", flush=True)
         return datasets, False, Rejected(total, {}, {})
     started = time.monotonic()
@@ -169,6 +183,15 @@ def _datasets(
     )
     lost.refuse_too_many(resources.max_error_share)
     return datasets, True, lost
+
+
+def _refuse_no_room_to_decode(held: float, cpus: float) -> None:
+    """Tasks that decode beside the workers would wait for ever where these hold every core."""
+    if held + DECODE_CPUS > cpus:
+        raise PlatformError(
+            f"the decoded images do not fit the object store and are decoded while the workers train, which needs "
+            f"{DECODE_CPUS:g} CPU beside their {held:g}; this Ray has {cpus:g}: lower --workers or --cpus-per-worker"
+        )
 
 
 def _trainer(

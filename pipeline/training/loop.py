@@ -84,6 +84,8 @@ def train_worker(job: Job) -> dict[str, str] | None:
         if refusal:
             break
         row = _row(worker, state, loss, scores, time.monotonic() - started)
+        if not math.isfinite(row[worker.settings.monitor]):
+            return {"refused": f"{worker.settings.monitor} is not defined: a class has no usable validation image left"}
         state = state.after(row, worker.settings.monitor, worker.settings.patience, worker.settings.epochs)
         if best is None or state.best_epoch == state.epoch:
             best = Best(checkpoint.weights_of(worker.model), scores)

@@ -18,9 +18,9 @@ from pipeline.fetch import fetch_rows
 from pipeline.images import Limits
 from pipeline.listing import Tally, entry_row, list_sources
 from pipeline.manifest import read_manifest
+from pipeline.outage import fetch_while_up
 from pipeline.s3 import S3Store
 from pipeline.samples import generate
-from pipeline.scoring.outage import fetch_while_up
 from pipeline.storage import S3Settings, StoreError, arrow_filesystem
 from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
 from tests.unit.test_archives import tar_bytes, zip_bytes

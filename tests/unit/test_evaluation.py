@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from jobs.evaluate import _tasks as tasks_of
 from jobs.evaluate import basis
 from pipeline.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
 from pipeline.errors import InputError
@@ -116,6 +117,19 @@ def test_background_that_tells_the_class_is_warned_of(bundle: Bundle, tmp_path: 
         rows.append(row(tmp_path, number, level, label))
     warning = Outcomes(bundle.info, EvaluationWorker(bundle, None, on_gpu=False).predict(rows)).background_warning()
     assert (warning is not None) == tells
+
+
+def test_a_class_of_one_subject_gives_no_background_warning_and_no_failure(bundle: Bundle, tmp_path: Path) -> None:
+    rows = [row(tmp_path, number, 100 + number, int(number >= 20)) for number in range(60)]
+    rows = [{**each, "subject_id": "only"} if not each["label"] else each for each in rows]
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, None, on_gpu=False).predict(rows))
+    assert outcomes.background_warning() is None
+
+
+def test_members_of_a_compressed_tar_are_one_task() -> None:
+    rows = [{"uri": f"{n % 2}.tgz", "access": "stream", "offset": n // 2} for n in range(600)]
+    rows += [{"uri": "z.jpg", "access": "file", "offset": None}] * 200
+    assert sorted(map(len, tasks_of(rows))) == [72, 128, 300, 300]
 
 
 def test_background_looks_at_the_border_only() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import doctor, samples, train
+from jobs import demo, doctor, samples, train
 from tests.training_data import cell_images, manifest_of
 
 SMALL = ("--images", "6", "--subjects", "2", "--width", "64", "--height", "64", "--workers", "1")
@@ -84,3 +84,15 @@ def test_a_divided_subject_is_refused_unless_the_split_by_image_was_asked_for(
     assert train.command([asked, "--out", str(tmp_path / "models"), *too_many]) == 2
     captured = capsys.readouterr()
     assert "figures are inflated" in captured.out and "fewer workers" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/data/Blood cell Cancer [ALL]", "Blood-cell-Cancer-ALL"),
+        ("s3://lab/2026", "2026"),
+        ("/data/\u00e9\u00e9", "images"),
+    ],
+)
+def test_any_folder_gives_the_demo_a_name_for_its_model(source: str, name: str) -> None:
+    assert demo.model_name(source) == name

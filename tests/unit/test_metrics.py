@@ -127,7 +127,7 @@ def test_a_side_with_one_subject_gives_no_interval(name: str, side: int) -> None
     report = evaluate_binary(labels, 1 / (1 + np.exp(-scores)), threshold=0.6, subjects=subjects, replicates=100)
     assert report["metrics"][name]["value"] is not None and report["metrics"][name]["low"] is None
     assert report["metrics"]["accuracy"]["low"] is not None
-    assert any("come from one subject" in warning for warning in report["warnings"])
+    assert any("come from one of the subjects" in warning for warning in report["warnings"])
 
 
 @settings(max_examples=40, deadline=None)
@@ -215,6 +215,16 @@ def test_temperature_recovers_the_scale_of_binary_and_of_class_logits(true_tempe
     classes = rng.normal(0, 2, (20_000, 4))
     drawn = (classes + rng.gumbel(size=classes.shape)).argmax(axis=1)
     assert fit_temperature(classes * true_temperature, drawn).value == pytest.approx(true_temperature, rel=0.1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0, 10.0, 30.0, 60.0])
+def test_a_separated_split_tells_no_temperature_however_sure_the_model_is(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    logits = (2 * labels - 1) * rng.uniform(0.3, 1.0, 80) * scale
+    assert fit_temperature(logits, labels).value == 1.0
+    three = np.eye(3)[np.arange(60) % 3] * scale
+    assert fit_temperature(three, np.arange(60) % 3).value == 1.0
 
 
 def test_temperature_is_the_same_from_logits_and_from_probabilities() -> None:

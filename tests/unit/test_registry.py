@@ -51,6 +51,12 @@ def test_real_images_win_over_synthetic_ones_whatever_the_metric(tmp_path: Path,
     assert not verdict.is_best and best(tmp_path) == "v2" and "real images" in verdict.reason
 
 
+def test_an_undefined_metric_never_wins(tmp_path: Path) -> None:
+    point_if_better(str(tmp_path), version(tmp_path, 1), METRIC, 0.9)
+    assert not point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, float("nan")).is_best
+    assert best(tmp_path) == "v1"
+
+
 def test_a_pointer_to_something_unusable_gives_way(tmp_path: Path) -> None:
     point_if_better(str(tmp_path), version(tmp_path, 1), METRIC, 0.9)
     (tmp_path / "v1" / "bundle.json").unlink()
@@ -111,3 +117,8 @@ def test_promote_lists_all_models_of_a_registry(tmp_path: Path, capsys: pytest.C
 def test_promote_takes_no_paths_for_versions(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert promote.command([str(tmp_path), "--version", name]) == 2
     assert "without slashes" in capsys.readouterr().err
+
+
+def test_a_review_band_keeps_its_margin_when_the_threshold_moves(tmp_path: Path) -> None:
+    bundle = version(tmp_path, 1, threshold=0.05, review_band=(0.0, 0.15))
+    assert bundle.with_threshold(0.5).info.review_band == pytest.approx((0.4, 0.6))

@@ -152,7 +152,9 @@ def test_report_names_the_epoch_that_the_model_has() -> None:
 
 
 def test_report_counts_blocks_as_blocks_and_claims_only_what_is_known() -> None:
-    claim = Outline(render_report(**binary_content(units="blocks", basis="; nothing is known"))).text
+    content = binary_content(basis="; nothing is known")
+    content["metrics"]["intervals"]["called"] = "blocks"
+    claim = Outline(render_report(**content)).text
     assert "of 30 blocks; nothing is known" in claim and "resamplings of blocks" in " ".join(claim.split())
     assert "took no part in training" not in claim
 
@@ -223,7 +225,7 @@ def test_headline_speaks_in_natural_frequencies(sensitivity: Any, specificity: A
     metrics = {
         "task": "binary",
         "class_names": ["negative", "positive"],
-        "intervals": {"confidence": 0.95, "unit": "subject"},
+        "intervals": {"confidence": 0.95, "unit": "subject", "called": "subjects"},
         "metrics": {
             "sensitivity": dict(zip(keys, sensitivity, strict=True)),
             "specificity": dict(zip(keys, specificity, strict=True)),
@@ -231,6 +233,11 @@ def test_headline_speaks_in_natural_frequencies(sensitivity: Any, specificity: A
     }
     for part, sentence in zip(expected, words.headline(metrics), strict=True):
         assert part in sentence.replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.00015, "< 0.1"), (0.9997, "> 99.9"), (0.997, "99.7"), (1.0, "100")])
+def test_shares_are_never_rounded_to_none_or_all(share: float, text: str) -> None:
+    assert words.per_hundred(share) == text
 
 
 def test_numbers_are_never_rounded_to_certainty() -> None:
