@@ -64,7 +64,8 @@ def run(
         refusal = error.refusal()
         return _report(error, refusal.exit_code, str(refusal), prog, debug)
     except LeukorayError as error:
-        return _report(error, error.exit_code, str(error), prog, debug)
+        own = _known_cause(error) or error  # Ray gives what a worker raised a class of both kinds
+        return _report(error, own.exit_code, str(own), prog, debug)
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray's own handler exits so while it starts
             raise

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageRejected, IncompleteError, InputError
-from pipeline.images import Limits, load_image
+from pipeline.errors import Code, ImageRejected, IncompleteError, InputError, PlatformError
+from pipeline.fetch import fetch_rows
+from pipeline.images import load_image
 from pipeline.manifest import LOCATION_FIELDS, Manifest
-from pipeline.outage import fetch_while_up
 from pipeline.storage import S3Settings
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def decode(rows: pa.Table, size: int, s3: S3Settings | None = None) -> pa.Table:
     targets: list[int] = []
     codes: list[str | None] = []
     messages: list[str | None] = []
-    for number, fetched in enumerate(fetch_while_up(rows.to_pylist(), s3, Limits())):
+    for number, fetched in enumerate(fetch_rows(rows.to_pylist(), s3)):
         rejected = fetched.rejected
         if fetched.data is not None:
             try:
@@ -223,7 +223,10 @@ class Rejected:
         return f"{self.count} of {self.total} images could not be used: {named}"
 
     def refuse_too_many(self, max_share: float) -> None:
-        """Raise IncompleteError when more than `max_share` of the images are missing."""
+        """Raise IncompleteError when more than `max_share` are missing, PlatformError where the store is to blame."""
+        not_given = sum(self.codes.get(code.value, 0) for code in (Code.IO_ERROR, Code.TIMEOUT))
+        if not_given > self.total * max_share:
+            raise PlatformError(f"the store does not give the images: {self}; run the same command when it is back")
         if self.count > self.total * max_share:
             raise IncompleteError(
                 f"{self}; that is more than --max-error-share {max_share:g}: repair the source and ingest again, or "

@@ -18,7 +18,7 @@ from torch import nn
 
 from pipeline.augment import augment
 from pipeline.data import Rejected
-from pipeline.errors import IncompleteError
+from pipeline.errors import IncompleteError, PlatformError
 from pipeline.models import CellClassifier, build
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Best, State
@@ -134,7 +134,7 @@ def _refusal(worker: _Worker) -> str | None:
     lost = gather((worker.train.rejected(), worker.validation.rejected()))
     try:
         _sum([part for pair in lost for part in pair]).refuse_too_many(worker.job.max_error_share)
-    except IncompleteError as error:
+    except (IncompleteError, PlatformError) as error:
         return str(error)
     return None
 
