@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import Code, ImageRejected, IncompleteError, InputError, PlatformError
+from pipeline.errors import OUTAGE_CODES, ImageRejected, IncompleteError, InputError, PlatformError
 from pipeline.fetch import fetch_rows
 from pipeline.images import load_image
 from pipeline.manifest import LOCATION_FIELDS, Manifest
@@ -224,7 +224,7 @@ class Rejected:
 
     def refuse_too_many(self, max_share: float) -> None:
         """Raise IncompleteError when more than `max_share` are missing, PlatformError where the store is to blame."""
-        not_given = sum(self.codes.get(code.value, 0) for code in (Code.IO_ERROR, Code.TIMEOUT))
+        not_given = sum(self.codes.get(code.value, 0) for code in OUTAGE_CODES)
         if not_given > self.total * max_share:
             raise PlatformError(f"the store does not give the images: {self}; run the same command when it is back")
         if self.count > self.total * max_share:

@@ -71,6 +71,10 @@ class Code(StrEnum):
 TRANSIENT_CODES = frozenset({Code.NOT_FOUND, Code.ACCESS_DENIED, Code.IO_ERROR, Code.TIMEOUT, Code.CHANGED})
 
 
+# Not the object's fault: where many images have one of these, the store is out.
+OUTAGE_CODES = frozenset({Code.IO_ERROR, Code.TIMEOUT})
+
+
 class ImageRejected(LeukorayError):
     """One image cannot be used. Batch turns it into a quarantine row, serving into an HTTP error."""
 

@@ -198,10 +198,7 @@ def evaluate_binary(
         **_counts(truth, subjects, class_names),
         "threshold": threshold,
         "metrics": {name: _as_json(interval) for name, interval in intervals.items()},
-        "intervals": {
-            **_interval_method(subjects, len(truth), replicates, confidence, seed),
-            "called": units,
-        },
+        "intervals": _interval_method(subjects, len(truth), units, replicates, confidence, seed),
         "confusion": confusion_matrix(truth, called, labels=[0, 1]).tolist(),
         "per_class": _per_class_binary(truth, scores, threshold, class_names),
         "slices": {
@@ -260,10 +257,7 @@ def evaluate_multiclass(
         "threshold": None,
         "metrics": {name: _as_json(interval) for name, interval in overall.items()},
         "log_loss": float(log_loss(truth, _normalised(scores), labels=range(len(class_names)))),
-        "intervals": {
-            **_interval_method(subjects, len(truth), replicates, confidence, seed),
-            "called": units,
-        },
+        "intervals": _interval_method(subjects, len(truth), units, replicates, confidence, seed),
         "confusion": confusion_matrix(truth, called, labels=range(len(class_names))).tolist(),
         "per_class": [
             {
@@ -335,11 +329,12 @@ def _counts(truth: Ints, subjects: Sequence[str | None] | None, class_names: Seq
 
 
 def _interval_method(
-    subjects: Sequence[str | None] | None, images: int, replicates: int, confidence: float, seed: int
+    subjects: Sequence[str | None] | None, images: int, called: str, replicates: int, confidence: float, seed: int
 ) -> dict[str, Any]:
     codes, unit = subject_codes(subjects, images)
     units = int(codes.max()) + 1
-    return {"unit": unit, "units": units, "replicates": replicates, "confidence": confidence, "seed": seed}
+    resampling = {"replicates": replicates, "confidence": confidence, "seed": seed}
+    return {"unit": unit, "units": units, **resampling, "called": called}
 
 
 def _binary_arrays(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:

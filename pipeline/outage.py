@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from pipeline.errors import Code, PlatformError
+from pipeline.errors import OUTAGE_CODES, PlatformError
 from pipeline.fetch import Fetched, Row, fetch_rows
 from pipeline.images import Limits
 from pipeline.storage import S3Settings, StoreError, store_for
 
-_TRANSIENT = (Code.IO_ERROR, Code.TIMEOUT)
 _OUTAGE_ROWS = 24  # after so many failures in a row it is time to ask whether the store answers at all
 
 
@@ -56,12 +55,12 @@ def assert_up(uri: str, s3: S3Settings | None) -> None:
     try:
         store_for(uri, s3).is_folder(uri.rpartition("/")[0])
     except StoreError as error:
-        if error.code in _TRANSIENT:
+        if error.code in OUTAGE_CODES:
             raise _out(error) from error
 
 
 def _is_transient(fetched: Fetched) -> bool:
-    return fetched.rejected is not None and fetched.rejected.code in _TRANSIENT
+    return fetched.rejected is not None and fetched.rejected.code in OUTAGE_CODES
 
 
 def _out(error: Exception | None) -> PlatformError:

@@ -20,7 +20,7 @@ import botocore.exceptions as failures
 import urllib3.exceptions
 from botocore.config import Config as BotoConfig
 
-from pipeline.errors import Code
+from pipeline.errors import OUTAGE_CODES, Code
 from pipeline.storage import Bytes, ObjectInfo, OnFailure, S3Settings, StoreError
 
 Result = TypeVar("Result")
@@ -312,7 +312,7 @@ class _RangeReader(io.RawIOBase):
         try:
             return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
         except StoreError as error:
-            if self._on_failure is None or error.code not in (Code.IO_ERROR, Code.TIMEOUT):
+            if self._on_failure is None or error.code not in OUTAGE_CODES:
                 raise
             self._on_failure(error)
         return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data

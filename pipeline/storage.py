@@ -17,13 +17,10 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
-from pipeline.errors import Code, InputError, LeukorayError, PlatformError, UsageError
+from pipeline.errors import OUTAGE_CODES, Code, InputError, LeukorayError, PlatformError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow.fs
-
-
-_OUT = (Code.IO_ERROR, Code.TIMEOUT)
 
 
 class StoreError(LeukorayError):
@@ -35,12 +32,12 @@ class StoreError(LeukorayError):
         super().__init__(message)
         self.code = code
         self.attempts = attempts
-        if code in _OUT:
+        if code in OUTAGE_CODES:
             self.exit_code = PlatformError.exit_code
 
     def refusal(self, message: str | None = None) -> LeukorayError:
         """What a command ends with that cannot go on without the object: its input is wrong, or the store is out."""
-        if self.code in _OUT:
+        if self.code in OUTAGE_CODES:
             return PlatformError(f"the store does not answer ({self}); run again when it is back")
         return InputError(message or str(self))
 

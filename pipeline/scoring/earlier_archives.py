@@ -42,8 +42,10 @@ def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Setti
     """SKIPPED_SCHEMA rows of archives that are done, each image once, by the latest run that did it."""
     seen: set[int] = set()
     for folder, kind, table in _rows(out, ledger, etags, s3):
-        ids = table["image_id"].to_pylist()
-        fresh = [each not in seen and not seen.add(each) for each in ids]  # type: ignore[func-returns-value]
+        fresh = []
+        for image_id in table["image_id"].to_pylist():
+            fresh.append(image_id not in seen)
+            seen.add(image_id)
         table = table.filter(pa.array(fresh, pa.bool_()))
         columns = [table[name] for name in ("image_id", "uri", "member")]
         constants = [pa.array([value] * table.num_rows, pa.string()) for value in (_KINDS[kind], folder.run_id)]

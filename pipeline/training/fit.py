@@ -50,7 +50,7 @@ class Resources:
 
     cpus_per_worker: float
     use_gpu: bool
-    max_error_share: float = 0.05
+    max_error_share: float
 
 
 @dataclass(frozen=True)
