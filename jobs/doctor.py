@@ -15,7 +15,7 @@ from pydantic import Field
 
 from jobs.common import finish, run, s3_settings
 from pipeline import __version__
-from pipeline.cluster import Plan, check, connected, shared_memory_warning, training_plan, usable_cores
+from pipeline.cluster import Plan, cgroup_file, check, connected, shared_memory_warning, training_plan, usable_cores
 from pipeline.config import JobConfig
 from pipeline.errors import LeukorayError, PlatformError
 from pipeline.storage import absolute, is_s3, store_for
@@ -110,15 +110,8 @@ def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
         yield Finding("ok", "cores", f"{what}; needed at least: {', '.join(fitting)}")
 
 
-def _cgroup(name: str) -> str:
-    try:
-        return Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return ""
-
-
 def memory(config: DoctorConfig) -> Iterator[Finding]:
-    limit = _cgroup("memory.max")
+    limit = cgroup_file("memory.max")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     usable = min(total, int(limit)) if limit.isdigit() else total
     free = min(usable, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))

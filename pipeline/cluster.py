@@ -257,11 +257,16 @@ def refuse_dead_node(ray: Any) -> None:
 def usable_cores() -> int:
     """Cores of this process: affinity, and the CPU quota of a container (cgroup v2 `cpu.max`), as Ray counts them."""
     allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().partition(" ")
-    except OSError:
-        return allowed
+    quota, _, period = cgroup_file("cpu.max").partition(" ")
     return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() else allowed
+
+
+def cgroup_file(name: str) -> str:
+    """What the control group of this container says (cgroup v2); empty where there is none."""
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def shared_memory_warning() -> str | None:
