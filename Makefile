@@ -49,10 +49,11 @@ serve: $(VENV)/.installed ## answer HTTP requests with the best model in OUT
 test: $(VENV)/.installed-test ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.installed-test ## rules, formatting, types
+lint: $(VENV)/.installed-test ## rules, formatting, types, the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.installed-test ## put the code into its format
 	$(BIN)/ruff check --fix .

@@ -13,9 +13,9 @@ import types
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pipeline.config import JobConfig, effective, parse
-from pipeline.errors import InputError, LeukorayError, PlatformError
-from pipeline.storage import S3Settings, StoreError
+from jobs.config import JobConfig, effective, parse
+from pipeline.base.errors import InputError, LeukorayError, PlatformError
+from pipeline.storage.types import S3Settings, StoreError
 
 Config = TypeVar("Config", bound=JobConfig)
 INTERRUPTED, TERMINATED = 130, 143

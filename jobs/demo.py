@@ -24,13 +24,13 @@ from typing import IO, Any
 from pydantic import Field, field_validator
 
 from jobs.common import Clock, finish, run, s3_settings
-from pipeline.config import JobConfig, positional
-from pipeline.errors import LeukorayError, PlatformError
-from pipeline.fetch import fetch_rows
-from pipeline.manifest import read_info, read_manifest, rows
-from pipeline.registry import read_pointer
-from pipeline.report import words
-from pipeline.storage import absolute, is_s3
+from jobs.config import JobConfig, positional
+from pipeline.base.errors import LeukorayError, PlatformError
+from pipeline.evaluation.report import words
+from pipeline.model.registry import read_pointer
+from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.manifest import read_info, read_manifest, rows
+from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
   leukoray demo                                                on synthetic samples, into out/demo

@@ -14,11 +14,14 @@ from typing import Literal
 from pydantic import Field
 
 from jobs.common import finish, run, s3_settings
+from jobs.config import JobConfig
 from pipeline import __version__
-from pipeline.cluster import Plan, cgroup_file, check, connected, shared_memory_warning, training_plan, usable_cores
-from pipeline.config import JobConfig
-from pipeline.errors import LeukorayError, PlatformError
-from pipeline.storage import absolute, is_s3, store_for
+from pipeline.base.cluster import connected
+from pipeline.base.errors import LeukorayError, PlatformError
+from pipeline.base.machine import cgroup_file, shared_memory_warning, usable_cores
+from pipeline.base.resources import Plan, check, training_plan
+from pipeline.storage.stores import store_for
+from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
   leukoray doctor
@@ -234,7 +237,7 @@ def source(config: DoctorConfig) -> Iterator[Finding]:
 def model(config: DoctorConfig) -> Iterator[Finding]:
     if config.model is None:
         return
-    from pipeline.registry import resolve
+    from pipeline.model.registry import resolve
 
     try:
         bundle = resolve(config.model, s3_settings(config)).verify()

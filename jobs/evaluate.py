@@ -10,21 +10,25 @@ from typing import Any
 from pydantic import Field
 
 from jobs.common import Clock, run, s3_settings, show_config
+from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
-from pipeline.bundle import CARD, Bundle, update_info
-from pipeline.cluster import Plan, check, connected
-from pipeline.config import JobConfig, effective, positional
-from pipeline.errors import IncompleteError, InputError, UsageError
-from pipeline.evaluation import Outcomes, is_labelled
-from pipeline.fetch import Row
-from pipeline.manifest import Manifest, read_manifest, rows, to_parquet
-from pipeline.metric_names import METRIC_NAMES
-from pipeline.metrics import Threshold, threshold_for
-from pipeline.outcomes import EvaluationWorker, Outcome
-from pipeline.registry import resolve
-from pipeline.report import render_card, render_report, words
-from pipeline.splits import SPLITS
-from pipeline.storage import S3Settings, absolute, join, store_for
+from pipeline.base.cluster import connected
+from pipeline.base.errors import IncompleteError, InputError, UsageError
+from pipeline.base.resources import Plan, check
+from pipeline.evaluation.metrics import Threshold, threshold_for
+from pipeline.evaluation.names import METRIC_NAMES
+from pipeline.evaluation.outcomes import Outcomes, is_labelled
+from pipeline.evaluation.report import render_card, render_report, words
+from pipeline.evaluation.worker import EvaluationWorker, Outcome
+from pipeline.ingest.splits import SPLITS
+from pipeline.model.bundle import CARD, Bundle, update_info
+from pipeline.model.registry import resolve
+from pipeline.sources.fetch import Row
+from pipeline.sources.manifest import Manifest, read_manifest, rows
+from pipeline.storage.parquet import to_parquet
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import absolute, join
 
 HISTORY = "report/history.json"
 _ROWS_PER_TASK = 128

@@ -12,15 +12,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jobs.common import Clock, finish, run, s3_settings, show_config
+from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
-from pipeline.config import JobConfig, effective, positional
-from pipeline.errors import InputError
-from pipeline.filters import Filters, parse_since
-from pipeline.ingest import Draft, Wishes, counts, ingest
-from pipeline.layouts import describe_layouts
-from pipeline.manifest import Manifest, write_manifest
-from pipeline.splits import SPLITS
-from pipeline.storage import absolute, join, store_for
+from pipeline.base.errors import InputError
+from pipeline.ingest.draft import Draft, Wishes, counts, ingest
+from pipeline.ingest.layouts import describe_layouts
+from pipeline.ingest.splits import SPLITS
+from pipeline.sources.filters import Filters, parse_since
+from pipeline.sources.manifest import Manifest, write_manifest
+from pipeline.storage.stores import store_for
+from pipeline.storage.uris import absolute, join
 
 EXAMPLES = f"""examples:
   leukoray ingest /data/smears --out out/manifest

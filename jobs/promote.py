@@ -8,12 +8,14 @@ from typing import Any
 from pydantic import Field
 
 from jobs.common import finish, run, s3_settings
-from pipeline.bundle import INFO, Bundle, read_bundle
-from pipeline.config import JobConfig, positional
-from pipeline.errors import InputError, LeukorayError, UsageError
-from pipeline.predictor import Predictor
-from pipeline.registry import point_to, read_pointer
-from pipeline.storage import S3Settings, absolute, join, store_for
+from jobs.config import JobConfig, positional
+from pipeline.base.errors import InputError, LeukorayError, UsageError
+from pipeline.model.bundle import INFO, Bundle, read_bundle
+from pipeline.model.predictor import Predictor
+from pipeline.model.registry import point_to, read_pointer
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import absolute, join
 
 EXAMPLES = """examples:
   leukoray promote models/leukoray --list

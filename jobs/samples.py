@@ -8,11 +8,11 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from jobs.common import Clock, finish, run
-from pipeline.cluster import usable_cores
-from pipeline.config import JobConfig
-from pipeline.errors import UsageError
+from jobs.config import JobConfig
+from pipeline.base.errors import UsageError
+from pipeline.base.machine import usable_cores
 from pipeline.samples import generate, generate_archive
-from pipeline.storage import absolute, is_s3
+from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
   leukoray samples --out out/samples

@@ -7,20 +7,25 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from jobs.common import finish, run, s3_settings, show_config
-from pipeline.annotation import subject_reader
-from pipeline.bundle import Bundle
-from pipeline.cluster import connected, usable_cores
-from pipeline.config import JobConfig, positional
-from pipeline.errors import IncompleteError, InputError, UsageError
-from pipeline.filters import parse_since
-from pipeline.images import Limits
-from pipeline.registry import resolve
+from jobs.config import JobConfig, positional
+from pipeline.base.cluster import connected
+from pipeline.base.errors import IncompleteError, InputError, UsageError
+from pipeline.base.machine import usable_cores
+from pipeline.base.text import human_time
+from pipeline.images.load import Limits
+from pipeline.ingest.annotation import subject_reader
+from pipeline.model.bundle import Bundle
+from pipeline.model.registry import resolve
 from pipeline.scoring import run as scoring
-from pipeline.scoring.commit import Partition
-from pipeline.scoring.driver import Resources
+from pipeline.scoring.commit.commit import Partition
+from pipeline.scoring.estimate import dry_run, estimate_seconds
 from pipeline.scoring.request import Request
-from pipeline.storage import S3Settings, absolute, store_for
-from pipeline.wording import human_time
+from pipeline.scoring.run_folder import read_run
+from pipeline.scoring.work.driver import Resources
+from pipeline.sources.filters import parse_since
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import absolute
 
 EXAMPLES = """examples:
   leukoray score s3://archive/2026-11-22/ --model s3://models/all-cnn --out s3://results/scores
@@ -93,7 +98,7 @@ def _bundle(config: ScoreConfig, s3: S3Settings) -> Bundle:
     if config.retry_quarantined is None:
         raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
     run_uri = absolute(config.retry_quarantined)
-    used = scoring.read_run(run_uri, s3)["model"]
+    used = read_run(run_uri, s3)["model"]
     bundle = resolve(used["uri"], s3).verify()
     if bundle.info.identity() != used["sha256"] and config.threshold is None:
         bundle = bundle.with_threshold(used["threshold"])  # the run had an operating point of its own
@@ -119,7 +124,7 @@ def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
         subject_reader(config.subject_pattern)
     sources = tuple(map(absolute, config.sources))
     if retry_of is not None:
-        earlier = scoring.read_run(retry_of, s3)["request"]
+        earlier = read_run(retry_of, s3)["request"]
         sources = tuple(earlier["sources"])
         given = config.model_fields_set
         kept = {name: earlier[name] for name in _KEPT_BY_RETRY if name in earlier and name not in given}
@@ -173,9 +178,9 @@ def _say(text: str) -> None:
 
 
 def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: str, s3: S3Settings) -> None:
-    plan, sample = scoring.dry_run(out, request, s3)
+    plan, sample = dry_run(out, request, s3)
     workers = _options(config).resources.workers
-    seconds = scoring.estimate_seconds(bundle, sample, s3, workers, plan.rows)
+    seconds = estimate_seconds(bundle, sample, s3, workers, plan.rows)
     about = f"about {human_time(seconds)} on {workers} workers" if seconds is not None else "time unknown"
     skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
     _say(f"dry run: {plan.listed} images listed{skipped}, {plan.problems} could not be listed")

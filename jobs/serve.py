@@ -22,13 +22,14 @@ import numpy as np
 from pydantic import Field
 
 from jobs.common import Clock, raise_if_terminated, run, s3_settings
-from pipeline.bundle import Bundle
-from pipeline.cluster import Plan, check, connected, refuse_dead_node
-from pipeline.config import JobConfig, positional
-from pipeline.errors import PlatformError
-from pipeline.images import Limits
-from pipeline.predictor import Predictor
-from pipeline.registry import resolve
+from jobs.config import JobConfig, positional
+from pipeline.base.cluster import connected, refuse_dead_node
+from pipeline.base.errors import PlatformError
+from pipeline.base.resources import Plan, check
+from pipeline.images.load import Limits
+from pipeline.model.bundle import Bundle
+from pipeline.model.predictor import Predictor
+from pipeline.model.registry import resolve
 
 IMPORT_PATH = "serving.app:build"
 PEERS = "serving.peers"

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from jobs.common import finish, run, s3_settings
-from pipeline.config import JobConfig, positional
-from pipeline.images import Limits
-from pipeline.scoring import advice
-from pipeline.scoring.gallery import Picture, load_pictures
-from pipeline.scoring.summary import REASONS, Summary, find_run, stages, summarize, throughput
-from pipeline.storage import S3Settings, absolute, join, store_for
+from jobs.config import JobConfig, positional
+from pipeline.images.load import Limits
+from pipeline.scoring.summary import advice
+from pipeline.scoring.summary.gallery import Picture, load_pictures
+from pipeline.scoring.summary.summary import REASONS, Summary, find_run, stages, summarize, throughput
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import absolute, join
 
 EXAMPLES = """examples:
   leukoray summary scores                                   the latest finished run
@@ -36,7 +38,7 @@ def main(config: SummaryConfig) -> None:
     summary = summarize(find_run(absolute(config.run), s3), s3)
     for line in account(summary):
         print(line, flush=True)
-    from pipeline.scoring.summary_page import render_page  # scikit-learn and matplotlib: after the account is out
+    from pipeline.scoring.summary.page import render_page
 
     pictures = _pictures(summary, s3) if config.pictures else {}
     page = absolute(config.out) if config.out else join(summary.folder.uri, "summary.html")

@@ -9,18 +9,21 @@ import torch
 from pydantic import Field, field_validator
 
 from jobs.common import Clock, finish, run, s3_settings, show_config
-from pipeline.cluster import Plan, check, connected, shared_memory_warning, training_plan
-from pipeline.config import JobConfig, effective, positional
-from pipeline.data import LabelledRows, labelled_rows
-from pipeline.errors import UsageError
-from pipeline.export import to_safetensors
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.models import build, check_architecture, start_from
-from pipeline.registry import refuse_other_task
-from pipeline.splits import check_leaks
-from pipeline.storage import S3Settings, absolute, join
+from jobs.config import JobConfig, effective, positional
+from pipeline.base.cluster import connected
+from pipeline.base.errors import UsageError
+from pipeline.base.machine import shared_memory_warning
+from pipeline.base.resources import Plan, check, training_plan
+from pipeline.ingest.splits import check_leaks
+from pipeline.model.architectures import build, check_architecture, start_from
+from pipeline.model.export import to_safetensors
+from pipeline.model.registry import refuse_other_task
+from pipeline.sources.manifest import Manifest, read_manifest
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import absolute, join
 from pipeline.training import fit
 from pipeline.training.publish import Published, publish
+from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.settings import Settings
 
 _SHARED = (

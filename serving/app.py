@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from serving.engine import Engine
 from serving.model import load_model
 from serving.peers import Peers

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import Code, ImageRejected, LeukorayError, Stage
-from pipeline.predictor import Predictions
+from pipeline.base.errors import Code, ImageRejected, LeukorayError, Stage
+from pipeline.model.predictor import Predictions
 from serving.model import LoadedModel, load_model, probe, to_answer
 from serving.schemas import ImageAnswer
 from serving.settings import ModelChoice, ServingSettings

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from starlette.responses import Response
 
-from pipeline.errors import Code, ImageRejected
+from pipeline.base.errors import Code, ImageRejected
 from serving.schemas import ErrorBody, ErrorDetail
 
 # RFC 9110, section 15; what is not named here is our fault: 500.

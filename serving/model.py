@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import ImageRejected, InputError
-from pipeline.images import LoadedImage
-from pipeline.predictor import Predictions, Predictor
-from pipeline.registry import resolve
+from pipeline.base.errors import ImageRejected, InputError
+from pipeline.images.load import LoadedImage
+from pipeline.model.predictor import Predictions, Predictor
+from pipeline.model.registry import resolve
 from serving.schemas import ImageAnswer, ImageInfo, ModelInfo
 from serving.settings import ServingSettings
 

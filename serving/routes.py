@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
 from pipeline import __version__
-from pipeline.errors import ImageRejected, InputError
+from pipeline.base.errors import ImageRejected, InputError
 from serving.engine import Engine
 from serving.errors import HttpError, error_response, from_rejection
 from serving.guard import Guard, check_key

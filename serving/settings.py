@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.errors import UsageError
-from pipeline.images import Limits
-from pipeline.storage import S3Settings, absolute
+from pipeline.base.errors import UsageError
+from pipeline.images.load import Limits
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import absolute
 
 API_KEYS_VARIABLE = "LEUKORAY_API_KEYS"
 _PROXY_SLACK_S = 15.0  # the replica answers its own timeout in JSON; Serve's proxy only catches what is left

@@ -9,8 +9,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
-from pipeline.images import Preprocessing
+from pipeline.images.load import Preprocessing
+from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
 
 BINARY_CLASSES = ("negative", "positive")
 STAGE_CLASSES = ("Benign", "Early", "Pre", "Pro")

@@ -16,18 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.bundle import Bundle
+from pipeline.model.bundle import Bundle
 from pipeline.scoring import run as scoring
-from pipeline.scoring.commit import Partition
-from pipeline.scoring.driver import Resources
-from pipeline.scoring.freeze import make_plan
-from pipeline.scoring.ledger import read_ledger
-from pipeline.scoring.progress import Progress
-from pipeline.scoring.records import RunFolder
+from pipeline.scoring.commit.commit import Partition
+from pipeline.scoring.history.ledger import read_ledger
+from pipeline.scoring.history.retry import Retry
+from pipeline.scoring.plan.freeze import make_plan
 from pipeline.scoring.request import Request
-from pipeline.scoring.retry import Retry
-from pipeline.scoring.stream import StreamRules
-from pipeline.scoring.worker import ShardScorer
+from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.work.driver import Resources
+from pipeline.scoring.work.progress import Progress
+from pipeline.scoring.work.stream import StreamRules
+from pipeline.scoring.work.worker import ShardScorer
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = (

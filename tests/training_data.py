@@ -9,8 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.manifest import MANIFEST_SCHEMA, Manifest, image_id, write_manifest
-from pipeline.storage import S3Settings, local_etag
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, image_id, write_manifest
+from pipeline.storage.local import local_etag
+from pipeline.storage.types import S3Settings
 
 CLASSES = ("healthy", "early", "late")
 

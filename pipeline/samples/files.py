@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.samples.field import render_field
 from pipeline.samples.style import draw_style
 

@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.scoring.records import RunFolder, file_sha256
-from pipeline.storage import S3Settings, store_for
+from pipeline.scoring.run_folder import RunFolder, file_sha256
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
 
 ROW_GROUP = 16 * 1024  # rows, about 5 MB of columns
 _LOOSE_ROWS = 4096

@@ -4,8 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from pipeline.filters import Filters, parse_since
-from pipeline.images import Limits
+from pipeline.images.load import Limits
+from pipeline.sources.filters import Filters, parse_since
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,32 @@
 """A scoring run from request to `_SUCCESS`: lock, plan, score, commit, count, in this order."""
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from pipeline import __version__
-from pipeline.bundle import Bundle
-from pipeline.cluster import Connection, usable_cores
-from pipeline.errors import InputError
-from pipeline.lock import locked
-from pipeline.scoring import commit
-from pipeline.scoring.driver import Resources, ScoreDriver
-from pipeline.scoring.freeze import make_plan
-from pipeline.scoring.ledger import read_batches, read_columns, read_ledger
+from pipeline.base.cluster import Connection
+from pipeline.base.errors import InputError
+from pipeline.base.machine import usable_cores
+from pipeline.model.bundle import Bundle
+from pipeline.scoring.commit import commit
+from pipeline.scoring.commit.subjects import roll_up
+from pipeline.scoring.history.ledger import read_ledger
+from pipeline.scoring.history.retry import read_retry
 from pipeline.scoring.output import OutputFile, Written
-from pipeline.scoring.plan import Plan, find_or_start, read_plan
-from pipeline.scoring.progress import Progress
-from pipeline.scoring.records import SCHEMA_VERSION, RunFolder
+from pipeline.scoring.plan.freeze import make_plan
+from pipeline.scoring.plan.plan import Plan, find_or_start, read_plan
 from pipeline.scoring.request import Request
-from pipeline.scoring.retry import read_retry
-from pipeline.scoring.subjects import roll_up
-from pipeline.storage import S3Settings, StoreError, store_for
+from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.schemas import SCHEMA_VERSION
+from pipeline.scoring.work.driver import Resources, ScoreDriver
+from pipeline.scoring.work.progress import Progress
+from pipeline.storage.lock import locked
+from pipeline.storage.parquet import read_batches
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ class Options:
 
 
 Say = Callable[[str], None]
-_ESTIMATE_ROWS = 24
 
 
 def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Settings | None, say: Say) -> Result:
@@ -82,7 +82,7 @@ def _takes_every_core(options: Options) -> bool:
 def _listed(out: str, folder: RunFolder, request: Request, s3: S3Settings | None, on_work: Callable[[], None]) -> Plan:
     """The plan; a folder for which there is nothing to do does not stay."""
     try:
-        return _list(out, folder, request, s3, on_work)
+        return list_run(out, folder, request, s3, on_work)
     except InputError:
         store_for(folder.uri, s3).delete_tree(folder.uri)
         raise
@@ -124,7 +124,7 @@ def conclude(
     return Result(folder, run)
 
 
-def _list(
+def list_run(
     out: str,
     folder: RunFolder,
     request: Request,
@@ -136,17 +136,6 @@ def _list(
     ledger = read_ledger(out, request, s3)
     retry = read_retry(RunFolder(request.retry_of), s3) if request.retry_of else None
     return make_plan(out, folder, request, ledger, retry, s3, on_work, is_dry=is_dry)
-
-
-def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:
-    """(plan, a few of its rows): what a run would do, listed into a folder that is thrown away."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
-        folder = RunFolder(f"{scratch}/dry")
-        plan = _list(out, folder, request, s3, is_dry=True)
-        rows = read_columns(folder.shard(0), None, None).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
-        return plan, rows
 
 
 def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
@@ -209,38 +198,3 @@ def _document(facts: RunFacts, counts: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "notice": "Research software, not a medical device.",
     }
-
-
-def estimate_seconds(
-    bundle: Bundle, sample: Sequence[dict[str, Any]], s3: S3Settings | None, workers: int, rows: int
-) -> float | None:
-    """About how long `rows` images take, from decoding and predicting a few of them here; None without any."""
-    import time
-
-    from pipeline.errors import ImageRejected
-    from pipeline.fetch import fetch_rows
-    from pipeline.predictor import Predictor
-
-    predictor = Predictor(bundle)
-    samples = [item.data for item in fetch_rows(sample, s3) if item.data is not None]
-    if not samples:
-        return None
-    predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))  # the first run sets the graph up
-    begin = time.perf_counter()
-    for data in samples:
-        try:
-            predictor(predictor.load(data).pixels[None])
-        except ImageRejected:
-            continue
-    each = (time.perf_counter() - begin) / len(samples)
-    return rows * each / workers
-
-
-def read_run(uri: str, s3: S3Settings | None) -> dict[str, Any]:
-    """run.json of a finished run. Raises InputError."""
-    try:
-        return dict(json.loads(store_for(uri, s3).read(f"{uri.rstrip('/')}/run.json").data))
-    except StoreError as error:
-        raise error.refusal(f"{uri}: no finished scoring run here ({error})") from error
-    except ValueError as error:
-        raise InputError(f"{uri}: its run.json is damaged ({error}); score again") from error

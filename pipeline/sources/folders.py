@@ -6,13 +6,16 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote_from_bytes
 
-from pipeline.archives import Found, Ignored, Problem
-from pipeline.errors import Code
+from pipeline.base.errors import Code
+from pipeline.sources.archives import Found, Ignored, Problem
 from pipeline.sources.look import Branch, Look, Root, bind, objects
-from pipeline.storage import ObjectInfo, Store, StoreError, is_s3, local_etag, store_for
+from pipeline.storage.local import local_etag
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import ObjectInfo, Store, StoreError
+from pipeline.storage.uris import is_s3
 
 if TYPE_CHECKING:
-    from pipeline.s3 import S3Store
+    from pipeline.storage.s3 import S3Store
 
 _BATCH = 256
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import archives
-from pipeline.archives import Entry, Found, Ignored, Problem
-from pipeline.filters import Filters, matches
-from pipeline.storage import ObjectInfo, S3Settings, Store, StoreError
+from pipeline.sources import archives
+from pipeline.sources.archives import Entry, Found, Ignored, Problem
+from pipeline.sources.filters import Filters, matches
+from pipeline.storage.types import ObjectInfo, S3Settings, Store, StoreError
 
 
 @dataclass(frozen=True)

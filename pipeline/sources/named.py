@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from pipeline import manifest
-from pipeline.archives import Entry, Found, Ignored, Problem
-from pipeline.errors import Code, InputError, UsageError
+from pipeline.base.errors import Code, InputError, UsageError
+from pipeline.sources import manifest
+from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.folders import walk
 from pipeline.sources.look import Branch, Look, Root, Stream, bind, one_object
-from pipeline.storage import ObjectInfo, StoreError, absolute, is_s3, join, store_for
-from pipeline.tables import read_table
+from pipeline.sources.tables import read_table
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import ObjectInfo, StoreError
+from pipeline.storage.uris import absolute, is_s3, join
 
 _URI_COLUMNS = ("uri", "path", "file", "filename")
 _ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at the same time

@@ -5,18 +5,20 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
-from pipeline import manifest
-from pipeline.archives import Found, Problem, is_archive, is_image
-from pipeline.errors import InputError
-from pipeline.filters import UriPattern
+from pipeline.base.errors import InputError
+from pipeline.sources import manifest
+from pipeline.sources.archives import Found, Problem, is_archive, is_image
+from pipeline.sources.filters import UriPattern
 from pipeline.sources.folders import walk
 from pipeline.sources.look import Look, Root, Source, objects, one_object
 from pipeline.sources.named import from_manifest, from_table, named_streams
-from pipeline.storage import ObjectInfo, S3Settings, Store, StoreError, absolute, is_s3, store_for
-from pipeline.tables import is_table
+from pipeline.sources.tables import is_table
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import ObjectInfo, S3Settings, Store, StoreError
+from pipeline.storage.uris import absolute, is_s3
 
 if TYPE_CHECKING:
-    from pipeline.s3 import S3Store
+    from pipeline.storage.s3 import S3Store
 
 
 def expand(sources: Sequence[str], s3: S3Settings | None = None) -> list[Root]:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.storage import S3Settings, is_s3, join, store_for
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import is_s3, join
 
 
 class Board:

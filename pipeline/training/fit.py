@@ -23,16 +23,20 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
-from pipeline.cluster import refuse_dead_node
-from pipeline.data import DECODE_CPUS, LabelledRows, Rejected, deal, decoded, fits_object_store, rejected
-from pipeline.errors import LeukorayError, PlatformError
-from pipeline.lock import locked
-from pipeline.storage import S3Settings, arrow_filesystem, is_s3, join, read_if_there, store_for
+from pipeline.base.cluster import refuse_dead_node
+from pipeline.base.errors import LeukorayError, PlatformError
+from pipeline.storage.arrow import arrow_filesystem
+from pipeline.storage.lock import locked
+from pipeline.storage.stores import read_if_there, store_for
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import is_s3, join
 from pipeline.training import checkpoint
 from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
+from pipeline.training.decoded import DECODE_CPUS, Rejected, decoded, fits_object_store, rejected
 from pipeline.training.loop import TRAIN, VALIDATION, Job, train_worker
 from pipeline.training.progress import Announcer, Display, Mailbox
+from pipeline.training.rows import LabelledRows, deal
 from pipeline.training.settings import Settings
 
 RUNS = ".runs"

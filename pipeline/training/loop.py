@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from pipeline.augment import augment
-from pipeline.data import Rejected
-from pipeline.errors import IncompleteError, PlatformError
-from pipeline.models import CellClassifier, build
+from pipeline.base.errors import IncompleteError, PlatformError
+from pipeline.model.architectures import CellClassifier, build
 from pipeline.training import checkpoint
+from pipeline.training.augment import augment
 from pipeline.training.checkpoint import Best, State
+from pipeline.training.decoded import Rejected
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
 from pipeline.training.progress import Sender
 from pipeline.training.settings import Settings

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ray.train import UserCallback
 
-from pipeline.wording import human_time
+from pipeline.base.text import human_time
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import __version__
-from pipeline.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
-from pipeline.data import LabelledRows
-from pipeline.export import to_onnx, to_safetensors
-from pipeline.images import Preprocessing
-from pipeline.manifest import Manifest
-from pipeline.metrics import Temperature, Threshold, binary_metrics, fit_temperature, threshold_for
-from pipeline.models import build
-from pipeline.registry import Verdict, new_version, point_if_better
-from pipeline.report.card import render_card
-from pipeline.storage import S3Settings, join
+from pipeline.evaluation.metrics import Temperature, Threshold, binary_metrics, fit_temperature, threshold_for
+from pipeline.evaluation.report.card import render_card
+from pipeline.images.load import Preprocessing
+from pipeline.model.architectures import build
+from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.export import to_onnx, to_safetensors
+from pipeline.model.registry import Verdict, new_version, point_if_better
+from pipeline.sources.manifest import Manifest
+from pipeline.storage.types import S3Settings
+from pipeline.storage.uris import join
 from pipeline.training.fit import Trained
+from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
 from pipeline.training.validation import measure, probabilities
 

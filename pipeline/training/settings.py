@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from pipeline.data import Task
+from pipeline.training.rows import Task
 
 Optimizer = Literal["adam", "adamw"]
 

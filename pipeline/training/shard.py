@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data import Pixels, Rejected, rejected, usable
+from pipeline.training.decoded import Pixels, Rejected, rejected, usable
 
 if TYPE_CHECKING:
     from ray.data import DataIterator

@@ -13,8 +13,8 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.intervals import weighted_multiclass
-from pipeline.metrics import binary_metrics
+from pipeline.evaluation.intervals import weighted_multiclass
+from pipeline.evaluation.metrics import binary_metrics
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard
 

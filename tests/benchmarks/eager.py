@@ -6,8 +6,8 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from pipeline.bundle import WEIGHTS, read_bundle
-from pipeline.models import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.model.architectures import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.model.bundle import WEIGHTS, read_bundle
 
 MEAN, STD = list(IMAGENET_MEAN), list(IMAGENET_STD)
 

@@ -109,8 +109,8 @@ def bundle_of(work: Path, architecture: str) -> Path:
 
 def _is_current(folder: Path) -> bool:
     """Whether there is a bundle that this version takes: preprocessing may have changed since it was made."""
-    from pipeline.bundle import read_bundle
-    from pipeline.errors import InputError
+    from pipeline.base.errors import InputError
+    from pipeline.model.bundle import read_bundle
 
     try:
         read_bundle(str(folder))
@@ -122,10 +122,10 @@ def _is_current(folder: Path) -> bool:
 def _write_bundle(folder: Path, architecture: str, images: Path) -> None:
     import torch
 
-    from pipeline.bundle import CARD, GRAPH, WEIGHTS, BundleInfo, write_bundle
-    from pipeline.export import to_onnx, to_safetensors
-    from pipeline.images import Preprocessing, load_image
-    from pipeline.models import build
+    from pipeline.images.load import Preprocessing, load_image
+    from pipeline.model.architectures import build
+    from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, BundleInfo, write_bundle
+    from pipeline.model.export import to_onnx, to_safetensors
 
     torch.manual_seed(0)
     model = build(architecture, 1)

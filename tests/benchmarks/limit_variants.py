@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images import load_image
+from pipeline.images.load import load_image
 from tests.benchmarks.inputs import DEFAULT_WORK, INPUT_SIZE, bundle_of, folder_of
 from tests.benchmarks.limit import decode_into, open_session
 from tests.benchmarks.measure import markdown_table
@@ -66,7 +66,7 @@ def _bilinear(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 DECODERS: dict[str, Decoder] = {
     "simplejpeg, DCT scaling, OpenCV bilinear (the limit)": limit_decoder,
-    "pipeline.images (ours: the same with header guards)": lambda data: load_image(data, INPUT_SIZE).pixels,
+    "pipeline.images.load (ours: the same with header guards)": lambda data: load_image(data, INPUT_SIZE).pixels,
     "simplejpeg with fast DCT and upsampling": rough_turbo,
     "OpenCV, reduced by 2": opencv,
     "torchvision, full size": torchvision_decoder,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.bundle import Bundle
-from pipeline.cluster import connected
-from pipeline.storage import S3Settings
+from pipeline.base.cluster import connected
+from pipeline.model.bundle import Bundle
+from pipeline.storage.types import S3Settings
 from tests.bundles import make_bundle
 from tests.servers import CREDENTIALS, moto_server
 

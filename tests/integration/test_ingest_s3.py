@@ -11,17 +11,18 @@ import boto3
 import pytest
 
 from jobs import ingest as job
-from pipeline import lock
-from pipeline.archives import Entry
-from pipeline.errors import Code, InputError, PlatformError
-from pipeline.fetch import fetch_rows
-from pipeline.images import Limits
-from pipeline.listing import Tally, entry_row, list_sources
-from pipeline.manifest import read_manifest
-from pipeline.outage import fetch_while_up
-from pipeline.s3 import S3Store
+from pipeline.base.errors import Code, InputError, PlatformError
+from pipeline.images.load import Limits
 from pipeline.samples import generate
-from pipeline.storage import S3Settings, StoreError, arrow_filesystem
+from pipeline.sources.archives import Entry
+from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.listing import Tally, entry_row, list_sources
+from pipeline.sources.manifest import read_manifest
+from pipeline.sources.outage import fetch_while_up
+from pipeline.storage import lock
+from pipeline.storage.arrow import arrow_filesystem
+from pipeline.storage.s3 import S3Store
+from pipeline.storage.types import S3Settings, StoreError
 from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
 from tests.unit.test_archives import tar_bytes, zip_bytes
 

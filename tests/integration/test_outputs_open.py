@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import score
-from pipeline.bundle import Bundle
-from pipeline.scoring.records import prediction_schema, quarantine_schema
-from pipeline.scoring.subjects import SUBJECT_SCHEMA
+from pipeline.model.bundle import Bundle
+from pipeline.scoring.commit.subjects import SUBJECT_SCHEMA
+from pipeline.scoring.schemas import prediction_schema, quarantine_schema
 from tests.scoring_sources import mixed_files, only_run, read_run, write_files
 
 IMAGES = 84

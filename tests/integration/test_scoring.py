@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from jobs import score as score_job
-from pipeline import lock
-from pipeline.bundle import Bundle
-from pipeline.errors import PlatformError
-from pipeline.images import load_image
-from pipeline.predictor import Predictor
-from pipeline.s3 import s3_store
-from pipeline.scoring import commit
+from pipeline.base.errors import PlatformError
+from pipeline.images.load import load_image
+from pipeline.model.bundle import Bundle
+from pipeline.model.predictor import Predictor
+from pipeline.scoring.commit import commit
+from pipeline.storage import lock
+from pipeline.storage.s3 import s3_store
 from tests.bundles import make_bundle
 from tests.scoring_sources import (
     contents,
@@ -78,7 +78,7 @@ def test_probabilities_are_those_of_the_predictor(unbroken: Path, tiny_bundle: B
 
 
 def test_success_comes_with_hashed_parts_and_without_work_files(unbroken: Path) -> None:
-    from pipeline.scoring.records import file_sha256
+    from pipeline.scoring.run_folder import file_sha256
 
     assert (unbroken / "_SUCCESS").exists() and not (unbroken / "_work").exists()
     for item in json.loads((unbroken / "parts.json").read_text()):
@@ -320,7 +320,7 @@ def test_a_lock_that_others_have_taken_over_is_left_to_them(s3: S3Server) -> Non
 def test_an_s3_lock_of_a_process_that_is_gone_is_taken_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     out = f"s3://{s3.bucket}/gone"
     take_and_die = (
-        "import os, sys; from pipeline.lock import locked; from pipeline.storage import S3Settings\n"
+        "import os, sys; from pipeline.storage.lock import locked; from pipeline.storage.types import S3Settings\n"
         f"with locked({out!r}, 'first', S3Settings(endpoint={s3.endpoint!r}, region='us-east-1')): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", take_and_die], check=False).returncode == 9
@@ -333,7 +333,7 @@ def test_a_resumed_run_does_not_touch_finished_parts(
     source: Path, tiny_bundle: Bundle, tmp_path: Path, unbroken: Path
 ) -> None:
     """Stop after the first parts, as a kill would, and run the same command again."""
-    from pipeline.scoring import commit
+    from pipeline.scoring.commit import commit
 
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.bundle import Bundle
-from pipeline.cluster import connected
-from pipeline.predictor import Predictions, Predictor
+from pipeline.base.cluster import connected
+from pipeline.model.bundle import Bundle
+from pipeline.model.predictor import Predictions, Predictor
 from serving.app import build
 from tests.bundles import make_bundle
 

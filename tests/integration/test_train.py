@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, promote, train
-from pipeline.bundle import CARD, WEIGHTS, Bundle
-from pipeline.data import deal, decode, labelled_rows, rejected
-from pipeline.predictor import Predictor
-from pipeline.registry import read_pointer, resolve
-from pipeline.storage import store_for
-from pipeline.torch_engine import TorchRunner
+from pipeline.model.bundle import CARD, WEIGHTS, Bundle
+from pipeline.model.predictor import Predictor
+from pipeline.model.registry import read_pointer, resolve
+from pipeline.model.torch_engine import TorchRunner
+from pipeline.storage.stores import store_for
+from pipeline.training.decoded import decode, rejected
+from pipeline.training.rows import deal, labelled_rows
 from tests.training_data import cell_images, manifest_of
 
 from .conftest import S3Server
@@ -167,7 +168,7 @@ def test_promote_refuses_a_version_that_is_not_there(trained: Bundle, capsys: py
 
 
 def test_every_row_is_dealt_to_one_rank(manifest: str) -> None:
-    from pipeline.manifest import read_manifest
+    from pipeline.sources.manifest import read_manifest
 
     rows = labelled_rows(read_manifest(manifest)).validation
     shares = deal(rows, 3, seed=0)
@@ -177,7 +178,7 @@ def test_every_row_is_dealt_to_one_rank(manifest: str) -> None:
 
 
 def test_a_damaged_image_is_counted_and_named_not_dropped(manifest: str) -> None:
-    from pipeline.manifest import read_manifest
+    from pipeline.sources.manifest import read_manifest
 
     rows = labelled_rows(read_manifest(manifest)).train
     table = decode(rows, 16)

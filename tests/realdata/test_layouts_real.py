@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.layouts import annotate, recognize
-from pipeline.splits import SPLITS, SplitResult, assign_splits, check_leaks
+from pipeline.base.errors import InputError
+from pipeline.ingest.layouts import annotate, recognize
+from pipeline.ingest.splits import SPLITS, SplitResult, assign_splits, check_leaks
 
 pytestmark = pytest.mark.realdata
 SUFFIXES = {".jpg", ".jpeg", ".bmp"}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.archives import Entry
-from pipeline.bundle import Bundle
-from pipeline.errors import ImageRejected
-from pipeline.fetch import fetch_rows
-from pipeline.images import load_image
-from pipeline.listing import Tally, entry_row, list_sources
-from pipeline.predictor import Predictor
+from pipeline.base.errors import ImageRejected
+from pipeline.images.load import load_image
+from pipeline.model.bundle import Bundle
+from pipeline.model.predictor import Predictor
+from pipeline.sources.archives import Entry
+from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.listing import Tally, entry_row, list_sources
 from tests.bundles import make_bundle
 
 pytestmark = pytest.mark.realdata

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from jobs.ingest import command as ingest
-from pipeline.registry import resolve
+from pipeline.model.registry import resolve
 from pipeline.samples import generate
 from tests.bundles import make_bundle
 from tests.servers import free_port

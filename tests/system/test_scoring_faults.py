@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import Bundle
+from pipeline.model.bundle import Bundle
 from tests.bundles import make_bundle
 from tests.scoring_sources import (
     ROOT,

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.bundle import Bundle
+from pipeline.model.bundle import Bundle
 from tests.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]

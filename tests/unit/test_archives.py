@@ -19,12 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import archives, fetch
-from pipeline.archives import Entry, Found, Ignored, Problem
-from pipeline.errors import Code
-from pipeline.images import Limits
-from pipeline.listing import Tally, entry_row, list_sources
-from pipeline.storage import Bytes, LocalStore, ObjectInfo, StoreError
+from pipeline.base.errors import Code
+from pipeline.images.load import Limits
+from pipeline.sources import archives, fetch
+from pipeline.sources.archives import Entry, Found, Ignored, Problem
+from pipeline.sources.listing import Tally, entry_row, list_sources
+from pipeline.storage.local import LocalStore
+from pipeline.storage.types import Bytes, ObjectInfo, StoreError
 
 Members = Sequence[tuple[str, bytes]]
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")

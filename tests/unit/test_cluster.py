@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import Plan, check, connected, refuse_dead_node, training_plan
-from pipeline.errors import PlatformError, UsageError
+from pipeline.base.cluster import connected, refuse_dead_node
+from pipeline.base.errors import PlatformError, UsageError
+from pipeline.base.resources import Plan, check, training_plan
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 64])
@@ -44,7 +45,7 @@ def test_addresses_that_no_job_can_join_are_refused_with_the_way_that_works(addr
 
 
 def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.cluster._is_joined", lambda: False)  # other tests of the session may have a Ray
+    monkeypatch.setattr("pipeline.base.cluster._is_joined", lambda: False)  # other tests of the session may have a Ray
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]  # bound, not listening

@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from pipeline.config import JobConfig, effective, parse, positional
-from pipeline.errors import UsageError
+from jobs.config import JobConfig, effective, parse, positional
+from pipeline.base.errors import UsageError
 
 
 class Color(StrEnum):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.copies import find_copies
-from pipeline.filters import Filters
-from pipeline.ingest import Wishes, ingest, read_sources
+from pipeline.ingest.copies import find_copies
+from pipeline.ingest.draft import Wishes, ingest, read_sources
+from pipeline.sources.filters import Filters
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
 

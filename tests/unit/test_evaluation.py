@@ -12,12 +12,12 @@ from PIL import Image
 
 from jobs.evaluate import _tasks as tasks_of
 from jobs.evaluate import basis
-from pipeline.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
-from pipeline.errors import InputError
-from pipeline.evaluation import Outcomes
-from pipeline.images import Preprocessing
-from pipeline.manifest import MANIFEST_SCHEMA, Manifest
-from pipeline.outcomes import EvaluationWorker, background
+from pipeline.base.errors import InputError
+from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.worker import EvaluationWorker, background
+from pipeline.images.load import Preprocessing
+from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest
 
 SIZE = 16
 

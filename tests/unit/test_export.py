@@ -5,11 +5,11 @@ import onnxruntime
 import pytest
 import torch
 
-from pipeline.bundle import BundleInfo
-from pipeline.errors import PlatformError
-from pipeline.export import check_parity, to_onnx, to_safetensors
-from pipeline.models import ARCHITECTURES, CellClassifier, build
-from pipeline.torch_engine import TorchRunner, load_model
+from pipeline.base.errors import PlatformError
+from pipeline.model.architectures import ARCHITECTURES, CellClassifier, build
+from pipeline.model.bundle import BundleInfo
+from pipeline.model.export import check_parity, to_onnx, to_safetensors
+from pipeline.model.torch_engine import TorchRunner, load_model
 
 QUICK = ("cnn", "cnn-se")
 DEEPER = ("resnet34", "resnet50")  # of the same blocks as resnet18

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from pipeline import decoders
-from pipeline.errors import Code, ImageRejected
-from pipeline.images import Limits, Preprocessing, load_image, read_header
+from pipeline.base.errors import Code, ImageRejected
+from pipeline.images import decoders
+from pipeline.images.load import Limits, Preprocessing, load_image, read_header
 from tests.images import encoded, png_chunk, scene, tiff, with_jpeg_frame, with_png_chunk
 
 SIZE = 48

@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.annotation import Annotation, common_label, override
-from pipeline.errors import InputError, UsageError
-from pipeline.label_table import annotate_from_table
-from pipeline.layouts import LAYOUTS, annotate, describe_layouts, recognize
+from pipeline.base.errors import InputError, UsageError
+from pipeline.ingest.annotation import Annotation, common_label, override
+from pipeline.ingest.label_table import annotate_from_table
+from pipeline.ingest.layouts import LAYOUTS, annotate, describe_layouts, recognize
 
 KAGGLE = "dataset2-master/dataset2-master/images"
 EXAMPLES = [

@@ -15,16 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import sources
-from pipeline.archives import Entry, Problem
-from pipeline.errors import Code, InputError, UsageError
-from pipeline.fetch import fetch_rows
-from pipeline.filters import Filters, UriPattern, parse_since
-from pipeline.ingest import ingest
-from pipeline.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
-from pipeline.manifest import LISTING_SCHEMA, MANIFEST_SCHEMA, write_manifest
-from pipeline.s3 import Level
+from pipeline.base.errors import Code, InputError, UsageError
+from pipeline.ingest.draft import ingest
 from pipeline.sources import Look, folders, opening
-from pipeline.storage import ObjectInfo
+from pipeline.sources.archives import Entry, Problem
+from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.filters import Filters, UriPattern, parse_since
+from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
+from pipeline.sources.manifest import LISTING_SCHEMA, MANIFEST_SCHEMA, write_manifest
+from pipeline.storage.s3 import Level
+from pipeline.storage.types import ObjectInfo
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
 ODD_NAMES = [

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from pipeline.intervals import (
+from pipeline.evaluation.intervals import (
     bootstrap_intervals,
     resampled_weights,
     subject_codes,
     weighted_binary,
     wilson_interval,
 )
-from pipeline.metrics import (
+from pipeline.evaluation.metrics import (
     binary_metrics,
     evaluate_binary,
     evaluate_multiclass,

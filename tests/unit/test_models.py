@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.augment import Strength, augment
-from pipeline.errors import InputError, UsageError
-from pipeline.export import to_safetensors
-from pipeline.models import ARCHITECTURES, build, check_architecture, start_from
+from pipeline.base.errors import InputError, UsageError
+from pipeline.model.architectures import ARCHITECTURES, build, check_architecture, start_from
+from pipeline.model.export import to_safetensors
+from pipeline.training.augment import Strength, augment
 
 LARGE = ("resnet50", "densenet121", "efficientnet_b0")
 

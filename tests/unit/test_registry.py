@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from jobs import promote
-from pipeline.bundle import GRAPH, WEIGHTS, Bundle
-from pipeline.errors import Code, InputError, PlatformError
-from pipeline.registry import point_if_better, read_pointer, refuse_other_task, resolve
-from pipeline.storage import StoreError
+from pipeline.base.errors import Code, InputError, PlatformError
+from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
+from pipeline.model.registry import point_if_better, read_pointer, refuse_other_task, resolve
+from pipeline.storage.types import StoreError
 from tests.bundles import make_bundle
 
 METRIC = "validation roc_auc"
@@ -99,7 +99,7 @@ def test_a_store_that_is_out_is_never_taken_for_an_empty_registry(
     def out(*_: object) -> None:
         raise StoreError(Code.TIMEOUT, "s3://lab/models/best.json: no answer")
 
-    monkeypatch.setattr("pipeline.registry.read_if_there", out)
+    monkeypatch.setattr("pipeline.model.registry.read_if_there", out)
     with pytest.raises(PlatformError, match="does not answer"):
         read_pointer(str(tmp_path))
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.bundle import BundleInfo
-from pipeline.metrics import evaluate_binary, evaluate_multiclass
-from pipeline.report import (
+from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
+from pipeline.evaluation.report import (
     binary_curves,
     multiclass_curves,
     render_card,
@@ -20,6 +19,7 @@ from pipeline.report import (
     write_card,
     write_report,
 )
+from pipeline.model.bundle import BundleInfo
 
 PROVENANCE = {"Model": "demo / v1", "Model SHA-256": "9f" * 32, "Split rule": "subject-disjoint, seed 0"}
 HISTORY = [

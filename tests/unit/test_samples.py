@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.samples import draw_style, generate, generate_archive, render_field
 from pipeline.samples.cells import draw_patch, draw_white_cell
 from pipeline.samples.field import _white_cells

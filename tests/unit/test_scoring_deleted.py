@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipeline.filters import Filters
-from pipeline.scoring.deleted import Reach
+from pipeline.scoring.history.deleted import Reach
+from pipeline.sources.filters import Filters
 
 NIGHT = ("/data/night",)
 

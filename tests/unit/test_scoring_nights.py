@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.bundle import Bundle
-from pipeline.errors import InputError
-from pipeline.scoring.commit import Partition
-from pipeline.scoring.retry import read_retry
+from pipeline.base.errors import InputError
+from pipeline.model.bundle import Bundle
+from pipeline.scoring.commit.commit import Partition
+from pipeline.scoring.history.retry import read_retry
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, rows, tar, write_files
 from tests.scoring_sources import score_here as score

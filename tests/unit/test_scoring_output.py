@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.scoring.output import ROW_GROUP, OutputFile
-from pipeline.scoring.records import RunFolder, file_sha256
+from pipeline.scoring.run_folder import RunFolder, file_sha256
 
 SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("name", pa.string())])
 

@@ -10,21 +10,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import storage
-from pipeline.bundle import Bundle
-from pipeline.errors import Code, IncompleteError
-from pipeline.images import Limits
+from pipeline.base.errors import Code, IncompleteError
+from pipeline.images.load import Limits
+from pipeline.model.bundle import Bundle
 from pipeline.scoring import run as scoring
-from pipeline.scoring import worker
-from pipeline.scoring.driver import Resources
-from pipeline.scoring.freeze import make_plan
-from pipeline.scoring.ledger import read_ledger
-from pipeline.scoring.progress import Progress
-from pipeline.scoring.records import RunFolder
+from pipeline.scoring.history.ledger import read_ledger
+from pipeline.scoring.history.retry import read_retry
+from pipeline.scoring.plan.freeze import make_plan
 from pipeline.scoring.request import Request
-from pipeline.scoring.retry import read_retry
-from pipeline.scoring.stream import StreamRules
-from pipeline.scoring.worker import ShardScorer, ids_of
+from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.work import worker
+from pipeline.scoring.work.driver import Resources
+from pipeline.scoring.work.progress import Progress
+from pipeline.scoring.work.stream import StreamRules
+from pipeline.scoring.work.worker import ShardScorer, ids_of
+from pipeline.storage import stores as storage
+from pipeline.storage.types import OnFailure
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, tar
 from tests.scoring_sources import score_here as score
@@ -55,7 +56,7 @@ class CountingDisk(storage.LocalStore):
 
     opened: list[str] = []
 
-    def open(self, uri: str, on_failure: storage.OnFailure | None = None) -> io.BufferedReader:
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
         self.opened.append(Path(uri).name)
         return super().open(uri, on_failure)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import UsageError
-from pipeline.predictor import Predictions, Predictor
+from pipeline.base.errors import UsageError
+from pipeline.model.predictor import Predictions, Predictor
 from serving.engine import Engine
 from serving.model import load_model
 from serving.routes import create_app

@@ -11,7 +11,7 @@ import yaml
 
 from jobs.serve import check_port
 from jobs.serve import command as serve_command
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, read_settings
 from tests.bundles import make_bundle
 

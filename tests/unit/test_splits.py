@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError, UsageError
-from pipeline.splits import SPLITS, assign_splits, check_leaks
+from pipeline.base.errors import InputError, UsageError
+from pipeline.ingest.splits import SPLITS, assign_splits, check_leaks
 
 rows_strategy = st.lists(
     st.tuples(

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import JobConfig
-from pipeline.errors import Code, UsageError
-from pipeline.storage import LocalStore, S3Settings, StoreError, absolute, arrow_filesystem, is_s3, join, store_for
+from jobs.config import JobConfig
+from pipeline.base.errors import Code, UsageError
+from pipeline.storage.arrow import arrow_filesystem
+from pipeline.storage.local import LocalStore
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.uris import absolute, is_s3, join
 
 STORE = LocalStore()
 

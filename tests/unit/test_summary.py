@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import summary as job
-from pipeline.bundle import Bundle
-from pipeline.errors import Code, IncompleteError, InputError
-from pipeline.scoring import advice, summary
-from pipeline.scoring.gallery import SIDE, load_pictures
-from pipeline.scoring.records import RunFolder
-from pipeline.scoring.summary import GALLERY, Summary, find_run, summarize
-from pipeline.scoring.summary_page import render_page
+from pipeline.base.errors import Code, IncompleteError, InputError
+from pipeline.model.bundle import Bundle
+from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.summary import advice, summary
+from pipeline.scoring.summary.gallery import SIDE, load_pictures
+from pipeline.scoring.summary.page import render_page
+from pipeline.scoring.summary.summary import GALLERY, Summary, find_run, summarize
 from tests.bundles import make_bundle
 from tests.scoring_sources import mixed_files, score_here, write_files
 

@@ -1,0 +1,62 @@
+"""What a reader must know before trusting the numbers of a split, each a sentence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.evaluation.names import METRIC_NAMES
+
+FEW_SUBJECTS = 20  # below this, percentile intervals over clusters are known to be too narrow
+_FEW_OF_A_CLASS = 5
+_FEW_IMAGES = 30
+
+
+def cautions(result: Mapping[str, Any]) -> list[str]:
+    """Takes the dictionary that `evaluate_binary` or `evaluate_multiclass` is building."""
+    notes = [*_of_units(result["intervals"]), *_of_classes(result)]
+    bare = [
+        METRIC_NAMES[name]
+        for name, found in result["metrics"].items()
+        if found["low"] is None and found["value"] in (0, 1) and result["intervals"]["units"] > 1
+    ]
+    if bare and min(count for count in result["units_per_class"].values() if count) > 1:
+        notes.append(
+            f"{', '.join(bare)}: the same in every resampled test set, so there is no interval. It says that this test "
+            "set is too easy or too small to show errors, not that there are none."
+        )
+    return notes
+
+
+def _of_units(method: Mapping[str, Any]) -> list[str]:
+    called = method["called"]
+    if method["unit"] == "image":
+        return [
+            "No subject is known: intervals are over single images. Images of one patient resemble each other, "
+            "so the true uncertainty is larger."
+        ]
+    if method["units"] == 1:
+        return [f"All images come from one of the {called}: nothing can be said about others."]
+    if method["units"] < FEW_SUBJECTS:
+        return [f"Only {method['units']} {called}: intervals from so few are too narrow and only a rough guide."]
+    return []
+
+
+def _of_classes(result: Mapping[str, Any]) -> list[str]:
+    notes = []
+    images, units, method = result["images_per_class"], result["units_per_class"], result["intervals"]
+    missing = [name for name, count in images.items() if not count]
+    if missing:
+        notes.append(f"No image of class {', '.join(missing)}: metrics that need it are undefined (shown as –).")
+    if method["unit"] == "subject" and method["units"] > 1:
+        single = [name for name, count in units.items() if count == 1]
+        few = [f"{name} ({count})" for name, count in units.items() if 1 < count < _FEW_OF_A_CLASS]
+        if single:
+            notes.append(
+                f"All images of class {', '.join(single)} come from one of the {method['called']}: what is found there "
+                "may hold for no other, so metrics that need it have no interval."
+            )
+        if few:
+            notes.append(f"Few {method['called']} of class {', '.join(few)}: its figures hang on each of them.")
+    scarce = [f"{name} ({count})" for name, count in images.items() if 0 < count < _FEW_IMAGES]
+    if scarce:
+        notes.append(f"Few images of class {', '.join(scarce)}: its figures are a rough guide.")
+    return notes

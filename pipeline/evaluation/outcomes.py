@@ -1,0 +1,189 @@
+"""From a split of a manifest to what a model said of it: predictions, metrics, curves, worst mistakes.
+
+No Ray here: `Outcomes` gathers what the workers (`pipeline.outcomes`) gave, however they were run.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.base.errors import InputError
+from pipeline.evaluation.intervals import subject_codes
+from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
+from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
+from pipeline.evaluation.worker import Outcome
+from pipeline.images.load import load_image
+from pipeline.model.bundle import BundleInfo, class_columns
+from pipeline.sources.fetch import fetch_rows
+from pipeline.storage.types import S3Settings
+
+THUMBNAIL = 160  # pixels, square
+_FOLDS = 5
+_CONFOUNDED = 0.15  # balanced accuracy above chance, from background colour alone, that a reader must hear of
+
+
+class Outcomes:
+    """All outcomes of one split, in the order of image ids, so that nothing depends on which worker was first."""
+
+    def __init__(self, info: BundleInfo, outcomes: Iterable[Outcome]) -> None:
+        self.info = info
+        self.all = sorted(outcomes, key=lambda outcome: int(outcome.row["image_id"]))
+        self.scored = [outcome for outcome in self.all if outcome.classes is not None]
+        self.rejected = [outcome for outcome in self.all if outcome.classes is None]
+        if not self.scored:
+            first = self.rejected[0].message if self.rejected else "no image"
+            raise InputError(f"not one image of the split could be evaluated ({first}); check the source")
+        self.truth = np.array([true_class(info, outcome.row) for outcome in self.scored])
+        self.classes = np.array([outcome.classes for outcome in self.scored])  # (N, C)
+        self.probability = np.array([outcome.probability for outcome in self.scored])  # (N,)
+        self.subjects: list[str | None] = [outcome.row["subject_id"] for outcome in self.scored]
+
+    @property
+    def diseased(self) -> NDArray[np.int64] | None:
+        """1 where the true class means disease (N,); None where no class does, or all do."""
+        if not self.info.positive_classes or set(self.info.positive_classes) == set(self.info.classes):
+            return None
+        positive = [self.info.classes.index(name) for name in self.info.positive_classes]
+        return np.isin(self.truth, positive).astype(np.int64)
+
+    def metrics(
+        self, threshold: float, *, replicates: int, confidence: float, seed: int, units: str = "subjects"
+    ) -> dict[str, Any]:
+        """The dictionary of `evaluate_binary` or `evaluate_multiclass`, with `disease` where it applies."""
+        options: dict[str, Any] = {
+            "subjects": self.subjects,
+            "replicates": replicates,
+            "confidence": confidence,
+            "seed": seed,
+            "units": units,
+        }
+        band = self.info.review_band if threshold == self.info.threshold else None
+        diseased = self.diseased
+        if self.info.task == "binary":
+            names = self.info.classes
+            return evaluate_binary(
+                self.truth,
+                self.classes[:, 1],
+                threshold=threshold,
+                class_names=names,
+                slices=self.slices(),
+                review_band=band,
+                **options,
+            )
+        result = evaluate_multiclass(
+            self.truth, self.classes, class_names=self.info.classes, slices=self.slices(), **options
+        )
+        if diseased is not None:
+            result["disease"] = evaluate_binary(
+                diseased, self.probability, threshold=threshold, slices=self.slices(), review_band=band, **options
+            )
+        return result
+
+    def curves(self) -> dict[str, Any]:
+        if self.info.task == "binary":
+            return binary_curves(self.truth, self.classes[:, 1])
+        curves = multiclass_curves(self.truth, self.classes, self.info.classes)
+        if self.diseased is not None:
+            curves["disease"] = binary_curves(self.diseased, self.probability)
+        return curves
+
+    def slices(self) -> dict[str, list[str | None]]:
+        """The columns worth a table: those with more than one value."""
+        columns: dict[str, list[str | None]] = {
+            "subject": self.subjects,
+            "class": [outcome.row["class_name"] for outcome in self.scored],
+            "format": [outcome.format for outcome in self.scored],
+        }
+        if self.info.task == "multiclass":
+            del columns["class"]
+        return {name: values for name, values in columns.items() if len(set(values)) > 1}
+
+    def called(self, threshold: float) -> NDArray[np.int64]:
+        """Class index called (N,)."""
+        if self.info.task == "binary":
+            return (self.classes[:, 1] >= threshold).astype(np.int64)
+        return np.asarray(self.classes.argmax(axis=1), np.int64)
+
+    def mistakes(self, threshold: float, count: int, s3: S3Settings | None) -> list[tuple[NDArray[np.uint8], str]]:
+        """Thumbnails and captions of the wrong images, the most confident first."""
+        called = self.called(threshold)
+        wrong = np.flatnonzero(called != self.truth)
+        margin = self.classes[wrong, called[wrong]] - self.classes[wrong, self.truth[wrong]]
+        worst = wrong[np.argsort(-margin, kind="stable")][:count]
+        rows = sorted((self.scored[k].row for k in worst), key=lambda row: row["uri"])  # one pass an archive
+        found = {fetched.row["image_id"]: fetched.data for fetched in fetch_rows(rows, s3)}
+        pictures = []
+        for k in worst:
+            outcome, name = self.scored[k], self.info.classes
+            data = found[outcome.row["image_id"]]
+            if data is None:  # gone since it was scored; the table of predictions still has it
+                continue
+            path = str(outcome.row["member"] or outcome.row["uri"]).rsplit("/", 2)
+            said = f"truly {name[self.truth[k]]}, called {name[called[k]]} at {self.classes[k, called[k]]:.3f}"
+            pictures.append((load_image(data, THUMBNAIL).pixels, f"{said}; {'/'.join(path[-2:])}"))
+        return pictures
+
+    def background_warning(self) -> str | None:
+        """A sentence when the colour of the image border alone, without any cell, tells the classes apart.
+
+        A logistic regression on border colours, cross-validated with subjects kept together.
+        """
+        groups, _ = subject_codes(self.subjects, len(self.truth))
+        counts = np.unique(self.truth, return_counts=True)[1]
+        if len(counts) < 2 or counts.min() < 2 * _FOLDS or groups.max() + 1 < 2 * _FOLDS:
+            return None
+        colours = np.array([outcome.background for outcome in self.scored])
+        folds = list(GroupKFold(_FOLDS).split(colours, self.truth, groups))
+        if any(len(np.unique(self.truth[rest])) < len(counts) for rest, _ in folds):  # a class of one or two subjects
+            return None
+        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
+        guessed = cross_val_predict(model, colours, self.truth, cv=folds)
+        reached, chance = float(balanced_accuracy_score(self.truth, guessed)), 1 / len(counts)
+        if reached < chance + _CONFOUNDED:
+            return None
+        return (
+            f"The colour of the image border alone, without any cell, tells the classes apart with a balanced accuracy "
+            f"of {reached:.2f} (chance {chance:.2f}): part of the result may come from stain and camera."
+        )
+
+    def table(self, threshold: float) -> pa.Table:
+        """One row an image, rejected ones with their code: what `predictions.parquet` holds."""
+        names = self.info.classes
+        columns: dict[str, Any] = {
+            key: [outcome.row[key] for outcome in self.all]
+            for key in ("image_id", "uri", "member", "subject_id", "class_name", "label", "split")
+        }
+        columns["probability"] = pa.array([outcome.probability for outcome in self.all], pa.float32())
+        for k, name in enumerate(class_columns(names)):
+            values = [outcome.classes[k] if outcome.classes else None for outcome in self.all]
+            columns[name] = pa.array(values, pa.float32())
+        called = iter(self.called(threshold))
+        columns["called"] = [names[next(called)] if outcome.classes else None for outcome in self.all]
+        columns["decision"] = pa.array([outcome.decision for outcome in self.all], pa.string())
+        columns["code"] = pa.array([outcome.code for outcome in self.all], pa.string())
+        columns["message"] = pa.array([outcome.message for outcome in self.all], pa.string())
+        return pa.table(columns)
+
+
+def true_class(info: BundleInfo, row: Mapping[str, Any]) -> int:
+    """Index of the row's true class among the model's. Raises InputError where the model has no such class."""
+    if info.task == "binary":
+        return int(row["label"])
+    if row["class_name"] not in info.classes:
+        raise InputError(
+            f"class {row['class_name']!r} of {row['uri']} is not among the model's ({', '.join(info.classes)}); "
+            "ingest with the same layout and class names as for training"
+        )
+    return info.classes.index(row["class_name"])
+
+
+def is_labelled(info: BundleInfo, row: Mapping[str, Any]) -> bool:
+    return row["label" if info.task == "binary" else "class_name"] is not None

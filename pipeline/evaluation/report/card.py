@@ -1,0 +1,52 @@
+"""MODEL_CARD.md, after Mitchell et al. 2019, 'Model Cards for Model Reporting' (arXiv:1810.03993)."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.names import METRIC_NAMES
+from pipeline.evaluation.report import words
+from pipeline.evaluation.report.html import environment
+from pipeline.model.bundle import BundleInfo
+
+
+def render_card(
+    info: BundleInfo,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    split: str = "test",
+    data: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+) -> str:
+    """The card as Markdown.
+
+    `metrics` is the dictionary of `evaluate_binary` or `evaluate_multiclass` on `split`, None before any evaluation.
+    `data` names facts of the training data (source, layout, images, subjects) in the order to be shown.
+    """
+    caveats = list(dict.fromkeys([*warnings, *(metrics["warnings"] if metrics else ())]))
+    return (
+        environment(autoescape=False)
+        .get_template("card.md.j2")
+        .render(
+            info=info,
+            identity=info.identity(),
+            metrics=metrics,
+            split=split,
+            data=data or {},
+            warnings=caveats,
+            names=METRIC_NAMES,
+            headline=words.headline(metrics) if metrics else [],
+            not_a_device=words.NOT_A_DEVICE,
+            synthetic_note=words.SYNTHETIC,
+        )
+    )
+
+
+def write_card(path: Path, info: BundleInfo, **content: Any) -> Path:
+    """Write the card (see `render_card`) to a local file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(render_card(info, **content), encoding="utf-8")
+    unfinished.replace(path)
+    return path

@@ -1,0 +1,90 @@
+"""Labels and probabilities as the points of the report's curves, JSON-ready and bounded in size."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
+
+from pipeline.evaluation.intervals import Floats, equal_mass_bins, wilson_interval
+
+MAX_POINTS = 400
+HISTOGRAM_BINS = 40
+RELIABILITY_BINS = 10
+
+
+def binary_curves(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
+    """ROC, precision-recall, histogram of scores by class and reliability of a two-class model.
+
+    A curve that needs a class the split lacks is None.
+    """
+    truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    counts = [np.histogram(scores[truth == k], edges)[0].tolist() for k in (0, 1)]
+    return {
+        "roc": _roc(truth == 1, scores),
+        "pr": _precision_recall(truth == 1, scores),
+        "histogram": {"edges": edges.tolist(), "negative": counts[0], "positive": counts[1]},
+        "reliability": _reliability(truth == 1, scores),
+    }
+
+
+def multiclass_curves(labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str]) -> dict[str, Any]:
+    """One-vs-rest ROC of every class, and the reliability of the probability of the class called."""
+    truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
+    return {
+        "roc_by_class": {name: _roc(truth == k, scores[:, k]) for k, name in enumerate(class_names)},
+        "reliability": _reliability(scores.argmax(axis=1) == truth, scores.max(axis=1)),
+    }
+
+
+def _roc(positive: Any, scores: Floats) -> dict[str, Any] | None:
+    if not 0 < positive.sum() < len(positive):
+        return None
+    alarms, found, _ = roc_curve(positive, scores)
+    keep = _thinned(len(alarms))
+    area = float(roc_auc_score(positive, scores))
+    return {"fpr": alarms[keep].tolist(), "tpr": found[keep].tolist(), "auc": area}
+
+
+def _precision_recall(positive: Any, scores: Floats) -> dict[str, Any] | None:
+    if not 0 < positive.sum() < len(positive):
+        return None
+    precision, recall, _ = precision_recall_curve(positive, scores)
+    keep = _thinned(len(recall))
+    return {
+        "recall": recall[keep].tolist(),
+        "precision": precision[keep].tolist(),
+        "prevalence": float(positive.mean()),
+    }
+
+
+def _reliability(happened: Any, scores: Floats) -> list[dict[str, float]]:
+    """Bins of equally many images: mean probability, share that happened with its Wilson interval, images."""
+    bins = equal_mass_bins(scores, RELIABILITY_BINS)
+    points = []
+    for k in np.unique(bins):
+        rows = bins == k
+        share = wilson_interval(int(happened[rows].sum()), int(rows.sum()))
+        points.append(
+            {
+                "probability": float(scores[rows].mean()),
+                "share": share.value,
+                "low": share.low,
+                "high": share.high,
+                "images": int(rows.sum()),
+            }
+        )
+    return points
+
+
+def _thinned(points: int) -> Any:
+    """Indices of at most MAX_POINTS points, both ends kept."""
+    return np.unique(np.linspace(0, points - 1, min(points, MAX_POINTS)).round().astype(int))
+
+
+def finite(value: object) -> bool:
+    """Whether a number is there to be drawn: histories leave out, or set to None or NaN, what was not measured."""
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,211 @@
+"""The evaluation report: one HTML file that holds its pictures and fetches nothing, on screen and on paper."""
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.evaluation.names import METRIC_NAMES
+from pipeline.evaluation.report import plots, words
+
+TEMPLATES = Path(__file__).parent / "templates"
+REPORT = "report.html"
+_TILES = {
+    "binary": ("sensitivity", "specificity", "roc_auc", "balanced_accuracy"),
+    "multiclass": ("accuracy", "balanced_accuracy", "roc_auc_macro", "f1_macro"),
+}
+_SLICE_ROWS = 15
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the report: SVG, a title and what a reader should see in it."""
+
+    svg: str
+    title: str
+    caption: str
+    wide: bool = False
+
+
+def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Environment:
+    """Jinja2 with this package's templates and those in `folders`; a missing name is an error, not a blank."""
+    loaded = Environment(
+        loader=FileSystemLoader([*folders, TEMPLATES]),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    loaded.filters |= {"number": words.number, "limits": words.interval, "with_interval": words.with_interval}
+    return loaded
+
+
+def render_report(
+    *,
+    title: str,
+    metrics: Mapping[str, Any],
+    curves: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]] = (),
+    best_epoch: int | None = None,
+    mistakes: Sequence[tuple[NDArray[np.uint8], str]] = (),
+    provenance: Mapping[str, Any],
+    synthetic: bool,
+    warnings: Sequence[str] = (),
+    split: str = "test",
+    basis: str = "",
+) -> str:
+    """The report as HTML text.
+
+    `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
+    multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
+    `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
+    after 'Measured on N images of M subjects'. `best_epoch` is the epoch of `history` whose weights the model has.
+    """
+    caveats = list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())]))
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            metrics=metrics,
+            disease=metrics.get("disease"),
+            names=METRIC_NAMES,
+            headline=words.headline(metrics),
+            tiles=_tiles(metrics),
+            grids=_grids(metrics),
+            results=_result_pictures(metrics, curves),
+            scores=_score_pictures(metrics, curves),
+            training=_training_pictures(history, best_epoch),
+            mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
+            provenance=provenance,
+            synthetic=synthetic,
+            basis=basis or f" ({split} split)",
+            warnings=caveats,
+            not_a_device=words.NOT_A_DEVICE,
+            synthetic_note=words.SYNTHETIC,
+            hardest=_hardest,
+            slice_rows=_SLICE_ROWS,
+        )
+    )
+
+
+def write_report(out_dir: Path, **content: Any) -> Path:
+    """Write `report.html` (see `render_report`) into a local folder, whole or not at all."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    path, unfinished = out_dir / REPORT, out_dir / f".{REPORT}.{os.getpid()}"
+    unfinished.write_text(render_report(**content), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """uint8 (h, w, 3), RGB, as a JPEG data: URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _disease(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The two-class view: the metrics themselves, or the disease view of many classes, or nothing."""
+    return metrics if metrics["task"] == "binary" else metrics.get("disease") or {}
+
+
+def _hardest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a slice table with the lowest accuracy; of a short table all, in its own order."""
+    if len(rows) <= _SLICE_ROWS:
+        return list(rows)
+    return sorted(rows, key=lambda row: (row["accuracy"]["value"], -row["images"]))[:_SLICE_ROWS]
+
+
+def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The four figures at the top."""
+    return [{"name": METRIC_NAMES[key], **metrics["metrics"][key]} for key in _TILES[metrics["task"]]]
+
+
+def _grids(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Two icon arrays of 100 images: of the diseased how many are found, of the healthy how many alarm."""
+    view = _disease(metrics)
+    if not view:
+        return []
+    negative, positive = words.disease_words(view["class_names"])
+    found = view["metrics"]["sensitivity"]["value"]
+    alarms = words.complement(view["metrics"]["specificity"])["value"]
+    grids = []
+    if found is not None:
+        filled = round(100 * found)
+        text = f"{words.per_hundred(found)} of 100 {positive} images are found"
+        grids.append(
+            {"filled": filled, "kind": "found", "text": text, "rest": f"{words.per_hundred(1 - found)} missed"}
+        )
+    if alarms is not None:
+        filled = round(100 * alarms)
+        text = f"{words.per_hundred(alarms)} of 100 {negative} images raise a false alarm"
+        rest = f"{words.per_hundred(1 - alarms)} rightly cleared"
+        grids.append({"filled": filled, "kind": "alarm", "text": text, "rest": rest})
+    return grids
+
+
+def _result_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Picture]:
+    pictures = [
+        Picture(
+            plots.confusion(metrics["confusion"], metrics["class_names"]),
+            "Confusion",
+            "Images by what they truly are (rows) and what the model says (columns), with the share of each row.",
+            wide=len(metrics["class_names"]) > 5,
+        )
+    ]
+    if curves.get("roc_by_class"):
+        caption = "Each class against all others. A class seldom seen has a ragged curve."
+        pictures.append(Picture(plots.roc_by_class(curves["roc_by_class"]), "ROC by class", caption))
+    view = _disease(metrics)
+    points = curves.get("disease") or curves
+    if view and points.get("roc"):
+        values = view["metrics"]
+        alarms = words.complement(values["specificity"])["value"]
+        operating = (alarms, values["sensitivity"]["value"]) if alarms is not None else None
+        svg = plots.roc(points["roc"], operating, words.number(values["roc_auc"]["value"]))
+        caption = "What every possible threshold would find, and at what price in false alarms."
+        pictures.append(Picture(svg, "ROC" if view is metrics else "ROC of disease", caption))
+    return pictures
+
+
+def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Picture]:
+    view = _disease(metrics)
+    points = curves.get("disease") or curves
+    pictures = []
+    if view and points.get("histogram"):
+        band = (view["review"]["low"], view["review"]["high"]) if view.get("review") else None
+        names = words.disease_words(view["class_names"])
+        svg = plots.score_histogram(points["histogram"], names, view["threshold"], band)
+        caption = "Where the model puts the images of each side. Colour on the wrong side of the line is an error."
+        pictures.append(Picture(svg, "Scores", caption, wide=True))
+    if view and points.get("pr"):
+        values = view["metrics"]
+        operating = (values["sensitivity"]["value"], values["precision"]["value"])
+        known = None if None in operating else operating
+        svg = plots.precision_recall(points["pr"], known, words.number(values["pr_auc"]["value"]))
+        caption = "How many alarms are right. Depends on how common the disease is in this split."
+        pictures.append(Picture(svg, "Precision and recall", caption))
+    if curves.get("reliability"):
+        positive = words.disease_words(metrics["class_names"])[1] if metrics["task"] == "binary" else None
+        label = f"Share truly {positive}" if positive else "Share rightly named"
+        caption = "On the diagonal, a probability of 80 % is right in 80 of 100 images. Bars: 95 % Wilson intervals."
+        pictures.append(Picture(plots.reliability(curves["reliability"], label), "Calibration", caption))
+    return pictures
+
+
+def _training_pictures(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Picture]:
+    if len(history) < 2:
+        return []
+    caption = "Loss on both splits and ROC-AUC on validation by epoch."
+    if best_epoch is not None:
+        caption += f" The weights of epoch {best_epoch}, the best on validation, were kept."
+    return [Picture(plots.learning_curves(history, best_epoch), "Learning curves", caption, wide=True)]

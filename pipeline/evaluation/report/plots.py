@@ -1,0 +1,281 @@
+"""The report's figures: points of `curves` in, SVG text out. Figures are objects of their own, no pyplot state.
+
+Colours are Okabe and Ito's, which remain apart with any kind of colour blindness; lines differ in dash as well.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from pipeline.evaluation.report.curves import finite
+
+INK, MUTED, GRID = "#1b2430", "#5b6672", "#e3e7ec"
+NEGATIVE, POSITIVE, ACCENT = "#0072b2", "#d55e00", "#0f4c81"
+BAND = "#f0e442"
+CLASS_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b6672", "#1b2430")
+DASHES = ("-", "--", "-.", ":")
+SHADES = LinearSegmentedColormap.from_list("share", ["#ffffff", "#cfe0ef", "#6fa3cc", "#0f4c81"])
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: crisp, selectable, in the page's font
+    "svg.hashsalt": "leukoray",  # same data, same bytes
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # for measuring; the page's style sheet sets the font shown
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+SQUARE, WIDE = (4.4, 4.1), (9.3, 3.5)  # inches; one page column and two, at the same text size
+
+
+def roc(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, area: str) -> str:
+    """ROC with the operating point (false alarm rate, sensitivity); `area` is the AUC as text."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_square("False alarms (1 − specificity)", "Sensitivity")
+        axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
+        axes.fill_between(curve["fpr"], curve["tpr"], color=ACCENT, alpha=0.07, linewidth=0)
+        axes.plot(curve["fpr"], curve["tpr"], color=ACCENT, linewidth=2, solid_joinstyle="round", clip_on=False)
+        axes.text(0.97, 0.05, f"AUC {area}", ha="right", fontsize=10.5)
+        if operating_point and all(map(finite, operating_point)):
+            x, y = operating_point
+            _point(axes, x, y, "operating point", (x + 0.06, y - 0.12) if x < 0.5 else (x - 0.45, y - 0.15))
+        return _svg(figure, "roc")
+
+
+def precision_recall(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, area: str) -> str:
+    """Precision over recall with the operating point (recall, precision) and the share of positives."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_square("Recall (sensitivity)", "Precision")
+        base = curve["prevalence"]
+        axes.axhline(base, color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
+        axes.text(0.02, min(base + 0.02, 0.93), "share of positive images", color=MUTED, fontsize=8.5)
+        axes.plot(curve["recall"], curve["precision"], color=ACCENT, linewidth=2, clip_on=False)
+        axes.text(0.03, 0.05, f"Average precision {area}", fontsize=10.5)
+        if operating_point and all(map(finite, operating_point)):
+            x, y = operating_point
+            _point(axes, x, y, "operating point", (max(x - 0.46, 0.02), y - 0.14 if y > base + 0.2 else y + 0.1))
+        return _svg(figure, "pr")
+
+
+def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """One-vs-rest ROC of every class that can be drawn."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_square("False alarms (1 − specificity)", "Sensitivity")
+        axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
+        for k, (name, curve) in enumerate(curves.items()):
+            if curve:
+                style: dict[str, Any] = {
+                    "color": CLASS_COLOURS[k % len(CLASS_COLOURS)],
+                    "linestyle": DASHES[k % len(DASHES)],
+                }
+                label = f"{name}  {curve['auc']:.3f}"
+                axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
+        axes.legend(loc="lower right", title="AUC, each class against the rest", title_fontsize=8.5)
+        return _svg(figure, "roc-classes")
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Counts and, below each, the share of its row; darker is the larger share."""
+    counts = np.asarray(matrix, np.int64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    side = max(4.2, 1.0 + 0.72 * len(names))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(side + 0.2, side - 0.2), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1.15)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        wrapped = [name.replace("_", " ").replace(" ", "\n", 1) if len(name) > 9 else name for name in names]
+        slanted = len(names) > 2 and max(map(len, names)) > 5
+        slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+        axes.set_xticks(range(len(names)), wrapped, color=INK, **slant)
+        axes.set_yticks(range(len(names)), wrapped, color=INK)
+        axes.set_xlabel("The model says")
+        axes.set_ylabel("Truly")
+        axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=3)
+        axes.tick_params(which="minor", length=0)
+        size = 16 if len(names) == 2 else 12 if len(names) < 6 else 7
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.7 else INK
+            axes.text(column, row - 0.04, f"{count:,}", ha="center", va="bottom", fontsize=size, color=colour)
+            share = f"{shares[row, column]:.0%}" if totals[row, 0] else "–"
+            axes.text(column, row + 0.09, share, ha="center", va="top", fontsize=size * 0.7, color=colour)
+        return _svg(figure, "confusion")
+
+
+def score_histogram(
+    histogram: Mapping[str, Any], names: Sequence[str], threshold: float, band: tuple[float, float] | None
+) -> str:
+    """Images by probability: negatives drawn downwards, positives upwards, so that neither hides the other."""
+    edges = np.asarray(histogram["edges"])
+    up, down = np.asarray(histogram["positive"]), np.asarray(histogram["negative"])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=WIDE, layout="constrained")
+        axes = figure.subplots()
+        if band:
+            axes.axvspan(*band, color=BAND, alpha=0.35, linewidth=0)
+        width = np.diff(edges) * 0.86
+        centres = (edges[1:] + edges[:-1]) / 2
+        axes.bar(centres, np.sqrt(up), width, color=POSITIVE)
+        axes.bar(centres, -np.sqrt(down), width, color=NEGATIVE)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.axvline(threshold, color=INK, linewidth=1.4)
+        limit = np.sqrt(max(up.max(), down.max(), 1)) * 1.28
+        axes.set_ylim(-limit, limit)
+        axes.set_xlim(0, 1)
+        axes.set_yticks(*_square_root_ticks(max(up.max(), down.max(), 1)))
+        axes.set_xlabel(f"Probability of {names[1]}")
+        axes.set_ylabel("Images (square-root scale)")
+        axes.text(0.008, limit * 0.86, f"▲ truly {names[1]}", color=POSITIVE, fontweight="bold")
+        axes.text(0.008, -limit * 0.94, f"▼ truly {names[0]}", color=NEGATIVE, fontweight="bold")
+        side, shift = ("left", 0.01) if threshold < 0.6 else ("right", -0.01)
+        note = f"threshold {threshold:.3f}" + (", review band shaded" if band else "")
+        axes.text(threshold + shift, limit * 0.86, note, ha=side)
+        return _svg(figure, "scores")
+
+
+def probability_histogram(
+    counts: Sequence[int], edges: Sequence[float], label: str, threshold: float | None, band: tuple[float, float] | None
+) -> str:
+    """Images by probability, none of them with a known truth; right of the threshold in the colour of positives."""
+    limits, heights = np.asarray(edges), np.sqrt(np.asarray(counts, np.float64))
+    largest = max(max(counts), 1)
+    centres = (limits[1:] + limits[:-1]) / 2
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE[0], 2.9), layout="constrained")
+        axes = figure.subplots()
+        if band:
+            axes.axvspan(*band, color=BAND, alpha=0.35, linewidth=0)
+        colours = [ACCENT if threshold is None else POSITIVE if x >= threshold else NEGATIVE for x in centres]
+        axes.bar(centres, heights, np.diff(limits) * 0.86, color=colours)
+        top = float(np.sqrt(largest)) * 1.22
+        axes.set(xlim=(0, 1), ylim=(0, top), xlabel=label, ylabel="Images (square-root scale)")
+        places, names = _square_root_ticks(largest)
+        middle = len(places) // 2
+        axes.set_yticks(places[middle:], names[middle:])
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, linewidth=1.4)
+            side, shift = ("left", 0.01) if threshold < 0.6 else ("right", -0.01)
+            note = f"threshold {threshold:.3f}" + (", review band shaded" if band else "")
+            axes.text(threshold + shift, top * 0.91, note, ha=side)
+        return _svg(figure, "probabilities")
+
+
+def reliability(points: Sequence[Mapping[str, float]], share_label: str) -> str:
+    """Share that happened over the probability given, with 95 % Wilson bars; the diagonal is perfect honesty."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_square("Probability given", share_label)
+        axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
+        axes.text(0.60, 0.52, "perfectly calibrated", color=MUTED, fontsize=8.5, rotation=45, rotation_mode="anchor")
+        x = np.array([point["probability"] for point in points])
+        y = np.array([point["share"] for point in points])
+        bars = [y - [point["low"] for point in points], [point["high"] for point in points] - y]
+        axes.errorbar(x, y, yerr=np.maximum(bars, 0), fmt="none", ecolor=ACCENT, elinewidth=1, alpha=0.55)
+        axes.plot(x, y, color=ACCENT, linewidth=1.6, marker="o", markersize=5, clip_on=False)
+        return _svg(figure, "reliability")
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
+    """Losses and, beside them, the validation metric, over epochs."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=WIDE, layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _series(left, history, "train_loss", "training", MUTED, "--")
+        _series(left, history, "val_loss", "validation", ACCENT, "-")
+        left.set_ylabel("Loss")
+        _series(right, history, "val_auc", "validation ROC-AUC", ACCENT, "-")
+        right.set_ylabel("ROC-AUC")
+        for axes in (left, right):
+            axes.set_xlabel("Epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if best_epoch is not None:
+                axes.axvline(best_epoch, color=POSITIVE, linewidth=1, linestyle=(0, (4, 3)), label="kept")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(loc="best")
+        return _svg(figure, "learning")
+
+
+def _series(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: str, colour: str, dash: str) -> None:
+    rows = [(row["epoch"], row[key]) for row in history if finite(row.get(key))]
+    if rows:
+        axes.plot(
+            *zip(*rows, strict=True), color=colour, linestyle=dash, linewidth=1.8, marker="o", markersize=3, label=label
+        )
+
+
+def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SQUARE, layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=x_label, ylabel=y_label, aspect="equal")
+    ticks = np.linspace(0, 1, 6)
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure, axes
+
+
+def _point(axes: Axes, x: float, y: float, label: str, at: tuple[float, float]) -> None:
+    axes.annotate(
+        label,
+        (x, y),
+        xytext=(at[0], max(at[1], 0.03)),
+        color=POSITIVE,
+        arrowprops={"arrowstyle": "-", "color": POSITIVE, "linewidth": 0.8, "shrinkB": 5},
+    )
+    axes.plot(
+        [x], [y], "o", markersize=9, markerfacecolor="white", markeredgecolor=POSITIVE, markeredgewidth=2, clip_on=False
+    )
+
+
+def _square_root_ticks(largest: float) -> tuple[list[float], list[str]]:
+    """Round counts for an axis mirrored at 0 whose height is the square root of the count."""
+    step = 10 ** np.floor(np.log10(largest))
+    counts = sorted({int(count) for count in (step / 4, step, largest // step * step) if count >= 1})
+    marks = [-count for count in reversed(counts)] + [0] + counts
+    return [float(np.sign(mark) * np.sqrt(abs(mark))) for mark in marks], [f"{abs(mark):,}" for mark in marks]
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element fit to stand in a page with others: ids of its own, no style of its own."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", text)
+    text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", text)
+    return re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
+        rf'<svg class="plot {name}" viewBox="\1" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">',
+        text,
+        count=1,
+    )

@@ -1,0 +1,57 @@
+"""Which format the first bytes name, whether a file reaches its own end, and what to call its damage."""
+
+import struct
+
+from pipeline.base.errors import Code, ImageRejected
+from pipeline.images.formats import jpeg, png, tiff
+
+
+def sniff(data: bytes) -> str | None:
+    """The format that the magic number names, None if none of ours."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if data[:8] == png.MAGIC[: len(data)] and len(data) >= 4:
+        return "png"
+    if data[:4] in tiff.MAGICS:
+        return "tiff"
+    if data[:4] == b"RIFF" and data[8:12] in (b"WEBP"[: len(data) - 8], b"WEBP"):
+        return "webp"
+    if data[:4] == b"GIF8":
+        return "gif"
+    if data[:2] == b"BM" and len(data) >= 14 and data[6:10] == b"\x00\x00\x00\x00":
+        return "bmp"
+    return None
+
+
+def is_complete(data: bytes, name: str) -> bool:
+    """Whether the file reaches the end that its own header or end marker promises."""
+    if name == "jpeg":
+        return jpeg.is_complete(data)
+    if name == "png":
+        return png.is_complete(data)
+    if name == "gif":
+        return data.rstrip(b"\x00").endswith(b"\x3b")
+    if name == "webp":
+        return len(data) >= 12 and len(data) >= int.from_bytes(data[4:8], "little") + 8
+    if name == "bmp":
+        return len(data) >= _bmp_bytes(data)
+    page = tiff.first_page(data)
+    return page is not None and page.end <= len(data)
+
+
+def _bmp_bytes(data: bytes) -> int:
+    """Length by the file header, or by the size of the pixels where some programs leave a 0 there."""
+    announced = int.from_bytes(data[2:6], "little")
+    if announced or len(data) < 34:
+        return announced
+    width, height, bits, compression = struct.unpack_from("<iixxHI", data, 18)
+    if compression != 0:
+        return announced
+    return int.from_bytes(data[10:14], "little") + int((width * bits + 31) // 32 * 4 * abs(height))
+
+
+def damaged(data: bytes, name: str, error: Exception) -> ImageRejected:
+    detail = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if is_complete(data, name):
+        return ImageRejected(Code.CORRUPT, f"damaged {name}: {detail}")
+    return ImageRejected(Code.TRUNCATED, f"{name} ends too early ({len(data)} bytes): {detail}")

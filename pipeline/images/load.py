@@ -1,0 +1,168 @@
+"""Encoded bytes to RGB uint8 of the model's input size: the one way, for training, evaluation, batch and serving.
+
+JPEG takes the fast road: libjpeg-turbo scales during decoding (DCT scaling) to the smallest n/8 not below the
+target, then one bilinear step. Everything else, and any JPEG that turbo cannot read (CMYK, arithmetic coding), goes
+through Pillow, is reduced by whole factors with area averaging, then takes the same bilinear step. Against a plain
+Pillow resize the result differs by about one level on average; what counts is that all users share it.
+
+Rules: the whole field is kept (aspect ratio is not), EXIF orientation is applied, alpha lies on white, the first
+frame or page is used, 16-bit samples are scaled to 8 (gray ones that fill 12 bits by those), float samples must lie in
+0..1, ICC profiles are ignored. What would have to be guessed is refused.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.base.errors import Code, ImageRejected
+from pipeline.images.decoders import decode_jpeg, decode_pillow, format_name, open_pillow
+from pipeline.images.formats import jpeg, tiff
+from pipeline.images.formats.sniff import damaged, sniff
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
+_FREE_SCANS, _MAX_SCANNED = 20, 100  # more scans than any encoder makes; passes over an image of --max-pixels
+
+cv2.setNumThreads(1)  # one worker a core: threads of our own would only fight each other
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before decoding, from length and header alone."""
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 100_000_000
+    max_frames: int = 1000  # of an animation or a multi-page file, of which only the first is used
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Everything that decides the pixels a model sees; its digest is stored in the bundle.
+
+    Raise `version` with any change to `load_image` that moves a pixel.
+    """
+
+    size: int
+    version: int = 2
+    color: str = "RGB, alpha on white, ICC ignored"
+    resize: str = "DCT n/8 or area by whole factors, then bilinear (exact) to size x size, aspect not kept"
+    orientation: str = "EXIF applied"
+
+    def digest(self) -> str:
+        """SHA-256, hex, of the rules above."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known before decoding. `width` and `height` in pixels as stored, before EXIF orientation."""
+
+    format: str
+    width: int
+    height: int
+    frames: int = 1
+    has_exif: bool = False  # of a JPEG
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A decoded image at model size."""
+
+    pixels: NDArray[np.uint8]  # (size, size, 3), RGB
+    header: Header
+
+
+def load_image(data: bytes, size: int, limits: Limits = Limits()) -> LoadedImage:
+    """Decode, orient and resize one encoded image to uint8 (size, size, 3), RGB.
+
+    Raises ImageRejected with code empty, too_large, too_many_pixels, unsupported_format, truncated or corrupt.
+    """
+    header = read_header(data, limits)
+    if header.format == "jpeg":
+        pixels = decode_jpeg(data, size, has_exif=header.has_exif)
+    else:
+        pixels = decode_pillow(data)
+    return LoadedImage(_resize(pixels, size), header)
+
+
+def read_header(data: bytes, limits: Limits = Limits()) -> Header:
+    """Check length and announced size against the limits. Raises ImageRejected as `load_image` does."""
+    if not data:
+        raise ImageRejected(Code.EMPTY, "the file has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageRejected(Code.TOO_LARGE, f"{len(data)} bytes, the limit (--max-bytes) is {limits.max_bytes}")
+    name = sniff(data)
+    if name == "jpeg":
+        header = _jpeg_header(data, limits)
+    else:
+        header = _tiff_header(data, limits) if name == "tiff" else _pillow_header(data)
+    if header.width * header.height > limits.max_pixels:
+        raise ImageRejected(
+            Code.TOO_MANY_PIXELS,
+            f"{header.width}x{header.height} pixels announced, the limit (--max-pixels) is {limits.max_pixels}",
+        )
+    if header.frames > limits.max_frames:
+        message = f"{header.frames} frames, the limit (--max-frames) is {limits.max_frames}; save the frame that counts"
+        raise ImageRejected(Code.TOO_MANY_FRAMES, message)
+    return header
+
+
+def _jpeg_header(data: bytes, limits: Limits) -> Header:
+    frame = jpeg.read_frame(data)
+    if frame is None:
+        raise damaged(data, "jpeg", ValueError("no complete frame header"))
+    if not frame.is_decoded:
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, f"a JPEG with {frame.kind}; save it as a baseline JPEG or PNG")
+    scans = jpeg.scans(data)
+    if scans > _FREE_SCANS and scans * frame.width * frame.height > _MAX_SCANNED * limits.max_pixels:
+        size = f"{frame.width}x{frame.height}"
+        message = f"{scans} scans of {size} pixels are too much work; save it as a baseline JPEG"
+        raise ImageRejected(Code.TOO_MANY_PIXELS, message)
+    return Header("jpeg", frame.width, frame.height, has_exif=frame.has_exif)
+
+
+def _tiff_header(data: bytes, limits: Limits) -> Header:
+    page = tiff.first_page(data)
+    if page is None:
+        raise damaged(data, "tiff", ValueError("its directory lies behind its end"))
+    refused = page.refused()
+    if refused is not None:
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, f"{refused}; save it with 8 or 16 bits a channel, LZW or none")
+    if page.tile_pixels > limits.max_pixels:
+        message = f"tiles of {page.tile_pixels} pixels announced, the limit (--max-pixels) is {limits.max_pixels}"
+        raise ImageRejected(Code.TOO_MANY_PIXELS, message)
+    with open_pillow(data) as image:
+        return Header("tiff", page.width, page.height, _frames(image))
+
+
+def _pillow_header(data: bytes) -> Header:
+    with open_pillow(data) as image:
+        return Header(format_name(image), image.width, image.height, _frames(image))
+
+
+def _frames(image: Image.Image) -> int:
+    """Frames or pages, by walking their headers."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damage behind the first frame; the decoder will say what it is
+        return 1
+
+
+def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    height, width = pixels.shape[:2]
+    if (height, width) == (size, size):
+        return pixels
+    rows, columns = max(1, height // size), max(1, width // size)
+    if rows > 1 or columns > 1:
+        reduced = (max(size, width // columns), max(size, height // rows))
+        pixels = _as_uint8(cv2.resize(pixels, reduced, interpolation=cv2.INTER_AREA))
+    return _as_uint8(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR_EXACT))
+
+
+def _as_uint8(pixels: Any) -> NDArray[np.uint8]:
+    return np.asarray(pixels, dtype=np.uint8)

@@ -1,0 +1,203 @@
+"""What is known of one image (`Annotation`), what its path alone can tell, and the user's own words on top.
+
+Takes and gives plain strings and Annotations, one a path; no I/O. The naming habits of known data sets are in
+`pipeline.layouts`, labels from a table in `pipeline.label_table`.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pipeline.base.errors import UsageError
+
+Split = Literal["train", "validation", "test"]
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+_NEGATIVE_WORDS = frozenset(
+    {"healthy", "normal", "benign", "hem", "negative", "neg", "control", "controls", "nonmalignant"}
+)
+_DISEASE_WORDS = frozenset(
+    {
+        "leukemia",
+        "leukaemia",
+        "leukemic",
+        "leukaemic",
+        "aml",
+        "cml",
+        "cll",
+        "malignant",
+        "cancer",
+        "cancerous",
+    }
+    | {
+        "blast",
+        "blasts",
+        "lymphoblast",
+        "lymphoblasts",
+        "myeloblast",
+        "myeloblasts",
+        "monoblast",
+        "monoblasts",
+    }
+    | {"abnormal"}
+)
+_NEGATIONS = frozenset({"non", "not", "no", "without"})
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What is known of one image. `label`: 1 positive, 0 negative, None unknown."""
+
+    class_name: str | None = None
+    label: int | None = None
+    subject_id: str | None = None
+    split: Split | None = None
+
+
+UNKNOWN = Annotation()
+_HERE = re.compile(r"(?:(?<=/)|^)(?:\.?/+)+")  # the tar of a folder writes ./a/b
+
+
+def normalize(path: str) -> str:
+    """The path with archive members written as if the archive were a folder, its own way of writing them undone."""
+    if "!/" in path:
+        path = path.replace("!/", "/").replace("\\", "/")  # zips of old Windows programs
+    return _HERE.sub("", path) if "./" in path else path.lstrip("/")
+
+
+def common_label(class_name: str) -> int | None:
+    """Label of a class by common words: 'Non-Leukemia' 0, '[Malignant] Pre-B' 1, 'LYMPHOCYTE' None."""
+    if class_name.casefold() == "all":
+        return 1
+    written = re.findall(r"[A-Za-z]+", class_name)
+    words = {word.casefold() for word in written}
+    # 'all' is a disease only as a whole name or in capitals ('ALL_L1', not 'all_cells').
+    disease = bool(words & _DISEASE_WORDS) or "ALL" in written
+    if words & _NEGATIONS:
+        return 0 if disease else None
+    if disease and words & {"negative", "neg"}:
+        return 0
+    positive, negative = disease or bool(words & {"positive", "pos"}), bool(words & _NEGATIVE_WORDS)
+    if positive == negative:
+        return None
+    return 1 if positive else 0
+
+
+def block_id(path: str, annotation: Annotation, size: int) -> str | None:
+    """'Early-block-003' for the file number 73 to 108 of a class at size 36; None without a number.
+
+    Folders are left out on purpose: an original and its segmented copy share class and number, and must stay
+    together.
+    """
+    *folders, name = path.split("/")
+    stem = re.sub(r" ?\(\d+\)$", "", name.rpartition(".")[0] or name)  # 'cell_7 (1).bmp' is a copy of number 7
+    stem = re.sub(r"^(Im\d{3,})_[01]$", r"\1", stem, flags=re.IGNORECASE)  # ALL-IDB ends names with the label
+    numbers = re.findall(r"\d+", stem)
+    if not numbers:
+        return None
+    group = annotation.class_name or (folders[-1] if folders else "unlabelled")
+    prefix = f"{annotation.split}-" if annotation.split else ""
+    return f"{prefix}{group}-block-{(int(numbers[-1]) - 1) // size + 1:03d}"
+
+
+def override(
+    annotations: Sequence[Annotation],
+    paths: Sequence[str],
+    *,
+    positive: Sequence[str] | None = None,
+    negative: Sequence[str] | None = None,
+    subject_pattern: str | None = None,
+    subject_blocks: int | None = None,
+) -> list[Annotation]:
+    """The annotations with the user's words applied, in the order of `paths`.
+
+    `positive`/`negative`: class names. With only one of them given, every other class is of the other kind;
+    with both, classes named in neither have no label. `subject_pattern`: a regular expression searched in the
+    path, whose group 'subject' or first group is the subject. `subject_blocks`: N consecutive file numbers of
+    a class are a subject.
+    """
+    result = list(annotations)
+    if positive or negative:
+        table = _label_table({a.class_name for a in result if a.class_name is not None}, positive, negative)
+        result = [replace(a, label=table.get(a.class_name)) if a.class_name is not None else a for a in result]
+    if subject_pattern is not None and subject_blocks is not None:
+        raise UsageError("--subject-pattern and --subject-blocks both say what a subject is; give one of them")
+    if subject_pattern is not None:
+        return _with_pattern(result, paths, subject_pattern)
+    if subject_blocks is not None:
+        return _with_blocks(result, paths, subject_blocks)
+    return result
+
+
+def _label_table(
+    found: set[str], positive: Sequence[str] | None, negative: Sequence[str] | None
+) -> dict[str | None, int]:
+    folded = {name.casefold(): name for name in sorted(found)}
+
+    def named(flag: str, names: Sequence[str] | None) -> set[str]:
+        known = {name: name if name in found else folded.get(name.casefold()) for name in names or ()}
+        if unknown := [name for name, class_name in known.items() if class_name is None]:
+            raise UsageError(
+                f"{flag} names no class of this source: {', '.join(unknown)}; "
+                f"classes found: {', '.join(sorted(found)) or 'none'}"
+            )
+        return {class_name for class_name in known.values() if class_name is not None}
+
+    ones, zeros = named("--positive", positive), named("--negative", negative)
+    if both := ones & zeros:
+        raise UsageError(f"--positive and --negative both name {', '.join(sorted(both))}; a class has one label")
+    if not negative:
+        zeros = found - ones
+    elif not positive:
+        ones = found - zeros
+    return {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)}
+
+
+def subject_reader(pattern: str) -> Callable[[str], str | None]:
+    """What reads the subject from a path: the group 'subject' or first group of a regular expression.
+
+    Raises UsageError for a pattern that is no such expression.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--subject-pattern '{pattern}' is not a regular expression: {error}") from error
+    if not compiled.groups:
+        raise UsageError(
+            f"--subject-pattern '{pattern}' has no group; put parentheses around the subject, e.g. "
+            f"'(?P<subject>P\\d+)_'"
+        )
+    group: str | int = "subject" if "subject" in compiled.groupindex else 1
+
+    def read(path: str) -> str | None:
+        found = compiled.search(normalize(path))
+        return (found[group] or None) if found else None
+
+    return read
+
+
+def _with_pattern(annotations: list[Annotation], paths: Sequence[str], pattern: str) -> list[Annotation]:
+    read = subject_reader(pattern)
+    subjects = [read(path) for path in paths]
+    if annotations and not any(subjects):
+        raise UsageError(f"--subject-pattern '{pattern}' finds a subject in no path, e.g. not in '{paths[0]}'")
+    return [replace(a, subject_id=subject) for a, subject in zip(annotations, subjects, strict=True)]
+
+
+def _with_blocks(annotations: list[Annotation], paths: Sequence[str], size: int) -> list[Annotation]:
+    if size < 1:
+        raise UsageError(f"--subject-blocks must be at least 1, got {size}")
+    blocks = [block_id(normalize(path), a, size) for path, a in zip(paths, annotations, strict=True)]
+    if annotations and not any(blocks):
+        raise UsageError(f"--subject-blocks needs numbers in the file names; there is none in e.g. '{paths[0]}'")
+    return [replace(a, subject_id=block) for a, block in zip(annotations, blocks, strict=True)]

@@ -1,0 +1,187 @@
+"""The bundle: a plain folder that is the model. Weights, graph, decision rule, provenance; no pickle.
+
+    model.safetensors  model.onnx  bundle.json  MODEL_CARD.md  report/
+
+`bundle.json` is `BundleInfo` below. It is written last, so a folder without it is no bundle.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.base.errors import InputError, UsageError
+from pipeline.images.load import Preprocessing
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.uris import absolute, join
+
+BUNDLE_VERSION = 1
+WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "MODEL_CARD.md"
+
+
+class BundleInfo(BaseModel):
+    """`bundle.json`. Probabilities and thresholds lie in 0..1."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    bundle_version: int = BUNDLE_VERSION
+    name: str
+    version: str
+    architecture: str
+    task: Literal["binary", "multiclass"]
+    # binary: ("negative", "positive") and one logit; multiclass: one logit a class, in this order
+    classes: tuple[str, ...]
+    positive_classes: tuple[str, ...] = ()  # empty: the classes say nothing about disease, so no decision is made
+    input_size: int = Field(ge=8, le=4096)  # pixels, square
+    preprocessing_digest: str
+    weights_sha256: str
+    graph_sha256: str
+    temperature: float = Field(1.0, gt=0)  # logits are divided by it (Guo et al. 2017)
+    threshold: float = Field(0.5, ge=0, le=1)  # on the positive probability
+    review_band: tuple[float, float] | None = None  # [low, high): decision 'review' instead of a side
+    synthetic: bool = False  # trained on generated images
+    metrics: dict[str, Any] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
+    manifest_digest: str = ""
+    split_rule: str = ""
+    training: dict[str, Any] = {}  # effective training configuration
+    reference_scores: dict[str, Any] = {}  # quantiles of validation scores, for drift
+    versions: dict[str, str] = {}  # packages at training
+    created_at: str = ""  # ISO 8601, UTC
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "BundleInfo":
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            raise ValueError("classes: two or more different names are needed")
+        if self.task == "binary" and len(self.classes) != 2:
+            raise ValueError("classes: a binary model has two")
+        if not set(self.positive_classes) <= set(self.classes):
+            raise ValueError("positive_classes: are not among the classes")
+        if self.review_band is not None and not 0 <= self.review_band[0] <= self.review_band[1] <= 1:
+            raise ValueError("review_band: [low, high) within 0..1")
+        return self
+
+    def identity(self) -> str:
+        """SHA-256, hex, of everything that decides a prediction: weights, calibration, decision rule, pixels."""
+        deciding = {
+            "weights": self.weights_sha256,
+            "graph": self.graph_sha256,
+            "classes": self.classes,
+            "positive": self.positive_classes,
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "review_band": self.review_band,
+            "preprocessing": self.preprocessing_digest,
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def class_columns(classes: Sequence[str]) -> list[str]:
+    """Columns of the probabilities: `prob_<class>`, with all but letters, digits and underscores replaced.
+
+    Classes that this makes equal get their number behind it, so that no two share a column.
+    """
+    plain = ["prob_" + re.sub(r"\W", "_", name) for name in classes]
+    return [name if plain.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(plain)]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle and where it lies. Small: files are read when a predictor asks."""
+
+    uri: str
+    info: BundleInfo
+    s3: S3Settings | None = None
+
+    def file(self, name: str) -> bytes:
+        """A file of the bundle, checked against its digest. Raises InputError when missing or altered."""
+        try:
+            data = store_for(self.uri, self.s3).read(join(self.uri, name)).data
+        except StoreError as error:
+            message = f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
+            raise error.refusal(message) from error
+        expected = {WEIGHTS: self.info.weights_sha256, GRAPH: self.info.graph_sha256}.get(name)
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+            raise InputError(f"bundle {self.uri}: {name} is not the file that was published; copy the bundle again")
+        return data
+
+    def verify(self) -> "Bundle":
+        """Compare weights and graph with their digests, so that what follows need not fail on each of many workers.
+
+        Raises InputError when one is missing or altered.
+        """
+        for name in (WEIGHTS, GRAPH):
+            self.file(name)
+        return self
+
+    def with_threshold(self, threshold: float | None) -> "Bundle":
+        """The same model with another operating point, and so another identity. Raises UsageError outside 0..1."""
+        if threshold is None:
+            return self
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"threshold {threshold}: must lie in 0..1")
+        changes: dict[str, Any] = {"threshold": threshold}
+        if self.info.review_band is not None:  # its margins move along
+            low, high = self.info.review_band
+            below, above = self.info.threshold - low, high - self.info.threshold
+            if low == 0.0 or high == 1.0:  # cut there, perhaps: the other side has the whole margin
+                below = above = max(below, above)
+            changes["review_band"] = (max(0.0, threshold - below), min(1.0, threshold + above))
+        return Bundle(self.uri, self.info.model_copy(update=changes), self.s3)
+
+
+def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], s3: S3Settings | None = None) -> Bundle:
+    """Write `files` (by relative name), then `bundle.json`. The digests of weights and graph are filled in here."""
+    uri = absolute(uri)
+    store = store_for(uri, s3)
+    digests = {
+        "weights_sha256": hashlib.sha256(files[WEIGHTS]).hexdigest(),
+        "graph_sha256": hashlib.sha256(files[GRAPH]).hexdigest(),
+    }
+    info = info.model_copy(update=digests)
+    for name, data in files.items():
+        store.write(join(uri, name), data)
+    store.write(join(uri, INFO), info.model_dump_json(indent=2).encode())
+    return Bundle(uri, info, s3)
+
+
+def update_info(bundle: Bundle, **changes: Any) -> Bundle:
+    """Rewrite `bundle.json` with changed fields (metrics, temperature, threshold), atomically."""
+    info = bundle.info.model_copy(update=changes)
+    store_for(bundle.uri, bundle.s3).write(join(bundle.uri, INFO), info.model_dump_json(indent=2).encode())
+    return Bundle(bundle.uri, info, bundle.s3)
+
+
+def read_bundle(uri: str, s3: S3Settings | None = None) -> Bundle:
+    """Read and check `bundle.json`. Raises InputError naming what is missing or does not fit this version."""
+    uri = absolute(uri)
+    path = join(uri, INFO)
+    try:
+        raw = json.loads(store_for(uri, s3).read(path).data)
+        found = raw.get("bundle_version")
+        if found != BUNDLE_VERSION:
+            raise InputError(
+                f"{path}: bundle version {found}, this leukoray reads version {BUNDLE_VERSION}; train again"
+            )
+        info = BundleInfo(**raw)
+    except StoreError as error:
+        raise error.refusal(f"{uri}: no bundle here ({error}); name a bundle or a registry folder") from error
+    except (ValueError, AttributeError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{path}: damaged ({first}); publish the model again") from error
+    expected = Preprocessing(info.input_size).digest()
+    if info.preprocessing_digest != expected:
+        raise InputError(
+            f"bundle {uri}: was trained with other preprocessing (digest {info.preprocessing_digest[:12]}, "
+            f"this leukoray has {expected[:12]}); its probabilities would be wrong: "
+            "use the version that trained it, or train again"
+        )
+    store = store_for(uri, s3)
+    for name in (WEIGHTS, GRAPH):
+        if store.head(join(uri, name)) is None:
+            raise InputError(f"bundle {uri}: {name} is missing; copy the whole folder")
+    return Bundle(uri, info, s3)

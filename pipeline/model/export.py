@@ -1,0 +1,104 @@
+"""From a trained network to what a bundle holds: safetensors bytes, and an ONNX graph proven equal to it.
+
+The graph takes uint8 NHWC `images` with a free batch size and gives `logits`; normalisation is inside.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from pipeline.base.errors import PlatformError
+from pipeline.model.architectures import CellClassifier
+
+MAX_LOGIT_DIFFERENCE = 1e-4
+MAX_PROBABILITY_DIFFERENCE = 1e-5
+_OPSET = 20
+
+
+def to_safetensors(model: torch.nn.Module) -> bytes:
+    """All weights and buffers, in the names of `pipeline.models`."""
+    return save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+
+
+def to_onnx(model: CellClassifier, input_size: int) -> bytes:
+    """Export in float32 and check against PyTorch. Raises PlatformError when the two engines disagree."""
+    model = model.cpu().eval()
+    example = torch.zeros((2, input_size, input_size, 3), dtype=torch.uint8)
+    with _quiet(), torch.inference_mode():
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    graph: bytes = program.model_proto.SerializeToString()
+    check_parity(model, graph, input_size)
+    return graph
+
+
+def check_parity(model: CellClassifier, graph: bytes, input_size: int, *, seed: int = 0) -> None:
+    """Compare both engines on noise and on flat images, in batches of 1 and 3."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(seed)
+    for count in (1, 3):
+        noise = rng.integers(0, 256, (count, input_size, input_size, 3), dtype=np.uint8)
+        flat = np.broadcast_to(rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8), noise.shape).copy()
+        for images in (noise, flat):
+            with torch.inference_mode():
+                expected = model(torch.from_numpy(images)).numpy()
+            found = np.asarray(session.run(None, {"images": images})[0])
+            _compare(expected, found)
+
+
+def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    if found.shape != expected.shape:
+        raise PlatformError(f"ONNX export: logits of shape {found.shape}, PyTorch gives {expected.shape}")
+    # what decides is the probability; logits far from 0 may differ by more in the last bits without moving it
+    logits = float(np.abs(expected - found).max() / max(1.0, np.abs(expected).max()))
+    probability = float(np.abs(_probability(expected) - _probability(found)).max())
+    if not (logits <= MAX_LOGIT_DIFFERENCE and probability <= MAX_PROBABILITY_DIFFERENCE):
+        raise PlatformError(
+            f"ONNX export: differs from PyTorch by {logits:.2g} in logits and {probability:.2g} in probability "
+            f"(limits {MAX_LOGIT_DIFFERENCE:g}, {MAX_PROBABILITY_DIFFERENCE:g}); "
+            "try another version of torch or onnxruntime"
+        )
+
+
+def _probability(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    if wide.shape[1] == 1:
+        return np.asarray(np.exp(-np.logaddexp(0.0, -wide)))
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its steps and warns of things that the parity check decides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

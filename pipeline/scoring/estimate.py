@@ -1,0 +1,52 @@
+"""What a run would do and about how long it would take, before it is started."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.model.bundle import Bundle
+from pipeline.scoring.plan.plan import Plan
+from pipeline.scoring.request import Request
+from pipeline.scoring.run import list_run
+from pipeline.scoring.run_folder import RunFolder
+from pipeline.storage.parquet import read_columns
+from pipeline.storage.types import S3Settings
+
+_ESTIMATE_ROWS = 24
+
+
+def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:
+    """(plan, a few of its rows): what a run would do, listed into a folder that is thrown away."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
+        folder = RunFolder(f"{scratch}/dry")
+        plan = list_run(out, folder, request, s3, is_dry=True)
+        rows = read_columns(folder.shard(0), None, None).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
+        return plan, rows
+
+
+def estimate_seconds(
+    bundle: Bundle, sample: Sequence[dict[str, Any]], s3: S3Settings | None, workers: int, rows: int
+) -> float | None:
+    """About how long `rows` images take, from decoding and predicting a few of them here; None without any."""
+    import time
+
+    from pipeline.base.errors import ImageRejected
+    from pipeline.model.predictor import Predictor
+    from pipeline.sources.fetch import fetch_rows
+
+    predictor = Predictor(bundle)
+    samples = [item.data for item in fetch_rows(sample, s3) if item.data is not None]
+    if not samples:
+        return None
+    predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))  # the first run sets the graph up
+    begin = time.perf_counter()
+    for data in samples:
+        try:
+            predictor(predictor.load(data).pixels[None])
+        except ImageRejected:
+            continue
+    each = (time.perf_counter() - begin) / len(samples)
+    return rows * each / workers

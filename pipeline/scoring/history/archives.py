@@ -1,0 +1,70 @@
+"""Compressed archives that earlier runs have read: told by their rows, so that the next run need not read them again.
+
+An archive is done when an earlier run noted it in `archives/` with this version and these filters, and all its images
+are in the outputs. One that is done in part (a run with --limit, a retry) is listed, so that no image is scored twice.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD, Ledger
+from pipeline.scoring.run_folder import RunFolder, output_files
+from pipeline.scoring.schemas import SKIPPED_SCHEMA
+from pipeline.storage.parquet import read_batches
+from pipeline.storage.types import S3Settings
+
+DONE, IN_PART, NEW = "done", "in part", "new"
+_KINDS = {"predictions": UNCHANGED, "quarantine": UNCHANGED_BAD}
+
+
+def judge(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | None) -> dict[str, str]:
+    """DONE, IN_PART or NEW for every archive of `etags` (URI -> present version)."""
+    ids: dict[str, list[NDArray[np.int64]]] = {uri: [] for uri in etags}
+    for _, _, table in _rows(out, ledger, etags, s3):
+        for uri in pc.unique(table["uri"]).to_pylist():
+            ids[uri].append(table.filter(pc.equal(table["uri"], uri))["image_id"].to_numpy())
+    verdicts = {}
+    for uri, found in ids.items():
+        known = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        count = len(known)
+        noted = ledger.archives.get(uri)
+        is_noted = noted is not None and noted["etag"] == etags[uri] and noted["is_complete"]
+        if is_noted and noted is not None and noted["images"] == count and not ledger.tries_again(known):
+            verdicts[uri] = DONE
+        else:
+            verdicts[uri] = IN_PART if count else NEW
+    return verdicts
+
+
+def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | None) -> Iterator[pa.Table]:
+    """SKIPPED_SCHEMA rows of archives that are done, each image once, by the latest run that did it."""
+    seen: set[int] = set()
+    for folder, kind, table in _rows(out, ledger, etags, s3):
+        fresh = []
+        for image_id in table["image_id"].to_pylist():
+            fresh.append(image_id not in seen)
+            seen.add(image_id)
+        table = table.filter(pa.array(fresh, pa.bool_()))
+        columns = [table[name] for name in ("image_id", "uri", "member")]
+        constants = [pa.array([value] * table.num_rows, pa.string()) for value in (_KINDS[kind], folder.run_id)]
+        yield pa.Table.from_arrays([*columns, *constants], schema=SKIPPED_SCHEMA)
+
+
+def _rows(
+    out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | None
+) -> Iterator[tuple[RunFolder, str, pa.Table]]:
+    """Rows of these archives in these versions, from the latest run back."""
+    pairs = pa.table({"uri": pa.array(etags.keys(), pa.string()), "etag": pa.array(etags.values(), pa.string())})
+    for run_id in reversed(ledger.runs):
+        folder = RunFolder(f"{out}/{run_id}")
+        for kind in _KINDS:
+            for uri in output_files(folder, kind, s3):
+                for table in read_batches(uri, ["image_id", "uri", "member", "etag"], s3):
+                    table = table.filter(pc.is_in(table["uri"], pairs["uri"].combine_chunks()))
+                    if table.num_rows:
+                        wanted = [etags[name] for name in table["uri"].to_pylist()]
+                        yield folder, kind, table.filter(pc.equal(table["etag"], pa.array(wanted, pa.string())))

@@ -1,0 +1,84 @@
+"""Images that earlier runs did and that are gone from the source since: noted once, when the listing misses them.
+
+Only what the present listing would have met counts: below its sources, past its filters, in no folder or archive that
+could not be listed. What a table or a manifest no longer names is not gone.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.scoring.history.ledger import Ledger
+from pipeline.scoring.run_folder import RunFolder, output_files
+from pipeline.scoring.schemas import DELETED_SCHEMA
+from pipeline.sources.filters import Filters, UriPattern
+from pipeline.storage.parquet import read_batches
+from pipeline.storage.types import S3Settings
+
+
+class Reach:
+    """What a listing of these sources would have met."""
+
+    def __init__(self, sources: tuple[str, ...], filters: Filters, unlisted: set[str]) -> None:
+        self._folders = [source.rstrip("/") + "/" for source in sources]
+        self._patterns = [UriPattern(source) for source in sources]
+        self._compiled = [pattern.compiled() for pattern in self._patterns]
+        self._filters, self._unlisted = filters, unlisted
+
+    def covers(self, uri: str, member: str | None) -> bool:
+        """Whether the image would have been listed if it were still there."""
+        if self._filters.since is not None or self._is_unlisted(uri):
+            return False
+        for folder, pattern, compiled in zip(self._folders, self._patterns, self._compiled, strict=True):
+            is_below = uri.startswith(folder) or uri == folder[:-1]
+            if is_below or compiled.match(uri):
+                base = folder if is_below else pattern.folder + "/"
+                path = uri.removeprefix(base) if uri != folder[:-1] else uri.rsplit("/", 1)[-1]
+                if member is None:
+                    return self._filters.refuse([path], 0.0) is None
+                return self._filters.refuse_member(path, member, 0.0) is None
+        return False
+
+    def _is_unlisted(self, uri: str) -> bool:
+        place = uri
+        while place:
+            if place in self._unlisted or place + "/" in self._unlisted:
+                return True
+            place = place.rpartition("/")[0]
+        return False
+
+
+def find_deleted(out: str, ledger: Ledger, reach: Reach, s3: S3Settings | None) -> Iterator[pa.Table]:
+    """Tables of DELETED_SCHEMA: what the ledger holds, the listing did not meet, and no earlier run noted."""
+    missing, run_of = ledger.unseen()
+    if not len(missing):
+        return
+    noted = _noted(out, ledger, s3)
+    for number, run_id in enumerate(ledger.runs):
+        ids = np.setdiff1d(missing[run_of == number], noted)
+        if len(ids):
+            yield from _of_run(RunFolder(f"{out}/{run_id}"), ids, reach, s3)
+
+
+def _noted(out: str, ledger: Ledger, s3: S3Settings | None) -> NDArray[np.int64]:
+    folders = [RunFolder(f"{out}/{run_id}") for run_id in ledger.runs]
+    files = [uri for folder in folders for uri in output_files(folder, "deleted", s3)]
+    found = [table["image_id"].to_numpy() for uri in files for table in read_batches(uri, ["image_id"], s3)]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _of_run(folder: RunFolder, ids: NDArray[np.int64], reach: Reach, s3: S3Settings | None) -> Iterator[pa.Table]:
+    wanted = pa.array(ids)
+    for kind in ("predictions", "quarantine"):
+        for uri in output_files(folder, kind, s3):
+            for table in read_batches(uri, ["image_id", "uri", "member"], s3):
+                gone = [
+                    {**row, "earlier_run": folder.run_id}
+                    for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
+                    if reach.covers(row["uri"], row["member"])
+                ]
+                if gone:
+                    yield pa.Table.from_pylist(gone, DELETED_SCHEMA)

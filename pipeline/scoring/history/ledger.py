@@ -1,0 +1,118 @@
+"""What earlier runs in the same output already did: image ids and object versions, in two sorted arrays.
+
+16 bytes an image. A run counts once its `_SUCCESS` is there, and only for the same model identity.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.base.errors import TRANSIENT_CODES, Code
+from pipeline.scoring.request import Request
+from pipeline.scoring.run_folder import RunFolder, finished_runs, output_files
+from pipeline.scoring.schemas import version_hash
+from pipeline.storage.parquet import read_batches, read_columns
+from pipeline.storage.types import S3Settings
+
+UNCHANGED, UNCHANGED_BAD = "unchanged", "unchanged_quarantined"
+_SCORED, _BAD, _AGAIN = 0, 1, 2  # has a probability; has a code that stays; has a code that may pass
+_LIMITS = {Code.TOO_LARGE: "max_bytes", Code.TOO_MANY_PIXELS: "max_pixels", Code.TOO_MANY_FRAMES: "max_frames"}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of images by id. `runs` are oldest first; `seen` marks what the present listing met again."""
+
+    ids: NDArray[np.int64]
+    versions: NDArray[np.int64]
+    states: NDArray[np.int8]
+    run_of: NDArray[np.int32]
+    runs: tuple[str, ...]
+    seen: NDArray[np.bool_]
+    archives: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of ARCHIVES_SCHEMA by URI, the latest
+
+    def _find(self, image_id: int) -> int | None:
+        if not self.runs:  # a first run asks as often as any other
+            return None
+        at = int(self.ids.searchsorted(image_id))
+        return at if at < len(self.ids) and self.ids[at] == image_id else None
+
+    def look_up(self, image_id: int, etag: str, size_bytes: int) -> tuple[str, str] | None:
+        """(reason, run) when this version of the image is done, else None."""
+        at = self._find(image_id)
+        if at is None or self.states[at] == _AGAIN or self.versions[at] != version_hash(etag, size_bytes):
+            return None
+        return (UNCHANGED_BAD if self.states[at] == _BAD else UNCHANGED), self.runs[self.run_of[at]]
+
+    def failed(self) -> NDArray[np.int64]:
+        """Ids that the latest run that met them quarantined."""
+        return np.asarray(self.ids[self.states != _SCORED], np.int64)
+
+    def tries_again(self, ids: NDArray[np.int64]) -> bool:
+        """Whether one of these, all in the ledger, is to be tried again."""
+        return bool((self.states[self.ids.searchsorted(ids)] == _AGAIN).any())
+
+    def see(self, image_id: int) -> None:
+        """Note that the present listing met an image."""
+        at = self._find(image_id)
+        if at is not None:
+            self.seen[at] = True
+
+    def unseen(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(ids done earlier that the present listing did not meet, the run of each)."""
+        gone = ~self.seen & (self.states != _AGAIN)
+        return self.ids[gone], self.run_of[gone]
+
+
+def read_ledger(out: str, request: Request, s3: S3Settings | None) -> Ledger:
+    """The ledger of all finished runs with this request's model; a later run wins over an earlier one."""
+    ids, versions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    states, number = [np.empty(0, np.int8)], [np.empty(0, np.int32)]
+    runs: list[str] = []
+    archives: dict[str, dict[str, Any]] = {}
+    for folder, info in finished_runs(out, s3):
+        if info["model"]["sha256"] != request.model_sha256:
+            continue
+        runs.append(folder.run_id)
+        if all(tuple(info["request"][name]) == getattr(request, name) for name in ("include", "exclude")):
+            for uri in output_files(folder, "archives", s3):
+                archives |= {row["uri"]: row for row in read_columns(uri, None, s3).to_pylist()}
+        for table, state in _rows_of(folder, info["request"], request, s3):
+            ids.append(table["image_id"].to_numpy().astype(np.int64))
+            pairs = zip(table["etag"].to_pylist(), table["size_bytes"].to_pylist(), strict=True)
+            versions.append(np.array([version_hash(etag, size) for etag, size in pairs], np.int64))
+            states.append(state)
+            number.append(np.full(table.num_rows, len(runs) - 1, np.int32))
+    all_ids, run_of = np.concatenate(ids), np.concatenate(number)
+    order = np.lexsort((run_of, all_ids))
+    last = np.append(all_ids[order][1:] != all_ids[order][:-1], True)[: len(order)]  # the latest run of each id
+    keep = order[last]
+    return Ledger(
+        all_ids[keep],
+        np.concatenate(versions)[keep],
+        np.concatenate(states)[keep],
+        run_of[keep],
+        tuple(runs),
+        np.zeros(len(keep), bool),
+        archives,
+    )
+
+
+def _rows_of(
+    folder: RunFolder, earlier: dict[str, Any], request: Request, s3: S3Settings | None
+) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
+    """Rows of one run with their states. What was beyond a limit is worth another try when the limit is another."""
+    again = {str(code) for code in TRANSIENT_CODES}
+    again |= {str(code) for code, name in _LIMITS.items() if earlier.get(name) != getattr(request, name)}
+    for uri in output_files(folder, "predictions", s3):
+        for table in read_batches(uri, ["image_id", "etag", "size_bytes"], s3):
+            yield table, np.full(table.num_rows, _SCORED, np.int8)
+    for uri in output_files(folder, "quarantine", s3):
+        for table in read_batches(uri, ["image_id", "etag", "size_bytes", "code"], s3):
+            is_passing = pc.is_in(table["code"], pa.array(sorted(again))).to_numpy()
+            yield table, np.where(is_passing, _AGAIN, _BAD).astype(np.int8)

@@ -1,0 +1,63 @@
+"""What each quarantine code and each stage of the work means to the person who reads the account, and what helps."""
+
+from dataclasses import dataclass
+
+from pipeline.base.errors import Code, Stage
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One sentence on what happened, one on what to do."""
+
+    meaning: str
+    remedy: str
+
+
+_AGAIN = "leukoray score --retry-quarantined RUN reads it again."
+CODES: dict[Code, Advice] = {
+    Code.NOT_FOUND: Advice("Gone between listing and reading.", f"Restore it if it is missed; {_AGAIN}"),
+    Code.ACCESS_DENIED: Advice("The store or file system refuses to read it.", f"Grant read access; {_AGAIN}"),
+    Code.IO_ERROR: Advice("The store failed after all retries.", f"Look at the disk or store; {_AGAIN}"),
+    Code.TIMEOUT: Advice("The store did not answer in time, after all retries.", f"Look at the network; {_AGAIN}"),
+    Code.CHANGED: Advice("The object was replaced after it was listed.", f"Let the upload end; {_AGAIN}"),
+    Code.EMPTY: Advice("The file has no bytes.", "Copy or export it again."),
+    Code.TOO_LARGE: Advice("More bytes than the limit.", "Raise --max-bytes if such files are meant to be scored."),
+    Code.TOO_MANY_PIXELS: Advice(
+        "The header announces more pixels than the limit.", "Cut whole slides into fields, or raise --max-pixels."
+    ),
+    Code.TOO_MANY_FRAMES: Advice(
+        "A film or a stack of more frames than the limit.", "Save the frame that counts, or raise --max-frames."
+    ),
+    Code.UNSUPPORTED_FORMAT: Advice(
+        "Not a JPEG, PNG, TIFF, BMP, WebP or GIF that can be read.", "Convert it, or leave it out with --exclude."
+    ),
+    Code.TRUNCATED: Advice("Ends before its own header or markers say.", "Copy it again from where it came from."),
+    Code.CORRUPT: Advice("Complete, but damaged inside.", "Copy or export it again; look at the disk it lay on."),
+    Code.UNSAFE_PATH: Advice(
+        "An archive member whose name tries to leave the archive.", "Find out who made this archive; pack it anew."
+    ),
+    Code.CRASHED_DECODER: Advice(
+        "Decoding it ended the process.", "Treat the file as dangerous; report it to the makers of the decoder."
+    ),
+    Code.PREDICT_FAILED: Advice(
+        "The model gave no finite probability.", "Evaluate the model; if other images fail too, publish it again."
+    ),
+}
+UNKNOWN = Advice("Written by another version of leukoray.", "Read the message column in quarantine/.")
+
+STAGES: dict[str, Advice] = {
+    Stage.FETCH.value: Advice(
+        "waiting for bytes", "the disk, store or network sets the pace: more workers, or nearer data"
+    ),
+    Stage.DECODE.value: Advice("encoded bytes to pixels", "more cores make the run faster"),
+    Stage.PREDICT.value: Advice("the model", "more cores, a GPU or a smaller model make the run faster"),
+    Stage.WRITE.value: Advice("parts to the output", "the store of the output sets the pace"),
+}
+
+
+def of_code(code: str) -> Advice:
+    return CODES[Code(code)] if code in set(Code) else UNKNOWN
+
+
+def of_stage(stage: str) -> Advice:
+    return STAGES.get(stage, Advice("", ""))

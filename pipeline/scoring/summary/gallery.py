@@ -1,0 +1,122 @@
+"""Pictures of a few rows of a run, read again from where the images lie.
+
+Outputs say which archive and member an image was, not at which byte, so the archives of the few shown are listed
+again. The work is bounded: so many archives, so many seconds; what cannot be shown says why.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import Code, ImageRejected, Stage
+from pipeline.images.load import Limits, load_image
+from pipeline.sources.archives import Entry, is_compressed_tar, list_archive
+from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.listing import entry_row
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings, StoreError
+
+SIDE = 176  # pixels
+MAX_ARCHIVES = 16
+MAX_COMPRESSED_BYTES = 1 << 30  # a compressed archive is read from its start
+SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The image as the model sees it, uint8 (SIDE, SIDE, 3) RGB, or the reason why it is not shown."""
+
+    pixels: NDArray[np.uint8] | None
+    reason: str = ""
+
+
+def load_pictures(
+    rows: Sequence[Mapping[str, Any]], limits: Limits = Limits(), s3: S3Settings | None = None, seconds: float = SECONDS
+) -> dict[int, Picture]:
+    """A picture for every image id in `rows` (of predictions or quarantine)."""
+    deadline = time.monotonic() + seconds
+    wanted: dict[int, Mapping[str, Any]] = {row["image_id"]: row for row in rows}
+    pictures = {image_id: Picture(None, reason) for image_id, row in wanted.items() if (reason := _unfit(row))}
+    places: list[dict[str, Any]] = []
+    members: dict[str, set[int]] = {}
+    for image_id, row in wanted.items():
+        if image_id in pictures:
+            continue
+        if row["member"] is None:
+            places.append({**row, "access": "file", "offset": None, "stored_bytes": None})
+        else:
+            members.setdefault(row["uri"], set()).add(image_id)
+    for number, (uri, ids) in enumerate(members.items()):
+        if number >= MAX_ARCHIVES or time.monotonic() > deadline:
+            reason = "not loaded: too many or too slow archives for one page"
+        else:
+            found, reason = _find_members(uri, ids, wanted, s3, deadline)
+            places += found
+            ids = ids - {place["image_id"] for place in found}
+        pictures |= {image_id: Picture(None, reason) for image_id in ids}
+    places.sort(key=lambda place: (place["access"] == "stream", place["uri"]))  # one pass an archive
+    pictures |= dict(_load(places, wanted, limits, s3))
+    return pictures
+
+
+def _unfit(row: Mapping[str, Any]) -> str:
+    """Why a row is not even tried; empty where it is."""
+    if row.get("code") == Code.CRASHED_DECODER:
+        return "not decoded again: it ended the scoring process"
+    if row.get("code") == Code.UNSAFE_PATH:
+        return "not opened: its name tries to leave the archive"
+    return "no single image: listing it failed" if row.get("stage") == Stage.LIST else ""
+
+
+def _find_members(
+    uri: str, ids: set[int], wanted: Mapping[int, Mapping[str, Any]], s3: S3Settings | None, deadline: float
+) -> tuple[list[dict[str, Any]], str]:
+    """(listing rows of the members found, why the others were not)."""
+    store = store_for(uri, s3)
+    found: list[dict[str, Any]] = []
+    try:
+        info = store.head(uri)
+        if info is None:
+            return [], "the archive is gone from the source"
+        if all(info.etag != wanted[image_id]["etag"] for image_id in ids):
+            return [], "the archive was replaced since it was scored"
+        if is_compressed_tar(uri) and info.size > MAX_COMPRESSED_BYTES:
+            return [], "inside a large compressed archive"
+        with store.open(uri) as file:
+            for item in list_archive(info, file):
+                if isinstance(item, Entry):
+                    row = entry_row(item)
+                    if row["image_id"] in ids:
+                        found.append(row)
+                if len(found) == len(ids):
+                    break
+                if time.monotonic() > deadline:
+                    return found, "not loaded: listing its archive takes too long"
+    except StoreError as error:
+        return found, f"the archive cannot be read ({error.code.value})"
+    return found, "no longer in its archive"
+
+
+def _load(
+    places: Sequence[Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any]], limits: Limits, s3: S3Settings | None
+) -> Iterator[tuple[int, Picture]]:
+    if not places:
+        return
+    for fetched in fetch_rows(places, s3, limits):
+        image_id = fetched.row["image_id"]
+        if fetched.data is None:
+            rejected = fetched.rejected
+            gone = rejected is not None and rejected.code is Code.NOT_FOUND
+            code = rejected.code.value if rejected is not None else "unknown"
+            yield image_id, Picture(None, "gone from the source" if gone else f"cannot be read now ({code})")
+        elif wanted[image_id]["etag"] and fetched.etag != wanted[image_id]["etag"]:
+            yield image_id, Picture(None, "replaced since it was scored")
+        else:
+            try:
+                yield image_id, Picture(load_image(fetched.data, SIDE, limits).pixels)
+            except ImageRejected as error:
+                yield image_id, Picture(None, f"no picture: {error.code.value}")

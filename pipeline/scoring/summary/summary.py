@@ -1,0 +1,279 @@
+"""The account of a finished scoring run, read back from the files it wrote.
+
+Row groups are read one at a time and only in the columns that are counted; the few rows to be shown are remembered by
+place and read whole at the end. Memory is that of one row group, whatever the number of images.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.base.errors import IncompleteError, InputError
+from pipeline.base.text import human_time
+from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD
+from pipeline.scoring.run_folder import RunFolder, finished_runs, output_files, read_run, run_folders
+from pipeline.scoring.summary import advice
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
+
+GALLERY = 12  # images of each kind that are shown
+MAX_SUBJECTS = 200
+BINS = 50
+_COUNTED = ["probability", "decision", "class_name"]
+_SHOWN = [
+    "image_id", "uri", "member", "etag", "size_bytes", "probability", "class_name", "decision", "subject_id",
+]  # fmt: skip
+REASONS = {
+    UNCHANGED: "scored by an earlier run, unchanged since",
+    UNCHANGED_BAD: "quarantined by an earlier run, unchanged since",
+}
+
+
+@dataclass(frozen=True)
+class CodeCount:
+    """One quarantine code: rows, the stages they failed in, and one of the messages."""
+
+    code: str
+    rows: int
+    stages: tuple[str, ...]
+    example: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run found. Rows are dictionaries with the columns of the output."""
+
+    folder: RunFolder
+    run: dict[str, Any]  # run.json
+    histogram: list[int]  # images in each of BINS equal intervals of 0..1
+    decisions: dict[str, int]
+    classes: dict[str, int]
+    review_band: tuple[float, float] | None  # lowest and highest probability that was sent to review
+    highest: list[dict[str, Any]]
+    borderline: list[dict[str, Any]]  # nearest to the threshold
+    quarantined: list[dict[str, Any]]  # of every code some
+    codes: list[CodeCount]
+    subjects: list[dict[str, Any]]  # of subjects.parquet, most suspicious first, at most MAX_SUBJECTS
+    subject_count: int
+
+    @property
+    def decides(self) -> bool:
+        """False for a model whose classes say nothing about disease."""
+        return bool(self.run["model"]["positive_classes"]) or bool(self.decisions)
+
+    @property
+    def threshold(self) -> float | None:
+        return float(self.run["model"]["threshold"]) if self.decides else None
+
+    def count(self, decision: str) -> int:
+        return self.decisions.get(decision, 0)
+
+    def headline(self) -> str:
+        """The run in one sentence."""
+        counts = self.run["counts"]
+        if not counts["scored"] and not counts["quarantined"]:
+            return f"Nothing new to score: {counts['skipped']:,} images were done by earlier runs."
+        parts = [f"{counts['scored']:,} {'image' if counts['scored'] == 1 else 'images'} scored"]
+        if self.decides:
+            parts += [f"{self.count('positive'):,} positive", f"{self.count('review'):,} to review"]
+        return ", ".join([*parts, f"{counts['quarantined']:,} quarantined"]) + "."
+
+
+def find_run(uri: str, s3: S3Settings | None) -> RunFolder:
+    """The run at `uri`, or the latest finished run below it. Raises InputError where there is none."""
+    store = store_for(uri, s3)
+    folder = RunFolder(uri.rstrip("/"))
+    if store.head(folder.file("_SUCCESS")) is not None:
+        return folder
+    if any(store.head(name) is not None for name in (folder.file("_work", "request.json"), folder.file("run.json"))):
+        raise InputError(f"{uri}: this run is not finished; run the same `leukoray score` command again first")
+    runs = [(str(info["finished_at"]), found.uri) for found, info in finished_runs(uri, s3)]
+    if runs:
+        return RunFolder(max(runs)[1])
+    started = len(run_folders(uri, s3))
+    found = f"{started} unfinished runs" if started else "no scoring run"
+    raise InputError(f"{uri}: {found} here; name the folder that `leukoray score` printed at its end")
+
+
+def summarize(folder: RunFolder, s3: S3Settings | None) -> Summary:
+    """Read a finished run. Raises IncompleteError when its files hold other rows than its account says."""
+    run = read_run(folder.uri, s3)
+    scores = _Scores(float(run["model"]["threshold"]) if run["model"]["positive_classes"] else None)
+    files = output_files(folder, "predictions", s3)
+    for number, uri in enumerate(files):
+        for group, table in _row_groups(uri, _COUNTED, s3):
+            scores.add(table, number, group)
+    quarantine = _Quarantine()
+    for uri in output_files(folder, "quarantine", s3):
+        for _, table in _row_groups(uri, None, s3):
+            quarantine.add(table)
+    found = (int(scores.histogram.sum()), sum(quarantine.rows.values()))
+    said = (run["counts"]["scored"], run["counts"]["quarantined"])
+    if found != said:
+        raise IncompleteError(
+            f"{folder.uri}: {found[0]} scored and {found[1]} quarantined rows in the files, run.json says {said[0]} "
+            f"and {said[1]}; the output was changed after the run, score again into another folder"
+        )
+    subjects, subject_count = _subjects(folder, s3)
+    return Summary(
+        folder=folder,
+        run=run,
+        histogram=scores.histogram.tolist(),
+        decisions=dict(scores.decisions),
+        classes=dict(scores.classes.most_common()),
+        review_band=scores.review_band,
+        highest=_rows_at(files, scores.highest.places(), s3),
+        borderline=_rows_at(files, scores.borderline.places(), s3),
+        quarantined=quarantine.mixed(GALLERY),
+        codes=quarantine.counts(),
+        subjects=subjects,
+        subject_count=subject_count,
+    )
+
+
+Place = tuple[int, int, int]  # file, row group, row
+
+
+def _row_groups(uri: str, columns: Sequence[str] | None, s3: S3Settings | None) -> Iterator[tuple[int, pa.Table]]:
+    with store_for(uri, s3).open(uri) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            yield group, parquet.read_row_group(group, columns=columns)
+
+
+@dataclass
+class _Best:
+    """The places of the highest scores seen; of equals, the first."""
+
+    kept: list[tuple[float, Place]] = field(default_factory=list)
+
+    def offer(self, scores: NDArray[np.float32], file: int, group: int) -> None:
+        rows = np.argsort(-scores, kind="stable")[:GALLERY]
+        new = [(float(scores[row]), (-file, -group, -int(row))) for row in rows]
+        self.kept = heapq.nlargest(GALLERY, self.kept + new)
+
+    def places(self) -> list[Place]:
+        return [(-file, -group, -row) for _, (file, group, row) in self.kept]
+
+
+class _Scores:
+    """What is counted of the predictions."""
+
+    def __init__(self, threshold: float | None) -> None:
+        self._threshold = threshold
+        self.histogram = np.zeros(BINS, np.int64)
+        self.decisions: Counter[str] = Counter()
+        self.classes: Counter[str] = Counter()
+        self.review_band: tuple[float, float] | None = None
+        self.highest, self.borderline = _Best(), _Best()
+
+    def add(self, table: pa.Table, file: int, group: int) -> None:
+        probabilities = table["probability"].to_numpy().astype(np.float32)
+        self.histogram += np.histogram(probabilities, BINS, (0, 1))[0]
+        for name, counter in (("decision", self.decisions), ("class_name", self.classes)):
+            values = pc.value_counts(table[name].combine_chunks().drop_null())
+            counter.update({item["values"]: item["counts"] for item in values.to_pylist()})
+        review = probabilities[pc.fill_null(pc.equal(table["decision"], "review"), False).to_numpy()]
+        if len(review):
+            low, high = float(review.min()), float(review.max())
+            band = self.review_band or (low, high)
+            self.review_band = (min(band[0], low), max(band[1], high))
+        self.highest.offer(probabilities, file, group)
+        # Without a threshold the least sure images are the borderline ones.
+        distance = probabilities if self._threshold is None else np.abs(probabilities - np.float32(self._threshold))
+        self.borderline.offer(-distance, file, group)
+
+
+class _Quarantine:
+    """What is counted of the quarantine, and the first rows of each code."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        self._stages: dict[str, set[str]] = {}
+        self._first: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, table: pa.Table) -> None:
+        groups = table.group_by(["code", "stage"]).aggregate([([], "count_all")])
+        for item in groups.to_pylist():
+            self.rows[item["code"]] += item["count_all"]
+            self._stages.setdefault(item["code"], set()).add(item["stage"])
+            first = self._first.setdefault(item["code"], [])
+            if len(first) < GALLERY:
+                same = pc.and_(pc.equal(table["code"], item["code"]), pc.equal(table["stage"], item["stage"]))
+                first += table.filter(same).slice(0, GALLERY - len(first)).to_pylist()
+
+    def counts(self) -> list[CodeCount]:
+        return [
+            CodeCount(code, rows, tuple(sorted(self._stages[code])), self._first[code][0]["message"] or "")
+            for code, rows in self.rows.most_common()
+        ]
+
+    def mixed(self, limit: int) -> list[dict[str, Any]]:
+        """One row of each code, then the second of each, and so on, so that a frequent code hides no rare one."""
+        turns = ((turn, code) for turn in range(limit) for code, _ in self.rows.most_common())
+        rows = (self._first[code][turn] for turn, code in turns if turn < len(self._first[code]))
+        return [row for row, _ in zip(rows, range(limit), strict=False)]
+
+
+def _rows_at(files: Sequence[str], places: Sequence[Place], s3: S3Settings | None) -> list[dict[str, Any]]:
+    """The rows at some places, in their order; each row group is read once."""
+    found: dict[Place, dict[str, Any]] = {}
+    for number, group in sorted({place[:2] for place in places}):
+        with store_for(files[number], s3).open(files[number]) as file:
+            table = pq.ParquetFile(file).read_row_group(group, columns=_SHOWN)
+        for place in places:
+            if place[:2] == (number, group):
+                found[place] = table.slice(place[2], 1).to_pylist()[0]
+    return [found[place] for place in places]
+
+
+def _subjects(folder: RunFolder, s3: S3Settings | None) -> tuple[list[dict[str, Any]], int]:
+    uri = folder.file("subjects.parquet")
+    store = store_for(uri, s3)
+    if store.head(uri) is None:  # no image of a known subject
+        return [], 0
+    with store.open(uri) as file:
+        parquet = pq.ParquetFile(file)
+        rows = parquet.read_row_group(0).slice(0, MAX_SUBJECTS).to_pylist()
+        return rows, parquet.metadata.num_rows
+
+
+def stages(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Stage, share of the workers' busy time, milliseconds an image, whether it is the slowest."""
+    progress = run["progress"]
+    images = max(1, progress["images"])
+    return [
+        {
+            "name": name,
+            "share": share,
+            "milliseconds": 1000 * progress["stage_seconds"][name] / images,
+            "slowest": name == progress["bottleneck"],
+            "advice": advice.of_stage(name),
+        }
+        for name, share in progress["stage_shares"].items()
+    ]
+
+
+def throughput(run: Mapping[str, Any]) -> str:
+    """Rates and the bottleneck in a sentence or two; empty where nothing was scored in this run's last process."""
+    progress = run["progress"]
+    if not progress["images"]:
+        return ""
+    workers = progress["workers"]
+    text = (
+        f"{progress['images']:,} images in {human_time(progress['elapsed_s'])} on {workers} "
+        f"{'worker' if workers == 1 else 'workers'}: {progress['images_per_s']:,.0f} images/s, "
+        f"{progress['mb_per_s']:,.1f} MB/s; listing took {human_time(run['listing_s'])}. "
+    )
+    if progress["resumed_images"]:
+        text += f"{progress['resumed_images']:,} more were done before an interruption and are not in these rates. "
+    slowest = progress["bottleneck"]
+    return text + (f"Most time went into {slowest}: {advice.of_stage(slowest).remedy}." if slowest else "")

@@ -1,0 +1,117 @@
+"""A compressed tar as a shard: read once from its front, listed and fetched in the same pass.
+
+What this pass finds is the listing of the archive: each image, and each failure to give one, counted as it comes.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.base.errors import TRANSIENT_CODES, Code, ImageRejected, Stage
+from pipeline.images.load import Limits
+from pipeline.scoring.plan.subject_paths import SubjectPaths
+from pipeline.scoring.request import Request
+from pipeline.sources.archives import Entry, Found, Ignored, Problem, damage_code, read_archive
+from pipeline.sources.fetch import Fetched
+from pipeline.sources.filters import NO_FILTERS, Filters
+from pipeline.sources.listing import base_folder, entry_row, path_below
+from pipeline.sources.manifest import image_id
+from pipeline.sources.outage import assert_up
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import ObjectInfo, S3Settings, StoreError
+
+_SAMPLE = 64  # images held back until their paths have told the layout
+
+
+@dataclass(frozen=True)
+class StreamRules:
+    """What a listing would have done with the members."""
+
+    filters: Filters = NO_FILTERS
+    base: str = ""  # the folder that paths are read from
+    subject_pattern: str | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> "StreamRules":
+        """Without `since`: which archives are young enough was decided when they were listed."""
+        filters = Filters(request.include, request.exclude)
+        return cls(filters, base_folder(request.sources), request.subject_pattern)
+
+
+class ArchiveStream:
+    """Iterate once: a `Fetched` for every image and every failure. The counters are whole when it has ended."""
+
+    def __init__(self, row: Mapping[str, Any], rules: StreamRules, limits: Limits, s3: S3Settings | None) -> None:
+        self._row, self._rules, self._limits, self._s3 = row, rules, limits, s3
+        self._path = dict(row["meta"])["path"]
+        self.listed = 0
+        self.left_out: Counter[str] = Counter()
+        self.meta_keys: set[str] = set()
+        self.is_complete = True  # nothing in it is worth another try while the archive stays the same
+        self.bytes_read = 0  # of the archive as it is stored
+        self.has_ended = False
+
+    def __iter__(self) -> Iterator[Fetched]:
+        found = self._fetched()
+        head = list(itertools.islice(found, _SAMPLE))
+        paths = [self._path_of(item) for item in head if item.row["member"] is not None]
+        rule = SubjectPaths.of(paths, self._rules.subject_pattern)
+        for item in itertools.chain(head, found):
+            subject = item.row["subject_id"] or (rule.subject(self._path_of(item)) if item.row["member"] else None)
+            self.listed += 1
+            yield Fetched({**item.row, "subject_id": subject}, item.data, item.rejected, item.etag, item.attempts)
+        self.has_ended = True
+
+    def _path_of(self, item: Fetched) -> str:
+        row = item.row
+        return path_below(Entry(row["uri"], 0, "", 0.0, member=row["member"]), self._rules.base)
+
+    def _fetched(self) -> Iterator[Fetched]:
+        uri, etag = self._row["uri"], self._row["etag"]
+        try:
+            store = store_for(uri, self._s3)
+            info = store.head(uri)
+            if info is None:
+                raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
+            if info.etag != etag:
+                raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
+            with store.open(uri, lambda error: assert_up(uri, self._s3)) as file:
+                for item, data in read_archive(info, file, self._limits.max_bytes):
+                    self.bytes_read = file.tell()
+                    yield from self._one(item, data, info)
+        except StoreError as error:
+            whole = Problem(uri, None, error.code, str(error), self._row["size_bytes"], etag)
+            yield self._failed(whole, Stage.FETCH, error.attempts)
+
+    def _one(self, item: Found, data: bytes | Exception | None, info: ObjectInfo) -> Iterator[Fetched]:
+        if isinstance(item, Entry) and item.member is not None:
+            refused = self._rules.filters.refuse_member(self._path, item.member, info.mtime)
+            item = Ignored(item.uri, refused) if refused else item
+        if isinstance(item, Ignored):
+            self.left_out[item.reason] += 1
+        elif isinstance(item, Problem):
+            yield self._failed(item, Stage.LIST)
+        else:
+            yield self._entry(item, data)
+
+    def _entry(self, entry: Entry, data: bytes | Exception | None) -> Fetched:
+        self.meta_keys.update(entry.meta)
+        row = {**entry_row(entry), "subject_id": entry.meta.get("subject_id"), "meta": list(entry.meta.items())}
+        if isinstance(data, bytes):
+            return Fetched(row, data, None, entry.etag, 1)
+        if data is None:
+            message = f"{entry.size_bytes} bytes, the limit (--max-bytes) is {self._limits.max_bytes}"
+            code = Code.TOO_LARGE
+        else:
+            code, message = damage_code(data), f"damaged inside its archive: {data}"
+        return Fetched(row, None, ImageRejected(code, message, Stage.FETCH), entry.etag, 1)
+
+    def _failed(self, problem: Problem, stage: Stage, attempts: int = 1) -> Fetched:
+        self.is_complete = self.is_complete and problem.code not in TRANSIENT_CODES
+        uri, member, etag = self._row["uri"], problem.member, self._row["etag"]
+        size = problem.size_bytes if member is not None else self._row["size_bytes"]
+        row = {"image_id": image_id(uri, member, problem.occurrence), "uri": uri, "member": member, "etag": etag}
+        rejected = ImageRejected(problem.code, problem.message, stage, attempts)
+        return Fetched({**row, "size_bytes": size, "subject_id": None, "meta": []}, None, rejected, etag, attempts)

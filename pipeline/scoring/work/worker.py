@@ -1,0 +1,331 @@
+"""One shard: fetch, decode, predict, write its part whole. Runs in Ray actors; needs no Ray itself.
+
+Fetching runs ahead in threads; decoding and the model share one lock, so a worker keeps one core busy however many
+shards it has open. It opens several, so that a slow object holds up its own shard only.
+"""
+
+import contextlib
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import Code, ImageRejected, Stage
+from pipeline.images.load import Header, Limits, LoadedImage, load_image
+from pipeline.model.bundle import Bundle, class_columns
+from pipeline.model.predictor import Predictions, Predictor
+from pipeline.scoring.run_folder import ArchiveSummary, RunFolder
+from pipeline.scoring.schemas import part_schema
+from pipeline.scoring.work.stream import ArchiveStream, StreamRules
+from pipeline.sources.archives import WHOLE
+from pipeline.sources.fetch import Fetched, Row, fetch_rows
+from pipeline.sources.outage import fetch_while_up
+from pipeline.storage.parquet import to_parquet
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings
+
+_BATCH = 8  # images a forward pass: activations stay in cache on CPU
+_CUDA_BATCH = 128
+CHUNK_ROWS = 1024  # of an archive, in one piece of its part
+_CRASHED = ImageRejected(
+    Code.CRASHED_DECODER, "decoding it ended the process; the file is dangerous or the decoder has a bug", Stage.DECODE
+)
+
+
+@dataclass
+class Account:
+    """What one shard gave, for progress and for the run's account."""
+
+    shard: int
+    rows: int = 0
+    scored: int = 0
+    bytes: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "predict": 0.0, "write": 0.0}
+    )
+    attempts: int = 0
+    weight: int = 0  # of the bytes in the plan, those that are done by it
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one row; neither its bytes nor its pixels, so that a shard in work stays small."""
+
+    etag: str
+    size_bytes: int
+    attempts: int
+    header: Header | None
+    result: Predictions | ImageRejected
+    at: datetime
+
+    @classmethod
+    def of(
+        cls, fetched: Fetched, header: Header | None, result: Predictions | ImageRejected, at: datetime | None = None
+    ) -> "_Outcome":
+        size = len(fetched.data) if fetched.data is not None else fetched.row["size_bytes"]
+        return cls(fetched.etag, size, fetched.attempts, header, result, at or datetime.now(UTC))
+
+
+class ShardScorer:
+    """Scores shards with one model. `score` may be called from several threads."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        s3: S3Settings | None,
+        limits: Limits,
+        decode_threads: int = 1,
+        rules: StreamRules = StreamRules(),
+    ) -> None:
+        self.predictor = Predictor(bundle, threads=max(1, decode_threads))
+        self._s3, self._limits, self._rules = s3, limits, rules
+        self._finished: deque[Account] = deque()
+        self._schema = part_schema(bundle.info.classes)
+        self._compute = threading.Lock()
+        self._pool = ThreadPoolExecutor(decode_threads) if decode_threads > 1 else None
+        self._batch = _BATCH if self.predictor.engine == "onnx" else _CUDA_BATCH
+        self._doing: dict[int, tuple[str, str, float]] = {}
+
+    def doing(self) -> list[tuple[str, str, float]]:
+        """(stage, uri, seconds in it) of each open shard: what to name when nothing moves."""
+        now = time.monotonic()
+        return [(stage, uri, now - since) for stage, uri, since in list(self._doing.values())]
+
+    def score(self, number: int, folder: RunFolder, crashed: frozenset[int] = frozenset()) -> Account:
+        """Write the part of one shard. `crashed`: ids known to kill the decoder, not to be decoded again.
+
+        Of an archive the account tells what `take_finished` has not told. Raises StoreError or PlatformError when the
+        shard cannot be read, the part cannot be written, or the store is out altogether; the shard then stays undone.
+        """
+        with store_for(folder.uri, self._s3).open(folder.shard(number)) as file:
+            rows = pq.ParquetFile(file).read().to_pylist()
+        try:
+            if rows[0]["access"] == WHOLE:
+                return self._score_archive(number, rows[0], folder, crashed)
+            account = Account(number, weight=sum(row["size_bytes"] for row in rows))
+            fetched = fetch_while_up(rows, self._s3, self._limits)
+            outcomes = self._predict_all(fetched, crashed, account, rows[0]["uri"])
+            self._write(folder.part(number), rows, outcomes, account)
+            return account
+        finally:
+            self._doing.pop(threading.get_ident(), None)
+
+    def take_finished(self) -> list[Account]:
+        """Pieces of archives that were finished since this was last asked."""
+        return [self._finished.popleft() for _ in range(len(self._finished))]
+
+    def _score_archive(self, number: int, row: Row, folder: RunFolder, crashed: frozenset[int]) -> Account:
+        """Piece by piece, so that memory and the wait for news do not grow with the archive."""
+        stream = ArchiveStream(row, self._rules, self._limits, self._s3)
+        fetched = iter(stream)
+        for chunk in itertools.count():
+            account, rows = Account(number), list[Row]()
+            before = stream.bytes_read
+            piece = _noted(itertools.islice(fetched, CHUNK_ROWS), rows)
+            outcomes = self._predict_all(piece, crashed, account, row["uri"])
+            if stream.has_ended:
+                summary = ArchiveSummary(
+                    row["uri"], row["etag"], row["size_bytes"], chunk, stream.listed, stream.is_complete,
+                    dict(stream.left_out), sorted(stream.meta_keys),
+                )  # fmt: skip
+                account.weight = row["size_bytes"] - before
+                self._write(folder.part(number), rows, outcomes, account, summary.metadata())
+                return account
+            account.weight = stream.bytes_read - before
+            self._write(folder.chunk(number, chunk), rows, outcomes, account)
+            self._finished.append(account)
+        raise AssertionError("an archive ends")
+
+    def _write(
+        self,
+        part_uri: str,
+        rows: Sequence[Row],
+        outcomes: dict[int, _Outcome],
+        account: Account,
+        metadata: dict[bytes, bytes] | None = None,
+    ) -> None:
+        begin = time.perf_counter()
+        self._doing[threading.get_ident()] = ("write", part_uri, time.monotonic())
+        columns = self._columns(rows, outcomes, account)
+        table = pa.table(columns, schema=self._schema).replace_schema_metadata(metadata)
+        store_for(part_uri, self._s3).write(part_uri, to_parquet(table))
+        account.seconds["write"] += time.perf_counter() - begin
+        account.rows = len(rows)
+        account.bytes = sum(row["size_bytes"] for row in rows)
+
+    def _predict_all(
+        self, fetched: Iterable[Fetched], crashed: frozenset[int], account: Account, where: str
+    ) -> dict[int, _Outcome]:
+        """Outcome of every row, by image id. Batches are predicted as they fill, in the order of arrival."""
+        results: dict[int, _Outcome] = {}
+        batch: list[Fetched] = []
+        thread = threading.get_ident()
+        begin = time.perf_counter()
+        self._doing[thread] = ("fetch", where, time.monotonic())
+        for item in fetched:
+            account.seconds["fetch"] += time.perf_counter() - begin
+            account.attempts += item.attempts
+            if item.rejected is not None:
+                results[item.row["image_id"]] = _Outcome.of(item, None, item.rejected)
+            elif item.row["image_id"] in crashed:
+                results[item.row["image_id"]] = _Outcome.of(item, None, _CRASHED)
+            else:
+                batch.append(item)
+            if len(batch) >= self._batch:
+                self._flush(batch, results, account, thread)
+                batch = []
+            self._doing[thread] = ("fetch", item.row["uri"], time.monotonic())
+            begin = time.perf_counter()
+        self._flush(batch, results, account, thread)
+        return results
+
+    def _flush(
+        self,
+        batch: list[Fetched],
+        results: dict[int, _Outcome],
+        account: Account,
+        thread: int,
+    ) -> None:
+        if not batch:
+            return
+        with self._compute:
+            begin = time.perf_counter()
+            self._doing[thread] = ("decode", batch[0].row["uri"], time.monotonic())
+            decoded = list(self._map(self._decode, batch))
+            images = [
+                (item, image) for item, image in zip(batch, decoded, strict=True) if isinstance(image, LoadedImage)
+            ]
+            for item, image in zip(batch, decoded, strict=True):
+                if isinstance(image, ImageRejected):
+                    results[item.row["image_id"]] = _Outcome.of(item, None, image)
+            account.seconds["decode"] += time.perf_counter() - begin
+            begin = time.perf_counter()
+            self._doing[thread] = ("predict", batch[0].row["uri"], time.monotonic())
+            if images:
+                self._predict(images, results)
+            account.seconds["predict"] += time.perf_counter() - begin
+
+    def _map(self, function: Callable[[Fetched], Any], items: list[Fetched]) -> Iterable[Any]:
+        return self._pool.map(function, items) if self._pool is not None else map(function, items)
+
+    def _decode(self, fetched: Fetched) -> LoadedImage | ImageRejected:
+        assert fetched.data is not None
+        try:
+            return self.predictor.load(fetched.data, self._limits)
+        except ImageRejected as error:
+            return error
+
+    def _predict(
+        self,
+        images: list[tuple[Fetched, LoadedImage]],
+        results: dict[int, _Outcome],
+    ) -> None:
+        pixels = np.stack([image.pixels for _, image in images])  # uint8 (B, S, S, 3)
+        try:
+            predictions: Predictions | None = self.predictor(pixels)
+        except ImageRejected:
+            predictions = None  # one image of the batch gave no finite value; find it
+        now = datetime.now(UTC)
+        for index, (item, image) in enumerate(images):
+            if predictions is not None:
+                results[item.row["image_id"]] = _Outcome.of(item, image.header, _one(predictions, index), now)
+                continue
+            try:
+                results[item.row["image_id"]] = _Outcome.of(item, image.header, self.predictor(image.pixels[None]))
+            except ImageRejected as error:
+                results[item.row["image_id"]] = _Outcome.of(item, image.header, error)
+
+    def _columns(
+        self,
+        rows: Sequence[Row],
+        results: dict[int, _Outcome],
+        account: Account,
+    ) -> dict[str, list[Any]]:
+        """The part's columns, in the shard's order of rows."""
+        names = class_columns(self.predictor.info.classes)
+        columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
+        for row in rows:
+            outcome = results[row["image_id"]]
+            result, header = outcome.result, outcome.header
+            values: dict[str, Any] = {name: row[name] for name in ("image_id", "uri", "member", "subject_id", "meta")}
+            values |= {"etag": outcome.etag, "size_bytes": outcome.size_bytes}
+            values |= {"attempts": outcome.attempts, "scored_at": outcome.at}
+            if header is not None:
+                values |= {"width": header.width, "height": header.height, "format": header.format}
+            if isinstance(result, ImageRejected):
+                values |= {"stage": result.stage.value, "code": result.code.value, "message": result.message}
+                account.codes[result.code.value] = account.codes.get(result.code.value, 0) + 1
+            else:
+                account.scored += 1
+                values |= dict(zip(names, result.classes[0].tolist(), strict=True))
+                values |= {
+                    "class_name": self.predictor.info.classes[int(result.top[0])],
+                    "probability": float(result.probability[0]),
+                    "decision": result.decisions[0],
+                }
+            for name, column in columns.items():
+                column.append(values.get(name))
+        return columns
+
+
+def _noted(fetched: Iterable[Fetched], rows: list[Row]) -> Iterator[Fetched]:
+    """The same, with the rows noted as they come."""
+    for item in fetched:
+        rows.append(item.row)
+        yield item
+
+
+def _one(predictions: Predictions, index: int) -> Predictions:
+    rows = slice(index, index + 1)
+    return Predictions(
+        predictions.classes[rows], predictions.probability[rows], predictions.top[rows], predictions.decisions[rows]
+    )
+
+
+def ids_of(folder: RunFolder, number: int, rules: StreamRules, s3: S3Settings | None, limits: Limits) -> list[int]:
+    """Ids of all images of a shard, in its order. An archive is read for them."""
+    return [item.row["image_id"] for item in _again(folder, number, rules, s3, limits)]
+
+
+def probe(
+    folder: RunFolder, number: int, ids: frozenset[int], size: int, rules: StreamRules, s3: S3Settings | None,
+    limits: Limits,
+) -> int:  # fmt: skip
+    """Decode some images of a shard and forget them. The caller watches whether the process survives."""
+    left = len(ids)
+    for fetched in _again(folder, number, rules, s3, limits, ids):
+        if fetched.row["image_id"] not in ids:
+            continue
+        if fetched.data is not None:
+            with contextlib.suppress(ImageRejected):
+                load_image(fetched.data, size, limits)
+        left -= 1
+        if not left:
+            break
+    return len(ids)
+
+
+def _again(
+    folder: RunFolder, number: int, rules: StreamRules, s3: S3Settings | None, limits: Limits,
+    wanted: frozenset[int] | None = None,
+) -> Iterator[Fetched]:  # fmt: skip
+    """The images of a shard once more; of plain shards only the wanted are read."""
+    with store_for(folder.uri, s3).open(folder.shard(number)) as file:
+        rows = pq.ParquetFile(file).read().to_pylist()
+    if rows[0]["access"] == WHOLE:
+        yield from ArchiveStream(rows[0], rules, limits, s3)
+    elif wanted is None:
+        yield from (Fetched(row, None, None, row["etag"], 0) for row in rows)
+    else:
+        yield from fetch_rows([row for row in rows if row["image_id"] in wanted], s3, limits)

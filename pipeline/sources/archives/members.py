@@ -1,0 +1,208 @@
+"""What archives give: typed records, which names count as what, and where an archive lies inside another."""
+
+import io
+import lzma
+import posixpath
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+from pipeline.base.errors import Code
+from pipeline.images.load import IMAGE_SUFFIXES
+from pipeline.storage.types import ObjectInfo, StoreError
+
+COMPRESSED = {
+    ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tbz": "bz2", ".tar.xz": "xz", ".txz": "xz",
+    ".tar.zst": "zst", ".tzst": "zst",
+}  # fmt: skip
+_COMPRESSED_ENDINGS = tuple(COMPRESSED)
+PLAIN = {".tar": "tar", ".zip": "zip"}
+NESTED = "!/"
+_PROGRAM_FOLDER = re.compile(r"(?:^|/)\.(?:ipynb_checkpoints|thumbnails|git|Trash[^/]*)/")
+WHOLE = "archive"  # the access of a compressed tar that is not listed yet
+# What tarfile, zipfile and the decompressors raise on bytes that nobody foresaw, beside their own exceptions.
+DAMAGE = (
+    StoreError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    OSError, ValueError, LookupError, ArithmeticError, TypeError, AssertionError, RuntimeError, MemoryError,
+)  # fmt: skip
+_MAX_INT64 = 2**63 - 1
+_MAGICS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that was found, before labels: a listing row."""
+
+    uri: str
+    size_bytes: int
+    etag: str
+    mtime: float  # seconds since 1970, UTC
+    member: str | None = None
+    access: str = "file"
+    offset: int | None = None
+    stored_bytes: int | None = None
+    occurrence: int = 0  # how many members of the same name came before it
+    meta: dict[str, str] = field(default_factory=dict)  # WebDataset sidecars
+    image_id: int | None = None  # where a manifest has given it
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that should have given an image or several and could not: a quarantine row of stage 'list'."""
+
+    uri: str
+    member: str | None
+    code: Code
+    message: str
+    size_bytes: int = 0
+    etag: str = ""
+    occurrence: int = 0  # as of an entry
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A file that is no image and no archive; only counted."""
+
+    uri: str
+    reason: str
+
+
+Found = Entry | Problem | Ignored
+
+
+def suffix(name: str) -> str:
+    """`.tar.gz` for compressed tars, the last suffix in lower case otherwise."""
+    lower = name.lower()
+    if lower.endswith(_COMPRESSED_ENDINGS):  # one test for the many names that are none
+        return next(ending for ending in COMPRESSED if lower.endswith(ending))
+    return posixpath.splitext(lower)[1]
+
+
+def is_archive(name: str) -> bool:
+    ending = suffix(name)
+    return ending in COMPRESSED or ending in PLAIN
+
+
+def is_compressed_tar(name: str) -> bool:
+    return suffix(name) in COMPRESSED
+
+
+def is_image(name: str) -> bool:
+    return suffix(name) in IMAGE_SUFFIXES
+
+
+def is_junk(name: str) -> bool:
+    """What programs leave beside images: resource forks, thumbnails, checkpoints of notebooks, bins."""
+    base = posixpath.basename(name)
+    if base.startswith("._") or base in (".DS_Store", "Thumbs.db") or "__MACOSX/" in name:
+        return True
+    return (name.startswith(".") or "/." in name) and _PROGRAM_FOLDER.search(name) is not None
+
+
+@dataclass
+class Place:
+    """Where the archive being read lies inside the outermost object."""
+
+    info: ObjectInfo
+    prefix: str = ""  # member path of the enclosing archive, with `!/`
+    base: int | None = 0  # its first byte in `info.uri`; None behind a compression
+    ordinals: Iterator[int] = field(default_factory=lambda: iter(range(1 << 62)))
+
+    def inside(self, member: str, base: int | None = None) -> "Place":
+        return Place(self.info, readable(self.prefix + member) + NESTED, base, self.ordinals)
+
+    def problem(self, member: str | None, code: Code, message: str, size: int = 0) -> Problem:
+        name = readable(self.prefix + member) if member is not None else (self.prefix.removesuffix(NESTED) or None)
+        return Problem(self.info.uri, name, code, message, min(size, _MAX_INT64), self.info.etag)
+
+    def damage(self, name: str, error: Exception) -> Problem:
+        if isinstance(error, StoreError):
+            return self.problem(None, error.code, str(error))
+        message = f"{name}: {error or 'ends too early'}; the members before the damage are used"
+        return self.problem(None, damage_code(error), message)
+
+    def entry(self, member: str, size: int, **where: Any) -> Entry:
+        return Entry(
+            self.info.uri, size, self.info.etag, self.info.mtime, readable(self.prefix + member), **where
+        )  # fmt: skip
+
+
+def damage_code(error: Exception) -> Code:
+    """What to call damage that a reader met: cut, or altered."""
+    is_cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in ("end of data", "ended before"))
+    return Code.TRUNCATED if is_cut else Code.CORRUPT
+
+
+def readable(name: str) -> str:
+    """A name that Parquet can hold: bytes that are no UTF-8 become U+FFFD. Members are read by offset, not name."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _is_unsafe(member: str) -> bool:
+    path = member.replace("\\", "/")
+    return path.startswith("/") or ".." in path.split("/") or re.match(r"[A-Za-z]:/", path) is not None
+
+
+def other_kind(name: str, head: bytes) -> str | None:
+    """What the first bytes of an archive say it is, where that is not what its name says."""
+    found = next((kind for magic, kind in _MAGICS.items() if head.startswith(magic)), None)
+    found = "tar" if found is None and head[257:262] == b"ustar" else found
+    ending = suffix(name)
+    expected = COMPRESSED.get(ending) or PLAIN.get(ending)
+    return found if found is not None and found != expected else None
+
+
+def classify(member: str, place: Place, size: int) -> Problem | Ignored | None:
+    """Why a member is not an image to read, None if it is one."""
+    if is_archive(member) and not is_junk(member):
+        return place.problem(member, Code.UNSUPPORTED_FORMAT, "archives nested deeper than one; unpack a level", size)
+    if is_junk(member) or not is_image(member):
+        return Ignored(f"{place.info.uri}{NESTED}{readable(place.prefix + member)}", suffix(member) or "no suffix")
+    if _is_unsafe(member):
+        return place.problem(member, Code.UNSAFE_PATH, "member name leaves the archive; rename it", size)
+    return None
+
+
+class _Window(io.RawIOBase):
+    """Bytes `start .. start + size` of a seekable file, as a file."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), self._size - self._position)
+        if size <= 0:
+            return 0
+        self._file.seek(self._start + self._position)
+        data = self._file.read(size)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def window(file: IO[bytes], start: int, size: int) -> IO[bytes]:
+    return cast(IO[bytes], _Window(file, start, size))
+
+
+# Opens an archive found inside another: (name, bytes, size, place of the outer one, first byte in the outermost
+# object or None where there is no random access).
+OpenNested = Callable[[str, IO[bytes], int, Place, int | None], Iterator[Found]]

@@ -1,0 +1,256 @@
+"""Walking an archive: to list it, and to read members that have no random access in one pass."""
+
+import bz2
+import functools
+import gzip
+import itertools
+import lzma
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import IO, cast
+
+import pyarrow as pa
+
+from pipeline.base.errors import Code
+from pipeline.sources.archives.members import (
+    COMPRESSED,
+    DAMAGE,
+    Entry,
+    Found,
+    Ignored,
+    Place,
+    Problem,
+    classify,
+    is_archive,
+    is_compressed_tar,
+    is_junk,
+    other_kind,
+    suffix,
+    window,
+)
+from pipeline.sources.archives.tars import Held, Samples, Tar, list_tar, not_a_file
+from pipeline.sources.archives.zips import list_zip, needs_unpacking, read_zip_member
+from pipeline.storage.types import ObjectInfo, StoreError
+
+_NESTED_LIMIT_BYTES = 2 << 30
+
+
+# What is wanted of a member that is reached in one pass: its bytes, or None where it is only to be listed.
+Take = Callable[[Entry, Callable[[], bytes]], bytes | None]
+
+
+def _only_list(entry: Entry, read: Callable[[], bytes]) -> bytes | None:
+    return None
+
+
+def list_archive(info: ObjectInfo, file: IO[bytes]) -> Iterator[Found]:
+    """Everything in one archive. Damage ends as a Problem after the members that could be read."""
+    yield from (
+        item for item, _ in _numbered((found, None) for found in _guarded(info.uri, file, info.size, Place(info)))
+    )
+
+
+def read_archive(info: ObjectInfo, file: IO[bytes], max_bytes: int) -> Iterator[Held]:
+    """Everything in one compressed tar, in one pass: what `list_archive` gives, each entry with its bytes.
+
+    Entries of more than `max_bytes` come without, damaged members of a zip inside with the exception. A StoreError is
+    raised; other damage ends as a Problem.
+    """
+    place = Place(info)
+
+    def take(entry: Entry, read: Callable[[], bytes]) -> bytes | None:
+        return read() if entry.size_bytes <= max_bytes else None
+
+    def walk() -> Iterator[Held]:
+        if info.size == 0:
+            yield place.problem(None, Code.EMPTY, f"{info.uri}: an archive of zero bytes"), None
+            return
+        try:
+            misnamed = _misnamed(info.uri, file, place)
+            if misnamed is not None:
+                yield misnamed, None
+                return
+            yield from _walk_stream(info.uri, file, place, take)
+        except StoreError:
+            raise
+        except DAMAGE as error:
+            yield place.damage(info.uri, error), None
+
+    return _numbered(walk())
+
+
+def _numbered(held: Iterable[Held]) -> Iterator[Held]:
+    """Images and failures told apart where several members have one name."""
+    seen: dict[str, int] = {}
+    for item, data in held:
+        if isinstance(item, Ignored):
+            yield item, data
+            continue
+        occurrence = seen.get(item.member or "", 0)
+        seen[item.member or ""] = occurrence + 1
+        yield (replace(item, occurrence=occurrence) if occurrence else item), data
+
+
+def _guarded(name: str, file: IO[bytes], size: int, place: Place) -> Iterator[Found]:
+    if size == 0:
+        yield place.problem(None, Code.EMPTY, f"{name}: an archive of zero bytes")
+        return
+    try:
+        misnamed = _misnamed(name, file, place)
+        if misnamed is not None:
+            yield misnamed
+        elif is_compressed_tar(name):
+            yield from (found for found, _ in _walk_stream(name, file, place, _only_list))
+        else:
+            read = list_zip if suffix(name) == ".zip" else list_tar
+            yield from read(file, size, place, _open_nested)
+    except DAMAGE as error:
+        yield place.damage(name, error)
+
+
+def _misnamed(name: str, file: IO[bytes], place: Place) -> Problem | None:
+    kind = other_kind(name, file.read(512))
+    file.seek(0)
+    if kind is None:
+        return None
+    return place.problem(None, Code.UNSUPPORTED_FORMAT, f"{name}: holds {kind} data; rename it by what it is")
+
+
+def _open_nested(name: str, file: IO[bytes], size: int, place: Place, base: int | None) -> Iterator[Found]:
+    """Members of an archive inside another: with random access where it is stored as plain bytes at `base`."""
+    if base is None or is_compressed_tar(name):
+        yield from (found for found, _ in _walk_hidden(name, file, size, place.inside(name), _only_list))
+    else:
+        yield from _guarded(name, file, size, place.inside(name, base))
+
+
+def _decompressed(name: str, file: IO[bytes]) -> IO[bytes]:
+    kind = COMPRESSED[suffix(name)]
+    if kind == "gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    if kind == "zst":
+        return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
+    return cast(IO[bytes], bz2.BZ2File(file) if kind == "bz2" else lzma.LZMAFile(file))
+
+
+def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterator[Held]:
+    """Members of a compressed tar front to back."""
+    samples = Samples()
+    with Tar.over(_decompressed(name, file), "r|") as archive:
+        try:
+            for member in archive.files():
+                handle = archive.extractfile(member) if member.isreg() else None
+                if handle is None:
+                    yield from ((item, None) for item in not_a_file(member, place))
+                    continue
+                yield from samples.begin(member.name)
+                if is_archive(member.name) and not place.prefix and not is_junk(member.name):
+                    yield from _walk_hidden(member.name, handle, member.size, place.inside(member.name), take)
+                    continue
+                refused = classify(member.name, place, member.size)
+                if refused is None:
+                    entry = place.entry(member.name, member.size, access="stream", offset=next(place.ordinals))
+                    try:
+                        samples.add(entry, take(entry, handle.read))
+                    except DAMAGE as error:  # it was listed: its bytes are what is missing
+                        samples.add(entry, None if isinstance(error, StoreError) else error)
+                        raise
+                    continue
+                samples.add(refused)
+                samples.add_sidecar(member, handle)
+        except DAMAGE:
+            yield from samples.end()
+            raise
+        yield from samples.end()
+        yield from ((problem, None) for problem in archive.end(place))
+
+
+def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place, take: Take) -> Iterator[Held]:
+    """Members of a nested archive that can only be read by unpacking it, with damage turned into Problems."""
+    if size > _NESTED_LIMIT_BYTES:
+        message = f"a compressed archive of {size} bytes inside an archive; unpack it"
+        yield place.problem(None, Code.TOO_LARGE, message, size), None
+        return
+    try:
+        if is_compressed_tar(name):
+            yield from _walk_stream(name, handle, place, take)
+            return
+        with tempfile.SpooledTemporaryFile(max_size=64 << 20) as spool:
+            shutil.copyfileobj(handle, spool, 1 << 20)
+            file = cast(IO[bytes], spool)
+            unpacked = spool.tell()
+            spool.seek(0)
+            for found in _guarded(name, file, unpacked, replace(place, base=0)):
+                if isinstance(found, Entry):
+                    data = _taken(found, file, take)
+                    yield replace(found, access="stream", offset=next(place.ordinals), stored_bytes=None), data
+                else:
+                    yield found, None
+    except StoreError:
+        raise
+    except DAMAGE as error:
+        yield place.damage(name, error), None
+
+
+def _taken(entry: Entry, file: IO[bytes], take: Take) -> bytes | Exception | None:
+    """Damage of one member of a zip leaves the others, and their ordinals, as they are."""
+    try:
+        return take(entry, functools.partial(_read_spooled, file, entry))
+    except DAMAGE as error:
+        return error
+
+
+def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
+    def read(size: int) -> bytes:
+        file.seek(entry.offset or 0)
+        return file.read(size)
+
+    stored_bytes = entry.stored_bytes or 0
+    return read(stored_bytes) if entry.access == "range" else read_zip_member(read, stored_bytes, entry.size_bytes)
+
+
+def stream_members(
+    info: ObjectInfo, file: IO[bytes], wanted: set[int], max_bytes: int
+) -> Iterator[tuple[int, bytes | Exception | None]]:
+    """(ordinal, bytes or damage) of the wanted `stream` members of an archive, in one pass that ends after the last.
+
+    None instead of more than `max_bytes`.
+
+    Raises one of the exceptions of tarfile, zipfile and the decompressors where the archive is damaged.
+    """
+    left = len(wanted)
+    counter = itertools.count()  # takes come in the order in which listing gave the ordinals
+
+    def take(entry: Entry, read: Callable[[], bytes]) -> bytes | None:
+        return read() if next(counter) in wanted and entry.size_bytes <= max_bytes else None
+
+    for found, data in _walk_outer(info, file, take):
+        if isinstance(found, Entry) and found.offset in wanted:
+            yield int(found.offset or 0), data
+            left -= 1
+            if not left:
+                return
+
+
+def _walk_outer(info: ObjectInfo, file: IO[bytes], take: Take) -> Iterator[Held]:
+    """All members without random access, in the order in which listing counted them."""
+    place = Place(info)
+    if is_compressed_tar(info.uri):
+        yield from _walk_stream(info.uri, file, place, take)
+    elif suffix(info.uri) == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            for item in archive.infolist():
+                if needs_unpacking(item):
+                    with archive.open(item) as handle:
+                        yield from _walk_hidden(
+                            item.filename, handle, item.file_size, place.inside(item.filename), take
+                        )
+    else:
+        with Tar.over(file, "r:") as tar:
+            for member in tar.files():
+                if member.isreg() and is_compressed_tar(member.name) and not is_junk(member.name):
+                    inner = window(file, member.offset_data, member.size)
+                    yield from _walk_hidden(member.name, inner, member.size, place.inside(member.name), take)

@@ -1,0 +1,227 @@
+"""Listing rows to encoded bytes: from files, archive members by byte range, and compressed tars in one pass.
+
+Many requests are in flight for stores with latency, few for local disks; what is read ahead is bounded in bytes.
+Neighbours in an archive on a remote store share a request: S3 is paid by the request and slow by the request.
+"""
+
+import functools
+import itertools
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.base.errors import Code, ImageRejected, Stage
+from pipeline.images.load import Limits
+from pipeline.sources.archives import DAMAGE, SLACK_BYTES, damage_code, read_zip_member, stream_members
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import Bytes, ObjectInfo, S3Settings, Store, StoreError
+from pipeline.storage.uris import is_s3
+
+Row = Mapping[str, Any]  # of manifest.LISTING_SCHEMA
+_REMOTE_THREADS, _LOCAL_THREADS = 48, 1
+_LOCAL_CHUNK = 16
+_AHEAD_BYTES = 64 << 20
+_SPAN_BYTES, _SPAN_GAP_BYTES = 2 << 20, 32 << 10  # of members read at once, and of what between them is thrown away
+
+
+class Reader(Protocol):
+    """What one row is read from: a store, or a stretch of an archive that is in memory."""
+
+    def read(self, uri: str) -> Bytes: ...
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes: ...
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The outcome for one row: `data` or `rejected`, with the version of the object that was read."""
+
+    row: Row
+    data: bytes | None
+    rejected: ImageRejected | None
+    etag: str
+    attempts: int
+
+
+def fetch(row: Row, store: Reader, limits: Limits = Limits()) -> Fetched:
+    """Bytes of one row that has random access. Never raises for what is wrong with this one image."""
+    try:
+        if row["size_bytes"] > limits.max_bytes:
+            message = f"{row['size_bytes']} bytes, the limit (--max-bytes) is {limits.max_bytes}"
+            raise ImageRejected(Code.TOO_LARGE, message, Stage.FETCH)
+        got = _read(row, store)
+    except StoreError as error:
+        rejected = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
+        return Fetched(row, None, rejected, row["etag"], error.attempts)
+    except ImageRejected as error:
+        return Fetched(row, None, error, row["etag"], error.attempts)
+    return Fetched(row, got.data, None, got.etag, got.attempts)
+
+
+def _read(row: Row, store: Reader) -> Bytes:
+    if row["access"] == "file":
+        return store.read(row["uri"])
+    if row["access"] == "range":
+        got = store.read_range(row["uri"], row["offset"], row["stored_bytes"], row["etag"])
+        if len(got.data) < row["stored_bytes"]:
+            raise ImageRejected(Code.TRUNCATED, "the archive ends inside this member", Stage.FETCH)
+        return got
+    return _read_zip_member(row, store)
+
+
+def _read_zip_member(row: Row, store: Reader) -> Bytes:
+    answers: list[Bytes] = []
+
+    def read(size: int) -> bytes:
+        answers.append(store.read_range(row["uri"], row["offset"], size, row["etag"]))
+        return answers[-1].data
+
+    try:
+        data = read_zip_member(read, row["stored_bytes"], row["size_bytes"])
+        return Bytes(data, answers[-1].etag, answers[-1].attempts)
+    except EOFError as error:
+        raise ImageRejected(Code.TRUNCATED, str(error), Stage.FETCH) from error
+    except (zlib.error, zipfile.BadZipFile) as error:
+        raise ImageRejected(Code.CORRUPT, f"damaged zip member: {error}", Stage.FETCH) from error
+
+
+def fetch_rows(rows: Sequence[Row], s3: S3Settings | None = None, limits: Limits = Limits()) -> Iterator[Fetched]:
+    """Exactly one `Fetched` a row, in no promised order."""
+    for streamed, group in itertools.groupby(rows, key=lambda row: row["uri"] if row["access"] == "stream" else None):
+        if streamed is None:
+            yield from _ahead(list(group), s3, limits)
+        else:
+            yield from _stream(streamed, list(group), store_for(streamed, s3), limits)
+
+
+class _Span:
+    """Neighbours in one archive, read in one request when the first is asked for, then cut from memory.
+
+    A failed request fails all of them: each would have gone through the same retries on the same object.
+    """
+
+    def __init__(self, rows: Sequence[Row], store: Store) -> None:
+        self._store = store
+        self._start, self._end = rows[0]["offset"], _end(rows[-1])
+        self._got: Bytes | StoreError | None = None
+
+    def read(self, uri: str) -> Bytes:
+        return self._store.read(uri)
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        if offset < self._start or offset + size > self._end:
+            return self._store.read_range(uri, offset, size, etag)
+        if self._got is None:
+            try:
+                self._got = self._store.read_range(uri, self._start, self._end - self._start, etag)
+            except StoreError as error:
+                self._got = error
+        if isinstance(self._got, StoreError):
+            raise self._got
+        cut = offset - self._start
+        return Bytes(self._got.data[cut : cut + size], self._got.etag, self._got.attempts)
+
+
+def _end(row: Row) -> int:
+    return int(row["offset"] + row["stored_bytes"] + (SLACK_BYTES if row["access"] == "zip" else 0))
+
+
+def _spans(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:
+    """Rows as they are to be read from a remote store: a file alone, near members of one archive together."""
+    span: list[Row] = []
+    for row in rows:
+        if span and not _joins(row, span, limits):
+            yield span
+            span = []
+        span.append(row)
+    if span:
+        yield span
+
+
+def _joins(row: Row, span: Sequence[Row], limits: Limits) -> bool:
+    last = span[-1]
+    return (
+        row["access"] != "file"
+        and (row["uri"], row["access"], row["etag"]) == (last["uri"], last["access"], last["etag"])
+        and max(row["size_bytes"], last["size_bytes"]) <= limits.max_bytes
+        and abs(row["offset"] - last["offset"] - last["stored_bytes"]) <= _SPAN_GAP_BYTES
+        and _end(row) - span[0]["offset"] <= _SPAN_BYTES
+    )
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One pool a process, shared by all that fetch at the same time."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"fetch-{threads}")
+
+
+def _ahead(rows: list[Row], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
+    """Fetch ahead of the consumer; from a remote store in the order of arrival, so that none waits for a slow one."""
+    remote = is_s3(rows[0]["uri"])
+    threads = _REMOTE_THREADS if remote else _LOCAL_THREADS
+    local_chunks = (rows[start : start + _LOCAL_CHUNK] for start in range(0, len(rows), _LOCAL_CHUNK))
+    chunks = _spans(rows, limits) if remote else local_chunks
+    waiting: dict[Future[list[Fetched]], int] = {}
+
+    def read(chunk: list[Row]) -> list[Fetched]:
+        span = _Span(chunk, store_for(chunk[0]["uri"], s3)) if remote and len(chunk) > 1 else None
+        return [fetch(row, span or store_for(row["uri"], s3), limits) for row in chunk]
+
+    try:
+        while True:
+            while len(waiting) < 2 * threads and (not waiting or sum(waiting.values()) < _AHEAD_BYTES):
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
+                weight = sum(min(row["size_bytes"], limits.max_bytes) for row in chunk)
+                waiting[_pool(threads).submit(read, chunk)] = weight
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                del waiting[future]
+                yield from future.result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator[Fetched]:
+    """Members of one archive without random access, in one pass."""
+    by_ordinal = {row["offset"]: row for row in rows}
+    done: set[int] = set()
+    failure: ImageRejected | None = None
+    etag = rows[0]["etag"]
+    try:
+        info = store.head(uri)
+        if info is None:
+            raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
+        if info.etag != etag:
+            raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
+        for ordinal, data in _members(info, store, set(by_ordinal), limits.max_bytes):
+            row = by_ordinal[ordinal]
+            done.add(ordinal)
+            if isinstance(data, Exception):
+                damage = ImageRejected(damage_code(data), f"damaged inside its archive: {data}", Stage.FETCH)
+                yield Fetched(row, None, damage, etag, 1)
+            elif data is None:
+                message = f"{row['size_bytes']} bytes, the limit (--max-bytes) is {limits.max_bytes}"
+                yield Fetched(row, None, ImageRejected(Code.TOO_LARGE, message, Stage.FETCH), etag, 1)
+            else:
+                yield Fetched(row, data, None, etag, 1)
+    except StoreError as error:
+        failure = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
+    except DAMAGE as error:
+        failure = ImageRejected(damage_code(error), f"{uri}: damaged before this member: {error}", Stage.FETCH)
+    missing = failure or ImageRejected(Code.CHANGED, f"{uri}: no longer holds this member; run again", Stage.FETCH)
+    for ordinal, row in by_ordinal.items():
+        if ordinal not in done:
+            yield Fetched(row, None, missing, etag, missing.attempts)
+
+
+def _members(
+    info: ObjectInfo, store: Store, wanted: set[int], max_bytes: int
+) -> Iterator[tuple[int, bytes | Exception | None]]:
+    with store.open(info.uri) as file:
+        yield from stream_members(info, file, wanted, max_bytes)

@@ -1,0 +1,170 @@
+"""The manifest: one typed row an image, in Parquet. Every step after listing knows only this.
+
+A manifest is a folder with `part-*.parquet` and `manifest.json` (version, source, layout, split rule, counts,
+digest), on disk or on S3.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import InputError
+from pipeline.storage.parquet import to_parquet
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.uris import absolute, join
+
+MANIFEST_VERSION = 1
+_PART = re.compile(r"part-\d{5}\.parquet")
+
+LOCATION_FIELDS = [
+    pa.field("image_id", pa.int64(), nullable=False),  # stable 64-bit hash of uri and member
+    pa.field("uri", pa.string(), nullable=False),  # the file, or the archive that holds the image
+    pa.field("member", pa.string()),  # path inside the archive; `inner.tar!/x.jpg` when nested
+    pa.field("access", pa.string(), nullable=False),  # file | range | zip | stream, see pipeline.archives
+    pa.field("offset", pa.int64()),  # first stored byte inside `uri`
+    pa.field("stored_bytes", pa.int64()),  # stored length inside `uri`; differs from size_bytes when deflated
+    pa.field("size_bytes", pa.int64(), nullable=False),  # length of the encoded image
+    pa.field("etag", pa.string(), nullable=False),  # version of `uri`: S3 ETag, or mtime_ns-size on disk
+    pa.field("mtime", pa.timestamp("us", tz="UTC")),
+]
+LABEL_FIELDS = [
+    pa.field("label", pa.int8()),  # 1 positive (leukemia), 0 negative, null unknown
+    pa.field("class_name", pa.string()),
+    pa.field("subject_id", pa.string()),  # null where the source names no patient
+    pa.field("split", pa.string()),  # train | validation | test
+]
+LISTING_SCHEMA = pa.schema(LOCATION_FIELDS)
+MANIFEST_SCHEMA = pa.schema(
+    LOCATION_FIELDS + LABEL_FIELDS, metadata={"leukoray.manifest_version": str(MANIFEST_VERSION)}
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest read into memory (about 200 bytes an image)."""
+
+    uri: str
+    table: pa.Table  # MANIFEST_SCHEMA
+    info: dict[str, Any]  # manifest.json
+
+    @property
+    def digest(self) -> str:
+        return str(self.info["digest"])
+
+    @property
+    def is_synthetic(self) -> bool:
+        return bool(self.info.get("synthetic"))
+
+    @property
+    def unit_word(self) -> str:
+        """What stands for a patient in `subject_id`: 'subjects', or 'blocks' of consecutive file numbers."""
+        return str(self.info.get("units") or "subjects")
+
+    def split(self, name: str) -> pa.Table:
+        return self.table.filter(pc.equal(self.table["split"], name))
+
+
+def image_id(uri: str, member: str | None = None, occurrence: int = 0) -> int:
+    """Signed 64-bit BLAKE2b of where an image lies; `occurrence` tells duplicate members of one archive apart."""
+    text = "\0".join([uri, member or "", str(occurrence) if occurrence else ""])
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big", signed=True
+    )
+
+
+def table_digest(table: pa.Table) -> str:
+    """SHA-256, hex, of ids, versions, labels and splits in id order: what training depends on."""
+    ordered = table.sort_by("image_id").select(["image_id", "etag", "label", "class_name", "subject_id", "split"])
+    sink = hashlib.sha256()
+    for column in ordered.columns:
+        sink.update(json.dumps(column.to_pylist()).encode())
+    return sink.hexdigest()
+
+
+def write_manifest(
+    out: str, tables: Iterable[pa.Table], info: dict[str, Any], s3: S3Settings | None = None
+) -> Manifest:
+    """Write parts, then `manifest.json` last; a manifest without it is refused by `read_manifest`."""
+    out = absolute(out)
+    store = store_for(out, s3)
+    parts = [table.cast(MANIFEST_SCHEMA) for table in tables]
+    whole = pa.concat_tables(parts) if parts else MANIFEST_SCHEMA.empty_table()
+    info = {**info, "version": MANIFEST_VERSION, "digest": table_digest(whole), "images": whole.num_rows}
+    store.delete(join(out, "manifest.json"))
+    for uri in part_uris(out, s3):
+        store.delete(uri)
+    for number, part in enumerate(parts):
+        store.write(join(out, f"part-{number:05d}.parquet"), to_parquet(part))
+    store.write(join(out, "manifest.json"), json.dumps(info, indent=2).encode())
+    return Manifest(out, whole, info)
+
+
+def is_manifest(uri: str, s3: S3Settings | None = None) -> bool:
+    """Whether `uri` is a folder that holds a manifest of ours; other programs use the name as well."""
+    path = join(absolute(uri), "manifest.json")
+    store = store_for(path, s3)
+    if store.head(path) is None:
+        return False
+    try:
+        info = json.loads(store.read(path).data)
+    except ValueError:
+        return True  # perhaps ours and damaged: whoever reads it says so
+    return isinstance(info, dict) and {"digest", "images", "version"} <= set(info)
+
+
+def read_info(uri: str, s3: S3Settings | None = None) -> dict[str, Any]:
+    """`manifest.json` of a manifest. Raises InputError when it is missing, damaged or of another version."""
+    path = join(absolute(uri), "manifest.json")
+    try:
+        info = json.loads(store_for(path, s3).read(path).data)
+    except StoreError as error:
+        advice = f"make one with `leukoray ingest SOURCE --out {uri}`"
+        raise error.refusal(f"{uri}: no manifest here ({error}); {advice}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); run `leukoray ingest` again") from error
+    found = info.get("version") if isinstance(info, dict) else None
+    if found != MANIFEST_VERSION:
+        raise InputError(
+            f"{path}: manifest version {found}, this leukoray reads version {MANIFEST_VERSION}; "
+            "run `leukoray ingest` again"
+        )
+    return dict(info)
+
+
+def read_manifest(uri: str, s3: S3Settings | None = None) -> Manifest:
+    """Read a whole manifest. Raises InputError naming what is wrong."""
+    uri = absolute(uri)
+    info = read_info(uri, s3)
+    store = store_for(uri, s3)
+    try:
+        tables = [pq.read_table(io.BytesIO(store.read(name).data)) for name in part_uris(uri, s3)]
+        table = pa.concat_tables([item.cast(MANIFEST_SCHEMA) for item in tables])
+    except StoreError as error:
+        raise error.refusal() from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{uri}: cannot be read as a manifest ({error}); run `leukoray ingest` again") from error
+    if table.num_rows != info["images"]:
+        raise InputError(
+            f"{uri}: {table.num_rows} rows, manifest.json says {info['images']}; run `leukoray ingest` again"
+        )
+    return Manifest(uri, table, info)
+
+
+def part_uris(uri: str, s3: S3Settings | None = None) -> list[str]:
+    """The part files directly in the folder; whatever else somebody keeps below it is not ours."""
+    folder = absolute(uri) + "/"
+    found = (item.uri for item in store_for(uri, s3).walk(absolute(uri)))
+    return sorted(name for name in found if _PART.fullmatch(name.removeprefix(folder)))
+
+
+def rows(table: pa.Table, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    return list((table.select(list(columns)) if columns else table).to_pylist())

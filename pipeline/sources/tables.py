@@ -1,0 +1,63 @@
+"""Tables that people bring, of URIs or of labels: CSV or Parquet, read into Arrow as they were written."""
+
+import codecs
+import io
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import InputError
+from pipeline.storage.stores import store_for
+from pipeline.storage.types import S3Settings, StoreError
+
+SUFFIXES = (".csv", ".parquet")
+_DELIMITERS = ",;\t"
+_NOTHING = ["", "NaN", "nan", "NULL", "null"]
+
+
+def is_table(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def read_table(uri: str, s3: S3Settings | None = None) -> pa.Table:
+    """All columns, those of a CSV as text: '007' stays so.
+
+    A CSV has commas, semicolons or tabs, and is UTF-8, UTF-16 by its mark, or else Windows-1252, as Excel writes it.
+
+    Raises InputError when it is missing or neither CSV nor Parquet.
+    """
+    try:
+        with store_for(uri, s3).open(uri) as file:
+            return _as_text(pq.read_table(file)) if uri.lower().endswith(".parquet") else _read_csv(file.read())
+    except StoreError as error:
+        raise error.refusal() from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{uri}: not a readable CSV or Parquet table ({error})") from error
+
+
+def _read_csv(data: bytes) -> pa.Table:
+    text = _decoded(data)
+    data, header = text.encode(), text.split("\n", 1)[0]
+    parse = pyarrow.csv.ParseOptions(delimiter=max(_DELIMITERS, key=header.count), newlines_in_values=True)
+    first = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse)
+    types = {name: pa.string() for name in first.schema.names}
+    convert = pyarrow.csv.ConvertOptions(column_types=types, null_values=_NOTHING, strings_can_be_null=True)
+    return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
+
+
+def _decoded(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    """Columns of bytes, which some writers make of text, as text."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            table = table.set_column(index, field.name, table[index].cast(pa.string()))
+    return table

@@ -1,0 +1,122 @@
+"""The local (or network-mounted) file system as a store. Writes appear whole: a temporary name, then a rename."""
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from stat import S_ISREG
+from typing import TYPE_CHECKING, cast
+
+from pipeline.base.errors import Code, InputError, LeukorayError, PlatformError
+from pipeline.storage.types import Bytes, ObjectInfo, OnFailure, StoreError
+from pipeline.storage.uris import local_path
+
+if TYPE_CHECKING:
+    pass
+
+
+def _translate(error: OSError, uri: str) -> LeukorayError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PlatformError(f"{uri}: the disk is full; free space and run the same command again to continue")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return StoreError(Code.NOT_FOUND, f"{uri}: does not exist; check the path")
+    if isinstance(error, PermissionError):
+        return StoreError(Code.ACCESS_DENIED, f"{uri}: permission denied; check owner and mode")
+    if isinstance(error, FileExistsError):
+        return InputError(f"{error.filename or uri}: is a file, expected a folder; choose another --out")
+    if isinstance(error, IsADirectoryError):
+        return StoreError(Code.NOT_FOUND, f"{uri}: is a folder, expected a file")
+    return StoreError(Code.IO_ERROR, f"{uri}: {error.strerror or error}")
+
+
+def local_etag(stat: os.stat_result) -> str:
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+class LocalStore:
+    """The local (or network-mounted) file system."""
+
+    def read(self, uri: str) -> Bytes:
+        try:
+            with open(local_path(uri), "rb", buffering=0) as file:
+                etag = local_etag(os.fstat(file.fileno()))
+                return Bytes(file.readall(), etag, 1)
+        except OSError as error:
+            raise _translate(error, uri) from error
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        try:
+            with open(local_path(uri), "rb", buffering=0) as file:
+                found = local_etag(os.fstat(file.fileno()))
+                if etag is not None and found != etag:
+                    raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
+                return Bytes(os.pread(file.fileno(), size, offset), found, 1)
+        except OSError as error:
+            raise _translate(error, uri) from error
+
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
+        try:
+            return cast(io.BufferedReader, open(local_path(uri), "rb", buffering=1 << 16))
+        except OSError as error:
+            raise _translate(error, uri) from error
+
+    def write(self, uri: str, data: bytes) -> None:
+        temporary = f"{uri}.tmp-{uuid.uuid4().hex[:12]}"
+        try:
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, uri)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise _translate(error, uri) from error
+
+    def create(self, uri: str, data: bytes) -> str | None:
+        """Write only if nothing is there yet; the new etag, or None when somebody was first."""
+        try:
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
+            with open(uri, "xb") as file:
+                file.write(data)
+                file.flush()
+                return local_etag(os.fstat(file.fileno()))
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise _translate(error, uri) from error
+
+    def head(self, uri: str) -> ObjectInfo | None:
+        try:
+            stat = os.stat(local_path(uri))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _translate(error, uri) from error
+        if not S_ISREG(stat.st_mode):  # folders; pipes and devices, whose reading may never end
+            return None
+        return ObjectInfo(uri, stat.st_size, local_etag(stat), stat.st_mtime)
+
+    def is_folder(self, uri: str) -> bool:
+        return os.path.isdir(uri)
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Files below a folder, in no promised order; nothing where the folder does not exist."""
+        for folder, _, names in os.walk(prefix):
+            for name in names:
+                path = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # removed while we walk
+                    stat = os.stat(path)
+                    yield ObjectInfo(path, stat.st_size, local_etag(stat), stat.st_mtime)
+
+    def delete(self, uri: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(uri)
+
+    def delete_tree(self, prefix: str) -> None:
+        shutil.rmtree(prefix, ignore_errors=True)

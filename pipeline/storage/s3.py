@@ -1,0 +1,322 @@
+"""S3 through boto3: ranged reads, conditional writes, streaming listings, retries that also cover the body.
+
+botocore's own retries end where the response body begins, so they are switched off and one loop here retries
+whole operations, with full jitter (AWS Architecture Blog, 'Exponential Backoff And Jitter', 2015).
+"""
+
+import functools
+import io
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import boto3
+import botocore
+import botocore.exceptions as failures
+import urllib3.exceptions
+from botocore.config import Config as BotoConfig
+
+from pipeline.base.errors import OUTAGE_CODES, Code
+from pipeline.storage.types import Bytes, ObjectInfo, OnFailure, S3Settings, StoreError
+
+Result = TypeVar("Result")
+
+_DELETES_AT_ONCE = 16
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_DENIED = {
+    "AccessDenied",
+    "403",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AllAccessDisabled",
+}
+_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 10.0
+_QUICK_ATTEMPTS = 3
+
+
+@functools.lru_cache(maxsize=8)
+def s3_store(settings: S3Settings) -> "S3Store":
+    return S3Store(settings)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _folder(uri: str) -> str:
+    """The prefix of what lies below `uri`. Two slashes in a row are a folder without a name, another one."""
+    return uri if uri.endswith("/") else uri + "/"
+
+
+def _objects(uri: str, answer: dict[str, Any]) -> Iterator[ObjectInfo]:
+    """The objects of one page; keys that end with a slash are marks that consoles leave for folders."""
+    bucket, _ = _split(uri)
+    for item in answer.get("Contents", ()):
+        if not item["Key"].endswith("/"):
+            modified = item["LastModified"].timestamp()
+            yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'), modified)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One page of what lies directly below a prefix."""
+
+    folders: list[str]  # URIs that end with a slash
+    objects: list[ObjectInfo]
+    is_truncated: bool
+
+
+class S3Store:
+    """One bucket protocol for reads, writes and listings. Safe to share between threads."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[float, Any] = {}
+        self._payer = {"RequestPayer": "requester"} if settings.requester_pays else {}
+
+    def _client(self, timeout_s: float) -> Any:
+        with self._lock:
+            if timeout_s not in self._clients:
+                self._clients[timeout_s] = self._connect(timeout_s)
+            return self._clients[timeout_s]
+
+    def _connect(self, timeout_s: float) -> Any:
+        settings = self.settings
+        options: dict[str, Any] = {
+            "connect_timeout": settings.connect_timeout_s,
+            "read_timeout": timeout_s,
+            "max_pool_connections": settings.pool,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "s3": {"addressing_style": "path" if settings.endpoint else "auto"},
+            # Checksums in trailers are refused by several S3-compatible stores; TLS and ETags remain.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        if settings.anonymous:
+            options["signature_version"] = botocore.UNSIGNED
+        # A new session reads credentials anew, so that rotated ones are picked up after an expiry.
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint,
+            region_name=settings.region,
+            config=BotoConfig(**options),
+        )
+
+    def _forget_clients(self) -> None:
+        with self._lock:
+            self._clients.clear()
+
+    def _retry(self, uri: str, operation: Callable[[Any], Result]) -> tuple[Result, int]:
+        """Run `operation(client)` until it succeeds, fails for good, or the attempts are used up."""
+        for attempt in range(1, self.settings.max_attempts + 1):
+            quick = attempt <= _QUICK_ATTEMPTS
+            timeout_s = self.settings.quick_timeout_s if quick else self.settings.patient_timeout_s
+            try:
+                return operation(self._client(timeout_s)), attempt
+            except Exception as error:
+                failure = self._translate(error, uri, attempt)
+                if failure is None:
+                    raise
+                expired = isinstance(error, failures.ClientError) and _code(error) in _EXPIRED
+                if expired:
+                    self._forget_clients()
+                is_final = failure.code not in (Code.IO_ERROR, Code.TIMEOUT) and not expired
+                if is_final or attempt == self.settings.max_attempts:
+                    raise failure from error
+                time.sleep(random.uniform(0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2**attempt)))
+        raise AssertionError("max_attempts is at least 1")
+
+    def _translate(self, error: Exception, uri: str, attempts: int) -> StoreError | None:
+        """Our error for a client's, None for one that is no store failure."""
+        where = f"{uri} (endpoint {self.settings.endpoint or 'AWS'})"
+        if isinstance(error, failures.ClientError):
+            code = _code(error)
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if code in _MISSING:
+                what = "bucket does not exist" if code == "NoSuchBucket" else "no such object"
+                return StoreError(Code.NOT_FOUND, f"{where}: {what}; check the URI", attempts)
+            if code in _EXPIRED:
+                return StoreError(Code.ACCESS_DENIED, f"{where}: credentials expired; renew them", attempts)
+            if code in _DENIED or status in (401, 403):
+                return StoreError(
+                    Code.ACCESS_DENIED,
+                    f"{where}: access denied ({code}); check credentials and policy",
+                    attempts,
+                )
+            if status == 412 or code == "PreconditionFailed":
+                return StoreError(Code.CHANGED, f"{where}: replaced since it was listed; run again", attempts)
+            if status == 416:
+                return StoreError(Code.CHANGED, f"{where}: shorter than when it was listed", attempts)
+            return StoreError(Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts)
+        if isinstance(error, failures.NoCredentialsError | failures.PartialCredentialsError):
+            message = f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID/AWS_PROFILE or pass --s3-anonymous"
+            return StoreError(Code.ACCESS_DENIED, message, attempts)
+        if isinstance(error, failures.ReadTimeoutError | failures.ConnectTimeoutError | TimeoutError):
+            return StoreError(Code.TIMEOUT, f"{where}: no answer in time, {attempts} attempts", attempts)
+        if isinstance(error, failures.ParamValidationError | ValueError):
+            return StoreError(Code.NOT_FOUND, f"{where}: not a valid S3 URI: {error}", attempts)
+        if isinstance(error, failures.BotoCoreError | urllib3.exceptions.HTTPError | OSError):
+            return StoreError(Code.IO_ERROR, f"{where}: {error}; {attempts} attempts", attempts)
+        return None
+
+    def _get(self, uri: str, **conditions: str) -> Bytes:
+        bucket, key = _split(uri)
+
+        def operation(client: Any) -> tuple[bytes, str]:
+            answer = client.get_object(Bucket=bucket, Key=key, **conditions, **self._payer)
+            data = answer["Body"].read()
+            if len(data) != answer["ContentLength"]:
+                raise OSError(f"body ended after {len(data)} of {answer['ContentLength']} bytes")
+            return data, answer["ETag"].strip('"')
+
+        (data, etag), attempts = self._retry(uri, operation)
+        return Bytes(data, etag, attempts)
+
+    def read(self, uri: str) -> Bytes:
+        return self._get(uri)
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        if size == 0:
+            return Bytes(b"", etag or "", 1)
+        conditions = {"Range": f"bytes={offset}-{offset + size - 1}"}
+        if etag is not None:
+            conditions["IfMatch"] = f'"{etag}"'
+        return self._get(uri, **conditions)
+
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
+        info = self.head(uri)
+        if info is None:
+            raise StoreError(Code.NOT_FOUND, f"{uri}: no such object; check the URI")
+        return io.BufferedReader(_RangeReader(self, info, on_failure), buffer_size=1 << 20)
+
+    def write(self, uri: str, data: bytes) -> None:
+        bucket, key = _split(uri)
+        self._retry(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
+
+    def create(self, uri: str, data: bytes) -> str | None:
+        """Conditional PUT: the new etag, or None when somebody was first."""
+        return self._put_if(uri, data, IfNoneMatch="*")
+
+    def replace(self, uri: str, data: bytes, etag: str) -> str | None:
+        """Compare-and-swap: the new etag, or None when the object is no longer the one with `etag`."""
+        return self._put_if(uri, data, IfMatch=f'"{etag}"')
+
+    def _put_if(self, uri: str, data: bytes, **condition: str) -> str | None:
+        bucket, key = _split(uri)
+
+        def operation(client: Any) -> str | None:
+            try:
+                answer = client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+            except failures.ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                is_gone = "IfMatch" in condition and _code(error) in _MISSING - {"NoSuchBucket"}
+                if status in (409, 412) or is_gone:
+                    return None
+                raise
+            return str(answer["ETag"]).strip('"')
+
+        return self._retry(uri, operation)[0]
+
+    def head(self, uri: str) -> ObjectInfo | None:
+        bucket, key = _split(uri)
+        if not key:
+            return None
+        try:
+            answer, _ = self._retry(uri, lambda c: c.head_object(Bucket=bucket, Key=key, **self._payer))
+        except StoreError as error:
+            if error.code == Code.NOT_FOUND:
+                return None
+            raise
+        return ObjectInfo(uri, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"].timestamp())
+
+    def is_folder(self, uri: str) -> bool:
+        """True when keys lie below the prefix. Raises StoreError for a bucket that is missing or refused."""
+        bucket, key = _split(_folder(uri))
+        answer, _ = self._retry(uri, lambda c: c.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1, **self._payer))
+        return bool(answer.get("KeyCount"))
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects below a prefix, page by page, so that memory does not grow with their number."""
+        return self.beginning_with(_folder(prefix))
+
+    def beginning_with(self, uri: str) -> Iterator[ObjectInfo]:
+        """Objects whose URIs begin with these characters, page by page."""
+        for answer in self._pages(uri):
+            yield from _objects(uri, answer)
+
+    def levels(self, prefix: str) -> Iterator[Level]:
+        """What lies directly below a prefix, page by page: what lets many prefixes be listed side by side."""
+        bucket, _ = _split(prefix)
+        for answer in self._pages(_folder(prefix), Delimiter="/"):
+            folders = [f"s3://{bucket}/{item['Prefix']}" for item in answer.get("CommonPrefixes", ())]
+            yield Level(folders, list(_objects(prefix, answer)), bool(answer.get("IsTruncated")))
+
+    def _pages(self, begin: str, **options: str) -> Iterator[dict[str, Any]]:
+        bucket, key = _split(begin)
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": key, **options, **self._payer}
+        while True:
+            answer = self._retry(begin, lambda client: client.list_objects_v2(**request))[0]
+            yield answer
+            if not answer.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def delete(self, uri: str) -> None:
+        bucket, key = _split(uri)
+        self._retry(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+    def delete_tree(self, prefix: str) -> None:
+        with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:  # a large run leaves 10^5 parts
+            for _ in pool.map(lambda info: self.delete(info.uri), self.walk(prefix)):
+                pass
+
+
+class _RangeReader(io.RawIOBase):
+    """A seekable view of one object version, for archive directories; every read is one ranged GET."""
+
+    def __init__(self, store: S3Store, info: ObjectInfo, on_failure: OnFailure | None) -> None:
+        self._store, self._info, self._on_failure, self._position = store, info, on_failure, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), self._info.size - self._position)
+        if size <= 0:
+            return 0
+        data = self._read(size)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
+        except StoreError as error:
+            if self._on_failure is None or error.code not in OUTAGE_CODES:
+                raise
+            self._on_failure(error)
+        return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
+
+
+def _code(error: failures.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,98 @@
+"""What a store is, what it gives, and how it fails."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.base.errors import OUTAGE_CODES, Code, InputError, LeukorayError, PlatformError
+
+if TYPE_CHECKING:
+    pass
+
+
+class StoreError(LeukorayError):
+    """A store operation failed for good; `code` says why, in the words of the quarantine."""
+
+    exit_code = 3
+
+    def __init__(self, code: Code, message: str, attempts: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        self.attempts = attempts
+        if code in OUTAGE_CODES:
+            self.exit_code = PlatformError.exit_code
+
+    def refusal(self, message: str | None = None) -> LeukorayError:
+        """What a command ends with that cannot go on without the object: its input is wrong, or the store is out."""
+        if self.code in OUTAGE_CODES:
+            return PlatformError(f"the store does not answer ({self}); run again when it is back")
+        return InputError(message or str(self))
+
+    def __reduce__(self) -> tuple[type, tuple[Code, str, int]]:
+        return StoreError, (self.code, str(self), self.attempts)
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """How every client of this project, boto3 or PyArrow, reaches S3. Empty fields follow the AWS_* variables."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+    requester_pays: bool = False
+    max_attempts: int = 8
+    connect_timeout_s: float = 5.0
+    quick_timeout_s: float = 3.0  # the first attempts: an image arrives in well under a second or is stuck
+    patient_timeout_s: float = 30.0  # the later ones
+    pool: int = 64  # connections a process keeps
+
+    @classmethod
+    def from_config(cls, config: Any) -> "S3Settings":
+        """From the `s3_*` fields of a `JobConfig`, completed by the environment of the caller.
+
+        The endpoint and region are resolved here, once, so that workers on other machines use the same.
+        """
+        env = os.environ
+        endpoint = config.s3_endpoint or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
+        region = config.s3_region or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return cls(endpoint, region, config.s3_anonymous, config.s3_requester_pays)
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One stored object. `etag` is S3's, or `<mtime_ns>-<size>` on disk; `mtime` in seconds since 1970 (UTC)."""
+
+    uri: str
+    size: int
+    etag: str
+    mtime: float
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What a read gave, with the version of the object it came from."""
+
+    data: bytes
+    etag: str
+    attempts: int
+
+
+# Asked before a read that failed for good is tried once more; may raise what ends the whole.
+OnFailure = Callable[[StoreError], None]
+
+
+class Store(Protocol):
+    """What listing, scoring and publishing need of a store. URIs are absolute."""
+
+    def read(self, uri: str) -> Bytes: ...
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes: ...
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader: ...
+    def write(self, uri: str, data: bytes) -> None: ...
+    def create(self, uri: str, data: bytes) -> str | None: ...
+    def head(self, uri: str) -> ObjectInfo | None: ...
+    def is_folder(self, uri: str) -> bool: ...
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]: ...
+    def delete(self, uri: str) -> None: ...
+    def delete_tree(self, prefix: str) -> None: ...

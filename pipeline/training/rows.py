@@ -1,0 +1,112 @@
+"""Rows of a manifest to what training learns from: a target for each image, a share for each rank."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.base.errors import InputError
+from pipeline.sources.manifest import LOCATION_FIELDS, Manifest
+
+if TYPE_CHECKING:
+    pass
+
+
+Task = Literal["binary", "multiclass"]
+
+
+ROW_SCHEMA = pa.schema([*LOCATION_FIELDS, pa.field("target", pa.int64(), nullable=False)])  # index into the classes
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """What training needs of a manifest. `target` indexes `classes`; binary targets are the labels themselves."""
+
+    task: Task
+    classes: tuple[str, ...]
+    positive_classes: tuple[str, ...]
+    train: pa.Table  # ROW_SCHEMA
+    validation: pa.Table  # ROW_SCHEMA
+
+    def counts(self, split: str) -> list[int]:
+        """Images of each class."""
+        table = self.train if split == "train" else self.validation
+        counts: list[int] = np.bincount(table["target"].to_numpy(), minlength=len(self.classes)).tolist()
+        return counts
+
+
+def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclass"] = "auto") -> LabelledRows:
+    """The train and validation rows with their targets. Raises InputError when there is nothing to learn from them."""
+    known = manifest.table.filter(pc.is_in(manifest.table["split"], pa.array(["train", "validation"])))
+    labels = set(pc.unique(known["label"].drop_null()).to_pylist())
+    names = sorted(pc.unique(known["class_name"].drop_null()).to_pylist())
+    chosen: Task = ("binary" if labels == {0, 1} else "multiclass") if task == "auto" else task
+    if not labels and not names:
+        raise InputError(
+            f"{manifest.uri}: no labels to learn from; give a source with class folders or a table of labels to "
+            "`leukoray ingest`, or score it with a trained model"
+        )
+    if chosen == "binary":
+        if labels != {0, 1}:
+            hint = (
+                "name the classes that mean leukemia with `leukoray ingest --positive CLASS`, or use --task multiclass"
+            )
+            raise InputError(f"{manifest.uri}: {_seen(labels)}; two classes need positive and negative images: {hint}")
+        known = known.filter(pc.is_valid(known["label"]))
+        targets = known["label"].cast(pa.int64())
+        classes: tuple[str, ...] = ("negative", "positive")
+        positive: tuple[str, ...] = ("positive",)
+    else:
+        if len(names) < 2:
+            raise InputError(f"{manifest.uri}: one class only ({', '.join(names) or 'none'}); nothing to tell apart")
+        known = known.filter(pc.is_valid(known["class_name"]))
+        targets = pc.index_in(known["class_name"], pa.array(names)).cast(pa.int64())
+        classes, positive = tuple(names), _positive_names(known)
+    rows = known.append_column("target", targets)
+    columns = [field.name for field in ROW_SCHEMA]
+    train, validation = (
+        rows.filter(pc.equal(rows["split"], split)).select(columns).cast(ROW_SCHEMA).combine_chunks()
+        for split in ("train", "validation")
+    )
+    labelled = LabelledRows(chosen, classes, positive, train, validation)
+    _refuse_gaps(manifest.uri, labelled)
+    return labelled
+
+
+def _seen(labels: set[int]) -> str:
+    if not labels:
+        return "no image is labelled positive or negative"
+    return f"every labelled image is {'positive' if labels == {1} else 'negative'}"
+
+
+def _positive_names(table: pa.Table) -> tuple[str, ...]:
+    """Class names whose every image is labelled positive, where the labels know both sides."""
+    sides: dict[str, set[int]] = {}
+    for name, label in zip(table["class_name"].to_pylist(), table["label"].to_pylist(), strict=True):
+        if label is None:
+            return ()
+        sides.setdefault(name, set()).add(label)
+    positive = tuple(sorted(name for name, labels in sides.items() if labels == {1}))
+    return positive if len(positive) < len(sides) else ()
+
+
+def _refuse_gaps(uri: str, rows: LabelledRows) -> None:
+    for split, table in (("train", rows.train), ("validation", rows.validation)):
+        if not table.num_rows:
+            raise InputError(
+                f"{uri}: no labelled images in the {split} split; run `leukoray ingest` again so that it makes splits"
+            )
+        missing = [name for name, count in zip(rows.classes, rows.counts(split), strict=True) if not count]
+        if missing:
+            raise InputError(
+                f"{uri}: the {split} split has no image of class {', '.join(missing)}; every split needs subjects of "
+                "it that are in no other: add some, then ingest again"
+            )
+
+
+def deal(table: pa.Table, ranks: int, seed: int) -> list[pa.Table]:
+    """Shuffle rows by the seed and deal them to the ranks: every row to exactly one, sizes differ by one at most."""
+    order = np.random.default_rng(seed).permutation(table.num_rows)
+    return [table.take(pa.array(order[rank::ranks])) for rank in range(ranks)]
