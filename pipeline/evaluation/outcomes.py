@@ -1,6 +1,6 @@
 """From a split of a manifest to what a model said of it: predictions, metrics, curves, worst mistakes.
 
-No Ray here: `Outcomes` gathers what the workers (`pipeline.outcomes`) gave, however they were run.
+No Ray here: `Outcomes` gathers what the workers (`worker`) gave, however they were run.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """What is known of one image (`Annotation`), what its path alone can tell, and the user's own words on top.
 
 Takes and gives plain strings and Annotations, one a path; no I/O. The naming habits of known data sets are in
-`pipeline.layouts`, labels from a table in `pipeline.label_table`.
+`layouts`, labels from a table in `label_table`.
 """
 
 import re

@@ -3,7 +3,7 @@ sets.
 
 Takes paths relative to the source root ('/' between folders; '<archive>!/<member>' inside archives), gives
 one `Annotation` a path. Pure functions over strings; labels that come from a table are read in
-`pipeline.label_table`.
+`label_table`.
 """
 
 import re

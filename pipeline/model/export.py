@@ -24,7 +24,7 @@ _OPSET = 20
 
 
 def to_safetensors(model: torch.nn.Module) -> bytes:
-    """All weights and buffers, in the names of `pipeline.models`."""
+    """All weights and buffers, in the names of `pipeline.model.architectures`."""
     return save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
 
 

@@ -1,6 +1,6 @@
 """Numbers as a reader without statistics takes them in: natural frequencies, intervals, undefined values as a dash.
 
-Takes the `{"value", "low", "high"}` dictionaries of `pipeline.metrics`.
+Takes the `{"value", "low", "high"}` dictionaries of `pipeline.evaluation.metrics`.
 """
 
 from collections.abc import Mapping
