@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from jobs.config import JobConfig, effective, parse
 from pipeline.base.errors import InputError, LeukorayError, PlatformError
+from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -118,8 +119,8 @@ def finish(code: int) -> None:
     os._exit(code)
 
 
-def s3_settings(config: JobConfig) -> S3Settings:
-    return S3Settings.from_config(config)
+def job_stores(config: JobConfig) -> Stores:
+    return Stores(S3Settings.from_config(config))
 
 
 def show_config(config: JobConfig) -> None:

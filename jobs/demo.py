@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, finish, run, s3_settings
+from jobs.common import Clock, finish, job_stores, run
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.evaluation.report import words
@@ -123,7 +123,7 @@ def ingest(story: "Story", source: str, manifest: str) -> bool:
     """Make a manifest. True when a model can learn from it."""
     folder = story.path(manifest)
     story.step("ingest", "ingest", source, "--out", folder)
-    info = read_info(absolute(folder), s3_settings(story.config))
+    info = read_info(absolute(folder), job_stores(story.config))
     counts = info["counts"]
     classes = {name: sum(of.values()) for name, of in counts["classes"].items() if name != "(none)"}
     splits = ", ".join(f"{counts['splits'].get(name, 0):,} {name}" for name in ("train", "validation", "test"))
@@ -202,11 +202,11 @@ def serve(story: "Story", model: str) -> None:
 
 def one_image(story: "Story") -> tuple[str, str, bytes]:
     """A readable image, of disease and of the test split where there is one: its name, class and bytes."""
-    s3 = s3_settings(story.config)
-    found = rows(read_manifest(absolute(story.path("manifest")), s3).table)
+    stores = job_stores(story.config)
+    found = rows(read_manifest(absolute(story.path("manifest")), stores).table)
     found.sort(key=lambda row: (row["split"] != "test", row["label"] != 1))
     for row in found:
-        fetched = next(fetch_rows([row], s3))
+        fetched = next(fetch_rows([row], stores))
         if fetched.data:
             return Path(row["member"] or row["uri"]).name, row["class_name"] or "no label", fetched.data
     raise PlatformError(f"{story.path('manifest')}: none of its images can be read now")

@@ -13,14 +13,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from jobs.common import finish, run, s3_settings
+from jobs.common import finish, job_stores, run
 from jobs.config import JobConfig
 from pipeline import __version__
 from pipeline.base.cluster import connected
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.base.machine import cgroup_file, shared_memory_warning, usable_cores
 from pipeline.base.resources import Plan, check, training_plan
-from pipeline.storage.stores import store_for
 from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
@@ -215,15 +214,15 @@ def cluster(config: DoctorConfig) -> Iterator[Finding]:
 
 
 def source(config: DoctorConfig) -> Iterator[Finding]:
-    settings = s3_settings(config)
+    stores = job_stores(config)
     if config.source is None:
-        if settings.endpoint:
-            yield Finding("ok", "s3", f"endpoint {settings.endpoint}; give --source s3://bucket to try it")
+        if stores.s3.endpoint:
+            yield Finding("ok", "s3", f"endpoint {stores.s3.endpoint}; give --source s3://bucket to try it")
         return
     name = "s3" if is_s3(config.source) else "source"
     try:
         uri = absolute(config.source)
-        store = store_for(uri, settings)
+        store = stores.of(uri)
         found = store.head(uri) is not None or store.is_folder(uri)
     except LeukorayError as error:
         yield Finding("fail", name, str(error))
@@ -240,7 +239,7 @@ def model(config: DoctorConfig) -> Iterator[Finding]:
     from pipeline.model.registry import resolve
 
     try:
-        bundle = resolve(config.model, s3_settings(config)).verify()
+        bundle = resolve(config.model, job_stores(config)).verify()
     except LeukorayError as error:
         yield Finding("fail", "model", str(error))
         return

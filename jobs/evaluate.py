@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.common import Clock, run, s3_settings, show_config
+from jobs.common import Clock, job_stores, run, show_config
 from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.cluster import connected
@@ -26,8 +26,7 @@ from pipeline.model.registry import resolve
 from pipeline.sources.fetch import Row
 from pipeline.sources.manifest import Manifest, read_manifest, rows
 from pipeline.storage.parquet import to_parquet
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
 HISTORY = "report/history.json"
@@ -63,16 +62,16 @@ Research software, not a medical device."""
 
 
 def main(config: EvaluateConfig) -> None:
-    clock, s3 = Clock(), s3_settings(config)
+    clock, stores = Clock(), job_stores(config)
     if config.split not in SPLITS:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     show_config(config)
-    manifest, bundle = read_manifest(config.manifest, s3), resolve(config.model, s3).verify()
+    manifest, bundle = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
     with connected(config.address, config.num_cpus) as ray:
-        chosen = choose_threshold(ray, config, bundle, manifest, s3)
+        chosen = choose_threshold(ray, config, bundle, manifest, stores)
         if config.target_sensitivity is not None:
             bundle = bundle.with_threshold(chosen.value)
-        outcomes = predict_split(ray, config, bundle, manifest, config.split, s3)
+        outcomes = predict_split(ray, config, bundle, manifest, config.split, stores)
     metrics = outcomes.metrics(
         chosen.value,
         replicates=config.bootstrap,
@@ -88,7 +87,7 @@ def main(config: EvaluateConfig) -> None:
         curves=outcomes.curves(),
         history=training_history(bundle),
         best_epoch=bundle.info.training.get("best_epoch"),
-        mistakes=outcomes.mistakes(chosen.value, config.mistakes, s3),
+        mistakes=outcomes.mistakes(chosen.value, config.mistakes, stores),
         provenance=facts,
         synthetic=bundle.info.synthetic or manifest.is_synthetic,
         warnings=notes,
@@ -97,23 +96,23 @@ def main(config: EvaluateConfig) -> None:
     )
     record = {"split": config.split, "provenance": facts, **metrics, "warnings": [*notes, *metrics["warnings"]]}
     record |= {"configuration": effective(config), "rejected": len(outcomes.rejected)}
-    save(config, outcomes, chosen, record, report, s3)
+    save(config, outcomes, chosen, record, report, stores)
     keep_in_bundle(config, bundle, manifest, record, report)
     account(config, metrics, outcomes, record["warnings"], clock)
 
 
-def choose_threshold(ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, s3: S3Settings) -> Threshold:
+def choose_threshold(ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, stores: Stores) -> Threshold:
     """The bundle's own, or the one that reaches the target on validation."""
     if config.target_sensitivity is None:
         return Threshold(bundle.info.threshold, "the bundle's", float("nan"), float("nan"))
-    validation = predict_split(ray, config, bundle, manifest, "validation", s3)
+    validation = predict_split(ray, config, bundle, manifest, "validation", stores)
     if validation.diseased is None:
         raise UsageError("--target-sensitivity: this model's classes do not say which mean disease; leave it out")
     return threshold_for(validation.diseased, validation.probability, config.target_sensitivity)
 
 
 def predict_split(
-    ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, split: str, s3: S3Settings
+    ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, split: str, stores: Stores
 ) -> Outcomes:
     """Predict every labelled image of the split, spread over the cluster."""
     wanted = [row for row in rows(manifest.split(split)) if is_labelled(bundle.info, row)]
@@ -130,7 +129,7 @@ def predict_split(
     plan = Plan("evaluate", config.workers or min(possible, len(tasks)), config.cpus_per_worker, config.gpus_per_worker)
     check(plan, available)
     outcomes: list[Outcome] = []
-    for part in _spread(ray, plan, bundle, tasks, s3):
+    for part in _spread(ray, plan, bundle, tasks, stores):
         outcomes += part
         _progress(split, len(outcomes), len(wanted))
     return Outcomes(bundle.info, outcomes)
@@ -146,13 +145,13 @@ def _tasks(wanted: Sequence[Row]) -> list[list[Row]]:
 
 
 def _spread(
-    ray: Any, plan: Plan, bundle: Bundle, tasks: Sequence[Sequence[Row]], s3: S3Settings
+    ray: Any, plan: Plan, bundle: Bundle, tasks: Sequence[Sequence[Row]], stores: Stores
 ) -> Iterator[list[Outcome]]:
     """Hand tasks to workers as they become free; results as they come. A lost worker is restarted, its task redone."""
     remote = ray.remote(
         num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker, max_restarts=3, max_task_retries=3
     )(EvaluationWorker)
-    workers = [remote.remote(bundle, s3, plan.gpus_per_worker > 0) for _ in range(plan.workers)]
+    workers = [remote.remote(bundle, stores, plan.gpus_per_worker > 0) for _ in range(plan.workers)]
     pool = ray.util.ActorPool(workers)
     try:
         yield from pool.map_unordered(lambda worker, batch: worker.predict.remote(batch), tasks)
@@ -227,7 +226,7 @@ def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chose
 
 def training_history(bundle: Bundle) -> list[Mapping[str, Any]]:
     """Per-epoch records that training left in the bundle; empty where it left none."""
-    if store_for(bundle.uri, bundle.s3).head(join(bundle.uri, HISTORY)) is None:
+    if bundle.stores.of(bundle.uri).head(join(bundle.uri, HISTORY)) is None:
         return []
     return list(json.loads(bundle.file(HISTORY)))
 
@@ -238,10 +237,10 @@ def save(
     chosen: Threshold,
     record: Mapping[str, Any],
     report: str,
-    s3: S3Settings,
+    stores: Stores,
 ) -> None:
     out = absolute(config.out)
-    store = store_for(out, s3)
+    store = stores.of(out)
     store.write(join(out, "predictions.parquet"), to_parquet(outcomes.table(chosen.value)))
     store.write(join(out, "metrics.json"), json.dumps(record, indent=2, allow_nan=False).encode())
     store.write(join(out, "report.html"), report.encode())
@@ -258,7 +257,7 @@ def keep_in_bundle(
     data = {"Source": manifest.info.get("source", "–"), "Layout": manifest.info.get("layout", "–")}
     data |= {f"Images in {split}": f"{manifest.split(split).num_rows:,}" for split in SPLITS}
     card = render_card(bundle.info, metrics=record, data=data)
-    store = store_for(bundle.uri, bundle.s3)
+    store = bundle.stores.of(bundle.uri)
     store.write(join(bundle.uri, "report", "report.html"), report.encode())
     store.write(join(bundle.uri, CARD), card.encode())
     update_info(bundle, metrics={**bundle.info.metrics, "test": kept})

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.common import Clock, finish, run, s3_settings, show_config
+from jobs.common import Clock, finish, job_stores, run, show_config
 from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.errors import InputError
@@ -20,7 +20,6 @@ from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import SPLITS
 from pipeline.sources.filters import Filters, parse_since
 from pipeline.sources.manifest import Manifest, write_manifest
-from pipeline.storage.stores import store_for
 from pipeline.storage.uris import absolute, join
 
 EXAMPLES = f"""examples:
@@ -69,13 +68,13 @@ class IngestConfig(JobConfig):
 def main(config: IngestConfig) -> None:
     clock = Clock()
     show_config(config)
-    s3 = s3_settings(config)
+    stores = job_stores(config)
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
-    draft = ingest(config.source, _wishes(config), filters, s3, config.limit)
-    written = write_manifest(out, [draft.table], _info(draft, config), s3)
-    store = store_for(out, s3)
+    draft = ingest(config.source, _wishes(config), filters, stores, config.limit)
+    written = write_manifest(out, [draft.table], _info(draft, config), stores)
+    store = stores.of(out)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
     store.write(join(out, "problems.json"), json.dumps(problems, indent=2).encode())
     print("\n".join(account(draft, written, clock.seconds)), flush=True)

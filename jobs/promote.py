@@ -7,14 +7,13 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.common import finish, run, s3_settings
+from jobs.common import finish, job_stores, run
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import InputError, LeukorayError, UsageError
 from pipeline.model.bundle import INFO, Bundle, read_bundle
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import point_to, read_pointer
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
 EXAMPLES = """examples:
@@ -34,26 +33,26 @@ class PromoteConfig(JobConfig):
 
 
 def main(config: PromoteConfig) -> None:
-    s3 = s3_settings(config)
+    stores = job_stores(config)
     uri = absolute(config.model)
     if config.version is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.version):
         raise UsageError(f"--version {config.version!r}: the name of a folder in {uri}, without slashes; see --list")
     if not config.version and not config.list:
         raise UsageError("name a --version, or see them with --list")
     if config.version:
-        bundle = _checked(join(uri, config.version), s3)
+        bundle = _checked(join(uri, config.version), stores)
         metric, value = _monitored(bundle)
         point_to(uri, bundle, metric, value)
         print(f"{uri}: best is now {config.version} ({metric} {_number(value)})")
     if config.list:
-        _print_versions(uri, s3)
+        _print_versions(uri, stores)
 
 
-def _checked(uri: str, s3: S3Settings) -> Bundle:
+def _checked(uri: str, stores: Stores) -> Bundle:
     """The bundle, after its files were compared with their digests and the graph answered one image."""
     import numpy as np
 
-    bundle = read_bundle(uri, s3).verify()
+    bundle = read_bundle(uri, stores).verify()
     size = bundle.info.input_size
     Predictor(bundle, engine="onnx")(np.zeros((1, size, size, 3), dtype=np.uint8))
     return bundle
@@ -67,10 +66,10 @@ def _monitored(bundle: Bundle) -> tuple[str, float | None]:
     return f"validation {name}", None if value is None else float(value)
 
 
-def _print_versions(uri: str, s3: S3Settings) -> None:
+def _print_versions(uri: str, stores: Stores) -> None:
     """Of one model, or of all models of a registry."""
     found = sorted(
-        item.uri.removesuffix("/" + INFO) for item in store_for(uri, s3).walk(uri) if item.uri.endswith("/" + INFO)
+        item.uri.removesuffix("/" + INFO) for item in stores.of(uri).walk(uri) if item.uri.endswith("/" + INFO)
     )
     if not found:
         raise InputError(f"{uri}: no versions here; name the model's folder, REGISTRY/NAME")
@@ -78,11 +77,11 @@ def _print_versions(uri: str, s3: S3Settings) -> None:
     for folder in found:
         model, _, version = folder.rpartition("/")
         if model not in best:
-            pointer = read_pointer(model, s3)
+            pointer = read_pointer(model, stores)
             best[model] = pointer["version"] if pointer else None
         mark, shown = "*" if version == best[model] else " ", folder.removeprefix(uri + "/")
         try:
-            bundle = read_bundle(folder, s3)
+            bundle = read_bundle(folder, stores)
         except LeukorayError as error:
             print(f"{mark} {shown}  unusable: {error}")
             continue

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from jobs.common import finish, run, s3_settings, show_config
+from jobs.common import finish, job_stores, run, show_config
 from jobs.config import JobConfig, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
@@ -23,8 +23,7 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import read_run
 from pipeline.scoring.work.driver import Resources
 from pipeline.sources.filters import parse_since
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute
 
 EXAMPLES = """examples:
@@ -71,17 +70,17 @@ class ScoreConfig(JobConfig):
 
 
 def main(config: ScoreConfig) -> None:
-    s3 = s3_settings(config)
+    stores = job_stores(config)
     out = _out(config)
-    if store_for(out, s3).head(out) is not None:
+    if stores.of(out).head(out) is not None:
         raise InputError(f"--out {out}: is a file; name a folder or prefix for the runs")
-    bundle = _bundle(config, s3)
-    request = _request(config, bundle, s3)
+    bundle = _bundle(config, stores)
+    request = _request(config, bundle, stores)
     if config.dry_run:
-        _show_dry_run(config, request, bundle, out, s3)
+        _show_dry_run(config, request, bundle, out, stores)
         return
     show_config(config)
-    result = scoring.score(out, request, bundle, _options(config), s3, _say)
+    result = scoring.score(out, request, bundle, _options(config), stores, _say)
     _show_account(result, config)
 
 
@@ -92,14 +91,14 @@ def _out(config: ScoreConfig) -> str:
     return absolute(config.out)
 
 
-def _bundle(config: ScoreConfig, s3: S3Settings) -> Bundle:
+def _bundle(config: ScoreConfig, stores: Stores) -> Bundle:
     if config.model is not None:
-        return resolve(config.model, s3).verify().with_threshold(config.threshold)
+        return resolve(config.model, stores).verify().with_threshold(config.threshold)
     if config.retry_quarantined is None:
         raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
     run_uri = absolute(config.retry_quarantined)
-    used = read_run(run_uri, s3)["model"]
-    bundle = resolve(used["uri"], s3).verify()
+    used = read_run(run_uri, stores)["model"]
+    bundle = resolve(used["uri"], stores).verify()
     if bundle.info.identity() != used["sha256"] and config.threshold is None:
         bundle = bundle.with_threshold(used["threshold"])  # the run had an operating point of its own
     bundle = bundle.with_threshold(config.threshold)
@@ -112,7 +111,7 @@ def _bundle(config: ScoreConfig, s3: S3Settings) -> Bundle:
 _KEPT_BY_RETRY = ("include", "exclude", "subject_pattern", "partition_by", "max_bytes", "max_pixels", "max_frames")
 
 
-def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
+def _request(config: ScoreConfig, bundle: Bundle, stores: Stores) -> Request:
     retry_of = absolute(config.retry_quarantined) if config.retry_quarantined else None
     if retry_of is None and not config.sources:
         raise UsageError("SOURCES is missing: name a folder, s3:// prefix, archive, manifest or table of URIs")
@@ -124,7 +123,7 @@ def _request(config: ScoreConfig, bundle: Bundle, s3: S3Settings) -> Request:
         subject_reader(config.subject_pattern)
     sources = tuple(map(absolute, config.sources))
     if retry_of is not None:
-        earlier = read_run(retry_of, s3)["request"]
+        earlier = read_run(retry_of, stores)["request"]
         sources = tuple(earlier["sources"])
         given = config.model_fields_set
         kept = {name: earlier[name] for name in _KEPT_BY_RETRY if name in earlier and name not in given}
@@ -177,10 +176,10 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: str, s3: S3Settings) -> None:
-    plan, sample = dry_run(out, request, s3)
+def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: str, stores: Stores) -> None:
+    plan, sample = dry_run(out, request, stores)
     workers = _options(config).resources.workers
-    seconds = estimate_seconds(bundle, sample, s3, workers, plan.rows)
+    seconds = estimate_seconds(bundle, sample, stores, workers, plan.rows)
     about = f"about {human_time(seconds)} on {workers} workers" if seconds is not None else "time unknown"
     skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
     _say(f"dry run: {plan.listed} images listed{skipped}, {plan.problems} could not be listed")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from jobs.common import Clock, raise_if_terminated, run, s3_settings
+from jobs.common import Clock, job_stores, raise_if_terminated, run
 from jobs.config import JobConfig, positional
 from pipeline.base.cluster import connected, refuse_dead_node
 from pipeline.base.errors import PlatformError
@@ -85,7 +85,7 @@ def main(config: ServeConfig) -> None:
 
 def checked_bundle(config: ServeConfig) -> Bundle:
     """The bundle that is meant, after it has answered one blank image. Raises InputError before anything is started."""
-    bundle = resolve(config.model, s3_settings(config)).verify()
+    bundle = resolve(config.model, job_stores(config)).verify()
     predictor = Predictor(bundle, engine="onnx")
     predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
     return bundle

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from jobs.common import finish, run, s3_settings
+from jobs.common import finish, job_stores, run
 from jobs.config import JobConfig, positional
 from pipeline.images.load import Limits
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Picture, load_pictures
 from pipeline.scoring.summary.summary import REASONS, Summary, find_run, stages, summarize, throughput
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
 EXAMPLES = """examples:
@@ -34,23 +33,23 @@ class SummaryConfig(JobConfig):
 
 
 def main(config: SummaryConfig) -> None:
-    s3 = s3_settings(config)
-    summary = summarize(find_run(absolute(config.run), s3), s3)
+    stores = job_stores(config)
+    summary = summarize(find_run(absolute(config.run), stores), stores)
     for line in account(summary):
         print(line, flush=True)
     from pipeline.scoring.summary.page import render_page
 
-    pictures = _pictures(summary, s3) if config.pictures else {}
+    pictures = _pictures(summary, stores) if config.pictures else {}
     page = absolute(config.out) if config.out else join(summary.folder.uri, "summary.html")
-    store_for(page, s3).write(page, render_page(summary, pictures).encode())
+    stores.of(page).write(page, render_page(summary, pictures).encode())
     print(f"page: {page}")
     print(summary.run["notice"])
 
 
-def _pictures(summary: Summary, s3: S3Settings) -> dict[int, Picture]:
+def _pictures(summary: Summary, stores: Stores) -> dict[int, Picture]:
     request = summary.run["request"]
     limits = Limits(request["max_bytes"], request["max_pixels"], request["max_frames"])
-    return load_pictures([*summary.highest, *summary.borderline, *summary.quarantined], limits, s3)
+    return load_pictures([*summary.highest, *summary.borderline, *summary.quarantined], limits, stores)
 
 
 def account(summary: Summary) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, finish, run, s3_settings, show_config
+from jobs.common import Clock, finish, job_stores, run, show_config
 from jobs.config import JobConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import UsageError
@@ -19,7 +19,7 @@ from pipeline.model.architectures import build, check_architecture, start_from
 from pipeline.model.export import to_safetensors
 from pipeline.model.registry import refuse_other_task
 from pipeline.sources.manifest import Manifest, read_manifest
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 from pipeline.training import fit
 from pipeline.training.publish import Published, publish
@@ -92,28 +92,28 @@ class TrainConfig(JobConfig):
 
 
 def main(config: TrainConfig) -> None:
-    clock, s3 = Clock(), s3_settings(config)
+    clock, stores = Clock(), job_stores(config)
     show_config(config)
-    manifest = read_manifest(config.manifest, s3)
+    manifest = read_manifest(config.manifest, stores)
     rows = _checked_rows(manifest, config)
     model_uri = join(config.out, config.name)
-    refuse_other_task(model_uri, rows.task, rows.classes, rows.positive_classes, s3)
-    initial = _initial_weights(config, rows, s3)
+    refuse_other_task(model_uri, rows.task, rows.classes, rows.positive_classes, stores)
+    initial = _initial_weights(config, rows, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         available = ray.cluster_resources()
         plan = training_plan(available, config.workers, config.cpus_per_worker, config.use_gpu)
         check(plan, available)
         _announce(rows, plan, config.batch_size)
         settings = _settings(config, rows, plan.workers)
-        with fit.held_run(model_uri, _digest(settings, manifest, initial), s3) as (run_uri, check_lock):
+        with fit.held_run(model_uri, _digest(settings, manifest, initial), stores) as (run_uri, check_lock):
             resources = fit.Resources(plan.cpus_per_worker, plan.gpus > 0, config.max_error_share)
-            trained = fit.fit(settings, rows, resources, run_uri, initial, s3)
+            trained = fit.fit(settings, rows, resources, run_uri, initial, stores)
             check_lock()
             published = publish(
                 trained, settings, rows, manifest, model_uri, configuration=effective(config),
-                target_sensitivity=config.target_sensitivity, review_margin=config.review_margin, s3=s3,
+                target_sensitivity=config.target_sensitivity, review_margin=config.review_margin, stores=stores,
             )  # fmt: skip
-            fit.close_run(run_uri, published.bundle.info.version, s3)
+            fit.close_run(run_uri, published.bundle.info.version, stores)
     _account(trained, published, config, clock)
 
 
@@ -140,13 +140,13 @@ def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
     return rows
 
 
-def _initial_weights(config: TrainConfig, rows: LabelledRows, s3: S3Settings) -> bytes | None:
+def _initial_weights(config: TrainConfig, rows: LabelledRows, stores: Stores) -> bytes | None:
     """The starting network with the given weights, as safetensors; None to start from the seed in every worker."""
     if config.weights == "none":
         return None
     torch.manual_seed(config.seed)
     model = build(config.architecture, 1 if rows.task == "binary" else len(rows.classes))
-    print(f"weights: {start_from(model, config.architecture, config.weights, s3)}", flush=True)
+    print(f"weights: {start_from(model, config.architecture, config.weights, stores)}", flush=True)
     return to_safetensors(model)
 
 

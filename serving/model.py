@@ -25,7 +25,7 @@ def load_model(uri: str, settings: ServingSettings, threshold: float | None = No
 
     Raises InputError when it is missing, altered, was trained with other preprocessing, or fails the probe.
     """
-    bundle = resolve(uri, settings.s3).with_threshold(threshold)
+    bundle = resolve(uri, settings.stores).with_threshold(threshold)
     predictor = Predictor(bundle, engine=settings.engine, threads=settings.threads)
     record = bundle.info
     info = ModelInfo(

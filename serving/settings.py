@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.base.errors import UsageError
 from pipeline.images.load import Limits
+from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings
 from pipeline.storage.uris import absolute
 
@@ -75,8 +76,8 @@ class ServingSettings(BaseModel):
         return Limits(self.max_bytes, self.max_pixels, self.max_frames)
 
     @property
-    def s3(self) -> S3Settings:
-        return S3Settings.from_config(self)
+    def stores(self) -> Stores:
+        return Stores(S3Settings.from_config(self))
 
     @property
     def engine(self) -> Literal["onnx", "torch"]:
@@ -145,8 +146,8 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
     return settings.model_copy(
         update={
             "model": absolute(settings.model),
-            "s3_endpoint": settings.s3.endpoint,  # as seen here: replicas elsewhere have another environment
-            "s3_region": settings.s3.region,
+            "s3_endpoint": settings.stores.s3.endpoint,  # as seen here: replicas elsewhere have another environment
+            "s3_region": settings.stores.s3.region,
             "api_key_sha256": tuple(sorted(digests | set(settings.api_key_sha256))),
         }
     )

@@ -28,6 +28,7 @@ from pipeline.scoring.work.driver import Resources
 from pipeline.scoring.work.progress import Progress
 from pipeline.scoring.work.stream import StreamRules
 from pipeline.scoring.work.worker import ShardScorer
+from pipeline.storage.stores import Stores
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = (
@@ -167,8 +168,8 @@ def score_here(
     """
     folder = RunFolder(str(out / name))
     request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
-    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, None), retry, None)
-    scorer = ShardScorer(bundle, None, request.limits, rules=StreamRules.of(request))
+    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, Stores()), retry, Stores())
+    scorer = ShardScorer(bundle, Stores(), request.limits, rules=StreamRules.of(request))
     progress = Progress(plan, 0, 1, lambda text: None)
     for number in range(plan.shards):
         last = scorer.score(number, folder)
@@ -176,4 +177,4 @@ def score_here(
             progress.add(account)
     between(folder)
     facts = scoring.RunFacts(request, bundle, plan, progress, scoring.Options(Resources(1)), False)
-    return folder, scoring.conclude(None, folder, facts, partition, None).run
+    return folder, scoring.conclude(None, folder, facts, partition, Stores()).run

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, image_id, write_manifest
 from pipeline.storage.local import local_etag
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 CLASSES = ("healthy", "early", "late")
 
@@ -60,11 +60,11 @@ def manifest_row(path: Path, label: int, split: str) -> dict[str, Any]:
 def manifest_of(
     rows: list[dict[str, Any]],
     out: Path | str,
-    s3: S3Settings | None = None,
+    stores: Stores = Stores(),
     *,
     split_rule: str = "every third",
     warnings: tuple[str, ...] = (),
 ) -> Manifest:
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
     info = {"source": "tests", "synthetic": True, "split_rule": split_rule, "warnings": list(warnings)}
-    return write_manifest(str(out), [table], info, s3)
+    return write_manifest(str(out), [table], info, stores)

@@ -23,7 +23,7 @@ from pipeline.evaluation.worker import Outcome
 from pipeline.images.load import load_image
 from pipeline.model.bundle import BundleInfo, class_columns
 from pipeline.sources.fetch import fetch_rows
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 THUMBNAIL = 160  # pixels, square
 _FOLDS = 5
@@ -112,14 +112,14 @@ class Outcomes:
             return (self.classes[:, 1] >= threshold).astype(np.int64)
         return np.asarray(self.classes.argmax(axis=1), np.int64)
 
-    def mistakes(self, threshold: float, count: int, s3: S3Settings | None) -> list[tuple[NDArray[np.uint8], str]]:
+    def mistakes(self, threshold: float, count: int, stores: Stores) -> list[tuple[NDArray[np.uint8], str]]:
         """Thumbnails and captions of the wrong images, the most confident first."""
         called = self.called(threshold)
         wrong = np.flatnonzero(called != self.truth)
         margin = self.classes[wrong, called[wrong]] - self.classes[wrong, self.truth[wrong]]
         worst = wrong[np.argsort(-margin, kind="stable")][:count]
         rows = sorted((self.scored[k].row for k in worst), key=lambda row: row["uri"])  # one pass an archive
-        found = {fetched.row["image_id"]: fetched.data for fetched in fetch_rows(rows, s3)}
+        found = {fetched.row["image_id"]: fetched.data for fetched in fetch_rows(rows, stores)}
         pictures = []
         for k in worst:
             outcome, name = self.scored[k], self.info.classes

@@ -15,7 +15,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.sources.fetch import Fetched, Row
 from pipeline.sources.outage import fetch_while_up
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 BATCH = 32
 _BORDER = 0.06  # share of the side that counts as background
@@ -36,12 +36,12 @@ class Outcome:
 
 
 def predict_rows(
-    predictor: Predictor, rows: Sequence[Row], s3: S3Settings | None = None, limits: Limits = Limits()
+    predictor: Predictor, rows: Sequence[Row], stores: Stores = Stores(), limits: Limits = Limits()
 ) -> list[Outcome]:
     """Fetch, decode and predict; exactly one outcome a row."""
     outcomes: list[Outcome] = []
     waiting: list[tuple[Row, str, NDArray[np.uint8]]] = []
-    for fetched in fetch_while_up(rows, s3, limits):
+    for fetched in fetch_while_up(rows, stores, limits):
         try:
             image = predictor.load(_bytes(fetched), limits)
         except ImageRejected as error:
@@ -98,9 +98,9 @@ def background(pixels: NDArray[np.uint8]) -> tuple[float, ...]:
 class EvaluationWorker:
     """A predictor in a process of its own."""
 
-    def __init__(self, bundle: Bundle, s3: S3Settings | None, on_gpu: bool) -> None:
+    def __init__(self, bundle: Bundle, stores: Stores, on_gpu: bool) -> None:
         self._predictor = Predictor(bundle, engine="torch" if on_gpu else "onnx")
-        self._s3 = s3
+        self._stores = stores
 
     def predict(self, rows: Sequence[Row]) -> list[Outcome]:
-        return predict_rows(self._predictor, rows, self._s3)
+        return predict_rows(self._predictor, rows, self._stores)

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.sources.fetch import Row, fetch
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 from pipeline.storage.uris import is_s3
 
 _WINDOW_BYTES = 16 << 10
@@ -23,7 +23,7 @@ _THREADS = 16
 Group = list[dict[str, Any]]  # rows of LISTING_SCHEMA that may be copies of each other
 
 
-def find_copies(listing: pa.Table, wanted: Sequence[bool], s3: S3Settings | None = None) -> list[list[int]]:
+def find_copies(listing: pa.Table, wanted: Sequence[bool], stores: Stores = Stores()) -> list[list[int]]:
     """Rows of a listing (LISTING_SCHEMA) that hold the same bytes: a list for each group of two and more.
 
     Only rows that are `wanted` are looked at; what cannot be read has no copies.
@@ -42,8 +42,8 @@ def find_copies(listing: pa.Table, wanted: Sequence[bool], s3: S3Settings | None
     for group in same_size:
         kinds[_kind(group)].append(group)
     same = [part for group in kinds["objects"] for part in _grouped(group, lambda row: row["etag"])]
-    alike = _divided(kinds["plain"], lambda row: _window(row, s3)) + kinds["packed"]
-    same += _divided(alike, lambda row: _digest(row, s3))
+    alike = _divided(kinds["plain"], lambda row: _window(row, stores)) + kinds["packed"]
+    same += _divided(alike, lambda row: _digest(row, stores))
     return [[row["position"] for row in group] for group in same]
 
 
@@ -70,16 +70,16 @@ def _divided(groups: list[Group], key: Callable[[Row], Any]) -> list[Group]:
     return [part for group in groups for part in _grouped(group, lambda row: found[id(row)])]
 
 
-def _window(row: Row, s3: S3Settings | None) -> bytes | None:
+def _window(row: Row, stores: Stores) -> bytes | None:
     size = row["size_bytes"]
     start = (row["offset"] or 0) + max(0, size - _WINDOW_BYTES) // 2
     try:
-        data = store_for(row["uri"], s3).read_range(row["uri"], start, min(size, _WINDOW_BYTES)).data
+        data = stores.of(row["uri"]).read_range(row["uri"], start, min(size, _WINDOW_BYTES)).data
     except StoreError:
         return None
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _digest(row: Row, s3: S3Settings | None) -> bytes | None:
-    data = fetch(row, store_for(row["uri"], s3)).data
+def _digest(row: Row, stores: Stores) -> bytes | None:
+    data = fetch(row, stores.of(row["uri"])).data
     return hashlib.blake2b(data, digest_size=16).digest() if data is not None else None

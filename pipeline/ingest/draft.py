@@ -24,8 +24,8 @@ from pipeline.sources.archives import NESTED, Problem, is_archive
 from pipeline.sources.filters import Filters
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_sources, path_below
 from pipeline.sources.tables import is_table, read_table
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
 _LABEL_FILES = ("labels.csv", "labels.parquet")
@@ -89,7 +89,7 @@ def ingest(
     sources: Sequence[str],
     wishes: Wishes = Wishes(),
     filters: Filters = Filters(),
-    s3: S3Settings | None = None,
+    stores: Stores = Stores(),
     limit: int | None = None,
 ) -> Draft:
     """List, recognize, annotate and split.
@@ -99,13 +99,13 @@ def ingest(
     """
     roots = [absolute(source) for source in sources]
     for root in roots:
-        _refuse_manifest(root, s3)
-    listing = read_sources(roots, filters, s3, limit)
-    layout, annotations, labels_from, warnings = _annotate(listing, roots, wishes, s3)
-    copies = find_copies(listing.table, [row.class_name is not None for row in annotations], s3)
+        _refuse_manifest(root, stores)
+    listing = read_sources(roots, filters, stores, limit)
+    layout, annotations, labels_from, warnings = _annotate(listing, roots, wishes, stores)
+    copies = find_copies(listing.table, [row.class_name is not None for row in annotations], stores)
     result = _split(annotations, listing.paths, copies, layout, wishes)
     table = _manifest_table(listing.table, annotations, result.splits)
-    synthetic = layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, s3) for root in roots)
+    synthetic = layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
     if not wishes.positive and not wishes.negative:
         warnings += remarks.about_labels(annotations)
     warnings += remarks.about_copies(copies, annotations, result)
@@ -120,13 +120,13 @@ def ingest(
 # ---- listing -----------------------------------------------------------------------------------------------
 
 
-def read_sources(roots: Sequence[str], filters: Filters, s3: S3Settings | None, limit: int | None) -> Listing:
+def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: int | None) -> Listing:
     """Everything in the sources, sorted by path, so that the same source gives the same manifest."""
     tally, problems = Tally(), list[Problem]()
     base = base_folder(roots)
     batches, waiting = list[pa.RecordBatch](), list[dict[str, Any]]()
     paths, meta = list[str](), dict[str, dict[str, str]]()
-    for found in list_sources(roots, tally, filters, s3, limit):
+    for found in list_sources(roots, tally, filters, stores, limit):
         if isinstance(found, Problem):
             if len(problems) < _KEPT_PROBLEMS:
                 problems.append(found)
@@ -178,26 +178,26 @@ def _refuse_doubles(table: pa.Table) -> None:
         )
 
 
-def _refuse_manifest(root: str, s3: S3Settings | None) -> None:
+def _refuse_manifest(root: str, stores: Stores) -> None:
     try:
-        found = manifest.is_manifest(root, s3)
+        found = manifest.is_manifest(root, stores)
     except StoreError as error:
         raise error.refusal() from error
     if found:
-        origin = " ".join(manifest.read_info(root, s3).get("source", []))
+        origin = " ".join(manifest.read_info(root, stores).get("source", []))
         raise InputError(f"{root}: is a manifest already, made from {origin}; give it to train or score as it is")
 
 
-def _is_marked_synthetic(root: str, s3: S3Settings | None) -> bool:
+def _is_marked_synthetic(root: str, stores: Stores) -> bool:
     folder = posixpath.dirname(root) if is_archive(root) else root
-    return store_for(root, s3).head(join(folder, _SYNTHETIC_MARK)) is not None
+    return stores.of(root).head(join(folder, _SYNTHETIC_MARK)) is not None
 
 
 # ---- annotation --------------------------------------------------------------------------------------------
 
 
 def _annotate(
-    listing: Listing, roots: Sequence[str], wishes: Wishes, s3: S3Settings | None
+    listing: Listing, roots: Sequence[str], wishes: Wishes, stores: Stores
 ) -> tuple[Layout, list[Annotation], str, list[str]]:
     """(layout, one annotation a row, where the labels come from, warnings)."""
     paths = listing.paths
@@ -205,13 +205,13 @@ def _annotate(
     subjects: dict[str, Any] = {"subject_pattern": wishes.subject_pattern, "subject_blocks": wishes.subject_blocks}
     options: dict[str, Any] = {"positive": wishes.positive or None, "negative": wishes.negative or None, **subjects}
     said = remarks.about_layout(layout, paths, forced=wishes.layout is not None, **subjects)
-    labels = _labels_uri(roots, layout, wishes, s3)
+    labels = _labels_uri(roots, layout, wishes, stores)
     if labels is None:
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
         if own is None:
             return layout, annotate(paths, layout, **options), "paths", said
         return layout, override(own, paths, **options), "sidecars", []
-    table = read_table(labels, s3)
+    table = read_table(labels, stores)
     base, folder = base_folder(roots), posixpath.dirname(labels)
     inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
     found, lost = annotate_from_table(table, paths, folder=inside, allow_unmatched=True)
@@ -236,18 +236,18 @@ def _merged(first: Annotation, second: Annotation) -> Annotation:
     )
 
 
-def _labels_uri(roots: Sequence[str], layout: Layout, wishes: Wishes, s3: S3Settings | None) -> str | None:
+def _labels_uri(roots: Sequence[str], layout: Layout, wishes: Wishes, stores: Stores) -> str | None:
     """The table of labels: the one named, the source itself where it is one, or `labels.csv` beside flat images."""
     if wishes.labels:
         return absolute(wishes.labels)
     root = roots[0]
     if len(roots) == 1 and is_table(root):
         known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
-        names = {name.strip().casefold() for name in read_table(root, s3).column_names}
+        names = {name.strip().casefold() for name in read_table(root, stores).column_names}
         return root if names & known else None
     if len(roots) > 1 or layout.name not in ("flat", "table"):
         return None
-    found = [join(root, name) for name in _LABEL_FILES if store_for(root, s3).head(join(root, name)) is not None]
+    found = [join(root, name) for name in _LABEL_FILES if stores.of(root).head(join(root, name)) is not None]
     if layout.name == "table" and not found:
         raise UsageError(f"--layout table needs --labels FILE, or {' or '.join(_LABEL_FILES)} in {root}")
     return found[0] if found else None

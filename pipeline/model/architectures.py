@@ -16,8 +16,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -187,7 +187,7 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def start_from(model: CellClassifier, architecture: str, weights: str, s3: S3Settings | None = None) -> Loaded | None:
+def start_from(model: CellClassifier, architecture: str, weights: str, stores: Stores = Stores()) -> Loaded | None:
     """Load starting weights: 'none', 'imagenet' (torchvision's, over the network), or a `.pth`/`.safetensors` file.
 
     The classifier of the file is left out where its shape differs. Raises InputError when the file cannot be read or
@@ -198,7 +198,7 @@ def start_from(model: CellClassifier, architecture: str, weights: str, s3: S3Set
     if weights == "imagenet":
         state = _imagenet(architecture)
     else:
-        state = _read_state(weights, s3)
+        state = _read_state(weights, stores)
     return _take_over(model, state, f"--weights {weights}", architecture)
 
 
@@ -222,10 +222,10 @@ def _imagenet(architecture: str) -> dict[str, Tensor]:
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put it
 
 
-def _read_state(path: str, s3: S3Settings | None) -> dict[str, Tensor]:
+def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
     uri = absolute(path)
     try:
-        data = store_for(uri, s3).read(uri).data
+        data = stores.of(uri).read(uri).data
     except StoreError as error:
         raise error.refusal(f"--weights {path}: {error}") from error
     try:

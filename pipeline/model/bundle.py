@@ -9,15 +9,15 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.images.load import Preprocessing
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
 BUNDLE_VERSION = 1
@@ -95,12 +95,12 @@ class Bundle:
 
     uri: str
     info: BundleInfo
-    s3: S3Settings | None = None
+    stores: Stores = field(default_factory=Stores)
 
     def file(self, name: str) -> bytes:
         """A file of the bundle, checked against its digest. Raises InputError when missing or altered."""
         try:
-            data = store_for(self.uri, self.s3).read(join(self.uri, name)).data
+            data = self.stores.of(self.uri).read(join(self.uri, name)).data
         except StoreError as error:
             message = f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
             raise error.refusal(message) from error
@@ -131,13 +131,13 @@ class Bundle:
             if low == 0.0 or high == 1.0:  # cut there, perhaps: the other side has the whole margin
                 below = above = max(below, above)
             changes["review_band"] = (max(0.0, threshold - below), min(1.0, threshold + above))
-        return Bundle(self.uri, self.info.model_copy(update=changes), self.s3)
+        return Bundle(self.uri, self.info.model_copy(update=changes), self.stores)
 
 
-def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], s3: S3Settings | None = None) -> Bundle:
+def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], stores: Stores = Stores()) -> Bundle:
     """Write `files` (by relative name), then `bundle.json`. The digests of weights and graph are filled in here."""
     uri = absolute(uri)
-    store = store_for(uri, s3)
+    store = stores.of(uri)
     digests = {
         "weights_sha256": hashlib.sha256(files[WEIGHTS]).hexdigest(),
         "graph_sha256": hashlib.sha256(files[GRAPH]).hexdigest(),
@@ -146,22 +146,22 @@ def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], s3: S3Sett
     for name, data in files.items():
         store.write(join(uri, name), data)
     store.write(join(uri, INFO), info.model_dump_json(indent=2).encode())
-    return Bundle(uri, info, s3)
+    return Bundle(uri, info, stores)
 
 
 def update_info(bundle: Bundle, **changes: Any) -> Bundle:
     """Rewrite `bundle.json` with changed fields (metrics, temperature, threshold), atomically."""
     info = bundle.info.model_copy(update=changes)
-    store_for(bundle.uri, bundle.s3).write(join(bundle.uri, INFO), info.model_dump_json(indent=2).encode())
-    return Bundle(bundle.uri, info, bundle.s3)
+    bundle.stores.of(bundle.uri).write(join(bundle.uri, INFO), info.model_dump_json(indent=2).encode())
+    return Bundle(bundle.uri, info, bundle.stores)
 
 
-def read_bundle(uri: str, s3: S3Settings | None = None) -> Bundle:
+def read_bundle(uri: str, stores: Stores = Stores()) -> Bundle:
     """Read and check `bundle.json`. Raises InputError naming what is missing or does not fit this version."""
     uri = absolute(uri)
     path = join(uri, INFO)
     try:
-        raw = json.loads(store_for(uri, s3).read(path).data)
+        raw = json.loads(stores.of(uri).read(path).data)
         found = raw.get("bundle_version")
         if found != BUNDLE_VERSION:
             raise InputError(
@@ -180,8 +180,8 @@ def read_bundle(uri: str, s3: S3Settings | None = None) -> Bundle:
             f"this leukoray has {expected[:12]}); its probabilities would be wrong: "
             "use the version that trained it, or train again"
         )
-    store = store_for(uri, s3)
+    store = stores.of(uri)
     for name in (WEIGHTS, GRAPH):
         if store.head(join(uri, name)) is None:
             raise InputError(f"bundle {uri}: {name} is missing; copy the whole folder")
-    return Bundle(uri, info, s3)
+    return Bundle(uri, info, stores)

@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.base.errors import InputError
 from pipeline.model.bundle import INFO, Bundle, read_bundle
-from pipeline.storage.stores import read_if_there, store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
 POINTER = "best.json"
@@ -25,11 +25,11 @@ def new_version(digest: str = "") -> str:
     return f"{stamp}-{digest[:8]}" if digest else stamp
 
 
-def read_pointer(model_uri: str, s3: S3Settings | None = None) -> dict[str, Any] | None:
+def read_pointer(model_uri: str, stores: Stores = Stores()) -> dict[str, Any] | None:
     """`best.json` of one model name, None where there is none yet."""
     path = join(absolute(model_uri), POINTER)
     try:
-        found = read_if_there(path, s3)
+        found = stores.read_if_there(path)
         pointer = json.loads(found) if found is not None else None
     except StoreError as error:
         raise error.refusal() from error
@@ -52,7 +52,7 @@ def point_to(model_uri: str, bundle: Bundle, metric: str, value: float | None) -
         "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = join(absolute(model_uri), POINTER)
-    store_for(path, bundle.s3).write(path, json.dumps(pointer, indent=2, allow_nan=False).encode())
+    bundle.stores.of(path).write(path, json.dumps(pointer, indent=2, allow_nan=False).encode())
     return pointer
 
 
@@ -76,11 +76,11 @@ def point_if_better(model_uri: str, bundle: Bundle, metric: str, value: float | 
 
 
 def _judge(model_uri: str, bundle: Bundle, metric: str, value: float | None) -> Verdict:
-    pointer = read_pointer(model_uri, bundle.s3)
+    pointer = read_pointer(model_uri, bundle.stores)
     if pointer is None:
         return Verdict(True, "best.json points to it, the first of its name")
     version = pointer["version"]
-    current = _named_by(model_uri, pointer, bundle.s3)
+    current = _named_by(model_uri, pointer, bundle.stores)
     if current is None:
         return Verdict(True, f"best.json points to it: {version}, which it named, cannot be used")
     if current.info.synthetic != bundle.info.synthetic:
@@ -101,20 +101,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _named_by(model_uri: str, pointer: dict[str, Any], s3: S3Settings | None) -> Bundle | None:
+def _named_by(model_uri: str, pointer: dict[str, Any], stores: Stores) -> Bundle | None:
     """The bundle that a pointer names, None where it cannot be used."""
     try:
-        return read_bundle(join(absolute(model_uri), str(pointer["version"])), s3)
+        return read_bundle(join(absolute(model_uri), str(pointer["version"])), stores)
     except InputError:
         return None
 
 
 def refuse_other_task(
-    model_uri: str, task: str, classes: Sequence[str], positive_classes: Sequence[str], s3: S3Settings | None
+    model_uri: str, task: str, classes: Sequence[str], positive_classes: Sequence[str], stores: Stores
 ) -> None:
     """Raise InputError when the best model of the name answers another question, which its readers rely on."""
-    pointer = read_pointer(model_uri, s3)
-    current = _named_by(model_uri, pointer, s3) if pointer is not None else None
+    pointer = read_pointer(model_uri, stores)
+    current = _named_by(model_uri, pointer, stores) if pointer is not None else None
     if current is None:
         return
     info = current.info
@@ -125,21 +125,21 @@ def refuse_other_task(
         )
 
 
-def resolve(uri: str, s3: S3Settings | None = None) -> Bundle:
+def resolve(uri: str, stores: Stores = Stores()) -> Bundle:
     """The bundle that `uri` means: a bundle folder, a model name's folder, or a registry with one model name.
 
     Raises InputError when it means none, or several.
     """
     uri = absolute(uri)
-    store = store_for(uri, s3)
+    store = stores.of(uri)
     if store.head(join(uri, INFO)) is not None:
-        return read_bundle(uri, s3)
-    pointer = read_pointer(uri, s3)
+        return read_bundle(uri, stores)
+    pointer = read_pointer(uri, stores)
     if pointer is not None:
-        return _checked(uri, pointer, read_bundle(join(uri, str(pointer["version"])), s3))
+        return _checked(uri, pointer, read_bundle(join(uri, str(pointer["version"])), stores))
     names = sorted(info.uri.removesuffix("/" + POINTER) for info in store.walk(uri) if info.uri.endswith("/" + POINTER))
     if len(names) == 1:
-        return resolve(names[0], s3)
+        return resolve(names[0], stores)
     if names:
         raise InputError(f"{uri}: a registry with several models; name one of {', '.join(names)}")
     raise InputError(

@@ -11,24 +11,24 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run import list_run
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.storage.parquet import read_columns
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 _ESTIMATE_ROWS = 24
 
 
-def dry_run(out: str, request: Request, s3: S3Settings | None) -> tuple[Plan, list[dict[str, Any]]]:
+def dry_run(out: str, request: Request, stores: Stores) -> tuple[Plan, list[dict[str, Any]]]:
     """(plan, a few of its rows): what a run would do, listed into a folder that is thrown away."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
         folder = RunFolder(f"{scratch}/dry")
-        plan = list_run(out, folder, request, s3, is_dry=True)
-        rows = read_columns(folder.shard(0), None, None).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
+        plan = list_run(out, folder, request, stores, is_dry=True)
+        rows = read_columns(folder.shard(0), None, Stores()).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
         return plan, rows
 
 
 def estimate_seconds(
-    bundle: Bundle, sample: Sequence[dict[str, Any]], s3: S3Settings | None, workers: int, rows: int
+    bundle: Bundle, sample: Sequence[dict[str, Any]], stores: Stores, workers: int, rows: int
 ) -> float | None:
     """About how long `rows` images take, from decoding and predicting a few of them here; None without any."""
     import time
@@ -38,7 +38,7 @@ def estimate_seconds(
     from pipeline.sources.fetch import fetch_rows
 
     predictor = Predictor(bundle)
-    samples = [item.data for item in fetch_rows(sample, s3) if item.data is not None]
+    samples = [item.data for item in fetch_rows(sample, stores) if item.data is not None]
     if not samples:
         return None
     predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))  # the first run sets the graph up

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.scoring.run_folder import RunFolder, file_sha256
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 ROW_GROUP = 16 * 1024  # rows, about 5 MB of columns
 _LOOSE_ROWS = 4096
@@ -73,18 +72,18 @@ class OutputFile:
         self._writer.close()
         return self._buffer.getvalue()
 
-    def write(self, folder: RunFolder, name: str, s3: S3Settings | None) -> Written:
+    def write(self, folder: RunFolder, name: str, stores: Stores) -> Written:
         """Finish the file and put it at `name` below the run's folder."""
         data = self.finish()
-        store_for(folder.uri, s3).write(folder.file(*name.split("/")), data)
+        stores.of(folder.uri).write(folder.file(*name.split("/")), data)
         return Written(name, self.rows, len(data), file_sha256(data))
 
 
 class OutputSeries:
     """Files of one kind, `<kind>/part-000000.parquet` and so on, each written when it is full: memory stays bounded."""
 
-    def __init__(self, folder: RunFolder, kind: str, schema: pa.Schema, s3: S3Settings | None) -> None:
-        self._folder, self._kind, self._schema, self._s3 = folder, kind, schema, s3
+    def __init__(self, folder: RunFolder, kind: str, schema: pa.Schema, stores: Stores) -> None:
+        self._folder, self._kind, self._schema, self._stores = folder, kind, schema, stores
         self._open: OutputFile | None = None
         self._written: list[Written] = []
 
@@ -103,7 +102,7 @@ class OutputSeries:
     def _close(self) -> None:
         if self._open is not None:
             name = f"{self._kind}/part-{len(self._written):06d}.parquet"
-            self._written.append(self._open.write(self._folder, name, self._s3))
+            self._written.append(self._open.write(self._folder, name, self._stores))
             self._open = None
 
     def finish(self) -> list[Written]:

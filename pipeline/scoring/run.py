@@ -25,8 +25,7 @@ from pipeline.scoring.work.driver import Resources, ScoreDriver
 from pipeline.scoring.work.progress import Progress
 from pipeline.storage.lock import locked
 from pipeline.storage.parquet import read_batches
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 
 @dataclass(frozen=True)
@@ -52,26 +51,26 @@ class Options:
 Say = Callable[[str], None]
 
 
-def score(out: str, request: Request, bundle: Bundle, options: Options, s3: S3Settings | None, say: Say) -> Result:
+def score(out: str, request: Request, bundle: Bundle, options: Options, stores: Stores, say: Say) -> Result:
     """Run or continue `request` below `out`. Raises LeukorayError; what is done stays done."""
     partition = commit.Partition.parse(request.partition_by) if request.partition_by else None
     with (
-        locked(out, options.run_id or "new run", s3, options.wait_for_lock_s) as check_lock,
+        locked(out, options.run_id or "new run", stores, options.wait_for_lock_s) as check_lock,
         Connection(options.address, options.num_cpus, prestart=_takes_every_core(options)) as connection,
     ):
-        folder, continues = find_or_start(out, request, options.run_id, s3)
-        plan = read_plan(folder, s3)
+        folder, continues = find_or_start(out, request, options.run_id, stores)
+        plan = read_plan(folder, stores)
         if plan is None:
-            plan = _listed(out, folder, request, s3, connection.begin)
+            plan = _listed(out, folder, request, stores, connection.begin)
         say(_describe(folder, plan, continues))
         ray, progress = None, Progress(plan, plan.rows, 0)
         if plan.shards:
             ray = connection.ray()
-            driver = ScoreDriver(ray, folder, request, plan, bundle, options.resources, s3, check_lock)
+            driver = ScoreDriver(ray, folder, request, plan, bundle, options.resources, stores, check_lock)
             progress = driver.run()
         check_lock()
         facts = RunFacts(request, bundle, plan, progress, options, continues)
-        return conclude(ray, folder, facts, partition, s3, check_lock, connection.release)
+        return conclude(ray, folder, facts, partition, stores, check_lock, connection.release)
 
 
 def _takes_every_core(options: Options) -> bool:
@@ -79,12 +78,12 @@ def _takes_every_core(options: Options) -> bool:
     return resources.workers * resources.cpus_per_worker >= (options.num_cpus or usable_cores())
 
 
-def _listed(out: str, folder: RunFolder, request: Request, s3: S3Settings | None, on_work: Callable[[], None]) -> Plan:
+def _listed(out: str, folder: RunFolder, request: Request, stores: Stores, on_work: Callable[[], None]) -> Plan:
     """The plan; a folder for which there is nothing to do does not stay."""
     try:
-        return list_run(out, folder, request, s3, on_work)
+        return list_run(out, folder, request, stores, on_work)
     except InputError:
-        store_for(folder.uri, s3).delete_tree(folder.uri)
+        stores.of(folder.uri).delete_tree(folder.uri)
         raise
 
 
@@ -105,7 +104,7 @@ def conclude(
     folder: RunFolder,
     facts: RunFacts,
     partition: commit.Partition | None,
-    s3: S3Settings | None,
+    stores: Stores,
     check_lock: Callable[[], None] = lambda: None,
     leave_ray: Callable[[], None] = lambda: None,
 ) -> Result:
@@ -114,13 +113,13 @@ def conclude(
     `leave_ray` is called as soon as Ray is not needed any more.
     """
     plan = facts.plan
-    done = commit.commit(ray, folder, facts.bundle.info, plan, partition, s3, leave_ray)
+    done = commit.commit(ray, folder, facts.bundle.info, plan, partition, stores, leave_ray)
     written = [*done.written, *(Written(**item) for item in plan.files)]
-    written += _subjects(folder, written, plan, s3)
-    counts = commit.verify(folder, written, plan, done.archives, s3)
+    written += _subjects(folder, written, plan, stores)
+    counts = commit.verify(folder, written, plan, done.archives, stores)
     run = _document(facts, counts)
     check_lock()
-    commit.finish(folder, written, run, s3)
+    commit.finish(folder, written, run, stores)
     return Result(folder, run)
 
 
@@ -128,14 +127,14 @@ def list_run(
     out: str,
     folder: RunFolder,
     request: Request,
-    s3: S3Settings | None,
+    stores: Stores,
     on_work: Callable[[], None] = lambda: None,
     *,
     is_dry: bool = False,
 ) -> Plan:
-    ledger = read_ledger(out, request, s3)
-    retry = read_retry(RunFolder(request.retry_of), s3) if request.retry_of else None
-    return make_plan(out, folder, request, ledger, retry, s3, on_work, is_dry=is_dry)
+    ledger = read_ledger(out, request, stores)
+    retry = read_retry(RunFolder(request.retry_of), stores) if request.retry_of else None
+    return make_plan(out, folder, request, ledger, retry, stores, on_work, is_dry=is_dry)
 
 
 def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
@@ -149,16 +148,16 @@ def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
     )
 
 
-def _subjects(folder: RunFolder, written: Sequence[Written], plan: Plan, s3: S3Settings | None) -> list[Written]:
+def _subjects(folder: RunFolder, written: Sequence[Written], plan: Plan, stores: Stores) -> list[Written]:
     names = [item.name for item in written if item.name.startswith("predictions/")]
     columns = ["subject_id", "probability", "decision", "image_id"]
-    batches = (batch for name in names for batch in read_batches(folder.file(*name.split("/")), columns, s3))
+    batches = (batch for name in names for batch in read_batches(folder.file(*name.split("/")), columns, stores))
     table = roll_up(batches, plan.run_id)
     if not table.num_rows:
         return []
     file = OutputFile(table.schema)
     file.add(table)
-    return [file.write(folder, "subjects.parquet", s3)]
+    return [file.write(folder, "subjects.parquet", stores)]
 
 
 def _document(facts: RunFacts, counts: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.base.errors import InputError
-from pipeline.storage.stores import read_if_there, store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 from pipeline.storage.uris import join
 
 
@@ -93,46 +93,38 @@ def file_sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_run(uri: str, s3: S3Settings | None) -> dict[str, Any]:
+def read_run(uri: str, stores: Stores) -> dict[str, Any]:
     """run.json of a finished run. Raises InputError."""
     try:
-        return dict(json.loads(store_for(uri, s3).read(f"{uri.rstrip('/')}/run.json").data))
+        return dict(json.loads(stores.of(uri).read(f"{uri.rstrip('/')}/run.json").data))
     except StoreError as error:
         raise error.refusal(f"{uri}: no finished scoring run here ({error})") from error
     except ValueError as error:
         raise InputError(f"{uri}: its run.json is damaged ({error}); score again") from error
 
 
-def finished_runs(out: str, s3: S3Settings | None) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+def finished_runs(out: str, stores: Stores) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
     """Runs with `_SUCCESS` below an output, in the order in which they ended, with their run.json."""
-    store = store_for(out, s3)
+    store = stores.of(out)
     found = [
         (folder, dict(json.loads(store.read(folder.file("run.json")).data)))
-        for folder in run_folders(out, s3)
+        for folder in run_folders(out, stores)
         if store.head(folder.file("_SUCCESS")) is not None
     ]
     yield from sorted(found, key=lambda run: (run[1]["finished_at"], run[0].uri))
 
 
-def run_folders(out: str, s3: S3Settings | None) -> list[RunFolder]:
+def run_folders(out: str, stores: Stores) -> list[RunFolder]:
     """All runs below an output, finished or not, by name."""
-    if out.startswith("s3://"):
-        from pipeline.storage.s3 import s3_store
-
-        levels = s3_store(s3 or S3Settings()).levels(out)
-        found = [name.rstrip("/") for level in levels for name in level.folders]
-    else:
-        from pathlib import Path
-
-        found = [str(path) for path in Path(out).iterdir() if path.is_dir()] if Path(out).is_dir() else []
-    store = store_for(out, s3)
+    store = stores.of(out)
+    found = [name.rstrip("/") for level in store.levels(out) for name in level.folders]
     runs = [uri for uri in found if store.head(join(uri, "_work", "request.json")) or store.head(join(uri, "run.json"))]
     return [RunFolder(uri) for uri in sorted(runs)]
 
 
-def output_files(folder: RunFolder, kind: str, s3: S3Settings | None) -> list[str]:
+def output_files(folder: RunFolder, kind: str, stores: Stores) -> list[str]:
     """Parquet files of a finished run, by its manifest of parts."""
-    found = read_if_there(folder.file("parts.json"), s3)
+    found = stores.read_if_there(folder.file("parts.json"))
     listed = json.loads(found) if found is not None else []
     return [folder.file(item["name"]) for item in listed if item["name"].startswith(f"{kind}/")]
 

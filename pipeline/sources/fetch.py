@@ -16,9 +16,8 @@ from typing import Any, Protocol
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.load import Limits
 from pipeline.sources.archives import DAMAGE, SLACK_BYTES, damage_code, read_zip_member, stream_members
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import Bytes, ObjectInfo, S3Settings, Store, StoreError
-from pipeline.storage.uris import is_s3
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import Bytes, ObjectInfo, Store, StoreError
 
 Row = Mapping[str, Any]  # of manifest.LISTING_SCHEMA
 _REMOTE_THREADS, _LOCAL_THREADS = 48, 1
@@ -87,13 +86,13 @@ def _read_zip_member(row: Row, store: Reader) -> Bytes:
         raise ImageRejected(Code.CORRUPT, f"damaged zip member: {error}", Stage.FETCH) from error
 
 
-def fetch_rows(rows: Sequence[Row], s3: S3Settings | None = None, limits: Limits = Limits()) -> Iterator[Fetched]:
+def fetch_rows(rows: Sequence[Row], stores: Stores = Stores(), limits: Limits = Limits()) -> Iterator[Fetched]:
     """Exactly one `Fetched` a row, in no promised order."""
     for streamed, group in itertools.groupby(rows, key=lambda row: row["uri"] if row["access"] == "stream" else None):
         if streamed is None:
-            yield from _ahead(list(group), s3, limits)
+            yield from _ahead(list(group), stores, limits)
         else:
-            yield from _stream(streamed, list(group), store_for(streamed, s3), limits)
+            yield from _stream(streamed, list(group), stores.of(streamed), limits)
 
 
 class _Span:
@@ -157,17 +156,17 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix=f"fetch-{threads}")
 
 
-def _ahead(rows: list[Row], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
+def _ahead(rows: list[Row], stores: Stores, limits: Limits) -> Iterator[Fetched]:
     """Fetch ahead of the consumer; from a remote store in the order of arrival, so that none waits for a slow one."""
-    remote = is_s3(rows[0]["uri"])
+    remote = stores.of(rows[0]["uri"]).is_remote
     threads = _REMOTE_THREADS if remote else _LOCAL_THREADS
     local_chunks = (rows[start : start + _LOCAL_CHUNK] for start in range(0, len(rows), _LOCAL_CHUNK))
     chunks = _spans(rows, limits) if remote else local_chunks
     waiting: dict[Future[list[Fetched]], int] = {}
 
     def read(chunk: list[Row]) -> list[Fetched]:
-        span = _Span(chunk, store_for(chunk[0]["uri"], s3)) if remote and len(chunk) > 1 else None
-        return [fetch(row, span or store_for(row["uri"], s3), limits) for row in chunk]
+        span = _Span(chunk, stores.of(chunk[0]["uri"])) if remote and len(chunk) > 1 else None
+        return [fetch(row, span or stores.of(row["uri"]), limits) for row in chunk]
 
     try:
         while True:

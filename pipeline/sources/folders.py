@@ -3,28 +3,22 @@
 import os
 from collections.abc import Iterator
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING, cast
 from urllib.parse import quote_from_bytes
 
 from pipeline.base.errors import Code
 from pipeline.sources.archives import Found, Ignored, Problem
 from pipeline.sources.look import Branch, Look, Root, bind, objects
 from pipeline.storage.local import local_etag
-from pipeline.storage.stores import store_for
 from pipeline.storage.types import ObjectInfo, Store, StoreError
-from pipeline.storage.uris import is_s3
-
-if TYPE_CHECKING:
-    from pipeline.storage.s3 import S3Store
 
 _BATCH = 256
 
 
 def walk(root: Root, look: Look) -> Iterator[Found | Branch]:
     """Everything below a folder or prefix."""
-    store = store_for(root.uri, look.s3)
-    if is_s3(root.uri):
-        yield from _walk_prefix(root, look, cast("S3Store", store))
+    store = look.stores.of(root.uri)
+    if store.is_remote:
+        yield from _walk_prefix(root, look, store)
     else:
         yield from _walk_folder(root, look, store)
 
@@ -78,7 +72,7 @@ def _path_uri(path: str) -> str:
     return path
 
 
-def _walk_prefix(root: Root, look: Look, store: "S3Store") -> Iterator[Found | Branch]:
+def _walk_prefix(root: Root, look: Look, store: Store) -> Iterator[Found | Branch]:
     """What lies directly at the first level that branches, with a branch for each of its sub-prefixes."""
     prefix = root.uri
     try:

@@ -17,7 +17,7 @@ from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, UriPattern
 from pipeline.sources.side_by_side import side_by_side
 from pipeline.sources.tables import is_table
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3, local_path
 
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
@@ -38,7 +38,7 @@ def list_sources(
     sources: Sequence[str],
     tally: Tally,
     filters: Filters = Filters(),
-    s3: S3Settings | None = None,
+    stores: Stores = Stores(),
     limit: int | None = None,
     *,
     drop_doubles: bool = False,
@@ -52,8 +52,8 @@ def list_sources(
 
     Raises InputError for a source that does not exist or cannot be read at all.
     """
-    look = Look(filters, s3, opens_compressed)
-    opened = [open_source(root, look) for root in expand(sources, s3)]
+    look = Look(filters, stores, opens_compressed)
+    opened = [open_source(root, look) for root in expand(sources, stores)]
     yield from _counted(_distinct(opened) if drop_doubles else _all_of(opened), tally, limit)
 
 

@@ -2,13 +2,14 @@
 
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.sources import archives
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, matches
-from pipeline.storage.types import ObjectInfo, S3Settings, Store, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import ObjectInfo, Store, StoreError
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Look:
     """How sources are looked at: what of them counts, how S3 is reached, and whether compressed tars are opened."""
 
     filters: Filters
-    s3: S3Settings | None = None
+    stores: Stores = field(default_factory=Stores)
     opens_compressed: bool = True  # False: one entry of access 'archive' each; whoever scores it opens it
 
 

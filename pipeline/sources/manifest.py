@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import InputError
 from pipeline.storage.parquet import to_parquet
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
 MANIFEST_VERSION = 1
@@ -90,17 +90,15 @@ def table_digest(table: pa.Table) -> str:
     return sink.hexdigest()
 
 
-def write_manifest(
-    out: str, tables: Iterable[pa.Table], info: dict[str, Any], s3: S3Settings | None = None
-) -> Manifest:
+def write_manifest(out: str, tables: Iterable[pa.Table], info: dict[str, Any], stores: Stores = Stores()) -> Manifest:
     """Write parts, then `manifest.json` last; a manifest without it is refused by `read_manifest`."""
     out = absolute(out)
-    store = store_for(out, s3)
+    store = stores.of(out)
     parts = [table.cast(MANIFEST_SCHEMA) for table in tables]
     whole = pa.concat_tables(parts) if parts else MANIFEST_SCHEMA.empty_table()
     info = {**info, "version": MANIFEST_VERSION, "digest": table_digest(whole), "images": whole.num_rows}
     store.delete(join(out, "manifest.json"))
-    for uri in part_uris(out, s3):
+    for uri in part_uris(out, stores):
         store.delete(uri)
     for number, part in enumerate(parts):
         store.write(join(out, f"part-{number:05d}.parquet"), to_parquet(part))
@@ -108,10 +106,10 @@ def write_manifest(
     return Manifest(out, whole, info)
 
 
-def is_manifest(uri: str, s3: S3Settings | None = None) -> bool:
+def is_manifest(uri: str, stores: Stores = Stores()) -> bool:
     """Whether `uri` is a folder that holds a manifest of ours; other programs use the name as well."""
     path = join(absolute(uri), "manifest.json")
-    store = store_for(path, s3)
+    store = stores.of(path)
     if store.head(path) is None:
         return False
     try:
@@ -121,11 +119,11 @@ def is_manifest(uri: str, s3: S3Settings | None = None) -> bool:
     return isinstance(info, dict) and {"digest", "images", "version"} <= set(info)
 
 
-def read_info(uri: str, s3: S3Settings | None = None) -> dict[str, Any]:
+def read_info(uri: str, stores: Stores = Stores()) -> dict[str, Any]:
     """`manifest.json` of a manifest. Raises InputError when it is missing, damaged or of another version."""
     path = join(absolute(uri), "manifest.json")
     try:
-        info = json.loads(store_for(path, s3).read(path).data)
+        info = json.loads(stores.of(path).read(path).data)
     except StoreError as error:
         advice = f"make one with `leukoray ingest SOURCE --out {uri}`"
         raise error.refusal(f"{uri}: no manifest here ({error}); {advice}") from error
@@ -140,13 +138,13 @@ def read_info(uri: str, s3: S3Settings | None = None) -> dict[str, Any]:
     return dict(info)
 
 
-def read_manifest(uri: str, s3: S3Settings | None = None) -> Manifest:
+def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:
     """Read a whole manifest. Raises InputError naming what is wrong."""
     uri = absolute(uri)
-    info = read_info(uri, s3)
-    store = store_for(uri, s3)
+    info = read_info(uri, stores)
+    store = stores.of(uri)
     try:
-        tables = [pq.read_table(io.BytesIO(store.read(name).data)) for name in part_uris(uri, s3)]
+        tables = [pq.read_table(io.BytesIO(store.read(name).data)) for name in part_uris(uri, stores)]
         table = pa.concat_tables([item.cast(MANIFEST_SCHEMA) for item in tables])
     except StoreError as error:
         raise error.refusal() from error
@@ -159,10 +157,10 @@ def read_manifest(uri: str, s3: S3Settings | None = None) -> Manifest:
     return Manifest(uri, table, info)
 
 
-def part_uris(uri: str, s3: S3Settings | None = None) -> list[str]:
+def part_uris(uri: str, stores: Stores = Stores()) -> list[str]:
     """The part files directly in the folder; whatever else somebody keeps below it is not ours."""
     folder = absolute(uri) + "/"
-    found = (item.uri for item in store_for(uri, s3).walk(absolute(uri)))
+    found = (item.uri for item in stores.of(uri).walk(absolute(uri)))
     return sorted(name for name in found if _PART.fullmatch(name.removeprefix(folder)))
 
 

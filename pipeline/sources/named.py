@@ -12,7 +12,6 @@ from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.folders import walk
 from pipeline.sources.look import Branch, Look, Root, Stream, bind, one_object
 from pipeline.sources.tables import read_table
-from pipeline.storage.stores import store_for
 from pipeline.storage.types import ObjectInfo, StoreError
 from pipeline.storage.uris import absolute, is_s3, join
 
@@ -22,7 +21,7 @@ _ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at t
 
 def from_manifest(uri: str, look: Look) -> Iterator[Branch]:
     """The images of a manifest as they are now: those replaced since would otherwise pass for the old ones."""
-    table = manifest.read_manifest(uri, look.s3).table
+    table = manifest.read_manifest(uri, look.stores).table
     for start in range(0, table.num_rows, _ROWS_A_STREAM):
         yield Branch(bind(_recorded, table.slice(start, _ROWS_A_STREAM), look))
 
@@ -54,7 +53,7 @@ def _recorded(table: pa.Table, look: Look) -> Iterator[Found]:
 def _present(uri: str, look: Look) -> ObjectInfo | Problem:
     """The object as it is, or why it cannot be had."""
     try:
-        info = store_for(absolute(uri), look.s3).head(uri)
+        info = look.stores.of(absolute(uri)).head(uri)
     except (StoreError, UsageError, ValueError) as error:  # ValueError: a name with a zero byte
         return Problem(uri, None, error.code if isinstance(error, StoreError) else Code.NOT_FOUND, str(error))
     return info if info is not None else Problem(uri, None, Code.NOT_FOUND, "does not exist; restore it or list anew")
@@ -62,7 +61,7 @@ def _present(uri: str, look: Look) -> ObjectInfo | Problem:
 
 def from_table(info: ObjectInfo, look: Look) -> Iterator[Found | Branch]:
     """A table of URIs in a column `uri`, `path` or `file`; relative ones lie beside the table."""
-    table = read_table(info.uri, look.s3)
+    table = read_table(info.uri, look.stores)
     by_name = {name.strip().casefold(): name for name in reversed(table.column_names)}
     column = next((by_name[name] for name in _URI_COLUMNS if name in by_name), None)
     if column is None:
@@ -97,7 +96,7 @@ def _named(uris: Sequence[str], base: str, look: Look, enters_folders: bool = Fa
     for uri in uris:
         found = _present(uri, look)
         if isinstance(found, ObjectInfo):
-            yield from one_object(found, Root(uri, base).path(uri), look, store_for(uri, look.s3))
+            yield from one_object(found, Root(uri, base).path(uri), look, look.stores.of(uri))
             continue
         if found.code is Code.NOT_FOUND and _is_folder(uri, look):
             if enters_folders:
@@ -109,7 +108,7 @@ def _named(uris: Sequence[str], base: str, look: Look, enters_folders: bool = Fa
 
 def _is_folder(uri: str, look: Look) -> bool:
     try:
-        return store_for(absolute(uri), look.s3).is_folder(uri)
+        return look.stores.of(absolute(uri)).is_folder(uri)
     except (StoreError, UsageError, ValueError):
         return False
 

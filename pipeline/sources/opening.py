@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
 
 from pipeline.base.errors import InputError
 from pipeline.sources import manifest
@@ -13,15 +12,12 @@ from pipeline.sources.folders import walk
 from pipeline.sources.look import Look, Root, Source, objects, one_object
 from pipeline.sources.named import from_manifest, from_table, named_streams
 from pipeline.sources.tables import is_table
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import ObjectInfo, S3Settings, Store, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import ObjectInfo, Store, StoreError
 from pipeline.storage.uris import absolute, is_s3
 
-if TYPE_CHECKING:
-    from pipeline.storage.s3 import S3Store
 
-
-def expand(sources: Sequence[str], s3: S3Settings | None = None) -> list[Root]:
+def expand(sources: Sequence[str], stores: Stores = Stores()) -> list[Root]:
     """Local patterns replaced by their matches, and no root that lies inside another.
 
     Tables and manifests stay wherever they lie: they name images elsewhere. Raises InputError for a pattern without a
@@ -43,18 +39,18 @@ def expand(sources: Sequence[str], s3: S3Settings | None = None) -> list[Root]:
         if outer is None or not key.startswith(outer):
             outer = key
             kept.append(roots[key])
-        elif _names_others(roots[key].uri, s3):
+        elif _names_others(roots[key].uri, stores):
             kept.append(roots[key])
     return kept
 
 
-def _names_others(uri: str, s3: S3Settings | None) -> bool:
-    return is_table(uri) or (not (is_image(uri) or is_archive(uri)) and manifest.is_manifest(uri, s3))
+def _names_others(uri: str, stores: Stores) -> bool:
+    return is_table(uri) or (not (is_image(uri) or is_archive(uri)) and manifest.is_manifest(uri, stores))
 
 
 def open_source(root: Root, look: Look) -> Source:
     """Check that a source is there; what it holds is read when its streams run. Raises InputError."""
-    store = store_for(root.uri, look.s3)
+    store = look.stores.of(root.uri)
     try:
         info = store.head(root.uri)
         if info is not None:
@@ -63,8 +59,8 @@ def open_source(root: Root, look: Look) -> Source:
             return _open_folder(root, look)
     except StoreError as error:
         raise error.refusal() from error
-    if is_s3(root.uri) and glob.has_magic(root.uri):
-        return _open_pattern(UriPattern(root.uri), look, cast("S3Store", store))
+    if store.is_remote and glob.has_magic(root.uri):
+        return _open_pattern(UriPattern(root.uri), look, store)
     raise InputError(f"{root.uri}: does not exist or is empty; give a folder, an archive, or an s3:// prefix")
 
 
@@ -75,7 +71,7 @@ def _open_file(info: ObjectInfo, root: Root, look: Look, store: Store) -> Source
 
 
 def _open_folder(root: Root, look: Look) -> Source:
-    if manifest.is_manifest(root.uri, look.s3):
+    if manifest.is_manifest(root.uri, look.stores):
         return Source([lambda: from_manifest(root.uri, look)], names_images=True)
     return Source([lambda: walk(root, look)])
 
@@ -85,7 +81,7 @@ def open_named(uris: Sequence[str], base: str, look: Look) -> Source:
     return Source(named_streams(uris, base, look))
 
 
-def _open_pattern(pattern: UriPattern, look: Look, store: "S3Store") -> Source:
+def _open_pattern(pattern: UriPattern, look: Look, store: Store) -> Source:
     """The objects of a store that fit a pattern. Raises InputError where none does."""
     fits = pattern.compiled()
     found = (info for info in store.beginning_with(pattern.literal) if fits.match(info.uri))

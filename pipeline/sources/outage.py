@@ -6,13 +6,13 @@ from dataclasses import replace
 from pipeline.base.errors import OUTAGE_CODES, PlatformError
 from pipeline.images.load import Limits
 from pipeline.sources.fetch import Fetched, Row, fetch_rows
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 
 _OUTAGE_ROWS = 24  # after so many failures in a row it is time to ask whether the store answers at all
 
 
-def fetch_while_up(rows: Sequence[Row], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
+def fetch_while_up(rows: Sequence[Row], stores: Stores, limits: Limits) -> Iterator[Fetched]:
     """As `fetch_rows`, but rows that the store failed to give are asked for again at the end.
 
     An outage that begins with the last rows, or that is over before 24 rows have failed, would otherwise blame the
@@ -20,7 +20,7 @@ def fetch_while_up(rows: Sequence[Row], s3: S3Settings | None, limits: Limits) -
     """
     doubtful: dict[int, Fetched] = {}
     barren = 0
-    for fetched in fetch_rows(rows, s3, limits):
+    for fetched in fetch_rows(rows, stores, limits):
         if fetched.data is not None:
             barren = 0
         if not _is_transient(fetched):
@@ -29,32 +29,32 @@ def fetch_while_up(rows: Sequence[Row], s3: S3Settings | None, limits: Limits) -
         doubtful[fetched.row["image_id"]] = fetched
         barren += 1
         if barren >= _OUTAGE_ROWS:
-            assert_up(fetched.row["uri"], s3)
+            assert_up(fetched.row["uri"], stores)
             barren = 0
     if doubtful:
-        yield from _ask_again(doubtful, s3, limits)
+        yield from _ask_again(doubtful, stores, limits)
 
 
-def _ask_again(doubtful: dict[int, Fetched], s3: S3Settings | None, limits: Limits) -> Iterator[Fetched]:
+def _ask_again(doubtful: dict[int, Fetched], stores: Stores, limits: Limits) -> Iterator[Fetched]:
     """Ask while the store is known to be up, before and after: what then fails is the object's own fault."""
     first = next(iter(doubtful.values()))
-    assert_up(first.row["uri"], s3)
+    assert_up(first.row["uri"], stores)
     failed: list[Fetched] = []
-    for again in fetch_rows([fetched.row for fetched in doubtful.values()], s3, limits):
+    for again in fetch_rows([fetched.row for fetched in doubtful.values()], stores, limits):
         again = replace(again, attempts=again.attempts + doubtful[again.row["image_id"]].attempts)
         if _is_transient(again):
             failed.append(again)
         else:
             yield again
     if failed:
-        assert_up(failed[-1].row["uri"], s3)
+        assert_up(failed[-1].row["uri"], stores)
     yield from failed
 
 
-def assert_up(uri: str, s3: S3Settings | None) -> None:
+def assert_up(uri: str, stores: Stores) -> None:
     """A listing of the folder that holds `uri`; a refusal is an answer too."""
     try:
-        store_for(uri, s3).is_folder(uri.rpartition("/")[0])
+        stores.of(uri).is_folder(uri.rpartition("/")[0])
     except StoreError as error:
         if error.code in OUTAGE_CODES:
             raise _out(error) from error

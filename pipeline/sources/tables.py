@@ -8,8 +8,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import InputError
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 
 SUFFIXES = (".csv", ".parquet")
 _DELIMITERS = ",;\t"
@@ -20,7 +20,7 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read_table(uri: str, s3: S3Settings | None = None) -> pa.Table:
+def read_table(uri: str, stores: Stores = Stores()) -> pa.Table:
     """All columns, those of a CSV as text: '007' stays so.
 
     A CSV has commas, semicolons or tabs, and is UTF-8, UTF-16 by its mark, or else Windows-1252, as Excel writes it.
@@ -28,7 +28,7 @@ def read_table(uri: str, s3: S3Settings | None = None) -> pa.Table:
     Raises InputError when it is missing or neither CSV nor Parquet.
     """
     try:
-        with store_for(uri, s3).open(uri) as file:
+        with stores.of(uri).open(uri) as file:
             return _as_text(pq.read_table(file)) if uri.lower().endswith(".parquet") else _read_csv(file.read())
     except StoreError as error:
         raise error.refusal() from error

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
 
-def arrow_filesystem(uri: str, s3: S3Settings | None = None) -> tuple["pyarrow.fs.FileSystem", str]:
+def arrow_filesystem(uri: str, stores: Stores = Stores()) -> tuple["pyarrow.fs.FileSystem", str]:
     """(filesystem, path) for PyArrow and Ray Data, with the settings that boto3 uses.
 
     The endpoint is passed explicitly: PyArrow's constructor ignores AWS_ENDPOINT_URL, its from_uri does not.
@@ -18,7 +18,7 @@ def arrow_filesystem(uri: str, s3: S3Settings | None = None) -> tuple["pyarrow.f
 
     if not is_s3(uri):
         return pyarrow.fs.LocalFileSystem(), uri
-    settings = s3 or S3Settings()
+    settings = stores.s3
     scheme, _, host = (settings.endpoint or "").rpartition("://")
     options: dict[str, Any] = {"endpoint_override": host, "scheme": scheme or "https"} if host else {}
     filesystem = pyarrow.fs.S3FileSystem(

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -12,7 +13,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, cast
 
 from pipeline.base.errors import Code, InputError, LeukorayError, PlatformError
-from pipeline.storage.types import Bytes, ObjectInfo, OnFailure, StoreError
+from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, StoreError
 from pipeline.storage.uris import local_path
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def local_etag(stat: os.stat_result) -> str:
 
 class LocalStore:
     """The local (or network-mounted) file system."""
+
+    is_remote = False
 
     def read(self, uri: str) -> Bytes:
         try:
@@ -91,6 +94,20 @@ class LocalStore:
         except OSError as error:
             raise _translate(error, uri) from error
 
+    def replace(self, uri: str, data: bytes, etag: str) -> str | None:
+        """Compare-and-swap between those who use it: whoever waited for the file's kernel lock looks at it anew."""
+        try:
+            with open(uri, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if local_etag(os.stat(uri)) != etag:
+                    return None
+                self.write(uri, data)
+                return local_etag(os.stat(uri))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _translate(error, uri) from error
+
     def head(self, uri: str) -> ObjectInfo | None:
         try:
             stat = os.stat(local_path(uri))
@@ -104,6 +121,33 @@ class LocalStore:
 
     def is_folder(self, uri: str) -> bool:
         return os.path.isdir(uri)
+
+    def levels(self, prefix: str) -> Iterator[Level]:
+        """What lies directly in a folder, as one page; nothing where the folder does not exist."""
+        folders: list[str] = []
+        objects: list[ObjectInfo] = []
+        try:
+            with os.scandir(prefix) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.is_dir():
+                        folders.append(entry.path + "/")
+                    elif entry.is_file():
+                        stat = entry.stat()
+                        objects.append(ObjectInfo(entry.path, stat.st_size, local_etag(stat), stat.st_mtime))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise _translate(error, prefix) from error
+        yield Level(folders, objects, is_truncated=False)
+
+    def beginning_with(self, uri: str) -> Iterator[ObjectInfo]:
+        """Files whose paths begin with these characters, in no promised order."""
+        folder, _, begin = uri.rpartition("/")
+        for level in self.levels(folder or "/"):
+            yield from (info for info in level.objects if info.uri.rpartition("/")[2].startswith(begin))
+            for inner in level.folders:
+                if inner.rstrip("/").rpartition("/")[2].startswith(begin):
+                    yield from self.walk(inner.rstrip("/"))
 
     def walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """Files below a folder, in no promised order; nothing where the folder does not exist."""

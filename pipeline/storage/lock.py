@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.base.errors import Code, PlatformError
-from pipeline.storage.types import S3Settings, StoreError
-from pipeline.storage.uris import is_s3, join
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import Store, StoreError
+from pipeline.storage.uris import join
 
 if TYPE_CHECKING:
-    from pipeline.storage.s3 import S3Store
+    pass
 
 NAME = "_lock"
 RENEW_S = 5.0
@@ -33,7 +34,7 @@ EXPIRY_S = 30.0
 def locked(
     out: str,
     run_id: str,
-    s3: S3Settings | None,
+    stores: Stores,
     wait_s: float = 0.0,
     advice: str = "wait for it (--wait-for-lock SECONDS), or choose another --out",
 ) -> Iterator[Callable[[], None]]:
@@ -48,10 +49,9 @@ def locked(
         "since": time.time(),
         "process": _process_identity(os.getpid()),
     }
-    if is_s3(out):
-        from pipeline.storage.s3 import s3_store
-
-        watch, store, place = _Watch(), s3_store(s3 or S3Settings()), join(out, NAME)
+    store = stores.of(out)
+    if store.is_remote:
+        watch, place = _Watch(), join(out, NAME)
         lease = _acquire(lambda: _Lease.take(store, place, owner, watch), out, wait_s, advice)
         try:
             yield lease.check
@@ -149,7 +149,7 @@ def _lock_file(path: Path, owner: dict[str, Any]) -> IO[str]:
 class _Lease:
     """The lock on S3, renewed by a thread until it is released or lost."""
 
-    def __init__(self, store: "S3Store", uri: str, owner: dict[str, Any], etag: str) -> None:
+    def __init__(self, store: Store, uri: str, owner: dict[str, Any], etag: str) -> None:
         self._store, self._uri, self._owner, self._etag = store, uri, owner, etag
         self._lost: str | None = None
         self._renewed = time.monotonic()
@@ -158,7 +158,7 @@ class _Lease:
         self._thread.start()
 
     @classmethod
-    def take(cls, store: "S3Store", uri: str, owner: dict[str, Any], watch: _Watch) -> "_Lease":
+    def take(cls, store: Store, uri: str, owner: dict[str, Any], watch: _Watch) -> "_Lease":
         body = _body(owner)
         etag = store.create(uri, body)
         if etag is None:
@@ -210,7 +210,7 @@ def _body(owner: dict[str, Any]) -> bytes:
     return json.dumps({**owner, "renewed": time.time(), "nonce": uuid.uuid4().hex}).encode()
 
 
-def _swap(store: "S3Store", uri: str, body: bytes, etag: str) -> str | None:
+def _swap(store: Store, uri: str, body: bytes, etag: str) -> str | None:
     """Compare-and-swap that knows its own work: a request whose answer was lost is sent again and finds itself."""
     swapped = store.replace(uri, body, etag)
     if swapped is not None:

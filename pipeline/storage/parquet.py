@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -19,13 +18,13 @@ def to_parquet(table: pa.Table) -> bytes:
 _BATCH_ROWS = 32 * 1024
 
 
-def read_columns(uri: str, columns: list[str] | None, s3: S3Settings | None) -> pa.Table:
-    with store_for(uri, s3).open(uri) as file:
+def read_columns(uri: str, columns: list[str] | None, stores: Stores) -> pa.Table:
+    with stores.of(uri).open(uri) as file:
         return pq.ParquetFile(file).read(columns=columns)
 
 
-def read_batches(uri: str, columns: list[str], s3: S3Settings | None) -> Iterator[pa.Table]:
+def read_batches(uri: str, columns: list[str], stores: Stores) -> Iterator[pa.Table]:
     """The rows of one file piece by piece, so that memory does not grow with the file."""
-    with store_for(uri, s3).open(uri) as file:
+    with stores.of(uri).open(uri) as file:
         for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns):
             yield pa.Table.from_batches([batch])

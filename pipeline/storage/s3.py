@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import boto3
@@ -21,7 +20,7 @@ import urllib3.exceptions
 from botocore.config import Config as BotoConfig
 
 from pipeline.base.errors import OUTAGE_CODES, Code
-from pipeline.storage.types import Bytes, ObjectInfo, OnFailure, S3Settings, StoreError
+from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, S3Settings, StoreError
 
 Result = TypeVar("Result")
 
@@ -64,23 +63,19 @@ def _objects(uri: str, answer: dict[str, Any]) -> Iterator[ObjectInfo]:
             yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'), modified)
 
 
-@dataclass(frozen=True)
-class Level:
-    """One page of what lies directly below a prefix."""
-
-    folders: list[str]  # URIs that end with a slash
-    objects: list[ObjectInfo]
-    is_truncated: bool
-
-
 class S3Store:
-    """One bucket protocol for reads, writes and listings. Safe to share between threads."""
+    """One bucket protocol for reads, writes and listings. Safe to share between threads; travels as its settings."""
+
+    is_remote = True
 
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
         self._lock = threading.Lock()
         self._clients: dict[float, Any] = {}
         self._payer = {"RequestPayer": "requester"} if settings.requester_pays else {}
+
+    def __reduce__(self) -> tuple[Callable[[S3Settings], "S3Store"], tuple[S3Settings]]:
+        return s3_store, (self.settings,)
 
     def _client(self, timeout_s: float) -> Any:
         with self._lock:

@@ -5,16 +5,15 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3, join
 
 
 class Board:
     """TensorBoard event files under `uri`; for S3 they are written locally and copied up after each epoch."""
 
-    def __init__(self, uri: str, s3: S3Settings | None) -> None:
-        self._uri, self._s3 = uri, s3
+    def __init__(self, uri: str, stores: Stores) -> None:
+        self._uri, self._stores = uri, stores
         self._temporary = tempfile.TemporaryDirectory() if is_s3(uri) else None
         self._folder = Path(self._temporary.name if self._temporary else uri)
         self._writer = SummaryWriter(str(self._folder))
@@ -35,6 +34,6 @@ class Board:
     def _copy(self) -> None:
         if self._temporary is None:
             return
-        store = store_for(self._uri, self._s3)
+        store = self._stores.of(self._uri)
         for path in self._folder.iterdir():
             store.write(join(self._uri, path.name), path.read_bytes())

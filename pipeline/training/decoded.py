@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import OUTAGE_CODES, ImageRejected, IncompleteError, PlatformError
 from pipeline.images.load import load_image
 from pipeline.sources.fetch import fetch_rows
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 if TYPE_CHECKING:
     import ray.data
@@ -46,14 +46,14 @@ def decoded_schema(size: int) -> pa.Schema:
     )
 
 
-def decode(rows: pa.Table, size: int, s3: S3Settings | None = None) -> pa.Table:
+def decode(rows: pa.Table, size: int, stores: Stores = Stores()) -> pa.Table:
     """Fetch and decode rows of ROW_SCHEMA to `decoded_schema(size)`: one row out for every row in."""
     pixels = np.zeros((rows.num_rows, size, size, 3), dtype=np.uint8)
     ids: list[int] = []
     targets: list[int] = []
     codes: list[str | None] = []
     messages: list[str | None] = []
-    for number, fetched in enumerate(fetch_rows(rows.to_pylist(), s3)):
+    for number, fetched in enumerate(fetch_rows(rows.to_pylist(), stores)):
         rejected = fetched.rejected
         if fetched.data is not None:
             try:
@@ -79,12 +79,12 @@ def _place(row: Any) -> str:
     return f"{row['uri']}!/{row['member']}" if row["member"] else str(row["uri"])
 
 
-def decoded(rows: pa.Table, size: int, s3: S3Settings | None, cpus: float) -> "ray.data.Dataset":
+def decoded(rows: pa.Table, size: int, stores: Stores, cpus: float) -> "ray.data.Dataset":
     """A dataset of `decoded_schema(size)`, lazily fetched and decoded, in several blocks however few the rows."""
     import ray.data
 
     def decode_block(block: pa.Table) -> pa.Table:
-        return decode(block, size, s3)
+        return decode(block, size, stores)
 
     blocks = _blocks(rows, size, parallel=max(2, 2 * int(cpus)))
     return ray.data.from_arrow(blocks).map_batches(

@@ -27,8 +27,7 @@ from pipeline.base.cluster import refuse_dead_node
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.lock import locked
-from pipeline.storage.stores import read_if_there, store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3, join
 from pipeline.training import checkpoint
 from pipeline.training.board import Board
@@ -67,9 +66,9 @@ class Trained:
     run_uri: str
 
 
-def open_run(model_uri: str, digest: str, s3: S3Settings | None) -> str:
+def open_run(model_uri: str, digest: str, stores: Stores) -> str:
     """The folder of the unfinished run with this digest, or of a new one."""
-    store = store_for(model_uri, s3)
+    store = stores.of(model_uri)
     attempt = 0
     while True:
         name = digest[:12] + (f"-{attempt}" if attempt else "")
@@ -80,21 +79,21 @@ def open_run(model_uri: str, digest: str, s3: S3Settings | None) -> str:
 
 
 @contextlib.contextmanager
-def held_run(model_uri: str, digest: str, s3: S3Settings | None) -> Iterator[tuple[str, Callable[[], None]]]:
+def held_run(model_uri: str, digest: str, stores: Stores) -> Iterator[tuple[str, Callable[[], None]]]:
     """(folder of the run, check of its lock), held alone; one that was published meanwhile gives way to the next."""
     while True:
-        uri = open_run(model_uri, digest, s3)
-        with locked(uri, "the same training", s3, advice="wait for it, or change --seed or --name") as check_lock:
-            if uri != open_run(model_uri, digest, s3):
+        uri = open_run(model_uri, digest, stores)
+        with locked(uri, "the same training", stores, advice="wait for it, or change --seed or --name") as check_lock:
+            if uri != open_run(model_uri, digest, stores):
                 continue
-            _drop_torn_snapshot(uri, s3)
+            _drop_torn_snapshot(uri, stores)
             yield uri, check_lock
             return
 
 
-def close_run(run_uri: str, version: str, s3: S3Settings | None) -> None:
+def close_run(run_uri: str, version: str, stores: Stores) -> None:
     """Note that the run's result is published, and remove its checkpoints; TensorBoard's files stay."""
-    store = store_for(run_uri, s3)
+    store = stores.of(run_uri)
     store.write(join(run_uri, _PUBLISHED), json.dumps({"version": version}).encode())
     for item in list(store.walk(run_uri)):
         inside = item.uri.removeprefix(run_uri.rstrip("/") + "/")
@@ -105,15 +104,15 @@ def close_run(run_uri: str, version: str, s3: S3Settings | None) -> None:
             store.delete_tree(str(folder))
 
 
-def _drop_torn_snapshot(run_uri: str, s3: S3Settings | None) -> None:
+def _drop_torn_snapshot(run_uri: str, stores: Stores) -> None:
     """Ray writes its snapshot in place; killed in that moment, it would refuse the folder for ever."""
     path = join(run_uri, _SNAPSHOT)
     try:
-        found = read_if_there(path, s3)
+        found = stores.read_if_there(path)
         json.loads(b"{}" if found is None else found)
     except ValueError:
         print(f"{path}: torn by an interruption; this run starts over", flush=True)
-        store_for(path, s3).delete(path)
+        stores.of(path).delete(path)
 
 
 def fit(
@@ -122,13 +121,13 @@ def fit(
     resources: Resources,
     run_uri: str,
     initial: bytes | None,
-    s3: S3Settings | None,
+    stores: Stores,
 ) -> Trained:
     """Train, or continue, the run of `run_uri`.
 
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying.
     """
-    datasets, held, lost = _datasets(settings, rows, resources, s3)
+    datasets, held, lost = _datasets(settings, rows, resources, stores)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     job = Job(
         settings,
@@ -140,8 +139,8 @@ def fit(
         mailbox,
         resources.max_error_share,
     )
-    trainer = _trainer(job, datasets, resources, run_uri, s3)
-    board = Board(join(run_uri, "tensorboard"), s3)
+    trainer = _trainer(job, datasets, resources, run_uri, stores)
+    board = Board(join(run_uri, "tensorboard"), stores)
     try:
         result = _fit_and_show(trainer, mailbox, Display(settings.epochs, settings.monitor, board))
     finally:
@@ -160,7 +159,7 @@ class _Refused(LeukorayError):
 
 
 def _datasets(
-    settings: Settings, rows: LabelledRows, resources: Resources, s3: S3Settings | None
+    settings: Settings, rows: LabelledRows, resources: Resources, stores: Stores
 ) -> tuple[dict[str, ray.data.Dataset], bool, Rejected]:
     """One dataset a rank and split; decoded now and held where all of it fits, else decoded anew in each epoch."""
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -172,7 +171,9 @@ def _datasets(
     for name, table in ((TRAIN, rows.train), (VALIDATION, rows.validation)):
         for rank, share in enumerate(deal(table, settings.workers, settings.seed)):
             dealt[name.format(rank=rank)] = share
-    datasets = {name: decoded(share, settings.input_size, s3, cluster.get("CPU", 1.0)) for name, share in dealt.items()}
+    datasets = {
+        name: decoded(share, settings.input_size, stores, cluster.get("CPU", 1.0)) for name, share in dealt.items()
+    }
     if not held:
         _refuse_no_room_to_decode(settings.workers * resources.cpus_per_worker, cluster.get("CPU", 0.0))
         print("decoded images do not fit the object store: they are decoded again in every epoch", flush=True)
@@ -199,9 +200,9 @@ def _refuse_no_room_to_decode(held: float, cpus: float) -> None:
 
 
 def _trainer(
-    job: Job, datasets: dict[str, ray.data.Dataset], resources: Resources, run_uri: str, s3: S3Settings | None
+    job: Job, datasets: dict[str, ray.data.Dataset], resources: Resources, run_uri: str, stores: Stores
 ) -> TorchTrainer:
-    filesystem, path = arrow_filesystem(run_uri, s3)
+    filesystem, path = arrow_filesystem(run_uri, stores)
     folder, name = path.rsplit("/", 1)
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.use_gpu:

@@ -20,7 +20,7 @@ from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, writ
 from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.registry import Verdict, new_version, point_if_better
 from pipeline.sources.manifest import Manifest
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training.fit import Trained
 from pipeline.training.rows import LabelledRows
@@ -54,7 +54,7 @@ def publish(
     configuration: dict[str, Any],
     target_sensitivity: float | None = None,
     review_margin: float | None = None,
-    s3: S3Settings | None = None,
+    stores: Stores = Stores(),
 ) -> Published:
     """Write `<model_uri>/<version>/` and move `best.json` when the monitored metric is not worse than what it names."""
     model = build(settings.architecture, settings.outputs)
@@ -107,7 +107,7 @@ def publish(
         CARD: render_card(info, data=_data_facts(manifest, rows)).encode(),
         HISTORY: json.dumps(trained.state.history, indent=2).encode(),
     }
-    bundle = write_bundle(join(model_uri, info.version), info, files, s3)
+    bundle = write_bundle(join(model_uri, info.version), info, files, stores)
     value = float(best_row[settings.monitor])
     metric = settings.monitor.replace("val_", "validation ").replace("auc", "roc_auc")
     return Published(bundle, point_if_better(model_uri, bundle, metric, value), metric, value, temperature, threshold)

@@ -1,6 +1,6 @@
 """The limit: one process a core, the fastest decoder and ONNX Runtime, no framework, no checks, no output.
 
-It gives the same pixels as `pipeline.images.load` for baseline JPEGs, so its probabilities are ours; `limit_variants` shows
+It gives the pixels of `pipeline.images.load` for baseline JPEGs, so its probabilities are ours; `limit_variants` shows
 what else was tried. Images come from a folder, from tars (by offset), or from an S3 prefix (plain unsigned GETs).
 """
 

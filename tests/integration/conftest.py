@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.base.cluster import connected
 from pipeline.model.bundle import Bundle
+from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings
 from tests.bundles import make_bundle
 from tests.servers import CREDENTIALS, moto_server
@@ -22,8 +23,8 @@ class S3Server:
     bucket: str
 
     @property
-    def settings(self) -> S3Settings:
-        return S3Settings(endpoint=self.endpoint, region="us-east-1")
+    def stores(self) -> Stores:
+        return Stores(S3Settings(endpoint=self.endpoint, region="us-east-1"))
 
     @property
     def flags(self) -> list[str]:

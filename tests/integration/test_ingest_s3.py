@@ -22,6 +22,7 @@ from pipeline.sources.outage import fetch_while_up
 from pipeline.storage import lock
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.s3 import S3Store
+from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
 from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
 from tests.unit.test_archives import tar_bytes, zip_bytes
@@ -40,13 +41,13 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(endpoint: str) -> S3Settings:
-    return S3Settings(endpoint, "us-east-1", max_attempts=3)
+def stores(endpoint: str) -> Stores:
+    return Stores(S3Settings(endpoint, "us-east-1", max_attempts=3))
 
 
 @pytest.fixture
-def store(settings: S3Settings) -> S3Store:
-    return S3Store(settings)
+def store(stores: Stores) -> S3Store:
+    return S3Store(stores.s3)
 
 
 def ingest(endpoint: str, *argv: str) -> int:
@@ -98,9 +99,9 @@ def test_failures_carry_a_code_and_say_what_to_do(store: S3Store, endpoint: str)
     assert failure.value.code == Code.ACCESS_DENIED
 
 
-def test_pyarrow_reaches_the_same_endpoint_with_the_same_settings(store: S3Store, settings: S3Settings) -> None:
+def test_pyarrow_reaches_the_same_endpoint_with_the_same_settings(store: S3Store, stores: Stores) -> None:
     store.write("s3://lab/arrow", b"data")
-    filesystem, path = arrow_filesystem("s3://lab/arrow", settings)
+    filesystem, path = arrow_filesystem("s3://lab/arrow", stores)
     with filesystem.open_input_file(path) as file:
         assert file.read() == b"data"
 
@@ -111,8 +112,8 @@ def test_a_lock_is_kept_though_the_answers_to_its_requests_are_lost(
     monkeypatch.setattr(lock, "RENEW_S", 0.1)
     faults = Faults(lost_answers=1)
     with faulty_proxy(endpoint, faults) as proxy:
-        settings = S3Settings(proxy, "us-east-1", max_attempts=3)
-        with lock.locked("s3://lab/locked", "ours", settings) as check:
+        stores = Stores(S3Settings(proxy, "us-east-1", max_attempts=3))
+        with lock.locked("s3://lab/locked", "ours", stores) as check:
             faults.lost_answers = 1
             deadline = time.monotonic() + 20
             while faults.lost_answers and time.monotonic() < deadline:
@@ -125,26 +126,26 @@ def test_a_lock_is_kept_though_the_answers_to_its_requests_are_lost(
 # ---- listing -----------------------------------------------------------------------------------------------
 
 
-def test_two_slashes_in_a_key_are_a_folder_without_a_name(store: S3Store, settings: S3Settings) -> None:
+def test_two_slashes_in_a_key_are_a_folder_without_a_name(store: S3Store, stores: Stores) -> None:
     keys = ["d/x.jpg", "d//y.jpg", "d//e/z.jpg", "d/e/z.jpg", "d/../w.jpg"]
     for key in keys:
         store.write(f"s3://lab/{key}", key.encode())
     for source in ("s3://lab/d", "s3://lab/d/", "s3://lab/d/**"):
-        entries = [item for item in list_sources([source], Tally(), s3=settings) if isinstance(item, Entry)]
+        entries = [item for item in list_sources([source], Tally(), stores=stores) if isinstance(item, Entry)]
         assert sorted(entry.uri for entry in entries) == sorted(f"s3://lab/{key}" for key in keys)
         rows = [entry_row(entry) for entry in entries]
-        assert all(got.data == got.row["uri"][9:].encode() for got in fetch_rows(rows, settings))
+        assert all(got.data == got.row["uri"][9:].encode() for got in fetch_rows(rows, stores))
 
 
-def test_a_pattern_on_s3_is_every_object_that_fits(store: S3Store, settings: S3Settings) -> None:
+def test_a_pattern_on_s3_is_every_object_that_fits(store: S3Store, stores: Stores) -> None:
     for day in ("2026-11-21", "2026-11-22", "2026-12-01"):
         store.write(f"s3://lab/nights/{day}/a.tar", tar_bytes([(f"{day}.jpg", b"1")]))
         store.write(f"s3://lab/nights/{day}/b.jpg", b"2")
-    entries = list(list_sources(["s3://lab/nights/2026-11-*/*.tar"], Tally(), s3=settings))
+    entries = list(list_sources(["s3://lab/nights/2026-11-*/*.tar"], Tally(), stores=stores))
     assert sorted(str(item.member) for item in entries) == ["2026-11-21.jpg", "2026-11-22.jpg"]
-    assert len(list(list_sources(["s3://lab/nights/2026-11-*"], Tally(), s3=settings))) == 4
+    assert len(list(list_sources(["s3://lab/nights/2026-11-*"], Tally(), stores=stores))) == 4
     with pytest.raises(InputError, match="matches nothing"):
-        list(list_sources(["s3://lab/nights/2027-*"], Tally(), s3=settings))
+        list(list_sources(["s3://lab/nights/2027-*"], Tally(), stores=stores))
 
 
 def test_a_table_of_many_uris_is_looked_up_side_by_side(store: S3Store, endpoint: str) -> None:
@@ -153,21 +154,21 @@ def test_a_table_of_many_uris_is_looked_up_side_by_side(store: S3Store, endpoint
         store.write(f"s3://lab/{name}", b"x")
     store.write("s3://lab/t.csv", ("uri\n" + "\n".join(names)).encode())
     tally = Tally()
-    found = list(list_sources(["s3://lab/t.csv"], tally, s3=store.settings))
+    found = list(list_sources(["s3://lab/t.csv"], tally, stores=Stores(store.stores)))
     assert (tally.images, tally.problems, len(found)) == (299, 1, 300)
 
 
-def test_more_keys_than_a_page_are_listed_side_by_side(store: S3Store, settings: S3Settings) -> None:
+def test_more_keys_than_a_page_are_listed_side_by_side(store: S3Store, stores: Stores) -> None:
     keys = [f"p/{number % 3}/{number:05d}.jpg" for number in range(1_250)] + ["p/top.jpg", "p/odd ü %41 +.jpg"]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.write(f"s3://many/{key}", b"x"), keys))
     tally = Tally()
-    found = list(list_sources(["s3://many/p"], tally, s3=settings))
+    found = list(list_sources(["s3://many/p"], tally, stores=stores))
     assert sorted(item.uri for item in found) == sorted(f"s3://many/{key}" for key in keys)
     assert sum(1 for _ in store.walk("s3://many/p")) == len(keys)
 
 
-def test_members_on_s3_are_read_by_range_like_on_disk(store: S3Store, settings: S3Settings) -> None:
+def test_members_on_s3_are_read_by_range_like_on_disk(store: S3Store, stores: Stores) -> None:
     members = [("a/x.jpg", b"first" * 99), ("ü %.png", b"second")]
     for name, data in (
         ("a.tar", tar_bytes(members)),
@@ -176,28 +177,28 @@ def test_members_on_s3_are_read_by_range_like_on_disk(store: S3Store, settings: 
     ):
         store.write(f"s3://lab/packed/{name}", data)
     rows = [
-        entry_row(item) for item in list_sources(["s3://lab/packed"], Tally(), s3=settings) if isinstance(item, Entry)
+        entry_row(item) for item in list_sources(["s3://lab/packed"], Tally(), stores=stores) if isinstance(item, Entry)
     ]
     rows.sort(key=lambda row: (row["uri"], row["offset"]))
-    got = sorted((str(item.row["member"]), item.data) for item in fetch_rows(rows, settings))
+    got = sorted((str(item.row["member"]), item.data) for item in fetch_rows(rows, stores))
     assert got == sorted((name, data) for name, data in members for _ in range(3))
 
 
 # ---- an outage or a bad object ------------------------------------------------------------------------------
 
 
-def few_rows(store: S3Store, settings: S3Settings, name: str) -> list[dict[str, Any]]:
+def few_rows(store: S3Store, stores: Stores, name: str) -> list[dict[str, Any]]:
     for number in range(6):
         store.write(f"s3://lab/{name}/{number}.jpg", b"%d" % number)
-    found = list_sources([f"s3://lab/{name}"], Tally(), s3=settings)
+    found = list_sources([f"s3://lab/{name}"], Tally(), stores=stores)
     return [entry_row(item) for item in found if isinstance(item, Entry)]
 
 
 @pytest.mark.parametrize("from_get", [1, 6])
 def test_an_outage_is_never_blamed_on_the_last_images(
-    store: S3Store, settings: S3Settings, endpoint: str, from_get: int
+    store: S3Store, stores: Stores, endpoint: str, from_get: int
 ) -> None:
-    rows = few_rows(store, settings, f"out-{from_get}")
+    rows = few_rows(store, stores, f"out-{from_get}")
     faults = Faults()
 
     def break_down(_: str, gets: int) -> None:
@@ -209,11 +210,11 @@ def test_an_outage_is_never_blamed_on_the_last_images(
         faulty_proxy(endpoint, faults) as proxy,
         pytest.raises(PlatformError, match="does not answer"),
     ):
-        list(fetch_while_up(rows, S3Settings(proxy, "us-east-1", max_attempts=2), Limits()))
+        list(fetch_while_up(rows, Stores(S3Settings(proxy, "us-east-1", max_attempts=2)), Limits()))
 
 
-def test_images_of_a_short_outage_are_had_in_the_end(store: S3Store, settings: S3Settings, endpoint: str) -> None:
-    rows = few_rows(store, settings, "short")
+def test_images_of_a_short_outage_are_had_in_the_end(store: S3Store, stores: Stores, endpoint: str) -> None:
+    rows = few_rows(store, stores, "short")
     faults = Faults(broken=frozenset({".jpg"}))
 
     def recover(_: str, gets: int) -> None:
@@ -222,15 +223,15 @@ def test_images_of_a_short_outage_are_had_in_the_end(store: S3Store, settings: S
 
     faults.before_get = recover
     with faulty_proxy(endpoint, faults) as proxy:
-        got = list(fetch_while_up(rows, S3Settings(proxy, "us-east-1", max_attempts=2), Limits()))
+        got = list(fetch_while_up(rows, Stores(S3Settings(proxy, "us-east-1", max_attempts=2)), Limits()))
     assert sorted(item.data or b"" for item in got) == [b"%d" % number for number in range(6)]
     assert {item.attempts for item in got} == {3}
 
 
-def test_an_object_that_always_fails_costs_itself_only(store: S3Store, settings: S3Settings, endpoint: str) -> None:
-    rows = few_rows(store, settings, "broken")
+def test_an_object_that_always_fails_costs_itself_only(store: S3Store, stores: Stores, endpoint: str) -> None:
+    rows = few_rows(store, stores, "broken")
     with faulty_proxy(endpoint, Faults(broken=frozenset({"3.jpg"}))) as proxy:
-        got = list(fetch_while_up(rows, S3Settings(proxy, "us-east-1", max_attempts=2), Limits()))
+        got = list(fetch_while_up(rows, Stores(S3Settings(proxy, "us-east-1", max_attempts=2)), Limits()))
     [bad] = [item for item in got if item.rejected is not None]
     assert (bad.row["uri"], bad.rejected and bad.rejected.code, bad.attempts) == (
         "s3://lab/broken/3.jpg", Code.IO_ERROR, 4,
@@ -242,7 +243,7 @@ def test_an_object_that_always_fails_costs_itself_only(store: S3Store, settings:
 
 
 def test_source_and_manifest_on_s3_split_as_on_disk(
-    store: S3Store, settings: S3Settings, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: S3Store, stores: Stores, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = generate(tmp_path / "samples", images=24, subjects=8, width=64, height=64)
     for path in made.root.rglob("*.*"):
@@ -250,7 +251,7 @@ def test_source_and_manifest_on_s3_split_as_on_disk(
     assert ingest(endpoint, "s3://open/samples", "--out", "s3://open/manifest") == 0
     assert "SYNTHETIC" in capsys.readouterr().out
     assert ingest(endpoint, str(made.root), "--out", str(tmp_path / "manifest")) == 0
-    remote, local = read_manifest("s3://open/manifest", settings), read_manifest(str(tmp_path / "manifest"))
+    remote, local = read_manifest("s3://open/manifest", stores), read_manifest(str(tmp_path / "manifest"))
     assert remote.is_synthetic
     assert _told(remote.table.to_pylist()) == _told(local.table.to_pylist())
     assert json.loads(store.read("s3://open/manifest/problems.json").data) == []

@@ -20,7 +20,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.scoring.commit import commit
 from pipeline.storage import lock
-from pipeline.storage.s3 import s3_store
+from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
 from tests.scoring_sources import (
     contents,
@@ -272,7 +272,7 @@ def test_a_locked_output_is_refused_in_plain_words(
     source: Path, tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with lock.locked(str(out), "somebody's run", None):
+    with lock.locked(str(out), "somebody's run", Stores()):
         assert score(source, "--model", tiny_bundle.uri, "--out", out) == 5
     assert "somebody's run" in capsys.readouterr().err
 
@@ -281,9 +281,9 @@ def test_an_s3_lock_that_is_renewed_is_refused(s3: S3Server, monkeypatch: pytest
     monkeypatch.setattr(lock, "RENEW_S", 0.2)
     out = f"s3://{s3.bucket}/renewed"
     with (
-        lock.locked(out, "somebody's run", s3.settings) as check,
+        lock.locked(out, "somebody's run", s3.stores) as check,
         pytest.raises(PlatformError, match="somebody's run"),
-        lock.locked(out, "second", s3.settings),
+        lock.locked(out, "second", s3.stores),
     ):
         check()
 
@@ -291,11 +291,11 @@ def test_an_s3_lock_that_is_renewed_is_refused(s3: S3Server, monkeypatch: pytest
 def test_an_s3_lock_of_a_silent_host_expires(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     out = f"s3://{s3.bucket}/silent"
     owner = {"run_id": "dead", "host": "h", "pid": 1, "since": time.time(), "renewed": time.time()}
-    s3_store(s3.settings).write(f"{out}/_lock", json.dumps(owner).encode())
+    s3.stores.of(out).write(f"{out}/_lock", json.dumps(owner).encode())
     monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
-    with lock.locked(out, "second", s3.settings) as check:
+    with lock.locked(out, "second", s3.stores) as check:
         check()
-    assert s3_store(s3.settings).head(f"{out}/_lock") is None
+    assert s3.stores.of(out).head(f"{out}/_lock") is None
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
@@ -303,29 +303,30 @@ def test_the_clock_of_another_host_decides_nothing(s3: S3Server, monkeypatch: py
     """A dead lock of a clock ahead is free after the usual time, one of a clock behind is not free before."""
     out = f"s3://{s3.bucket}/clock{hours}"
     owner = {"run_id": "dead", "host": "h", "pid": 1, "since": 0, "renewed": time.time() + 3600 * hours}
-    s3_store(s3.settings).write(f"{out}/_lock", json.dumps(owner).encode())
+    s3.stores.of(out).write(f"{out}/_lock", json.dumps(owner).encode())
     monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
     began = time.monotonic()
-    with lock.locked(out, "second", s3.settings):
+    with lock.locked(out, "second", s3.stores):
         assert 2.0 <= time.monotonic() - began < 20.0
 
 
 def test_a_lock_that_others_have_taken_over_is_left_to_them(s3: S3Server) -> None:
     out = f"s3://{s3.bucket}/taken"
-    with lock.locked(out, "first", s3.settings):
-        s3_store(s3.settings).write(f"{out}/_lock", b'{"run_id": "other"}')
-    assert b"other" in s3_store(s3.settings).read(f"{out}/_lock").data
+    with lock.locked(out, "first", s3.stores):
+        s3.stores.of(out).write(f"{out}/_lock", b'{"run_id": "other"}')
+    assert b"other" in s3.stores.of(out).read(f"{out}/_lock").data
 
 
 def test_an_s3_lock_of_a_process_that_is_gone_is_taken_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     out = f"s3://{s3.bucket}/gone"
     take_and_die = (
-        "import os, sys; from pipeline.storage.lock import locked; from pipeline.storage.types import S3Settings\n"
-        f"with locked({out!r}, 'first', S3Settings(endpoint={s3.endpoint!r}, region='us-east-1')): os._exit(9)"
+        "import os; from pipeline.storage import lock, stores, types\n"
+        f"reached = stores.Stores(types.S3Settings(endpoint={s3.endpoint!r}, region='us-east-1'))\n"
+        f"with lock.locked({out!r}, 'first', reached): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", take_and_die], check=False).returncode == 9
     monkeypatch.setattr(lock, "EXPIRY_S", 1e9)  # waiting would not help
-    with lock.locked(out, "second", s3.settings) as check:
+    with lock.locked(out, "second", s3.stores) as check:
         check()
 
 

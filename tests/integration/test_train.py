@@ -19,7 +19,6 @@ from pipeline.model.bundle import CARD, WEIGHTS, Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import read_pointer, resolve
 from pipeline.model.torch_engine import TorchRunner
-from pipeline.storage.stores import store_for
 from pipeline.training.decoded import decode, rejected
 from pipeline.training.rows import deal, labelled_rows
 from tests.training_data import cell_images, manifest_of
@@ -144,7 +143,7 @@ def test_many_classes_train_and_are_measured_from_and_to_s3(
     assert bundle.file("report/history.json")
     out = f"s3://{s3.bucket}/three-report"
     assert evaluate.command([manifest, "--model", bundle.uri, "--split", "validation", "--out", out, *s3.flags]) == 0
-    store = store_for(out, s3.settings)
+    store = s3.stores.of(out)
     metrics = json.loads(store.read(f"{out}/metrics.json").data)
     assert metrics["images"] == bundle.info.training["images"]["validation"] == 15
     predictions = pq.read_table(pa.BufferReader(store.read(f"{out}/predictions.parquet").data))

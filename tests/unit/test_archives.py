@@ -25,6 +25,7 @@ from pipeline.sources import archives, fetch
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.listing import Tally, entry_row, list_sources
 from pipeline.storage.local import LocalStore
+from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, ObjectInfo, StoreError
 
 Members = Sequence[tuple[str, bytes]]
@@ -89,13 +90,31 @@ def entries(found: Sequence[Found]) -> list[Entry]:
     return [item for item in found if isinstance(item, Entry)]
 
 
+class CountingStore(LocalStore):
+    """A disk that takes itself for a remote store, counts its ranged reads and fails them when told to."""
+
+    is_remote = True
+
+    def __init__(self) -> None:
+        self.reads: list[int] = []
+        self.fails = False
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        self.reads.append(size)
+        if self.fails:
+            raise StoreError(Code.IO_ERROR, "no answer", 8)
+        return super().read_range(uri, offset, size, etag)
+
+
+def mounted(store: CountingStore) -> Stores:
+    return Stores(mounts=(("/", store),))
+
+
 def fetched(found: Sequence[Found]) -> list[tuple[str, bytes | None]]:
     """What comes of the entries, read alone as from a disk and, alike, in stretches as from a remote store."""
     rows = [entry_row(entry) for entry in entries(found)]
     alone = [_outcome(item) for item in fetch.fetch_rows(rows)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch, "is_s3", lambda uri: True)
-        together = [_outcome(item) for item in fetch.fetch_rows(rows)]
+    together = [_outcome(item) for item in fetch.fetch_rows(rows, mounted(CountingStore()))]
     assert Counter(together) == Counter(alone)
     return [(name, data) for name, data, _ in alone]
 
@@ -605,46 +624,24 @@ def test_an_archive_replaced_after_listing_is_not_read_with_old_offsets(tmp_path
         assert {item.rejected.code if item.rejected else None for item in results} == {Code.CHANGED}
 
 
-class CountingStore(LocalStore):
-    """A disk that counts its ranged reads and fails them when told to."""
-
-    def __init__(self) -> None:
-        self.reads: list[int] = []
-        self.fails = False
-
-    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
-        self.reads.append(size)
-        if self.fails:
-            raise StoreError(Code.IO_ERROR, "no answer", 8)
-        return super().read_range(uri, offset, size, etag)
-
-
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> CountingStore:
-    store = CountingStore()
-    monkeypatch.setattr(fetch, "is_s3", lambda uri: True)
-    monkeypatch.setattr(fetch, "store_for", lambda uri, s3=None: store)
-    return store
-
-
 @pytest.mark.parametrize("ending", [".tar", ".zip", ".deflated.zip"])
-def test_neighbours_on_a_remote_store_share_requests_of_bounded_size(
-    ending: str, remote: CountingStore, tmp_path: Path
-) -> None:
+def test_neighbours_on_a_remote_store_share_requests_of_bounded_size(ending: str, tmp_path: Path) -> None:
     members = [(f"{number:03d}.jpg", random.Random(number).randbytes(40_000)) for number in range(200)]
     members[100] = ("100.jpg", random.Random(100).randbytes(3_000_000))
     rows = [entry_row(entry) for entry in entries(listed(write(tmp_path, f"a{ending}", PACKERS[ending](members))))]
-    results = list(fetch.fetch_rows(rows, limits=Limits(max_bytes=2_500_000)))
+    remote = CountingStore()
+    results = list(fetch.fetch_rows(rows, mounted(remote), Limits(max_bytes=2_500_000)))
     assert {str(item.row["member"]): item.data for item in results} == {**dict(members), "100.jpg": None}
     assert [item.rejected.code for item in results if item.rejected] == [Code.TOO_LARGE]
     assert len(remote.reads) == 4 and max(remote.reads) <= 2 << 20  # 4 MB on each side of the one that is too large
 
 
-def test_a_request_that_fails_for_neighbours_is_not_repeated_for_each(remote: CountingStore, tmp_path: Path) -> None:
+def test_a_request_that_fails_for_neighbours_is_not_repeated_for_each(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tar", tar_bytes([(f"{number}.jpg", b"data") for number in range(20)]))
     rows = [entry_row(entry) for entry in entries(listed(path))]
+    remote = CountingStore()
     remote.fails = True
-    codes = [item.rejected.code for item in fetch.fetch_rows(rows) if item.rejected]
+    codes = [item.rejected.code for item in fetch.fetch_rows(rows, mounted(remote)) if item.rejected]
     assert codes == [Code.IO_ERROR] * 20 and len(remote.reads) == 1
 
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from pipeline.ingest.copies import find_copies
 from pipeline.ingest.draft import Wishes, ingest, read_sources
 from pipeline.sources.filters import Filters
+from pipeline.storage.stores import Stores
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
 
 def copies_in(folder: Path) -> list[list[str]]:
-    listing = read_sources([str(folder)], Filters(), None, None)
+    listing = read_sources([str(folder)], Filters(), Stores(), None)
     found = find_copies(listing.table, [True] * listing.table.num_rows)
     return sorted(sorted(listing.paths[row] for row in group) for group in found)
 

@@ -18,6 +18,7 @@ from pipeline.evaluation.worker import EvaluationWorker, background
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
 from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest
+from pipeline.storage.stores import Stores
 
 SIZE = 16
 
@@ -87,7 +88,7 @@ def row(folder: Path, number: int, level: int | None, label: int) -> dict[str, A
 def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bundle: Bundle, tmp_path: Path) -> None:
     levels = [(200, 1), (60, 0), (None, 1), (90, 1), (220, 1), (30, 0)]
     rows = [row(tmp_path, number, level, label) for number, (level, label) in enumerate(levels)]
-    found = EvaluationWorker(bundle, None, on_gpu=False).predict(rows)
+    found = EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows)
     outcomes = Outcomes(bundle.info, reversed(found))
     assert [outcome.row["image_id"] for outcome in outcomes.all] == [0, 1, 2, 3, 4, 5]
     assert [outcome.code for outcome in outcomes.rejected] == ["unsupported_format"]
@@ -101,8 +102,8 @@ def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bund
 
 def test_mistakes_come_with_their_picture_the_most_confident_first(bundle: Bundle, tmp_path: Path) -> None:
     rows = [row(tmp_path, number, level, 1) for number, level in enumerate((100, 40, 250))]
-    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, None, on_gpu=False).predict(rows))
-    mistakes = outcomes.mistakes(0.5, 10, None)
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
+    mistakes = outcomes.mistakes(0.5, 10, Stores())
     assert [caption.rsplit("/", 1)[-1] for _, caption in mistakes] == ["cell_1.png", "cell_0.png"]
     assert all(picture.shape == (160, 160, 3) for picture, _ in mistakes)
 
@@ -115,14 +116,14 @@ def test_background_that_tells_the_class_is_warned_of(bundle: Bundle, tmp_path: 
         label = number // 2 % 2
         level = int(100 + rng.integers(0, 40) + (60 * label if tells else 0))
         rows.append(row(tmp_path, number, level, label))
-    warning = Outcomes(bundle.info, EvaluationWorker(bundle, None, on_gpu=False).predict(rows)).background_warning()
+    warning = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows)).background_warning()
     assert (warning is not None) == tells
 
 
 def test_a_class_of_one_subject_gives_no_background_warning_and_no_failure(bundle: Bundle, tmp_path: Path) -> None:
     rows = [row(tmp_path, number, 100 + number, int(number >= 20)) for number in range(60)]
     rows = [{**each, "subject_id": "only"} if not each["label"] else each for each in rows]
-    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, None, on_gpu=False).predict(rows))
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
     assert outcomes.background_warning() is None
 
 
@@ -139,7 +140,7 @@ def test_background_looks_at_the_border_only() -> None:
 
 
 def test_a_split_of_unreadable_images_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
-    found = EvaluationWorker(bundle, None, on_gpu=False).predict([row(tmp_path, 0, None, 1)])
+    found = EvaluationWorker(bundle, Stores(), on_gpu=False).predict([row(tmp_path, 0, None, 1)])
     with pytest.raises(InputError, match="not one image"):
         Outcomes(bundle.info, found)
 

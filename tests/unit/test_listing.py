@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from pipeline import sources
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.ingest.draft import ingest
-from pipeline.sources import Look, folders, opening
+from pipeline.sources import Look, folders
 from pipeline.sources.archives import Entry, Problem
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.filters import Filters, UriPattern, parse_since
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
 from pipeline.sources.manifest import LISTING_SCHEMA, MANIFEST_SCHEMA, write_manifest
-from pipeline.storage.s3 import Level
-from pipeline.storage.types import ObjectInfo
+from pipeline.storage.local import LocalStore
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import Level, ObjectInfo
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
 ODD_NAMES = [
@@ -467,8 +468,10 @@ def test_paths_are_below_the_source_and_members_behind_their_archive(tmp_path: P
 # ---- scale -------------------------------------------------------------------------------------------------
 
 
-class EndlessStore:
-    """A store of `folders` prefixes with `objects` objects each, and as many beside them, made when asked for."""
+class EndlessStore(LocalStore):
+    """A remote store: `folders` prefixes of `objects` objects, and as many beside them, made when asked for."""
+
+    is_remote = True
 
     def __init__(self, folders: int, objects: int) -> None:
         self.folders, self.objects = folders, objects
@@ -492,18 +495,19 @@ class EndlessStore:
             yield ObjectInfo(f"{prefix}{number:07d}.jpg", 30_000, "etag", 1.7e9)
 
 
-def use_store(monkeypatch: pytest.MonkeyPatch, store: EndlessStore) -> None:
-    for module in (folders, opening):
-        monkeypatch.setattr(module, "store_for", lambda uri, s3=None: store)
-    monkeypatch.setattr(opening.manifest, "is_manifest", lambda uri, s3=None: False)
+def endless(folders: int, objects: int) -> Stores:
+    return Stores(mounts=(("s3://bucket/", EndlessStore(folders, objects)),))
 
 
 @pytest.mark.slow
-def test_a_million_objects_are_listed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_million_objects_are_listed_in_bounded_memory() -> None:
     def list_all(objects: int) -> None:
-        use_store(monkeypatch, EndlessStore(20, objects))
         tally = Tally()
-        assert sum(1 for _ in list_sources(["s3://bucket/root"], tally)) == tally.images == 2 * 20 * objects
+        assert (
+            sum(1 for _ in list_sources(["s3://bucket/root"], tally, stores=endless(20, objects)))
+            == tally.images
+            == 2 * 20 * objects
+        )
 
     tracemalloc.start()
     try:
@@ -520,7 +524,6 @@ def _rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_listing_that_is_left_early_stops_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_store(monkeypatch, EndlessStore(20, 10**12))
+def test_a_listing_that_is_left_early_stops_its_threads() -> None:
     tally = Tally()
-    assert len(list(list_sources(["s3://bucket/root"], tally, limit=1000))) == 1000
+    assert len(list(list_sources(["s3://bucket/root"], tally, limit=1000, stores=endless(20, 10**12)))) == 1000

@@ -10,7 +10,9 @@ from jobs import promote
 from pipeline.base.errors import Code, InputError, PlatformError
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
 from pipeline.model.registry import point_if_better, read_pointer, refuse_other_task, resolve
-from pipeline.storage.types import StoreError
+from pipeline.storage.local import LocalStore
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import Bytes, StoreError
 from tests.bundles import make_bundle
 
 METRIC = "validation roc_auc"
@@ -65,11 +67,11 @@ def test_a_pointer_to_something_unusable_gives_way(tmp_path: Path) -> None:
 
 def test_another_question_needs_another_name(tmp_path: Path) -> None:
     bundle = version(tmp_path, 1)
-    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, None)
+    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, Stores())
     point_if_better(str(tmp_path), bundle, METRIC, 0.9)
-    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, None)
+    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, Stores())
     with pytest.raises(InputError, match="--name"):
-        refuse_other_task(str(tmp_path), "multiclass", ("Benign", "Pre"), ("Pre",), None)
+        refuse_other_task(str(tmp_path), "multiclass", ("Benign", "Pre"), ("Pre",), Stores())
 
 
 def test_a_bundle_that_is_not_what_the_pointer_was_written_for_is_refused(tmp_path: Path) -> None:
@@ -93,15 +95,16 @@ def test_an_altered_file_is_found_before_anything_starts(tmp_path: Path, name: s
         bundle.verify()
 
 
-def test_a_store_that_is_out_is_never_taken_for_an_empty_registry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def out(*_: object) -> None:
-        raise StoreError(Code.TIMEOUT, "s3://lab/models/best.json: no answer")
+class SilentStore(LocalStore):
+    """Answers nothing."""
 
-    monkeypatch.setattr("pipeline.model.registry.read_if_there", out)
+    def read(self, uri: str) -> Bytes:
+        raise StoreError(Code.TIMEOUT, f"{uri}: no answer")
+
+
+def test_a_store_that_is_out_is_never_taken_for_an_empty_registry() -> None:
     with pytest.raises(PlatformError, match="does not answer"):
-        read_pointer(str(tmp_path))
+        read_pointer("s3://lab/models", Stores(mounts=(("s3://lab/", SilentStore()),)))
 
 
 def test_promote_lists_all_models_of_a_registry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.scoring.output import ROW_GROUP, OutputFile
 from pipeline.scoring.run_folder import RunFolder, file_sha256
+from pipeline.storage.stores import Stores
 
 SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("name", pa.string())])
 
@@ -34,7 +35,7 @@ def test_single_rows_come_back_with_nulls_where_nothing_was_given(tmp_path: Path
     file = OutputFile(SCHEMA)
     for number in range(10_000):
         file.add_row({"number": number} if number % 2 else {"number": number, "name": "even"})
-    written = file.write(RunFolder(str(tmp_path)), "skipped/part-000000.parquet", None)
+    written = file.write(RunFolder(str(tmp_path)), "skipped/part-000000.parquet", Stores())
     data = (tmp_path / "skipped" / "part-000000.parquet").read_bytes()
     assert (written.rows, written.bytes, written.sha256) == (10_000, len(data), file_sha256(data))
     table = pq.ParquetFile(io.BytesIO(data)).read()

@@ -25,6 +25,7 @@ from pipeline.scoring.work.progress import Progress
 from pipeline.scoring.work.stream import StreamRules
 from pipeline.scoring.work.worker import ShardScorer, ids_of
 from pipeline.storage import stores as storage
+from pipeline.storage.stores import Stores
 from pipeline.storage.types import OnFailure
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, tar
@@ -148,7 +149,7 @@ def test_a_retry_reads_only_what_was_quarantined_in_an_archive(bundle: Bundle, t
     source, out = tmp_path / "in", tmp_path / "out"
     tgz(source / "a.tgz", contents(40))
     first, _ = score([source], bundle, out, "run-1")
-    _, run = score([source], bundle, out, "run-2", retry=read_retry(first, None))
+    _, run = score([source], bundle, out, "run-2", retry=read_retry(first, Stores()))
     assert run["counts"]["listed"] == run["counts"]["quarantined"] == 1
 
 
@@ -162,9 +163,9 @@ def test_an_interrupted_archive_starts_over_and_gives_the_same(
     request = Request((str(source),), bundle.uri, bundle.info.identity())
     folder = RunFolder(str(tmp_path / "out" / "run"))
     plan = make_plan(
-        str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, None), None, None
+        str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, Stores()), None, Stores()
     )
-    scorer = ShardScorer(bundle, None, Limits(), rules=StreamRules.of(request))
+    scorer = ShardScorer(bundle, Stores(), Limits(), rules=StreamRules.of(request))
     writes = 0
     write = storage.LocalStore.write
 
@@ -181,9 +182,9 @@ def test_an_interrupted_archive_starts_over_and_gives_the_same(
     assert len(list(Path(folder.parts).iterdir())) == 3
     facts = scoring.RunFacts(request, bundle, plan, Progress(plan, 0, 1, print), scoring.Options(Resources(1)), True)
     with pytest.raises(IncompleteError, match="run the same command again"):
-        scoring.conclude(None, folder, facts, None, None)
+        scoring.conclude(None, folder, facts, None, Stores())
     scorer.score(0, folder)
-    scoring.conclude(None, folder, facts, None, None)
+    scoring.conclude(None, folder, facts, None, Stores())
     for kind in ("predictions", "quarantine"):
         columns = [name for name in (*SAME, "code") if name in rows(whole, kind).column_names]
         assert rows(folder, kind).select(columns) == rows(whole, kind).select(columns)
@@ -211,14 +212,14 @@ def test_an_archive_that_fails_is_a_row_with_a_code(change: str, bundle: Bundle,
         path.write_bytes(whole[: len(whole) // 2] if change == "cut" else b"")
     request = Request((str(path.parent),), bundle.uri, bundle.info.identity())
     out, folder = tmp_path / "out", RunFolder(str(tmp_path / "out" / "run"))
-    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, None), None, None)
+    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, Stores()), None, Stores())
     if change == "replaced":
         tgz(path, contents(5))
     elif change == "gone":
         path.unlink()
-    ShardScorer(bundle, None, Limits(), rules=StreamRules.of(request)).score(0, folder)
+    ShardScorer(bundle, Stores(), Limits(), rules=StreamRules.of(request)).score(0, folder)
     facts = scoring.RunFacts(request, bundle, plan, Progress(plan, 0, 1, print), scoring.Options(Resources(1)), False)
-    counts = scoring.conclude(None, folder, facts, None, None).run["counts"]
+    counts = scoring.conclude(None, folder, facts, None, Stores()).run["counts"]
     code = {"cut": "truncated", "replaced": "changed", "gone": "not_found", "empty": "empty"}[change]
     assert counts["codes"] == {code: 2 if change == "cut" else 1}  # the member that was cut, and the archive
     assert counts["listed"] == counts["scored"] + counts["quarantined"]
@@ -240,12 +241,14 @@ def test_ids_of_an_archive_are_had_by_reading_it(bundle: Bundle, tmp_path: Path)
     tgz(tmp_path / "in" / "x.tgz", contents(12, bad=False))
     request = Request((str(tmp_path / "in"),), bundle.uri, bundle.info.identity())
     folder = RunFolder(str(tmp_path / "out" / "run"))
-    make_plan(str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, None), None, None)
-    ids = ids_of(folder, 0, StreamRules.of(request), None, Limits())
+    make_plan(
+        str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, Stores()), None, Stores()
+    )
+    ids = ids_of(folder, 0, StreamRules.of(request), Stores(), Limits())
     assert len(set(ids)) == 12
     rules, none = StreamRules.of(request), frozenset[int]()
-    assert worker.probe(folder, 0, frozenset(ids[3:5]), 16, rules, None, Limits()) == 2
-    assert worker.probe(folder, 0, none, 16, rules, None, Limits()) == 0
+    assert worker.probe(folder, 0, frozenset(ids[3:5]), 16, rules, Stores(), Limits()) == 2
+    assert worker.probe(folder, 0, none, 16, rules, Stores(), Limits()) == 0
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), chunk=st.integers(1, 50))

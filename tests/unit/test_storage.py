@@ -12,7 +12,7 @@ from jobs.config import JobConfig
 from pipeline.base.errors import Code, UsageError
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.local import LocalStore
-from pipeline.storage.stores import store_for
+from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
 from pipeline.storage.uris import absolute, is_s3, join
 
@@ -119,7 +119,7 @@ def test_paths_are_made_absolute_and_foreign_schemes_refused(tmp_path: Path, mon
         with pytest.raises(UsageError):
             absolute(uri)
     assert is_s3("s3://b")
-    assert isinstance(store_for(str(tmp_path)), LocalStore)
+    assert isinstance(Stores().of(str(tmp_path)), LocalStore)
 
 
 def test_s3_settings_come_from_flags_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pipeline.scoring.summary import advice, summary
 from pipeline.scoring.summary.gallery import SIDE, load_pictures
 from pipeline.scoring.summary.page import render_page
 from pipeline.scoring.summary.summary import GALLERY, Summary, find_run, summarize
+from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
 from tests.scoring_sources import mixed_files, score_here, write_files
 
@@ -43,7 +44,7 @@ def run(source: Path, bundle: Bundle, tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def found(run: RunFolder) -> Summary:
-    return summarize(run, None)
+    return summarize(run, Stores())
 
 
 def predictions(run: RunFolder) -> pa.Table:
@@ -75,7 +76,7 @@ def test_row_groups_and_files_do_not_change_what_is_found(run: RunFolder, found:
     pq.write_table(table.slice(50), Path(run.uri, "predictions", "part-00001.parquet"), row_group_size=11)
     parts = [*json.loads(Path(run.uri, "parts.json").read_text()), {"name": "predictions/part-00001.parquet"}]
     Path(run.uri, "parts.json").write_text(json.dumps(parts))
-    again = summarize(run, None)
+    again = summarize(run, Stores())
     assert again.highest == found.highest
     assert again.borderline == found.borderline
     assert again.histogram == found.histogram
@@ -84,7 +85,7 @@ def test_row_groups_and_files_do_not_change_what_is_found(run: RunFolder, found:
 
 def test_a_frequent_code_hides_no_rare_one(tmp_path: Path, bundle: Bundle) -> None:
     files = {f"empty_{i:02d}.jpg": b"" for i in range(40)} | {"text.jpg": b"not an image"}
-    found = summarize(score_here([str(write_files(tmp_path / "bad", files))], bundle, tmp_path / "scores")[0], None)
+    found = summarize(score_here([str(write_files(tmp_path / "bad", files))], bundle, tmp_path / "scores")[0], Stores())
     assert len(found.quarantined) == GALLERY
     assert {row["code"] for row in found.quarantined} == {"empty", "unsupported_format"}
     assert "Too many images failed" in render_page(found, {})
@@ -95,7 +96,7 @@ def test_rows_that_went_missing_after_the_run_are_told(run: RunFolder) -> None:
     table = pq.ParquetFile(file).read()
     pq.write_table(table.slice(1), file)
     with pytest.raises(IncompleteError, match="changed after the run"):
-        summarize(run, None)
+        summarize(run, Stores())
 
 
 def test_pictures_come_from_files_and_archives(found: Summary) -> None:
@@ -152,7 +153,7 @@ def test_the_page_holds_everything_and_fetches_nothing(found: Summary) -> None:
 def test_names_of_files_cannot_write_into_the_page(tmp_path: Path, bundle: Bundle) -> None:
     name = "<script>alert(1)<&>.jpg"
     source = write_files(tmp_path / "odd", {name: b"", f"a{name}": mixed_files(4)["loose/S000_00000.jpg"] or b""})
-    page = render_page(summarize(score_here([str(source)], bundle, tmp_path / "scores")[0], None), {})
+    page = render_page(summarize(score_here([str(source)], bundle, tmp_path / "scores")[0], Stores()), {})
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
@@ -160,7 +161,7 @@ def test_names_of_files_cannot_write_into_the_page(tmp_path: Path, bundle: Bundl
 def test_a_run_that_found_nothing_new_says_so(source: Path, bundle: Bundle, tmp_path: Path) -> None:
     score_here([str(source)], bundle, tmp_path / "scores")
     second = score_here([str(source)], bundle, tmp_path / "scores", "run-2")[0]
-    found = summarize(second, None)
+    found = summarize(second, Stores())
     assert found.headline() == f"Nothing new to score: {IMAGES} images were done by earlier runs."
     assert "unchanged since" in render_page(found, {})
 
@@ -169,7 +170,7 @@ def test_a_model_without_disease_classes_is_shown_by_its_classes(source: Path, t
     cells = make_bundle(
         tmp_path / "cells", task="multiclass", classes=("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE"), positive_classes=()
     )
-    found = summarize(score_here([str(source)], cells, tmp_path / "scores")[0], None)
+    found = summarize(score_here([str(source)], cells, tmp_path / "scores")[0], Stores())
     assert not found.decides and found.threshold is None
     assert "positive" not in found.headline()
     page = render_page(found, {})
@@ -184,11 +185,11 @@ def test_the_latest_finished_run_is_taken_of_an_output(source: Path, bundle: Bun
     Path(later.uri, "run.json").write_text(json.dumps({**document, "finished_at": "2999-01-01T00:00:00+00:00"}))
     (out / "zz-unfinished" / "_work").mkdir(parents=True)
     (out / "zz-unfinished" / "_work" / "request.json").write_text("{}")
-    assert find_run(str(out), None) == later
+    assert find_run(str(out), Stores()) == later
     with pytest.raises(InputError, match="not finished"):
-        find_run(str(out / "zz-unfinished"), None)
+        find_run(str(out / "zz-unfinished"), Stores())
     with pytest.raises(InputError, match="no scoring run"):
-        find_run(str(tmp_path / "elsewhere"), None)
+        find_run(str(tmp_path / "elsewhere"), Stores())
 
 
 def test_the_command_prints_the_account_and_writes_the_page(
@@ -224,11 +225,11 @@ def test_memory_holds_one_row_group_of_the_columns_that_are_counted(
     asked: list[Sequence[str] | None] = []
     read = summary._row_groups
 
-    def recorded(uri: str, columns: Sequence[str] | None, s3: None) -> Iterator[tuple[int, pa.Table]]:
+    def recorded(uri: str, columns: Sequence[str] | None, stores: Stores) -> Iterator[tuple[int, pa.Table]]:
         asked.append(columns)
-        return read(uri, columns, s3)
+        return read(uri, columns, stores)
 
     monkeypatch.setattr(summary, "_row_groups", recorded)
-    summarize(run, None)
+    summarize(run, Stores())
     assert summary._COUNTED in asked
     assert not {"uri", "member", "model_sha256"} & set(summary._COUNTED)

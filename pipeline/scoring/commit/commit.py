@@ -24,8 +24,7 @@ from pipeline.scoring.run_folder import ArchiveSummary, RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, prediction_schema, quarantine_schema
 from pipeline.scoring.work.parts import part_sizes, read_part, read_summary
 from pipeline.storage.parquet import read_columns
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 TARGET_FILE_BYTES = 128 << 20
 _IN_DRIVER_BYTES = 4 << 20  # about 50,000 rows; more goes to Ray tasks, which keeps the memory of the driver level
@@ -70,7 +69,7 @@ def group_parts(sizes: Sequence[int], target: int) -> list[list[int]]:
 
 def compact(
     folder: RunFolder, group: int, shards: Sequence[int], info: BundleInfo, plan: Plan,
-    partition: Partition | None, s3: S3Settings | None,
+    partition: Partition | None, stores: Stores,
 ) -> list[Written]:  # fmt: skip
     """Check the parts of some shards against their listing and write them as output files number `group`.
 
@@ -86,13 +85,13 @@ def compact(
 
     archives = dict(plan.archives)
     for number in shards:
-        for table in read_part(folder, number, number in archives, s3):
+        for table in read_part(folder, number, number in archives, stores):
             is_scored = pc.is_null(table["code"])
             add("predictions", _predictions(table.filter(is_scored), info, plan))
             add("quarantine", _quarantine(table.filter(pc.invert(is_scored)), info, plan))
     if group == 0:
-        add("quarantine", read_columns(folder.problems, None, s3))
-    return [files[name].write(folder, name, s3) for name in sorted(files)]
+        add("quarantine", read_columns(folder.problems, None, stores))
+    return [files[name].write(folder, name, stores) for name in sorted(files)]
 
 
 def _predictions(table: pa.Table, info: BundleInfo, plan: Plan) -> pa.Table:
@@ -146,7 +145,7 @@ class Committed:
 
 
 def commit(
-    ray: Any, folder: RunFolder, info: BundleInfo, plan: Plan, partition: Partition | None, s3: S3Settings | None,
+    ray: Any, folder: RunFolder, info: BundleInfo, plan: Plan, partition: Partition | None, stores: Stores,
     leave_ray: Callable[[], None] = lambda: None,
 ) -> Committed:  # fmt: skip
     """Write all output files; small runs in this process, large ones as Ray tasks. Raises IncompleteError.
@@ -154,14 +153,14 @@ def commit(
     `ray` may be None for a small run. `leave_ray` is called once Ray is not needed any more.
     """
     if not plan.shards:
-        written = compact(folder, 0, [], info, plan, partition, s3)
-        return Committed([*written, *_archives(folder, plan, [], s3)], [])
-    sizes = part_sizes(folder, plan, s3)
-    summaries = [read_summary(folder, number, s3) for number, _ in plan.archives]
+        written = compact(folder, 0, [], info, plan, partition, stores)
+        return Committed([*written, *_archives(folder, plan, [], stores)], [])
+    sizes = part_sizes(folder, plan, stores)
+    summaries = [read_summary(folder, number, stores) for number, _ in plan.archives]
     keys = sorted({*plan.meta_keys, *(key for summary in summaries for key in summary.meta_keys)} - {"subject_id"})
     plan = replace(plan, meta_keys=keys[:MAX_META_KEYS])
     groups = group_parts(sizes, TARGET_FILE_BYTES)
-    arguments = [(folder, index, group, info, plan, partition, s3) for index, group in enumerate(groups)]
+    arguments = [(folder, index, group, info, plan, partition, stores) for index, group in enumerate(groups)]
     if sum(sizes) <= _IN_DRIVER_BYTES or ray is None:
         leave_ray()
         results = [compact(*each) for each in arguments]
@@ -171,14 +170,12 @@ def commit(
             results = ray.get([task.remote(*each) for each in arguments])
         leave_ray()
     written = [item for result in results for item in result]
-    return Committed([*written, *_archives(folder, plan, summaries, s3)], summaries)
+    return Committed([*written, *_archives(folder, plan, summaries, stores)], summaries)
 
 
-def _archives(
-    folder: RunFolder, plan: Plan, summaries: Sequence[ArchiveSummary], s3: S3Settings | None
-) -> list[Written]:
+def _archives(folder: RunFolder, plan: Plan, summaries: Sequence[ArchiveSummary], stores: Stores) -> list[Written]:
     """`archives/`: the compressed archives that are done with, so that the next run need not read them."""
-    series = OutputSeries(folder, "archives", ARCHIVES_SCHEMA, s3)
+    series = OutputSeries(folder, "archives", ARCHIVES_SCHEMA, stores)
     for row in plan.opened:
         series.add_row(row)
     for summary in summaries:
@@ -187,16 +184,16 @@ def _archives(
 
 
 def verify(
-    folder: RunFolder, written: Sequence[Written], plan: Plan, archives: Sequence[ArchiveSummary], s3: S3Settings | None
+    folder: RunFolder, written: Sequence[Written], plan: Plan, archives: Sequence[ArchiveSummary], stores: Stores
 ) -> dict[str, Any]:
     """Count again from the footers of the files that are there, and compare with the listing.
 
     Returns the counts for run.json. Raises IncompleteError when they do not add up.
     """
-    store = store_for(folder.uri, s3)
+    store = stores.of(folder.uri)
     rows = dict.fromkeys(("predictions", "quarantine", "skipped", "deleted", "archives", "subjects.parquet"), 0)
     codes: Counter[str] = Counter()
-    failed_before, again = read_columns(folder.failed_before, None, s3)["image_id"], 0
+    failed_before, again = read_columns(folder.failed_before, None, stores)["image_id"], 0
     for item in written:
         kind = item.name.split("/", 1)[0]
         with store.open(folder.file(*item.name.split("/"))) as file:
@@ -230,9 +227,9 @@ def verify(
     return counts
 
 
-def finish(folder: RunFolder, written: Sequence[Written], run: dict[str, Any], s3: S3Settings | None) -> None:
+def finish(folder: RunFolder, written: Sequence[Written], run: dict[str, Any], stores: Stores) -> None:
     """parts.json, run.json, then `_SUCCESS`; then the parts go."""
-    store = store_for(folder.uri, s3)
+    store = stores.of(folder.uri)
     listed = [item.__dict__ for item in written]
     store.write(folder.file("parts.json"), json.dumps(listed, indent=1).encode())
     store.write(folder.file("run.json"), json.dumps(run, indent=2).encode())

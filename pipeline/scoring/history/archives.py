@@ -15,16 +15,16 @@ from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD, Ledger
 from pipeline.scoring.run_folder import RunFolder, output_files
 from pipeline.scoring.schemas import SKIPPED_SCHEMA
 from pipeline.storage.parquet import read_batches
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 DONE, IN_PART, NEW = "done", "in part", "new"
 _KINDS = {"predictions": UNCHANGED, "quarantine": UNCHANGED_BAD}
 
 
-def judge(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | None) -> dict[str, str]:
+def judge(out: str, ledger: Ledger, etags: Mapping[str, str], stores: Stores) -> dict[str, str]:
     """DONE, IN_PART or NEW for every archive of `etags` (URI -> present version)."""
     ids: dict[str, list[NDArray[np.int64]]] = {uri: [] for uri in etags}
-    for _, _, table in _rows(out, ledger, etags, s3):
+    for _, _, table in _rows(out, ledger, etags, stores):
         for uri in pc.unique(table["uri"]).to_pylist():
             ids[uri].append(table.filter(pc.equal(table["uri"], uri))["image_id"].to_numpy())
     verdicts = {}
@@ -40,10 +40,10 @@ def judge(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | N
     return verdicts
 
 
-def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | None) -> Iterator[pa.Table]:
+def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], stores: Stores) -> Iterator[pa.Table]:
     """SKIPPED_SCHEMA rows of archives that are done, each image once, by the latest run that did it."""
     seen: set[int] = set()
-    for folder, kind, table in _rows(out, ledger, etags, s3):
+    for folder, kind, table in _rows(out, ledger, etags, stores):
         fresh = []
         for image_id in table["image_id"].to_pylist():
             fresh.append(image_id not in seen)
@@ -55,15 +55,15 @@ def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Setti
 
 
 def _rows(
-    out: str, ledger: Ledger, etags: Mapping[str, str], s3: S3Settings | None
+    out: str, ledger: Ledger, etags: Mapping[str, str], stores: Stores
 ) -> Iterator[tuple[RunFolder, str, pa.Table]]:
     """Rows of these archives in these versions, from the latest run back."""
     pairs = pa.table({"uri": pa.array(etags.keys(), pa.string()), "etag": pa.array(etags.values(), pa.string())})
     for run_id in reversed(ledger.runs):
         folder = RunFolder(f"{out}/{run_id}")
         for kind in _KINDS:
-            for uri in output_files(folder, kind, s3):
-                for table in read_batches(uri, ["image_id", "uri", "member", "etag"], s3):
+            for uri in output_files(folder, kind, stores):
+                for table in read_batches(uri, ["image_id", "uri", "member", "etag"], stores):
                     table = table.filter(pc.is_in(table["uri"], pairs["uri"].combine_chunks()))
                     if table.num_rows:
                         wanted = [etags[name] for name in table["uri"].to_pylist()]

@@ -16,7 +16,7 @@ from pipeline.scoring.run_folder import RunFolder, output_files
 from pipeline.scoring.schemas import DELETED_SCHEMA
 from pipeline.sources.filters import Filters, UriPattern
 from pipeline.storage.parquet import read_batches
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 
 class Reach:
@@ -51,30 +51,30 @@ class Reach:
         return False
 
 
-def find_deleted(out: str, ledger: Ledger, reach: Reach, s3: S3Settings | None) -> Iterator[pa.Table]:
+def find_deleted(out: str, ledger: Ledger, reach: Reach, stores: Stores) -> Iterator[pa.Table]:
     """Tables of DELETED_SCHEMA: what the ledger holds, the listing did not meet, and no earlier run noted."""
     missing, run_of = ledger.unseen()
     if not len(missing):
         return
-    noted = _noted(out, ledger, s3)
+    noted = _noted(out, ledger, stores)
     for number, run_id in enumerate(ledger.runs):
         ids = np.setdiff1d(missing[run_of == number], noted)
         if len(ids):
-            yield from _of_run(RunFolder(f"{out}/{run_id}"), ids, reach, s3)
+            yield from _of_run(RunFolder(f"{out}/{run_id}"), ids, reach, stores)
 
 
-def _noted(out: str, ledger: Ledger, s3: S3Settings | None) -> NDArray[np.int64]:
+def _noted(out: str, ledger: Ledger, stores: Stores) -> NDArray[np.int64]:
     folders = [RunFolder(f"{out}/{run_id}") for run_id in ledger.runs]
-    files = [uri for folder in folders for uri in output_files(folder, "deleted", s3)]
-    found = [table["image_id"].to_numpy() for uri in files for table in read_batches(uri, ["image_id"], s3)]
+    files = [uri for folder in folders for uri in output_files(folder, "deleted", stores)]
+    found = [table["image_id"].to_numpy() for uri in files for table in read_batches(uri, ["image_id"], stores)]
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
-def _of_run(folder: RunFolder, ids: NDArray[np.int64], reach: Reach, s3: S3Settings | None) -> Iterator[pa.Table]:
+def _of_run(folder: RunFolder, ids: NDArray[np.int64], reach: Reach, stores: Stores) -> Iterator[pa.Table]:
     wanted = pa.array(ids)
     for kind in ("predictions", "quarantine"):
-        for uri in output_files(folder, kind, s3):
-            for table in read_batches(uri, ["image_id", "uri", "member"], s3):
+        for uri in output_files(folder, kind, stores):
+            for table in read_batches(uri, ["image_id", "uri", "member"], stores):
                 gone = [
                     {**row, "earlier_run": folder.run_id}
                     for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()

@@ -17,7 +17,7 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import RunFolder, finished_runs, output_files
 from pipeline.scoring.schemas import version_hash
 from pipeline.storage.parquet import read_batches, read_columns
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 UNCHANGED, UNCHANGED_BAD = "unchanged", "unchanged_quarantined"
 _SCORED, _BAD, _AGAIN = 0, 1, 2  # has a probability; has a code that stays; has a code that may pass
@@ -69,20 +69,20 @@ class Ledger:
         return self.ids[gone], self.run_of[gone]
 
 
-def read_ledger(out: str, request: Request, s3: S3Settings | None) -> Ledger:
+def read_ledger(out: str, request: Request, stores: Stores) -> Ledger:
     """The ledger of all finished runs with this request's model; a later run wins over an earlier one."""
     ids, versions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     states, number = [np.empty(0, np.int8)], [np.empty(0, np.int32)]
     runs: list[str] = []
     archives: dict[str, dict[str, Any]] = {}
-    for folder, info in finished_runs(out, s3):
+    for folder, info in finished_runs(out, stores):
         if info["model"]["sha256"] != request.model_sha256:
             continue
         runs.append(folder.run_id)
         if all(tuple(info["request"][name]) == getattr(request, name) for name in ("include", "exclude")):
-            for uri in output_files(folder, "archives", s3):
-                archives |= {row["uri"]: row for row in read_columns(uri, None, s3).to_pylist()}
-        for table, state in _rows_of(folder, info["request"], request, s3):
+            for uri in output_files(folder, "archives", stores):
+                archives |= {row["uri"]: row for row in read_columns(uri, None, stores).to_pylist()}
+        for table, state in _rows_of(folder, info["request"], request, stores):
             ids.append(table["image_id"].to_numpy().astype(np.int64))
             pairs = zip(table["etag"].to_pylist(), table["size_bytes"].to_pylist(), strict=True)
             versions.append(np.array([version_hash(etag, size) for etag, size in pairs], np.int64))
@@ -104,15 +104,15 @@ def read_ledger(out: str, request: Request, s3: S3Settings | None) -> Ledger:
 
 
 def _rows_of(
-    folder: RunFolder, earlier: dict[str, Any], request: Request, s3: S3Settings | None
+    folder: RunFolder, earlier: dict[str, Any], request: Request, stores: Stores
 ) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
     """Rows of one run with their states. What was beyond a limit is worth another try when the limit is another."""
     again = {str(code) for code in TRANSIENT_CODES}
     again |= {str(code) for code, name in _LIMITS.items() if earlier.get(name) != getattr(request, name)}
-    for uri in output_files(folder, "predictions", s3):
-        for table in read_batches(uri, ["image_id", "etag", "size_bytes"], s3):
+    for uri in output_files(folder, "predictions", stores):
+        for table in read_batches(uri, ["image_id", "etag", "size_bytes"], stores):
             yield table, np.full(table.num_rows, _SCORED, np.int8)
-    for uri in output_files(folder, "quarantine", s3):
-        for table in read_batches(uri, ["image_id", "etag", "size_bytes", "code"], s3):
+    for uri in output_files(folder, "quarantine", stores):
+        for table in read_batches(uri, ["image_id", "etag", "size_bytes", "code"], stores):
             is_passing = pc.is_in(table["code"], pa.array(sorted(again))).to_numpy()
             yield table, np.where(is_passing, _AGAIN, _BAD).astype(np.int8)

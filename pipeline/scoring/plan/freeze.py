@@ -27,8 +27,8 @@ from pipeline.sources.archives import WHOLE, Entry, Ignored, Problem
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
 from pipeline.sources.manifest import image_id
 from pipeline.storage.parquet import to_parquet
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import ObjectInfo, S3Settings
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import ObjectInfo
 
 
 def make_plan(
@@ -37,7 +37,7 @@ def make_plan(
     request: Request,
     ledger: Ledger,
     retry: Retry | None,
-    s3: S3Settings | None,
+    stores: Stores,
     on_work: Callable[[], None] = lambda: None,
     *,
     is_dry: bool = False,
@@ -55,30 +55,30 @@ def make_plan(
     takes_all = retry is None and request.limit is None
     base = base_folder(request.sources)
     if retry is not None:
-        found = list_named(retry.uris, base, tally, Look(filters, s3))
+        found = list_named(retry.uris, base, tally, Look(filters, stores))
     else:
         found = list_sources(
-            request.sources, tally, filters, s3, request.limit, drop_doubles=True, opens_compressed=not takes_all
+            request.sources, tally, filters, stores, request.limit, drop_doubles=True, opens_compressed=not takes_all
         )
     head = list(itertools.islice(found, SAMPLE))
     paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access != WHOLE]
     subjects = SubjectPaths.of(paths, request.subject_pattern)
-    frozen = _Frozen(folder, request, ledger, retry, subjects, base, s3, begin)
+    frozen = _Frozen(folder, request, ledger, retry, subjects, base, stores, begin)
     for item in itertools.chain(head, found):
         if frozen.take(item):
             on_work()
     if tally.images + tally.problems + tally.archives == 0:
         left = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
         raise InputError(f"{' '.join(request.sources)}: no images found" + (f" (left out: {left})" if left else ""))
-    frozen.settle_archives(out, Look(filters, s3), is_dry)
+    frozen.settle_archives(out, Look(filters, stores), is_dry)
     if takes_all:
-        frozen.note_deleted(find_deleted(out, ledger, Reach(request.sources, filters, frozen.unlisted), s3))
+        frozen.note_deleted(find_deleted(out, ledger, Reach(request.sources, filters, frozen.unlisted), stores))
     plan = frozen.finish()
     plan.left_out = dict(tally.left_out + frozen.left_out)
     if plan.listed != tally.images + tally.problems - frozen.dropped + frozen.in_archives:
         raise PlatformError(f"{folder.uri}: listed {tally.images + tally.problems}, wrote {plan.listed}; run again")
     plan.listing_s = (datetime.now(UTC) - begin).total_seconds()
-    store_for(folder.uri, s3).write(folder.plan, json.dumps(asdict(plan), indent=1).encode())
+    stores.of(folder.uri).write(folder.plan, json.dumps(asdict(plan), indent=1).encode())
     return plan
 
 
@@ -93,12 +93,12 @@ class _Frozen:
         retry: Retry | None,
         subjects: SubjectPaths,
         base: str,
-        s3: S3Settings | None,
+        stores: Stores,
         begin: datetime,
     ) -> None:
         self._folder, self._request, self._ledger, self._retry, self._begin = folder, request, ledger, retry, begin
-        self._subjects, self._base, self._s3 = subjects, base, s3
-        self._store = store_for(folder.uri, s3)
+        self._subjects, self._base, self._stores = subjects, base, stores
+        self._store = stores.of(folder.uri)
         for kind in ("skipped", "deleted"):  # of a listing that was cut short
             self._store.delete_tree(folder.file(kind))
         self.plan = Plan(folder.run_id, layout=subjects.layout.name, started_at=begin.isoformat(timespec="seconds"))
@@ -108,8 +108,8 @@ class _Frozen:
         self.unlisted: set[str] = set()  # folders and archives that could not be listed to their end
         self._shards = Shards(folder, self.plan, self._store)
         self._problems = OutputFile(quarantine_schema())
-        self._skipped = OutputSeries(folder, "skipped", SKIPPED_SCHEMA, s3)
-        self._deleted = OutputSeries(folder, "deleted", DELETED_SCHEMA, s3)
+        self._skipped = OutputSeries(folder, "skipped", SKIPPED_SCHEMA, stores)
+        self._deleted = OutputSeries(folder, "deleted", DELETED_SCHEMA, stores)
         self._reasons: Counter[str] = Counter()
         self._archives: list[Entry] = []  # compressed, not opened
 
@@ -169,9 +169,9 @@ class _Frozen:
         etags = {entry.uri: entry.etag for entry in self._archives}
         verdicts = dict.fromkeys(etags, NEW)
         if not self._request.rescore and self._ledger.runs and etags:
-            verdicts = judge(out, self._ledger, etags, self._s3)
+            verdicts = judge(out, self._ledger, etags, self._stores)
         done = {uri: etag for uri, etag in etags.items() if verdicts[uri] == DONE}
-        for table in skipped_rows(out, self._ledger, done, self._s3) if done else ():
+        for table in skipped_rows(out, self._ledger, done, self._stores) if done else ():
             self._skip(table)
         for entry in self._archives:
             if verdicts[entry.uri] == IN_PART or (is_dry and verdicts[entry.uri] == NEW):
@@ -190,7 +190,7 @@ class _Frozen:
     def _open(self, entry: Entry, look: Look) -> None:
         info = ObjectInfo(entry.uri, entry.size_bytes, entry.etag, entry.mtime)
         listed, codes = 0, set[Code]()
-        for found in open_archive(info, entry.meta["path"], look, store_for(entry.uri, self._s3)):
+        for found in open_archive(info, entry.meta["path"], look, self._stores.of(entry.uri)):
             if isinstance(found, Ignored):
                 self.left_out[found.reason] += 1
                 continue

@@ -12,8 +12,7 @@ from typing import Any
 from pipeline.base.errors import InputError
 from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import RunFolder, run_folders
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 MAX_META_KEYS = 64
 
@@ -46,14 +45,14 @@ class Plan:
         return self.rows + self.problems + sum(self.skipped.values())
 
 
-def find_or_start(out: str, request: Request, run_id: str | None, s3: S3Settings | None) -> tuple[RunFolder, bool]:
+def find_or_start(out: str, request: Request, run_id: str | None, stores: Stores) -> tuple[RunFolder, bool]:
     """(run folder, whether it continues an unfinished run of the same request).
 
     Raises InputError when `run_id` names a finished run, or an unfinished one of another request.
     """
-    store = store_for(out, s3)
+    store = stores.of(out)
     finished = None
-    for folder in run_folders(out, s3):
+    for folder in run_folders(out, stores):
         if run_id is not None and folder.run_id != run_id:
             continue
         if store.head(folder.file("_SUCCESS")) is not None:
@@ -78,9 +77,9 @@ def find_or_start(out: str, request: Request, run_id: str | None, s3: S3Settings
     return folder, False
 
 
-def read_plan(folder: RunFolder, s3: S3Settings | None) -> Plan | None:
+def read_plan(folder: RunFolder, stores: Stores) -> Plan | None:
     """The frozen plan of a run, None while its listing is not complete."""
-    store = store_for(folder.uri, s3)
+    store = stores.of(folder.uri)
     if store.head(folder.plan) is None:
         return None
     return Plan(**json.loads(store.read(folder.plan).data))

@@ -17,8 +17,8 @@ from pipeline.images.load import Limits, load_image
 from pipeline.sources.archives import Entry, is_compressed_tar, list_archive
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.listing import entry_row
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import StoreError
 
 SIDE = 176  # pixels
 MAX_ARCHIVES = 16
@@ -35,7 +35,7 @@ class Picture:
 
 
 def load_pictures(
-    rows: Sequence[Mapping[str, Any]], limits: Limits = Limits(), s3: S3Settings | None = None, seconds: float = SECONDS
+    rows: Sequence[Mapping[str, Any]], limits: Limits = Limits(), stores: Stores = Stores(), seconds: float = SECONDS
 ) -> dict[int, Picture]:
     """A picture for every image id in `rows` (of predictions or quarantine)."""
     deadline = time.monotonic() + seconds
@@ -54,12 +54,12 @@ def load_pictures(
         if number >= MAX_ARCHIVES or time.monotonic() > deadline:
             reason = "not loaded: too many or too slow archives for one page"
         else:
-            found, reason = _find_members(uri, ids, wanted, s3, deadline)
+            found, reason = _find_members(uri, ids, wanted, stores, deadline)
             places += found
             ids = ids - {place["image_id"] for place in found}
         pictures |= {image_id: Picture(None, reason) for image_id in ids}
     places.sort(key=lambda place: (place["access"] == "stream", place["uri"]))  # one pass an archive
-    pictures |= dict(_load(places, wanted, limits, s3))
+    pictures |= dict(_load(places, wanted, limits, stores))
     return pictures
 
 
@@ -73,10 +73,10 @@ def _unfit(row: Mapping[str, Any]) -> str:
 
 
 def _find_members(
-    uri: str, ids: set[int], wanted: Mapping[int, Mapping[str, Any]], s3: S3Settings | None, deadline: float
+    uri: str, ids: set[int], wanted: Mapping[int, Mapping[str, Any]], stores: Stores, deadline: float
 ) -> tuple[list[dict[str, Any]], str]:
     """(listing rows of the members found, why the others were not)."""
-    store = store_for(uri, s3)
+    store = stores.of(uri)
     found: list[dict[str, Any]] = []
     try:
         info = store.head(uri)
@@ -102,11 +102,11 @@ def _find_members(
 
 
 def _load(
-    places: Sequence[Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any]], limits: Limits, s3: S3Settings | None
+    places: Sequence[Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any]], limits: Limits, stores: Stores
 ) -> Iterator[tuple[int, Picture]]:
     if not places:
         return
-    for fetched in fetch_rows(places, s3, limits):
+    for fetched in fetch_rows(places, stores, limits):
         image_id = fetched.row["image_id"]
         if fetched.data is None:
             rejected = fetched.rejected

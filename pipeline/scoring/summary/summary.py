@@ -21,8 +21,7 @@ from pipeline.base.text import human_time
 from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD
 from pipeline.scoring.run_folder import RunFolder, finished_runs, output_files, read_run, run_folders
 from pipeline.scoring.summary import advice
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 GALLERY = 12  # images of each kind that are shown
 MAX_SUBJECTS = 200
@@ -87,33 +86,33 @@ class Summary:
         return ", ".join([*parts, f"{counts['quarantined']:,} quarantined"]) + "."
 
 
-def find_run(uri: str, s3: S3Settings | None) -> RunFolder:
+def find_run(uri: str, stores: Stores) -> RunFolder:
     """The run at `uri`, or the latest finished run below it. Raises InputError where there is none."""
-    store = store_for(uri, s3)
+    store = stores.of(uri)
     folder = RunFolder(uri.rstrip("/"))
     if store.head(folder.file("_SUCCESS")) is not None:
         return folder
     if any(store.head(name) is not None for name in (folder.file("_work", "request.json"), folder.file("run.json"))):
         raise InputError(f"{uri}: this run is not finished; run the same `leukoray score` command again first")
-    runs = [(str(info["finished_at"]), found.uri) for found, info in finished_runs(uri, s3)]
+    runs = [(str(info["finished_at"]), found.uri) for found, info in finished_runs(uri, stores)]
     if runs:
         return RunFolder(max(runs)[1])
-    started = len(run_folders(uri, s3))
+    started = len(run_folders(uri, stores))
     found = f"{started} unfinished runs" if started else "no scoring run"
     raise InputError(f"{uri}: {found} here; name the folder that `leukoray score` printed at its end")
 
 
-def summarize(folder: RunFolder, s3: S3Settings | None) -> Summary:
+def summarize(folder: RunFolder, stores: Stores) -> Summary:
     """Read a finished run. Raises IncompleteError when its files hold other rows than its account says."""
-    run = read_run(folder.uri, s3)
+    run = read_run(folder.uri, stores)
     scores = _Scores(float(run["model"]["threshold"]) if run["model"]["positive_classes"] else None)
-    files = output_files(folder, "predictions", s3)
+    files = output_files(folder, "predictions", stores)
     for number, uri in enumerate(files):
-        for group, table in _row_groups(uri, _COUNTED, s3):
+        for group, table in _row_groups(uri, _COUNTED, stores):
             scores.add(table, number, group)
     quarantine = _Quarantine()
-    for uri in output_files(folder, "quarantine", s3):
-        for _, table in _row_groups(uri, None, s3):
+    for uri in output_files(folder, "quarantine", stores):
+        for _, table in _row_groups(uri, None, stores):
             quarantine.add(table)
     found = (int(scores.histogram.sum()), sum(quarantine.rows.values()))
     said = (run["counts"]["scored"], run["counts"]["quarantined"])
@@ -122,7 +121,7 @@ def summarize(folder: RunFolder, s3: S3Settings | None) -> Summary:
             f"{folder.uri}: {found[0]} scored and {found[1]} quarantined rows in the files, run.json says {said[0]} "
             f"and {said[1]}; the output was changed after the run, score again into another folder"
         )
-    subjects, subject_count = _subjects(folder, s3)
+    subjects, subject_count = _subjects(folder, stores)
     return Summary(
         folder=folder,
         run=run,
@@ -130,8 +129,8 @@ def summarize(folder: RunFolder, s3: S3Settings | None) -> Summary:
         decisions=dict(scores.decisions),
         classes=dict(scores.classes.most_common()),
         review_band=scores.review_band,
-        highest=_rows_at(files, scores.highest.places(), s3),
-        borderline=_rows_at(files, scores.borderline.places(), s3),
+        highest=_rows_at(files, scores.highest.places(), stores),
+        borderline=_rows_at(files, scores.borderline.places(), stores),
         quarantined=quarantine.mixed(GALLERY),
         codes=quarantine.counts(),
         subjects=subjects,
@@ -142,8 +141,8 @@ def summarize(folder: RunFolder, s3: S3Settings | None) -> Summary:
 Place = tuple[int, int, int]  # file, row group, row
 
 
-def _row_groups(uri: str, columns: Sequence[str] | None, s3: S3Settings | None) -> Iterator[tuple[int, pa.Table]]:
-    with store_for(uri, s3).open(uri) as file:
+def _row_groups(uri: str, columns: Sequence[str] | None, stores: Stores) -> Iterator[tuple[int, pa.Table]]:
+    with stores.of(uri).open(uri) as file:
         parquet = pq.ParquetFile(file)
         for group in range(parquet.num_row_groups):
             yield group, parquet.read_row_group(group, columns=columns)
@@ -223,11 +222,11 @@ class _Quarantine:
         return [row for row, _ in zip(rows, range(limit), strict=False)]
 
 
-def _rows_at(files: Sequence[str], places: Sequence[Place], s3: S3Settings | None) -> list[dict[str, Any]]:
+def _rows_at(files: Sequence[str], places: Sequence[Place], stores: Stores) -> list[dict[str, Any]]:
     """The rows at some places, in their order; each row group is read once."""
     found: dict[Place, dict[str, Any]] = {}
     for number, group in sorted({place[:2] for place in places}):
-        with store_for(files[number], s3).open(files[number]) as file:
+        with stores.of(files[number]).open(files[number]) as file:
             table = pq.ParquetFile(file).read_row_group(group, columns=_SHOWN)
         for place in places:
             if place[:2] == (number, group):
@@ -235,9 +234,9 @@ def _rows_at(files: Sequence[str], places: Sequence[Place], s3: S3Settings | Non
     return [found[place] for place in places]
 
 
-def _subjects(folder: RunFolder, s3: S3Settings | None) -> tuple[list[dict[str, Any]], int]:
+def _subjects(folder: RunFolder, stores: Stores) -> tuple[list[dict[str, Any]], int]:
     uri = folder.file("subjects.parquet")
-    store = store_for(uri, s3)
+    store = stores.of(uri)
     if store.head(uri) is None:  # no image of a known subject
         return [], 0
     with store.open(uri) as file:

@@ -26,8 +26,7 @@ from pipeline.scoring.work.parts import read_summary
 from pipeline.scoring.work.progress import Progress
 from pipeline.scoring.work.stream import StreamRules
 from pipeline.scoring.work.worker import Account, ShardScorer, ids_of, probe
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3
 
 _CRASHES_BEFORE_PROBING = 2
@@ -55,10 +54,10 @@ class _Worker:
 class _RemoteScorer:
     """The actor: a ShardScorer with Ray's metrics."""
 
-    def __init__(self, bundle: Bundle, s3: S3Settings | None, limits: Limits, threads: int, rules: StreamRules) -> None:
+    def __init__(self, bundle: Bundle, stores: Stores, limits: Limits, threads: int, rules: StreamRules) -> None:
         from ray.util.metrics import Counter
 
-        self._scorer = ShardScorer(bundle, s3, limits, threads, rules)
+        self._scorer = ShardScorer(bundle, stores, limits, threads, rules)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._scored = Counter("leukoray_images_scored", "Images with a probability")
         self._rejected = Counter("leukoray_images_quarantined", "Images without", tag_keys=("code",))
@@ -93,11 +92,11 @@ class ScoreDriver:
         plan: Plan,
         bundle: Bundle,
         resources: Resources,
-        s3: S3Settings | None,
+        stores: Stores,
         check_lock: Callable[[], None],
     ) -> None:
         self._ray, self._folder, self._plan, self._bundle = ray, folder, plan, bundle
-        self._resources, self._s3, self._check_lock = resources, s3, check_lock
+        self._resources, self._stores, self._check_lock = resources, stores, check_lock
         self._limits, self._rules = request.limits, StreamRules.of(request)
         self._archives = dict(plan.archives)  # shard -> bytes
         self._deaths: dict[int, int] = {}  # shard -> workers that died with it open
@@ -136,7 +135,7 @@ class ScoreDriver:
         """Images of a finished shard."""
         if number not in self._archives:
             return int(self._plan.shard_rows[number])
-        return read_summary(self._folder, number, self._s3).listed
+        return read_summary(self._folder, number, self._stores).listed
 
     def _in_order(self, todo: list[int]) -> deque[int]:
         """The first as they come, which are small and show progress soon; then the longest first, to end together.
@@ -153,11 +152,11 @@ class ScoreDriver:
         """Where most images lie: the first shard's first object."""
         import pyarrow.parquet as pq
 
-        with store_for(self._folder.uri, self._s3).open(self._folder.shard(0)) as file:
+        with self._stores.of(self._folder.uri).open(self._folder.shard(0)) as file:
             return str(pq.ParquetFile(file).read(columns=["uri"])["uri"][0].as_py())
 
     def _finished_parts(self) -> set[int]:
-        found = (part_number(info.uri) for info in store_for(self._folder.uri, self._s3).walk(self._folder.parts))
+        found = (part_number(info.uri) for info in self._stores.of(self._folder.uri).walk(self._folder.parts))
         return {part[0] for part in found if part is not None and part[1]}
 
     def _start(self) -> _Worker:
@@ -169,7 +168,7 @@ class ScoreDriver:
             max_concurrency=self._open_at_once + 2,
             max_restarts=0,
         )(_RemoteScorer)
-        return _Worker(actor_class.remote(self._bundle, self._s3, self._limits, threads, self._rules))
+        return _Worker(actor_class.remote(self._bundle, self._stores, self._limits, threads, self._rules))
 
     def _loop(self, todo: deque[int], progress: Progress) -> None:
         looked = time.monotonic()
@@ -260,7 +259,7 @@ class ScoreDriver:
         """Ids of a shard whose decoding ends the process, each seen to do so twice. Halves until one is left."""
         print(f"score  shard {number} lost several workers; looking for the image that does it", flush=True)
         with own_errors(self._ray):
-            listing = self._task(ids_of).remote(self._folder, number, self._rules, self._s3, self._limits)
+            listing = self._task(ids_of).remote(self._folder, number, self._rules, self._stores, self._limits)
             groups: list[list[int]] = [self._ray.get(listing)]
         found: list[int] = []
         while groups:
@@ -280,7 +279,7 @@ class ScoreDriver:
 
     def _survives(self, number: int, ids: list[int]) -> bool:
         size, rules = self._bundle.info.input_size, self._rules
-        task = self._task(probe).remote(self._folder, number, frozenset(ids), size, rules, self._s3, self._limits)
+        task = self._task(probe).remote(self._folder, number, frozenset(ids), size, rules, self._stores, self._limits)
         try:
             with own_errors(self._ray):
                 self._ray.get(task)

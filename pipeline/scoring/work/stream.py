@@ -19,8 +19,8 @@ from pipeline.sources.filters import NO_FILTERS, Filters
 from pipeline.sources.listing import base_folder, entry_row, path_below
 from pipeline.sources.manifest import image_id
 from pipeline.sources.outage import assert_up
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import ObjectInfo, S3Settings, StoreError
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import ObjectInfo, StoreError
 
 _SAMPLE = 64  # images held back until their paths have told the layout
 
@@ -43,8 +43,8 @@ class StreamRules:
 class ArchiveStream:
     """Iterate once: a `Fetched` for every image and every failure. The counters are whole when it has ended."""
 
-    def __init__(self, row: Mapping[str, Any], rules: StreamRules, limits: Limits, s3: S3Settings | None) -> None:
-        self._row, self._rules, self._limits, self._s3 = row, rules, limits, s3
+    def __init__(self, row: Mapping[str, Any], rules: StreamRules, limits: Limits, stores: Stores) -> None:
+        self._row, self._rules, self._limits, self._stores = row, rules, limits, stores
         self._path = dict(row["meta"])["path"]
         self.listed = 0
         self.left_out: Counter[str] = Counter()
@@ -71,13 +71,13 @@ class ArchiveStream:
     def _fetched(self) -> Iterator[Fetched]:
         uri, etag = self._row["uri"], self._row["etag"]
         try:
-            store = store_for(uri, self._s3)
+            store = self._stores.of(uri)
             info = store.head(uri)
             if info is None:
                 raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
             if info.etag != etag:
                 raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
-            with store.open(uri, lambda error: assert_up(uri, self._s3)) as file:
+            with store.open(uri, lambda error: assert_up(uri, self._stores)) as file:
                 for item, data in read_archive(info, file, self._limits.max_bytes):
                     self.bytes_read = file.tell()
                     yield from self._one(item, data, info)

@@ -30,8 +30,7 @@ from pipeline.sources.archives import WHOLE
 from pipeline.sources.fetch import Fetched, Row, fetch_rows
 from pipeline.sources.outage import fetch_while_up
 from pipeline.storage.parquet import to_parquet
-from pipeline.storage.stores import store_for
-from pipeline.storage.types import S3Settings
+from pipeline.storage.stores import Stores
 
 _BATCH = 8  # images a forward pass: activations stay in cache on CPU
 _CUDA_BATCH = 128
@@ -83,13 +82,13 @@ class ShardScorer:
     def __init__(
         self,
         bundle: Bundle,
-        s3: S3Settings | None,
+        stores: Stores,
         limits: Limits,
         decode_threads: int = 1,
         rules: StreamRules = StreamRules(),
     ) -> None:
         self.predictor = Predictor(bundle, threads=max(1, decode_threads))
-        self._s3, self._limits, self._rules = s3, limits, rules
+        self._stores, self._limits, self._rules = stores, limits, rules
         self._finished: deque[Account] = deque()
         self._schema = part_schema(bundle.info.classes)
         self._compute = threading.Lock()
@@ -108,13 +107,13 @@ class ShardScorer:
         Of an archive the account tells what `take_finished` has not told. Raises StoreError or PlatformError when the
         shard cannot be read, the part cannot be written, or the store is out altogether; the shard then stays undone.
         """
-        with store_for(folder.uri, self._s3).open(folder.shard(number)) as file:
+        with self._stores.of(folder.uri).open(folder.shard(number)) as file:
             rows = pq.ParquetFile(file).read().to_pylist()
         try:
             if rows[0]["access"] == WHOLE:
                 return self._score_archive(number, rows[0], folder, crashed)
             account = Account(number, weight=sum(row["size_bytes"] for row in rows))
-            fetched = fetch_while_up(rows, self._s3, self._limits)
+            fetched = fetch_while_up(rows, self._stores, self._limits)
             outcomes = self._predict_all(fetched, crashed, account, rows[0]["uri"])
             self._write(folder.part(number), rows, outcomes, account)
             return account
@@ -127,7 +126,7 @@ class ShardScorer:
 
     def _score_archive(self, number: int, row: Row, folder: RunFolder, crashed: frozenset[int]) -> Account:
         """Piece by piece, so that memory and the wait for news do not grow with the archive."""
-        stream = ArchiveStream(row, self._rules, self._limits, self._s3)
+        stream = ArchiveStream(row, self._rules, self._limits, self._stores)
         fetched = iter(stream)
         for chunk in itertools.count():
             account, rows = Account(number), list[Row]()
@@ -159,7 +158,7 @@ class ShardScorer:
         self._doing[threading.get_ident()] = ("write", part_uri, time.monotonic())
         columns = self._columns(rows, outcomes, account)
         table = pa.table(columns, schema=self._schema).replace_schema_metadata(metadata)
-        store_for(part_uri, self._s3).write(part_uri, to_parquet(table))
+        self._stores.of(part_uri).write(part_uri, to_parquet(table))
         account.seconds["write"] += time.perf_counter() - begin
         account.rows = len(rows)
         account.bytes = sum(row["size_bytes"] for row in rows)
@@ -293,18 +292,18 @@ def _one(predictions: Predictions, index: int) -> Predictions:
     )
 
 
-def ids_of(folder: RunFolder, number: int, rules: StreamRules, s3: S3Settings | None, limits: Limits) -> list[int]:
+def ids_of(folder: RunFolder, number: int, rules: StreamRules, stores: Stores, limits: Limits) -> list[int]:
     """Ids of all images of a shard, in its order. An archive is read for them."""
-    return [item.row["image_id"] for item in _again(folder, number, rules, s3, limits)]
+    return [item.row["image_id"] for item in _again(folder, number, rules, stores, limits)]
 
 
 def probe(
-    folder: RunFolder, number: int, ids: frozenset[int], size: int, rules: StreamRules, s3: S3Settings | None,
+    folder: RunFolder, number: int, ids: frozenset[int], size: int, rules: StreamRules, stores: Stores,
     limits: Limits,
 ) -> int:  # fmt: skip
     """Decode some images of a shard and forget them. The caller watches whether the process survives."""
     left = len(ids)
-    for fetched in _again(folder, number, rules, s3, limits, ids):
+    for fetched in _again(folder, number, rules, stores, limits, ids):
         if fetched.row["image_id"] not in ids:
             continue
         if fetched.data is not None:
@@ -317,15 +316,15 @@ def probe(
 
 
 def _again(
-    folder: RunFolder, number: int, rules: StreamRules, s3: S3Settings | None, limits: Limits,
+    folder: RunFolder, number: int, rules: StreamRules, stores: Stores, limits: Limits,
     wanted: frozenset[int] | None = None,
 ) -> Iterator[Fetched]:  # fmt: skip
     """The images of a shard once more; of plain shards only the wanted are read."""
-    with store_for(folder.uri, s3).open(folder.shard(number)) as file:
+    with stores.of(folder.uri).open(folder.shard(number)) as file:
         rows = pq.ParquetFile(file).read().to_pylist()
     if rows[0]["access"] == WHOLE:
-        yield from ArchiveStream(rows[0], rules, limits, s3)
+        yield from ArchiveStream(rows[0], rules, limits, stores)
     elif wanted is None:
         yield from (Fetched(row, None, None, row["etag"], 0) for row in rows)
     else:
-        yield from fetch_rows([row for row in rows if row["image_id"] in wanted], s3, limits)
+        yield from fetch_rows([row for row in rows if row["image_id"] in wanted], stores, limits)
