@@ -29,7 +29,8 @@ from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.evaluation.report import words
 from pipeline.model.registry import read_pointer
 from pipeline.sources.fetch import fetch_rows
-from pipeline.sources.manifest import read_info, read_manifest, rows
+from pipeline.sources.manifest import ManifestRow, read_info, read_manifest
+from pipeline.sources.rows import read_rows
 from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
@@ -203,12 +204,12 @@ def serve(story: "Story", model: str) -> None:
 def one_image(story: "Story") -> tuple[str, str, bytes]:
     """A readable image, of disease and of the test split where there is one: its name, class and bytes."""
     stores = job_stores(story.config)
-    found = rows(read_manifest(absolute(story.path("manifest")), stores).table)
-    found.sort(key=lambda row: (row["split"] != "test", row["label"] != 1))
+    found = read_rows(read_manifest(absolute(story.path("manifest")), stores).table, ManifestRow)
+    found.sort(key=lambda row: (row.split != "test", row.label != 1))
     for row in found:
         fetched = next(fetch_rows([row], stores))
         if fetched.data:
-            return Path(row["member"] or row["uri"]).name, row["class_name"] or "no label", fetched.data
+            return Path(row.member or row.uri).name, row.class_name or "no label", fetched.data
     raise PlatformError(f"{story.path('manifest')}: none of its images can be read now")
 
 

@@ -23,8 +23,8 @@ from pipeline.evaluation.worker import EvaluationWorker, Outcome
 from pipeline.ingest.splits import SPLITS
 from pipeline.model.bundle import CARD, Bundle, update_info
 from pipeline.model.registry import resolve
-from pipeline.sources.fetch import Row
-from pipeline.sources.manifest import Manifest, read_manifest, rows
+from pipeline.sources.manifest import Manifest, ManifestRow, read_manifest
+from pipeline.sources.rows import Access
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -115,7 +115,7 @@ def predict_split(
     ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, split: str, stores: Stores
 ) -> Outcomes:
     """Predict every labelled image of the split, spread over the cluster."""
-    wanted = [row for row in rows(manifest.split(split)) if is_labelled(bundle.info, row)]
+    wanted = [row for row in manifest.split(split) if is_labelled(bundle.info, row)]
     if not wanted:
         raise InputError(
             f"{manifest.uri}: no labelled image in split {split!r}; choose another --split or ingest again"
@@ -135,17 +135,17 @@ def predict_split(
     return Outcomes(bundle.info, outcomes)
 
 
-def _tasks(wanted: Sequence[Row]) -> list[list[Row]]:
+def _tasks(wanted: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
     """Members of one archive together, in its order; those of a compressed tar in one task, which reads it once."""
-    streamed: dict[str, list[Row]] = {}
-    direct: list[Row] = []
-    for row in sorted(wanted, key=lambda row: (row["uri"], row["offset"] or 0)):
-        (streamed.setdefault(row["uri"], []) if row["access"] == "stream" else direct).append(row)
+    streamed: dict[str, list[ManifestRow]] = {}
+    direct: list[ManifestRow] = []
+    for row in sorted(wanted, key=lambda row: (row.uri, row.offset or 0)):
+        (streamed.setdefault(row.uri, []) if row.access is Access.STREAM else direct).append(row)
     return [*streamed.values(), *(direct[at : at + _ROWS_PER_TASK] for at in range(0, len(direct), _ROWS_PER_TASK))]
 
 
 def _spread(
-    ray: Any, plan: Plan, bundle: Bundle, tasks: Sequence[Sequence[Row]], stores: Stores
+    ray: Any, plan: Plan, bundle: Bundle, tasks: Sequence[Sequence[ManifestRow]], stores: Stores
 ) -> Iterator[list[Outcome]]:
     """Hand tasks to workers as they become free; results as they come. A lost worker is restarted, its task redone."""
     remote = ray.remote(
@@ -197,10 +197,7 @@ def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
 def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chosen: Threshold) -> dict[str, str]:
     """What someone needs to repeat or to trust the figures."""
     info = bundle.info
-    subjects = {
-        split: len({row["subject_id"] for row in rows(manifest.split(split), ["subject_id"])} - {None})
-        for split in SPLITS
-    }
+    subjects = {split: len({row.subject_id for row in manifest.split(split)} - {None}) for split in SPLITS}
     known, unit = any(subjects.values()), manifest.unit_word.capitalize()
     return {
         "Model": f"{info.name} / {info.version}",
@@ -212,7 +209,7 @@ def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chose
         "Manifest digest": manifest.digest,
         "Source": str(manifest.info.get("source", "")),
         "Split rule": str(manifest.info.get("split_rule") or info.split_rule),
-        "Images in train / validation / test": " / ".join(f"{manifest.split(split).num_rows:,}" for split in SPLITS),
+        "Images in train / validation / test": " / ".join(f"{len(manifest.split(split)):,}" for split in SPLITS),
         f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
         "Threshold": f"{chosen.value:.4f} ({chosen.rule})",
         "Temperature": f"{info.temperature:.4f}",
@@ -255,7 +252,7 @@ def keep_in_bundle(
         return
     kept = {key: value for key, value in record.items() if key not in _NOT_IN_CARD}
     data = {"Source": manifest.info.get("source", "–"), "Layout": manifest.info.get("layout", "–")}
-    data |= {f"Images in {split}": f"{manifest.split(split).num_rows:,}" for split in SPLITS}
+    data |= {f"Images in {split}": f"{len(manifest.split(split)):,}" for split in SPLITS}
     card = render_card(bundle.info, metrics=record, data=data)
     store = bundle.stores.of(bundle.uri)
     store.write(join(bundle.uri, "report", "report.html"), report.encode())

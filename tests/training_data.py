@@ -9,7 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, image_id, write_manifest
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, write_manifest
+from pipeline.sources.rows import image_id
 from pipeline.storage.local import local_etag
 from pipeline.storage.stores import Stores
 

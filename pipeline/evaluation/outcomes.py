@@ -3,7 +3,7 @@
 No Ray here: `Outcomes` gathers what the workers (`worker`) gave, however they were run.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.evaluation.worker import Outcome
 from pipeline.images.load import load_image
 from pipeline.model.bundle import BundleInfo, class_columns
 from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.manifest import ManifestRow
 from pipeline.storage.stores import Stores
 
 THUMBNAIL = 160  # pixels, square
@@ -35,7 +36,7 @@ class Outcomes:
 
     def __init__(self, info: BundleInfo, outcomes: Iterable[Outcome]) -> None:
         self.info = info
-        self.all = sorted(outcomes, key=lambda outcome: int(outcome.row["image_id"]))
+        self.all = sorted(outcomes, key=lambda outcome: int(outcome.row.image_id))
         self.scored = [outcome for outcome in self.all if outcome.classes is not None]
         self.rejected = [outcome for outcome in self.all if outcome.classes is None]
         if not self.scored:
@@ -44,7 +45,7 @@ class Outcomes:
         self.truth = np.array([true_class(info, outcome.row) for outcome in self.scored])
         self.classes = np.array([outcome.classes for outcome in self.scored])  # (N, C)
         self.probability = np.array([outcome.probability for outcome in self.scored])  # (N,)
-        self.subjects: list[str | None] = [outcome.row["subject_id"] for outcome in self.scored]
+        self.subjects: list[str | None] = [outcome.row.subject_id for outcome in self.scored]
 
     @property
     def diseased(self) -> NDArray[np.int64] | None:
@@ -99,7 +100,7 @@ class Outcomes:
         """The columns worth a table: those with more than one value."""
         columns: dict[str, list[str | None]] = {
             "subject": self.subjects,
-            "class": [outcome.row["class_name"] for outcome in self.scored],
+            "class": [outcome.row.class_name for outcome in self.scored],
             "format": [outcome.format for outcome in self.scored],
         }
         if self.info.task == "multiclass":
@@ -118,15 +119,15 @@ class Outcomes:
         wrong = np.flatnonzero(called != self.truth)
         margin = self.classes[wrong, called[wrong]] - self.classes[wrong, self.truth[wrong]]
         worst = wrong[np.argsort(-margin, kind="stable")][:count]
-        rows = sorted((self.scored[k].row for k in worst), key=lambda row: row["uri"])  # one pass an archive
-        found = {fetched.row["image_id"]: fetched.data for fetched in fetch_rows(rows, stores)}
+        rows = sorted((self.scored[k].row for k in worst), key=lambda row: row.uri)  # one pass an archive
+        found = {fetched.row.image_id: fetched.data for fetched in fetch_rows(rows, stores)}
         pictures = []
         for k in worst:
             outcome, name = self.scored[k], self.info.classes
-            data = found[outcome.row["image_id"]]
+            data = found[outcome.row.image_id]
             if data is None:  # gone since it was scored; the table of predictions still has it
                 continue
-            path = str(outcome.row["member"] or outcome.row["uri"]).rsplit("/", 2)
+            path = str(outcome.row.member or outcome.row.uri).rsplit("/", 2)
             said = f"truly {name[self.truth[k]]}, called {name[called[k]]} at {self.classes[k, called[k]]:.3f}"
             pictures.append((load_image(data, THUMBNAIL).pixels, f"{said}; {'/'.join(path[-2:])}"))
         return pictures
@@ -158,7 +159,7 @@ class Outcomes:
         """One row an image, rejected ones with their code: what `predictions.parquet` holds."""
         names = self.info.classes
         columns: dict[str, Any] = {
-            key: [outcome.row[key] for outcome in self.all]
+            key: [getattr(outcome.row, key) for outcome in self.all]
             for key in ("image_id", "uri", "member", "subject_id", "class_name", "label", "split")
         }
         columns["probability"] = pa.array([outcome.probability for outcome in self.all], pa.float32())
@@ -173,17 +174,18 @@ class Outcomes:
         return pa.table(columns)
 
 
-def true_class(info: BundleInfo, row: Mapping[str, Any]) -> int:
+def true_class(info: BundleInfo, row: ManifestRow) -> int:
     """Index of the row's true class among the model's. Raises InputError where the model has no such class."""
     if info.task == "binary":
-        return int(row["label"])
-    if row["class_name"] not in info.classes:
+        assert row.label is not None, "rows without a label are left out (is_labelled)"
+        return row.label
+    if row.class_name is None or row.class_name not in info.classes:
         raise InputError(
-            f"class {row['class_name']!r} of {row['uri']} is not among the model's ({', '.join(info.classes)}); "
+            f"class {row.class_name!r} of {row.uri} is not among the model's ({', '.join(info.classes)}); "
             "ingest with the same layout and class names as for training"
         )
-    return info.classes.index(row["class_name"])
+    return info.classes.index(row.class_name)
 
 
-def is_labelled(info: BundleInfo, row: Mapping[str, Any]) -> bool:
-    return row["label" if info.task == "binary" else "class_name"] is not None
+def is_labelled(info: BundleInfo, row: ManifestRow) -> bool:
+    return (row.label if info.task == "binary" else row.class_name) is not None

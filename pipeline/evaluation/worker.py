@@ -13,7 +13,8 @@ from pipeline.base.errors import ImageRejected
 from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
-from pipeline.sources.fetch import Fetched, Row
+from pipeline.sources.fetch import Fetched
+from pipeline.sources.manifest import ManifestRow
 from pipeline.sources.outage import fetch_while_up
 from pipeline.storage.stores import Stores
 
@@ -25,7 +26,7 @@ _BORDER = 0.06  # share of the side that counts as background
 class Outcome:
     """What came of one manifest row: class probabilities, or why there are none."""
 
-    row: Row
+    row: ManifestRow
     classes: tuple[float, ...] | None  # calibrated probability of each class
     probability: float | None  # of disease, or of the top class; see Predictions
     decision: str | None
@@ -36,11 +37,11 @@ class Outcome:
 
 
 def predict_rows(
-    predictor: Predictor, rows: Sequence[Row], stores: Stores = Stores(), limits: Limits = Limits()
+    predictor: Predictor, rows: Sequence[ManifestRow], stores: Stores = Stores(), limits: Limits = Limits()
 ) -> list[Outcome]:
     """Fetch, decode and predict; exactly one outcome a row."""
     outcomes: list[Outcome] = []
-    waiting: list[tuple[Row, str, NDArray[np.uint8]]] = []
+    waiting: list[tuple[ManifestRow, str, NDArray[np.uint8]]] = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
             image = predictor.load(_bytes(fetched), limits)
@@ -54,18 +55,18 @@ def predict_rows(
     return outcomes + (_predict(predictor, waiting) if waiting else [])
 
 
-def _bytes(fetched: Fetched) -> bytes:
+def _bytes(fetched: Fetched[ManifestRow]) -> bytes:
     if fetched.rejected is not None or fetched.data is None:
         assert fetched.rejected is not None
         raise fetched.rejected
     return fetched.data
 
 
-def _rejected(row: Row, error: ImageRejected) -> Outcome:
+def _rejected(row: ManifestRow, error: ImageRejected) -> Outcome:
     return Outcome(row, None, None, None, None, None, error.code.value, error.message)
 
 
-def _predict(predictor: Predictor, batch: Sequence[tuple[Row, str, NDArray[np.uint8]]]) -> list[Outcome]:
+def _predict(predictor: Predictor, batch: Sequence[tuple[ManifestRow, str, NDArray[np.uint8]]]) -> list[Outcome]:
     try:
         said = predictor(np.stack([pixels for _, _, pixels in batch]))
     except ImageRejected as error:
@@ -102,5 +103,5 @@ class EvaluationWorker:
         self._predictor = Predictor(bundle, engine="torch" if on_gpu else "onnx")
         self._stores = stores
 
-    def predict(self, rows: Sequence[Row]) -> list[Outcome]:
+    def predict(self, rows: Sequence[ManifestRow]) -> list[Outcome]:
         return predict_rows(self._predictor, rows, self._stores)

@@ -20,9 +20,10 @@ from pipeline.ingest.copies import find_copies
 from pipeline.ingest.label_table import ALIASES, annotate_from_table
 from pipeline.ingest.layouts import GENERIC, LAYOUTS, Layout, annotate, recognize
 from pipeline.sources import manifest
-from pipeline.sources.archives import NESTED, Problem, is_archive
+from pipeline.sources.archives import Problem, is_archive
 from pipeline.sources.filters import Filters
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.sources.rows import LISTING_SCHEMA, NESTED, ListingRow, read_rows, to_table
 from pipeline.sources.tables import is_table, read_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -124,7 +125,7 @@ def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: 
     """Everything in the sources, sorted by path, so that the same source gives the same manifest."""
     tally, problems = Tally(), list[Problem]()
     base = base_folder(roots)
-    batches, waiting = list[pa.RecordBatch](), list[dict[str, Any]]()
+    batches, waiting = list[pa.Table](), list[ListingRow]()
     paths, meta = list[str](), dict[str, dict[str, str]]()
     for found in list_sources(roots, tally, filters, stores, limit):
         if isinstance(found, Problem):
@@ -136,12 +137,12 @@ def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: 
         if found.meta:
             meta[paths[-1]] = found.meta
         if len(waiting) >= _BATCH_ROWS:
-            batches.append(pa.RecordBatch.from_pylist(waiting, schema=manifest.LISTING_SCHEMA))
+            batches.append(to_table(waiting, LISTING_SCHEMA))
             waiting = []
-    batches.append(pa.RecordBatch.from_pylist(waiting, schema=manifest.LISTING_SCHEMA))
+    batches.append(to_table(waiting, LISTING_SCHEMA))
     if not paths:
         raise InputError(_nothing_found(roots, tally, problems))
-    table = pa.Table.from_batches(batches)
+    table = pa.concat_tables(batches)
     keys = pa.table({"path": paths, "id": table["image_id"]})
     order = pc.sort_indices(keys, sort_keys=[("path", "ascending"), ("id", "ascending")])
     table, paths = table.take(order), keys["path"].take(order).to_pylist()
@@ -170,10 +171,9 @@ def _refuse_doubles(table: pa.Table) -> None:
     doubled = counts.filter(pc.greater(counts["count_all"], 1))["image_id"]
     if len(doubled):
         rows = table.filter(pc.is_in(table["image_id"], value_set=doubled.combine_chunks()))
-        example = rows.slice(0, 1).to_pylist()[0]
-        name = example["uri"] + (f"{NESTED}{example['member']}" if example["member"] else "")
+        example = read_rows(rows.slice(0, 1), ListingRow)[0]
         raise InputError(
-            f"{len(doubled)} images are listed twice (id {example['image_id']}: {name}): "
+            f"{len(doubled)} images are listed twice (id {example.image_id}: {example.place}): "
             "two of the sources name the same file; give each once"
         )
 

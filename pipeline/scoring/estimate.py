@@ -1,7 +1,6 @@
 """What a run would do and about how long it would take, before it is started."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,25 +9,28 @@ from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.request import Request
 from pipeline.scoring.run import list_run
 from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.schemas import ShardRow
+from pipeline.sources.rows import read_rows
 from pipeline.storage.parquet import read_columns
 from pipeline.storage.stores import Stores
 
 _ESTIMATE_ROWS = 24
 
 
-def dry_run(out: str, request: Request, stores: Stores) -> tuple[Plan, list[dict[str, Any]]]:
+def dry_run(out: str, request: Request, stores: Stores) -> tuple[Plan, list[ShardRow]]:
     """(plan, a few of its rows): what a run would do, listed into a folder that is thrown away."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
         folder = RunFolder(f"{scratch}/dry")
         plan = list_run(out, folder, request, stores, is_dry=True)
-        rows = read_columns(folder.shard(0), None, Stores()).slice(0, _ESTIMATE_ROWS).to_pylist() if plan.shards else []
-        return plan, rows
+        if not plan.shards:
+            return plan, []
+        return plan, read_rows(read_columns(folder.shard(0), None, Stores()).slice(0, _ESTIMATE_ROWS), ShardRow)
 
 
 def estimate_seconds(
-    bundle: Bundle, sample: Sequence[dict[str, Any]], stores: Stores, workers: int, rows: int
+    bundle: Bundle, sample: Sequence[ShardRow], stores: Stores, workers: int, rows: int
 ) -> float | None:
     """About how long `rows` images take, from decoding and predicting a few of them here; None without any."""
     import time

@@ -6,11 +6,12 @@ file so that both kinds appear at the same instant. `predictions/` and `quaranti
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from pipeline.model.bundle import class_columns
-from pipeline.sources.manifest import LOCATION_FIELDS
+from pipeline.sources.rows import LOCATION_FIELDS, ListingRow
 
 SCHEMA_VERSION = 1
 _VERSION = {"leukoray.schema_version": str(SCHEMA_VERSION)}
@@ -50,6 +51,16 @@ _TAIL = [pa.field("subject_id", pa.string()), pa.field("scored_at", _TIME), pa.f
 SHARD_SCHEMA = pa.schema(
     [*LOCATION_FIELDS, pa.field("subject_id", pa.string()), pa.field("meta", pa.map_(pa.string(), pa.string()))]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRow(ListingRow):
+    """One row of SHARD_SCHEMA."""
+
+    subject_id: str | None
+    meta: Sequence[tuple[str, str]]  # what sidecars said of the image
+
+
 SKIPPED_SCHEMA = pa.schema(
     [*_IDENTITY[:3], pa.field("reason", pa.string()), pa.field("earlier_run", pa.string())], metadata=_VERSION
 )

@@ -1,15 +1,5 @@
-"""One source, opened: a folder, an S3 prefix or pattern, an archive, a manifest or a table of URIs, as streams.
+"""What lies where, as one stream of rows, and the rows' bytes.
 
-A stream gives what it finds piece by piece and may name further streams, which are listed beside it. The only place
-that walks anything.
-
-    look      how sources are looked at; what one object gives
-    folders   folders on disk, prefixes on S3
-    named     images that a manifest or a table names
-    opening   which of these a source is
+The only room that walks anything: folders, buckets, archives, tables and manifests. `rows` is the record that leaves
+it, `listing` the way there, `fetch` the way from a row to its bytes.
 """
-
-from pipeline.sources.look import Branch, Look, Root, Source, Stream, open_archive
-from pipeline.sources.opening import expand, open_named, open_source
-
-__all__ = ["Branch", "Look", "Root", "Source", "Stream", "expand", "open_archive", "open_named", "open_source"]

@@ -8,18 +8,18 @@ import functools
 import itertools
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic, Protocol
 
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.load import Limits
 from pipeline.sources.archives import DAMAGE, SLACK_BYTES, damage_code, read_zip_member, stream_members
+from pipeline.sources.rows import Access, ListingRow, Row
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, ObjectInfo, Store, StoreError
 
-Row = Mapping[str, Any]  # of manifest.LISTING_SCHEMA
 _REMOTE_THREADS, _LOCAL_THREADS = 48, 1
 _LOCAL_CHUNK = 16
 _AHEAD_BYTES = 64 << 20
@@ -34,7 +34,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Fetched:
+class Fetched(Generic[Row]):
     """The outcome for one row: `data` or `rejected`, with the version of the object that was read."""
 
     row: Row
@@ -44,41 +44,41 @@ class Fetched:
     attempts: int
 
 
-def fetch(row: Row, store: Reader, limits: Limits = Limits()) -> Fetched:
+def fetch(row: Row, store: Reader, limits: Limits = Limits()) -> Fetched[Row]:
     """Bytes of one row that has random access. Never raises for what is wrong with this one image."""
     try:
-        if row["size_bytes"] > limits.max_bytes:
-            message = f"{row['size_bytes']} bytes, the limit (--max-bytes) is {limits.max_bytes}"
+        if row.size_bytes > limits.max_bytes:
+            message = f"{row.size_bytes} bytes, the limit (--max-bytes) is {limits.max_bytes}"
             raise ImageRejected(Code.TOO_LARGE, message, Stage.FETCH)
         got = _read(row, store)
     except StoreError as error:
         rejected = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
-        return Fetched(row, None, rejected, row["etag"], error.attempts)
+        return Fetched(row, None, rejected, row.etag, error.attempts)
     except ImageRejected as error:
-        return Fetched(row, None, error, row["etag"], error.attempts)
+        return Fetched(row, None, error, row.etag, error.attempts)
     return Fetched(row, got.data, None, got.etag, got.attempts)
 
 
-def _read(row: Row, store: Reader) -> Bytes:
-    if row["access"] == "file":
-        return store.read(row["uri"])
-    if row["access"] == "range":
-        got = store.read_range(row["uri"], row["offset"], row["stored_bytes"], row["etag"])
-        if len(got.data) < row["stored_bytes"]:
+def _read(row: ListingRow, store: Reader) -> Bytes:
+    if row.access is Access.FILE:
+        return store.read(row.uri)
+    if row.access is Access.RANGE:
+        got = store.read_range(row.uri, row.start, row.end - row.start, row.etag)
+        if row.start + len(got.data) < row.end:
             raise ImageRejected(Code.TRUNCATED, "the archive ends inside this member", Stage.FETCH)
         return got
     return _read_zip_member(row, store)
 
 
-def _read_zip_member(row: Row, store: Reader) -> Bytes:
+def _read_zip_member(row: ListingRow, store: Reader) -> Bytes:
     answers: list[Bytes] = []
 
     def read(size: int) -> bytes:
-        answers.append(store.read_range(row["uri"], row["offset"], size, row["etag"]))
+        answers.append(store.read_range(row.uri, row.start, size, row.etag))
         return answers[-1].data
 
     try:
-        data = read_zip_member(read, row["stored_bytes"], row["size_bytes"])
+        data = read_zip_member(read, row.end - row.start, row.size_bytes)
         return Bytes(data, answers[-1].etag, answers[-1].attempts)
     except EOFError as error:
         raise ImageRejected(Code.TRUNCATED, str(error), Stage.FETCH) from error
@@ -86,9 +86,9 @@ def _read_zip_member(row: Row, store: Reader) -> Bytes:
         raise ImageRejected(Code.CORRUPT, f"damaged zip member: {error}", Stage.FETCH) from error
 
 
-def fetch_rows(rows: Sequence[Row], stores: Stores = Stores(), limits: Limits = Limits()) -> Iterator[Fetched]:
+def fetch_rows(rows: Sequence[Row], stores: Stores = Stores(), limits: Limits = Limits()) -> Iterator[Fetched[Row]]:
     """Exactly one `Fetched` a row, in no promised order."""
-    for streamed, group in itertools.groupby(rows, key=lambda row: row["uri"] if row["access"] == "stream" else None):
+    for streamed, group in itertools.groupby(rows, key=lambda row: row.uri if row.access is Access.STREAM else None):
         if streamed is None:
             yield from _ahead(list(group), stores, limits)
         else:
@@ -101,9 +101,9 @@ class _Span:
     A failed request fails all of them: each would have gone through the same retries on the same object.
     """
 
-    def __init__(self, rows: Sequence[Row], store: Store) -> None:
+    def __init__(self, rows: Sequence[ListingRow], store: Store) -> None:
         self._store = store
-        self._start, self._end = rows[0]["offset"], _end(rows[-1])
+        self._start, self._end = rows[0].start, _end(rows[-1])
         self._got: Bytes | StoreError | None = None
 
     def read(self, uri: str) -> Bytes:
@@ -123,8 +123,8 @@ class _Span:
         return Bytes(self._got.data[cut : cut + size], self._got.etag, self._got.attempts)
 
 
-def _end(row: Row) -> int:
-    return int(row["offset"] + row["stored_bytes"] + (SLACK_BYTES if row["access"] == "zip" else 0))
+def _end(row: ListingRow) -> int:
+    return row.end + (SLACK_BYTES if row.access is Access.ZIP else 0)
 
 
 def _spans(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:
@@ -139,14 +139,14 @@ def _spans(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:
         yield span
 
 
-def _joins(row: Row, span: Sequence[Row], limits: Limits) -> bool:
+def _joins(row: ListingRow, span: Sequence[ListingRow], limits: Limits) -> bool:
     last = span[-1]
     return (
-        row["access"] != "file"
-        and (row["uri"], row["access"], row["etag"]) == (last["uri"], last["access"], last["etag"])
-        and max(row["size_bytes"], last["size_bytes"]) <= limits.max_bytes
-        and abs(row["offset"] - last["offset"] - last["stored_bytes"]) <= _SPAN_GAP_BYTES
-        and _end(row) - span[0]["offset"] <= _SPAN_BYTES
+        row.access is not Access.FILE
+        and (row.uri, row.access, row.etag) == (last.uri, last.access, last.etag)
+        and max(row.size_bytes, last.size_bytes) <= limits.max_bytes
+        and abs(row.start - last.end) <= _SPAN_GAP_BYTES
+        and _end(row) - span[0].start <= _SPAN_BYTES
     )
 
 
@@ -156,17 +156,17 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix=f"fetch-{threads}")
 
 
-def _ahead(rows: list[Row], stores: Stores, limits: Limits) -> Iterator[Fetched]:
+def _ahead(rows: list[Row], stores: Stores, limits: Limits) -> Iterator[Fetched[Row]]:
     """Fetch ahead of the consumer; from a remote store in the order of arrival, so that none waits for a slow one."""
-    remote = stores.of(rows[0]["uri"]).is_remote
+    remote = stores.of(rows[0].uri).is_remote
     threads = _REMOTE_THREADS if remote else _LOCAL_THREADS
     local_chunks = (rows[start : start + _LOCAL_CHUNK] for start in range(0, len(rows), _LOCAL_CHUNK))
     chunks = _spans(rows, limits) if remote else local_chunks
-    waiting: dict[Future[list[Fetched]], int] = {}
+    waiting: dict[Future[list[Fetched[Row]]], int] = {}
 
-    def read(chunk: list[Row]) -> list[Fetched]:
-        span = _Span(chunk, stores.of(chunk[0]["uri"])) if remote and len(chunk) > 1 else None
-        return [fetch(row, span or stores.of(row["uri"]), limits) for row in chunk]
+    def read(chunk: list[Row]) -> list[Fetched[Row]]:
+        span = _Span(chunk, stores.of(chunk[0].uri)) if remote and len(chunk) > 1 else None
+        return [fetch(row, span or stores.of(row.uri), limits) for row in chunk]
 
     try:
         while True:
@@ -174,7 +174,7 @@ def _ahead(rows: list[Row], stores: Stores, limits: Limits) -> Iterator[Fetched]
                 chunk = next(chunks, None)
                 if chunk is None:
                     break
-                weight = sum(min(row["size_bytes"], limits.max_bytes) for row in chunk)
+                weight = sum(min(row.size_bytes, limits.max_bytes) for row in chunk)
                 waiting[_pool(threads).submit(read, chunk)] = weight
             if not waiting:
                 return
@@ -186,12 +186,12 @@ def _ahead(rows: list[Row], stores: Stores, limits: Limits) -> Iterator[Fetched]
             future.cancel()
 
 
-def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator[Fetched]:
+def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator[Fetched[Row]]:
     """Members of one archive without random access, in one pass."""
-    by_ordinal = {row["offset"]: row for row in rows}
+    by_ordinal = {row.start: row for row in rows}
     done: set[int] = set()
     failure: ImageRejected | None = None
-    etag = rows[0]["etag"]
+    etag = rows[0].etag
     try:
         info = store.head(uri)
         if info is None:
@@ -205,7 +205,7 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
                 damage = ImageRejected(damage_code(data), f"damaged inside its archive: {data}", Stage.FETCH)
                 yield Fetched(row, None, damage, etag, 1)
             elif data is None:
-                message = f"{row['size_bytes']} bytes, the limit (--max-bytes) is {limits.max_bytes}"
+                message = f"{row.size_bytes} bytes, the limit (--max-bytes) is {limits.max_bytes}"
                 yield Fetched(row, None, ImageRejected(Code.TOO_LARGE, message, Stage.FETCH), etag, 1)
             else:
                 yield Fetched(row, data, None, etag, 1)

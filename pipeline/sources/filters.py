@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipeline.base.errors import UsageError
-from pipeline.sources.archives import NESTED
+from pipeline.sources.rows import NESTED
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-from pipeline.sources import Look, Source, archives, expand, manifest, open_named, open_source
+from pipeline.sources import archives
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, UriPattern
+from pipeline.sources.look import Look, Source
+from pipeline.sources.opening import expand, open_named, open_source
+from pipeline.sources.rows import NESTED, Access, ListingRow, image_id
 from pipeline.sources.side_by_side import side_by_side
 from pipeline.sources.tables import is_table
 from pipeline.storage.stores import Stores
@@ -70,8 +72,8 @@ def _counted(items: Iterator[Found], tally: Tally, limit: int | None) -> Iterato
         if isinstance(found, Problem):
             tally.problems += 1
         else:
-            tally.images += found.access != archives.WHOLE
-            tally.archives += found.access == archives.WHOLE
+            tally.images += found.access != Access.ARCHIVE
+            tally.archives += found.access == Access.ARCHIVE
             tally.bytes += found.size_bytes
         yield found
         if limit is not None and tally.images + tally.problems >= limit:
@@ -82,22 +84,15 @@ def entry_id(entry: Entry) -> int:
     """The image's id: the one that a manifest gave it, else by where it lies."""
     if entry.image_id is not None:
         return entry.image_id
-    return manifest.image_id(entry.uri, entry.member, entry.occurrence)
+    return image_id(entry.uri, entry.member, entry.occurrence)
 
 
-def entry_row(entry: Entry) -> dict[str, Any]:
-    """A row of LISTING_SCHEMA."""
-    return {
-        "image_id": entry_id(entry),
-        "uri": entry.uri,
-        "member": entry.member,
-        "access": entry.access,
-        "offset": entry.offset,
-        "stored_bytes": entry.stored_bytes,
-        "size_bytes": entry.size_bytes,
-        "etag": entry.etag,
-        "mtime": datetime.fromtimestamp(min(entry.mtime, _LATEST), UTC),
-    }
+def entry_row(entry: Entry) -> ListingRow:
+    mtime = datetime.fromtimestamp(min(entry.mtime, _LATEST), UTC)
+    return ListingRow(
+        entry_id(entry), entry.uri, entry.member, entry.access, entry.offset, entry.stored_bytes, entry.size_bytes,
+        entry.etag, mtime,
+    )  # fmt: skip
 
 
 def base_folder(sources: Sequence[str]) -> str:
@@ -127,7 +122,7 @@ def path_below(entry: Entry, base: str) -> str:
     top = base if base.endswith("/") else base + "/"
     if base and path.startswith(top):
         path = path[len(top) :]
-    return f"{path}{archives.NESTED}{entry.member}" if entry.member is not None else path
+    return f"{path}{NESTED}{entry.member}" if entry.member is not None else path
 
 
 def _all_of(opened: Sequence[Source]) -> Iterator[Found]:
@@ -156,4 +151,4 @@ def _distinct(opened: Sequence[Source]) -> Iterator[Found]:
 def _found_id(found: Entry | Problem) -> int:
     if isinstance(found, Entry):
         return entry_id(found)
-    return manifest.image_id(found.uri, found.member, found.occurrence)
+    return image_id(found.uri, found.member, found.occurrence)

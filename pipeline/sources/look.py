@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.sources import archives
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, matches
+from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
 
@@ -63,7 +64,7 @@ def open_archive(info: ObjectInfo, path: str, look: Look, store: Store) -> Itera
     elif filters.is_too_old(info.mtime):
         yield Ignored(info.uri, "older than --since")
     elif not look.opens_compressed and archives.is_compressed_tar(path):
-        yield Entry(info.uri, info.size, info.etag, info.mtime, access=archives.WHOLE, meta={"path": path})
+        yield Entry(info.uri, info.size, info.etag, info.mtime, access=Access.ARCHIVE, meta={"path": path})
     else:
         yield from _members(info, path, filters, store)
 

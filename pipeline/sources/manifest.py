@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import InputError
+from pipeline.sources.rows import LOCATION_FIELDS, ListingRow, read_rows
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -25,27 +26,25 @@ from pipeline.storage.uris import absolute, join
 MANIFEST_VERSION = 1
 _PART = re.compile(r"part-\d{5}\.parquet")
 
-LOCATION_FIELDS = [
-    pa.field("image_id", pa.int64(), nullable=False),  # stable 64-bit hash of uri and member
-    pa.field("uri", pa.string(), nullable=False),  # the file, or the archive that holds the image
-    pa.field("member", pa.string()),  # path inside the archive; `inner.tar!/x.jpg` when nested
-    pa.field("access", pa.string(), nullable=False),  # file | range | zip | stream, see pipeline.archives
-    pa.field("offset", pa.int64()),  # first stored byte inside `uri`
-    pa.field("stored_bytes", pa.int64()),  # stored length inside `uri`; differs from size_bytes when deflated
-    pa.field("size_bytes", pa.int64(), nullable=False),  # length of the encoded image
-    pa.field("etag", pa.string(), nullable=False),  # version of `uri`: S3 ETag, or mtime_ns-size on disk
-    pa.field("mtime", pa.timestamp("us", tz="UTC")),
-]
 LABEL_FIELDS = [
     pa.field("label", pa.int8()),  # 1 positive (leukemia), 0 negative, null unknown
     pa.field("class_name", pa.string()),
     pa.field("subject_id", pa.string()),  # null where the source names no patient
     pa.field("split", pa.string()),  # train | validation | test
 ]
-LISTING_SCHEMA = pa.schema(LOCATION_FIELDS)
 MANIFEST_SCHEMA = pa.schema(
     LOCATION_FIELDS + LABEL_FIELDS, metadata={"leukoray.manifest_version": str(MANIFEST_VERSION)}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow(ListingRow):
+    """One row of MANIFEST_SCHEMA."""
+
+    label: int | None
+    class_name: str | None
+    subject_id: str | None
+    split: str | None
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,8 @@ class Manifest:
         """What stands for a patient in `subject_id`: 'subjects', or 'blocks' of consecutive file numbers."""
         return str(self.info.get("units") or "subjects")
 
-    def split(self, name: str) -> pa.Table:
-        return self.table.filter(pc.equal(self.table["split"], name))
-
-
-def image_id(uri: str, member: str | None = None, occurrence: int = 0) -> int:
-    """Signed 64-bit BLAKE2b of where an image lies; `occurrence` tells duplicate members of one archive apart."""
-    text = "\0".join([uri, member or "", str(occurrence) if occurrence else ""])
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big", signed=True
-    )
+    def split(self, name: str) -> list[ManifestRow]:
+        return read_rows(self.table.filter(pc.equal(self.table["split"], name)), ManifestRow)
 
 
 def table_digest(table: pa.Table) -> str:
@@ -162,7 +153,3 @@ def part_uris(uri: str, stores: Stores = Stores()) -> list[str]:
     folder = absolute(uri) + "/"
     found = (item.uri for item in stores.of(uri).walk(absolute(uri)))
     return sorted(name for name in found if _PART.fullmatch(name.removeprefix(folder)))
-
-
-def rows(table: pa.Table, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    return list((table.select(list(columns)) if columns else table).to_pylist())

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pyarrow as pa
 
 from pipeline.base.errors import Code, InputError, UsageError
-from pipeline.sources import manifest
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.folders import walk
 from pipeline.sources.look import Branch, Look, Root, Stream, bind, one_object
+from pipeline.sources.manifest import ManifestRow, read_manifest
+from pipeline.sources.rows import read_rows
 from pipeline.sources.tables import read_table
 from pipeline.storage.types import ObjectInfo, StoreError
 from pipeline.storage.uris import absolute, is_s3, join
@@ -21,15 +22,15 @@ _ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at t
 
 def from_manifest(uri: str, look: Look) -> Iterator[Branch]:
     """The images of a manifest as they are now: those replaced since would otherwise pass for the old ones."""
-    table = manifest.read_manifest(uri, look.stores).table
+    table = read_manifest(uri, look.stores).table
     for start in range(0, table.num_rows, _ROWS_A_STREAM):
         yield Branch(bind(_recorded, table.slice(start, _ROWS_A_STREAM), look))
 
 
 def _recorded(table: pa.Table, look: Look) -> Iterator[Found]:
     known: dict[str, ObjectInfo | Problem] = {}
-    for row in table.to_pylist():
-        uri, member = row["uri"], row["member"]
+    for row in read_rows(table, ManifestRow):
+        uri, member = row.uri, row.member
         if uri not in known:
             known[uri] = _present(uri, look)
         info = known[uri]
@@ -39,14 +40,14 @@ def _recorded(table: pa.Table, look: Look) -> Iterator[Found]:
         refused = look.filters.refuse([uri, *([member] if member is not None else [])], info.mtime)
         if refused:
             yield Ignored(uri, refused)
-        elif member is not None and info.etag != row["etag"]:
+        elif member is not None and info.etag != row.etag:
             message = "the archive was replaced since the manifest was made; run leukoray ingest again"
-            yield Problem(uri, member, Code.CHANGED, message, row["size_bytes"], info.etag)
+            yield Problem(uri, member, Code.CHANGED, message, row.size_bytes, info.etag)
         else:
-            size = row["size_bytes"] if member is not None else info.size
+            size = row.size_bytes if member is not None else info.size
             yield Entry(
-                uri, size, info.etag, info.mtime, member, row["access"], row["offset"], row["stored_bytes"],
-                meta={"subject_id": row["subject_id"]} if row["subject_id"] else {}, image_id=row["image_id"],
+                uri, size, info.etag, info.mtime, member, row.access, row.offset, row.stored_bytes,
+                meta={"subject_id": row.subject_id} if row.subject_id else {}, image_id=row.image_id,
             )  # fmt: skip
 
 

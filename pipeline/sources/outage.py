@@ -5,20 +5,21 @@ from dataclasses import replace
 
 from pipeline.base.errors import OUTAGE_CODES, PlatformError
 from pipeline.images.load import Limits
-from pipeline.sources.fetch import Fetched, Row, fetch_rows
+from pipeline.sources.fetch import Fetched, fetch_rows
+from pipeline.sources.rows import Row
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 
 _OUTAGE_ROWS = 24  # after so many failures in a row it is time to ask whether the store answers at all
 
 
-def fetch_while_up(rows: Sequence[Row], stores: Stores, limits: Limits) -> Iterator[Fetched]:
+def fetch_while_up(rows: Sequence[Row], stores: Stores, limits: Limits) -> Iterator[Fetched[Row]]:
     """As `fetch_rows`, but rows that the store failed to give are asked for again at the end.
 
     An outage that begins with the last rows, or that is over before 24 rows have failed, would otherwise blame the
     images. Raises PlatformError when the store is out.
     """
-    doubtful: dict[int, Fetched] = {}
+    doubtful: dict[int, Fetched[Row]] = {}
     barren = 0
     for fetched in fetch_rows(rows, stores, limits):
         if fetched.data is not None:
@@ -26,28 +27,28 @@ def fetch_while_up(rows: Sequence[Row], stores: Stores, limits: Limits) -> Itera
         if not _is_transient(fetched):
             yield fetched
             continue
-        doubtful[fetched.row["image_id"]] = fetched
+        doubtful[fetched.row.image_id] = fetched
         barren += 1
         if barren >= _OUTAGE_ROWS:
-            assert_up(fetched.row["uri"], stores)
+            assert_up(fetched.row.uri, stores)
             barren = 0
     if doubtful:
         yield from _ask_again(doubtful, stores, limits)
 
 
-def _ask_again(doubtful: dict[int, Fetched], stores: Stores, limits: Limits) -> Iterator[Fetched]:
+def _ask_again(doubtful: dict[int, Fetched[Row]], stores: Stores, limits: Limits) -> Iterator[Fetched[Row]]:
     """Ask while the store is known to be up, before and after: what then fails is the object's own fault."""
     first = next(iter(doubtful.values()))
-    assert_up(first.row["uri"], stores)
-    failed: list[Fetched] = []
+    assert_up(first.row.uri, stores)
+    failed: list[Fetched[Row]] = []
     for again in fetch_rows([fetched.row for fetched in doubtful.values()], stores, limits):
-        again = replace(again, attempts=again.attempts + doubtful[again.row["image_id"]].attempts)
+        again = replace(again, attempts=again.attempts + doubtful[again.row.image_id].attempts)
         if _is_transient(again):
             failed.append(again)
         else:
             yield again
     if failed:
-        assert_up(failed[-1].row["uri"], stores)
+        assert_up(failed[-1].row.uri, stores)
     yield from failed
 
 
@@ -60,7 +61,7 @@ def assert_up(uri: str, stores: Stores) -> None:
             raise _out(error) from error
 
 
-def _is_transient(fetched: Fetched) -> bool:
+def _is_transient(fetched: Fetched[Row]) -> bool:
     return fetched.rejected is not None and fetched.rejected.code in OUTAGE_CODES
 
 

@@ -8,7 +8,7 @@ so that the reader can count it. Every rank is dealt a known number of rows, so 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from pipeline.base.errors import OUTAGE_CODES, ImageRejected, IncompleteError, PlatformError
 from pipeline.images.load import load_image
 from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.rows import Access, read_rows
 from pipeline.storage.stores import Stores
+from pipeline.training.rows import TargetRow
 
 if TYPE_CHECKING:
     import ray.data
@@ -53,17 +55,17 @@ def decode(rows: pa.Table, size: int, stores: Stores = Stores()) -> pa.Table:
     targets: list[int] = []
     codes: list[str | None] = []
     messages: list[str | None] = []
-    for number, fetched in enumerate(fetch_rows(rows.to_pylist(), stores)):
+    for number, fetched in enumerate(fetch_rows(read_rows(rows, TargetRow), stores)):
         rejected = fetched.rejected
         if fetched.data is not None:
             try:
                 pixels[number] = load_image(fetched.data, size).pixels
             except ImageRejected as error:
                 rejected = error
-        ids.append(fetched.row["image_id"])
-        targets.append(fetched.row["target"])
+        ids.append(fetched.row.image_id)
+        targets.append(fetched.row.target)
         codes.append(rejected.code.value if rejected else None)
-        messages.append(f"{_place(fetched.row)}: {rejected.message}" if rejected else None)
+        messages.append(f"{fetched.row.place}: {rejected.message}" if rejected else None)
     packed = pa.Array.from_buffers(pa.binary(pixel_bytes(size)), len(ids), [None, pa.py_buffer(pixels)])
     return pa.Table.from_arrays(
         [pa.array(ids, pa.int64()), pa.array(targets, pa.int64()), _strings(codes), _strings(messages), packed],
@@ -73,10 +75,6 @@ def decode(rows: pa.Table, size: int, stores: Stores = Stores()) -> pa.Table:
 
 def _strings(values: list[str | None]) -> pa.Array:
     return pa.array(values, pa.string())
-
-
-def _place(row: Any) -> str:
-    return f"{row['uri']}!/{row['member']}" if row["member"] else str(row["uri"])
 
 
 def decoded(rows: pa.Table, size: int, stores: Stores, cpus: float) -> "ray.data.Dataset":
@@ -95,7 +93,7 @@ def decoded(rows: pa.Table, size: int, stores: Stores, cpus: float) -> "ray.data
 def _blocks(rows: pa.Table, size: int, parallel: int) -> list[pa.Table]:
     """Slices of bounded decoded size. Members of one compressed tar share a block: a block reads it from the start."""
     length = max(1, min(_BLOCK_BYTES // pixel_bytes(size), _MAX_BLOCK_ROWS, -(-rows.num_rows // parallel)))
-    streamed = pc.equal(rows["access"], "stream")
+    streamed = pc.equal(rows["access"], Access.STREAM.value)
     direct = rows.filter(pc.invert(streamed))
     blocks = [direct.slice(start, length) for start in range(0, direct.num_rows, length)]
     archives = rows.filter(streamed)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import InputError
-from pipeline.sources.manifest import LOCATION_FIELDS, Manifest
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.rows import LOCATION_FIELDS, ListingRow
 
 if TYPE_CHECKING:
     pass
@@ -18,6 +19,13 @@ Task = Literal["binary", "multiclass"]
 
 
 ROW_SCHEMA = pa.schema([*LOCATION_FIELDS, pa.field("target", pa.int64(), nullable=False)])  # index into the classes
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRow(ListingRow):
+    """One row of ROW_SCHEMA."""
+
+    target: int
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.listing import Tally, entry_row, list_sources
 from pipeline.sources.manifest import read_manifest
 from pipeline.sources.outage import fetch_while_up
+from pipeline.sources.rows import ListingRow
 from pipeline.storage import lock
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.s3 import S3Store
@@ -134,7 +135,7 @@ def test_two_slashes_in_a_key_are_a_folder_without_a_name(store: S3Store, stores
         entries = [item for item in list_sources([source], Tally(), stores=stores) if isinstance(item, Entry)]
         assert sorted(entry.uri for entry in entries) == sorted(f"s3://lab/{key}" for key in keys)
         rows = [entry_row(entry) for entry in entries]
-        assert all(got.data == got.row["uri"][9:].encode() for got in fetch_rows(rows, stores))
+        assert all(got.data == got.row.uri[9:].encode() for got in fetch_rows(rows, stores))
 
 
 def test_a_pattern_on_s3_is_every_object_that_fits(store: S3Store, stores: Stores) -> None:
@@ -154,7 +155,7 @@ def test_a_table_of_many_uris_is_looked_up_side_by_side(store: S3Store, endpoint
         store.write(f"s3://lab/{name}", b"x")
     store.write("s3://lab/t.csv", ("uri\n" + "\n".join(names)).encode())
     tally = Tally()
-    found = list(list_sources(["s3://lab/t.csv"], tally, stores=Stores(store.stores)))
+    found = list(list_sources(["s3://lab/t.csv"], tally, stores=Stores(store.settings)))
     assert (tally.images, tally.problems, len(found)) == (299, 1, 300)
 
 
@@ -179,15 +180,15 @@ def test_members_on_s3_are_read_by_range_like_on_disk(store: S3Store, stores: St
     rows = [
         entry_row(item) for item in list_sources(["s3://lab/packed"], Tally(), stores=stores) if isinstance(item, Entry)
     ]
-    rows.sort(key=lambda row: (row["uri"], row["offset"]))
-    got = sorted((str(item.row["member"]), item.data) for item in fetch_rows(rows, stores))
+    rows.sort(key=lambda row: (row.uri, row.offset))
+    got = sorted((str(item.row.member), item.data) for item in fetch_rows(rows, stores))
     assert got == sorted((name, data) for name, data in members for _ in range(3))
 
 
 # ---- an outage or a bad object ------------------------------------------------------------------------------
 
 
-def few_rows(store: S3Store, stores: Stores, name: str) -> list[dict[str, Any]]:
+def few_rows(store: S3Store, stores: Stores, name: str) -> list[ListingRow]:
     for number in range(6):
         store.write(f"s3://lab/{name}/{number}.jpg", b"%d" % number)
     found = list_sources([f"s3://lab/{name}"], Tally(), stores=stores)
@@ -233,7 +234,7 @@ def test_an_object_that_always_fails_costs_itself_only(store: S3Store, stores: S
     with faulty_proxy(endpoint, Faults(broken=frozenset({"3.jpg"}))) as proxy:
         got = list(fetch_while_up(rows, Stores(S3Settings(proxy, "us-east-1", max_attempts=2)), Limits()))
     [bad] = [item for item in got if item.rejected is not None]
-    assert (bad.row["uri"], bad.rejected and bad.rejected.code, bad.attempts) == (
+    assert (bad.row.uri, bad.rejected and bad.rejected.code, bad.attempts) == (
         "s3://lab/broken/3.jpg", Code.IO_ERROR, 4,
     )  # fmt: skip
     assert sum(item.data is not None for item in got) == 5

@@ -41,7 +41,7 @@ def probabilities(source: Path, predictor: Predictor) -> dict[str, float]:
     for fetched in fetch_rows(rows):
         assert fetched.data is not None, fetched.rejected
         pixels = predictor.load(fetched.data).pixels
-        name = (fetched.row["member"] or fetched.row["uri"]).rsplit("/", 1)[-1]
+        name = (fetched.row.member or fetched.row.uri).rsplit("/", 1)[-1]
         found[name] = float(predictor(pixels[None]).probability[0])
     return found
 

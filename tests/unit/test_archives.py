@@ -120,7 +120,7 @@ def fetched(found: Sequence[Found]) -> list[tuple[str, bytes | None]]:
 
 
 def _outcome(item: fetch.Fetched) -> tuple[str, bytes | None, Code | None]:
-    return str(item.row["member"]), item.data, item.rejected.code if item.rejected else None
+    return str(item.row.member), item.data, item.rejected.code if item.rejected else None
 
 
 def write(folder: Path, name: str, data: bytes) -> Path:
@@ -349,7 +349,7 @@ def test_a_name_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 def test_members_beyond_the_limit_are_not_unpacked(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tgz", tar_bytes([("x.jpg", b"1" * 1000), ("y.jpg", b"1")], "w:gz"))
     rows = [entry_row(entry) for entry in entries(listed(path))]
-    big, small = sorted(fetch.fetch_rows(rows, limits=Limits(max_bytes=10)), key=lambda item: item.row["offset"])
+    big, small = sorted(fetch.fetch_rows(rows, limits=Limits(max_bytes=10)), key=lambda item: item.row.offset)
     assert big.rejected is not None and big.rejected.code == Code.TOO_LARGE
     assert small.data == b"1"
 
@@ -489,7 +489,7 @@ def test_failures_of_one_name_have_ids_of_their_own(tmp_path: Path) -> None:
 def test_duplicate_members_have_ids_of_their_own(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tar", tar_bytes([("x.jpg", b"one"), ("x.jpg", b"two"), ("x.jpg", b"three")]))
     rows = [entry_row(entry) for entry in entries(listed(path))]
-    assert len({row["image_id"] for row in rows}) == 3
+    assert len({row.image_id for row in rows}) == 3
     assert [item.data for item in fetch.fetch_rows(rows)] == [b"one", b"two", b"three"]
 
 
@@ -592,7 +592,7 @@ def test_members_before_the_cut_of_a_tar_or_stored_zip_are_still_read(
     for ending in (".tar", ".zip"):
         whole = PACKERS[ending](members)
         at = int(len(whole) * share)
-        ends = [row["offset"] + row["stored_bytes"] for row in map(entry_row, entries(list_bytes("a" + ending, whole)))]
+        ends = [row.end for row in map(entry_row, entries(list_bytes("a" + ending, whole)))]
         found = fetched(listed(write(folder, f"a{ending}", whole[:at])))
         complete = [member for member, end in zip(members, ends, strict=True) if end <= at]
         assert [pair for pair in found if pair[1] is not None][: len(complete)] == complete
@@ -618,7 +618,7 @@ def test_a_flipped_byte_never_crashes_listing_or_reading(
 def test_an_archive_replaced_after_listing_is_not_read_with_old_offsets(tmp_path: Path) -> None:
     for ending, packer in PACKERS.items():
         path = write(tmp_path, f"a{ending}", packer([("x.jpg", b"old"), ("y.jpg", b"old")]))
-        rows: list[dict[str, Any]] = [entry_row(entry) for entry in entries(listed(path))]
+        rows = [entry_row(entry) for entry in entries(listed(path))]
         write(tmp_path, f"a{ending}", packer([("new.jpg", b"something else"), ("x.jpg", b"new")]))
         results = list(fetch.fetch_rows(rows))
         assert {item.rejected.code if item.rejected else None for item in results} == {Code.CHANGED}
@@ -631,7 +631,7 @@ def test_neighbours_on_a_remote_store_share_requests_of_bounded_size(ending: str
     rows = [entry_row(entry) for entry in entries(listed(write(tmp_path, f"a{ending}", PACKERS[ending](members))))]
     remote = CountingStore()
     results = list(fetch.fetch_rows(rows, mounted(remote), Limits(max_bytes=2_500_000)))
-    assert {str(item.row["member"]): item.data for item in results} == {**dict(members), "100.jpg": None}
+    assert {str(item.row.member): item.data for item in results} == {**dict(members), "100.jpg": None}
     assert [item.rejected.code for item in results if item.rejected] == [Code.TOO_LARGE]
     assert len(remote.reads) == 4 and max(remote.reads) <= 2 << 20  # 4 MB on each side of the one that is too large
 

@@ -1,8 +1,8 @@
 """An evaluation without Ray: a model that calls bright images diseased, on images written to disk."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +17,8 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.worker import EvaluationWorker, background
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
-from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestRow
+from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 
 SIZE = 16
@@ -62,27 +63,16 @@ def bundle(tmp_path: Path) -> Bundle:
     return write_bundle(str(tmp_path / "bundle"), info, {WEIGHTS: b"none", GRAPH: brightness_graph()})
 
 
-def row(folder: Path, number: int, level: int | None, label: int) -> dict[str, Any]:
+def row(folder: Path, number: int, level: int | None, label: int) -> ManifestRow:
     """A manifest row of a flat image of gray `level`, or of a file that is no image."""
     buffer = io.BytesIO()
     if level is not None:
         Image.new("RGB", (24, 20), (level,) * 3).save(buffer, format="PNG")
     path = folder / f"cell_{number}.png"
     path.write_bytes(buffer.getvalue() or b"no image")
-    return {
-        "image_id": number,
-        "uri": str(path),
-        "member": None,
-        "access": "file",
-        "offset": None,
-        "stored_bytes": None,
-        "size_bytes": path.stat().st_size,
-        "etag": "x",
-        "label": label,
-        "class_name": "blast" if label else "lymphocyte",
-        "subject_id": f"s{number // 2}",
-        "split": "test",
-    }
+    name = "blast" if label else "lymphocyte"
+    place = (number, str(path), None, Access.FILE, None, None, path.stat().st_size, "x", None)
+    return ManifestRow(*place, label, name, f"s{number // 2}", "test")
 
 
 def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bundle: Bundle, tmp_path: Path) -> None:
@@ -90,7 +80,7 @@ def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bund
     rows = [row(tmp_path, number, level, label) for number, (level, label) in enumerate(levels)]
     found = EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows)
     outcomes = Outcomes(bundle.info, reversed(found))
-    assert [outcome.row["image_id"] for outcome in outcomes.all] == [0, 1, 2, 3, 4, 5]
+    assert [outcome.row.image_id for outcome in outcomes.all] == [0, 1, 2, 3, 4, 5]
     assert [outcome.code for outcome in outcomes.rejected] == ["unsupported_format"]
     metrics = outcomes.metrics(0.5, replicates=100, confidence=0.95, seed=0)
     assert metrics["confusion"] == [[2, 0], [1, 2]]
@@ -122,14 +112,15 @@ def test_background_that_tells_the_class_is_warned_of(bundle: Bundle, tmp_path: 
 
 def test_a_class_of_one_subject_gives_no_background_warning_and_no_failure(bundle: Bundle, tmp_path: Path) -> None:
     rows = [row(tmp_path, number, 100 + number, int(number >= 20)) for number in range(60)]
-    rows = [{**each, "subject_id": "only"} if not each["label"] else each for each in rows]
+    rows = [replace(each, subject_id="only") if not each.label else each for each in rows]
     outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
     assert outcomes.background_warning() is None
 
 
 def test_members_of_a_compressed_tar_are_one_task() -> None:
-    rows = [{"uri": f"{n % 2}.tgz", "access": "stream", "offset": n // 2} for n in range(600)]
-    rows += [{"uri": "z.jpg", "access": "file", "offset": None}] * 200
+    whole = ManifestRow(0, "z.jpg", None, Access.FILE, None, None, 1, "x", None, 0, None, None, "test")
+    rows = [replace(whole, uri=f"{n % 2}.tgz", access=Access.STREAM, offset=n // 2) for n in range(600)]
+    rows += [whole] * 200
     assert sorted(map(len, tasks_of(rows))) == [72, 128, 300, 300]
 
 

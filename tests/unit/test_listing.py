@@ -14,15 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import sources
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.ingest.draft import ingest
-from pipeline.sources import Look, folders
+from pipeline.sources import folders
 from pipeline.sources.archives import Entry, Problem
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.filters import Filters, UriPattern, parse_since
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
-from pipeline.sources.manifest import LISTING_SCHEMA, MANIFEST_SCHEMA, write_manifest
+from pipeline.sources.look import Look
+from pipeline.sources.manifest import MANIFEST_SCHEMA, write_manifest
+from pipeline.sources.opening import expand
+from pipeline.sources.rows import LISTING_SCHEMA, to_table
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Level, ObjectInfo
@@ -57,7 +59,7 @@ def listed(*sources: Path | str, **options: Any) -> tuple[list[Entry], list[Prob
 
 def save_manifest(out: Path, source: Path) -> None:
     """Without labels."""
-    table = pa.Table.from_pylist([entry_row(entry) for entry in listed(source)[0]], LISTING_SCHEMA)
+    table = to_table([entry_row(entry) for entry in listed(source)[0]], LISTING_SCHEMA)
     for field in list(MANIFEST_SCHEMA)[table.num_columns :]:
         table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     write_manifest(str(out), [table], {})
@@ -76,7 +78,7 @@ def test_odd_names_are_listed_and_read(tmp_path: Path) -> None:
     entries, problems, _ = listed(tmp_path)
     assert names(entries) == sorted(ODD_NAMES)
     assert problems == []
-    data = {item.row["uri"]: item.data for item in fetch_rows([entry_row(entry) for entry in entries])}
+    data = {item.row.uri: item.data for item in fetch_rows([entry_row(entry) for entry in entries])}
     assert data == {str(tmp_path / "d e" / name): bytes([number]) for number, name in enumerate(ODD_NAMES)}
 
 
@@ -216,7 +218,7 @@ def test_a_glob_of_folders_and_what_is_in_them_lists_nothing_twice(tmp_path: Pat
 
 def test_a_hundred_thousand_matches_of_a_glob_are_told_apart_at_once() -> None:
     many = [f"/data/{number:06d}" for number in range(100_000)] + ["/data/000007/x", "/data/0"]
-    assert len(sources.expand(many)) == 100_001
+    assert len(expand(many)) == 100_001
 
 
 def test_an_image_that_a_table_names_and_a_folder_holds_is_listed_once(tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ def test_members_of_one_name_keep_their_ids_through_a_manifest(tmp_path: Path) -
     rows = [entry_row(entry) for entry in listed(tmp_path)[0]]
     save_manifest(tmp_path / "manifest", tmp_path)
     again = [entry_row(entry) for entry in listed(tmp_path / "manifest")[0]]
-    assert again == rows and len({row["image_id"] for row in rows}) == 2
+    assert again == rows and len({row.image_id for row in rows}) == 2
 
 
 def test_a_table_without_a_column_of_paths_names_its_columns(tmp_path: Path) -> None:

@@ -17,15 +17,15 @@ from pipeline.scoring.history.ledger import Ledger
 from pipeline.scoring.history.retry import Retry
 from pipeline.scoring.output import OutputFile, OutputSeries
 from pipeline.scoring.plan.plan import Plan
-from pipeline.scoring.plan.shards import Shards
+from pipeline.scoring.plan.shards import Shards, shard_row
 from pipeline.scoring.plan.subject_paths import SAMPLE, SubjectPaths
 from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, DELETED_SCHEMA, SKIPPED_SCHEMA, quarantine_schema
-from pipeline.sources import Look, open_archive
-from pipeline.sources.archives import WHOLE, Entry, Ignored, Problem
+from pipeline.sources.archives import Entry, Ignored, Problem
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
-from pipeline.sources.manifest import image_id
+from pipeline.sources.look import Look, open_archive
+from pipeline.sources.rows import Access, image_id
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo
@@ -61,7 +61,7 @@ def make_plan(
             request.sources, tally, filters, stores, request.limit, drop_doubles=True, opens_compressed=not takes_all
         )
     head = list(itertools.islice(found, SAMPLE))
-    paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access != WHOLE]
+    paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access is not Access.ARCHIVE]
     subjects = SubjectPaths.of(paths, request.subject_pattern)
     frozen = _Frozen(folder, request, ledger, retry, subjects, base, stores, begin)
     for item in itertools.chain(head, found):
@@ -118,22 +118,20 @@ class _Frozen:
         if isinstance(item, Problem):
             self._take_problem(item)
             return False
-        if item.access == WHOLE:
+        if item.access is Access.ARCHIVE:
             self._archives.append(item)
             return len(self._archives) == 1 and not self._ledger.runs
         row = entry_row(item)
-        if self._is_dropped(row["image_id"], item.uri) or self._is_done(row, item.etag, item.size_bytes):
+        if self._is_dropped(row.image_id, item.uri) or self._is_done(row.image_id, item):
             return False
         is_first = not self._shards.has_rows
-        row["subject_id"] = self._subject(row["image_id"], item)
-        row["meta"] = list(item.meta.items())
-        self._shards.add(row)
+        self._shards.add(shard_row(item, self._subject(row.image_id, item)))
         return is_first
 
     def _take_problem(self, item: Problem) -> None:
         self.unlisted.add(item.uri)
         row = _problem_row(item, self._request, self.plan, self._begin)
-        if self._is_dropped(row["image_id"], item.uri) or self._is_done(row, item.etag, item.size_bytes):
+        if self._is_dropped(row["image_id"], item.uri) or self._is_done(row["image_id"], item):
             return
         self._problems.add_row(row)
         self.plan.problems += 1
@@ -145,17 +143,16 @@ class _Frozen:
         self.dropped += 1
         return True
 
-    def _is_done(self, row: dict[str, Any], etag: str, size_bytes: int) -> bool:
+    def _is_done(self, image_id: int, item: Entry | Problem) -> bool:
         """Skip what an earlier run did; note what an earlier run failed to do."""
-        image_id = row["image_id"]
         self._ledger.see(image_id)
         if self._request.rescore or (self._retry is not None and self._retry.wants(image_id)):
             return False
-        done = self._ledger.look_up(image_id, etag, size_bytes)
+        done = self._ledger.look_up(image_id, item.etag, item.size_bytes)
         if done is None:
             return False
         self._reasons[done[0]] += 1
-        identity = {name: row[name] for name in ("image_id", "uri", "member")}
+        identity = {"image_id": image_id, "uri": item.uri, "member": item.member}
         self._skipped.add_row({**identity, "reason": done[0], "earlier_run": done[1]})
         return True
 
@@ -178,7 +175,7 @@ class _Frozen:
                 self._open(entry, look)
             elif verdicts[entry.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
-                self._shards.add_archive({**entry_row(entry), "subject_id": None, "meta": list(entry.meta.items())})
+                self._shards.add_archive(shard_row(entry, None))
 
     def _skip(self, table: pa.Table) -> None:
         self.in_archives += table.num_rows

@@ -17,6 +17,7 @@ from pipeline.images.load import Limits, load_image
 from pipeline.sources.archives import Entry, is_compressed_tar, list_archive
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.listing import entry_row
+from pipeline.sources.rows import Access, ListingRow
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 
@@ -41,13 +42,13 @@ def load_pictures(
     deadline = time.monotonic() + seconds
     wanted: dict[int, Mapping[str, Any]] = {row["image_id"]: row for row in rows}
     pictures = {image_id: Picture(None, reason) for image_id, row in wanted.items() if (reason := _unfit(row))}
-    places: list[dict[str, Any]] = []
+    places: list[ListingRow] = []
     members: dict[str, set[int]] = {}
     for image_id, row in wanted.items():
         if image_id in pictures:
             continue
         if row["member"] is None:
-            places.append({**row, "access": "file", "offset": None, "stored_bytes": None})
+            places.append(_whole_file(row))
         else:
             members.setdefault(row["uri"], set()).add(image_id)
     for number, (uri, ids) in enumerate(members.items()):
@@ -56,11 +57,17 @@ def load_pictures(
         else:
             found, reason = _find_members(uri, ids, wanted, stores, deadline)
             places += found
-            ids = ids - {place["image_id"] for place in found}
+            ids = ids - {place.image_id for place in found}
         pictures |= {image_id: Picture(None, reason) for image_id in ids}
-    places.sort(key=lambda place: (place["access"] == "stream", place["uri"]))  # one pass an archive
+    places.sort(key=lambda place: (place.access is Access.STREAM, place.uri))  # one pass an archive
     pictures |= dict(_load(places, wanted, limits, stores))
     return pictures
+
+
+def _whole_file(row: Mapping[str, Any]) -> ListingRow:
+    return ListingRow(
+        row["image_id"], row["uri"], None, Access.FILE, None, None, row["size_bytes"], row["etag"], None
+    )  # fmt: skip
 
 
 def _unfit(row: Mapping[str, Any]) -> str:
@@ -74,10 +81,10 @@ def _unfit(row: Mapping[str, Any]) -> str:
 
 def _find_members(
     uri: str, ids: set[int], wanted: Mapping[int, Mapping[str, Any]], stores: Stores, deadline: float
-) -> tuple[list[dict[str, Any]], str]:
+) -> tuple[list[ListingRow], str]:
     """(listing rows of the members found, why the others were not)."""
     store = stores.of(uri)
-    found: list[dict[str, Any]] = []
+    found: list[ListingRow] = []
     try:
         info = store.head(uri)
         if info is None:
@@ -90,7 +97,7 @@ def _find_members(
             for item in list_archive(info, file):
                 if isinstance(item, Entry):
                     row = entry_row(item)
-                    if row["image_id"] in ids:
+                    if row.image_id in ids:
                         found.append(row)
                 if len(found) == len(ids):
                     break
@@ -102,12 +109,12 @@ def _find_members(
 
 
 def _load(
-    places: Sequence[Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any]], limits: Limits, stores: Stores
+    places: Sequence[ListingRow], wanted: Mapping[int, Mapping[str, Any]], limits: Limits, stores: Stores
 ) -> Iterator[tuple[int, Picture]]:
     if not places:
         return
     for fetched in fetch_rows(places, stores, limits):
-        image_id = fetched.row["image_id"]
+        image_id = fetched.row.image_id
         if fetched.data is None:
             rejected = fetched.rejected
             gone = rejected is not None and rejected.code is Code.NOT_FOUND

@@ -5,20 +5,21 @@ What this pass finds is the listing of the archive: each image, and each failure
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from pipeline.base.errors import TRANSIENT_CODES, Code, ImageRejected, Stage
 from pipeline.images.load import Limits
+from pipeline.scoring.plan.shards import shard_row
 from pipeline.scoring.plan.subject_paths import SubjectPaths
 from pipeline.scoring.request import Request
+from pipeline.scoring.schemas import ShardRow
 from pipeline.sources.archives import Entry, Found, Ignored, Problem, damage_code, read_archive
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.filters import NO_FILTERS, Filters
-from pipeline.sources.listing import base_folder, entry_row, path_below
-from pipeline.sources.manifest import image_id
+from pipeline.sources.listing import base_folder, path_below
 from pipeline.sources.outage import assert_up
+from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, StoreError
 
@@ -43,9 +44,9 @@ class StreamRules:
 class ArchiveStream:
     """Iterate once: a `Fetched` for every image and every failure. The counters are whole when it has ended."""
 
-    def __init__(self, row: Mapping[str, Any], rules: StreamRules, limits: Limits, stores: Stores) -> None:
+    def __init__(self, row: ShardRow, rules: StreamRules, limits: Limits, stores: Stores) -> None:
         self._row, self._rules, self._limits, self._stores = row, rules, limits, stores
-        self._path = dict(row["meta"])["path"]
+        self._path = dict(row.meta)["path"]
         self.listed = 0
         self.left_out: Counter[str] = Counter()
         self.meta_keys: set[str] = set()
@@ -53,23 +54,23 @@ class ArchiveStream:
         self.bytes_read = 0  # of the archive as it is stored
         self.has_ended = False
 
-    def __iter__(self) -> Iterator[Fetched]:
+    def __iter__(self) -> Iterator[Fetched[ShardRow]]:
         found = self._fetched()
         head = list(itertools.islice(found, _SAMPLE))
-        paths = [self._path_of(item) for item in head if item.row["member"] is not None]
+        paths = [self._path_of(item) for item in head if item.row.member is not None]
         rule = SubjectPaths.of(paths, self._rules.subject_pattern)
         for item in itertools.chain(head, found):
-            subject = item.row["subject_id"] or (rule.subject(self._path_of(item)) if item.row["member"] else None)
+            subject = item.row.subject_id or (rule.subject(self._path_of(item)) if item.row.member else None)
             self.listed += 1
-            yield Fetched({**item.row, "subject_id": subject}, item.data, item.rejected, item.etag, item.attempts)
+            yield replace(item, row=replace(item.row, subject_id=subject))
         self.has_ended = True
 
-    def _path_of(self, item: Fetched) -> str:
+    def _path_of(self, item: Fetched[ShardRow]) -> str:
         row = item.row
-        return path_below(Entry(row["uri"], 0, "", 0.0, member=row["member"]), self._rules.base)
+        return path_below(Entry(row.uri, 0, "", 0.0, member=row.member), self._rules.base)
 
-    def _fetched(self) -> Iterator[Fetched]:
-        uri, etag = self._row["uri"], self._row["etag"]
+    def _fetched(self) -> Iterator[Fetched[ShardRow]]:
+        uri, etag = self._row.uri, self._row.etag
         try:
             store = self._stores.of(uri)
             info = store.head(uri)
@@ -82,10 +83,10 @@ class ArchiveStream:
                     self.bytes_read = file.tell()
                     yield from self._one(item, data, info)
         except StoreError as error:
-            whole = Problem(uri, None, error.code, str(error), self._row["size_bytes"], etag)
+            whole = Problem(uri, None, error.code, str(error), self._row.size_bytes, etag)
             yield self._failed(whole, Stage.FETCH, error.attempts)
 
-    def _one(self, item: Found, data: bytes | Exception | None, info: ObjectInfo) -> Iterator[Fetched]:
+    def _one(self, item: Found, data: bytes | Exception | None, info: ObjectInfo) -> Iterator[Fetched[ShardRow]]:
         if isinstance(item, Entry) and item.member is not None:
             refused = self._rules.filters.refuse_member(self._path, item.member, info.mtime)
             item = Ignored(item.uri, refused) if refused else item
@@ -96,9 +97,9 @@ class ArchiveStream:
         else:
             yield self._entry(item, data)
 
-    def _entry(self, entry: Entry, data: bytes | Exception | None) -> Fetched:
+    def _entry(self, entry: Entry, data: bytes | Exception | None) -> Fetched[ShardRow]:
         self.meta_keys.update(entry.meta)
-        row = {**entry_row(entry), "subject_id": entry.meta.get("subject_id"), "meta": list(entry.meta.items())}
+        row = shard_row(entry, entry.meta.get("subject_id"))
         if isinstance(data, bytes):
             return Fetched(row, data, None, entry.etag, 1)
         if data is None:
@@ -108,10 +109,21 @@ class ArchiveStream:
             code, message = damage_code(data), f"damaged inside its archive: {data}"
         return Fetched(row, None, ImageRejected(code, message, Stage.FETCH), entry.etag, 1)
 
-    def _failed(self, problem: Problem, stage: Stage, attempts: int = 1) -> Fetched:
+    def _failed(self, problem: Problem, stage: Stage, attempts: int = 1) -> Fetched[ShardRow]:
         self.is_complete = self.is_complete and problem.code not in TRANSIENT_CODES
-        uri, member, etag = self._row["uri"], problem.member, self._row["etag"]
-        size = problem.size_bytes if member is not None else self._row["size_bytes"]
-        row = {"image_id": image_id(uri, member, problem.occurrence), "uri": uri, "member": member, "etag": etag}
-        rejected = ImageRejected(problem.code, problem.message, stage, attempts)
-        return Fetched({**row, "size_bytes": size, "subject_id": None, "meta": []}, None, rejected, etag, attempts)
+        uri, member, etag = self._row.uri, problem.member, self._row.etag
+        size = problem.size_bytes if member is not None else self._row.size_bytes
+        row = ShardRow(
+            image_id(uri, member, problem.occurrence),
+            uri,
+            member,
+            Access.STREAM,
+            None,
+            None,
+            size,
+            etag,
+            None,
+            None,
+            (),
+        )
+        return Fetched(row, None, ImageRejected(problem.code, problem.message, stage, attempts), etag, attempts)

@@ -24,17 +24,18 @@ from pipeline.images.load import Header, Limits, LoadedImage, load_image
 from pipeline.model.bundle import Bundle, class_columns
 from pipeline.model.predictor import Predictions, Predictor
 from pipeline.scoring.run_folder import ArchiveSummary, RunFolder
-from pipeline.scoring.schemas import part_schema
+from pipeline.scoring.schemas import ShardRow, part_schema
 from pipeline.scoring.work.stream import ArchiveStream, StreamRules
-from pipeline.sources.archives import WHOLE
-from pipeline.sources.fetch import Fetched, Row, fetch_rows
+from pipeline.sources.fetch import Fetched, fetch_rows
 from pipeline.sources.outage import fetch_while_up
+from pipeline.sources.rows import Access, read_rows
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 
 _BATCH = 8  # images a forward pass: activations stay in cache on CPU
 _CUDA_BATCH = 128
 CHUNK_ROWS = 1024  # of an archive, in one piece of its part
+_AS_LISTED = ("image_id", "uri", "member", "subject_id", "meta")
 _CRASHED = ImageRejected(
     Code.CRASHED_DECODER, "decoding it ended the process; the file is dangerous or the decoder has a bug", Stage.DECODE
 )
@@ -70,9 +71,13 @@ class _Outcome:
 
     @classmethod
     def of(
-        cls, fetched: Fetched, header: Header | None, result: Predictions | ImageRejected, at: datetime | None = None
+        cls,
+        fetched: Fetched[ShardRow],
+        header: Header | None,
+        result: Predictions | ImageRejected,
+        at: datetime | None = None,
     ) -> "_Outcome":
-        size = len(fetched.data) if fetched.data is not None else fetched.row["size_bytes"]
+        size = len(fetched.data) if fetched.data is not None else fetched.row.size_bytes
         return cls(fetched.etag, size, fetched.attempts, header, result, at or datetime.now(UTC))
 
 
@@ -108,13 +113,13 @@ class ShardScorer:
         shard cannot be read, the part cannot be written, or the store is out altogether; the shard then stays undone.
         """
         with self._stores.of(folder.uri).open(folder.shard(number)) as file:
-            rows = pq.ParquetFile(file).read().to_pylist()
+            rows = read_rows(pq.ParquetFile(file).read(), ShardRow)
         try:
-            if rows[0]["access"] == WHOLE:
+            if rows[0].access is Access.ARCHIVE:
                 return self._score_archive(number, rows[0], folder, crashed)
-            account = Account(number, weight=sum(row["size_bytes"] for row in rows))
+            account = Account(number, weight=sum(row.size_bytes for row in rows))
             fetched = fetch_while_up(rows, self._stores, self._limits)
-            outcomes = self._predict_all(fetched, crashed, account, rows[0]["uri"])
+            outcomes = self._predict_all(fetched, crashed, account, rows[0].uri)
             self._write(folder.part(number), rows, outcomes, account)
             return account
         finally:
@@ -124,21 +129,21 @@ class ShardScorer:
         """Pieces of archives that were finished since this was last asked."""
         return [self._finished.popleft() for _ in range(len(self._finished))]
 
-    def _score_archive(self, number: int, row: Row, folder: RunFolder, crashed: frozenset[int]) -> Account:
+    def _score_archive(self, number: int, row: ShardRow, folder: RunFolder, crashed: frozenset[int]) -> Account:
         """Piece by piece, so that memory and the wait for news do not grow with the archive."""
         stream = ArchiveStream(row, self._rules, self._limits, self._stores)
         fetched = iter(stream)
         for chunk in itertools.count():
-            account, rows = Account(number), list[Row]()
+            account, rows = Account(number), list[ShardRow]()
             before = stream.bytes_read
             piece = _noted(itertools.islice(fetched, CHUNK_ROWS), rows)
-            outcomes = self._predict_all(piece, crashed, account, row["uri"])
+            outcomes = self._predict_all(piece, crashed, account, row.uri)
             if stream.has_ended:
                 summary = ArchiveSummary(
-                    row["uri"], row["etag"], row["size_bytes"], chunk, stream.listed, stream.is_complete,
+                    row.uri, row.etag, row.size_bytes, chunk, stream.listed, stream.is_complete,
                     dict(stream.left_out), sorted(stream.meta_keys),
                 )  # fmt: skip
-                account.weight = row["size_bytes"] - before
+                account.weight = row.size_bytes - before
                 self._write(folder.part(number), rows, outcomes, account, summary.metadata())
                 return account
             account.weight = stream.bytes_read - before
@@ -149,7 +154,7 @@ class ShardScorer:
     def _write(
         self,
         part_uri: str,
-        rows: Sequence[Row],
+        rows: Sequence[ShardRow],
         outcomes: dict[int, _Outcome],
         account: Account,
         metadata: dict[bytes, bytes] | None = None,
@@ -161,14 +166,14 @@ class ShardScorer:
         self._stores.of(part_uri).write(part_uri, to_parquet(table))
         account.seconds["write"] += time.perf_counter() - begin
         account.rows = len(rows)
-        account.bytes = sum(row["size_bytes"] for row in rows)
+        account.bytes = sum(row.size_bytes for row in rows)
 
     def _predict_all(
-        self, fetched: Iterable[Fetched], crashed: frozenset[int], account: Account, where: str
+        self, fetched: Iterable[Fetched[ShardRow]], crashed: frozenset[int], account: Account, where: str
     ) -> dict[int, _Outcome]:
         """Outcome of every row, by image id. Batches are predicted as they fill, in the order of arrival."""
         results: dict[int, _Outcome] = {}
-        batch: list[Fetched] = []
+        batch: list[Fetched[ShardRow]] = []
         thread = threading.get_ident()
         begin = time.perf_counter()
         self._doing[thread] = ("fetch", where, time.monotonic())
@@ -176,22 +181,22 @@ class ShardScorer:
             account.seconds["fetch"] += time.perf_counter() - begin
             account.attempts += item.attempts
             if item.rejected is not None:
-                results[item.row["image_id"]] = _Outcome.of(item, None, item.rejected)
-            elif item.row["image_id"] in crashed:
-                results[item.row["image_id"]] = _Outcome.of(item, None, _CRASHED)
+                results[item.row.image_id] = _Outcome.of(item, None, item.rejected)
+            elif item.row.image_id in crashed:
+                results[item.row.image_id] = _Outcome.of(item, None, _CRASHED)
             else:
                 batch.append(item)
             if len(batch) >= self._batch:
                 self._flush(batch, results, account, thread)
                 batch = []
-            self._doing[thread] = ("fetch", item.row["uri"], time.monotonic())
+            self._doing[thread] = ("fetch", item.row.uri, time.monotonic())
             begin = time.perf_counter()
         self._flush(batch, results, account, thread)
         return results
 
     def _flush(
         self,
-        batch: list[Fetched],
+        batch: list[Fetched[ShardRow]],
         results: dict[int, _Outcome],
         account: Account,
         thread: int,
@@ -200,22 +205,22 @@ class ShardScorer:
             return
         with self._compute:
             begin = time.perf_counter()
-            self._doing[thread] = ("decode", batch[0].row["uri"], time.monotonic())
+            self._doing[thread] = ("decode", batch[0].row.uri, time.monotonic())
             decoded = list(self._map(self._decode, batch))
             images = [
                 (item, image) for item, image in zip(batch, decoded, strict=True) if isinstance(image, LoadedImage)
             ]
             for item, image in zip(batch, decoded, strict=True):
                 if isinstance(image, ImageRejected):
-                    results[item.row["image_id"]] = _Outcome.of(item, None, image)
+                    results[item.row.image_id] = _Outcome.of(item, None, image)
             account.seconds["decode"] += time.perf_counter() - begin
             begin = time.perf_counter()
-            self._doing[thread] = ("predict", batch[0].row["uri"], time.monotonic())
+            self._doing[thread] = ("predict", batch[0].row.uri, time.monotonic())
             if images:
                 self._predict(images, results)
             account.seconds["predict"] += time.perf_counter() - begin
 
-    def _map(self, function: Callable[[Fetched], Any], items: list[Fetched]) -> Iterable[Any]:
+    def _map(self, function: Callable[[Fetched[ShardRow]], Any], items: list[Fetched[ShardRow]]) -> Iterable[Any]:
         return self._pool.map(function, items) if self._pool is not None else map(function, items)
 
     def _decode(self, fetched: Fetched) -> LoadedImage | ImageRejected:
@@ -227,7 +232,7 @@ class ShardScorer:
 
     def _predict(
         self,
-        images: list[tuple[Fetched, LoadedImage]],
+        images: list[tuple[Fetched[ShardRow], LoadedImage]],
         results: dict[int, _Outcome],
     ) -> None:
         pixels = np.stack([image.pixels for _, image in images])  # uint8 (B, S, S, 3)
@@ -238,16 +243,16 @@ class ShardScorer:
         now = datetime.now(UTC)
         for index, (item, image) in enumerate(images):
             if predictions is not None:
-                results[item.row["image_id"]] = _Outcome.of(item, image.header, _one(predictions, index), now)
+                results[item.row.image_id] = _Outcome.of(item, image.header, _one(predictions, index), now)
                 continue
             try:
-                results[item.row["image_id"]] = _Outcome.of(item, image.header, self.predictor(image.pixels[None]))
+                results[item.row.image_id] = _Outcome.of(item, image.header, self.predictor(image.pixels[None]))
             except ImageRejected as error:
-                results[item.row["image_id"]] = _Outcome.of(item, image.header, error)
+                results[item.row.image_id] = _Outcome.of(item, image.header, error)
 
     def _columns(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[ShardRow],
         results: dict[int, _Outcome],
         account: Account,
     ) -> dict[str, list[Any]]:
@@ -255,9 +260,9 @@ class ShardScorer:
         names = class_columns(self.predictor.info.classes)
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         for row in rows:
-            outcome = results[row["image_id"]]
+            outcome = results[row.image_id]
             result, header = outcome.result, outcome.header
-            values: dict[str, Any] = {name: row[name] for name in ("image_id", "uri", "member", "subject_id", "meta")}
+            values: dict[str, Any] = {name: getattr(row, name) for name in _AS_LISTED}
             values |= {"etag": outcome.etag, "size_bytes": outcome.size_bytes}
             values |= {"attempts": outcome.attempts, "scored_at": outcome.at}
             if header is not None:
@@ -278,7 +283,7 @@ class ShardScorer:
         return columns
 
 
-def _noted(fetched: Iterable[Fetched], rows: list[Row]) -> Iterator[Fetched]:
+def _noted(fetched: Iterable[Fetched[ShardRow]], rows: list[ShardRow]) -> Iterator[Fetched[ShardRow]]:
     """The same, with the rows noted as they come."""
     for item in fetched:
         rows.append(item.row)
@@ -294,7 +299,7 @@ def _one(predictions: Predictions, index: int) -> Predictions:
 
 def ids_of(folder: RunFolder, number: int, rules: StreamRules, stores: Stores, limits: Limits) -> list[int]:
     """Ids of all images of a shard, in its order. An archive is read for them."""
-    return [item.row["image_id"] for item in _again(folder, number, rules, stores, limits)]
+    return [item.row.image_id for item in _again(folder, number, rules, stores, limits)]
 
 
 def probe(
@@ -304,7 +309,7 @@ def probe(
     """Decode some images of a shard and forget them. The caller watches whether the process survives."""
     left = len(ids)
     for fetched in _again(folder, number, rules, stores, limits, ids):
-        if fetched.row["image_id"] not in ids:
+        if fetched.row.image_id not in ids:
             continue
         if fetched.data is not None:
             with contextlib.suppress(ImageRejected):
@@ -318,13 +323,13 @@ def probe(
 def _again(
     folder: RunFolder, number: int, rules: StreamRules, stores: Stores, limits: Limits,
     wanted: frozenset[int] | None = None,
-) -> Iterator[Fetched]:  # fmt: skip
+) -> Iterator[Fetched[ShardRow]]:  # fmt: skip
     """The images of a shard once more; of plain shards only the wanted are read."""
     with stores.of(folder.uri).open(folder.shard(number)) as file:
-        rows = pq.ParquetFile(file).read().to_pylist()
-    if rows[0]["access"] == WHOLE:
+        rows = read_rows(pq.ParquetFile(file).read(), ShardRow)
+    if rows[0].access is Access.ARCHIVE:
         yield from ArchiveStream(rows[0], rules, limits, stores)
     elif wanted is None:
-        yield from (Fetched(row, None, None, row["etag"], 0) for row in rows)
+        yield from (Fetched(row, None, None, row.etag, 0) for row in rows)
     else:
-        yield from fetch_rows([row for row in rows if row["image_id"] in wanted], stores, limits)
+        yield from fetch_rows([row for row in rows if row.image_id in wanted], stores, limits)

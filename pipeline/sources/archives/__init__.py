@@ -16,8 +16,6 @@ and GNU tar; PKWARE APPNOTE 6.3 (zip64 included).
 
 from pipeline.sources.archives.members import (
     DAMAGE,
-    NESTED,
-    WHOLE,
     Entry,
     Found,
     Ignored,
@@ -35,9 +33,7 @@ from pipeline.sources.archives.zips import SLACK_BYTES, read_zip_member
 
 __all__ = [
     "DAMAGE",
-    "NESTED",
     "SLACK_BYTES",
-    "WHOLE",
     "Entry",
     "Found",
     "Ignored",

@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 from pipeline.base.errors import Code
 from pipeline.images.load import IMAGE_SUFFIXES
+from pipeline.sources.rows import NESTED, Access
 from pipeline.storage.types import ObjectInfo, StoreError
 
 COMPRESSED = {
@@ -22,9 +23,7 @@ COMPRESSED = {
 }  # fmt: skip
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
-NESTED = "!/"
 _PROGRAM_FOLDER = re.compile(r"(?:^|/)\.(?:ipynb_checkpoints|thumbnails|git|Trash[^/]*)/")
-WHOLE = "archive"  # the access of a compressed tar that is not listed yet
 # What tarfile, zipfile and the decompressors raise on bytes that nobody foresaw, beside their own exceptions.
 DAMAGE = (
     StoreError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
@@ -43,7 +42,7 @@ class Entry:
     etag: str
     mtime: float  # seconds since 1970, UTC
     member: str | None = None
-    access: str = "file"
+    access: Access = Access.FILE
     offset: int | None = None
     stored_bytes: int | None = None
     occurrence: int = 0  # how many members of the same name came before it

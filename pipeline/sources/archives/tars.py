@@ -10,7 +10,6 @@ from typing import IO, Literal, Self
 from pipeline.base.errors import Code
 from pipeline.sources.archives.members import (
     DAMAGE,
-    NESTED,
     Entry,
     Found,
     Ignored,
@@ -25,6 +24,7 @@ from pipeline.sources.archives.members import (
     suffix,
     window,
 )
+from pipeline.sources.rows import NESTED, Access
 
 _SIDECARS = {".cls", ".json", ".txt"}  # files of one sample share the name up to the first dot
 _SIDECAR_LIMIT_BYTES = 64 * 1024
@@ -191,7 +191,7 @@ def _tar_member(
         yield place.problem(member.name, Code.TRUNCATED, "the archive ends inside this member", member.size)
     else:
         offset = (place.base or 0) + member.offset_data
-        yield place.entry(member.name, member.size, access="range", offset=offset, stored_bytes=member.size)
+        yield place.entry(member.name, member.size, access=Access.RANGE, offset=offset, stored_bytes=member.size)
 
 
 def _sidecar(name: str, data: bytes) -> dict[str, str]:

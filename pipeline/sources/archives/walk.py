@@ -33,6 +33,7 @@ from pipeline.sources.archives.members import (
 )
 from pipeline.sources.archives.tars import Held, Samples, Tar, list_tar, not_a_file
 from pipeline.sources.archives.zips import list_zip, needs_unpacking, read_zip_member
+from pipeline.sources.rows import Access
 from pipeline.storage.types import ObjectInfo, StoreError
 
 _NESTED_LIMIT_BYTES = 2 << 30
@@ -152,7 +153,7 @@ def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterat
                     continue
                 refused = classify(member.name, place, member.size)
                 if refused is None:
-                    entry = place.entry(member.name, member.size, access="stream", offset=next(place.ordinals))
+                    entry = place.entry(member.name, member.size, access=Access.STREAM, offset=next(place.ordinals))
                     try:
                         samples.add(entry, take(entry, handle.read))
                     except DAMAGE as error:  # it was listed: its bytes are what is missing
@@ -186,7 +187,7 @@ def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place, take: Ta
             for found in _guarded(name, file, unpacked, replace(place, base=0)):
                 if isinstance(found, Entry):
                     data = _taken(found, file, take)
-                    yield replace(found, access="stream", offset=next(place.ordinals), stored_bytes=None), data
+                    yield replace(found, access=Access.STREAM, offset=next(place.ordinals), stored_bytes=None), data
                 else:
                     yield found, None
     except StoreError:
@@ -209,7 +210,7 @@ def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
         return file.read(size)
 
     stored_bytes = entry.stored_bytes or 0
-    return read(stored_bytes) if entry.access == "range" else read_zip_member(read, stored_bytes, entry.size_bytes)
+    return read(stored_bytes) if entry.access is Access.RANGE else read_zip_member(read, stored_bytes, entry.size_bytes)
 
 
 def stream_members(

@@ -18,6 +18,7 @@ from pipeline.sources.archives.members import (
     is_junk,
     window,
 )
+from pipeline.sources.rows import Access
 from pipeline.storage.types import StoreError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
@@ -70,7 +71,7 @@ def _zip_member(size: int, place: Place, item: zipfile.ZipInfo) -> Iterator[Foun
         yield place.entry(
             name,
             item.file_size,
-            access="zip",
+            access=Access.ZIP,
             offset=(place.base or 0) + item.header_offset,
             stored_bytes=header + item.compress_size,
         )
