@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.base.errors import LeukorayError, PlatformError, UsageError
+from pipeline.base.text import first_line
 
 _ANSWER_S = 10.0
 
@@ -78,7 +79,7 @@ class Connection:
         if self._error is not None:
             raise PlatformError(
                 f"Ray {'at ' + self._target if self._target else 'on this machine'} cannot be used: "
-                f"{_first_line(self._error)}; check --address/RAY_ADDRESS, and RAY_AUTH_MODE=token where the cluster "
+                f"{first_line(self._error)}; check --address/RAY_ADDRESS, and RAY_AUTH_MODE=token where the cluster "
                 "asks for a token"
             ) from self._error
         import ray
@@ -180,11 +181,6 @@ def _private_token() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def refuse_dead_node(ray: Any) -> None:

@@ -1,4 +1,4 @@
-"""Quantities as a person reads them."""
+"""Quantities and errors as a person reads them in one line."""
 
 
 def human_time(seconds: float) -> str:
@@ -9,3 +9,9 @@ def human_time(seconds: float) -> str:
     if whole < 5400:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line with words, at most 200 characters; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__

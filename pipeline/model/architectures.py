@@ -16,6 +16,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from pipeline.base.errors import InputError, UsageError
+from pipeline.base.text import first_line
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute
@@ -234,11 +235,9 @@ def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
         else:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise InputError(
-            f"--weights {path}: not a safetensors or PyTorch weight file ({_first_line(error)})"
-        ) from error
+        raise InputError(f"--weights {path}: not a safetensors or PyTorch weight file ({first_line(error)})") from error
     except Exception as error:  # pickle.UnpicklingError and its kin: weights_only refused the content
-        raise InputError(f"--weights {path}: holds more than tensors, refused ({_first_line(error)})") from error
+        raise InputError(f"--weights {path}: holds more than tensors, refused ({first_line(error)})") from error
     for key in _STATE_KEYS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -251,10 +250,6 @@ def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
     if broken:
         raise InputError(f"--weights {path}: {broken[0]} holds NaN or infinity; give weights of a finished training")
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _take_over(model: CellClassifier, state: dict[str, Tensor], source: str, architecture: str) -> Loaded:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.base.errors import InputError, UsageError
+from pipeline.base.text import first_line
 from pipeline.images.load import Preprocessing
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -171,8 +172,7 @@ def read_bundle(uri: str, stores: Stores = Stores()) -> Bundle:
     except StoreError as error:
         raise error.refusal(f"{uri}: no bundle here ({error}); name a bundle or a registry folder") from error
     except (ValueError, AttributeError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path}: damaged ({first}); publish the model again") from error
+        raise InputError(f"{path}: damaged ({first_line(error)}); publish the model again") from error
     expected = Preprocessing(info.input_size).digest()
     if info.preprocessing_digest != expected:
         raise InputError(

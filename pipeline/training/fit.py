@@ -25,6 +25,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.base.cluster import refuse_dead_node
 from pipeline.base.errors import LeukorayError, PlatformError
+from pipeline.base.text import first_line
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
@@ -298,7 +299,7 @@ def _explained(error: Exception) -> Exception:
     died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
     if controller is None and not any(isinstance(failure, died) for failure in failures):
         return error
-    first = (str(failures[0] if failures else controller).strip().splitlines() or [""])[0]
+    first = first_line(failures[0] if failures else controller)
     explained = PlatformError(
         f"training stopped after {_WORKER_RESTARTS} restarts: {first}; free memory or cores, or lower --batch-size or "
         "--workers; the same command continues from the last checkpoint"

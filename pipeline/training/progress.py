@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ray.train import UserCallback
 
-from pipeline.base.text import human_time
+from pipeline.base.text import first_line, human_time
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +72,8 @@ class Announcer(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
-            first = (str(error).strip().splitlines() or [""])[0][:200]
-            text = f"worker {rank} failed ({type(error).__name__}: {first}); continuing from the last checkpoint"
+            what = f"{type(error).__name__}: {first_line(error)}"
+            text = f"worker {rank} failed ({what}); continuing from the last checkpoint"
             self._mailbox.post.remote({"kind": "note", "text": text})
 
 

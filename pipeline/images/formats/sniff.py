@@ -3,6 +3,7 @@
 import struct
 
 from pipeline.base.errors import Code, ImageRejected
+from pipeline.base.text import first_line
 from pipeline.images.formats import jpeg, png, tiff
 
 
@@ -51,7 +52,7 @@ def _bmp_bytes(data: bytes) -> int:
 
 
 def damaged(data: bytes, name: str, error: Exception) -> ImageRejected:
-    detail = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    detail = first_line(error)
     if is_complete(data, name):
         return ImageRejected(Code.CORRUPT, f"damaged {name}: {detail}")
     return ImageRejected(Code.TRUNCATED, f"{name} ends too early ({len(data)} bytes): {detail}")

@@ -17,6 +17,7 @@ from pipeline.base.cluster import own_errors, refuse_dead_node
 from pipeline.base.errors import PlatformError
 from pipeline.base.resources import Plan as ClusterPlan
 from pipeline.base.resources import check
+from pipeline.base.text import first_line
 from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.plan.plan import Plan
@@ -240,11 +241,11 @@ class ScoreDriver:
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > _MAX_DEATHS_WITHOUT_PROGRESS:
             raise PlatformError(
-                f"scoring workers died {self._deaths_in_a_row} times without finishing a shard ({_brief(error)}); "
+                f"scoring workers died {self._deaths_in_a_row} times without finishing a shard ({first_line(error)}); "
                 "check memory (leukoray doctor), then run the same command again"
             ) from error
         shards = sorted(worker.open.values())
-        print(f"score  a worker died ({_brief(error)}); shards {shards} go to another", flush=True)
+        print(f"score  a worker died ({first_line(error)}); shards {shards} go to another", flush=True)
         self._workers[self._workers.index(worker)] = self._start()
         self._ray.kill(worker.actor)
         for number in shards:
@@ -296,7 +297,7 @@ class ScoreDriver:
             try:
                 doing = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                reasons.append(f"worker {asked[reference]} is gone ({_brief(error)})")
+                reasons.append(f"worker {asked[reference]} is gone ({first_line(error)})")
                 continue
             reasons += [f"worker {asked[reference]}: {stage} {uri} for {s:.0f} s" for stage, uri, s in doing]
         if silent:
@@ -307,8 +308,3 @@ class ScoreDriver:
                 f"(each needs {self._resources.cpus_per_worker:g} CPU, {free:g} free on {nodes} nodes)"
             )
         return "; ".join(reasons) or "workers are idle"
-
-
-def _brief(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:160]
