@@ -294,12 +294,12 @@ def _train_environment() -> Iterator[None]:
 
 def _explained(error: Exception) -> Exception:
     """A platform's failure in a sentence; a bug of ours as it is."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    controller = getattr(error, "controller_failure", None)
+    failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
+    controller: Exception | None = getattr(error, "controller_failure", None)
     died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
     if controller is None and not any(isinstance(failure, died) for failure in failures):
         return error
-    first = first_line(failures[0] if failures else controller)
+    first = first_line(failures[0] if failures else controller or error)
     explained = PlatformError(
         f"training stopped after {_WORKER_RESTARTS} restarts: {first}; free memory or cores, or lower --batch-size or "
         "--workers; the same command continues from the last checkpoint"
