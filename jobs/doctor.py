@@ -19,7 +19,7 @@ from pipeline import __version__
 from pipeline.base.cluster import connected
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.base.machine import cgroup_file, shared_memory_warning, usable_cores
-from pipeline.base.resources import Plan, check, training_plan
+from pipeline.base.resources import ClusterPlan, check, training_plan
 from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
@@ -97,9 +97,9 @@ def cores(config: DoctorConfig) -> Iterator[Finding]:
 def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
     plans = [
         training_plan(resources),
-        Plan("evaluate", 1, 1.0),
-        Plan("score", 1, 1.0),
-        Plan("serve", 1, 0.5),
+        ClusterPlan("evaluate", 1, 1.0),
+        ClusterPlan("score", 1, 1.0),
+        ClusterPlan("serve", 1, 0.5),
     ]
     fitting = []
     for plan in plans:

@@ -14,7 +14,7 @@ from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
-from pipeline.base.resources import Plan, check
+from pipeline.base.resources import ClusterPlan, check
 from pipeline.evaluation.metrics import Threshold, threshold_for
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes, is_labelled
@@ -126,7 +126,9 @@ def predict_split(
     if config.gpus_per_worker:
         possible = min(possible, int(available.get("GPU", 0) / config.gpus_per_worker))
     possible = max(1, possible)
-    plan = Plan("evaluate", config.workers or min(possible, len(tasks)), config.cpus_per_worker, config.gpus_per_worker)
+    plan = ClusterPlan(
+        "evaluate", config.workers or min(possible, len(tasks)), config.cpus_per_worker, config.gpus_per_worker
+    )
     check(plan, available)
     outcomes: list[Outcome] = []
     for part in _spread(ray, plan, bundle, tasks, stores):
@@ -145,7 +147,7 @@ def _tasks(wanted: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
 
 
 def _spread(
-    ray: Any, plan: Plan, bundle: Bundle, tasks: Sequence[Sequence[ManifestRow]], stores: Stores
+    ray: Any, plan: ClusterPlan, bundle: Bundle, tasks: Sequence[Sequence[ManifestRow]], stores: Stores
 ) -> Iterator[list[Outcome]]:
     """Hand tasks to workers as they become free; results as they come. A lost worker is restarted, its task redone."""
     remote = ray.remote(

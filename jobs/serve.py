@@ -25,7 +25,7 @@ from jobs.common import Clock, job_stores, raise_if_terminated, run
 from jobs.config import JobConfig, positional
 from pipeline.base.cluster import connected, refuse_dead_node
 from pipeline.base.errors import PlatformError
-from pipeline.base.resources import Plan, check
+from pipeline.base.resources import ClusterPlan, check
 from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
@@ -73,7 +73,7 @@ def main(config: ServeConfig) -> None:
     with _stop_signals() as stop, connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         stop.arm()  # Ray has put a handler of its own there
         raise_if_terminated()
-        plan = Plan("serve", config.replicas, _CPUS_PER_REPLICA, remedy="lower --replicas")
+        plan = ClusterPlan("serve", config.replicas, _CPUS_PER_REPLICA, remedy="lower --replicas")
         check(plan, ray.cluster_resources())
         if not is_local:
             refuse_what_is_served()

@@ -13,7 +13,7 @@ from jobs.config import JobConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import UsageError
 from pipeline.base.machine import shared_memory_warning
-from pipeline.base.resources import Plan, check, training_plan
+from pipeline.base.resources import ClusterPlan, check, training_plan
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, start_from
 from pipeline.model.export import to_safetensors
@@ -159,7 +159,7 @@ def _digest(settings: Settings, manifest: Manifest, initial: bytes | None) -> st
     return settings.digest(manifest.digest, hashlib.sha256(initial or b"").hexdigest())
 
 
-def _announce(rows: LabelledRows, plan: Plan, batch_size: int) -> None:
+def _announce(rows: LabelledRows, plan: ClusterPlan, batch_size: int) -> None:
     for split in ("train", "validation"):
         counts = ", ".join(f"{number} {name}" for name, number in zip(rows.classes, rows.counts(split), strict=True))
         print(f"{split}: {sum(rows.counts(split))} images ({counts})")

@@ -11,7 +11,7 @@ from pipeline.base.errors import PlatformError
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClusterPlan:
     """What a job will hold at the same time."""
 
     job: str
@@ -34,17 +34,17 @@ def training_plan(
     workers: int | None = None,
     cpus_per_worker: float | None = None,
     use_gpu: bool | None = None,
-) -> Plan:
+) -> ClusterPlan:
     """What training holds on a cluster with these resources (as ray.cluster_resources()); None: chosen to fit."""
     cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0.0))
     on_gpu = gpus > 0 if use_gpu is None else use_gpu
     count = workers or (max(1, gpus) if on_gpu else 2 if cpus >= 2 else 1)
     if cpus_per_worker is None:  # a whole core each only where one is left over for Ray Data
         cpus_per_worker = 1.0 if cpus >= count + 1 else max(0.05, math.floor(50 * cpus / count) / 100)
-    return Plan("train", count, cpus_per_worker, gpus_per_worker=1.0 if on_gpu else 0.0)
+    return ClusterPlan("train", count, cpus_per_worker, gpus_per_worker=1.0 if on_gpu else 0.0)
 
 
-def check(plan: Plan, resources: dict[str, float]) -> None:
+def check(plan: ClusterPlan, resources: dict[str, float]) -> None:
     """Refuse a plan that the cluster's total `resources` (as ray.cluster_resources()) can never hold.
 
     Raises PlatformError with the sum and what to change.

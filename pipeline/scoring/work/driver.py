@@ -15,8 +15,7 @@ from typing import Any
 
 from pipeline.base.cluster import own_errors, refuse_dead_node
 from pipeline.base.errors import PlatformError
-from pipeline.base.resources import Plan as ClusterPlan
-from pipeline.base.resources import check
+from pipeline.base.resources import ClusterPlan, check
 from pipeline.base.text import first_line
 from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
