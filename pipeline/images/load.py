@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.base.errors import Code, ImageRejected
+from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.decoders import decode_jpeg, decode_pillow, format_name, open_pillow
 from pipeline.images.formats import jpeg, tiff
 from pipeline.images.formats.sniff import damaged, sniff
@@ -38,6 +38,11 @@ class Limits:
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 100_000_000
     max_frames: int = 1000  # of an animation or a multi-page file, of which only the first is used
+
+    def too_large(self, size_bytes: int, stage: Stage = Stage.DECODE) -> ImageRejected:
+        """What a file of more than `max_bytes` is refused with, wherever that is noticed."""
+        message = f"{size_bytes} bytes, the limit (--max-bytes) is {self.max_bytes}"
+        return ImageRejected(Code.TOO_LARGE, message, stage)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def read_header(data: bytes, limits: Limits = Limits()) -> Header:
     if not data:
         raise ImageRejected(Code.EMPTY, "the file has no bytes")
     if len(data) > limits.max_bytes:
-        raise ImageRejected(Code.TOO_LARGE, f"{len(data)} bytes, the limit (--max-bytes) is {limits.max_bytes}")
+        raise limits.too_large(len(data))
     name = sniff(data)
     if name == "jpeg":
         header = _jpeg_header(data, limits)

@@ -18,7 +18,7 @@ from pipeline.images.load import Limits
 from pipeline.sources.archives import DAMAGE, SLACK_BYTES, damage_code, read_zip_member, stream_members
 from pipeline.sources.rows import Access, ListingRow, Row
 from pipeline.storage.stores import Stores
-from pipeline.storage.types import Bytes, ObjectInfo, Store, StoreError
+from pipeline.storage.types import Bytes, ObjectInfo, Store, StoreError, as_listed
 
 _REMOTE_THREADS, _LOCAL_THREADS = 48, 1
 _LOCAL_CHUNK = 16
@@ -48,8 +48,7 @@ def fetch(row: Row, store: Reader, limits: Limits = Limits()) -> Fetched[Row]:
     """Bytes of one row that has random access. Never raises for what is wrong with this one image."""
     try:
         if row.size_bytes > limits.max_bytes:
-            message = f"{row.size_bytes} bytes, the limit (--max-bytes) is {limits.max_bytes}"
-            raise ImageRejected(Code.TOO_LARGE, message, Stage.FETCH)
+            raise limits.too_large(row.size_bytes, Stage.FETCH)
         got = _read(row, store)
     except StoreError as error:
         rejected = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
@@ -193,11 +192,7 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
     failure: ImageRejected | None = None
     etag = rows[0].etag
     try:
-        info = store.head(uri)
-        if info is None:
-            raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
-        if info.etag != etag:
-            raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
+        info = as_listed(store, uri, etag)
         for ordinal, data in _members(info, store, set(by_ordinal), limits.max_bytes):
             row = by_ordinal[ordinal]
             done.add(ordinal)
@@ -205,8 +200,7 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
                 damage = ImageRejected(damage_code(data), f"damaged inside its archive: {data}", Stage.FETCH)
                 yield Fetched(row, None, damage, etag, 1)
             elif data is None:
-                message = f"{row.size_bytes} bytes, the limit (--max-bytes) is {limits.max_bytes}"
-                yield Fetched(row, None, ImageRejected(Code.TOO_LARGE, message, Stage.FETCH), etag, 1)
+                yield Fetched(row, None, limits.too_large(row.size_bytes, Stage.FETCH), etag, 1)
             else:
                 yield Fetched(row, data, None, etag, 1)
     except StoreError as error:

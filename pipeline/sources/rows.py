@@ -57,7 +57,7 @@ class ListingRow:
     @property
     def place(self) -> str:
         """Where the image lies, for a person."""
-        return f"{self.uri}{NESTED}{self.member}" if self.member is not None else self.uri
+        return place_of(self.uri, self.member)
 
     @property
     def start(self) -> int:
@@ -86,6 +86,11 @@ def read_rows(table: pa.Table, kind: type[Row]) -> list[Row]:
 def to_table(rows: Sequence[ListingRow], schema: pa.Schema) -> pa.Table:
     """A table of rows that have the schema's columns as fields."""
     return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+
+
+def place_of(uri: str, member: str | None) -> str:
+    """`uri`, or `uri!/member` inside an archive."""
+    return uri if member is None else f"{uri}{NESTED}{member}"
 
 
 def image_id(uri: str, member: str | None = None, occurrence: int = 0) -> int:

@@ -13,7 +13,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, cast
 
 from pipeline.base.errors import Code, InputError, LeukorayError, PlatformError
-from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, StoreError
+from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, StoreError, replaced
 from pipeline.storage.uris import local_path
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class LocalStore:
             with open(local_path(uri), "rb", buffering=0) as file:
                 found = local_etag(os.fstat(file.fileno()))
                 if etag is not None and found != etag:
-                    raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
+                    raise replaced(uri)
                 return Bytes(os.pread(file.fileno(), size, offset), found, 1)
         except OSError as error:
             raise _translate(error, uri) from error

@@ -20,7 +20,7 @@ import urllib3.exceptions
 from botocore.config import Config as BotoConfig
 
 from pipeline.base.errors import OUTAGE_CODES, Code
-from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, S3Settings, StoreError
+from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, S3Settings, StoreError, replaced
 
 Result = TypeVar("Result")
 
@@ -147,7 +147,7 @@ class S3Store:
                     attempts,
                 )
             if status == 412 or code == "PreconditionFailed":
-                return StoreError(Code.CHANGED, f"{where}: replaced since it was listed; run again", attempts)
+                return replaced(where, attempts)
             if status == 416:
                 return StoreError(Code.CHANGED, f"{where}: shorter than when it was listed", attempts)
             return StoreError(Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts)

@@ -114,3 +114,18 @@ class Store(Protocol):
     def beginning_with(self, uri: str) -> Iterator[ObjectInfo]: ...
     def delete(self, uri: str) -> None: ...
     def delete_tree(self, prefix: str) -> None: ...
+
+
+def replaced(uri: str, attempts: int = 1) -> StoreError:
+    """What a reader of a listed version is told when the object has another one now."""
+    return StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again", attempts)
+
+
+def as_listed(store: Store, uri: str, etag: str) -> ObjectInfo:
+    """The object in the version that was listed. Raises StoreError where it is gone or replaced."""
+    info = store.head(uri)
+    if info is None:
+        raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
+    if info.etag != etag:
+        raise replaced(uri)
+    return info

@@ -23,6 +23,7 @@ from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
 from pipeline.scoring.run_folder import ArchiveSummary, RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, prediction_schema, quarantine_schema
 from pipeline.scoring.work.parts import part_sizes, read_part, read_summary
+from pipeline.sources.rows import place_of
 from pipeline.storage.parquet import read_columns
 from pipeline.storage.stores import Stores
 
@@ -128,8 +129,8 @@ def _shape(table: pa.Table, schema: pa.Schema, constants: dict[str, Any], meta: 
 def _partitioned(table: pa.Table, partition: Partition | None) -> list[tuple[str, pa.Table]]:
     if partition is None:
         return [("", table)]
-    paths = zip(table["uri"].to_pylist(), table["member"].to_pylist(), strict=True)
-    values = pa.array([partition.value(f"{uri}!/{member}" if member else uri) for uri, member in paths], pa.string())
+    places = map(place_of, table["uri"].to_pylist(), table["member"].to_pylist())
+    values = pa.array(map(partition.value, places), pa.string())
     return [
         (f"{partition.key}={value}/", table.filter(pc.equal(values, value)))
         for value in sorted(set(values.to_pylist()))

@@ -9,6 +9,7 @@ from pipeline.evaluation.report.html import data_uri, environment
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Picture
 from pipeline.scoring.summary.summary import BINS, REASONS, Summary, stages, throughput
+from pipeline.sources.rows import place_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NO_PICTURES = Picture(None, "pictures were left out")
@@ -106,7 +107,7 @@ def _rejected_card(row: Mapping[str, Any], pictures: Mapping[int, Picture]) -> d
 
 def _card(row: Mapping[str, Any], pictures: Mapping[int, Picture], title: str, kind: str, note: str) -> dict[str, Any]:
     picture = pictures.get(row["image_id"], _NO_PICTURES)
-    place = f"{row['uri']}!/{row['member']}" if row["member"] is not None else row["uri"]
+    place = place_of(row["uri"], row["member"])
     archive = row["uri"].rsplit("/", 1)[-1] if row["member"] is not None else ""
     return {
         "source": data_uri(picture.pixels) if picture.pixels is not None else None,

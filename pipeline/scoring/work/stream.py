@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.base.errors import TRANSIENT_CODES, Code, ImageRejected, Stage
+from pipeline.base.errors import TRANSIENT_CODES, ImageRejected, Stage
 from pipeline.images.load import Limits
 from pipeline.scoring.plan.shards import shard_row
 from pipeline.scoring.plan.subject_paths import SubjectPaths
@@ -21,7 +21,7 @@ from pipeline.sources.listing import base_folder, path_below
 from pipeline.sources.outage import assert_up
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
-from pipeline.storage.types import ObjectInfo, StoreError
+from pipeline.storage.types import ObjectInfo, StoreError, as_listed
 
 _SAMPLE = 64  # images held back until their paths have told the layout
 
@@ -73,11 +73,7 @@ class ArchiveStream:
         uri, etag = self._row.uri, self._row.etag
         try:
             store = self._stores.of(uri)
-            info = store.head(uri)
-            if info is None:
-                raise StoreError(Code.NOT_FOUND, f"{uri}: gone since it was listed")
-            if info.etag != etag:
-                raise StoreError(Code.CHANGED, f"{uri}: replaced since it was listed; run again")
+            info = as_listed(store, uri, etag)
             with store.open(uri, lambda error: assert_up(uri, self._stores)) as file:
                 for item, data in read_archive(info, file, self._limits.max_bytes):
                     self.bytes_read = file.tell()
@@ -103,11 +99,10 @@ class ArchiveStream:
         if isinstance(data, bytes):
             return Fetched(row, data, None, entry.etag, 1)
         if data is None:
-            message = f"{entry.size_bytes} bytes, the limit (--max-bytes) is {self._limits.max_bytes}"
-            code = Code.TOO_LARGE
+            refused = self._limits.too_large(entry.size_bytes, Stage.FETCH)
         else:
-            code, message = damage_code(data), f"damaged inside its archive: {data}"
-        return Fetched(row, None, ImageRejected(code, message, Stage.FETCH), entry.etag, 1)
+            refused = ImageRejected(damage_code(data), f"damaged inside its archive: {data}", Stage.FETCH)
+        return Fetched(row, None, refused, entry.etag, 1)
 
     def _failed(self, problem: Problem, stage: Stage, attempts: int = 1) -> Fetched[ShardRow]:
         self.is_complete = self.is_complete and problem.code not in TRANSIENT_CODES
