@@ -134,10 +134,10 @@ def test_many_classes_train_and_are_measured_from_and_to_s3(
             "uri": f"s3://{s3.bucket}/{key}",
             "etag": s3.client().head_object(Bucket=s3.bucket, Key=key)["ETag"].strip('"'),
         }
-    manifest = manifest_of(rows, f"s3://{s3.bucket}/three-manifest", s3.settings).uri
+    manifest = manifest_of(rows, f"s3://{s3.bucket}/three-manifest", s3.stores).uri
     flags = ["--task", "multiclass", "--epochs", "1", *s3.flags]
     assert run_train(manifest, f"s3://{s3.bucket}/models", *flags) == 0
-    bundle = resolve(f"s3://{s3.bucket}/models/leukoray", s3.settings)
+    bundle = resolve(f"s3://{s3.bucket}/models/leukoray", s3.stores)
     assert bundle.info.classes == ("early", "healthy", "late")
     assert bundle.info.positive_classes == ("early", "late")
     assert bundle.file("report/history.json")
