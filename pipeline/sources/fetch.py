@@ -6,8 +6,6 @@ Neighbours in an archive on a remote store share a request: S3 is paid by the re
 
 import functools
 import itertools
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Generic, Protocol
 
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.load import Limits
-from pipeline.sources.archives import DAMAGE, SLACK_BYTES, damage_code, read_zip_member, stream_members
+from pipeline.sources.archives import SLACK_BYTES, Damaged, read_zip_member, stream_members
 from pipeline.sources.rows import Access, ListingRow, Row
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, ObjectInfo, Store, StoreError, as_listed
@@ -79,10 +77,9 @@ def _read_zip_member(row: ListingRow, store: Reader) -> Bytes:
     try:
         data = read_zip_member(read, row.end - row.start, row.size_bytes)
         return Bytes(data, answers[-1].etag, answers[-1].attempts)
-    except EOFError as error:
-        raise ImageRejected(Code.TRUNCATED, str(error), Stage.FETCH) from error
-    except (zlib.error, zipfile.BadZipFile) as error:
-        raise ImageRejected(Code.CORRUPT, f"damaged zip member: {error}", Stage.FETCH) from error
+    except Damaged as error:
+        message = str(error) if error.code is Code.TRUNCATED else f"damaged zip member: {error}"
+        raise ImageRejected(error.code, message, Stage.FETCH) from error
 
 
 def fetch_rows(rows: Sequence[Row], stores: Stores = Stores(), limits: Limits = Limits()) -> Iterator[Fetched[Row]]:
@@ -196,8 +193,8 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
         for ordinal, data in _members(info, store, set(by_ordinal), limits.max_bytes):
             row = by_ordinal[ordinal]
             done.add(ordinal)
-            if isinstance(data, Exception):
-                damage = ImageRejected(damage_code(data), f"damaged inside its archive: {data}", Stage.FETCH)
+            if isinstance(data, Damaged):
+                damage = ImageRejected(data.code, f"damaged inside its archive: {data}", Stage.FETCH)
                 yield Fetched(row, None, damage, etag, 1)
             elif data is None:
                 yield Fetched(row, None, limits.too_large(row.size_bytes, Stage.FETCH), etag, 1)
@@ -205,8 +202,8 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
                 yield Fetched(row, data, None, etag, 1)
     except StoreError as error:
         failure = ImageRejected(error.code, str(error), Stage.FETCH, error.attempts)
-    except DAMAGE as error:
-        failure = ImageRejected(damage_code(error), f"{uri}: damaged before this member: {error}", Stage.FETCH)
+    except Damaged as error:
+        failure = ImageRejected(error.code, f"{uri}: damaged before this member: {error}", Stage.FETCH)
     missing = failure or ImageRejected(Code.CHANGED, f"{uri}: no longer holds this member; run again", Stage.FETCH)
     for ordinal, row in by_ordinal.items():
         if ordinal not in done:
@@ -215,6 +212,6 @@ def _stream(uri: str, rows: list[Row], store: Store, limits: Limits) -> Iterator
 
 def _members(
     info: ObjectInfo, store: Store, wanted: set[int], max_bytes: int
-) -> Iterator[tuple[int, bytes | Exception | None]]:
+) -> Iterator[tuple[int, bytes | Damaged | None]]:
     with store.open(info.uri) as file:
         yield from stream_members(info, file, wanted, max_bytes)

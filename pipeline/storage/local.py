@@ -10,17 +10,15 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from pipeline.base.errors import Code, InputError, LeukorayError, PlatformError
 from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, StoreError, replaced
 from pipeline.storage.uris import local_path
 
-if TYPE_CHECKING:
-    pass
 
-
-def _translate(error: OSError, uri: str) -> LeukorayError:
+def translated(error: OSError, uri: str) -> LeukorayError:
+    """Our error for one of the disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return PlatformError(f"{uri}: the disk is full; free space and run the same command again to continue")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -49,7 +47,7 @@ class LocalStore:
                 etag = local_etag(os.fstat(file.fileno()))
                 return Bytes(file.readall(), etag, 1)
         except OSError as error:
-            raise _translate(error, uri) from error
+            raise translated(error, uri) from error
 
     def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
         try:
@@ -59,13 +57,13 @@ class LocalStore:
                     raise replaced(uri)
                 return Bytes(os.pread(file.fileno(), size, offset), found, 1)
         except OSError as error:
-            raise _translate(error, uri) from error
+            raise translated(error, uri) from error
 
     def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
         try:
             return cast(io.BufferedReader, open(local_path(uri), "rb", buffering=1 << 16))
         except OSError as error:
-            raise _translate(error, uri) from error
+            raise translated(error, uri) from error
 
     def write(self, uri: str, data: bytes) -> None:
         temporary = f"{uri}.tmp-{uuid.uuid4().hex[:12]}"
@@ -79,7 +77,7 @@ class LocalStore:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            raise _translate(error, uri) from error
+            raise translated(error, uri) from error
 
     def create(self, uri: str, data: bytes) -> str | None:
         """Write only if nothing is there yet; the new etag, or None when somebody was first."""
@@ -92,7 +90,7 @@ class LocalStore:
         except FileExistsError:
             return None
         except OSError as error:
-            raise _translate(error, uri) from error
+            raise translated(error, uri) from error
 
     def replace(self, uri: str, data: bytes, etag: str) -> str | None:
         """Compare-and-swap between those who use it: whoever waited for the file's kernel lock looks at it anew."""
@@ -106,7 +104,7 @@ class LocalStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _translate(error, uri) from error
+            raise translated(error, uri) from error
 
     def head(self, uri: str) -> ObjectInfo | None:
         try:
@@ -114,7 +112,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _translate(error, uri) from error
+            raise translated(error, uri) from error
         if not S_ISREG(stat.st_mode):  # folders; pipes and devices, whose reading may never end
             return None
         return ObjectInfo(uri, stat.st_size, local_etag(stat), stat.st_mtime)
@@ -137,7 +135,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise _translate(error, prefix) from error
+            raise translated(error, prefix) from error
         yield Level(folders, objects, is_truncated=False)
 
     def beginning_with(self, uri: str) -> Iterator[ObjectInfo]:

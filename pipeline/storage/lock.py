@@ -15,15 +15,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from pipeline.base.errors import Code, PlatformError
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Store, StoreError
 from pipeline.storage.uris import join
-
-if TYPE_CHECKING:
-    pass
 
 NAME = "_lock"
 RENEW_S = 5.0

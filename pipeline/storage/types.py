@@ -4,12 +4,9 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pipeline.base.errors import OUTAGE_CODES, Code, InputError, LeukorayError, PlatformError
-
-if TYPE_CHECKING:
-    pass
 
 
 class StoreError(LeukorayError):

@@ -1,13 +1,9 @@
 """What a URI names: a path of this machine, or an object on S3."""
 
 import os
-from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from pipeline.base.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def is_s3(uri: str) -> bool:

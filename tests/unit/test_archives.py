@@ -6,6 +6,7 @@ import lzma
 import random
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -19,11 +20,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.base.errors import Code
+from pipeline.base.errors import Code, PlatformError
 from pipeline.images.load import Limits
 from pipeline.sources import archives, fetch
-from pipeline.sources.archives import Entry, Found, Ignored, Problem
+from pipeline.sources.archives import Entry, Found, Ignored, Problem, members, tars, walk, zips
+from pipeline.sources.archives.members import Place
 from pipeline.sources.listing import Tally, entry_row, list_sources
+from pipeline.sources.rows import Access
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, ObjectInfo, StoreError
@@ -203,7 +206,7 @@ def test_one_pass_through_a_cut_archive_gives_whole_members_then_a_problem(
     assert isinstance(held[-1][0], Problem) and held[-1][0].code == Code.TRUNCATED
     given = [(item.member, data) for item, data in held if isinstance(item, Entry)]
     if given and isinstance(given[-1][1], Exception):  # its name was there, its bytes were not
-        assert archives.damage_code(given.pop()[1]) == Code.TRUNCATED
+        assert given.pop()[1].code == Code.TRUNCATED
     assert given == members[: len(given)]
 
 
@@ -552,6 +555,89 @@ def test_links_and_folders_of_a_tar_are_no_images() -> None:
             item.linkname = "/etc/passwd"
             archive.addfile(item)
     assert entries(list_bytes("a.tar", buffer.getvalue())) == []
+
+
+# ---- bugs of our own ---------------------------------------------------------------------------------------
+
+BUGS = [TypeError, KeyError, AssertionError, ValueError, RuntimeError, EOFError, OSError, MemoryError, zlib.error]
+NESTED_IN = [".tar", ".tar.gz", ".zip", ".deflated.zip"]
+
+
+def listed_and_read(path: Path) -> None:
+    """Everything that listing and scoring do with an archive."""
+    rows = [entry_row(entry) for entry in entries(list(list_sources([str(path)], Tally())))]
+    assert all(item.data for item in fetch.fetch_rows(rows))
+    if archives.is_compressed_tar(path.name):
+        assert all(data for item, data in in_one_pass(path) if isinstance(item, Entry))
+
+
+def sound_archive(folder: Path, ending: str, inner: str | None) -> Path:
+    plain = [("x.jpg", b"image"), ("x.json", b"{}")]
+    packed = [(f"in{inner}", PACKERS[inner](plain))] if inner is not None else plain
+    return write(folder, f"a{ending}", PACKERS[ending](packed))
+
+
+@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize(
+    ("ending", "inner"),
+    [*((ending, None) for ending in PACKERS), *((outer, inner) for outer in NESTED_IN for inner in NESTED_IN)],
+)
+def test_a_bug_of_ours_on_a_sound_archive_is_no_damage(
+    ending: str, inner: str | None, bug: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sound_archive(tmp_path, ending, inner)
+    listed_and_read(path)
+
+    def broken(*_: object, **__: object) -> None:
+        raise bug("planted")
+
+    with monkeypatch.context() as patch, pytest.raises(bug, match="planted"):
+        for module in (tars, walk, zips):
+            patch.setattr(module, "classify", broken)
+        listed_and_read(path)
+    with monkeypatch.context() as patch, pytest.raises(bug, match="planted"):
+        patch.setattr(Place, "entry", broken)
+        listed_and_read(path)
+    rows = [entry_row(entry) for entry in entries(listed(path))]
+    if rows[0].access is Access.STREAM:
+        with monkeypatch.context() as patch, pytest.raises(bug, match="planted"):
+            patch.setattr(Place, "entry", broken)
+            list(fetch.fetch_rows(rows))
+
+
+@pytest.mark.parametrize(("module", "name", "ending"), [(tars, "_EXTENSIONS", ".tar.gz"), (members, "min", ".zip")])
+def test_a_bug_in_what_a_library_calls_is_no_damage(
+    module: Any, name: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our header class is called by tarfile, our window on a nested archive by zipfile."""
+    path = sound_archive(tmp_path, ending, ".zip")
+    monkeypatch.setattr(module, name, None, raising=False)
+    with pytest.raises(TypeError, match="NoneType"):
+        listed(path)
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path) -> None:
+    for ending in PACKERS:
+        data = PACKERS[ending]([("x.jpg", b"image" * 9999)])
+        (problem,) = archives.list_archive(ObjectInfo(f"a{ending}", len(data), "etag", 0.0), _BadDisk(data))
+        assert isinstance(problem, Problem) and problem.code is Code.IO_ERROR and "Input/output" in problem.message
+
+
+class _BadDisk(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_full_disk_is_no_damage_of_the_archive_that_was_to_be_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = write(tmp_path, "a.tar.gz", PACKERS[".tar.gz"]([("in.zip", zip_bytes([("x.jpg", b"image")]))]))
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+    with pytest.raises(PlatformError, match="disk is full"):
+        listed(path)
 
 
 # ---- damaged archives --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pipeline.scoring.plan.shards import shard_row
 from pipeline.scoring.plan.subject_paths import SubjectPaths
 from pipeline.scoring.request import Request
 from pipeline.scoring.schemas import ShardRow
-from pipeline.sources.archives import Entry, Found, Ignored, Problem, damage_code, read_archive
+from pipeline.sources.archives import Damaged, Entry, Found, Ignored, Problem, read_archive
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.filters import NO_FILTERS, Filters
 from pipeline.sources.listing import base_folder, path_below
@@ -82,7 +82,7 @@ class ArchiveStream:
             whole = Problem(uri, None, error.code, str(error), self._row.size_bytes, etag)
             yield self._failed(whole, Stage.FETCH, error.attempts)
 
-    def _one(self, item: Found, data: bytes | Exception | None, info: ObjectInfo) -> Iterator[Fetched[ShardRow]]:
+    def _one(self, item: Found, data: bytes | Damaged | None, info: ObjectInfo) -> Iterator[Fetched[ShardRow]]:
         if isinstance(item, Entry) and item.member is not None:
             refused = self._rules.filters.refuse_member(self._path, item.member, info.mtime)
             item = Ignored(item.uri, refused) if refused else item
@@ -93,7 +93,7 @@ class ArchiveStream:
         else:
             yield self._entry(item, data)
 
-    def _entry(self, entry: Entry, data: bytes | Exception | None) -> Fetched[ShardRow]:
+    def _entry(self, entry: Entry, data: bytes | Damaged | None) -> Fetched[ShardRow]:
         self.meta_keys.update(entry.meta)
         row = shard_row(entry, entry.meta.get("subject_id"))
         if isinstance(data, bytes):
@@ -101,7 +101,7 @@ class ArchiveStream:
         if data is None:
             refused = self._limits.too_large(entry.size_bytes, Stage.FETCH)
         else:
-            refused = ImageRejected(damage_code(data), f"damaged inside its archive: {data}", Stage.FETCH)
+            refused = ImageRejected(data.code, f"damaged inside its archive: {data}", Stage.FETCH)
         return Fetched(row, None, refused, entry.etag, 1)
 
     def _failed(self, problem: Problem, stage: Stage, attempts: int = 1) -> Fetched[ShardRow]:

@@ -14,13 +14,12 @@ Nothing is ever extracted to disk by name. Archives inside archives are opened o
 and GNU tar; PKWARE APPNOTE 6.3 (zip64 included).
 """
 
+from pipeline.sources.archives.damage import Damaged
 from pipeline.sources.archives.members import (
-    DAMAGE,
     Entry,
     Found,
     Ignored,
     Problem,
-    damage_code,
     is_archive,
     is_compressed_tar,
     is_image,
@@ -32,13 +31,12 @@ from pipeline.sources.archives.walk import list_archive, read_archive, stream_me
 from pipeline.sources.archives.zips import SLACK_BYTES, read_zip_member
 
 __all__ = [
-    "DAMAGE",
     "SLACK_BYTES",
+    "Damaged",
     "Entry",
     "Found",
     "Ignored",
     "Problem",
-    "damage_code",
     "is_archive",
     "is_compressed_tar",
     "is_image",

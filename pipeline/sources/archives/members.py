@@ -1,19 +1,15 @@
 """What archives give: typed records, which names count as what, and where an archive lies inside another."""
 
 import io
-import lzma
 import posixpath
 import re
-import struct
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 from pipeline.base.errors import Code
 from pipeline.images.load import IMAGE_SUFFIXES
+from pipeline.sources.archives.damage import Damaged
 from pipeline.sources.rows import NESTED, Access
 from pipeline.storage.types import ObjectInfo, StoreError
 
@@ -24,11 +20,6 @@ COMPRESSED = {
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
 _PROGRAM_FOLDER = re.compile(r"(?:^|/)\.(?:ipynb_checkpoints|thumbnails|git|Trash[^/]*)/")
-# What tarfile, zipfile and the decompressors raise on bytes that nobody foresaw, beside their own exceptions.
-DAMAGE = (
-    StoreError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
-    OSError, ValueError, LookupError, ArithmeticError, TypeError, AssertionError, RuntimeError, MemoryError,
-)  # fmt: skip
 _MAX_INT64 = 2**63 - 1
 _MAGICS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
 
@@ -119,22 +110,15 @@ class Place:
         name = readable(self.prefix + member) if member is not None else (self.prefix.removesuffix(NESTED) or None)
         return Problem(self.info.uri, name, code, message, min(size, _MAX_INT64), self.info.etag)
 
-    def damage(self, name: str, error: Exception) -> Problem:
+    def damage(self, name: str, error: Damaged | StoreError) -> Problem:
         if isinstance(error, StoreError):
             return self.problem(None, error.code, str(error))
-        message = f"{name}: {error or 'ends too early'}; the members before the damage are used"
-        return self.problem(None, damage_code(error), message)
+        return self.problem(None, error.code, f"{name}: {error}; the members before the damage are used")
 
     def entry(self, member: str, size: int, **where: Any) -> Entry:
         return Entry(
             self.info.uri, size, self.info.etag, self.info.mtime, readable(self.prefix + member), **where
         )  # fmt: skip
-
-
-def damage_code(error: Exception) -> Code:
-    """What to call damage that a reader met: cut, or altered."""
-    is_cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in ("end of data", "ended before"))
-    return Code.TRUNCATED if is_cut else Code.CORRUPT
 
 
 def readable(name: str) -> str:

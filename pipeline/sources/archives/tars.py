@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import IO, Literal, Self
 
 from pipeline.base.errors import Code
+from pipeline.sources.archives.damage import Damaged, reading
 from pipeline.sources.archives.members import (
-    DAMAGE,
     Entry,
     Found,
     Ignored,
@@ -25,6 +25,7 @@ from pipeline.sources.archives.members import (
     window,
 )
 from pipeline.sources.rows import NESTED, Access
+from pipeline.storage.types import StoreError
 
 _SIDECARS = {".cls", ".json", ".txt"}  # files of one sample share the name up to the first dot
 _SIDECAR_LIMIT_BYTES = 64 * 1024
@@ -35,7 +36,7 @@ _MAX_HEADER_BYTES = 1 << 20  # of a name or other extension, which tarfile reads
 _MAX_STREAMED_BYTES = 1 << 36  # of a member: tarfile skips it in steps of 10 kB, however far behind the end it reaches
 _SAMPLE_FILES = 16  # names that share much before a dot must not keep a whole archive waiting
 # What was found, with its bytes, with why they cannot be had, or with neither where it is only listed.
-Held = tuple[Found, bytes | Exception | None]
+Held = tuple[Found, bytes | Damaged | None]
 
 
 class Samples:
@@ -71,12 +72,14 @@ class Samples:
             return held
         return [(replace(item, meta=meta) if isinstance(item, Entry) else item, data) for item, data in held]
 
-    def add(self, item: Found, data: bytes | Exception | None = None) -> None:
+    def add(self, item: Found, data: bytes | Damaged | None = None) -> None:
         self._waiting.append((item, data))
 
-    def add_sidecar(self, member: tarfile.TarInfo, handle: IO[bytes] | None) -> None:
+    def add_sidecar(self, member: tarfile.TarInfo, handle: IO[bytes]) -> None:
         if suffix(member.name) in _SIDECARS and member.size <= _SIDECAR_LIMIT_BYTES:
-            self._meta.update(_sidecar(member.name, handle.read() if handle else b""))
+            with reading:
+                data = handle.read()
+            self._meta.update(_sidecar(member.name, data))
 
 
 class _Header(tarfile.TarInfo):
@@ -115,7 +118,10 @@ class _Header(tarfile.TarInfo):
 
 
 class Tar(tarfile.TarFile):
-    """Reads on behind an end-of-archive mark: tars are joined by cat. `has_end`: one was the last thing seen."""
+    """Reads on behind an end-of-archive mark: tars are joined by cat. `has_end`: one was the last thing seen.
+
+    `over`, `files` and `contents` raise Damaged.
+    """
 
     tarinfo = _Header
     has_end = False
@@ -124,13 +130,23 @@ class Tar(tarfile.TarFile):
     @classmethod
     def over(cls, file: IO[bytes], mode: Literal["r:", "r|"]) -> "Tar":
         kind = _StreamedTar if mode == "r|" else Tar
-        return kind.open(fileobj=file, mode=mode, ignore_zeros=True)
+        with reading:
+            return kind.open(fileobj=file, mode=mode, ignore_zeros=True)
 
     def files(self) -> Iterator[tarfile.TarInfo]:
         """Members one by one; tarfile would keep every header."""
-        while (member := self.next()) is not None:
+        while True:
+            with reading:
+                member = self.next()
+            if member is None:
+                return
             self.members: list[tarfile.TarInfo] = []
             yield member
+
+    def contents(self, member: tarfile.TarInfo) -> IO[bytes] | None:
+        """The bytes of a member as a file, None for one that has none, as a link or a folder."""
+        with reading:
+            return self.extractfile(member) if member.isreg() else None
 
     def end(self, place: Place) -> Iterator[Problem]:
         """What to say when there are no more members."""
@@ -153,11 +169,11 @@ def list_tar(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
                     yield from not_a_file(member, place)
                     continue
                 yield from (item for item, _ in samples.begin(member.name))
-                if suffix(member.name) in _SIDECARS:
-                    samples.add_sidecar(member, archive.extractfile(member))
+                if suffix(member.name) in _SIDECARS and (handle := archive.contents(member)):
+                    samples.add_sidecar(member, handle)
                 for item in _tar_member(file, size, place, member, open_nested):
                     samples.add(item)
-        except DAMAGE:
+        except (Damaged, StoreError):
             yield from (item for item, _ in samples.end())
             raise
         yield from (item for item, _ in samples.end())

@@ -5,7 +5,6 @@ import functools
 import gzip
 import itertools
 import lzma
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +14,9 @@ from typing import IO, cast
 import pyarrow as pa
 
 from pipeline.base.errors import Code
+from pipeline.sources.archives.damage import Damaged, reading
 from pipeline.sources.archives.members import (
     COMPRESSED,
-    DAMAGE,
     Entry,
     Found,
     Ignored,
@@ -32,8 +31,9 @@ from pipeline.sources.archives.members import (
     window,
 )
 from pipeline.sources.archives.tars import Held, Samples, Tar, list_tar, not_a_file
-from pipeline.sources.archives.zips import list_zip, needs_unpacking, read_zip_member
+from pipeline.sources.archives.zips import list_zip, needs_unpacking, open_member, read_zip_member
 from pipeline.sources.rows import Access
+from pipeline.storage.local import translated
 from pipeline.storage.types import ObjectInfo, StoreError
 
 _NESTED_LIMIT_BYTES = 2 << 30
@@ -57,8 +57,8 @@ def list_archive(info: ObjectInfo, file: IO[bytes]) -> Iterator[Found]:
 def read_archive(info: ObjectInfo, file: IO[bytes], max_bytes: int) -> Iterator[Held]:
     """Everything in one compressed tar, in one pass: what `list_archive` gives, each entry with its bytes.
 
-    Entries of more than `max_bytes` come without, damaged members of a zip inside with the exception. A StoreError is
-    raised; other damage ends as a Problem.
+    Entries of more than `max_bytes` come without, damaged members of a zip inside with the exception. Damage ends as a
+    Problem. Raises StoreError.
     """
     place = Place(info)
 
@@ -75,9 +75,7 @@ def read_archive(info: ObjectInfo, file: IO[bytes], max_bytes: int) -> Iterator[
                 yield misnamed, None
                 return
             yield from _walk_stream(info.uri, file, place, take)
-        except StoreError:
-            raise
-        except DAMAGE as error:
+        except Damaged as error:
             yield place.damage(info.uri, error), None
 
     return _numbered(walk())
@@ -108,13 +106,14 @@ def _guarded(name: str, file: IO[bytes], size: int, place: Place) -> Iterator[Fo
         else:
             read = list_zip if suffix(name) == ".zip" else list_tar
             yield from read(file, size, place, _open_nested)
-    except DAMAGE as error:
+    except (Damaged, StoreError) as error:
         yield place.damage(name, error)
 
 
 def _misnamed(name: str, file: IO[bytes], place: Place) -> Problem | None:
-    kind = other_kind(name, file.read(512))
-    file.seek(0)
+    with reading:
+        kind = other_kind(name, file.read(512))
+        file.seek(0)
     if kind is None:
         return None
     return place.problem(None, Code.UNSUPPORTED_FORMAT, f"{name}: holds {kind} data; rename it by what it is")
@@ -130,11 +129,12 @@ def _open_nested(name: str, file: IO[bytes], size: int, place: Place, base: int 
 
 def _decompressed(name: str, file: IO[bytes]) -> IO[bytes]:
     kind = COMPRESSED[suffix(name)]
-    if kind == "gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
-    if kind == "zst":
-        return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
-    return cast(IO[bytes], bz2.BZ2File(file) if kind == "bz2" else lzma.LZMAFile(file))
+    with reading:
+        if kind == "gz":
+            return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+        if kind == "zst":
+            return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
+        return cast(IO[bytes], bz2.BZ2File(file) if kind == "bz2" else lzma.LZMAFile(file))
 
 
 def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterator[Held]:
@@ -143,7 +143,7 @@ def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterat
     with Tar.over(_decompressed(name, file), "r|") as archive:
         try:
             for member in archive.files():
-                handle = archive.extractfile(member) if member.isreg() else None
+                handle = archive.contents(member)
                 if handle is None:
                     yield from ((item, None) for item in not_a_file(member, place))
                     continue
@@ -155,18 +155,23 @@ def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterat
                 if refused is None:
                     entry = place.entry(member.name, member.size, access=Access.STREAM, offset=next(place.ordinals))
                     try:
-                        samples.add(entry, take(entry, handle.read))
-                    except DAMAGE as error:  # it was listed: its bytes are what is missing
-                        samples.add(entry, None if isinstance(error, StoreError) else error)
+                        samples.add(entry, take(entry, functools.partial(_whole, handle)))
+                    except (Damaged, StoreError) as error:  # it was listed: its bytes are what is missing
+                        samples.add(entry, error if isinstance(error, Damaged) else None)
                         raise
                     continue
                 samples.add(refused)
                 samples.add_sidecar(member, handle)
-        except DAMAGE:
+        except (Damaged, StoreError):
             yield from samples.end()
             raise
         yield from samples.end()
         yield from ((problem, None) for problem in archive.end(place))
+
+
+def _whole(handle: IO[bytes]) -> bytes:
+    with reading:
+        return handle.read()
 
 
 def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place, take: Take) -> Iterator[Held]:
@@ -180,8 +185,8 @@ def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place, take: Ta
             yield from _walk_stream(name, handle, place, take)
             return
         with tempfile.SpooledTemporaryFile(max_size=64 << 20) as spool:
-            shutil.copyfileobj(handle, spool, 1 << 20)
             file = cast(IO[bytes], spool)
+            _unpack(handle, file)
             unpacked = spool.tell()
             spool.seek(0)
             for found in _guarded(name, file, unpacked, replace(place, base=0)):
@@ -190,24 +195,36 @@ def _walk_hidden(name: str, handle: IO[bytes], size: int, place: Place, take: Ta
                     yield replace(found, access=Access.STREAM, offset=next(place.ordinals), stored_bytes=None), data
                 else:
                     yield found, None
-    except StoreError:
-        raise
-    except DAMAGE as error:
+    except Damaged as error:
         yield place.damage(name, error), None
 
 
-def _taken(entry: Entry, file: IO[bytes], take: Take) -> bytes | Exception | None:
+def _unpack(handle: IO[bytes], spool: IO[bytes]) -> None:
+    """All bytes of a nested archive into a file of ours. Raises PlatformError where the disk is full."""
+    while True:
+        with reading:
+            piece = handle.read(1 << 20)
+        if not piece:
+            return
+        try:
+            spool.write(piece)
+        except OSError as error:
+            raise translated(error, tempfile.gettempdir()) from error
+
+
+def _taken(entry: Entry, file: IO[bytes], take: Take) -> bytes | Damaged | None:
     """Damage of one member of a zip leaves the others, and their ordinals, as they are."""
     try:
         return take(entry, functools.partial(_read_spooled, file, entry))
-    except DAMAGE as error:
+    except Damaged as error:
         return error
 
 
 def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
     def read(size: int) -> bytes:
-        file.seek(entry.offset or 0)
-        return file.read(size)
+        with reading:
+            file.seek(entry.offset or 0)
+            return file.read(size)
 
     stored_bytes = entry.stored_bytes or 0
     return read(stored_bytes) if entry.access is Access.RANGE else read_zip_member(read, stored_bytes, entry.size_bytes)
@@ -215,12 +232,10 @@ def _read_spooled(file: IO[bytes], entry: Entry) -> bytes:
 
 def stream_members(
     info: ObjectInfo, file: IO[bytes], wanted: set[int], max_bytes: int
-) -> Iterator[tuple[int, bytes | Exception | None]]:
+) -> Iterator[tuple[int, bytes | Damaged | None]]:
     """(ordinal, bytes or damage) of the wanted `stream` members of an archive, in one pass that ends after the last.
 
-    None instead of more than `max_bytes`.
-
-    Raises one of the exceptions of tarfile, zipfile and the decompressors where the archive is damaged.
+    None instead of more than `max_bytes`. Raises Damaged where nothing more can be read.
     """
     left = len(wanted)
     counter = itertools.count()  # takes come in the order in which listing gave the ordinals
@@ -242,13 +257,12 @@ def _walk_outer(info: ObjectInfo, file: IO[bytes], take: Take) -> Iterator[Held]
     if is_compressed_tar(info.uri):
         yield from _walk_stream(info.uri, file, place, take)
     elif suffix(info.uri) == ".zip":
-        with zipfile.ZipFile(file) as archive:
-            for item in archive.infolist():
-                if needs_unpacking(item):
-                    with archive.open(item) as handle:
-                        yield from _walk_hidden(
-                            item.filename, handle, item.file_size, place.inside(item.filename), take
-                        )
+        with reading:
+            archive = zipfile.ZipFile(file)
+        with archive:
+            for item in filter(needs_unpacking, archive.infolist()):
+                with open_member(archive, item) as handle:
+                    yield from _walk_hidden(item.filename, handle, item.file_size, place.inside(item.filename), take)
     else:
         with Tar.over(file, "r:") as tar:
             for member in tar.files():

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from pipeline.base.errors import Code
+from pipeline.sources.archives.damage import Damaged, reading
 from pipeline.sources.archives.members import (
-    DAMAGE,
     Found,
     OpenNested,
     Place,
@@ -19,7 +19,6 @@ from pipeline.sources.archives.members import (
     window,
 )
 from pipeline.sources.rows import Access
-from pipeline.storage.types import StoreError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
 SLACK_BYTES = 256  # a local header may carry more extra fields than the directory
@@ -27,9 +26,12 @@ _MOST_SLACK_BYTES = 1 << 17  # two extra fields of the greatest length there is
 
 
 def list_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
-    try:
-        archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile:
+    with reading:
+        try:
+            archive = zipfile.ZipFile(file)
+        except zipfile.BadZipFile:
+            archive = None
+    if archive is None:
         yield from _recover_zip(file, size, place, open_nested)
         return
     with archive:
@@ -50,8 +52,13 @@ def list_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
 
 
 def _begins_with_member(file: IO[bytes]) -> bool:
-    file.seek(0)
-    return file.read(4) == b"PK\x03\x04"
+    return _read_at(file, 0, 4) == b"PK\x03\x04"
+
+
+def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
+    with reading:
+        file.seek(offset)
+        return file.read(size)
 
 
 def _zip_member(size: int, place: Place, item: zipfile.ZipInfo) -> Iterator[Found]:
@@ -93,33 +100,33 @@ def _nested_zip_member(
         return
     try:
         if needs_unpacking(item):
-            with archive.open(item) as handle:
+            with open_member(archive, item) as handle:
                 yield from open_nested(item.filename, handle, item.file_size, place, None)
             return
-        file.seek(item.header_offset)
-        start = item.header_offset + data_start(file.read(_LOCAL_HEADER.size))
-    except StoreError:
-        raise
-    except DAMAGE as error:
+        start = item.header_offset + data_start(_read_at(file, item.header_offset, _LOCAL_HEADER.size))
+    except Damaged as error:
         yield place.problem(item.filename, Code.CORRUPT, f"an archive that cannot be opened: {error}", item.file_size)
         return
     inner = window(file, start, item.file_size)
     yield from open_nested(item.filename, inner, item.file_size, place, (place.base or 0) + start)
 
 
+def open_member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> IO[bytes]:
+    """A member as a file, its contents unpacked. Raises Damaged where it cannot be opened."""
+    with reading:
+        return archive.open(item)
+
+
 def data_start(header: bytes) -> int:
-    """Bytes from a zip local header to the member's data. Raises zipfile.BadZipFile if it is no such header."""
+    """Bytes from a zip local header to the member's data. Raises Damaged if it is no such header."""
     if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile("no local file header where the directory says")
+        raise Damaged(Code.CORRUPT, "no local file header where the directory says")
     fields = _LOCAL_HEADER.unpack(header[: _LOCAL_HEADER.size])
     return _LOCAL_HEADER.size + int(fields[9]) + int(fields[10])
 
 
 def read_zip_member(read: Callable[[int], bytes], stored_bytes: int, size_bytes: int) -> bytes:
-    """The image of a member; `read(n)` gives up to n bytes from its local header on.
-
-    Raises EOFError where the archive ends inside it, zlib.error or zipfile.BadZipFile on damage.
-    """
+    """The image of a member; `read(n)` gives up to n bytes from its local header on. Raises Damaged."""
     for slack in (SLACK_BYTES, _MOST_SLACK_BYTES):
         stored = read(stored_bytes + slack)
         data = _member(stored, size_bytes)
@@ -127,13 +134,13 @@ def read_zip_member(read: Callable[[int], bytes], stored_bytes: int, size_bytes:
             return data
         if len(stored) < stored_bytes:
             break
-    raise EOFError("the archive ends inside this member")
+    raise Damaged(Code.TRUNCATED, "the archive ends inside this member")
 
 
 def _member(stored: bytes, size_bytes: int) -> bytes | None:
     """The image in `stored` (local header, name, extra, data); None when `stored` is too short to hold it.
 
-    Raises zlib.error or zipfile.BadZipFile on damage.
+    Raises Damaged.
     """
     start = data_start(stored)
     flags, method = struct.unpack_from("<HH", stored, 6)
@@ -144,15 +151,16 @@ def _member(stored: bytes, size_bytes: int) -> bytes | None:
             return None
     else:
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
-        data = engine.decompress(stored[start:], size_bytes + 1)
+        with reading:
+            data = engine.decompress(stored[start:], size_bytes + 1)
         if len(data) > size_bytes:
-            raise zipfile.BadZipFile("inflates to more than the directory says")
+            raise Damaged(Code.CORRUPT, "inflates to more than the directory says")
         if not engine.eof and len(data) != size_bytes:
             return None
         end = len(stored) - len(engine.unused_data) if engine.eof else len(stored)
     expected = _check_sum(stored, flags, end)
     if expected is not None and zlib.crc32(data) != expected:
-        raise zipfile.BadZipFile("its check sum is another")
+        raise Damaged(Code.CORRUPT, "its check sum is another")
     return data
 
 
@@ -168,12 +176,11 @@ def _recover_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNest
     """Members of a zip whose directory is missing or damaged, by walking the local headers from the front."""
     position, found = 0, 0
     while True:
-        file.seek(position)
-        header = file.read(_LOCAL_HEADER.size)
+        header = _read_at(file, position, _LOCAL_HEADER.size)
         if header[:4] != b"PK\x03\x04" or len(header) < _LOCAL_HEADER.size:
             break
         _, _, flags, method, _, _, _, stored, whole, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        raw = file.read(name_length)
+        raw = _read_at(file, position + _LOCAL_HEADER.size, name_length)
         start = position + data_start(header)
         if flags & 0x8 or start + stored > size:  # sizes follow the data, or the data is cut
             break
