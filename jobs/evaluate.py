@@ -95,7 +95,7 @@ def main(config: EvaluateConfig) -> None:
         basis=basis(config.split, bundle, manifest),
     )
     record = {"split": config.split, "provenance": facts, **metrics, "warnings": [*notes, *metrics["warnings"]]}
-    record |= {"configuration": effective(config), "rejected": len(outcomes.rejected)}
+    record |= {"configuration": effective(config), "rejected": len(outcomes.rejections)}
     save(config, outcomes, chosen, record, report, stores)
     keep_in_bundle(config, bundle, manifest, record, report)
     account(config, metrics, outcomes, record["warnings"], clock)
@@ -176,10 +176,10 @@ def caveats(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, outcomes
         notes.append(f"This is the {config.split} split: the model, its threshold or its epoch were chosen by it.")
     if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.digest:
         notes.append("The manifest is not the one of training: images of training may be among those measured here.")
-    if outcomes.rejected:
-        codes = ", ".join(sorted({str(outcome.code) for outcome in outcomes.rejected}))
+    if outcomes.rejections:
+        codes = ", ".join(sorted({error.code.value for error in outcomes.rejections}))
         notes.append(
-            f"{len(outcomes.rejected)} of {len(outcomes.all)} images could not be read and are left out: {codes}."
+            f"{len(outcomes.rejections)} of {len(outcomes.all)} images could not be read and are left out: {codes}."
         )
     confounded = outcomes.background_warning()
     return notes + ([confounded] if confounded else [])
@@ -277,10 +277,10 @@ def account(
     where = join(absolute(config.out), "report.html")
     print(f"\n{len(outcomes.scored):,} images in {clock.seconds:.0f} s. Report: {where}")
     print(words.NOT_A_DEVICE)
-    share = len(outcomes.rejected) / len(outcomes.all)
+    share = len(outcomes.rejections) / len(outcomes.all)
     if share > config.max_error_share:
         raise IncompleteError(
-            f"{len(outcomes.rejected)} of {len(outcomes.all)} images could not be read, more than --max-error-share "
+            f"{len(outcomes.rejections)} of {len(outcomes.all)} images could not be read, more than --max-error-share "
             f"{config.max_error_share:g}; predictions.parquet names them with their codes"
         )
 

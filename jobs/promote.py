@@ -49,12 +49,9 @@ def main(config: PromoteConfig) -> None:
 
 
 def _checked(uri: str, stores: Stores) -> Bundle:
-    """The bundle, after its files were compared with their digests and the graph answered one image."""
-    import numpy as np
-
+    """The bundle, after its files were compared with their digests and the graph answered the probe."""
     bundle = read_bundle(uri, stores).verify()
-    size = bundle.info.input_size
-    Predictor(bundle, engine="onnx")(np.zeros((1, size, size, 3), dtype=np.uint8))
+    Predictor(bundle, engine="onnx").probe()
     return bundle
 
 

@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from jobs.common import Clock, job_stores, raise_if_terminated, run
@@ -84,10 +83,9 @@ def main(config: ServeConfig) -> None:
 
 
 def checked_bundle(config: ServeConfig) -> Bundle:
-    """The bundle that is meant, after it has answered one blank image. Raises InputError before anything is started."""
+    """The bundle that is meant, after it has answered the probe. Raises InputError before anything is started."""
     bundle = resolve(config.model, job_stores(config)).verify()
-    predictor = Predictor(bundle, engine="onnx")
-    predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
+    Predictor(bundle, engine="onnx").probe()
     return bundle
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import Code, ImageRejected, LeukorayError, Stage
-from pipeline.model.predictor import Predictions
-from serving.model import LoadedModel, load_model, probe, to_answer
+from pipeline.model.prediction import Prediction
+from serving.model import LoadedModel, load_model, to_answer
 from serving.schemas import ImageAnswer
 from serving.settings import ModelChoice, ServingSettings
 
@@ -25,16 +25,16 @@ _PROBE_IS_FRESH_S = 2.0
 
 
 @dataclass(frozen=True)
-class Job:
+class Waiting:
     """One decoded image on its way to the model that its request started with."""
 
     model: LoadedModel
     pixels: NDArray[np.uint8]  # (S, S, 3), RGB
 
 
-Outcome = tuple[Predictions, int] | ImageRejected  # a batch's predictions and the row in it
-# Turns the engine's function of many jobs into a function of one that is called with others; serve.batch is one.
-Batcher = Callable[[Callable[[list[Job]], Awaitable[list[Outcome]]]], Callable[[Job], Awaitable[Outcome]]]
+Answer = Prediction | ImageRejected
+# Turns the engine's function of many images into a function of one that is called with others; serve.batch is one.
+Batcher = Callable[[Callable[[list[Waiting]], Awaitable[list[Answer]]]], Callable[[Waiting], Awaitable[Answer]]]
 
 
 class Engine:
@@ -54,22 +54,21 @@ class Engine:
         """Decode and predict one encoded image. Raises ImageRejected."""
         loop = asyncio.get_running_loop()
         loaded = await loop.run_in_executor(self._decoders, model.predictor.load, data, self.settings.limits)
-        outcome = await self._predict(Job(model, loaded.pixels))
-        if isinstance(outcome, ImageRejected):
-            raise outcome
-        predictions, row = outcome
-        return to_answer(model, predictions, row, loaded, len(data))
+        answer = await self._predict(Waiting(model, loaded.pixels))
+        if isinstance(answer, ImageRejected):
+            raise answer
+        return to_answer(model, answer, loaded, len(data))
 
-    async def _run_batch(self, jobs: list[Job]) -> list[Outcome]:
-        return await asyncio.get_running_loop().run_in_executor(self._forward, _predict_jobs, jobs)
+    async def _run_batch(self, waiting: list[Waiting]) -> list[Answer]:
+        return await asyncio.get_running_loop().run_in_executor(self._forward, _predict_waiting, waiting)
 
-    async def _run_alone(self, job: Job) -> Outcome:
-        return (await self._run_batch([job]))[0]
+    async def _run_alone(self, waiting: Waiting) -> Answer:
+        return (await self._run_batch([waiting]))[0]
 
     async def check(self) -> None:
         """Make the current model answer the probe, unless it just did. Raises InputError."""
         if time.monotonic() - self._probed_at > _PROBE_IS_FRESH_S:
-            await asyncio.get_running_loop().run_in_executor(self._forward, probe, self.model)
+            await asyncio.get_running_loop().run_in_executor(self._forward, self.model.predictor.probe)
             self._probed_at = time.monotonic()
 
     async def swap(self, choice: ModelChoice) -> bool:
@@ -99,25 +98,17 @@ class Engine:
         self.refused = reason
 
 
-def _predict_jobs(jobs: list[Job]) -> list[Outcome]:
-    """One forward pass a model; right after a swap a batch can hold jobs of two."""
-    outcomes: dict[int, Outcome] = {}
-    groups: dict[int, list[int]] = {}
-    for index, job in enumerate(jobs):
-        groups.setdefault(id(job.model), []).append(index)
-    for indices in groups.values():
-        outcomes.update(zip(indices, _predict_group([jobs[index] for index in indices]), strict=True))
-    return [outcomes[index] for index in range(len(jobs))]
-
-
-def _predict_group(jobs: list[Job]) -> list[Outcome]:
-    predictor = jobs[0].model.predictor
-    try:
-        predictions = predictor(np.stack([job.pixels for job in jobs]))  # uint8 (B, S, S, 3)
-    except ImageRejected as error:
-        # One image without a finite answer must not take its neighbours along.
-        return [error] if len(jobs) == 1 else [outcome for job in jobs for outcome in _predict_group([job])]
-    except Exception:
-        log.exception("the forward pass failed")
-        return [ImageRejected(Code.PREDICT_FAILED, "the model failed on this image", Stage.PREDICT) for _ in jobs]
-    return [(predictions, row) for row in range(len(jobs))]
+def _predict_waiting(waiting: list[Waiting]) -> list[Answer]:
+    """One forward pass a model; right after a swap a batch can hold images for two."""
+    failed = (ImageRejected(Code.PREDICT_FAILED, "the model failed on this image", Stage.PREDICT) for _ in waiting)
+    answers: list[Answer] = list(failed)
+    for model in {id(item.model): item.model for item in waiting}.values():
+        places = [place for place, item in enumerate(waiting) if item.model is model]
+        try:
+            said = model.predictor.predict_each([waiting[place].pixels for place in places])
+        except Exception:
+            log.exception("the forward pass failed")
+            continue
+        for place, answer in zip(places, said, strict=True):
+            answers[place] = answer
+    return answers

@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.prediction import Prediction
+from pipeline.model.predictor import Predictor
 
 BINARY_CLASSES = ("negative", "positive")
 STAGE_CLASSES = ("Benign", "Early", "Pre", "Pro")
@@ -61,6 +63,13 @@ def make_bundle(
         CARD: b"# tiny-linear\n\nA linear model for tests. Not a medical device.\n",
     }
     return write_bundle(str(path), record, files)
+
+
+def said_of(bundle: Bundle, *images: bytes) -> list[Prediction]:
+    """What the predictor says of sound encoded images, each decoded and predicted for itself."""
+    predictor = Predictor(bundle)
+    found = [predictor.predict_each([predictor.load(data).pixels])[0] for data in images]
+    return [item for item in found if isinstance(item, Prediction)]
 
 
 def _parameters(size: int, outputs: int, seed: int, bias: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

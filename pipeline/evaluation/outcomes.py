@@ -15,13 +15,14 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import ImageRejected, InputError
 from pipeline.evaluation.intervals import subject_codes
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
 from pipeline.evaluation.worker import Outcome
 from pipeline.images.load import load_image
 from pipeline.model.bundle import BundleInfo, class_columns
+from pipeline.model.prediction import Prediction
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import ManifestRow
 from pipeline.storage.stores import Stores
@@ -37,14 +38,15 @@ class Outcomes:
     def __init__(self, info: BundleInfo, outcomes: Iterable[Outcome]) -> None:
         self.info = info
         self.all = sorted(outcomes, key=lambda outcome: int(outcome.row.image_id))
-        self.scored = [outcome for outcome in self.all if outcome.classes is not None]
-        self.rejected = [outcome for outcome in self.all if outcome.classes is None]
+        self.scored = [outcome for outcome in self.all if isinstance(outcome.result, Prediction)]
+        self.rejections = [outcome.result for outcome in self.all if isinstance(outcome.result, ImageRejected)]
         if not self.scored:
-            first = self.rejected[0].message if self.rejected else "no image"
+            first = self.rejections[0].message if self.rejections else "no image"
             raise InputError(f"not one image of the split could be evaluated ({first}); check the source")
+        said = [outcome.result for outcome in self.scored if isinstance(outcome.result, Prediction)]
         self.truth = np.array([true_class(info, outcome.row) for outcome in self.scored])
-        self.classes = np.array([outcome.classes for outcome in self.scored])  # (N, C)
-        self.probability = np.array([outcome.probability for outcome in self.scored])  # (N,)
+        self.classes = np.array([prediction.classes for prediction in said])  # (N, C)
+        self.probability = np.array([prediction.probability for prediction in said])  # (N,)
         self.subjects: list[str | None] = [outcome.row.subject_id for outcome in self.scored]
 
     @property
@@ -162,15 +164,16 @@ class Outcomes:
             key: [getattr(outcome.row, key) for outcome in self.all]
             for key in ("image_id", "uri", "member", "subject_id", "class_name", "label", "split")
         }
-        columns["probability"] = pa.array([outcome.probability for outcome in self.all], pa.float32())
+        said = [outcome.result if isinstance(outcome.result, Prediction) else None for outcome in self.all]
+        why = [outcome.result if isinstance(outcome.result, ImageRejected) else None for outcome in self.all]
+        columns["probability"] = pa.array([found and found.probability for found in said], pa.float32())
         for k, name in enumerate(class_columns(names)):
-            values = [outcome.classes[k] if outcome.classes else None for outcome in self.all]
-            columns[name] = pa.array(values, pa.float32())
+            columns[name] = pa.array([found and found.classes[k] for found in said], pa.float32())
         called = iter(self.called(threshold))
-        columns["called"] = [names[next(called)] if outcome.classes else None for outcome in self.all]
-        columns["decision"] = pa.array([outcome.decision for outcome in self.all], pa.string())
-        columns["code"] = pa.array([outcome.code for outcome in self.all], pa.string())
-        columns["message"] = pa.array([outcome.message for outcome in self.all], pa.string())
+        columns["called"] = [found and names[next(called)] for found in said]
+        columns["decision"] = pa.array([found and found.decision for found in said], pa.string())
+        columns["code"] = pa.array([error and error.code.value for error in why], pa.string())
+        columns["message"] = pa.array([error and error.message for error in why], pa.string())
         return pa.table(columns)
 
 

@@ -3,15 +3,16 @@
 Imports neither scikit-learn nor matplotlib, so that a worker starts in a fraction of a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected
-from pipeline.images.load import Limits
+from pipeline.images.load import Limits, LoadedImage
 from pipeline.model.bundle import Bundle
+from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.manifest import ManifestRow
@@ -24,16 +25,12 @@ _BORDER = 0.06  # share of the side that counts as background
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one manifest row: class probabilities, or why there are none."""
+    """What came of one manifest row."""
 
     row: ManifestRow
-    classes: tuple[float, ...] | None  # calibrated probability of each class
-    probability: float | None  # of disease, or of the top class; see Predictions
-    decision: str | None
-    format: str | None
-    background: tuple[float, ...] | None  # mean and spread of R, G, B along the image border, 0..255
-    code: str | None  # quarantine code
-    message: str | None
+    result: Prediction | ImageRejected
+    format: str | None = None
+    background: tuple[float, ...] | None = None  # mean and spread of R, G, B along the image border, 0..255
 
 
 def predict_rows(
@@ -41,51 +38,29 @@ def predict_rows(
 ) -> list[Outcome]:
     """Fetch, decode and predict; exactly one outcome a row."""
     outcomes: list[Outcome] = []
-    waiting: list[tuple[ManifestRow, str, NDArray[np.uint8]]] = []
+    waiting: list[tuple[ManifestRow, LoadedImage]] = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            image = predictor.load(_bytes(fetched), limits)
+            waiting.append((fetched.row, predictor.load(_bytes(fetched), limits)))
         except ImageRejected as error:
-            outcomes.append(_rejected(fetched.row, error))
-            continue
-        waiting.append((fetched.row, image.header.format, image.pixels))
+            outcomes.append(Outcome(fetched.row, error))
         if len(waiting) == BATCH:
             outcomes += _predict(predictor, waiting)
             waiting = []
-    return outcomes + (_predict(predictor, waiting) if waiting else [])
+    return [*outcomes, *_predict(predictor, waiting)]
 
 
 def _bytes(fetched: Fetched[ManifestRow]) -> bytes:
-    if fetched.rejected is not None or fetched.data is None:
+    if fetched.data is None:
         assert fetched.rejected is not None
         raise fetched.rejected
     return fetched.data
 
 
-def _rejected(row: ManifestRow, error: ImageRejected) -> Outcome:
-    return Outcome(row, None, None, None, None, None, error.code.value, error.message)
-
-
-def _predict(predictor: Predictor, batch: Sequence[tuple[ManifestRow, str, NDArray[np.uint8]]]) -> list[Outcome]:
-    try:
-        said = predictor(np.stack([pixels for _, _, pixels in batch]))
-    except ImageRejected as error:
-        if len(batch) == 1:
-            return [_rejected(batch[0][0], error)]
-        return [outcome for item in batch for outcome in _predict(predictor, [item])]
-    return [
-        Outcome(
-            row,
-            tuple(map(float, said.classes[k])),
-            float(said.probability[k]),
-            said.decisions[k],
-            name,
-            background(pixels),
-            None,
-            None,
-        )
-        for k, (row, name, pixels) in enumerate(batch)
-    ]
+def _predict(predictor: Predictor, batch: Sequence[tuple[ManifestRow, LoadedImage]]) -> Iterator[Outcome]:
+    results = predictor.predict_each([image.pixels for _, image in batch])
+    for (row, image), result in zip(batch, results, strict=True):
+        yield Outcome(row, result, image.header.format, background(image.pixels))
 
 
 def background(pixels: NDArray[np.uint8]) -> tuple[float, ...]:

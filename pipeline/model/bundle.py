@@ -66,6 +66,11 @@ class BundleInfo(BaseModel):
             raise ValueError("review_band: [low, high) within 0..1")
         return self
 
+    @property
+    def outputs(self) -> int:
+        """Logits an image."""
+        return 1 if self.task == "binary" else len(self.classes)
+
     def identity(self) -> str:
         """SHA-256, hex, of everything that decides a prediction: weights, calibration, decision rule, pixels."""
         deciding = {

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from pipeline.base.errors import PlatformError
 from pipeline.model.architectures import CellClassifier
+from pipeline.model.prediction import probabilities
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 MAX_PROBABILITY_DIFFERENCE = 1e-5
@@ -71,21 +72,13 @@ def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
         raise PlatformError(f"ONNX export: logits of shape {found.shape}, PyTorch gives {expected.shape}")
     # what decides is the probability; logits far from 0 may differ by more in the last bits without moving it
     logits = float(np.abs(expected - found).max() / max(1.0, np.abs(expected).max()))
-    probability = float(np.abs(_probability(expected) - _probability(found)).max())
+    probability = float(np.abs(probabilities(expected) - probabilities(found)).max())
     if not (logits <= MAX_LOGIT_DIFFERENCE and probability <= MAX_PROBABILITY_DIFFERENCE):
         raise PlatformError(
             f"ONNX export: differs from PyTorch by {logits:.2g} in logits and {probability:.2g} in probability "
             f"(limits {MAX_LOGIT_DIFFERENCE:g}, {MAX_PROBABILITY_DIFFERENCE:g}); "
             "try another version of torch or onnxruntime"
         )
-
-
-def _probability(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    if wide.shape[1] == 1:
-        return np.asarray(np.exp(-np.logaddexp(0.0, -wide)))
-    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ class TorchRunner:
 
 def load_model(info: BundleInfo, weights: bytes) -> CellClassifier:
     """The network of a bundle with its weights. Raises InputError when they do not fit the architecture."""
-    model = build(info.architecture, output_count(info))
+    model = build(info.architecture, info.outputs)
     try:
         model.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:
@@ -37,7 +37,3 @@ def load_model(info: BundleInfo, weights: bytes) -> CellClassifier:
             f"bundle {info.name}/{info.version}: its weights do not fit {info.architecture}: {error}"
         ) from error
     return model
-
-
-def output_count(info: BundleInfo) -> int:
-    return 1 if info.task == "binary" else len(info.classes)

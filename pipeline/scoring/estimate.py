@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.request import Request
@@ -43,11 +41,11 @@ def estimate_seconds(
     samples = [item.data for item in fetch_rows(sample, stores) if item.data is not None]
     if not samples:
         return None
-    predictor(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))  # the first run sets the graph up
+    predictor.probe()  # the first run sets the graph up
     begin = time.perf_counter()
     for data in samples:
         try:
-            predictor(predictor.load(data).pixels[None])
+            predictor.predict_each([predictor.load(data).pixels])
         except ImageRejected:
             continue
     each = (time.perf_counter() - begin) / len(samples)

@@ -18,6 +18,7 @@ from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import to_onnx, to_safetensors
+from pipeline.model.prediction import probabilities
 from pipeline.model.registry import Verdict, new_version, point_if_better
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
@@ -25,7 +26,7 @@ from pipeline.storage.uris import join
 from pipeline.training.fit import Trained
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
-from pipeline.training.validation import measure, probabilities
+from pipeline.training.validation import measure
 
 HISTORY = "report/history.json"
 _QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
@@ -62,7 +63,7 @@ def publish(
     weights, graph = to_safetensors(model), to_onnx(model, settings.input_size)
     scores = trained.best.scores
     temperature = fit_temperature(scores.logits, scores.targets)
-    classes = probabilities(scores.logits, settings.task, temperature.value)
+    classes = probabilities(scores.logits, temperature.value)
     positive = [rows.classes.index(name) for name in rows.positive_classes]
     disease = classes[:, positive].sum(axis=1).clip(0.0, 1.0) if positive else None
     threshold = _threshold(disease, scores.targets, positive, target_sensitivity)

@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.evaluation.intervals import weighted_multiclass
 from pipeline.evaluation.metrics import binary_metrics
+from pipeline.model.prediction import probabilities
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard
 
@@ -65,18 +66,9 @@ def _joined(parts: list[NDArray[Any]], dtype: type, width: int) -> NDArray[Any]:
     return np.empty(0 if width == 1 and dtype is np.int64 else (0, width), dtype)
 
 
-def probabilities(logits: NDArray[np.float32], task: str, temperature: float = 1.0) -> NDArray[np.float64]:
-    """(N, 2) or (N, C) from logits (N, 1 or C)."""
-    scaled = logits.astype(np.float64) / temperature
-    if task == "binary":
-        scaled = np.concatenate([np.zeros_like(scaled), scaled], axis=1)
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
 def measure(scores: Scores, task: str) -> dict[str, float]:
     """What an epoch reports: unweighted loss and the metrics at the natural operating point."""
-    classes = probabilities(scores.logits, task)
+    classes = probabilities(scores.logits)
     truth = scores.targets
     chosen = np.clip(classes[np.arange(len(truth)), truth], 1e-12, 1.0)
     found = {"val_loss": float(-np.log(chosen).mean())}

@@ -15,13 +15,11 @@ import pytest
 
 from jobs import score as score_job
 from pipeline.base.errors import PlatformError
-from pipeline.images.load import load_image
 from pipeline.model.bundle import Bundle
-from pipeline.model.predictor import Predictor
 from pipeline.scoring.commit import commit
 from pipeline.storage import lock
 from pipeline.storage.stores import Stores
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, said_of
 from tests.scoring_sources import (
     contents,
     mixed_files,
@@ -68,12 +66,10 @@ def test_every_listed_image_is_scored_or_quarantined(unbroken: Path) -> None:
 
 
 def test_probabilities_are_those_of_the_predictor(unbroken: Path, tiny_bundle: Bundle) -> None:
-    predictor = Predictor(tiny_bundle)
     files = contents(240)
     for row in rows(unbroken).to_pylist()[::17]:
         data = files[(row["member"] or row["uri"]).rsplit("/", 1)[-1]]
-        pixels = load_image(data, predictor.size).pixels[None]
-        assert row["probability"] == pytest.approx(float(predictor(pixels).probability[0]), abs=1e-5)
+        assert row["probability"] == pytest.approx(said_of(tiny_bundle, data)[0].probability, abs=1e-5)
         assert row["subject_id"] == (row["member"] or row["uri"]).rsplit("/", 1)[-1][:4]
 
 

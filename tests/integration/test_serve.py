@@ -15,9 +15,8 @@ from PIL import Image
 
 from pipeline.base.cluster import connected
 from pipeline.model.bundle import Bundle
-from pipeline.model.predictor import Predictions, Predictor
 from serving.app import build
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, said_of
 
 JPEG = {"content-type": "image/jpeg"}
 FORMATS = ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"]
@@ -66,8 +65,7 @@ def url(serve_url: str, bundle: Bundle) -> Iterator[str]:
 
 
 def expected(bundle: Bundle, images: list[bytes]) -> list[float]:
-    found = Predictor(bundle).predict_bytes(images)
-    return [float(item.probability[0]) for item in found if isinstance(item, Predictions)]
+    return [said.probability for said in said_of(bundle, *images)]
 
 
 def send_all(url: str, images: list[bytes], timeout_s: float = 60) -> list[httpx.Response]:

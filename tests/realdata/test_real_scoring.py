@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.base.errors import ImageRejected
 from pipeline.images.load import load_image
 from pipeline.model.bundle import Bundle
+from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.sources.archives import Entry
 from pipeline.sources.fetch import fetch_rows
@@ -40,9 +41,10 @@ def probabilities(source: Path, predictor: Predictor) -> dict[str, float]:
     found = {}
     for fetched in fetch_rows(rows):
         assert fetched.data is not None, fetched.rejected
-        pixels = predictor.load(fetched.data).pixels
         name = (fetched.row.member or fetched.row.uri).rsplit("/", 1)[-1]
-        found[name] = float(predictor(pixels[None]).probability[0])
+        (said,) = predictor.predict_each([predictor.load(fetched.data).pixels])
+        assert isinstance(said, Prediction), said
+        found[name] = said.probability
     return found
 
 

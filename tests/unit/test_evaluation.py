@@ -81,7 +81,7 @@ def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bund
     found = EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows)
     outcomes = Outcomes(bundle.info, reversed(found))
     assert [outcome.row.image_id for outcome in outcomes.all] == [0, 1, 2, 3, 4, 5]
-    assert [outcome.code for outcome in outcomes.rejected] == ["unsupported_format"]
+    assert [error.code for error in outcomes.rejections] == ["unsupported_format"]
     metrics = outcomes.metrics(0.5, replicates=100, confidence=0.95, seed=0)
     assert metrics["confusion"] == [[2, 0], [1, 2]]
     assert metrics["metrics"]["roc_auc"]["value"] == 1.0

@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 from pipeline.base.errors import UsageError
-from pipeline.model.predictor import Predictions, Predictor
 from serving.engine import Engine
 from serving.model import load_model
 from serving.routes import create_app
 from serving.settings import ModelChoice, ServingSettings, read_choice
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, said_of
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -70,11 +69,10 @@ def assert_error(answer: httpx.Response, status: int, code: str) -> None:
 def test_answer_equals_the_predictor_for_every_format(make: Callable[..., Engine], kind: str) -> None:
     engine = make()
     data = picture(kind)
-    expected = Predictor(engine.model.predictor.bundle).predict_bytes([data])[0]
-    assert isinstance(expected, Predictions)
+    (expected,) = said_of(engine.model.predictor.bundle, data)
     answer = call(engine, "POST", "/predict", content=data, headers={"content-type": f"image/{kind.lower()}"}).json()
-    assert answer["probability"] == pytest.approx(float(expected.probability[0]), abs=1e-5)
-    assert answer["decision"] == expected.decisions[0]
+    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    assert answer["decision"] == expected.decision
     assert answer["image"] == {"format": kind.lower(), "width": 90, "height": 70, "size_bytes": len(data)}
 
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.load import Header, Limits, LoadedImage, load_image
 from pipeline.model.bundle import Bundle, class_columns
-from pipeline.model.predictor import Predictions, Predictor
+from pipeline.model.prediction import Prediction
+from pipeline.model.predictor import Predictor
 from pipeline.scoring.run_folder import ArchiveSummary, RunFolder
 from pipeline.scoring.schemas import ShardRow, part_schema
 from pipeline.scoring.work.stream import ArchiveStream, StreamRules
@@ -66,7 +66,7 @@ class _Outcome:
     size_bytes: int
     attempts: int
     header: Header | None
-    result: Predictions | ImageRejected
+    result: Prediction | ImageRejected
     at: datetime
 
     @classmethod
@@ -74,7 +74,7 @@ class _Outcome:
         cls,
         fetched: Fetched[ShardRow],
         header: Header | None,
-        result: Predictions | ImageRejected,
+        result: Prediction | ImageRejected,
         at: datetime | None = None,
     ) -> "_Outcome":
         size = len(fetched.data) if fetched.data is not None else fetched.row.size_bytes
@@ -216,8 +216,10 @@ class ShardScorer:
             account.seconds["decode"] += time.perf_counter() - begin
             begin = time.perf_counter()
             self._doing[thread] = ("predict", batch[0].row.uri, time.monotonic())
-            if images:
-                self._predict(images, results)
+            said = self.predictor.predict_each([image.pixels for _, image in images])
+            now = datetime.now(UTC)
+            for (item, image), result in zip(images, said, strict=True):
+                results[item.row.image_id] = _Outcome.of(item, image.header, result, now)
             account.seconds["predict"] += time.perf_counter() - begin
 
     def _map(self, function: Callable[[Fetched[ShardRow]], Any], items: list[Fetched[ShardRow]]) -> Iterable[Any]:
@@ -229,26 +231,6 @@ class ShardScorer:
             return self.predictor.load(fetched.data, self._limits)
         except ImageRejected as error:
             return error
-
-    def _predict(
-        self,
-        images: list[tuple[Fetched[ShardRow], LoadedImage]],
-        results: dict[int, _Outcome],
-    ) -> None:
-        pixels = np.stack([image.pixels for _, image in images])  # uint8 (B, S, S, 3)
-        try:
-            predictions: Predictions | None = self.predictor(pixels)
-        except ImageRejected:
-            predictions = None  # one image of the batch gave no finite value; find it
-        now = datetime.now(UTC)
-        for index, (item, image) in enumerate(images):
-            if predictions is not None:
-                results[item.row.image_id] = _Outcome.of(item, image.header, _one(predictions, index), now)
-                continue
-            try:
-                results[item.row.image_id] = _Outcome.of(item, image.header, self.predictor(image.pixels[None]))
-            except ImageRejected as error:
-                results[item.row.image_id] = _Outcome.of(item, image.header, error)
 
     def _columns(
         self,
@@ -272,12 +254,9 @@ class ShardScorer:
                 account.codes[result.code.value] = account.codes.get(result.code.value, 0) + 1
             else:
                 account.scored += 1
-                values |= dict(zip(names, result.classes[0].tolist(), strict=True))
-                values |= {
-                    "class_name": self.predictor.info.classes[int(result.top[0])],
-                    "probability": float(result.probability[0]),
-                    "decision": result.decisions[0],
-                }
+                values |= dict(zip(names, result.classes, strict=True))
+                values |= {"class_name": result.class_name, "probability": result.probability}
+                values |= {"decision": result.decision}
             for name, column in columns.items():
                 column.append(values.get(name))
         return columns
@@ -288,13 +267,6 @@ def _noted(fetched: Iterable[Fetched[ShardRow]], rows: list[ShardRow]) -> Iterat
     for item in fetched:
         rows.append(item.row)
         yield item
-
-
-def _one(predictions: Predictions, index: int) -> Predictions:
-    rows = slice(index, index + 1)
-    return Predictions(
-        predictions.classes[rows], predictions.probability[rows], predictions.top[rows], predictions.decisions[rows]
-    )
 
 
 def ids_of(folder: RunFolder, number: int, rules: StreamRules, stores: Stores, limits: Limits) -> list[int]:

@@ -1,0 +1,48 @@
+"""From a network's logits to what the model says of an image: calibrated probabilities, then the decision rule."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.model.bundle import BundleInfo
+
+Decision = Literal["positive", "negative", "review"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says of one image. Probabilities are calibrated and have the precision of float32."""
+
+    classes: tuple[float, ...]  # of each class, in the bundle's order
+    probability: float  # of disease; of the top class where no class means disease
+    class_name: str  # the most probable
+    decision: Decision | None  # None where no class means disease
+
+
+def probabilities(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Logits (N, 1 or C) to probabilities (N, 2 or C); a single logit is that of the second of two classes."""
+    scaled = logits.astype(np.float64) / temperature
+    if scaled.shape[1] == 1:
+        second = np.exp(-np.logaddexp(0.0, -scaled))  # (N, 1)
+        return np.concatenate([1.0 - second, second], axis=1)
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def predictions(info: BundleInfo, logits: NDArray[Any]) -> list[Prediction]:
+    """What the model of `info` says by finite logits (N, 1 or C), one record a row."""
+    classes = probabilities(logits, info.temperature)  # (N, C)
+    positive = [info.classes.index(name) for name in info.positive_classes]
+    values = classes[:, positive].sum(axis=1).clip(0.0, 1.0) if positive else classes.max(axis=1)
+    decisions = [_decide(info, value) if positive else None for value in values.tolist()]
+    names = [info.classes[k] for k in classes.argmax(axis=1).tolist()]
+    rows = map(tuple, classes.astype(np.float32).tolist())
+    return list(map(Prediction, rows, values.astype(np.float32).tolist(), names, decisions))
+
+
+def _decide(info: BundleInfo, probability: float) -> Decision:
+    if info.review_band is not None and info.review_band[0] <= probability < info.review_band[1]:
+        return "review"
+    return "positive" if probability >= info.threshold else "negative"
