@@ -5,18 +5,22 @@ OUT    ?= out/demo
 DATA   ?=
 PORT   ?= 8000
 N      ?= 200
+PACKAGES ?= browser
 PYTHON ?= python3
 
 BIN    := $(abspath $(VENV))/bin
 SCRATCH := $(or $(TMPDIR),/tmp)/leukoray-$(shell id -u)
 
-# Nothing outside VENV, OUT and the temp folder is written: not the home folder, not the checkout.
+# Nothing outside VENV, OUT and the temp folder is written: not the home folder, not the checkout. System packages that
+# tests want are installed where apt and root are there, by `make test` alone; PACKAGES= leaves the system as it is.
 export PYTHONDONTWRITEBYTECODE := 1
 export XDG_CACHE_HOME      := $(SCRATCH)/cache
 export XDG_CONFIG_HOME     := $(SCRATCH)/config
 export MPLCONFIGDIR        := $(SCRATCH)/matplotlib
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHON INSTALL_FLAGS
+export COVERAGE_FILE       := $(SCRATCH)/coverage
+MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report=)
 
 .PHONY: help demo serve test lint format bench bench-score chaos clean
 .DEFAULT_GOAL := help
@@ -46,8 +50,17 @@ demo: $(VENV)/.installed ## the whole way of an image; DATA=folder or s3:// pref
 serve: $(VENV)/.installed ## answer HTTP requests with the best model in OUT
 	@$(BIN)/leukoray serve '$(OUT)/models' --port $(PORT)
 
-test: $(VENV)/.installed-test ## the whole test suite
+# Unit tests share the cores; what starts clusters of its own comes after them, one by one.
+test: $(VENV)/.installed-test ## the whole test suite; ARGS='tests/unit -k splits' a part; COVERAGE=1 says what of the code it ran
+	@infra/packages.sh $(PACKAGES)
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	@rm -f '$(COVERAGE_FILE)'
+	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4 --dist worksteal $(MEASURED); unit=$$?; \
+	$(BIN)/python -m pytest --ignore tests/unit $(MEASURED) && exit $$unit
+	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
+endif
 
 lint: $(VENV)/.installed-test ## rules, formatting, types, the order of the rooms
 	$(BIN)/ruff check .

@@ -95,19 +95,6 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def upload(endpoint: str, bucket: str, prefix: str, files: dict[str, bytes]) -> str:
-    import boto3
-
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
-    )
-    if bucket not in [item["Name"] for item in client.list_buckets()["Buckets"]]:
-        client.create_bucket(Bucket=bucket)
-    for name, data in files.items():
-        client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=data)
-    return f"s3://{bucket}/{prefix}"
-
-
 def score_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "jobs.score", *arguments]
 

@@ -1,4 +1,7 @@
-"""Real servers for tests: moto's S3 in a process of its own, and a proxy that makes it misbehave."""
+"""Real servers for tests: moto's S3 in a process of its own, and a proxy that makes it misbehave.
+
+Tests take the session's S3 from the fixture `s3` (tests/conftest.py); what runs without pytest calls `moto_server`.
+"""
 
 import asyncio
 import contextlib
@@ -10,13 +13,20 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import aiohttp
+import boto3
 from aiohttp import web
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import S3Settings
+
+REGION = "us-east-1"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": REGION}
 
 
 def free_port() -> int:
@@ -25,9 +35,61 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 that answers, or a proxy in front of it: how our code, its commands and plain boto3 reach it."""
+
+    endpoint: str
+    bucket: str = "cells"  # there from the beginning
+
+    def at(self, endpoint: str) -> "S3Server":
+        """The same store behind another address."""
+        return replace(self, endpoint=endpoint)
+
+    @property
+    def stores(self) -> Stores:
+        return Stores(S3Settings(endpoint=self.endpoint, region=REGION))
+
+    @property
+    def flags(self) -> list[str]:
+        """Flags that send a job here."""
+        return ["--s3-endpoint", self.endpoint, "--s3-region", REGION]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment that sends a process here."""
+        return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.endpoint}
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    def upload(self, prefix: str, files: Mapping[str, bytes]) -> str:
+        """Put files (name below the prefix -> bytes) into the bucket; the URI of the prefix."""
+        client = self.client()
+        for name, data in files.items():
+            client.put_object(Bucket=self.bucket, Key=f"{prefix}/{name}", Body=data)
+        return f"s3://{self.bucket}/{prefix}"
+
+    def download(self, uri: str, folder: Path) -> None:
+        """Everything below `uri`, which may lie in any bucket, into `folder`."""
+        client = self.client()
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/"):
+            for item in page.get("Contents", []):
+                path = folder / item["Key"][len(prefix) + 1 :]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, item["Key"], str(path))
+
+
 @contextlib.contextmanager
-def moto_server() -> Iterator[str]:
-    """Endpoint of an empty S3."""
+def moto_server() -> Iterator[S3Server]:
+    """An S3 with one empty bucket."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
@@ -42,7 +104,9 @@ def moto_server() -> Iterator[str]:
                 assert process.poll() is None, "moto ended while starting"
                 assert time.monotonic() < deadline, "moto did not start"
                 time.sleep(0.1)
-        yield endpoint
+        server = S3Server(endpoint)
+        server.client().create_bucket(Bucket=server.bucket)
+        yield server
     finally:
         process.kill()
         process.wait()

@@ -1,13 +1,10 @@
 """Storage, listing and ingest on S3 as spoken over HTTP by moto's server."""
 
 import json
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from jobs import ingest as job
@@ -20,25 +17,19 @@ from pipeline.sources.listing import Tally, entry_row, list_sources
 from pipeline.sources.manifest import read_manifest
 from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import ListingRow
-from pipeline.storage import lock
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.s3 import S3Store
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
-from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
+from tests.servers import Faults, S3Server, faulty_proxy
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        with moto_server() as address:
-            client = boto3.client("s3", endpoint_url=address, region_name="us-east-1")
-            for bucket in ("lab", "many", "open"):
-                client.create_bucket(Bucket=bucket)
-            yield address
+def endpoint(s3: S3Server) -> str:
+    for bucket in ("lab", "many", "open"):
+        s3.client().create_bucket(Bucket=bucket)
+    return s3.endpoint
 
 
 @pytest.fixture
@@ -105,23 +96,6 @@ def test_pyarrow_reaches_the_same_endpoint_with_the_same_settings(store: S3Store
     filesystem, path = arrow_filesystem("s3://lab/arrow", stores)
     with filesystem.open_input_file(path) as file:
         assert file.read() == b"data"
-
-
-def test_a_lock_is_kept_though_the_answers_to_its_requests_are_lost(
-    endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "RENEW_S", 0.1)
-    faults = Faults(lost_answers=1)
-    with faulty_proxy(endpoint, faults) as proxy:
-        stores = Stores(S3Settings(proxy, "us-east-1", max_attempts=3))
-        with lock.locked("s3://lab/locked", "ours", stores) as check:
-            faults.lost_answers = 1
-            deadline = time.monotonic() + 20
-            while faults.lost_answers and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(0.5)
-            check()
-        assert faults.lost_answers == 0
 
 
 # ---- listing -----------------------------------------------------------------------------------------------

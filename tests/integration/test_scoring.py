@@ -3,10 +3,7 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ from typing import Any
 import pytest
 
 from jobs import score as score_job
-from pipeline.base.errors import PlatformError
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
 from pipeline.storage import lock
@@ -29,12 +25,9 @@ from tests.scoring_sources import (
     read_run,
     rows,
     tar,
-    upload,
     write_files,
 )
-from tests.servers import Faults, faulty_proxy
-
-from .conftest import S3Server
+from tests.servers import Faults, S3Server, faulty_proxy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -126,7 +119,7 @@ def test_subjects_add_up_to_the_predictions(unbroken: Path) -> None:
 def test_bytes_from_s3_disk_tar_and_zip_give_the_same_rows(
     source: Path, unbroken: Path, tiny_bundle: Bundle, s3: S3Server, tmp_path: Path
 ) -> None:
-    uri = upload(s3.endpoint, s3.bucket, "night", mixed_files(240))
+    uri = s3.upload("night", mixed_files(240))
     assert score(uri, "--model", tiny_bundle.uri, "--out", tmp_path / "out", *s3.flags) == 0
 
     def by_name(run: Path) -> dict[str, float]:
@@ -136,11 +129,9 @@ def test_bytes_from_s3_disk_tar_and_zip_give_the_same_rows(
 
 
 def test_source_model_and_output_may_all_lie_on_s3(tiny_bundle: Bundle, s3: S3Server) -> None:
-    source = upload(s3.endpoint, s3.bucket, "all-s3/in", contents(70, bad=False))
+    source = s3.upload("all-s3/in", contents(70, bad=False))
     folder = Path(tiny_bundle.uri)
-    model = upload(
-        s3.endpoint, s3.bucket, "all-s3/model", {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    )
+    model = s3.upload("all-s3/model", {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()})
     out = f"s3://{s3.bucket}/all-s3/scores"
     assert score(source, "--model", model, "--out", out, *s3.flags) == 0
     keys = [item["Key"] for item in s3.client().list_objects_v2(Bucket=s3.bucket, Prefix="all-s3/scores/")["Contents"]]
@@ -155,7 +146,7 @@ def test_a_compressed_archive_on_s3_is_fetched_once_and_never_again(
 ) -> None:
     files = contents(1500, bad=False)  # more than one piece of a part
     archive = tar(files, "w:gz")
-    upload(s3.endpoint, s3.bucket, "once", {"night.tar.gz": archive})
+    s3.upload("once", {"night.tar.gz": archive})
     faults = Faults()
     with faulty_proxy(s3.endpoint, faults) as endpoint:
         arguments = (f"s3://{s3.bucket}/once", "--model", tiny_bundle.uri, "--out", tmp_path / "out")
@@ -271,59 +262,6 @@ def test_a_locked_output_is_refused_in_plain_words(
     with lock.locked(str(out), "somebody's run", Stores()):
         assert score(source, "--model", tiny_bundle.uri, "--out", out) == 5
     assert "somebody's run" in capsys.readouterr().err
-
-
-def test_an_s3_lock_that_is_renewed_is_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "RENEW_S", 0.2)
-    out = f"s3://{s3.bucket}/renewed"
-    with (
-        lock.locked(out, "somebody's run", s3.stores) as check,
-        pytest.raises(PlatformError, match="somebody's run"),
-        lock.locked(out, "second", s3.stores),
-    ):
-        check()
-
-
-def test_an_s3_lock_of_a_silent_host_expires(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = f"s3://{s3.bucket}/silent"
-    owner = {"run_id": "dead", "host": "h", "pid": 1, "since": time.time(), "renewed": time.time()}
-    s3.stores.of(out).write(f"{out}/_lock", json.dumps(owner).encode())
-    monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
-    with lock.locked(out, "second", s3.stores) as check:
-        check()
-    assert s3.stores.of(out).head(f"{out}/_lock") is None
-
-
-@pytest.mark.parametrize("hours", [-1, 1])
-def test_the_clock_of_another_host_decides_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
-    """A dead lock of a clock ahead is free after the usual time, one of a clock behind is not free before."""
-    out = f"s3://{s3.bucket}/clock{hours}"
-    owner = {"run_id": "dead", "host": "h", "pid": 1, "since": 0, "renewed": time.time() + 3600 * hours}
-    s3.stores.of(out).write(f"{out}/_lock", json.dumps(owner).encode())
-    monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
-    began = time.monotonic()
-    with lock.locked(out, "second", s3.stores):
-        assert 2.0 <= time.monotonic() - began < 20.0
-
-
-def test_a_lock_that_others_have_taken_over_is_left_to_them(s3: S3Server) -> None:
-    out = f"s3://{s3.bucket}/taken"
-    with lock.locked(out, "first", s3.stores):
-        s3.stores.of(out).write(f"{out}/_lock", b'{"run_id": "other"}')
-    assert b"other" in s3.stores.of(out).read(f"{out}/_lock").data
-
-
-def test_an_s3_lock_of_a_process_that_is_gone_is_taken_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = f"s3://{s3.bucket}/gone"
-    take_and_die = (
-        "import os; from pipeline.storage import lock, stores, types\n"
-        f"reached = stores.Stores(types.S3Settings(endpoint={s3.endpoint!r}, region='us-east-1'))\n"
-        f"with lock.locked({out!r}, 'first', reached): os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", take_and_die], check=False).returncode == 9
-    monkeypatch.setattr(lock, "EXPIRY_S", 1e9)  # waiting would not help
-    with lock.locked(out, "second", s3.stores) as check:
-        check()
 
 
 def test_a_resumed_run_does_not_touch_finished_parts(

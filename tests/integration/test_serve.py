@@ -3,7 +3,6 @@
 import asyncio
 import io
 import logging
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.base.cluster import connected
 from pipeline.model.bundle import Bundle
 from serving.app import build
 from tests.bundles import make_bundle, said_of
+from tests.servers import free_port
 
 JPEG = {"content-type": "image/jpeg"}
 FORMATS = ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"]
@@ -28,12 +28,6 @@ def picture(kind: str, seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,8 @@ from pipeline.model.registry import read_pointer, resolve
 from pipeline.model.torch_engine import TorchRunner
 from pipeline.training.decoded import decode, rejected
 from pipeline.training.rows import deal, labelled_rows
+from tests.servers import S3Server
 from tests.training_data import cell_images, manifest_of
-
-from .conftest import S3Server
 
 SMALL = [
     "--input-size",

@@ -13,5 +13,5 @@ def real_data() -> Path:
     """Folder of the public data sets: $LEUKORAY_REAL_DATA, else ../shared/data beside the repository."""
     folder = Path(os.environ.get("LEUKORAY_REAL_DATA") or _REPOSITORY.parent / "shared" / "data")
     if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}; name their folder in LEUKORAY_REAL_DATA")
+        pytest.skip(f"real images: none at {folder}; name their folder in LEUKORAY_REAL_DATA")
     return folder

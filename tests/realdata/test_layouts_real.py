@@ -15,7 +15,7 @@ SUFFIXES = {".jpg", ".jpeg", ".bmp"}
 
 def paths_of(root: Path) -> list[str]:
     if not root.is_dir():
-        pytest.skip(f"no {root.name} in {root.parent}")
+        pytest.skip(f"real images: no {root.name} in {root.parent}")
     return sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.suffix in SUFFIXES)
 
 

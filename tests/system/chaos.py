@@ -31,10 +31,9 @@ from tests.scoring_sources import (
     read_run,
     run_score,
     score_command,
-    upload,
     write_files,
 )
-from tests.servers import CREDENTIALS, moto_server
+from tests.servers import S3Server, moto_server
 
 VICTIMS = ("driver", "worker", "raylet")
 
@@ -58,30 +57,19 @@ class Arena:
     source: str
     model: str
     out: str
-    env: dict[str, str]
-    endpoint: str | None = None
+    s3: S3Server | None = None
+
+    @property
+    def env(self) -> dict[str, str]:
+        return self.s3.env if self.s3 else {}
 
     def fetch(self, scratch: Path) -> Path:
         """The run's folder on disk."""
-        if self.endpoint is None:
+        if self.s3 is None:
             return only_run(Path(self.out))
-        import boto3
-
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
-        bucket, _, prefix = self.out.removeprefix("s3://").partition("/")
         target = scratch / "fetched"
         shutil.rmtree(target, ignore_errors=True)
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/"):
-            for item in page.get("Contents", []):
-                path = target / item["Key"][len(prefix) + 1 :]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(bucket, item["Key"], str(path))
+        self.s3.download(self.out, target)
         return only_run(target)
 
 
@@ -187,15 +175,14 @@ def chaos(kills: int, seed: int, where: tuple[str, ...], images: int = 900, kill
     """
     rng = random.Random(seed)
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="leukoray-chaos-") as name, moto_server() as endpoint:
+    with tempfile.TemporaryDirectory(prefix="leukoray-chaos-") as name, moto_server() as server:
         scratch = Path(name)
         files = mixed_files(images, (640, 480))
         model = make_bundle(scratch / "bundle").uri
         local = str(write_files(scratch / "source", files))
-        sources = {"disk": (local, {}, None)}
+        sources: dict[str, tuple[str, S3Server | None]] = {"disk": (local, None)}
         if "s3" in where:
-            env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
-            sources["s3"] = (upload(endpoint, "cells", "night", files), env, endpoint)
+            sources["s3"] = (server.upload("night", files), server)
         references, typical = {}, {}
         for store in where:
             arena = _arena(store, sources, model, scratch, 0)
@@ -217,7 +204,7 @@ def chaos(kills: int, seed: int, where: tuple[str, ...], images: int = 900, kill
                 + ("ok" if len(tally.differences) == before else tally.differences[-1]),
                 flush=True,
             )
-            if arena.endpoint is None:
+            if arena.s3 is None:
                 shutil.rmtree(arena.out, ignore_errors=True)
     return tally
 
@@ -230,10 +217,12 @@ def _is_finished(arena: Arena, scratch: Path) -> bool:
         return False
 
 
-def _arena(store: str, sources: dict[str, Any], model: str, scratch: Path, number: int) -> Arena:
-    source, env, endpoint = sources[store]
-    out = f"s3://cells/scores-{number}" if endpoint else str(scratch / f"scores-{number}")
-    return Arena(source, model, out, env, endpoint)
+def _arena(
+    store: str, sources: dict[str, tuple[str, S3Server | None]], model: str, scratch: Path, number: int
+) -> Arena:
+    source, s3 = sources[store]
+    out = f"s3://{s3.bucket}/scores-{number}" if s3 else str(scratch / f"scores-{number}")
+    return Arena(source, model, out, s3)
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ FLAGS = [
     "--no-first-run",
 ]
 pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason="no chromium on this machine: apt-get install chromium"
+    not Path(CHROMIUM).exists(), reason="the page in a browser: Chromium is missing; apt-get install chromium"
 )
 WAIT_MS = 30_000
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,9 @@ from tests.scoring_sources import (
     run_score,
     score_command,
     tar,
-    upload,
     write_files,
 )
-from tests.servers import CREDENTIALS, Faults, faulty_proxy, moto_server
+from tests.servers import Faults, S3Server, faulty_proxy
 
 from .chaos import chaos
 
@@ -38,12 +36,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(tmp_path_factory.mktemp("model") / "bundle")
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with moto_server() as endpoint:
-        yield endpoint
-
-
 @pytest.mark.chaos
 def test_ten_kills_lose_and_double_nothing() -> None:
     seed = int(os.environ.get("LEUKORAY_CHAOS_SEED", "3"))
@@ -52,16 +44,15 @@ def test_ten_kills_lose_and_double_nothing() -> None:
     assert sum(tally.kills.values()) >= 4, "the kills came too late to mean anything"
 
 
-def test_a_store_that_fails_one_request_in_twenty_loses_nothing(moto: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_store_that_fails_one_request_in_twenty_loses_nothing(s3: S3Server, bundle: Bundle, tmp_path: Path) -> None:
     files = contents(240, bad=False)
-    uri = upload(moto, "faulty", "night", files)
+    uri = s3.upload("faulty", files)
     names = sorted(files)
     faults = Faults(
         share=0.05, latency_s=0.05, stall_s=30.0, denied=frozenset(names[:2]), gone=frozenset(names[2:3]), seed=5
     )
-    with faulty_proxy(moto, faults) as endpoint:
-        env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
-        done = run_score(uri, "--model", bundle.uri, "--out", str(tmp_path / "out"), env=env)
+    with faulty_proxy(s3.endpoint, faults) as endpoint:
+        done = run_score(uri, "--model", bundle.uri, "--out", str(tmp_path / "out"), env=s3.at(endpoint).env)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "out")
     assert read_run(run)["counts"]["codes"] == {"access_denied": 2, "not_found": 1}
@@ -70,31 +61,28 @@ def test_a_store_that_fails_one_request_in_twenty_loses_nothing(moto: str, bundl
 
 
 def test_an_object_replaced_between_list_and_get_is_scored_as_it_is_now(
-    moto: str, bundle: Bundle, tmp_path: Path
+    s3: S3Server, bundle: Bundle, tmp_path: Path
 ) -> None:
-    import boto3
-
-    client = boto3.client(
-        "s3", endpoint_url=moto, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
-    )
-    uri = upload(moto, "replaced", "night", contents(20, bad=False))
+    client = s3.client()
+    uri = s3.upload("replaced", contents(20, bad=False))
     fresh = picture(4242)
 
     def replace(path: str, _: int) -> None:
         if path.endswith("S003_00003.jpg"):
-            client.put_object(Bucket="replaced", Key="night/S003_00003.jpg", Body=fresh)
+            client.put_object(Bucket=s3.bucket, Key="replaced/S003_00003.jpg", Body=fresh)
 
-    with faulty_proxy(moto, Faults(before_get=replace)) as endpoint:
-        env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
-        done = run_score(uri, "--model", bundle.uri, "--out", str(tmp_path / "out"), env=env)
+    with faulty_proxy(s3.endpoint, Faults(before_get=replace)) as endpoint:
+        done = run_score(uri, "--model", bundle.uri, "--out", str(tmp_path / "out"), env=s3.at(endpoint).env)
     assert done.returncode == 0, done.stderr
     [row] = [row for row in rows(only_run(tmp_path / "out")).to_pylist() if row["uri"].endswith("S003_00003.jpg")]
     assert row["size_bytes"] == len(fresh)
-    assert row["etag"] == client.head_object(Bucket="replaced", Key="night/S003_00003.jpg")["ETag"].strip('"')
+    assert row["etag"] == client.head_object(Bucket=s3.bucket, Key="replaced/S003_00003.jpg")["ETag"].strip('"')
 
 
-def test_credentials_that_expire_mid_run_are_renewed_from_their_file(moto: str, bundle: Bundle, tmp_path: Path) -> None:
-    uri = upload(moto, "expiring", "night", contents(150, bad=False))
+def test_credentials_that_expire_mid_run_are_renewed_from_their_file(
+    s3: S3Server, bundle: Bundle, tmp_path: Path
+) -> None:
+    uri = s3.upload("expiring", contents(150, bad=False))
     secrets_file = tmp_path / "credentials"
     secrets_file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = x\n")
     faults = Faults()
@@ -105,7 +93,7 @@ def test_credentials_that_expire_mid_run_are_renewed_from_their_file(moto: str, 
             secrets_file.write_text("[default]\naws_access_key_id = new\naws_secret_access_key = x\n")
 
     faults.before_get = expire
-    with faulty_proxy(moto, faults) as endpoint:
+    with faulty_proxy(s3.endpoint, faults) as endpoint:
         env = {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_SHARED_CREDENTIALS_FILE": str(secrets_file),
@@ -117,8 +105,8 @@ def test_credentials_that_expire_mid_run_are_renewed_from_their_file(moto: str, 
     assert rows(only_run(tmp_path / "out")).num_rows == 150
 
 
-def test_an_outage_stops_the_run_and_the_same_command_finishes_it(moto: str, bundle: Bundle, tmp_path: Path) -> None:
-    uri = upload(moto, "outage", "night", contents(200, bad=False))
+def test_an_outage_stops_the_run_and_the_same_command_finishes_it(s3: S3Server, bundle: Bundle, tmp_path: Path) -> None:
+    uri = s3.upload("outage", contents(200, bad=False))
     faults = Faults()
 
     def break_down(_: str, gets: int) -> None:
@@ -126,8 +114,8 @@ def test_an_outage_stops_the_run_and_the_same_command_finishes_it(moto: str, bun
 
     faults.before_get = break_down
     arguments = (uri, "--model", bundle.uri, "--out", str(tmp_path / "out"))
-    with faulty_proxy(moto, faults) as endpoint:
-        env = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+    with faulty_proxy(s3.endpoint, faults) as endpoint:
+        env = s3.at(endpoint).env
         first = run_score(*arguments, env=env, timeout_s=400)
         assert first.returncode == 5 and "does not answer" in first.stderr, first.stderr
         faults.before_get, faults.is_down = None, False
@@ -171,7 +159,7 @@ def test_a_full_disk_stops_the_run_and_the_same_command_finishes_it(bundle: Bund
         ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
-        pytest.skip("needs the right to mount a small tmpfs")
+        pytest.skip("a full disk: no right to mount a small one; run as root")
     try:
         source = write_files(tmp_path / "in", contents(400))
         arguments = (str(source), "--model", bundle.uri, "--out", str(disk / "scores"), "--max-error-share", "0.2")

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import Code, PlatformError
@@ -30,10 +30,11 @@ from pipeline.sources.rows import Access
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, ObjectInfo, StoreError
+from tests.searches import search
 
 Members = Sequence[tuple[str, bytes]]
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = search(25)
 
 words = st.text(
     st.characters(exclude_characters="/\\\0\r", exclude_categories=["Cs"]) | st.sampled_from(" %\nüя漢😀'\"!*[]"),
@@ -656,7 +657,7 @@ def test_an_empty_or_foreign_file_is_one_problem(ending: str, data: bytes) -> No
 
 @pytest.mark.parametrize("ending", PACKERS)
 @given(members=member_lists, share=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=40, deadline=None)
+@search(40)
 def test_a_cut_archive_never_loses_a_member_silently(
     members: list[tuple[str, bytes]], ending: str, share: float
 ) -> None:
@@ -670,7 +671,7 @@ def test_a_cut_archive_never_loses_a_member_silently(
 
 
 @given(members=member_lists, share=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=40, deadline=None)
+@search(40)
 def test_members_before_the_cut_of_a_tar_or_stored_zip_are_still_read(
     members: list[tuple[str, bytes]], share: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -686,7 +687,7 @@ def test_members_before_the_cut_of_a_tar_or_stored_zip_are_still_read(
 
 @pytest.mark.parametrize("ending", PACKERS)
 @given(members=member_lists, place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
-@settings(max_examples=40, deadline=None)
+@search(40)
 def test_a_flipped_byte_never_crashes_listing_or_reading(
     members: list[tuple[str, bytes]],
     place: float,

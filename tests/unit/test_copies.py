@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ingest.copies import find_copies
 from pipeline.ingest.draft import Wishes, ingest, read_sources
 from pipeline.sources.filters import Filters
 from pipeline.storage.stores import Stores
+from tests.searches import search
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
 
@@ -21,7 +22,7 @@ def copies_in(folder: Path) -> list[list[str]]:
 
 
 @given(contents=st.lists(st.tuples(st.sampled_from([3, 40_000]), st.integers(0, 4)), max_size=12))
-@settings(max_examples=30, deadline=None)
+@search(30)
 def test_those_and_only_those_with_the_same_bytes_are_copies(
     contents: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
@@ -17,6 +17,7 @@ from pipeline.base.errors import Code, ImageRejected
 from pipeline.images import decoders
 from pipeline.images.load import Limits, Preprocessing, load_image, read_header
 from tests.images import encoded, png_chunk, scene, tiff, with_jpeg_frame, with_png_chunk
+from tests.searches import search
 
 SIZE = 48
 
@@ -315,7 +316,7 @@ def test_an_image_cut_anywhere_is_refused(kind: str, percent: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@search(60)
 def test_flipped_bytes_give_pixels_or_a_code(kind: str, flips: list[tuple[float, int]]) -> None:
     data = bytearray(encoded(scene(64, 48), kind))
     for place, mask in flips:
@@ -327,7 +328,7 @@ def test_flipped_bytes_give_pixels_or_a_code(kind: str, flips: list[tuple[float,
     data=st.binary(max_size=200),
     magic=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"GIF89a", b"BM"]),
 )
-@settings(max_examples=200, deadline=None)
+@search(200)
 def test_noise_behind_a_magic_number_gives_a_code(magic: bytes, data: bytes) -> None:
     assert code_of(magic + data, Limits(max_pixels=4_000_000)) is not None or len(data) > 30
 

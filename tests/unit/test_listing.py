@@ -1,6 +1,7 @@
 """Listing: whatever lies in a source is an entry, a problem with a code, or counted; memory stays bounded."""
 
 import os
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import Code, InputError, UsageError
@@ -28,6 +29,7 @@ from pipeline.sources.rows import LISTING_SCHEMA, to_table
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Level, ObjectInfo
+from tests.searches import search
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
 ODD_NAMES = [
@@ -122,16 +124,27 @@ def test_a_broken_link_is_a_problem(tmp_path: Path) -> None:
     assert [problem.code for problem in problems] == [Code.NOT_FOUND]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_a_folder_that_refuses_is_a_problem_and_the_rest_is_listed(tmp_path: Path) -> None:
-    put(tmp_path / "open" / "x.jpg")
-    (put(tmp_path / "closed" / "y.jpg").parent).chmod(0)
-    try:
-        entries, problems, _ = listed(tmp_path)
-    finally:
-        (tmp_path / "closed").chmod(0o700)
+@pytest.fixture
+def folder_of_a_user() -> Iterator[Path]:
+    """A folder of somebody whom permissions hold back: root becomes nobody meanwhile."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        if user == 0:
+            os.chown(name, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(user)
+
+
+def test_a_folder_that_refuses_is_a_problem_and_the_rest_is_listed(folder_of_a_user: Path) -> None:
+    put(folder_of_a_user / "open" / "x.jpg")
+    (put(folder_of_a_user / "closed" / "y.jpg").parent).chmod(0)
+    entries, problems, _ = listed(folder_of_a_user)
     assert names(entries) == ["x.jpg"]
     assert [problem.code for problem in problems] == [Code.ACCESS_DENIED]
+    (folder_of_a_user / "closed").chmod(0o700)
 
 
 def test_a_folder_that_refuses_the_listing_call_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +185,7 @@ tree = st.sets(st.tuples(word, word), max_size=12)
 
 
 @given(files=tree)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@search(40)
 def test_every_image_of_any_tree_is_listed_once(
     files: set[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -24,6 +24,7 @@ from pipeline.evaluation.metrics import (
     fit_temperature,
     threshold_for,
 )
+from tests.searches import search
 
 
 def cells(images: int = 600, subjects: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -58,7 +59,7 @@ def test_metrics_of_a_resampled_set_are_those_of_the_set_with_its_images_repeate
             assert fast[name][row] == pytest.approx(repeated[name]), name
 
 
-@settings(max_examples=60, deadline=None)
+@search(60)
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.5001, 1.0])), min_size=1, max_size=40))
 def test_fast_metrics_equal_the_plain_ones_on_any_data(rows: list[tuple[int, float]]) -> None:
     labels, probabilities = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
@@ -130,7 +131,7 @@ def test_a_side_with_one_subject_gives_no_interval(name: str, side: int) -> None
     assert any("come from one of the subjects" in warning for warning in report["warnings"])
 
 
-@settings(max_examples=40, deadline=None)
+@search(40)
 @given(
     st.lists(
         st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.6, 1.0]), st.sampled_from("abcd")),
@@ -185,7 +186,7 @@ def test_of_equal_youden_maxima_the_more_sensitive_one_is_taken() -> None:
     assert chosen.value == pytest.approx(0.4) and chosen.sensitivity == 1.0
 
 
-@settings(max_examples=60, deadline=None)
+@search(60)
 @given(st.integers(0, 10_000), st.floats(0.05, 1.0))
 def test_target_threshold_reaches_its_target_and_no_higher_one_does(seed: int, target: float) -> None:
     labels, probabilities, _ = cells(60, 5, seed)

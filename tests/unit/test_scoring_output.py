@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.scoring.output import ROW_GROUP, OutputFile
 from pipeline.scoring.run_folder import RunFolder, file_sha256
 from pipeline.storage.stores import Stores
+from tests.searches import search
 
 SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("name", pa.string())])
 
 
-@settings(deadline=None, max_examples=25)
+@search(25)
 @given(st.lists(st.integers(0, 30_000), max_size=8))
 def test_tables_come_back_whole_in_order_and_in_bounded_row_groups(sizes: list[int]) -> None:
     file = OutputFile(SCHEMA)

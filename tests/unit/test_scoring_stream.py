@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import Code, IncompleteError
@@ -30,6 +30,7 @@ from pipeline.storage.types import OnFailure
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, tar
 from tests.scoring_sources import score_here as score
+from tests.searches import search
 
 SAME = ("image_id", "uri", "member", "size_bytes", "width", "height", "probability", "subject_id")
 
@@ -252,7 +253,7 @@ def test_ids_of_an_archive_are_had_by_reading_it(bundle: Bundle, tmp_path: Path)
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), chunk=st.integers(1, 50))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@search(15)
 def test_every_member_is_accounted_for_however_archives_are_cut_into_pieces(
     sizes: list[int], chunk: int, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

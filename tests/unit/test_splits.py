@@ -5,11 +5,12 @@ import time
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.splits import SPLITS, assign_splits, check_leaks
+from tests.searches import search
 
 rows_strategy = st.lists(
     st.tuples(
@@ -22,7 +23,7 @@ rows_strategy = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@search(150)
 @given(rows=rows_strategy, seed=st.integers(0, 3), order=st.randoms(use_true_random=False))
 def test_any_rows_are_split_disjointly_fully_and_in_any_order_alike(
     rows: list[tuple[str | None, str | None, int | None]], seed: int, order: random.Random
@@ -55,7 +56,7 @@ def test_any_rows_are_split_disjointly_fully_and_in_any_order_alike(
     assert split(positions) == splits
 
 
-@settings(max_examples=40, deadline=None)
+@search(40)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=40, max_size=120),
     fractions=st.sampled_from([(0.7, 0.15, 0.15), (0.6, 0.2, 0.2), (0.8, 0.2, 0.0)]),

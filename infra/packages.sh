@@ -1,0 +1,21 @@
+#!/bin/sh
+# Install the system packages that groups of tests want: packages.sh GROUP...   Groups: browser.
+#
+# Only where apt-get and root are there. It never fails: where it cannot install it says so in a line, and the tests
+# that want the package are skipped and named at the end of the run.
+set -u
+
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=30 "$@" >/dev/null; }
+
+for group in "$@"; do
+    case $group in
+    browser) package=chromium program=chromium ;;
+    *) echo "packages: no group '$group'; groups: browser" >&2 && exit 2 ;;
+    esac
+    command -v "$program" >/dev/null && continue
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "packages: installing $package ($group)"
+        { apt update && apt install -y --no-install-recommends "$package"; } && continue
+    fi
+    echo "packages: $package ($group) is missing and could not be installed here; tests that want it are left out"
+done

@@ -1,0 +1,34 @@
+"""What all tests share: one S3 for the session, how long hypothesis searches, and what a run did not test."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+import tests.searches  # noqa: F401 - makes the profiles
+from tests.servers import CREDENTIALS, S3Server, moto_server
+
+settings.load_profile("fast")  # `--hypothesis-profile thorough` loads the other one after this
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """The S3 of all tests; whatever is started after it (Ray's workers, commands) has its credentials."""
+    with pytest.MonkeyPatch.context() as patch, moto_server() as server:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield server
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name at the end what the run left out, by the reasons of the skipped tests: a promise, what is missing, a way."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        terminalreporter.section("not tested here")
+        for reason, count in sorted(reasons.items()):
+            terminalreporter.line(f"{reason} ({count} {'test' if count == 1 else 'tests'})")
