@@ -125,11 +125,11 @@ def ingest(story: "Story", source: str, manifest: str) -> bool:
     folder = story.path(manifest)
     story.step("ingest", "ingest", source, "--out", folder)
     info = read_info(absolute(folder), job_stores(story.config))
-    counts = info["counts"]
-    classes = {name: sum(of.values()) for name, of in counts["classes"].items() if name != "(none)"}
-    splits = ", ".join(f"{counts['splits'].get(name, 0):,} {name}" for name in ("train", "validation", "test"))
-    story.say(f"layout {info['layout']}: {', '.join(f'{n:,} {name}' for name, n in classes.items()) or 'no labels'}")
-    story.say(f"split {splits}; {info['split_reason']}")
+    counts = info.counts
+    classes = {name: sum(of.values()) for name, of in counts.classes.items() if name != "(none)"}
+    splits = ", ".join(f"{counts.splits.get(name, 0):,} {name}" for name in ("train", "validation", "test"))
+    story.say(f"layout {info.layout}: {', '.join(f'{n:,} {name}' for name, n in classes.items()) or 'no labels'}")
+    story.say(f"split {splits}; {info.split_reason}")
     if len(classes) < 2:
         what = f"one class only ({next(iter(classes))})" if classes else "no labels"
         story.say(f"{what}: these images can be scored, but no model can be trained or evaluated on them")

@@ -77,7 +77,7 @@ def main(config: EvaluateConfig) -> None:
         replicates=config.bootstrap,
         confidence=config.confidence,
         seed=config.seed,
-        units=manifest.unit_word,
+        units=manifest.info.units,
     )
     notes = caveats(config, bundle, manifest, outcomes)
     facts = provenance(config, bundle, manifest, chosen)
@@ -89,7 +89,7 @@ def main(config: EvaluateConfig) -> None:
         best_epoch=bundle.info.training.get("best_epoch"),
         mistakes=outcomes.mistakes(chosen.value, config.mistakes, stores),
         provenance=facts,
-        synthetic=bundle.info.synthetic or manifest.is_synthetic,
+        synthetic=bundle.info.synthetic or manifest.info.synthetic,
         warnings=notes,
         split=config.split,
         basis=basis(config.split, bundle, manifest),
@@ -171,10 +171,10 @@ def _progress(split: str, done: int, total: int) -> None:
 
 def caveats(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) -> list[str]:
     """What the data says against the figures."""
-    notes = [str(note) for note in manifest.info.get("warnings", ())]
+    notes = list(manifest.info.warnings)
     if config.split != "test":
         notes.append(f"This is the {config.split} split: the model, its threshold or its epoch were chosen by it.")
-    if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.digest:
+    if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
         notes.append("The manifest is not the one of training: images of training may be among those measured here.")
     if outcomes.rejections:
         codes = ", ".join(sorted({error.code.value for error in outcomes.rejections}))
@@ -189,9 +189,9 @@ def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
     """What may be said of the images measured: that they took no part in training only where it is known."""
     if split != "test":
         return f" of the {split} split"
-    if bundle.info.manifest_digest != manifest.digest:
+    if bundle.info.manifest_digest != manifest.info.digest:
         return "; whether the model has seen them in training is not known"
-    if manifest.info.get("split_rule") == "images":
+    if manifest.info.split_rule == "images":
         return " that took no part in training, though other images of the same patients may have"
     return " that took no part in training"
 
@@ -200,7 +200,7 @@ def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chose
     """What someone needs to repeat or to trust the figures."""
     info = bundle.info
     subjects = {split: len({row.subject_id for row in manifest.split(split)} - {None}) for split in SPLITS}
-    known, unit = any(subjects.values()), manifest.unit_word.capitalize()
+    known, unit = any(subjects.values()), manifest.info.units.capitalize()
     return {
         "Model": f"{info.name} / {info.version}",
         "Bundle": bundle.uri,
@@ -208,9 +208,9 @@ def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chose
         "Model SHA-256": info.identity(),
         "Trained": info.created_at,
         "Manifest": manifest.uri,
-        "Manifest digest": manifest.digest,
-        "Source": str(manifest.info.get("source", "")),
-        "Split rule": str(manifest.info.get("split_rule") or info.split_rule),
+        "Manifest digest": manifest.info.digest,
+        "Source": str(manifest.info.source or ""),
+        "Split rule": manifest.info.split_rule or info.split_rule,
         "Images in train / validation / test": " / ".join(f"{len(manifest.split(split)):,}" for split in SPLITS),
         f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
         "Threshold": f"{chosen.value:.4f} ({chosen.rule})",
@@ -249,11 +249,11 @@ def keep_in_bundle(
     config: EvaluateConfig, bundle: Bundle, manifest: Manifest, record: Mapping[str, Any], report: str
 ) -> None:
     """Card, metrics and report into the bundle, when they are of its own test split at its own threshold."""
-    own = bundle.info.manifest_digest == manifest.digest
+    own = bundle.info.manifest_digest == manifest.info.digest
     if not own or config.split != "test" or config.target_sensitivity is not None:
         return
     kept = {key: value for key, value in record.items() if key not in _NOT_IN_CARD}
-    data = {"Source": manifest.info.get("source", "–"), "Layout": manifest.info.get("layout", "–")}
+    data = {"Source": manifest.info.source or "–", "Layout": manifest.info.layout or "–"}
     data |= {f"Images in {split}": f"{len(manifest.split(split)):,}" for split in SPLITS}
     card = render_card(bundle.info, metrics=record, data=data)
     store = bundle.stores.of(bundle.uri)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,11 +14,11 @@ from jobs.common import Clock, finish, job_stores, run, show_config
 from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.errors import InputError
-from pipeline.ingest.draft import Draft, Wishes, counts, ingest
+from pipeline.ingest.draft import IngestOptions, ManifestDraft, counts, ingest
 from pipeline.ingest.layouts import describe_layouts
-from pipeline.ingest.splits import SPLITS
+from pipeline.ingest.splits import SPLITS, SplitRule
 from pipeline.sources.filters import Filters, parse_since
-from pipeline.sources.manifest import Manifest, write_manifest
+from pipeline.sources.manifest import Manifest, ManifestInfo, write_manifest
 from pipeline.storage.uris import absolute, join
 
 EXAMPLES = f"""examples:
@@ -52,7 +51,7 @@ class IngestConfig(JobConfig):
         None, ge=1, description="this many consecutive file numbers of a class stand in for one subject"
     )
     labels: str | None = Field(None, description="CSV or Parquet with columns path, label or class_name, subject_id")
-    split_rule: Literal["auto", "subjects", "images", "given"] = Field(
+    split_rule: SplitRule = Field(
         "auto", description="what stays on one side of the split; auto is the layout's honest rule"
     )
     fractions: list[float] = Field(
@@ -72,7 +71,7 @@ def main(config: IngestConfig) -> None:
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
-    draft = ingest(config.source, _wishes(config), filters, stores, config.limit)
+    draft = ingest(config.source, _options(config), filters, stores, config.limit)
     written = write_manifest(out, [draft.table], _info(draft, config), stores)
     store = stores.of(out)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
@@ -80,8 +79,8 @@ def main(config: IngestConfig) -> None:
     print("\n".join(account(draft, written, clock.seconds)), flush=True)
 
 
-def _wishes(config: IngestConfig) -> Wishes:
-    return Wishes(
+def _options(config: IngestConfig) -> IngestOptions:
+    return IngestOptions(
         layout=config.layout,
         positive=tuple(config.positive),
         negative=tuple(config.negative),
@@ -101,33 +100,33 @@ def _refuse_source_as_out(out: str, sources: Sequence[str]) -> None:
             raise InputError(f"--out {out}: is the source itself; give the manifest a folder of its own")
 
 
-def _info(draft: Draft, config: IngestConfig) -> dict[str, Any]:
+def _info(draft: ManifestDraft, config: IngestConfig) -> ManifestInfo:
     """What `manifest.json` says beside version, digest and number of images."""
     listing = draft.listing
-    return {
-        "source": [absolute(source) for source in config.source],
-        "layout": draft.layout.name,
-        "labels_from": draft.labels_from,
-        "split_rule": draft.split.rule,
-        "split_reason": draft.split.reason,
-        "units": draft.units,
-        "warnings": draft.warnings,
-        "synthetic": draft.is_synthetic,
-        "positive": draft.positive,
-        "counts": counts(draft.table),
-        "bytes": listing.tally.bytes,
-        "left_out": dict(listing.tally.left_out),
-        "problems": dict(Counter(str(problem.code) for problem in listing.problems)),
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "leukoray": __version__,
-        "configuration": effective(config),
-    }
+    return ManifestInfo(
+        source=[absolute(source) for source in config.source],
+        layout=draft.layout.name,
+        labels_from=draft.labels_from,
+        split_rule=draft.split.rule,
+        split_reason=draft.split.reason,
+        units=draft.units,
+        warnings=draft.warnings,
+        synthetic=draft.is_synthetic,
+        positive=draft.positive,
+        counts=counts(draft.table),
+        bytes=listing.tally.bytes,
+        left_out=listing.tally.left_out,
+        problems=Counter(str(problem.code) for problem in listing.problems),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        leukoray=__version__,
+        configuration=effective(config),
+    )
 
 
 # ---- what a person reads -----------------------------------------------------------------------------------
 
 
-def account(draft: Draft, written: Manifest, seconds: float) -> list[str]:
+def account(draft: ManifestDraft, written: Manifest, seconds: float) -> list[str]:
     """The lines printed at the end."""
     listing, layout, split = draft.listing, draft.layout, draft.split
     rate = f"listed in {seconds:.1f} s"
@@ -148,25 +147,25 @@ def account(draft: Draft, written: Manifest, seconds: float) -> list[str]:
     return lines
 
 
-def _class_table(draft: Draft) -> list[str]:
+def _class_table(draft: ManifestDraft) -> list[str]:
     """Images of every class in every split, then subjects."""
     found = counts(draft.table)
-    parts = [part for part in (*SPLITS, "none") if part in found["splits"]]
+    parts = [part for part in (*SPLITS, "none") if part in found.splits]
     words = {1: "positive", 0: "negative"}
     rows = [["class", "label", *("no split" if part == "none" else part for part in parts), "images"]]
-    for name, of_class in found["classes"].items():
+    for name, of_class in found.classes.items():
         cells = [f"{of_class.get(part, 0):,}" for part in parts]
         rows.append([name, words.get(draft.positive.get(name, -1), "-"), *cells, f"{sum(of_class.values()):,}"])
-    totals = [found["splits"].get(part, 0) for part in parts]
+    totals = [found.splits.get(part, 0) for part in parts]
     rows.append(["all", "", *(f"{total:,}" for total in totals), f"{sum(totals):,}"])
-    if found["subjects"]:
-        n_subjects = [found["subjects"].get(part, 0) for part in parts]
+    if found.subjects:
+        n_subjects = [found.subjects.get(part, 0) for part in parts]
         distinct = len(set(draft.table["subject_id"].drop_null().to_pylist()))
         rows.append([draft.units, "", *(f"{count:,}" for count in n_subjects), f"{distinct:,}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  " + "  ".join(_aligned(row, widths)) for row in rows]
     rule = "  " + "  ".join("-" * width for width in widths)
-    body = len(found["classes"]) + 1
+    body = len(found.classes) + 1
     return [lines[0], rule, *lines[1:body], rule, *lines[body:]]
 
 
@@ -177,7 +176,7 @@ def _aligned(row: list[str], widths: list[int]) -> list[str]:
     ]
 
 
-def _left_out(draft: Draft) -> list[str]:
+def _left_out(draft: ManifestDraft) -> list[str]:
     tally, problems = draft.listing.tally, draft.listing.problems
     lines: list[str] = []
     if tally.left_out:
@@ -187,14 +186,13 @@ def _left_out(draft: Draft) -> list[str]:
         codes = ", ".join(f"{count:,} {code}" for code, count in Counter(str(p.code) for p in problems).most_common())
         lines += _field("problems", f"{tally.problems:,} not in the manifest, see problems.json: {codes}")
         for problem in problems[:_EXAMPLES_SHOWN]:
-            member = f"!/{problem.member}" if problem.member else ""
-            lines.append(f"            {problem.code}  {problem.uri}{member}: {problem.message}")
+            lines.append(f"            {problem.code}  {problem.place}: {problem.message}")
         if len(problems) > _EXAMPLES_SHOWN:
             lines.append(f"            and {len(problems) - _EXAMPLES_SHOWN:,} more")
     return lines
 
 
-def _fitness(draft: Draft) -> list[str]:
+def _fitness(draft: ManifestDraft) -> list[str]:
     """What this manifest is not good for."""
     if not draft.classes:
         return ["no labels: fine for scoring, training will refuse it; give --labels or one folder a class"]

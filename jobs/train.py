@@ -120,8 +120,8 @@ def main(config: TrainConfig) -> None:
 def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
     """The rows to learn from. Raises UsageError or InputError before anything is started."""
     check_architecture(config.architecture, config.input_size)
-    if manifest.info.get("split_rule") == "images":  # asked for at ingest, which warned; evaluate's report repeats it
-        for warning in manifest.info.get("warnings", ()):
+    if manifest.info.split_rule == "images":  # asked for at ingest, which warned; evaluate's report repeats it
+        for warning in manifest.info.warnings:
             print(f"warning: {warning}", flush=True)
     else:
         columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
@@ -156,7 +156,7 @@ def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings
 
 
 def _digest(settings: Settings, manifest: Manifest, initial: bytes | None) -> str:
-    return settings.digest(manifest.digest, hashlib.sha256(initial or b"").hexdigest())
+    return settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())
 
 
 def _announce(rows: LabelledRows, plan: ClusterPlan, batch_size: int) -> None:

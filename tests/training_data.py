@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, write_manifest
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, write_manifest
 from pipeline.sources.rows import image_id
 from pipeline.storage.local import local_etag
 from pipeline.storage.stores import Stores
@@ -67,5 +67,5 @@ def manifest_of(
     warnings: tuple[str, ...] = (),
 ) -> Manifest:
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
-    info = {"source": "tests", "synthetic": True, "split_rule": split_rule, "warnings": list(warnings)}
+    info = ManifestInfo(source=["tests"], synthetic=True, split_rule=split_rule, warnings=list(warnings))
     return write_manifest(str(out), [table], info, stores)

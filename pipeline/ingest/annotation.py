@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.base.errors import UsageError
+from pipeline.sources.rows import NESTED
 
 Split = Literal["train", "validation", "test"]
 SPLIT_NAMES: Mapping[str, Split] = {
@@ -70,8 +71,8 @@ _HERE = re.compile(r"(?:(?<=/)|^)(?:\.?/+)+")  # the tar of a folder writes ./a/
 
 def normalize(path: str) -> str:
     """The path with archive members written as if the archive were a folder, its own way of writing them undone."""
-    if "!/" in path:
-        path = path.replace("!/", "/").replace("\\", "/")  # zips of old Windows programs
+    if NESTED in path:
+        path = path.replace(NESTED, "/").replace("\\", "/")  # zips of old Windows programs
     return _HERE.sub("", path) if "./" in path else path.lstrip("/")
 
 

@@ -1,7 +1,7 @@
 """Sources to a manifest: listed, recognized, annotated, split, in this order.
 
-Takes source URIs and the user's wishes, gives a `Draft`: the table of the manifest and what is worth saying about
-it. `jobs.ingest` puts flags and words around it.
+Takes source URIs and options, gives a `ManifestDraft`: the table of the manifest and what is worth saying about it.
+`jobs.ingest` puts flags and words around it.
 """
 
 import posixpath
@@ -23,7 +23,7 @@ from pipeline.sources import manifest
 from pipeline.sources.archives import Problem, is_archive
 from pipeline.sources.filters import Filters
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_sources, path_below
-from pipeline.sources.rows import LISTING_SCHEMA, NESTED, ListingRow, read_rows, to_table
+from pipeline.sources.rows import LISTING_SCHEMA, ListingRow, read_rows, to_table
 from pipeline.sources.tables import is_table, read_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -36,7 +36,7 @@ _KEPT_PROBLEMS = 100_000
 
 
 @dataclass(frozen=True)
-class Wishes:
+class IngestOptions:
     """What the user says beyond the source itself; None and 'auto' leave it to the layout."""
 
     layout: str | None = None
@@ -45,7 +45,7 @@ class Wishes:
     subject_pattern: str | None = None
     subject_blocks: int | None = None
     labels: str | None = None
-    split_rule: splits.Rule = "auto"
+    split_rule: splits.SplitRule = "auto"
     fractions: tuple[float, ...] = (0.7, 0.15, 0.15)
     seed: int = 0
 
@@ -62,7 +62,7 @@ class Listing:
 
 
 @dataclass
-class Draft:
+class ManifestDraft:
     """A manifest before it is written."""
 
     table: pa.Table  # MANIFEST_SCHEMA
@@ -88,34 +88,34 @@ class Draft:
 
 def ingest(
     sources: Sequence[str],
-    wishes: Wishes = Wishes(),
+    options: IngestOptions = IngestOptions(),
     filters: Filters = Filters(),
     stores: Stores = Stores(),
     limit: int | None = None,
-) -> Draft:
+) -> ManifestDraft:
     """List, recognize, annotate and split.
 
-    Raises InputError for sources that are missing, empty, doubled or leaky, UsageError for wishes that they cannot
+    Raises InputError for sources that are missing, empty, doubled or leaky, UsageError for options that they cannot
     meet.
     """
     roots = [absolute(source) for source in sources]
     for root in roots:
         _refuse_manifest(root, stores)
     listing = read_sources(roots, filters, stores, limit)
-    layout, annotations, labels_from, warnings = _annotate(listing, roots, wishes, stores)
+    layout, annotations, labels_from, warnings = _annotate(listing, roots, options, stores)
     copies = find_copies(listing.table, [row.class_name is not None for row in annotations], stores)
-    result = _split(annotations, listing.paths, copies, layout, wishes)
+    result = _split(annotations, listing.paths, copies, layout, options)
     table = _manifest_table(listing.table, annotations, result.splits)
     synthetic = layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
-    if not wishes.positive and not wishes.negative:
+    if not options.positive and not options.negative:
         warnings += remarks.about_labels(annotations)
     warnings += remarks.about_copies(copies, annotations, result)
     warnings = list(dict.fromkeys([*warnings, *result.warnings]))
-    own_words = wishes.subject_pattern or wishes.subject_blocks or labels_from != "paths"
+    own_words = options.subject_pattern or options.subject_blocks or labels_from != "paths"
     why = layout.why if result.rule == layout.split_rule and not own_words else ""
-    by_layout = layout.block_size and not wishes.subject_pattern and labels_from == "paths"
-    units = "blocks" if wishes.subject_blocks or by_layout else "subjects"
-    return Draft(table, layout, labels_from, result, synthetic, listing, warnings, why, units)
+    by_layout = layout.block_size and not options.subject_pattern and labels_from == "paths"
+    units = "blocks" if options.subject_blocks or by_layout else "subjects"
+    return ManifestDraft(table, layout, labels_from, result, synthetic, listing, warnings, why, units)
 
 
 # ---- listing -----------------------------------------------------------------------------------------------
@@ -153,17 +153,14 @@ def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: 
 def _nothing_found(roots: Sequence[str], tally: Tally, problems: Sequence[Problem]) -> str:
     seen = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
     where = ", ".join(roots[:3])
-    failed = f"; {len(problems)} could not be listed, e.g. {_where(problems[0])}" if problems else ""
+    failed = (
+        f"; {len(problems)} could not be listed, e.g. {problems[0].place}: {problems[0].message}" if problems else ""
+    )
     held = f"it holds {seen}" if seen else "it is empty"
     return (
         f"{where}: no images ({held}{failed}); "
         "JPEG, PNG, TIFF, BMP, WebP and GIF are read, also inside tar and zip; check the path, --include and --since"
     )
-
-
-def _where(problem: Problem) -> str:
-    member = f"{NESTED}{problem.member}" if problem.member else ""
-    return f"{problem.uri}{member}: {problem.message}"
 
 
 def _refuse_doubles(table: pa.Table) -> None:
@@ -184,7 +181,7 @@ def _refuse_manifest(root: str, stores: Stores) -> None:
     except StoreError as error:
         raise error.refusal() from error
     if found:
-        origin = " ".join(manifest.read_info(root, stores).get("source", []))
+        origin = " ".join(manifest.read_info(root, stores).source)
         raise InputError(f"{root}: is a manifest already, made from {origin}; give it to train or score as it is")
 
 
@@ -197,31 +194,31 @@ def _is_marked_synthetic(root: str, stores: Stores) -> bool:
 
 
 def _annotate(
-    listing: Listing, roots: Sequence[str], wishes: Wishes, stores: Stores
+    listing: Listing, roots: Sequence[str], options: IngestOptions, stores: Stores
 ) -> tuple[Layout, list[Annotation], str, list[str]]:
     """(layout, one annotation a row, where the labels come from, warnings)."""
     paths = listing.paths
-    layout = recognize(paths, wishes.layout)
-    subjects: dict[str, Any] = {"subject_pattern": wishes.subject_pattern, "subject_blocks": wishes.subject_blocks}
-    options: dict[str, Any] = {"positive": wishes.positive or None, "negative": wishes.negative or None, **subjects}
-    said = remarks.about_layout(layout, paths, forced=wishes.layout is not None, **subjects)
-    labels = _labels_uri(roots, layout, wishes, stores)
+    layout = recognize(paths, options.layout)
+    subjects: dict[str, Any] = {"subject_pattern": options.subject_pattern, "subject_blocks": options.subject_blocks}
+    own_words: dict[str, Any] = {"positive": options.positive, "negative": options.negative, **subjects}
+    said = remarks.about_layout(layout, paths, forced=options.layout is not None, **subjects)
+    labels = _labels_uri(roots, layout, options, stores)
     if labels is None:
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
         if own is None:
-            return layout, annotate(paths, layout, **options), "paths", said
-        return layout, override(own, paths, **options), "sidecars", []
+            return layout, annotate(paths, layout, **own_words), "paths", said
+        return layout, override(own, paths, **own_words), "sidecars", []
     table = read_table(labels, stores)
     base, folder = base_folder(roots), posixpath.dirname(labels)
     inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
     found, lost = annotate_from_table(table, paths, folder=inside, allow_unmatched=True)
     warnings = [f"{lost} of {table.num_rows} rows of {labels} name no image that was listed"] if lost > 0 else []
-    if wishes.layout is None and layout.name in GENERIC:
+    if options.layout is None and layout.name in GENERIC:
         layout = LAYOUTS["table"]
     else:
         found = [_merged(row, layout.annotate(path)) for path, row in zip(paths, found, strict=True)]
         warnings += said
-    return layout, override(found, paths, **options), labels, warnings
+    return layout, override(found, paths, **own_words), labels, warnings
 
 
 def _merged(first: Annotation, second: Annotation) -> Annotation:
@@ -236,10 +233,10 @@ def _merged(first: Annotation, second: Annotation) -> Annotation:
     )
 
 
-def _labels_uri(roots: Sequence[str], layout: Layout, wishes: Wishes, stores: Stores) -> str | None:
+def _labels_uri(roots: Sequence[str], layout: Layout, options: IngestOptions, stores: Stores) -> str | None:
     """The table of labels: the one named, the source itself where it is one, or `labels.csv` beside flat images."""
-    if wishes.labels:
-        return absolute(wishes.labels)
+    if options.labels:
+        return absolute(options.labels)
     root = roots[0]
     if len(roots) == 1 and is_table(root):
         known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
@@ -276,13 +273,13 @@ def _split(
     paths: Sequence[str],
     copies: Sequence[Sequence[int]],
     layout: Layout,
-    wishes: Wishes,
+    options: IngestOptions,
 ) -> splits.SplitResult:
     """The split by the user's rule, else by the layout's honest one; refuses a subject on two sides."""
-    rule = wishes.split_rule
+    rule = options.split_rule
     if rule == "auto":
         rule = layout.split_rule
-        if rule == "images" and (wishes.subject_pattern or wishes.subject_blocks):
+        if rule == "images" and (options.subject_pattern or options.subject_blocks):
             rule = "subjects"
     subjects = [row.subject_id for row in annotations]
     groups: list[int | None] = [None] * len(paths)
@@ -296,10 +293,9 @@ def _split(
         keys=paths,
         groups=groups,
         labels=[row.label for row in annotations],
-        fractions=wishes.fractions,
-        seed=wishes.seed,
+        fractions=options.fractions,
+        seed=options.seed,
         rule=rule,
-        strict=False,
     )
     if result.rule != "images":
         splits.check_leaks(subjects, result.splits, keys=paths)
@@ -317,8 +313,8 @@ def _manifest_table(listing: pa.Table, annotations: Sequence[Annotation], split:
     return pa.Table.from_arrays([*listing.columns, *arrays], schema=manifest.MANIFEST_SCHEMA)
 
 
-def counts(table: pa.Table) -> dict[str, Any]:
-    """Images by class and split, subjects by split, images by label: for `manifest.json` and the printed table."""
+def counts(table: pa.Table) -> manifest.Counts:
+    """Images by class and split, subjects by split, images by label."""
     names = [name or "(none)" for name in table["class_name"].to_pylist()]
     parts = [part or "none" for part in table["split"].to_pylist()]
     by_class: dict[str, Counter[str]] = {}
@@ -329,9 +325,9 @@ def counts(table: pa.Table) -> dict[str, Any]:
         if subject is not None:
             subjects.setdefault(part, set()).add(subject)
     labels = Counter({1: "positive", 0: "negative"}.get(label, "unknown") for label in table["label"].to_pylist())
-    return {
-        "classes": {name: dict(by_class[name]) for name in sorted(by_class)},
-        "splits": dict(Counter(parts)),
-        "subjects": {part: len(found) for part, found in subjects.items()},
-        "labels": dict(labels),
-    }
+    return manifest.Counts(
+        classes={name: by_class[name] for name in sorted(by_class)},
+        splits=Counter(parts),
+        subjects={part: len(found) for part, found in subjects.items()},
+        labels=labels,
+    )

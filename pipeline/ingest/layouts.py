@@ -9,13 +9,11 @@ one `Annotation` a path. Pure functions over strings; labels that come from a ta
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.annotation import UNKNOWN, Annotation, block_id, normalize, override
 from pipeline.ingest.class_folders import names_classes, read_last_folder, reader
-
-SplitRule = Literal["auto", "subjects", "images", "given"]
+from pipeline.ingest.splits import SplitRule
 
 _RECOGNIZED_SHARE = 0.5  # of all paths: public sets carry unlabelled parts (30 % of C-NMC 2019)
 _MIXED_SHARE = 0.05  # a second public set of at least this share is no accident

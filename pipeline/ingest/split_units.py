@@ -54,20 +54,9 @@ def make_units(rows: Rows, seed: int) -> Units:
     given = _followed(_followed(rows.given, rows.subjects), component)
     raw = [tokens.setdefault(pair, len(tokens)) for pair in zip(component, given, strict=True)]
     n_units = len(tokens)
-
-    lowest: list[str | None] = [None] * n_units
-    for unit, subject, name in zip(raw, rows.subjects, rows.names, strict=True):
-        identity = f"s{subject}" if subject is not None else f"i{name}"
-        known = lowest[unit]
-        if known is None or identity < known:
-            lowest[unit] = identity
-    salt = str(seed).encode()
-    draw = [hashlib.blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=8, key=salt) for name in lowest]
-    lot = np.array([int.from_bytes(digest.digest(), "big") for digest in draw], dtype=np.uint64)
-
     raw_unit = np.array(raw, dtype=np.int64)
     size = np.bincount(raw_unit, minlength=n_units)
-    order = np.lexsort((lot, -size))
+    order = np.lexsort((_lots(rows, raw, n_units, seed), -size))
     rank = np.empty(n_units, dtype=np.int64)
     rank[order] = np.arange(n_units)
     of_row = rank[raw_unit]
@@ -92,6 +81,19 @@ def make_units(rows: Rows, seed: int) -> Units:
         tag_unit=np.concatenate([pairs // len(class_names), tags // 2]),
         tag=np.concatenate([pairs % len(class_names), len(class_names) + tags % 2]),
     )
+
+
+def _lots(rows: Rows, unit_of_row: Sequence[int], n_units: int, seed: int) -> NDArray[np.uint64]:
+    """What orders units of one size: drawn from the seed and the name that comes first in each, uint64 (units,)."""
+    lowest: list[str | None] = [None] * n_units
+    for unit, subject, name in zip(unit_of_row, rows.subjects, rows.names, strict=True):
+        identity = f"s{subject}" if subject is not None else f"i{name}"
+        known = lowest[unit]
+        if known is None or identity < known:
+            lowest[unit] = identity
+    salt = str(seed).encode()
+    draw = [hashlib.blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=8, key=salt) for name in lowest]
+    return np.array([int.from_bytes(digest.digest(), "big") for digest in draw], dtype=np.uint64)
 
 
 def _followed(given: list[int], companions: Sequence[Hashable | None]) -> list[int]:

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.split_units import FREE, Ints, Rows, Units, make_units
 
 SPLITS = ("train", "validation", "test")
-Rule = Literal["auto", "subjects", "images", "given"]
+SplitRule = Literal["auto", "subjects", "images", "given"]
+
+Value = TypeVar("Value")
 
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
 _ENOUGH_FOR_TWO_IN_TEST, _ENOUGH_FOR_TWO_IN_BOTH = 6, 8  # subjects of a class
@@ -30,8 +32,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class SplitResult:
-    """One split a row (None for rows without a class), the rule that made them and what to know about "
-    "them."""
+    """One split a row (None for rows without a class), the rule that made them and what to know about them."""
 
     splits: list[str | None]
     rule: str
@@ -49,8 +50,7 @@ def assign_splits(
     labels: Sequence[int | None] | None = None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
-    rule: Rule = "auto",
-    strict: bool = True,
+    rule: SplitRule = "auto",
 ) -> SplitResult:
     """Split the rows that have a class into train, validation and test.
 
@@ -60,45 +60,39 @@ def assign_splits(
     'images' ignores subjects too, which is only honest where there are none; 'auto' takes the first of given,
     subjects, images that the rows allow.
 
-    Raises InputError when a given split divides a subject, or when there are too few units to fill every
-    split; with `strict` off the rows then stay without split, and a warning says why (enough for scoring).
+    With too few units to fill every split all rows stay without one, and a warning says why: enough for scoring.
+    Raises InputError when a given split divides a subject.
     """
-    n_rows = len(class_names)
     shares = _check_fractions(fractions)
-    subjects = list(subject_ids) if subject_ids is not None else [None] * n_rows
-    given = list(given_splits) if given_splits is not None else [None] * n_rows
-    names = list(keys) if keys is not None else [f"{row:012d}" for row in range(n_rows)]
+    nothing: Sequence[None] = [None] * len(class_names)
+    subjects, given = subject_ids or nothing, given_splits or nothing
+    names = keys or [f"{row:012d}" for row in range(len(class_names))]
     labelled = [row for row, class_name in enumerate(class_names) if class_name is not None]
-    rule = _choose_rule(rule, labelled, subjects, given)
-    if not labelled:
-        return SplitResult([None] * n_rows, "none", "no image has a label, so there is nothing to split")
-    warnings = _rule_warnings(rule, labelled, subjects)
-    if rule == "images":
-        subjects = [None] * n_rows
-    if rule != "given":
-        given = [None] * n_rows
-    else:
-        check_leaks(subjects, given, keys=names)
 
+    def of_labelled(column: Sequence[Value]) -> list[Value]:
+        return [column[row] for row in labelled]
+
+    rule = _choose_rule(rule, of_labelled(subjects), of_labelled(given))
+    if not labelled:
+        return SplitResult([*nothing], "none", "no image has a label, so there is nothing to split")
+    warnings = _rule_warnings(rule, of_labelled(subjects))
+    if rule == "given":
+        check_leaks(subjects, given, keys=names)
     rows = Rows(
         classes=[str(class_names[row]) for row in labelled],
-        subjects=[subjects[row] for row in labelled],
-        given=[_split_code(given[row]) for row in labelled],
-        names=[names[row] for row in labelled],
-        groups=[groups[row] if groups is not None else None for row in labelled],
-        labels=[labels[row] if labels is not None else None for row in labelled],
+        subjects=of_labelled(nothing if rule == "images" else subjects),
+        given=[_split_code(name) for name in of_labelled(given if rule == "given" else nothing)],
+        names=of_labelled(names),
+        groups=of_labelled(groups or nothing),
+        labels=of_labelled(labels or nothing),
     )
     units = make_units(rows, seed)
-    allowed = _allowed_splits(units, shares, warnings)
-    _deal(units, shares, allowed)
-    _repair(units, allowed)
+    _place(units, shares, warnings)
     placed = units.split[units.of_row]
     if shortage := _shortage(placed, shares, len(units.split)):
-        if strict:
-            raise InputError(shortage)
-        return SplitResult([None] * n_rows, "none", "no image is put into a split", [*warnings, shortage])
+        return SplitResult([*nothing], "none", "no image is put into a split", [*warnings, shortage])
     warnings += _missing(units, shares)
-    splits: list[str | None] = [None] * n_rows
+    splits: list[str | None] = [*nothing]
     for row, code in zip(labelled, placed.tolist(), strict=True):
         splits[row] = SPLITS[code]
     return SplitResult(splits, rule, _reason(rule, rows, units, seed), warnings)
@@ -153,36 +147,35 @@ def _split_code(name: str | None) -> int:
     return SPLITS.index(name)
 
 
-def _choose_rule(rule: Rule, labelled: list[int], subjects: Sequence[str | None], given: Sequence[str | None]) -> Rule:
-    has_given = any(given[row] is not None for row in labelled)
-    has_subjects = any(subjects[row] is not None for row in labelled)
+def _choose_rule(rule: SplitRule, subjects: Sequence[str | None], given: Sequence[str | None]) -> SplitRule:
+    """The rule that the labelled rows allow."""
+    has_given, has_subjects = (any(value is not None for value in column) for column in (given, subjects))
     if rule == "auto":
         return "given" if has_given else "subjects" if has_subjects else "images"
-    if labelled and rule == "given" and not has_given:
+    if given and rule == "given" and not has_given:
         raise InputError(
             "the split rule is 'given', but no image has a given split; use 'auto', 'subjects' or 'images'"
         )
-    if labelled and rule == "subjects" and not has_subjects:
+    if subjects and rule == "subjects" and not has_subjects:
         raise InputError(
             "the split rule is 'subjects', but no image has a subject; give --subject-pattern or "
-            "--subject-blocks, "
-            "or use the rule 'images'"
+            "--subject-blocks, or use the rule 'images'"
         )
     return rule
 
 
-def _rule_warnings(rule: Rule, labelled: list[int], subjects: Sequence[str | None]) -> list[str]:
-    unknown = sum(subjects[row] is None for row in labelled)
-    if rule == "images" and unknown < len(labelled):
+def _rule_warnings(rule: SplitRule, subjects: Sequence[str | None]) -> list[str]:
+    unknown = sum(subject is None for subject in subjects)
+    if rule == "images" and unknown < len(subjects):
         return ["split by image although subjects are known: the same subject is on both sides, figures are inflated"]
     if rule == "images":
         return ["no subjects are known: images of one patient may be on both sides, figures are optimistic"]
     if rule == "subjects" and unknown:
-        return [f"{unknown} of {len(labelled)} images have no subject; each is taken as a subject of its own"]
+        return [f"{unknown} of {len(subjects)} images have no subject; each is taken as a subject of its own"]
     return []
 
 
-def _reason(rule: Rule, rows: Rows, units: Units, seed: int) -> str:
+def _reason(rule: SplitRule, rows: Rows, units: Units, seed: int) -> str:
     n_subjects = len({subject for subject in rows.subjects if subject is not None})
     n_classes = len(set(rows.classes))
     classes = "1 class" if n_classes == 1 else f"{n_classes} classes"
@@ -198,9 +191,15 @@ def _reason(rule: Rule, rows: Rows, units: Units, seed: int) -> str:
 # ---- dealing -----------------------------------------------------------------------------------------------
 
 
+def _place(units: Units, shares: Sequence[float], warnings: list[str]) -> None:
+    """A split for every unit, in place."""
+    allowed = _allowed_splits(units, shares, warnings)
+    _deal(units, shares, allowed)
+    _repair(units, allowed)
+
+
 def _allowed_splits(units: Units, shares: Sequence[float], warnings: list[str]) -> list[int]:
-    """Splits that may receive units; releases given train units where validation or test must be taken "
-    "from them."""
+    """Splits that may receive units; releases given train units where validation or test must be taken from them."""
     wanted = [code for code in range(3) if shares[code] > 0]
     given = set(units.given.tolist()) - {FREE}
     if not given:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipeline.base.errors import UsageError
-from pipeline.sources.rows import NESTED
+from pipeline.sources.rows import place_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Filters:
 
     def refuse_member(self, path: str, member: str, mtime: float) -> str | None:
         """As `refuse`, for a member of the archive at `path`; patterns may name the archive, the member, or both."""
-        return self.refuse([path, member, f"{path}{NESTED}{member}"], mtime)
+        return self.refuse([path, member, place_of(path, member)], mtime)
 
     def refuse(self, names: Sequence[str], mtime: float) -> str | None:
         """Why something known by these names is left out, None if it is not."""

@@ -7,23 +7,23 @@ from urllib.parse import quote_from_bytes
 
 from pipeline.base.errors import Code
 from pipeline.sources.archives import Found, Ignored, Problem
-from pipeline.sources.look import Branch, Look, Root, bind, objects
+from pipeline.sources.objects import ListingOptions, Root, Subtree, bind, objects
 from pipeline.storage.local import local_etag
 from pipeline.storage.types import ObjectInfo, Store, StoreError
 
 _BATCH = 256
 
 
-def walk(root: Root, look: Look) -> Iterator[Found | Branch]:
+def walk(root: Root, options: ListingOptions) -> Iterator[Found | Subtree]:
     """Everything below a folder or prefix."""
-    store = look.stores.of(root.uri)
+    store = options.stores.of(root.uri)
     if store.is_remote:
-        yield from _walk_prefix(root, look, store)
+        yield from _walk_prefix(root, options, store)
     else:
-        yield from _walk_folder(root, look, store)
+        yield from _walk_folder(root, options, store)
 
 
-def _walk_folder(root: Root, look: Look, store: Store) -> Iterator[Found]:
+def _walk_folder(root: Root, options: ListingOptions, store: Store) -> Iterator[Found]:
     """Depth first, names sorted within a folder, symbolic links followed but no folder entered twice."""
     visited: set[tuple[int, int]] = set()
     stack = [root.uri]
@@ -58,9 +58,9 @@ def _walk_folder(root: Root, look: Look, store: Store) -> Iterator[Found]:
             else:
                 files.append(ObjectInfo(_path_uri(path), details.st_size, local_etag(details), details.st_mtime))
             if len(files) >= _BATCH:
-                yield from objects(root, files, look, store)
+                yield from objects(root, files, options, store)
                 files = []
-        yield from objects(root, files, look, store)
+        yield from objects(root, files, options, store)
 
 
 def _path_uri(path: str) -> str:
@@ -72,21 +72,21 @@ def _path_uri(path: str) -> str:
     return path
 
 
-def _walk_prefix(root: Root, look: Look, store: Store) -> Iterator[Found | Branch]:
+def _walk_prefix(root: Root, options: ListingOptions, store: Store) -> Iterator[Found | Subtree]:
     """What lies directly at the first level that branches, with a branch for each of its sub-prefixes."""
     prefix = root.uri
     try:
         pages = store.levels(prefix)
         page = next(pages)
         while len(page.folders) == 1 and not page.is_truncated:
-            yield from objects(root, page.objects, look, store)
+            yield from objects(root, page.objects, options, store)
             prefix = page.folders[0]
             pages = store.levels(prefix)
             page = next(pages)
         while True:
             for folder in page.folders:
-                yield Branch(bind(_below, root, folder, look, store))
-            yield from objects(root, page.objects, look, store)
+                yield Subtree(bind(_below, root, folder, options, store))
+            yield from objects(root, page.objects, options, store)
             if not page.is_truncated:
                 return
             page = next(pages)
@@ -94,8 +94,8 @@ def _walk_prefix(root: Root, look: Look, store: Store) -> Iterator[Found | Branc
         yield Problem(prefix, None, error.code, f"prefix cannot be listed: {error}")
 
 
-def _below(root: Root, folder: str, look: Look, store: Store) -> Iterator[Found]:
+def _below(root: Root, folder: str, options: ListingOptions, store: Store) -> Iterator[Found]:
     try:
-        yield from objects(root, store.walk(folder), look, store)
+        yield from objects(root, store.walk(folder), options, store)
     except StoreError as error:
         yield Problem(folder, None, error.code, f"prefix cannot be listed: {error}")

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pipeline.sources import archives
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, UriPattern
-from pipeline.sources.look import Look, Source
+from pipeline.sources.objects import ListingOptions, Source
 from pipeline.sources.opening import expand, open_named, open_source
-from pipeline.sources.rows import NESTED, Access, ListingRow, image_id
+from pipeline.sources.rows import Access, ListingRow, image_id, place_of
 from pipeline.sources.side_by_side import side_by_side
 from pipeline.sources.tables import is_table
 from pipeline.storage.stores import Stores
@@ -54,14 +54,14 @@ def list_sources(
 
     Raises InputError for a source that does not exist or cannot be read at all.
     """
-    look = Look(filters, stores, opens_compressed)
-    opened = [open_source(root, look) for root in expand(sources, stores)]
+    options = ListingOptions(filters, stores, opens_compressed)
+    opened = [open_source(root, options) for root in expand(sources, stores)]
     yield from _counted(_distinct(opened) if drop_doubles else _all_of(opened), tally, limit)
 
 
-def list_named(uris: Sequence[str], base: str, tally: Tally, look: Look) -> Iterator[Entry | Problem]:
+def list_named(uris: Sequence[str], base: str, tally: Tally, options: ListingOptions) -> Iterator[Entry | Problem]:
     """As `list_sources`, of single objects; what is missing is a Problem. Filters see their paths below `base`."""
-    yield from _counted(_all_of([open_named(uris, base, look)]), tally, None)
+    yield from _counted(_all_of([open_named(uris, base, options)]), tally, None)
 
 
 def _counted(items: Iterator[Found], tally: Tally, limit: int | None) -> Iterator[Entry | Problem]:
@@ -122,7 +122,7 @@ def path_below(entry: Entry, base: str) -> str:
     top = base if base.endswith("/") else base + "/"
     if base and path.startswith(top):
         path = path[len(top) :]
-    return f"{path}{NESTED}{entry.member}" if entry.member is not None else path
+    return place_of(path, entry.member)
 
 
 def _all_of(opened: Sequence[Source]) -> Iterator[Found]:

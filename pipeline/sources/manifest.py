@@ -1,7 +1,6 @@
 """The manifest: one typed row an image, in Parquet. Every step after listing knows only this.
 
-A manifest is a folder with `part-*.parquet` and `manifest.json` (version, source, layout, split rule, counts,
-digest), on disk or on S3.
+A manifest is a folder with `part-*.parquet` (MANIFEST_SCHEMA) and `manifest.json` (`ManifestInfo`), on disk or on S3.
 """
 
 import hashlib
@@ -15,8 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.base.errors import InputError
+from pipeline.base.text import first_line
 from pipeline.sources.rows import LOCATION_FIELDS, ListingRow, read_rows
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
@@ -47,26 +48,50 @@ class ManifestRow(ListingRow):
     split: str | None
 
 
+class Counts(BaseModel):
+    """Images and subjects of a manifest; '(none)' is the class and 'none' the split of those without."""
+
+    model_config = ConfigDict(frozen=True)
+
+    classes: dict[str, dict[str, int]] = {}  # class to split to images
+    splits: dict[str, int] = {}  # split to images
+    subjects: dict[str, int] = {}  # split to distinct subjects
+    labels: dict[str, int] = {}  # positive, negative or unknown to images
+
+
+class ManifestInfo(BaseModel):
+    """`manifest.json`. `write_manifest` fills in the first three fields."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = MANIFEST_VERSION
+    digest: str = ""  # table_digest
+    images: int = 0  # rows of all parts
+    source: list[str] = []  # URIs
+    layout: str = ""  # name of an ingest layout
+    labels_from: str = "paths"  # 'paths', 'sidecars' or the URI of a table
+    split_rule: str = ""  # given, subjects, images or none
+    split_reason: str = ""  # a sentence
+    units: str = "subjects"  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
+    warnings: list[str] = []  # sentences
+    synthetic: bool = False
+    positive: dict[str, int] = {}  # class to label, of the classes that have one
+    counts: Counts = Counts()
+    bytes: int = 0  # of all encoded images
+    left_out: dict[str, int] = {}  # reason to files
+    problems: dict[str, int] = {}  # code to failures to list something
+    created_at: str = ""  # ISO 8601, UTC
+    leukoray: str = ""  # version that made it
+    configuration: dict[str, Any] = {}  # of the ingest job
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A manifest read into memory (about 200 bytes an image)."""
 
     uri: str
     table: pa.Table  # MANIFEST_SCHEMA
-    info: dict[str, Any]  # manifest.json
-
-    @property
-    def digest(self) -> str:
-        return str(self.info["digest"])
-
-    @property
-    def is_synthetic(self) -> bool:
-        return bool(self.info.get("synthetic"))
-
-    @property
-    def unit_word(self) -> str:
-        """What stands for a patient in `subject_id`: 'subjects', or 'blocks' of consecutive file numbers."""
-        return str(self.info.get("units") or "subjects")
+    info: ManifestInfo
 
     def split(self, name: str) -> list[ManifestRow]:
         return read_rows(self.table.filter(pc.equal(self.table["split"], name)), ManifestRow)
@@ -81,19 +106,21 @@ def table_digest(table: pa.Table) -> str:
     return sink.hexdigest()
 
 
-def write_manifest(out: str, tables: Iterable[pa.Table], info: dict[str, Any], stores: Stores = Stores()) -> Manifest:
+def write_manifest(out: str, tables: Iterable[pa.Table], info: ManifestInfo, stores: Stores = Stores()) -> Manifest:
     """Write parts, then `manifest.json` last; a manifest without it is refused by `read_manifest`."""
     out = absolute(out)
     store = stores.of(out)
     parts = [table.cast(MANIFEST_SCHEMA) for table in tables]
     whole = pa.concat_tables(parts) if parts else MANIFEST_SCHEMA.empty_table()
-    info = {**info, "version": MANIFEST_VERSION, "digest": table_digest(whole), "images": whole.num_rows}
+    info = info.model_copy(
+        update={"version": MANIFEST_VERSION, "digest": table_digest(whole), "images": whole.num_rows}
+    )
     store.delete(join(out, "manifest.json"))
     for uri in part_uris(out, stores):
         store.delete(uri)
     for number, part in enumerate(parts):
         store.write(join(out, f"part-{number:05d}.parquet"), to_parquet(part))
-    store.write(join(out, "manifest.json"), json.dumps(info, indent=2).encode())
+    store.write(join(out, "manifest.json"), json.dumps(info.model_dump(), indent=2).encode())
     return Manifest(out, whole, info)
 
 
@@ -110,23 +137,23 @@ def is_manifest(uri: str, stores: Stores = Stores()) -> bool:
     return isinstance(info, dict) and {"digest", "images", "version"} <= set(info)
 
 
-def read_info(uri: str, stores: Stores = Stores()) -> dict[str, Any]:
+def read_info(uri: str, stores: Stores = Stores()) -> ManifestInfo:
     """`manifest.json` of a manifest. Raises InputError when it is missing, damaged or of another version."""
     path = join(absolute(uri), "manifest.json")
     try:
-        info = json.loads(stores.of(path).read(path).data)
+        found = json.loads(stores.of(path).read(path).data)
+        version = found.get("version") if isinstance(found, dict) else None
+        if version == MANIFEST_VERSION:
+            return ManifestInfo.model_validate(found)
     except StoreError as error:
         advice = f"make one with `leukoray ingest SOURCE --out {uri}`"
         raise error.refusal(f"{uri}: no manifest here ({error}); {advice}") from error
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); run `leukoray ingest` again") from error
-    found = info.get("version") if isinstance(info, dict) else None
-    if found != MANIFEST_VERSION:
-        raise InputError(
-            f"{path}: manifest version {found}, this leukoray reads version {MANIFEST_VERSION}; "
-            "run `leukoray ingest` again"
-        )
-    return dict(info)
+        raise InputError(f"{path}: damaged ({first_line(error)}); run `leukoray ingest` again") from error
+    raise InputError(
+        f"{path}: manifest version {version}, this leukoray reads version {MANIFEST_VERSION}; "
+        "run `leukoray ingest` again"
+    )
 
 
 def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:
@@ -141,10 +168,8 @@ def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:
         raise error.refusal() from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{uri}: cannot be read as a manifest ({error}); run `leukoray ingest` again") from error
-    if table.num_rows != info["images"]:
-        raise InputError(
-            f"{uri}: {table.num_rows} rows, manifest.json says {info['images']}; run `leukoray ingest` again"
-        )
+    if table.num_rows != info.images:
+        raise InputError(f"{uri}: {table.num_rows} rows, manifest.json says {info.images}; run `leukoray ingest` again")
     return Manifest(uri, table, info)
 
 

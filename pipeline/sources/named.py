@@ -9,8 +9,8 @@ import pyarrow as pa
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.folders import walk
-from pipeline.sources.look import Branch, Look, Root, Stream, bind, one_object
 from pipeline.sources.manifest import ManifestRow, read_manifest
+from pipeline.sources.objects import ListingOptions, Root, Stream, Subtree, bind, one_object
 from pipeline.sources.rows import read_rows
 from pipeline.sources.tables import read_table
 from pipeline.storage.types import ObjectInfo, StoreError
@@ -20,24 +20,24 @@ _URI_COLUMNS = ("uri", "path", "file", "filename")
 _ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at the same time
 
 
-def from_manifest(uri: str, look: Look) -> Iterator[Branch]:
+def from_manifest(uri: str, options: ListingOptions) -> Iterator[Subtree]:
     """The images of a manifest as they are now: those replaced since would otherwise pass for the old ones."""
-    table = read_manifest(uri, look.stores).table
+    table = read_manifest(uri, options.stores).table
     for start in range(0, table.num_rows, _ROWS_A_STREAM):
-        yield Branch(bind(_recorded, table.slice(start, _ROWS_A_STREAM), look))
+        yield Subtree(bind(_recorded, table.slice(start, _ROWS_A_STREAM), options))
 
 
-def _recorded(table: pa.Table, look: Look) -> Iterator[Found]:
+def _recorded(table: pa.Table, options: ListingOptions) -> Iterator[Found]:
     known: dict[str, ObjectInfo | Problem] = {}
     for row in read_rows(table, ManifestRow):
         uri, member = row.uri, row.member
         if uri not in known:
-            known[uri] = _present(uri, look)
+            known[uri] = _present(uri, options)
         info = known[uri]
         if isinstance(info, Problem):
             yield replace(info, member=member)
             continue
-        refused = look.filters.refuse([uri, *([member] if member is not None else [])], info.mtime)
+        refused = options.filters.refuse([uri, *([member] if member is not None else [])], info.mtime)
         if refused:
             yield Ignored(uri, refused)
         elif member is not None and info.etag != row.etag:
@@ -51,18 +51,18 @@ def _recorded(table: pa.Table, look: Look) -> Iterator[Found]:
             )  # fmt: skip
 
 
-def _present(uri: str, look: Look) -> ObjectInfo | Problem:
+def _present(uri: str, options: ListingOptions) -> ObjectInfo | Problem:
     """The object as it is, or why it cannot be had."""
     try:
-        info = look.stores.of(absolute(uri)).head(uri)
+        info = options.stores.of(absolute(uri)).head(uri)
     except (StoreError, UsageError, ValueError) as error:  # ValueError: a name with a zero byte
         return Problem(uri, None, error.code if isinstance(error, StoreError) else Code.NOT_FOUND, str(error))
     return info if info is not None else Problem(uri, None, Code.NOT_FOUND, "does not exist; restore it or list anew")
 
 
-def from_table(info: ObjectInfo, look: Look) -> Iterator[Found | Branch]:
+def from_table(info: ObjectInfo, options: ListingOptions) -> Iterator[Found | Subtree]:
     """A table of URIs in a column `uri`, `path` or `file`; relative ones lie beside the table."""
-    table = read_table(info.uri, look.stores)
+    table = read_table(info.uri, options.stores)
     by_name = {name.strip().casefold(): name for name in reversed(table.column_names)}
     column = next((by_name[name] for name in _URI_COLUMNS if name in by_name), None)
     if column is None:
@@ -80,7 +80,7 @@ def from_table(info: ObjectInfo, look: Look) -> Iterator[Found | Branch]:
             else:
                 seen.add(uri)
                 uris.append(uri)
-        yield Branch(bind(_named, uris, folder, look))
+        yield Subtree(bind(_named, uris, folder, options))
 
 
 def _full_uri(text: str, folder: str) -> str:
@@ -93,28 +93,30 @@ def _full_uri(text: str, folder: str) -> str:
         return text
 
 
-def _named(uris: Sequence[str], base: str, look: Look, enters_folders: bool = False) -> Iterator[Found | Branch]:
+def _named(
+    uris: Sequence[str], base: str, options: ListingOptions, enters_folders: bool = False
+) -> Iterator[Found | Subtree]:
     for uri in uris:
-        found = _present(uri, look)
+        found = _present(uri, options)
         if isinstance(found, ObjectInfo):
-            yield from one_object(found, Root(uri, base).path(uri), look, look.stores.of(uri))
+            yield from one_object(found, Root(uri, base).path(uri), options, options.stores.of(uri))
             continue
-        if found.code is Code.NOT_FOUND and _is_folder(uri, look):
+        if found.code is Code.NOT_FOUND and _is_folder(uri, options):
             if enters_folders:
-                yield from walk(Root(uri, base), look)
+                yield from walk(Root(uri, base), options)
                 continue
             found = replace(found, message="is a folder; name its files, or give the folder as a source")
         yield replace(found, message=f"{uri}: {found.message}") if uri not in found.message else found
 
 
-def _is_folder(uri: str, look: Look) -> bool:
+def _is_folder(uri: str, options: ListingOptions) -> bool:
     try:
-        return look.stores.of(absolute(uri)).is_folder(uri)
+        return options.stores.of(absolute(uri)).is_folder(uri)
     except (StoreError, UsageError, ValueError):
         return False
 
 
-def named_streams(uris: Sequence[str], base: str, look: Look) -> list[Stream]:
+def named_streams(uris: Sequence[str], base: str, options: ListingOptions) -> list[Stream]:
     """Files, archives and folders by their URIs; one that is missing is a Problem, not the end."""
     parts = [uris[start : start + _ROWS_A_STREAM] for start in range(0, len(uris), _ROWS_A_STREAM)]
-    return [bind(_named, part, base, look, True) for part in parts]
+    return [bind(_named, part, base, options, True) for part in parts]

@@ -9,8 +9,8 @@ from pipeline.sources import manifest
 from pipeline.sources.archives import Found, Problem, is_archive, is_image
 from pipeline.sources.filters import UriPattern
 from pipeline.sources.folders import walk
-from pipeline.sources.look import Look, Root, Source, objects, one_object
 from pipeline.sources.named import from_manifest, from_table, named_streams
+from pipeline.sources.objects import ListingOptions, Root, Source, objects, one_object
 from pipeline.sources.tables import is_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
@@ -48,40 +48,40 @@ def _names_others(uri: str, stores: Stores) -> bool:
     return is_table(uri) or (not (is_image(uri) or is_archive(uri)) and manifest.is_manifest(uri, stores))
 
 
-def open_source(root: Root, look: Look) -> Source:
+def open_source(root: Root, options: ListingOptions) -> Source:
     """Check that a source is there; what it holds is read when its streams run. Raises InputError."""
-    store = look.stores.of(root.uri)
+    store = options.stores.of(root.uri)
     try:
         info = store.head(root.uri)
         if info is not None:
-            return _open_file(info, root, look, store)
+            return _open_file(info, root, options, store)
         if store.is_folder(root.uri):
-            return _open_folder(root, look)
+            return _open_folder(root, options)
     except StoreError as error:
         raise error.refusal() from error
     if store.is_remote and glob.has_magic(root.uri):
-        return _open_pattern(UriPattern(root.uri), look, store)
+        return _open_pattern(UriPattern(root.uri), options, store)
     raise InputError(f"{root.uri}: does not exist or is empty; give a folder, an archive, or an s3:// prefix")
 
 
-def _open_file(info: ObjectInfo, root: Root, look: Look, store: Store) -> Source:
+def _open_file(info: ObjectInfo, root: Root, options: ListingOptions, store: Store) -> Source:
     if is_table(info.uri):
-        return Source([lambda: from_table(info, look)], names_images=True)
-    return Source([lambda: one_object(info, root.path(info.uri), look, store)])
+        return Source([lambda: from_table(info, options)], names_images=True)
+    return Source([lambda: one_object(info, root.path(info.uri), options, store)])
 
 
-def _open_folder(root: Root, look: Look) -> Source:
-    if manifest.is_manifest(root.uri, look.stores):
-        return Source([lambda: from_manifest(root.uri, look)], names_images=True)
-    return Source([lambda: walk(root, look)])
+def _open_folder(root: Root, options: ListingOptions) -> Source:
+    if manifest.is_manifest(root.uri, options.stores):
+        return Source([lambda: from_manifest(root.uri, options)], names_images=True)
+    return Source([lambda: walk(root, options)])
 
 
-def open_named(uris: Sequence[str], base: str, look: Look) -> Source:
+def open_named(uris: Sequence[str], base: str, options: ListingOptions) -> Source:
     """Files, archives and folders by their URIs; one that is missing is a Problem, not the end."""
-    return Source(named_streams(uris, base, look))
+    return Source(named_streams(uris, base, options))
 
 
-def _open_pattern(pattern: UriPattern, look: Look, store: Store) -> Source:
+def _open_pattern(pattern: UriPattern, options: ListingOptions, store: Store) -> Source:
     """The objects of a store that fit a pattern. Raises InputError where none does."""
     fits = pattern.compiled()
     found = (info for info in store.beginning_with(pattern.literal) if fits.match(info.uri))
@@ -94,9 +94,9 @@ def _open_pattern(pattern: UriPattern, look: Look, store: Store) -> Source:
 
     def stream() -> Iterator[Found]:
         root = Root(pattern.uri, pattern.folder)
-        yield from objects(root, [first], look, store)
+        yield from objects(root, [first], options, store)
         try:
-            yield from objects(root, found, look, store)
+            yield from objects(root, found, options, store)
         except StoreError as error:
             yield Problem(pattern.uri, None, error.code, f"cannot be listed further: {error}")
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator
 
 from pipeline.sources.archives import Found
-from pipeline.sources.look import Branch, Stream
+from pipeline.sources.objects import Stream, Subtree
 
 _THREADS = 12
 
@@ -82,7 +82,7 @@ def _produce(work: _Work) -> None:
         try:
             batch: list[Found] = []
             for found in stream():
-                if isinstance(found, Branch):
+                if isinstance(found, Subtree):
                     work.add(found.stream)
                     continue
                 batch.append(found)

@@ -83,10 +83,10 @@ def publish(
         temperature=temperature.value,
         threshold=threshold.value if threshold else 0.5,
         review_band=_band(threshold, review_margin),
-        synthetic=manifest.is_synthetic,
+        synthetic=manifest.info.synthetic,
         metrics={"validation": _metrics(trained, settings, disease, positive, threshold)},
-        manifest_digest=manifest.digest,
-        split_rule=str(manifest.info.get("split_rule", "")),
+        manifest_digest=manifest.info.digest,
+        split_rule=manifest.info.split_rule,
         training={
             **configuration,
             "best_epoch": trained.state.best_epoch,
@@ -159,12 +159,12 @@ def _reference(values: NDArray[np.float64]) -> dict[str, Any]:
 
 def _data_facts(manifest: Manifest, rows: LabelledRows) -> dict[str, Any]:
     known = {
-        "Source": manifest.info.get("source"),
-        "Layout": manifest.info.get("layout"),
+        "Source": manifest.info.source,
+        "Layout": manifest.info.layout,
         "Training images": rows.train.num_rows,
         "Validation images": rows.validation.num_rows,
     }
-    return {name: value for name, value in known.items() if value not in (None, "")}
+    return {name: value for name, value in known.items() if value not in ("", [])}
 
 
 def _versions() -> dict[str, str]:

@@ -227,7 +227,7 @@ def test_source_and_manifest_on_s3_split_as_on_disk(
     assert "SYNTHETIC" in capsys.readouterr().out
     assert ingest(endpoint, str(made.root), "--out", str(tmp_path / "manifest")) == 0
     remote, local = read_manifest("s3://open/manifest", stores), read_manifest(str(tmp_path / "manifest"))
-    assert remote.is_synthetic
+    assert remote.info.synthetic
     assert _told(remote.table.to_pylist()) == _told(local.table.to_pylist())
     assert json.loads(store.read("s3://open/manifest/problems.json").data) == []
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ingest.copies import find_copies
-from pipeline.ingest.draft import Wishes, ingest, read_sources
+from pipeline.ingest.draft import IngestOptions, ingest, read_sources
 from pipeline.sources.filters import Filters
 from pipeline.storage.stores import Stores
 from tests.searches import search
@@ -51,7 +51,7 @@ def test_copies_stay_on_one_side_and_contradictory_ones_are_told(tmp_path: Path)
         for number in range(60):
             content = f"{class_name}{number // 2:03d}" if number else "the same"
             (tmp_path / class_name / f"{number:03d}.jpg").write_bytes(content.encode())
-    draft = ingest([str(tmp_path)], Wishes(split_rule="images"))
+    draft = ingest([str(tmp_path)], IngestOptions(split_rule="images"))
     rows = draft.table.to_pylist()
     side: dict[bytes, set[str]] = {}
     for row in rows:

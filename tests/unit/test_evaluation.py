@@ -17,7 +17,7 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.worker import EvaluationWorker, background
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
-from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestRow
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, ManifestRow
 from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 
@@ -161,5 +161,5 @@ def test_a_report_claims_unseen_images_only_where_that_is_known(
     bundle: Bundle, split: str, digest: str, rule: str, expected: str
 ) -> None:
     trained = Bundle(bundle.uri, bundle.info.model_copy(update={"manifest_digest": "own"}))
-    manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), {"digest": digest, "split_rule": rule})
+    manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), ManifestInfo(digest=digest, split_rule=rule))
     assert basis(split, trained, manifest) == expected

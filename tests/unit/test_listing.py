@@ -22,8 +22,8 @@ from pipeline.sources.archives import Entry, Problem
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.filters import Filters, UriPattern, parse_since
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
-from pipeline.sources.look import Look
-from pipeline.sources.manifest import MANIFEST_SCHEMA, write_manifest
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Counts, ManifestInfo, read_manifest, write_manifest
+from pipeline.sources.objects import ListingOptions
 from pipeline.sources.opening import expand
 from pipeline.sources.rows import LISTING_SCHEMA, to_table
 from pipeline.storage.local import LocalStore
@@ -64,7 +64,7 @@ def save_manifest(out: Path, source: Path) -> None:
     table = to_table([entry_row(entry) for entry in listed(source)[0]], LISTING_SCHEMA)
     for field in list(MANIFEST_SCHEMA)[table.num_columns :]:
         table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    write_manifest(str(out), [table], {})
+    write_manifest(str(out), [table], ManifestInfo())
 
 
 def names(entries: list[Entry]) -> list[str]:
@@ -272,8 +272,8 @@ def test_filters_know_single_objects_by_their_path_below_the_source(tmp_path: Pa
     path = tmp_path / "site-a" / "x.jpg"
     path.parent.mkdir()
     path.write_bytes(b"x")
-    look = Look(Filters(include=("site-a/*",)))
-    assert len(list(list_named([str(path)], str(tmp_path), Tally(), look))) == 1
+    options = ListingOptions(Filters(include=("site-a/*",)))
+    assert len(list(list_named([str(path)], str(tmp_path), Tally(), options))) == 1
 
 
 def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
@@ -357,6 +357,45 @@ def test_images_of_a_manifest_are_listed_as_they_are_now(tmp_path: Path) -> None
     [entry], problems, _ = listed(tmp_path / "manifest")
     assert (entry.size_bytes, entry.etag) == (13, listed(tmp_path / "in" / "a.jpg")[0][0].etag)
     assert {(problem.member, problem.code) for problem in problems} == {(None, Code.NOT_FOUND), ("m.jpg", Code.CHANGED)}
+
+
+def test_what_manifest_json_says_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    info = ManifestInfo(
+        source=["/data"],
+        split_rule="subjects",
+        warnings=["three"],
+        counts=Counts(classes={"a": {"train": 2}}),
+        left_out={".txt": 1},
+    )
+    written = write_manifest(str(tmp_path), [MANIFEST_SCHEMA.empty_table()], info)
+    assert read_manifest(str(tmp_path)).info == written.info
+    assert written.info.source == ["/data"] and len(written.info.digest) == 64
+
+
+def test_a_manifest_json_of_another_version_says_less_or_more_and_is_read(tmp_path: Path) -> None:
+    """0.1 wrote these three at its end; what a later one adds is left alone."""
+    write_manifest(str(tmp_path), [MANIFEST_SCHEMA.empty_table()], ManifestInfo())
+    put(tmp_path / "manifest.json", b'{"layout": "flat", "later": [1], "version": 1, "digest": "d", "images": 0}')
+    info = read_manifest(str(tmp_path)).info
+    assert (info.layout, info.units, info.digest) == ("flat", "subjects", "d")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1", "damaged"),
+        ("[1]", "version None"),
+        ('{"version": 2}', "version 2, this leukoray reads version 1"),
+        ('{"version": 1, "warnings": "one"}', "damaged"),
+        ('{"version": 1, "images": 7}', "0 rows, manifest.json says 7"),
+    ],
+)
+def test_a_manifest_json_that_cannot_be_used_is_refused_in_one_line(text: str, said: str, tmp_path: Path) -> None:
+    write_manifest(str(tmp_path), [MANIFEST_SCHEMA.empty_table()], ManifestInfo())
+    put(tmp_path / "manifest.json", text.encode())
+    with pytest.raises(InputError, match=said) as refused:
+        read_manifest(str(tmp_path))
+    assert "leukoray ingest" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_somebody_elses_manifest_json_makes_no_manifest_of_a_folder(tmp_path: Path) -> None:

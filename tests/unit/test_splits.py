@@ -139,13 +139,8 @@ class TestGivenSplits:
         assert set(result.splits[:50]) > {"train"}
 
 
-def test_too_few_subjects_are_refused_with_advice() -> None:
-    with pytest.raises(InputError, match="too few to fill"):
-        assign_splits(["a"] * 10, ["p", "q"] * 5)
-
-
-def test_too_few_subjects_can_be_left_without_split_for_scoring() -> None:
-    result = assign_splits(["a"] * 10, ["p", "q"] * 5, strict=False)
+def test_too_few_subjects_are_left_without_split_and_said_so() -> None:
+    result = assign_splits(["a"] * 10, ["p", "q"] * 5)
     assert (set(result.splits), result.rule) == ({None}, "none")
     assert "too few to fill" in result.warnings[-1]
 
@@ -177,9 +172,9 @@ def test_splitting_by_image_over_known_subjects_warns() -> None:
 
 def test_cost_grows_linearly() -> None:
     def seconds(n: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()  # whatever else the machine does
         assign_splits(["a", "b"] * (n // 2), [str(i // 4) for i in range(n)])
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(1000)
     assert seconds(40_000) < 30 * max(seconds(4_000), 0.01)

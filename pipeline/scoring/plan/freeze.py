@@ -24,7 +24,7 @@ from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, DELETED_SCHEMA, SKIPPED_SCHEMA, quarantine_schema
 from pipeline.sources.archives import Entry, Ignored, Problem
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
-from pipeline.sources.look import Look, open_archive
+from pipeline.sources.objects import ListingOptions, open_archive
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
@@ -55,7 +55,7 @@ def make_plan(
     takes_all = retry is None and request.limit is None
     base = base_folder(request.sources)
     if retry is not None:
-        found = list_named(retry.uris, base, tally, Look(filters, stores))
+        found = list_named(retry.uris, base, tally, ListingOptions(filters, stores))
     else:
         found = list_sources(
             request.sources, tally, filters, stores, request.limit, drop_doubles=True, opens_compressed=not takes_all
@@ -70,7 +70,7 @@ def make_plan(
     if tally.images + tally.problems + tally.archives == 0:
         left = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
         raise InputError(f"{' '.join(request.sources)}: no images found" + (f" (left out: {left})" if left else ""))
-    frozen.settle_archives(out, Look(filters, stores), is_dry)
+    frozen.settle_archives(out, ListingOptions(filters, stores), is_dry)
     if takes_all:
         frozen.note_deleted(find_deleted(out, ledger, Reach(request.sources, filters, frozen.unlisted), stores))
     plan = frozen.finish()
@@ -161,7 +161,7 @@ class _Frozen:
             return self._retry.subjects[image_id]
         return item.meta.get("subject_id") or self._subjects.subject(path_below(item, self._base))
 
-    def settle_archives(self, out: str, look: Look, is_dry: bool) -> None:
+    def settle_archives(self, out: str, options: ListingOptions, is_dry: bool) -> None:
         """Compressed archives: skipped where earlier runs did all of one, listed where a part, else left to workers."""
         etags = {entry.uri: entry.etag for entry in self._archives}
         verdicts = dict.fromkeys(etags, NEW)
@@ -172,7 +172,7 @@ class _Frozen:
             self._skip(table)
         for entry in self._archives:
             if verdicts[entry.uri] == IN_PART or (is_dry and verdicts[entry.uri] == NEW):
-                self._open(entry, look)
+                self._open(entry, options)
             elif verdicts[entry.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
                 self._shards.add_archive(shard_row(entry, None))
@@ -184,10 +184,10 @@ class _Frozen:
             self._ledger.see(each)
         self._skipped.add(table)
 
-    def _open(self, entry: Entry, look: Look) -> None:
+    def _open(self, entry: Entry, options: ListingOptions) -> None:
         info = ObjectInfo(entry.uri, entry.size_bytes, entry.etag, entry.mtime)
         listed, codes = 0, set[Code]()
-        for found in open_archive(info, entry.meta["path"], look, self._stores.of(entry.uri)):
+        for found in open_archive(info, entry.meta["path"], options, self._stores.of(entry.uri)):
             if isinstance(found, Ignored):
                 self.left_out[found.reason] += 1
                 continue

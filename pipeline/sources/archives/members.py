@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 from pipeline.base.errors import Code
 from pipeline.images.load import IMAGE_SUFFIXES
 from pipeline.sources.archives.damage import Damaged
-from pipeline.sources.rows import NESTED, Access
+from pipeline.sources.rows import NESTED, Access, place_of
 from pipeline.storage.types import ObjectInfo, StoreError
 
 COMPRESSED = {
@@ -52,6 +52,11 @@ class Problem:
     size_bytes: int = 0
     etag: str = ""
     occurrence: int = 0  # as of an entry
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for a person."""
+        return place_of(self.uri, self.member)
 
 
 @dataclass(frozen=True)
@@ -110,15 +115,16 @@ class Place:
         name = readable(self.prefix + member) if member is not None else (self.prefix.removesuffix(NESTED) or None)
         return Problem(self.info.uri, name, code, message, min(size, _MAX_INT64), self.info.etag)
 
+    def ignored(self, member: str, reason: str) -> Ignored:
+        return Ignored(place_of(self.info.uri, readable(self.prefix + member)), reason)
+
     def damage(self, name: str, error: Damaged | StoreError) -> Problem:
         if isinstance(error, StoreError):
             return self.problem(None, error.code, str(error))
         return self.problem(None, error.code, f"{name}: {error}; the members before the damage are used")
 
     def entry(self, member: str, size: int, **where: Any) -> Entry:
-        return Entry(
-            self.info.uri, size, self.info.etag, self.info.mtime, readable(self.prefix + member), **where
-        )  # fmt: skip
+        return Entry(self.info.uri, size, self.info.etag, self.info.mtime, readable(self.prefix + member), **where)
 
 
 def readable(name: str) -> str:
@@ -145,7 +151,7 @@ def classify(member: str, place: Place, size: int) -> Problem | Ignored | None:
     if is_archive(member) and not is_junk(member):
         return place.problem(member, Code.UNSUPPORTED_FORMAT, "archives nested deeper than one; unpack a level", size)
     if is_junk(member) or not is_image(member):
-        return Ignored(f"{place.info.uri}{NESTED}{readable(place.prefix + member)}", suffix(member) or "no suffix")
+        return place.ignored(member, suffix(readable(member)) or "no suffix")
     if _is_unsafe(member):
         return place.problem(member, Code.UNSAFE_PATH, "member name leaves the archive; rename it", size)
     return None

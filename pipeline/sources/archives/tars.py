@@ -20,11 +20,10 @@ from pipeline.sources.archives.members import (
     is_archive,
     is_image,
     is_junk,
-    readable,
     suffix,
     window,
 )
-from pipeline.sources.rows import NESTED, Access
+from pipeline.sources.rows import Access
 from pipeline.storage.types import StoreError
 
 _SIDECARS = {".cls", ".json", ".txt"}  # files of one sample share the name up to the first dot
@@ -183,7 +182,7 @@ def list_tar(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
 def not_a_file(member: tarfile.TarInfo, place: Place) -> Iterator[Ignored]:
     """Links and devices named like images are counted; a link's image is listed under the name that has the bytes."""
     if is_image(member.name) and not member.isdir():
-        yield Ignored(f"{place.info.uri}{NESTED}{readable(place.prefix + member.name)}", "link inside an archive")
+        yield place.ignored(member.name, "link inside an archive")
 
 
 def _tar_member(

@@ -14,7 +14,7 @@ from pipeline.storage.types import ObjectInfo, Store, StoreError
 
 
 @dataclass(frozen=True)
-class Look:
+class ListingOptions:
     """How sources are looked at: what of them counts, how S3 is reached, and whether compressed tars are opened."""
 
     filters: Filters
@@ -23,13 +23,13 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Branch:
+class Subtree:
     """Part of a source that can be listed beside the rest."""
 
     stream: "Stream"
 
 
-Stream = Callable[[], Iterator[Found | Branch]]
+Stream = Callable[[], Iterator[Found | Subtree]]
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Root:
         return uri[len(below) :] if uri.startswith(below) else posixpath.basename(uri)
 
 
-def open_archive(info: ObjectInfo, path: str, look: Look, store: Store) -> Iterator[Found]:
+def open_archive(info: ObjectInfo, path: str, options: ListingOptions, store: Store) -> Iterator[Found]:
     """Members of one archive that pass the filters, or the archive itself where its scorer is to open it.
 
     `path` is what filters know the archive by.
     """
-    filters = look.filters
+    filters = options.filters
     if matches([path], filters.exclude):
         yield Ignored(info.uri, "in --exclude")
     elif filters.is_too_old(info.mtime):
         yield Ignored(info.uri, "older than --since")
-    elif not look.opens_compressed and archives.is_compressed_tar(path):
+    elif not options.opens_compressed and archives.is_compressed_tar(path):
         yield Entry(info.uri, info.size, info.etag, info.mtime, access=Access.ARCHIVE, meta={"path": path})
     else:
         yield from _members(info, path, filters, store)
@@ -81,26 +81,26 @@ def _members(info: ObjectInfo, path: str, filters: Filters, store: Store) -> Ite
         yield Problem(info.uri, None, error.code, str(error), info.size, info.etag)
 
 
-def objects(root: Root, infos: Iterable[ObjectInfo], look: Look, store: Store) -> Iterator[Found]:
+def objects(root: Root, infos: Iterable[ObjectInfo], options: ListingOptions, store: Store) -> Iterator[Found]:
     """Entries, archive members and ignored files among the objects below a root."""
     for info in infos:
         path = root.path(info.uri)
         is_wanted = archives.is_image(path) or archives.is_archive(path)
         if archives.is_junk(path):
             yield Ignored(info.uri, "a program's own")
-        elif is_wanted or (look.filters.include and matches([path], look.filters.include)):
-            yield from one_object(info, path, look, store)
+        elif is_wanted or (options.filters.include and matches([path], options.filters.include)):
+            yield from one_object(info, path, options, store)
         else:
             yield Ignored(info.uri, archives.suffix(path) or "no suffix")
 
 
-def one_object(info: ObjectInfo, path: str, look: Look, store: Store) -> Iterator[Found]:
+def one_object(info: ObjectInfo, path: str, options: ListingOptions, store: Store) -> Iterator[Found]:
     if archives.is_archive(path):
-        yield from open_archive(info, path, look, store)
+        yield from open_archive(info, path, options, store)
         return
-    refused = look.filters.refuse([path], info.mtime)
+    refused = options.filters.refuse([path], info.mtime)
     yield Ignored(info.uri, refused) if refused else Entry(info.uri, info.size, info.etag, info.mtime)
 
 
-def bind(function: Callable[..., Iterator[Found | Branch]], *arguments: Any) -> Stream:
+def bind(function: Callable[..., Iterator[Found | Subtree]], *arguments: Any) -> Stream:
     return lambda: function(*arguments)
