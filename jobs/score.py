@@ -17,11 +17,10 @@ from pipeline.ingest.annotation import subject_reader
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import resolve
 from pipeline.scoring import run as scoring
-from pipeline.scoring.commit.commit import Partition
+from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.estimate import dry_run, estimate_seconds
-from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import read_run
-from pipeline.scoring.work.driver import Resources
+from pipeline.scoring.request import Request, RunOptions, Workforce
+from pipeline.scoring.run_folder import RunFolder
 from pipeline.sources.filters import parse_since
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute
@@ -96,14 +95,15 @@ def _bundle(config: ScoreConfig, stores: Stores) -> Bundle:
         return resolve(config.model, stores).verify().with_threshold(config.threshold)
     if config.retry_quarantined is None:
         raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
-    run_uri = absolute(config.retry_quarantined)
-    used = read_run(run_uri, stores)["model"]
-    bundle = resolve(used["uri"], stores).verify()
-    if bundle.info.identity() != used["sha256"] and config.threshold is None:
-        bundle = bundle.with_threshold(used["threshold"])  # the run had an operating point of its own
-    bundle = bundle.with_threshold(config.threshold)
-    if bundle.info.identity() != used["sha256"] and config.threshold is None:
-        raise InputError(f"{used['uri']}: is no longer the model of {run_uri}; name the one to use with --model")
+    retried = RunFolder.at(absolute(config.retry_quarantined), stores)
+    used = retried.record().model
+    bundle = resolve(used.uri, stores).verify()
+    if config.threshold is not None:
+        return bundle.with_threshold(config.threshold)
+    if bundle.info.identity() != used.sha256:
+        bundle = bundle.with_threshold(used.threshold)  # the run had an operating point of its own
+    if bundle.info.identity() != used.sha256:
+        raise InputError(f"{used.uri}: is no longer the model of {retried.uri}; name the one to use with --model")
     return bundle
 
 
@@ -123,10 +123,9 @@ def _request(config: ScoreConfig, bundle: Bundle, stores: Stores) -> Request:
         subject_reader(config.subject_pattern)
     sources = tuple(map(absolute, config.sources))
     if retry_of is not None:
-        earlier = read_run(retry_of, stores)["request"]
-        sources = tuple(earlier["sources"])
-        given = config.model_fields_set
-        kept = {name: earlier[name] for name in _KEPT_BY_RETRY if name in earlier and name not in given}
+        earlier = RunFolder.at(retry_of, stores).record().request
+        sources = earlier.sources
+        kept = {name: getattr(earlier, name) for name in _KEPT_BY_RETRY if name not in config.model_fields_set}
         config = config.model_copy(update=kept)
     # An age moves with the clock; the request keeps the user's word so that the same command finds its run.
     since = config.since and (config.since if _is_age(config.since) else parse_since(config.since).isoformat())
@@ -153,12 +152,12 @@ def _is_age(since: str) -> bool:
     return since[-1:] in "mhdw"
 
 
-def _options(config: ScoreConfig) -> scoring.Options:
+def _options(config: ScoreConfig) -> RunOptions:
     workers = config.workers or (1 if config.use_gpu else _cores(config))
     gpus = 1.0 if config.use_gpu else 0.0
-    resources = Resources(workers, config.cpus_per_worker, gpus, config.stall)
-    return scoring.Options(
-        resources, config.address, config.num_cpus, config.run_id, config.wait_for_lock, config.max_error_share
+    workforce = Workforce(workers, config.cpus_per_worker, gpus, config.stall)
+    return RunOptions(
+        workforce, config.address, config.num_cpus, config.run_id, config.wait_for_lock, config.max_error_share
     )
 
 
@@ -178,7 +177,7 @@ def _say(text: str) -> None:
 
 def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: str, stores: Stores) -> None:
     plan, sample = dry_run(out, request, stores)
-    workers = _options(config).resources.workers
+    workers = _options(config).workforce.workers
     seconds = estimate_seconds(bundle, sample, stores, workers, plan.rows)
     about = f"about {human_time(seconds)} on {workers} workers" if seconds is not None else "time unknown"
     skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
@@ -187,32 +186,30 @@ def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: st
 
 
 def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
-    counts, progress = result.run["counts"], result.run["progress"]
+    run, counts, pace = result.record, result.record.counts, result.record.progress
     _say(
-        f"listed {counts['listed']} = scored {counts['scored']} + quarantined {counts['quarantined']} "
-        f"+ skipped {counts['skipped']}  (counted in the files written)"
+        f"listed {counts.listed} = scored {counts.scored} + quarantined {counts.quarantined} "
+        f"+ skipped {counts.skipped}  (counted in the files written)"
     )
-    for code, count in sorted(counts["codes"].items(), key=lambda item: -item[1]):
+    for code, count in sorted(counts.codes.items(), key=lambda item: -item[1]):
         _say(f"  quarantined {count:6d}  {code}")
-    if counts["quarantined_again"]:
-        _say(f"  of these    {counts['quarantined_again']:6d}  failed in an earlier run already")
-    for reason, count in counts["skipped_reasons"].items():
+    if counts.quarantined_again:
+        _say(f"  of these    {counts.quarantined_again:6d}  failed in an earlier run already")
+    for reason, count in counts.skipped_reasons.items():
         _say(f"  skipped     {count:6d}  {reason}")
-    if counts["left_out"]:
-        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(counts["left_out"].items(), key=lambda item: -item[1]))
-        _say(f"  left out    {sum(counts['left_out'].values()):6d}  {reasons}")
-    if counts["deleted_at_source"]:
-        _say(f"  {counts['deleted_at_source']} images of earlier runs are gone from the source (deleted/)")
-    if result.run["model"]["synthetic"]:
+    if counts.left_out:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(counts.left_out.items(), key=lambda item: -item[1]))
+        _say(f"  left out    {sum(counts.left_out.values()):6d}  {reasons}")
+    if counts.deleted_at_source:
+        _say(f"  {counts.deleted_at_source} images of earlier runs are gone from the source (deleted/)")
+    if run.model.synthetic:
         _say("the model was trained on synthetic images: its scores mean nothing about real blood")
-    _say(
-        f"{progress['images_per_s']:.0f} img/s over {human_time(progress['elapsed_s'])}; results in {result.folder.uri}"
-    )
+    _say(f"{pace.images_per_s:.0f} img/s over {human_time(pace.elapsed_s)}; results in {result.folder.uri}")
     _say(f"next: leukoray summary {result.folder.uri}")
-    if result.run["status"] != "complete":
-        codes = ", ".join(f"{code} {count}" for code, count in counts["codes"].items())
+    if not run.is_accepted:
+        codes = ", ".join(f"{code} {count}" for code, count in counts.codes.items())
         raise IncompleteError(
-            f"{100 * result.run['error_share']:.1f} % of the images were quarantined ({codes}), more than "
+            f"{100 * run.error_share:.1f} % of the images were quarantined ({codes}), more than "
             f"--max-error-share {config.max_error_share:g}; the output stays, see {result.folder.file('quarantine')}"
         )
 

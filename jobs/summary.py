@@ -7,9 +7,8 @@ from pydantic import Field
 
 from jobs.common import finish, job_stores, run
 from jobs.config import JobConfig, positional
-from pipeline.images.load import Limits
 from pipeline.scoring.summary import advice
-from pipeline.scoring.summary.gallery import Picture, load_pictures
+from pipeline.scoring.summary.gallery import Thumbnail, load_pictures
 from pipeline.scoring.summary.summary import REASONS, Summary, find_run, stages, summarize, throughput
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -34,7 +33,7 @@ class SummaryConfig(JobConfig):
 
 def main(config: SummaryConfig) -> None:
     stores = job_stores(config)
-    summary = summarize(find_run(absolute(config.run), stores), stores)
+    summary = summarize(find_run(absolute(config.run), stores))
     for line in account(summary):
         print(line, flush=True)
     from pipeline.scoring.summary.page import render_page
@@ -43,29 +42,29 @@ def main(config: SummaryConfig) -> None:
     page = absolute(config.out) if config.out else join(summary.folder.uri, "summary.html")
     stores.of(page).write(page, render_page(summary, pictures).encode())
     print(f"page: {page}")
-    print(summary.run["notice"])
+    print(summary.run.notice)
 
 
-def _pictures(summary: Summary, stores: Stores) -> dict[int, Picture]:
-    request = summary.run["request"]
-    limits = Limits(request["max_bytes"], request["max_pixels"], request["max_frames"])
-    return load_pictures([*summary.highest, *summary.borderline, *summary.quarantined], limits, stores)
+def _pictures(summary: Summary, stores: Stores) -> dict[int, Thumbnail]:
+    rows = [*summary.highest, *summary.borderline, *summary.quarantined]
+    return load_pictures(rows, summary.run.request.limits, stores)
 
 
 def account(summary: Summary) -> list[str]:
     """The run as lines of text."""
-    counts, model = summary.run["counts"], summary.run["model"]
+    run = summary.run
+    counts, model = run.counts, run.model
     lines = [f"{summary.folder.run_id}: {summary.headline()}"]
     lines.append(
-        f"listed {counts['listed']:,} = scored {counts['scored']:,} + quarantined {counts['quarantined']:,} "
-        f"+ skipped {counts['skipped']:,}  (counted in the files written)"
+        f"listed {counts.listed:,} = scored {counts.scored:,} + quarantined {counts.quarantined:,} "
+        f"+ skipped {counts.skipped:,}  (counted in the files written)"
     )
-    lines.append(f"model {model['name']} {model['version']} ({model['sha256'][:12]})" + _rule(summary))
-    if model["synthetic"]:
+    lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
+    if model.synthetic:
         lines.append("the model was trained on synthetic images: its scores mean nothing about real blood")
-    if summary.run["status"] != "complete":
-        share, limit = summary.run["error_share"], summary.run["max_error_share"]
-        lines.append(f"too many errors: {100 * share:.1f} % quarantined, at most {100 * limit:g} % were accepted")
+    if not run.is_accepted:
+        share, limit = 100 * run.error_share, 100 * run.max_error_share
+        lines.append(f"too many errors: {share:.1f} % quarantined, at most {limit:g} % were accepted")
     return [*lines, *_counted(summary), *_time(summary), *_subjects(summary)]
 
 
@@ -74,13 +73,13 @@ def _rule(summary: Summary) -> str:
 
 
 def _counted(summary: Summary) -> list[str]:
-    total = max(1, summary.run["counts"]["scored"])
+    total = max(1, summary.run.counts.scored)
     counted = summary.decisions or summary.classes
     lines = ["", "said", *(f"  {rows:>9,}  {100 * rows / total:5.1f} %  {name}" for name, rows in counted.items())]
     if summary.codes:
         lines += ["", "quarantined"]
         lines += [f"  {item.rows:>9,}  {item.code:<18}  {_advice(item.code)}" for item in summary.codes]
-    skipped = summary.run["counts"]["skipped_reasons"]
+    skipped = summary.run.counts.skipped_reasons
     if skipped:
         lines += ["", "skipped", *(f"  {rows:>9,}  {REASONS.get(reason, reason)}" for reason, rows in skipped.items())]
     return lines
@@ -92,15 +91,13 @@ def _advice(code: str) -> str:
 
 
 def _time(summary: Summary) -> list[str]:
-    shares = stages(summary.run)
+    shares = stages(summary.run.progress)
     if not shares:
         return []
     lines = ["", "time", f"  {throughput(summary.run)}"]
     for item in shares:
-        mark = "  <- most" if item["slowest"] else ""
-        lines.append(
-            f"  {item['name']:<8}  {100 * item['share']:3.0f} %  {item['milliseconds']:8.2f} ms an image{mark}"
-        )
+        mark = "  <- most" if item.is_slowest else ""
+        lines.append(f"  {item.name:<8}  {100 * item.share:3.0f} %  {item.milliseconds:8.2f} ms an image{mark}")
     return lines
 
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,16 +19,15 @@ from PIL import Image
 
 from pipeline.model.bundle import Bundle
 from pipeline.scoring import run as scoring
-from pipeline.scoring.commit.commit import Partition
-from pipeline.scoring.history.ledger import read_ledger
-from pipeline.scoring.history.retry import Retry
+from pipeline.scoring.commit import commit
+from pipeline.scoring.commit.commit import Sizes
 from pipeline.scoring.plan.freeze import make_plan
-from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import RunFolder
-from pipeline.scoring.work.driver import Resources
+from pipeline.scoring.request import Request, RunOptions, Workforce
+from pipeline.scoring.run_folder import Output, RunFolder
+from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.progress import Progress
-from pipeline.scoring.work.stream import StreamRules
-from pipeline.scoring.work.worker import ShardScorer
+from pipeline.scoring.work.stream import ReadRules
+from pipeline.scoring.work.worker import CHUNK_ROWS, ShardScorer
 from pipeline.storage.stores import Stores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,29 +139,55 @@ def outcome(run: Path) -> dict[str, list[Any]]:
     }
 
 
-def score_here(
-    sources: Sequence[Path | str],
-    bundle: Bundle,
-    out: Path,
-    name: str = "run-1",
-    retry: Retry | None = None,
-    between: Callable[[RunFolder], None] = lambda folder: None,
-    partition: Partition | None = None,
-    **options: Any,
-) -> tuple[RunFolder, dict[str, Any]]:
-    """A whole run in this process, by the library's own steps, without Ray; its folder and run.json.
+@dataclass(frozen=True)
+class Here:
+    """A run without Ray, by the library's own steps: its parts are there once `task` is made and `work` is done."""
 
-    `between` happens after the last part and before they are put together; `options` are those of `Request`.
-    """
-    folder = RunFolder(str(out / name))
-    request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
-    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, Stores()), retry, Stores())
-    scorer = ShardScorer(bundle, Stores(), request.limits, rules=StreamRules.of(request))
-    progress = Progress(plan, 0, 1, lambda text: None)
-    for number in range(plan.shards):
-        last = scorer.score(number, folder)
-        for account in (*scorer.take_finished(), last):
-            progress.add(account)
-    between(folder)
-    facts = scoring.RunFacts(request, bundle, plan, progress, scoring.Options(Resources(1)), False)
-    return folder, scoring.conclude(None, folder, facts, partition, Stores()).run
+    task: ScoringTask
+    chunk_rows: int = CHUNK_ROWS
+
+    @classmethod
+    def plan(
+        cls,
+        sources: Sequence[Path | str],
+        bundle: Bundle,
+        out: Path,
+        name: str = "run-1",
+        stores: Stores = Stores(),
+        chunk_rows: int = CHUNK_ROWS,
+        **options: Any,
+    ) -> "Here":
+        """List and freeze. `options` are those of `Request`."""
+        output = Output.at(str(out), stores)
+        request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
+        folder = output.run(name)
+        plan = make_plan(output, folder, request, stores)
+        return cls(ScoringTask(folder, request, plan, bundle, stores), chunk_rows)
+
+    def work(self) -> Progress:
+        """Every shard to its part."""
+        task = self.task
+        scorer = ShardScorer(task.bundle, task.stores, ReadRules.of(task.request), chunk_rows=self.chunk_rows)
+        progress = Progress(task.plan, 0, 1, lambda text: None)
+        for number in range(task.plan.shards):
+            last = scorer.score(number, task.folder)
+            for account in (*scorer.take_finished(), last):
+                progress.add(account)
+        return progress
+
+    def finish(self, progress: Progress | None = None, ray: Any = None, sizes: Sizes = Sizes()) -> dict[str, Any]:
+        """Parts to outputs; run.json, as other programs read it."""
+        task = self.task
+        done = commit.commit(ray, task, sizes=sizes)
+        progress = progress or Progress(task.plan, 0, 1, lambda text: None)
+        record = scoring.make_record(task, done.counts, progress, RunOptions(Workforce(1)), continues=False)
+        commit.finish(task.folder, done.written, record)
+        return read_run(Path(task.folder.uri))
+
+
+def score_here(
+    sources: Sequence[Path | str], bundle: Bundle, out: Path, name: str = "run-1", **options: Any
+) -> tuple[RunFolder, dict[str, Any]]:
+    """A whole run in this process; its folder and run.json. `options` as of `Here.plan`."""
+    here = Here.plan(sources, bundle, out, name, **options)
+    return here.task.folder, here.finish(here.work())

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 from pipeline.model.bundle import Bundle
+from pipeline.scoring.plan.freeze import make_plan
 from pipeline.scoring.plan.plan import Plan
+from pipeline.scoring.plan.shards import read_shard
 from pipeline.scoring.request import Request
-from pipeline.scoring.run import list_run
-from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import ShardRow
-from pipeline.sources.rows import read_rows
-from pipeline.storage.parquet import read_columns
 from pipeline.storage.stores import Stores
 
 _ESTIMATE_ROWS = 24
@@ -20,11 +19,9 @@ def dry_run(out: str, request: Request, stores: Stores) -> tuple[Plan, list[Shar
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
-        folder = RunFolder(f"{scratch}/dry")
-        plan = list_run(out, folder, request, stores, is_dry=True)
-        if not plan.shards:
-            return plan, []
-        return plan, read_rows(read_columns(folder.shard(0), None, Stores()).slice(0, _ESTIMATE_ROWS), ShardRow)
+        folder = RunFolder.at(f"{scratch}/dry", Stores())
+        plan = make_plan(Output.at(out, stores), folder, request, stores, is_dry=True)
+        return plan, read_shard(folder, 0)[:_ESTIMATE_ROWS] if plan.shards else []
 
 
 def estimate_seconds(

@@ -1,5 +1,6 @@
 """Parquet files of a run, put in their place whole while their rows come piece by piece."""
 
+import hashlib
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.scoring.run_folder import RunFolder, file_sha256
-from pipeline.storage.stores import Stores
+from pipeline.scoring.run_folder import RunFolder
 
 ROW_GROUP = 16 * 1024  # rows, about 5 MB of columns
 _LOOSE_ROWS = 4096
@@ -72,18 +72,18 @@ class OutputFile:
         self._writer.close()
         return self._buffer.getvalue()
 
-    def write(self, folder: RunFolder, name: str, stores: Stores) -> Written:
-        """Finish the file and put it at `name` below the run's folder."""
+    def write(self, folder: RunFolder, name: str) -> Written:
+        """Finish the file and put it at `name` in the run's folder."""
         data = self.finish()
-        stores.of(folder.uri).write(folder.file(*name.split("/")), data)
-        return Written(name, self.rows, len(data), file_sha256(data))
+        folder.write(name, data)
+        return Written(name, self.rows, len(data), hashlib.sha256(data).hexdigest())
 
 
 class OutputSeries:
     """Files of one kind, `<kind>/part-000000.parquet` and so on, each written when it is full: memory stays bounded."""
 
-    def __init__(self, folder: RunFolder, kind: str, schema: pa.Schema, stores: Stores) -> None:
-        self._folder, self._kind, self._schema, self._stores = folder, kind, schema, stores
+    def __init__(self, folder: RunFolder, kind: str, schema: pa.Schema) -> None:
+        self._folder, self._kind, self._schema = folder, kind, schema
         self._open: OutputFile | None = None
         self._written: list[Written] = []
 
@@ -102,7 +102,7 @@ class OutputSeries:
     def _close(self) -> None:
         if self._open is not None:
             name = f"{self._kind}/part-{len(self._written):06d}.parquet"
-            self._written.append(self._open.write(self._folder, name, self._stores))
+            self._written.append(self._open.write(self._folder, name))
             self._open = None
 
     def finish(self) -> list[Written]:

@@ -37,3 +37,25 @@ class Request:
     def filters(self) -> Filters:
         """As of now: an age in `since` counts back from this moment."""
         return Filters(self.include, self.exclude, parse_since(self.since) if self.since else None)
+
+
+@dataclass(frozen=True)
+class Workforce:
+    """What scoring takes of the cluster."""
+
+    workers: int
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    stall_s: float = 60.0  # nothing finished for so long: say why
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is done; none of it changes its rows."""
+
+    workforce: Workforce
+    address: str | None = None
+    num_cpus: int | None = None
+    run_id: str | None = None
+    wait_for_lock_s: float = 0.0
+    max_error_share: float = 0.05

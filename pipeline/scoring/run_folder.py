@@ -1,64 +1,43 @@
-"""Where everything of a run lies, and which runs an output holds."""
+"""Where everything of a run lies, and which runs an output holds. Both have their store, and read and write by it."""
 
-import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from pipeline.base.errors import InputError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import Code, InputError
+from pipeline.base.text import first_line
+from pipeline.scoring.record import RunRecord
 from pipeline.storage.stores import Stores
-from pipeline.storage.types import StoreError
+from pipeline.storage.types import Store, StoreError
 from pipeline.storage.uris import join
 
+# Files of a run, by their names in its folder. Parquet readers skip folders with a leading underscore.
+SUCCESS, RECORD, PARTS_LIST, SUBJECTS = "_SUCCESS", "run.json", "parts.json", "subjects.parquet"
+WORK = "_work"
+REQUEST, PLAN, PARTS = f"{WORK}/request.json", f"{WORK}/plan.json", f"{WORK}/parts"
+PROBLEMS = f"{WORK}/problems.parquet"  # what could not be listed
+FAILED_BEFORE = f"{WORK}/failed-before.parquet"  # ids that an earlier run quarantined and this one tries again
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Names inside one run's folder. Folders with a leading underscore are skipped by Parquet readers."""
-
-    uri: str
-
-    @property
-    def run_id(self) -> str:
-        return self.uri.rstrip("/").rsplit("/", 1)[-1]
-
-    def shard(self, number: int) -> str:
-        return join(self.uri, "_work", "shards", f"shard-{number:06d}.parquet")
-
-    def part(self, number: int) -> str:
-        return join(self.uri, "_work", "parts", f"part-{number:06d}.parquet")
-
-    def chunk(self, number: int, index: int) -> str:
-        """A piece of an archive's part; `part(number)` is the last one, and says how many came before."""
-        return join(self.uri, "_work", "parts", f"part-{number:06d}-{index:05d}.parquet")
-
-    @property
-    def parts(self) -> str:
-        return join(self.uri, "_work", "parts")
-
-    @property
-    def problems(self) -> str:
-        return join(self.uri, "_work", "problems.parquet")
-
-    @property
-    def failed_before(self) -> str:
-        """Ids that an earlier run quarantined and this one tries again."""
-        return join(self.uri, "_work", "failed-before.parquet")
-
-    @property
-    def plan(self) -> str:
-        return join(self.uri, "_work", "plan.json")
-
-    @property
-    def work(self) -> str:
-        return join(self.uri, "_work")
-
-    def file(self, *names: str) -> str:
-        return join(self.uri, *names)
-
-
+_BATCH_ROWS = 32 * 1024
 _PART = re.compile(r"part-(\d+)(-\d+)?\.parquet")
+
+
+def shard_file(number: int) -> str:
+    return f"{WORK}/shards/shard-{number:06d}.parquet"
+
+
+def part_file(number: int) -> str:
+    return f"{PARTS}/part-{number:06d}.parquet"
+
+
+def chunk_file(number: int, index: int) -> str:
+    """A piece of an archive's part; `part_file(number)` is the last one, and says how many came before."""
+    return f"{PARTS}/part-{number:06d}-{index:05d}.parquet"
 
 
 def part_number(uri: str) -> tuple[int, bool] | None:
@@ -68,65 +47,101 @@ def part_number(uri: str) -> tuple[int, bool] | None:
 
 
 @dataclass(frozen=True)
-class ArchiveSummary:
-    """What streaming one archive found, kept with the last piece of its part."""
+class RunFolder:
+    """One run's folder and the store that holds it. Travels to other processes. Failures are StoreErrors."""
 
     uri: str
-    etag: str
-    size_bytes: int
-    chunks: int  # pieces before the last
-    listed: int
-    is_complete: bool
-    left_out: dict[str, int]
-    meta_keys: list[str]
-
-    def metadata(self) -> dict[bytes, bytes]:
-        """For the schema of the file."""
-        return {_ARCHIVE_KEY: json.dumps(asdict(self)).encode()}
+    store: Store = field(compare=False, repr=False)
 
     @classmethod
-    def read(cls, metadata: Mapping[bytes, bytes]) -> "ArchiveSummary":
-        return cls(**json.loads(metadata[_ARCHIVE_KEY]))
+    def at(cls, uri: str, stores: Stores) -> "RunFolder":
+        return cls(uri.rstrip("/"), stores.of(uri))
+
+    @property
+    def run_id(self) -> str:
+        return self.uri.rsplit("/", 1)[-1]
+
+    @property
+    def is_finished(self) -> bool:
+        return self.has(SUCCESS)
+
+    def file(self, name: str) -> str:
+        """The URI of a file of the run."""
+        return join(self.uri, name)
+
+    def has(self, name: str) -> bool:
+        return self.store.head(self.file(name)) is not None
+
+    def read(self, name: str) -> bytes:
+        return self.store.read(self.file(name)).data
+
+    def write(self, name: str, data: bytes) -> None:
+        self.store.write(self.file(name), data)
+
+    def open(self, name: str) -> io.BufferedReader:
+        return self.store.open(self.file(name))
+
+    def delete(self, name: str) -> None:
+        """A folder of the run with all that is in it; no error where there is none."""
+        self.store.delete_tree(self.file(name))
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        with self.open(name) as file:
+            return pq.ParquetFile(file).read(columns=columns)
+
+    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of one file piece by piece, so that memory does not grow with the file."""
+        with self.open(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+    def outputs(self, kind: str) -> list[str]:
+        """Names of the Parquet files of one kind, of a finished run; none of one that is not."""
+        try:
+            listed = json.loads(self.read(PARTS_LIST))
+        except StoreError as error:
+            if error.code is Code.NOT_FOUND:
+                return []
+            raise
+        return [item["name"] for item in listed if item["name"].startswith(f"{kind}/")]
+
+    def rows(self, kind: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All rows of one kind, piece by piece."""
+        for name in self.outputs(kind):
+            yield from self.batches(name, columns)
+
+    def record(self) -> RunRecord:
+        """run.json of a finished run. Raises InputError, PlatformError where the store is out."""
+        try:
+            return RunRecord.model_validate_json(self.read(RECORD))
+        except StoreError as error:
+            raise error.refusal(f"{self.uri}: no finished scoring run here ({error})") from error
+        except ValueError as error:
+            raise InputError(f"{self.uri}: its run.json is damaged ({first_line(error)}); score again") from error
 
 
-def file_sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+@dataclass(frozen=True)
+class Output:
+    """The folder or prefix of `--out`, which holds a folder a run."""
 
+    uri: str
+    store: Store = field(compare=False, repr=False)
 
-def read_run(uri: str, stores: Stores) -> dict[str, Any]:
-    """run.json of a finished run. Raises InputError."""
-    try:
-        return dict(json.loads(stores.of(uri).read(f"{uri.rstrip('/')}/run.json").data))
-    except StoreError as error:
-        raise error.refusal(f"{uri}: no finished scoring run here ({error})") from error
-    except ValueError as error:
-        raise InputError(f"{uri}: its run.json is damaged ({error}); score again") from error
+    @classmethod
+    def at(cls, uri: str, stores: Stores) -> "Output":
+        return cls(uri, stores.of(uri))
 
+    def run(self, run_id: str) -> RunFolder:
+        return RunFolder(join(self.uri, run_id), self.store)
 
-def finished_runs(out: str, stores: Stores) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
-    """Runs with `_SUCCESS` below an output, in the order in which they ended, with their run.json."""
-    store = stores.of(out)
-    found = [
-        (folder, dict(json.loads(store.read(folder.file("run.json")).data)))
-        for folder in run_folders(out, stores)
-        if store.head(folder.file("_SUCCESS")) is not None
-    ]
-    yield from sorted(found, key=lambda run: (run[1]["finished_at"], run[0].uri))
+    def runs(self) -> list[RunFolder]:
+        """All runs, finished or not, by name."""
+        found = [
+            RunFolder(uri.rstrip("/"), self.store) for level in self.store.levels(self.uri) for uri in level.folders
+        ]
+        return sorted((run for run in found if run.has(REQUEST) or run.has(RECORD)), key=lambda run: run.uri)
 
-
-def run_folders(out: str, stores: Stores) -> list[RunFolder]:
-    """All runs below an output, finished or not, by name."""
-    store = stores.of(out)
-    found = [name.rstrip("/") for level in store.levels(out) for name in level.folders]
-    runs = [uri for uri in found if store.head(join(uri, "_work", "request.json")) or store.head(join(uri, "run.json"))]
-    return [RunFolder(uri) for uri in sorted(runs)]
-
-
-def output_files(folder: RunFolder, kind: str, stores: Stores) -> list[str]:
-    """Parquet files of a finished run, by its manifest of parts."""
-    found = stores.read_if_there(folder.file("parts.json"))
-    listed = json.loads(found) if found is not None else []
-    return [folder.file(item["name"]) for item in listed if item["name"].startswith(f"{kind}/")]
-
-
-_ARCHIVE_KEY = b"leukoray.archive"
+    def finished(self) -> list[tuple[RunFolder, RunRecord]]:
+        """Runs with `_SUCCESS`, in the order in which they ended."""
+        found = [(run, run.record()) for run in self.runs() if run.is_finished]
+        return sorted(found, key=lambda item: (item[1].finished_at, item[0].uri))

@@ -61,6 +61,17 @@ class ShardRow(ListingRow):
     meta: Sequence[tuple[str, str]]  # what sidecars said of the image
 
 
+@dataclass(frozen=True)
+class ArchiveRow:
+    """One row of ARCHIVES_SCHEMA: a compressed archive that a run is done with."""
+
+    uri: str
+    etag: str
+    size_bytes: int
+    images: int  # listed in it, failures included
+    is_complete: bool  # nothing in it is worth another try until it changes
+
+
 SKIPPED_SCHEMA = pa.schema(
     [*_IDENTITY[:3], pa.field("reason", pa.string()), pa.field("earlier_run", pa.string())], metadata=_VERSION
 )
@@ -69,8 +80,8 @@ ARCHIVES_SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("etag", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
-        pa.field("images", pa.int64(), nullable=False),  # listed in it, failures included
-        pa.field("is_complete", pa.bool_(), nullable=False),  # nothing in it is worth another try until it changes
+        pa.field("images", pa.int64(), nullable=False),
+        pa.field("is_complete", pa.bool_(), nullable=False),
     ],
     metadata=_VERSION,
 )

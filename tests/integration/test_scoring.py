@@ -1,5 +1,6 @@
 """Scoring through its command, on one Ray: accounting, resuming, increments, sources, outputs."""
 
+import hashlib
 import io
 import json
 import os
@@ -11,12 +12,18 @@ from typing import Any
 import pytest
 
 from jobs import score as score_job
+from pipeline.base.errors import IncompleteError
 from pipeline.model.bundle import Bundle
-from pipeline.scoring.commit import commit
+from pipeline.scoring import run as scoring
+from pipeline.scoring.commit.commit import Sizes
+from pipeline.scoring.request import Request, RunOptions, Workforce
+from pipeline.scoring.run_folder import PARTS, part_file
 from pipeline.storage import lock
+from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle, said_of
 from tests.scoring_sources import (
+    Here,
     contents,
     mixed_files,
     only_run,
@@ -67,45 +74,32 @@ def test_probabilities_are_those_of_the_predictor(unbroken: Path, tiny_bundle: B
 
 
 def test_success_comes_with_hashed_parts_and_without_work_files(unbroken: Path) -> None:
-    from pipeline.scoring.run_folder import file_sha256
-
     assert (unbroken / "_SUCCESS").exists() and not (unbroken / "_work").exists()
     for item in json.loads((unbroken / "parts.json").read_text()):
         data = (unbroken / item["name"]).read_bytes()
-        assert (len(data), file_sha256(data)) == (item["bytes"], item["sha256"])
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (item["bytes"], item["sha256"])
 
 
 def test_large_runs_are_put_together_by_ray_tasks_with_the_same_rows(
-    unbroken: Path, source: Path, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: Any, unbroken: Path, source: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(commit, "_IN_DRIVER_BYTES", 0)
-    monkeypatch.setattr(commit, "TARGET_FILE_BYTES", 1)  # a file a shard
-    assert score(source, "--model", tiny_bundle.uri, "--out", tmp_path / "out", "--subject-pattern", r"(S\d{3})_") == 0
-    run = only_run(tmp_path / "out")
+    here = Here.plan([source], tiny_bundle, tmp_path / "out", subject_pattern=r"(S\d{3})_")
+    here.finish(here.work(), ray_cluster, Sizes(file=1, in_driver=0))  # a file a shard
+    run = Path(here.task.folder.uri)
     assert len(list((run / "predictions").iterdir())) == 4
     assert outcome(run) == outcome(unbroken)
 
 
 def test_a_part_of_other_images_stops_the_commit(
-    source: Path,
-    tiny_bundle: Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    ray_cluster: Any, source: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(commit, "_IN_DRIVER_BYTES", 0)
-    whole = commit.commit
-
-    def swap_parts_first(*arguments: Any) -> Any:
-        folder = arguments[1]
-        Path(folder.part(1)).write_bytes(Path(folder.part(0)).read_bytes())
-        return whole(*arguments)
-
-    monkeypatch.setattr(commit, "commit", swap_parts_first)
-    assert score(source, "--model", tiny_bundle.uri, "--out", tmp_path / "out") == 4
-    said = capsys.readouterr().err
-    assert "holds other images than its shard" in said and "ray::" not in said
-    assert not (only_run(tmp_path / "out") / "_SUCCESS").exists()
+    here = Here.plan([source], tiny_bundle, tmp_path / "out")
+    progress, folder = here.work(), here.task.folder
+    folder.write(part_file(1), folder.read(part_file(0)))
+    with pytest.raises(IncompleteError, match="holds other images than its shard") as failed:
+        here.finish(progress, ray_cluster, Sizes(in_driver=0))
+    assert "ray::" not in str(failed.value)
+    assert not folder.is_finished
 
 
 def test_subjects_add_up_to_the_predictions(unbroken: Path) -> None:
@@ -264,37 +258,55 @@ def test_a_locked_output_is_refused_in_plain_words(
     assert "somebody's run" in capsys.readouterr().err
 
 
+class StoppedDisk(LocalStore):
+    """The disk of a driver that is interrupted when all parts are there."""
+
+    def write(self, uri: str, data: bytes) -> None:
+        if "/predictions/" in uri:
+            raise KeyboardInterrupt
+        super().write(uri, data)
+
+
+class WatchedDisk(LocalStore):
+    """The disk, noting when each part was written before the first output."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, int] = {}
+
+    def write(self, uri: str, data: bytes) -> None:
+        if "/predictions/" in uri and not self.parts:
+            self.parts = times(Path(uri).parents[1])
+        super().write(uri, data)
+
+
+def times(run: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (run / PARTS).iterdir()}
+
+
 def test_a_resumed_run_does_not_touch_finished_parts(
     source: Path, tiny_bundle: Bundle, tmp_path: Path, unbroken: Path
 ) -> None:
-    """Stop after the first parts, as a kill would, and run the same command again."""
-    from pipeline.scoring.commit import commit
-
+    """Stop after the first parts, as a kill would, and run the same request again."""
     out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit, "commit", _interrupted)
-        assert score(source, "--model", tiny_bundle.uri, "--out", out) == 130
+    request = Request((str(source),), tiny_bundle.uri, tiny_bundle.info.identity(), subject_pattern=r"(S\d{3})_")
+
+    def score_on(disk: LocalStore) -> Path:
+        options = RunOptions(Workforce(2), max_error_share=0.2)
+        done = scoring.score(str(out), request, tiny_bundle, options, Stores(mounts=((str(out), disk),)), print)
+        return Path(done.folder.uri)
+
+    with pytest.raises(KeyboardInterrupt):
+        score_on(StoppedDisk())
     [run] = [path for path in out.iterdir() if path.is_dir()]
-    parts = sorted((run / "_work" / "parts").iterdir())
-    parts[-1].unlink()
-    before = {path.name: path.stat().st_mtime_ns for path in parts[:-1]}
-    seen: dict[str, int] = {}
-    original = commit.commit
-
-    def spy(*arguments: Any) -> Any:
-        seen.update({path.name: path.stat().st_mtime_ns for path in parts[:-1]})
-        return original(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit, "commit", spy)
-        assert score(source, "--model", tiny_bundle.uri, "--out", out) == 0
-    assert seen == before
+    before = times(run)
+    lost = max(before)
+    (run / PARTS / lost).unlink()
+    disk = WatchedDisk()
+    assert score_on(disk) == run
+    assert disk.parts.pop(lost) > before.pop(lost)
+    assert disk.parts == before
     assert read_run(run)["continued"] and read_run(run)["progress"]["resumed_images"] > 0
     assert outcome(run) == outcome(unbroken)
-
-
-def _interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_dry_run_tells_and_writes_nothing(

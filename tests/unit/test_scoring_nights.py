@@ -8,9 +8,8 @@ import pytest
 
 from pipeline.base.errors import InputError
 from pipeline.model.bundle import Bundle
-from pipeline.scoring.commit.commit import Partition
+from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.history.retry import read_retry
-from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, rows, tar, write_files
 from tests.scoring_sources import score_here as score
@@ -94,8 +93,8 @@ def test_a_retry_is_not_stopped_by_what_is_still_missing(bundle: Bundle, tmp_pat
     first, run = score([source / "list.csv"], bundle, tmp_path / "out", "run-1", subject_pattern=pattern)
     assert run["counts"]["codes"] == {"not_found": 2}
     write_files(tmp_path / "in", {"P2_b.jpg": picture(2)})
-    retry = read_retry(first, Stores())
-    second, again = score([source / "list.csv"], bundle, tmp_path / "out", "run-2", retry, subject_pattern=pattern)
+    again_options = {"retry_of": first.uri, "subject_pattern": pattern}
+    second, again = score([source / "list.csv"], bundle, tmp_path / "out", "run-2", **again_options)
     assert (again["counts"]["scored"], again["counts"]["codes"]) == (1, {"not_found": 1})
     [row] = rows_of(second, "predictions")
     assert Path(row["uri"]).name == "P2_b.jpg" and row["subject_id"] == "P2"
@@ -108,7 +107,7 @@ def test_a_retry_keeps_subjects_and_reads_what_was_never_listed(bundle: Bundle, 
     first, run = score([source], bundle, out, "run-1", subject_pattern=r"(P\d)_")
     seen = run["counts"]["scored"]
     write_files(source, {"P7_bad.jpg": picture(8), "a.tar": whole})
-    second, _ = score([source], bundle, out, "run-2", read_retry(first, Stores()), subject_pattern=r"(P\d)_")
+    second, _ = score([source], bundle, out, "run-2", retry_of=first.uri, subject_pattern=r"(P\d)_")
     found = {row["member"] or Path(row["uri"]).name: row["subject_id"] for row in rows_of(second, "predictions")}
     assert found == {"P7_bad.jpg": "P7", **{f"m{n}.jpg": None for n in range(4)}} and seen < 5
 
@@ -117,7 +116,7 @@ def test_a_retry_of_nothing_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     source = write_files(tmp_path / "in", {"a.jpg": picture(1)})
     first, _ = score([source], bundle, tmp_path / "out", "run-1")
     with pytest.raises(InputError, match="nothing to retry"):
-        read_retry(first, Stores())
+        read_retry(first)
 
 
 def test_a_group_that_took_no_part_is_the_default_partition() -> None:
@@ -130,6 +129,5 @@ def test_failures_of_the_listing_lie_in_their_partition_too(bundle: Bundle, tmp_
     source = tmp_path / "site-a"
     source.mkdir()
     os.symlink("nowhere", source / "x.jpg")
-    partition = Partition.parse(r"site=/site-(\w+)/")
-    folder, _ = score([source], bundle, tmp_path / "out", partition=partition)
+    folder, _ = score([source], bundle, tmp_path / "out", partition_by=r"site=/site-(\w+)/")
     assert [path.parent.name for path in Path(folder.uri).glob("quarantine/*/*.parquet")] == ["site=a"]

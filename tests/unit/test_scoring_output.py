@@ -1,5 +1,6 @@
 """Output files are made piece by piece: all rows, in order, in row groups of a bounded size."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.scoring.output import ROW_GROUP, OutputFile
-from pipeline.scoring.run_folder import RunFolder, file_sha256
+from pipeline.scoring.run_folder import RunFolder
 from pipeline.storage.stores import Stores
 from tests.searches import search
 
@@ -36,9 +37,9 @@ def test_single_rows_come_back_with_nulls_where_nothing_was_given(tmp_path: Path
     file = OutputFile(SCHEMA)
     for number in range(10_000):
         file.add_row({"number": number} if number % 2 else {"number": number, "name": "even"})
-    written = file.write(RunFolder(str(tmp_path)), "skipped/part-000000.parquet", Stores())
+    written = file.write(RunFolder.at(str(tmp_path), Stores()), "skipped/part-000000.parquet")
     data = (tmp_path / "skipped" / "part-000000.parquet").read_bytes()
-    assert (written.rows, written.bytes, written.sha256) == (10_000, len(data), file_sha256(data))
+    assert (written.rows, written.bytes, written.sha256) == (10_000, len(data), hashlib.sha256(data).hexdigest())
     table = pq.ParquetFile(io.BytesIO(data)).read()
     assert table["number"].to_pylist() == list(range(10_000))
     assert table["name"].to_pylist() == ["even", None] * 5_000

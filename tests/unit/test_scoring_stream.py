@@ -1,6 +1,7 @@
 """Compressed tars are read once from their front: what that gives, how it resumes, and what the next run reads."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import Code, IncompleteError
-from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
-from pipeline.scoring import run as scoring
-from pipeline.scoring.history.ledger import read_ledger
-from pipeline.scoring.history.retry import read_retry
-from pipeline.scoring.plan.freeze import make_plan
-from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import RunFolder
-from pipeline.scoring.work import worker
-from pipeline.scoring.work.driver import Resources
-from pipeline.scoring.work.progress import Progress
-from pipeline.scoring.work.stream import StreamRules
-from pipeline.scoring.work.worker import ShardScorer, ids_of
-from pipeline.storage import stores as storage
+from pipeline.scoring.run_folder import PARTS, WORK, RunFolder, chunk_file
+from pipeline.scoring.work.crashes import Suspects, find_culprits
+from pipeline.scoring.work.stream import ReadRules
+from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import OnFailure
 from tests.bundles import make_bundle
-from tests.scoring_sources import contents, picture, tar
+from tests.scoring_sources import Here, contents, picture, tar
 from tests.scoring_sources import score_here as score
 from tests.searches import search
 
@@ -53,34 +45,40 @@ def rows(folder: RunFolder, kind: str) -> pa.Table:
     )
 
 
-class CountingDisk(storage.LocalStore):
+class CountingDisk(LocalStore):
     """The disk, counting how often each file is opened."""
 
-    opened: list[str] = []
+    def __init__(self) -> None:
+        self.opened: list[str] = []
 
     def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
         self.opened.append(Path(uri).name)
         return super().open(uri, on_failure)
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    CountingDisk.opened = []
-    monkeypatch.setattr(storage, "LocalStore", CountingDisk)
-    return CountingDisk.opened
+class FailingDisk(LocalStore):
+    """The disk of a process that is killed when it writes for the fourth time."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    def write(self, uri: str, data: bytes) -> None:
+        self.writes += 1
+        if self.writes == 4:
+            raise KeyboardInterrupt
+        super().write(uri, data)
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
-def test_an_archive_is_read_once_and_gives_the_rows_of_a_plain_one(
-    mode: str, bundle: Bundle, tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "CHUNK_ROWS", 16)
+def test_an_archive_is_read_once_and_gives_the_rows_of_a_plain_one(mode: str, bundle: Bundle, tmp_path: Path) -> None:
+    disk = CountingDisk()
     files = {f"cells/{name}": data for name, data in contents(90).items()}
     night = tgz(tmp_path / "in" / f"night.tar.{mode}", files, f"w:{mode}")
     plain = tgz(tmp_path / "plain" / "night.tar", files, "w")
     pattern = r"(S\d{3})_"
-    streamed, run = score([night.parent], bundle, tmp_path / "a", "run", subject_pattern=pattern)
-    assert opened.count(night.name) == 1
+    stores = Stores(mounts=(("/", disk),))
+    streamed, run = score([night.parent], bundle, tmp_path / "a", stores=stores, chunk_rows=16, subject_pattern=pattern)
+    assert disk.opened.count(night.name) == 1
     ranged, other = score([plain.parent], bundle, tmp_path / "b", "run", subject_pattern=pattern)
     assert run["counts"] == {**other["counts"]} and run["counts"]["listed"] == 90
     for kind in ("predictions", "quarantine"):
@@ -88,19 +86,19 @@ def test_an_archive_is_read_once_and_gives_the_rows_of_a_plain_one(
         names = [name for name in SAME if name in found.column_names and name not in ("image_id", "uri")]
         assert found.select(names).sort_by("member") == expected.select(names).sort_by("member")
     assert run["progress"]["images"] == 90
-    assert not Path(streamed.work).exists()
+    assert not Path(streamed.file(WORK)).exists()
 
 
-def test_the_next_run_opens_no_archive_that_is_unchanged(bundle: Bundle, tmp_path: Path, opened: list[str]) -> None:
+def test_the_next_run_opens_no_archive_that_is_unchanged(bundle: Bundle, tmp_path: Path) -> None:
+    disk = CountingDisk()
     source, out = tmp_path / "in", tmp_path / "out"
     tgz(source / "a.tgz", contents(50))
     tgz(source / "b.tgz", {f"b{n}.jpg": picture(n) for n in range(20)})
     score([source], bundle, out, "run-1")
-    opened.clear()
     (source / "b.tgz").unlink()
     tgz(source / "c.tgz", {"c.jpg": picture(1)})
-    second, run = score([source], bundle, out, "run-2")
-    assert [name for name in opened if name.endswith(".tgz")] == ["c.tgz"]
+    second, run = score([source], bundle, out, "run-2", stores=Stores(mounts=(("/", disk),)))
+    assert [name for name in disk.opened if name.endswith(".tgz")] == ["c.tgz"]
     counts = run["counts"]
     assert (counts["listed"], counts["scored"], counts["skipped"], counts["deleted_at_source"]) == (51, 1, 50, 20)
     assert counts["skipped_reasons"] == {"unchanged": 48, "unchanged_quarantined": 2}
@@ -131,7 +129,8 @@ def test_what_an_earlier_run_did_of_an_archive_is_not_done_again(
     assert (run["counts"]["listed"], run["counts"]["skipped"]) == (40, done)
     _, third = score([source], bundle, out, "run-3")
     assert (third["counts"]["listed"], third["counts"]["skipped"]) == (40, 40)
-    ids = [row for name in ("run-1", "run-2") for row in rows(RunFolder(str(out / name)), "predictions")["image_id"]]
+    folders = [RunFolder.at(str(out / name), Stores()) for name in ("run-1", "run-2")]
+    ids = [row for folder in folders for row in rows(folder, "predictions")["image_id"]]
     assert len(ids) == len(set(ids)) == 39
 
 
@@ -150,59 +149,36 @@ def test_a_retry_reads_only_what_was_quarantined_in_an_archive(bundle: Bundle, t
     source, out = tmp_path / "in", tmp_path / "out"
     tgz(source / "a.tgz", contents(40))
     first, _ = score([source], bundle, out, "run-1")
-    _, run = score([source], bundle, out, "run-2", retry=read_retry(first, Stores()))
+    _, run = score([source], bundle, out, "run-2", retry_of=first.uri)
     assert run["counts"]["listed"] == run["counts"]["quarantined"] == 1
 
 
-def test_an_interrupted_archive_starts_over_and_gives_the_same(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "CHUNK_ROWS", 8)
+def test_an_interrupted_archive_starts_over_and_gives_the_same(bundle: Bundle, tmp_path: Path) -> None:
     source = tmp_path / "in"
     tgz(source / "a.tgz", contents(50))
-    whole, _ = score([source], bundle, tmp_path / "whole", "run")
-    request = Request((str(source),), bundle.uri, bundle.info.identity())
-    folder = RunFolder(str(tmp_path / "out" / "run"))
-    plan = make_plan(
-        str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, Stores()), None, Stores()
-    )
-    scorer = ShardScorer(bundle, Stores(), Limits(), rules=StreamRules.of(request))
-    writes = 0
-    write = storage.LocalStore.write
-
-    def fail_at_the_fourth(self: storage.LocalStore, uri: str, data: bytes) -> None:
-        nonlocal writes
-        writes += 1
-        if writes == 4:
-            raise KeyboardInterrupt
-        write(self, uri, data)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(storage.LocalStore, "write", fail_at_the_fourth)
-        scorer.score(0, folder)
-    assert len(list(Path(folder.parts).iterdir())) == 3
-    facts = scoring.RunFacts(request, bundle, plan, Progress(plan, 0, 1, print), scoring.Options(Resources(1)), True)
+    whole, _ = score([source], bundle, tmp_path / "whole", chunk_rows=8)
+    here = Here.plan([source], bundle, tmp_path / "out", chunk_rows=8)
+    killed = replace(here.task, folder=RunFolder(here.task.folder.uri, FailingDisk()))
+    with pytest.raises(KeyboardInterrupt):
+        replace(here, task=killed).work()
+    folder = here.task.folder
+    assert len(list(Path(folder.file(PARTS)).iterdir())) == 3
     with pytest.raises(IncompleteError, match="run the same command again"):
-        scoring.conclude(None, folder, facts, None, Stores())
-    scorer.score(0, folder)
-    scoring.conclude(None, folder, facts, None, Stores())
+        here.finish()
+    here.finish(here.work())
     for kind in ("predictions", "quarantine"):
         columns = [name for name in (*SAME, "code") if name in rows(whole, kind).column_names]
         assert rows(folder, kind).select(columns) == rows(whole, kind).select(columns)
 
 
-def test_a_missing_piece_of_an_archive_stops_the_commit(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "CHUNK_ROWS", 8)
+def test_a_missing_piece_of_an_archive_stops_the_commit(bundle: Bundle, tmp_path: Path) -> None:
     tgz(tmp_path / "in" / "a.tgz", contents(30))
-
-    def drop_rows(folder: RunFolder) -> None:
-        piece = Path(folder.chunk(0, 1))
-        pq.write_table(pq.read_table(piece).slice(1), piece)
-
+    here = Here.plan([tmp_path / "in"], bundle, tmp_path / "out", chunk_rows=8)
+    here.work()
+    piece = Path(here.task.folder.file(chunk_file(0, 1)))
+    pq.write_table(pq.read_table(piece).slice(1), piece)
     with pytest.raises(IncompleteError, match="29 rows, 30 listed"):
-        score([tmp_path / "in"], bundle, tmp_path / "out", "run", between=drop_rows)
+        here.finish()
 
 
 @pytest.mark.parametrize("change", ["cut", "replaced", "gone", "empty"])
@@ -211,21 +187,17 @@ def test_an_archive_that_fails_is_a_row_with_a_code(change: str, bundle: Bundle,
     whole = path.read_bytes()
     if change in ("cut", "empty"):
         path.write_bytes(whole[: len(whole) // 2] if change == "cut" else b"")
-    request = Request((str(path.parent),), bundle.uri, bundle.info.identity())
-    out, folder = tmp_path / "out", RunFolder(str(tmp_path / "out" / "run"))
-    plan = make_plan(str(out), folder, request, read_ledger(str(out), request, Stores()), None, Stores())
+    here = Here.plan([path.parent], bundle, tmp_path / "out")
     if change == "replaced":
         tgz(path, contents(5))
     elif change == "gone":
         path.unlink()
-    ShardScorer(bundle, Stores(), Limits(), rules=StreamRules.of(request)).score(0, folder)
-    facts = scoring.RunFacts(request, bundle, plan, Progress(plan, 0, 1, print), scoring.Options(Resources(1)), False)
-    counts = scoring.conclude(None, folder, facts, None, Stores()).run["counts"]
+    counts = here.finish(here.work())["counts"]
     code = {"cut": "truncated", "replaced": "changed", "gone": "not_found", "empty": "empty"}[change]
     assert counts["codes"] == {code: 2 if change == "cut" else 1}  # the member that was cut, and the archive
     assert counts["listed"] == counts["scored"] + counts["quarantined"]
     assert (counts["scored"] > 5) == (change == "cut")
-    [noted] = rows(folder, "archives").to_pylist()
+    [noted] = rows(here.task.folder, "archives").to_pylist()
     assert noted["is_complete"] == (Code(code) in (Code.TRUNCATED, Code.EMPTY))
 
 
@@ -238,18 +210,34 @@ def test_members_are_filtered_and_their_sidecars_become_columns(bundle: Bundle, 
     assert rows(folder, "predictions")["meta_cls"].to_pylist().count("2") == 1
 
 
-def test_ids_of_an_archive_are_had_by_reading_it(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_images_of_a_shard_are_had_again_to_look_for_a_culprit(bundle: Bundle, tmp_path: Path) -> None:
     tgz(tmp_path / "in" / "x.tgz", contents(12, bad=False))
-    request = Request((str(tmp_path / "in"),), bundle.uri, bundle.info.identity())
-    folder = RunFolder(str(tmp_path / "out" / "run"))
-    make_plan(
-        str(tmp_path / "out"), folder, request, read_ledger(str(tmp_path / "out"), request, Stores()), None, Stores()
-    )
-    ids = ids_of(folder, 0, StreamRules.of(request), Stores(), Limits())
-    assert len(set(ids)) == 12
-    rules, none = StreamRules.of(request), frozenset[int]()
-    assert worker.probe(folder, 0, frozenset(ids[3:5]), 16, rules, Stores(), Limits()) == 2
-    assert worker.probe(folder, 0, none, 16, rules, Stores(), Limits()) == 0
+    (tmp_path / "in" / "loose.jpg").write_bytes(picture(1))
+    task = Here.plan([tmp_path / "in"], bundle, tmp_path / "out").task
+    suspects = Suspects(task.folder, task.stores, ReadRules.of(task.request), 16)
+    shards = {len(suspects.ids(number)): number for number in range(task.plan.shards)}
+    assert set(shards) == {1, 12}
+    for count, number in shards.items():
+        ids = suspects.ids(number)
+        assert len(set(ids)) == count
+        assert suspects.decode(number, frozenset(ids[3:5] or ids)) == min(count, 2)
+        assert suspects.decode(number, frozenset()) == 0
+
+
+@given(st.sets(st.integers(0, 200)), st.sets(st.integers(0, 200)))
+def test_the_search_finds_every_culprit_and_blames_no_other(ids: set[int], culprits: set[int]) -> None:
+    found = find_culprits(sorted(ids), lambda group: culprits.isdisjoint(group))
+    assert found == sorted(ids & culprits)
+
+
+def test_who_fails_once_only_is_no_culprit() -> None:
+    asked: list[list[int]] = []
+
+    def survives(group: list[int]) -> bool:
+        asked.append(group)
+        return asked.count(group) > 1
+
+    assert find_culprits([1, 2, 3], survives) == []
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), chunk=st.integers(1, 50))
@@ -261,9 +249,7 @@ def test_every_member_is_accounted_for_however_archives_are_cut_into_pieces(
     for index, size in enumerate(sizes):
         tgz(folder / "in" / f"{index}.tgz", {f"{n}.jpg": b"no image" for n in range(size)})
     (folder / "in" / "loose.jpg").write_bytes(b"no image")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "CHUNK_ROWS", chunk)
-        written, run = score([folder / "in"], bundle, folder / "out", "run")
+    written, run = score([folder / "in"], bundle, folder / "out", chunk_rows=chunk)
     assert run["counts"]["listed"] == run["counts"]["quarantined"] == sum(sizes) + 1
     assert len(set(rows(written, "quarantine")["image_id"].to_pylist())) == sum(sizes) + 1
     assert sum(rows(written, "archives")["images"].to_pylist()) == sum(sizes)

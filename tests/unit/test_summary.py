@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from jobs import summary as job
 from pipeline.base.errors import Code, IncompleteError, InputError
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.run_folder import RunFolder
-from pipeline.scoring.summary import advice, summary
+from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import SIDE, load_pictures
 from pipeline.scoring.summary.page import render_page
 from pipeline.scoring.summary.summary import GALLERY, Summary, find_run, summarize
@@ -44,7 +43,7 @@ def run(source: Path, bundle: Bundle, tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def found(run: RunFolder) -> Summary:
-    return summarize(run, Stores())
+    return summarize(run)
 
 
 def predictions(run: RunFolder) -> pa.Table:
@@ -55,10 +54,10 @@ def predictions(run: RunFolder) -> pa.Table:
 def test_the_counts_are_those_of_the_rows(run: RunFolder, found: Summary) -> None:
     table = predictions(run)
     decisions = table["decision"].to_pylist()
-    assert sum(found.histogram) == table.num_rows == found.run["counts"]["scored"]
+    assert sum(found.histogram) == table.num_rows == found.run.counts.scored
     assert found.decisions == {name: decisions.count(name) for name in set(decisions)}
-    assert sum(item.rows for item in found.codes) == found.run["counts"]["quarantined"] == IMAGES - table.num_rows
-    assert {item.code: item.rows for item in found.codes} == found.run["counts"]["codes"]
+    assert sum(item.rows for item in found.codes) == found.run.counts.quarantined == IMAGES - table.num_rows
+    assert {item.code: item.rows for item in found.codes} == found.run.counts.codes
     assert found.subject_count == len(set(table["subject_id"].to_pylist()))
 
 
@@ -76,7 +75,7 @@ def test_row_groups_and_files_do_not_change_what_is_found(run: RunFolder, found:
     pq.write_table(table.slice(50), Path(run.uri, "predictions", "part-00001.parquet"), row_group_size=11)
     parts = [*json.loads(Path(run.uri, "parts.json").read_text()), {"name": "predictions/part-00001.parquet"}]
     Path(run.uri, "parts.json").write_text(json.dumps(parts))
-    again = summarize(run, Stores())
+    again = summarize(run)
     assert again.highest == found.highest
     assert again.borderline == found.borderline
     assert again.histogram == found.histogram
@@ -85,7 +84,7 @@ def test_row_groups_and_files_do_not_change_what_is_found(run: RunFolder, found:
 
 def test_a_frequent_code_hides_no_rare_one(tmp_path: Path, bundle: Bundle) -> None:
     files = {f"empty_{i:02d}.jpg": b"" for i in range(40)} | {"text.jpg": b"not an image"}
-    found = summarize(score_here([str(write_files(tmp_path / "bad", files))], bundle, tmp_path / "scores")[0], Stores())
+    found = summarize(score_here([str(write_files(tmp_path / "bad", files))], bundle, tmp_path / "scores")[0])
     assert len(found.quarantined) == GALLERY
     assert {row["code"] for row in found.quarantined} == {"empty", "unsupported_format"}
     assert "Too many images failed" in render_page(found, {})
@@ -96,7 +95,7 @@ def test_rows_that_went_missing_after_the_run_are_told(run: RunFolder) -> None:
     table = pq.ParquetFile(file).read()
     pq.write_table(table.slice(1), file)
     with pytest.raises(IncompleteError, match="changed after the run"):
-        summarize(run, Stores())
+        summarize(run)
 
 
 def test_pictures_come_from_files_and_archives(found: Summary) -> None:
@@ -153,7 +152,7 @@ def test_the_page_holds_everything_and_fetches_nothing(found: Summary) -> None:
 def test_names_of_files_cannot_write_into_the_page(tmp_path: Path, bundle: Bundle) -> None:
     name = "<script>alert(1)<&>.jpg"
     source = write_files(tmp_path / "odd", {name: b"", f"a{name}": mixed_files(4)["loose/S000_00000.jpg"] or b""})
-    page = render_page(summarize(score_here([str(source)], bundle, tmp_path / "scores")[0], Stores()), {})
+    page = render_page(summarize(score_here([str(source)], bundle, tmp_path / "scores")[0]), {})
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
@@ -161,7 +160,7 @@ def test_names_of_files_cannot_write_into_the_page(tmp_path: Path, bundle: Bundl
 def test_a_run_that_found_nothing_new_says_so(source: Path, bundle: Bundle, tmp_path: Path) -> None:
     score_here([str(source)], bundle, tmp_path / "scores")
     second = score_here([str(source)], bundle, tmp_path / "scores", "run-2")[0]
-    found = summarize(second, Stores())
+    found = summarize(second)
     assert found.headline() == f"Nothing new to score: {IMAGES} images were done by earlier runs."
     assert "unchanged since" in render_page(found, {})
 
@@ -170,7 +169,7 @@ def test_a_model_without_disease_classes_is_shown_by_its_classes(source: Path, t
     cells = make_bundle(
         tmp_path / "cells", task="multiclass", classes=("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE"), positive_classes=()
     )
-    found = summarize(score_here([str(source)], cells, tmp_path / "scores")[0], Stores())
+    found = summarize(score_here([str(source)], cells, tmp_path / "scores")[0])
     assert not found.decides and found.threshold is None
     assert "positive" not in found.headline()
     page = render_page(found, {})
@@ -218,18 +217,24 @@ def test_every_code_has_its_advice() -> None:
     assert advice.of_code("from_the_future") == advice.UNKNOWN
 
 
-def test_memory_holds_one_row_group_of_the_columns_that_are_counted(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Names and digests, the wide columns, are read only for the rows that are shown."""
-    asked: list[Sequence[str] | None] = []
-    read = summary._row_groups
-
-    def recorded(uri: str, columns: Sequence[str] | None, stores: Stores) -> Iterator[tuple[int, pa.Table]]:
-        asked.append(columns)
-        return read(uri, columns, stores)
-
-    monkeypatch.setattr(summary, "_row_groups", recorded)
-    summarize(run, Stores())
-    assert summary._COUNTED in asked
-    assert not {"uri", "member", "model_sha256"} & set(summary._COUNTED)
+def test_names_and_digests_are_read_only_where_a_row_is_shown(run: RunFolder, found: Summary) -> None:
+    """The wide columns of all other row groups are damaged, and nobody notices."""
+    [file] = Path(run.uri, "predictions").rglob("*.parquet")
+    pq.write_table(predictions(run).sort_by("probability"), file, row_group_size=5)
+    parquet, data = pq.ParquetFile(file), bytearray(file.read_bytes())
+    shown = {row["image_id"] for row in (*found.highest, *found.borderline)}
+    damaged = 0
+    for group in range(parquet.num_row_groups):
+        if shown.isdisjoint(parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()):
+            for index in range(parquet.metadata.num_columns):
+                column = parquet.metadata.row_group(group).column(index)
+                if column.path_in_schema in ("uri", "member", "model_sha256"):
+                    begin = column.dictionary_page_offset or column.data_page_offset
+                    data[begin : begin + column.total_compressed_size] = bytes(column.total_compressed_size)
+                    damaged += 1
+    file.write_bytes(data)
+    assert damaged > 9
+    with pytest.raises(OSError):
+        pq.ParquetFile(file).read()
+    again = summarize(run)
+    assert {row["image_id"] for row in (*again.highest, *again.borderline)} == shown

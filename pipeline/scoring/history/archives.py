@@ -12,38 +12,35 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD, Ledger
-from pipeline.scoring.run_folder import RunFolder, output_files
+from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.schemas import SKIPPED_SCHEMA
-from pipeline.storage.parquet import read_batches
-from pipeline.storage.stores import Stores
 
 DONE, IN_PART, NEW = "done", "in part", "new"
 _KINDS = {"predictions": UNCHANGED, "quarantine": UNCHANGED_BAD}
 
 
-def judge(out: str, ledger: Ledger, etags: Mapping[str, str], stores: Stores) -> dict[str, str]:
+def judge(ledger: Ledger, etags: Mapping[str, str]) -> dict[str, str]:
     """DONE, IN_PART or NEW for every archive of `etags` (URI -> present version)."""
     ids: dict[str, list[NDArray[np.int64]]] = {uri: [] for uri in etags}
-    for _, _, table in _rows(out, ledger, etags, stores):
+    for _, _, table in _rows(ledger, etags):
         for uri in pc.unique(table["uri"]).to_pylist():
             ids[uri].append(table.filter(pc.equal(table["uri"], uri))["image_id"].to_numpy())
     verdicts = {}
     for uri, found in ids.items():
         known = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-        count = len(known)
         noted = ledger.archives.get(uri)
-        is_noted = noted is not None and noted["etag"] == etags[uri] and noted["is_complete"]
-        if is_noted and noted is not None and noted["images"] == count and not ledger.tries_again(known):
+        is_whole = noted is not None and noted.is_complete and (noted.etag, noted.images) == (etags[uri], len(known))
+        if is_whole and not ledger.tries_again(known):
             verdicts[uri] = DONE
         else:
-            verdicts[uri] = IN_PART if count else NEW
+            verdicts[uri] = IN_PART if len(known) else NEW
     return verdicts
 
 
-def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], stores: Stores) -> Iterator[pa.Table]:
+def skipped_rows(ledger: Ledger, etags: Mapping[str, str]) -> Iterator[pa.Table]:
     """SKIPPED_SCHEMA rows of archives that are done, each image once, by the latest run that did it."""
     seen: set[int] = set()
-    for folder, kind, table in _rows(out, ledger, etags, stores):
+    for folder, kind, table in _rows(ledger, etags):
         fresh = []
         for image_id in table["image_id"].to_pylist():
             fresh.append(image_id not in seen)
@@ -54,17 +51,13 @@ def skipped_rows(out: str, ledger: Ledger, etags: Mapping[str, str], stores: Sto
         yield pa.Table.from_arrays([*columns, *constants], schema=SKIPPED_SCHEMA)
 
 
-def _rows(
-    out: str, ledger: Ledger, etags: Mapping[str, str], stores: Stores
-) -> Iterator[tuple[RunFolder, str, pa.Table]]:
+def _rows(ledger: Ledger, etags: Mapping[str, str]) -> Iterator[tuple[RunFolder, str, pa.Table]]:
     """Rows of these archives in these versions, from the latest run back."""
-    pairs = pa.table({"uri": pa.array(etags.keys(), pa.string()), "etag": pa.array(etags.values(), pa.string())})
-    for run_id in reversed(ledger.runs):
-        folder = RunFolder(f"{out}/{run_id}")
+    uris = pa.array(etags.keys(), pa.string())
+    for folder in reversed(ledger.runs):
         for kind in _KINDS:
-            for uri in output_files(folder, kind, stores):
-                for table in read_batches(uri, ["image_id", "uri", "member", "etag"], stores):
-                    table = table.filter(pc.is_in(table["uri"], pairs["uri"].combine_chunks()))
-                    if table.num_rows:
-                        wanted = [etags[name] for name in table["uri"].to_pylist()]
-                        yield folder, kind, table.filter(pc.equal(table["etag"], pa.array(wanted, pa.string())))
+            for table in folder.rows(kind, ["image_id", "uri", "member", "etag"]):
+                table = table.filter(pc.is_in(table["uri"], uris))
+                if table.num_rows:
+                    wanted = [etags[name] for name in table["uri"].to_pylist()]
+                    yield folder, kind, table.filter(pc.equal(table["etag"], pa.array(wanted, pa.string())))

@@ -12,11 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.scoring.history.ledger import Ledger
-from pipeline.scoring.run_folder import RunFolder, output_files
+from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.schemas import DELETED_SCHEMA
 from pipeline.sources.filters import Filters, UriPattern
-from pipeline.storage.parquet import read_batches
-from pipeline.storage.stores import Stores
 
 
 class Reach:
@@ -51,34 +49,26 @@ class Reach:
         return False
 
 
-def find_deleted(out: str, ledger: Ledger, reach: Reach, stores: Stores) -> Iterator[pa.Table]:
+def find_deleted(ledger: Ledger, reach: Reach) -> Iterator[pa.Table]:
     """Tables of DELETED_SCHEMA: what the ledger holds, the listing did not meet, and no earlier run noted."""
     missing, run_of = ledger.unseen()
     if not len(missing):
         return
-    noted = _noted(out, ledger, stores)
-    for number, run_id in enumerate(ledger.runs):
-        ids = np.setdiff1d(missing[run_of == number], noted)
+    noted = [table["image_id"].to_numpy() for folder in ledger.runs for table in folder.rows("deleted", ["image_id"])]
+    for number, folder in enumerate(ledger.runs):
+        ids = np.setdiff1d(missing[run_of == number], np.concatenate(noted) if noted else [])
         if len(ids):
-            yield from _of_run(RunFolder(f"{out}/{run_id}"), ids, reach, stores)
+            yield from _of_run(folder, ids, reach)
 
 
-def _noted(out: str, ledger: Ledger, stores: Stores) -> NDArray[np.int64]:
-    folders = [RunFolder(f"{out}/{run_id}") for run_id in ledger.runs]
-    files = [uri for folder in folders for uri in output_files(folder, "deleted", stores)]
-    found = [table["image_id"].to_numpy() for uri in files for table in read_batches(uri, ["image_id"], stores)]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
-
-
-def _of_run(folder: RunFolder, ids: NDArray[np.int64], reach: Reach, stores: Stores) -> Iterator[pa.Table]:
+def _of_run(folder: RunFolder, ids: NDArray[np.int64], reach: Reach) -> Iterator[pa.Table]:
     wanted = pa.array(ids)
     for kind in ("predictions", "quarantine"):
-        for uri in output_files(folder, kind, stores):
-            for table in read_batches(uri, ["image_id", "uri", "member"], stores):
-                gone = [
-                    {**row, "earlier_run": folder.run_id}
-                    for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
-                    if reach.covers(row["uri"], row["member"])
-                ]
-                if gone:
-                    yield pa.Table.from_pylist(gone, DELETED_SCHEMA)
+        for table in folder.rows(kind, ["image_id", "uri", "member"]):
+            gone = [
+                {**row, "earlier_run": folder.run_id}
+                for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
+                if reach.covers(row["uri"], row["member"])
+            ]
+            if gone:
+                yield pa.Table.from_pylist(gone, DELETED_SCHEMA)

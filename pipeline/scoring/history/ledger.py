@@ -5,7 +5,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import TRANSIENT_CODES, Code
 from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import RunFolder, finished_runs, output_files
-from pipeline.scoring.schemas import version_hash
-from pipeline.storage.parquet import read_batches, read_columns
-from pipeline.storage.stores import Stores
+from pipeline.scoring.run_folder import Output, RunFolder
+from pipeline.scoring.schemas import ARCHIVES_SCHEMA, ArchiveRow, version_hash
 
 UNCHANGED, UNCHANGED_BAD = "unchanged", "unchanged_quarantined"
 _SCORED, _BAD, _AGAIN = 0, 1, 2  # has a probability; has a code that stays; has a code that may pass
@@ -32,9 +29,9 @@ class Ledger:
     versions: NDArray[np.int64]
     states: NDArray[np.int8]
     run_of: NDArray[np.int32]
-    runs: tuple[str, ...]
+    runs: tuple[RunFolder, ...]
     seen: NDArray[np.bool_]
-    archives: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of ARCHIVES_SCHEMA by URI, the latest
+    archives: dict[str, ArchiveRow] = field(default_factory=dict)  # by URI, the latest
 
     def _find(self, image_id: int) -> int | None:
         if not self.runs:  # a first run asks as often as any other
@@ -47,7 +44,7 @@ class Ledger:
         at = self._find(image_id)
         if at is None or self.states[at] == _AGAIN or self.versions[at] != version_hash(etag, size_bytes):
             return None
-        return (UNCHANGED_BAD if self.states[at] == _BAD else UNCHANGED), self.runs[self.run_of[at]]
+        return (UNCHANGED_BAD if self.states[at] == _BAD else UNCHANGED), self.runs[self.run_of[at]].run_id
 
     def failed(self) -> NDArray[np.int64]:
         """Ids that the latest run that met them quarantined."""
@@ -69,20 +66,21 @@ class Ledger:
         return self.ids[gone], self.run_of[gone]
 
 
-def read_ledger(out: str, request: Request, stores: Stores) -> Ledger:
+def read_ledger(output: Output, request: Request) -> Ledger:
     """The ledger of all finished runs with this request's model; a later run wins over an earlier one."""
     ids, versions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     states, number = [np.empty(0, np.int8)], [np.empty(0, np.int32)]
-    runs: list[str] = []
-    archives: dict[str, dict[str, Any]] = {}
-    for folder, info in finished_runs(out, stores):
-        if info["model"]["sha256"] != request.model_sha256:
+    runs: list[RunFolder] = []
+    archives: dict[str, ArchiveRow] = {}
+    for folder, record in output.finished():
+        if record.model.sha256 != request.model_sha256:
             continue
-        runs.append(folder.run_id)
-        if all(tuple(info["request"][name]) == getattr(request, name) for name in ("include", "exclude")):
-            for uri in output_files(folder, "archives", stores):
-                archives |= {row["uri"]: row for row in read_columns(uri, None, stores).to_pylist()}
-        for table, state in _rows_of(folder, info["request"], request, stores):
+        runs.append(folder)
+        earlier = record.request
+        if (earlier.include, earlier.exclude) == (request.include, request.exclude):
+            for table in folder.rows("archives", ARCHIVES_SCHEMA.names):
+                archives |= {row["uri"]: ArchiveRow(**row) for row in table.to_pylist()}
+        for table, state in _rows_of(folder, earlier, request):
             ids.append(table["image_id"].to_numpy().astype(np.int64))
             pairs = zip(table["etag"].to_pylist(), table["size_bytes"].to_pylist(), strict=True)
             versions.append(np.array([version_hash(etag, size) for etag, size in pairs], np.int64))
@@ -103,16 +101,12 @@ def read_ledger(out: str, request: Request, stores: Stores) -> Ledger:
     )
 
 
-def _rows_of(
-    folder: RunFolder, earlier: dict[str, Any], request: Request, stores: Stores
-) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
+def _rows_of(folder: RunFolder, earlier: Request, request: Request) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
     """Rows of one run with their states. What was beyond a limit is worth another try when the limit is another."""
     again = {str(code) for code in TRANSIENT_CODES}
-    again |= {str(code) for code, name in _LIMITS.items() if earlier.get(name) != getattr(request, name)}
-    for uri in output_files(folder, "predictions", stores):
-        for table in read_batches(uri, ["image_id", "etag", "size_bytes"], stores):
-            yield table, np.full(table.num_rows, _SCORED, np.int8)
-    for uri in output_files(folder, "quarantine", stores):
-        for table in read_batches(uri, ["image_id", "etag", "size_bytes", "code"], stores):
-            is_passing = pc.is_in(table["code"], pa.array(sorted(again))).to_numpy()
-            yield table, np.where(is_passing, _AGAIN, _BAD).astype(np.int8)
+    again |= {str(code) for code, name in _LIMITS.items() if getattr(earlier, name) != getattr(request, name)}
+    for table in folder.rows("predictions", ["image_id", "etag", "size_bytes"]):
+        yield table, np.full(table.num_rows, _SCORED, np.int8)
+    for table in folder.rows("quarantine", ["image_id", "etag", "size_bytes", "code"]):
+        is_passing = pc.is_in(table["code"], pa.array(sorted(again))).to_numpy()
+        yield table, np.where(is_passing, _AGAIN, _BAD).astype(np.int8)

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.base.errors import InputError, Stage
-from pipeline.scoring.run_folder import RunFolder, output_files
-from pipeline.storage.parquet import read_columns
-from pipeline.storage.stores import Stores
+from pipeline.scoring.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -24,13 +22,13 @@ class Retry:
         return any(uri == place or uri.startswith(place.rstrip("/") + "/") for place in self.unlisted)
 
 
-def read_retry(folder: RunFolder, stores: Stores) -> Retry:
+def read_retry(folder: RunFolder) -> Retry:
     """Raises InputError where there is nothing to retry."""
     subjects: dict[int, str | None] = {}
     uris: dict[str, None] = {}
     unlisted: set[str] = set()
-    for name in output_files(folder, "quarantine", stores):
-        for row in read_columns(name, ["image_id", "uri", "stage", "subject_id"], stores).to_pylist():
+    for table in folder.rows("quarantine", ["image_id", "uri", "stage", "subject_id"]):
+        for row in table.to_pylist():
             subjects[row["image_id"]] = row["subject_id"]
             uris[row["uri"]] = None
             if row["stage"] == Stage.LIST:

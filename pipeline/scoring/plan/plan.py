@@ -1,43 +1,54 @@
-"""The plan of a run: its request, and the listing frozen into shard files before anything is scored.
+"""The plan of a run: the listing frozen into shard files before anything is scored.
 
-A request is what the user asked for; its digest finds the unfinished run that the same command continues. Once
-`plan.json` is written the shards never change, so a resumed run gives the rows of an unbroken one.
+Once `plan.json` is written the shards never change, so a resumed run gives the rows of an unbroken one.
 """
 
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+
+from pydantic import TypeAdapter
 
 from pipeline.base.errors import InputError
+from pipeline.scoring.output import Written
 from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import RunFolder, run_folders
-from pipeline.storage.stores import Stores
+from pipeline.scoring.run_folder import PLAN, REQUEST, WORK, Output, RunFolder
+from pipeline.scoring.schemas import ArchiveRow
 
 MAX_META_KEYS = 64
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """`plan.json`: what was listed, counted while the shard files were written."""
 
     run_id: str
-    shards: int = 0
-    rows: int = 0  # in shards
-    bytes: int = 0
+    shard_rows: list[int] = field(default_factory=list)  # images of each shard; 0 for an archive
+    shard_bytes: list[int] = field(default_factory=list)
+    archives: list[tuple[int, int]] = field(default_factory=list)  # (shard, bytes) of those that workers open
+    opened: list[ArchiveRow] = field(default_factory=list)  # compressed archives that the listing read
+    meta_keys: list[str] = field(default_factory=list)
     problems: int = 0  # quarantined while listing
     skipped: dict[str, int] = field(default_factory=dict)  # by reason
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by reason
-    meta_keys: list[str] = field(default_factory=list)
-    deleted: int = 0  # images of earlier runs that are gone from the source
-    files: list[dict[str, Any]] = field(default_factory=list)  # output.Written of skipped/ and deleted/
+    files: list[Written] = field(default_factory=list)  # of skipped/ and deleted/
     layout: str = ""
-    shard_rows: list[int] = field(default_factory=list)  # 0 for an archive
-    shard_bytes: list[int] = field(default_factory=list)
-    archives: list[tuple[int, int]] = field(default_factory=list)  # (shard, bytes) of those that workers open
-    opened: list[dict[str, Any]] = field(default_factory=list)  # rows of ARCHIVES_SCHEMA: those that the listing read
-    started_at: str = ""
+    started_at: str = ""  # ISO 8601, UTC
     listing_s: float = 0.0
+
+    @property
+    def shards(self) -> int:
+        return len(self.shard_rows)
+
+    @cached_property
+    def rows(self) -> int:
+        """Images in shards."""
+        return sum(self.shard_rows)
+
+    @cached_property
+    def bytes(self) -> int:
+        return sum(self.shard_bytes)
 
     @property
     def listed(self) -> int:
@@ -45,22 +56,30 @@ class Plan:
         return self.rows + self.problems + sum(self.skipped.values())
 
 
-def find_or_start(out: str, request: Request, run_id: str | None, stores: Stores) -> tuple[RunFolder, bool]:
+def read_plan(folder: RunFolder) -> Plan | None:
+    """The frozen plan of a run, None while its listing is not complete."""
+    return TypeAdapter(Plan).validate_json(folder.read(PLAN)) if folder.has(PLAN) else None
+
+
+def write_plan(folder: RunFolder, plan: Plan) -> None:
+    folder.write(PLAN, json.dumps(asdict(plan), indent=1).encode())
+
+
+def find_or_start(output: Output, request: Request, run_id: str | None) -> tuple[RunFolder, bool]:
     """(run folder, whether it continues an unfinished run of the same request).
 
     Raises InputError when `run_id` names a finished run, or an unfinished one of another request.
     """
-    store = stores.of(out)
     finished = None
-    for folder in run_folders(out, stores):
+    for folder in output.runs():
         if run_id is not None and folder.run_id != run_id:
             continue
-        if store.head(folder.file("_SUCCESS")) is not None:
+        if folder.is_finished:
             if run_id is not None:
                 raise InputError(f"{folder.uri}: this run is complete; leave out --run-id or choose another")
             finished = folder
             continue
-        stored = json.loads(store.read(folder.file("_work", "request.json")).data)
+        stored = json.loads(folder.read(REQUEST))
         if stored["digest"] == request.digest():
             return folder, True
         if run_id is not None:
@@ -69,17 +88,8 @@ def find_or_start(out: str, request: Request, run_id: str | None, stores: Stores
                 f"{stored['model_sha256'][:12]}); finish it with its own flags, or delete the folder"
             )
     if finished is not None:
-        store.delete_tree(finished.work)  # left where the last run was killed between its `_SUCCESS` and its end
-    name = run_id or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S-%f")[:-3]
-    folder = RunFolder(f"{out}/{name}")
-    document = {**asdict(request), "digest": request.digest(), "run_id": name}
-    store.write(folder.file("_work", "request.json"), json.dumps(document, indent=2).encode())
+        finished.delete(WORK)  # left where the last run was killed between its `_SUCCESS` and its end
+    folder = output.run(run_id or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S-%f")[:-3])
+    document = {**asdict(request), "digest": request.digest(), "run_id": folder.run_id}
+    folder.write(REQUEST, json.dumps(document, indent=2).encode())
     return folder, False
-
-
-def read_plan(folder: RunFolder, stores: Stores) -> Plan | None:
-    """The frozen plan of a run, None while its listing is not complete."""
-    store = stores.of(folder.uri)
-    if store.head(folder.plan) is None:
-        return None
-    return Plan(**json.loads(store.read(folder.plan).data))

@@ -28,7 +28,7 @@ SECONDS = 45.0
 
 
 @dataclass(frozen=True)
-class Picture:
+class Thumbnail:
     """The image as the model sees it, uint8 (SIDE, SIDE, 3) RGB, or the reason why it is not shown."""
 
     pixels: NDArray[np.uint8] | None
@@ -37,11 +37,11 @@ class Picture:
 
 def load_pictures(
     rows: Sequence[Mapping[str, Any]], limits: Limits = Limits(), stores: Stores = Stores(), seconds: float = SECONDS
-) -> dict[int, Picture]:
+) -> dict[int, Thumbnail]:
     """A picture for every image id in `rows` (of predictions or quarantine)."""
     deadline = time.monotonic() + seconds
     wanted: dict[int, Mapping[str, Any]] = {row["image_id"]: row for row in rows}
-    pictures = {image_id: Picture(None, reason) for image_id, row in wanted.items() if (reason := _unfit(row))}
+    pictures = {image_id: Thumbnail(None, reason) for image_id, row in wanted.items() if (reason := _unfit(row))}
     places: list[ListingRow] = []
     members: dict[str, set[int]] = {}
     for image_id, row in wanted.items():
@@ -58,7 +58,7 @@ def load_pictures(
             found, reason = _find_members(uri, ids, wanted, stores, deadline)
             places += found
             ids = ids - {place.image_id for place in found}
-        pictures |= {image_id: Picture(None, reason) for image_id in ids}
+        pictures |= {image_id: Thumbnail(None, reason) for image_id in ids}
     places.sort(key=lambda place: (place.access is Access.STREAM, place.uri))  # one pass an archive
     pictures |= dict(_load(places, wanted, limits, stores))
     return pictures
@@ -110,7 +110,7 @@ def _find_members(
 
 def _load(
     places: Sequence[ListingRow], wanted: Mapping[int, Mapping[str, Any]], limits: Limits, stores: Stores
-) -> Iterator[tuple[int, Picture]]:
+) -> Iterator[tuple[int, Thumbnail]]:
     if not places:
         return
     for fetched in fetch_rows(places, stores, limits):
@@ -119,11 +119,11 @@ def _load(
             rejected = fetched.rejected
             gone = rejected is not None and rejected.code is Code.NOT_FOUND
             code = rejected.code.value if rejected is not None else "unknown"
-            yield image_id, Picture(None, "gone from the source" if gone else f"cannot be read now ({code})")
+            yield image_id, Thumbnail(None, "gone from the source" if gone else f"cannot be read now ({code})")
         elif wanted[image_id]["etag"] and fetched.etag != wanted[image_id]["etag"]:
-            yield image_id, Picture(None, "replaced since it was scored")
+            yield image_id, Thumbnail(None, "replaced since it was scored")
         else:
             try:
-                yield image_id, Picture(load_image(fetched.data, SIDE, limits).pixels)
+                yield image_id, Thumbnail(load_image(fetched.data, SIDE, limits).pixels)
             except ImageRejected as error:
-                yield image_id, Picture(None, f"no picture: {error.code.value}")
+                yield image_id, Thumbnail(None, f"no picture: {error.code.value}")

@@ -1,22 +1,22 @@
 """A scoring run as one HTML page that holds its pictures and fetches nothing; the look is the evaluation report's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.report import plots, words
 from pipeline.evaluation.report.html import data_uri, environment
 from pipeline.scoring.summary import advice
-from pipeline.scoring.summary.gallery import Picture
+from pipeline.scoring.summary.gallery import Thumbnail
 from pipeline.scoring.summary.summary import BINS, REASONS, Summary, stages, throughput
 from pipeline.sources.rows import place_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_NO_PICTURES = Picture(None, "pictures were left out")
+_NO_PICTURES = Thumbnail(None, "pictures were left out")
 _DECISIONS = ("negative", "review", "positive")
 
 
-def render_page(summary: Summary, pictures: Mapping[int, Picture]) -> str:
+def render_page(summary: Summary, pictures: Mapping[int, Thumbnail]) -> str:
     """The page as HTML text. `pictures` by image id; an image without one is drawn as a placeholder."""
     run = summary.run
     return (
@@ -24,7 +24,7 @@ def render_page(summary: Summary, pictures: Mapping[int, Picture]) -> str:
         .get_template("summary.html.j2")
         .render(
             run=run,
-            counts=run["counts"],
+            counts=run.counts,
             headline=summary.headline(),
             tiles=_tiles(summary),
             decisions=_decisions(summary),
@@ -38,7 +38,7 @@ def render_page(summary: Summary, pictures: Mapping[int, Picture]) -> str:
             codes=[{**vars(item), "advice": advice.of_code(item.code)} for item in summary.codes],
             subjects=summary.subjects if summary.decides else [],
             subject_count=summary.subject_count,
-            stages=stages(run),
+            stages=stages(run.progress),
             throughput=throughput(run),
             reasons=REASONS,
             provenance=_provenance(summary),
@@ -48,15 +48,15 @@ def render_page(summary: Summary, pictures: Mapping[int, Picture]) -> str:
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
-    counts = summary.run["counts"]
-    tiles = [("Scored", f"{counts['scored']:,}", _share(counts["scored"], counts["listed"], "listed"))]
+    counts = summary.run.counts
+    tiles = [("Scored", f"{counts.scored:,}", _share(counts.scored, counts.listed, "listed"))]
     if summary.decides:
         tiles += [
-            (name, f"{summary.count(key):,}", _share(summary.count(key), counts["scored"], "scored"))
+            (name, f"{summary.count(key):,}", _share(summary.count(key), counts.scored, "scored"))
             for name, key in (("Positive", "positive"), ("To review", "review"))
         ]
-    quarantined = counts["quarantined"]
-    tried = counts["scored"] + quarantined
+    quarantined = counts.quarantined
+    tried = counts.scored + quarantined
     return [*tiles, ("Quarantined", f"{quarantined:,}", _share(quarantined, tried, "tried"))]
 
 
@@ -84,8 +84,7 @@ def _histogram(summary: Summary) -> str:
 
 
 def _histogram_caption(summary: Summary) -> str:
-    scored = summary.run["counts"]["scored"]
-    text = f"All {scored:,} scored images in {BINS} equal steps of probability."
+    text = f"All {summary.run.counts.scored:,} scored images in {BINS} equal steps of probability."
     if summary.decides:
         text += " The colour tells the side of the threshold."
     if summary.review_band:
@@ -94,18 +93,20 @@ def _histogram_caption(summary: Summary) -> str:
     return text
 
 
-def _scored_card(row: Mapping[str, Any], pictures: Mapping[int, Picture]) -> dict[str, Any]:
+def _scored_card(row: Mapping[str, Any], pictures: Mapping[int, Thumbnail]) -> dict[str, Any]:
     said = row["decision"] or row["class_name"]
     subject = f"subject {row['subject_id']}" if row["subject_id"] is not None else ""
     kind = row["decision"] or "code"
     return _card(row, pictures, f"{words.number(row['probability'])} {said}", kind, subject)
 
 
-def _rejected_card(row: Mapping[str, Any], pictures: Mapping[int, Picture]) -> dict[str, Any]:
+def _rejected_card(row: Mapping[str, Any], pictures: Mapping[int, Thumbnail]) -> dict[str, Any]:
     return _card(row, pictures, row["code"], "code", _shortened(row["message"] or "", 110))
 
 
-def _card(row: Mapping[str, Any], pictures: Mapping[int, Picture], title: str, kind: str, note: str) -> dict[str, Any]:
+def _card(
+    row: Mapping[str, Any], pictures: Mapping[int, Thumbnail], title: str, kind: str, note: str
+) -> dict[str, Any]:
     picture = pictures.get(row["image_id"], _NO_PICTURES)
     place = place_of(row["uri"], row["member"])
     archive = row["uri"].rsplit("/", 1)[-1] if row["member"] is not None else ""
@@ -125,26 +126,25 @@ def _shortened(text: str, limit: int) -> str:
 
 
 def _provenance(summary: Summary) -> dict[str, Any]:
-    run, model, request = summary.run, summary.run["model"], summary.run["request"]
-    sources: Sequence[str] = request["sources"]
+    run, model, sources = summary.run, summary.run.model, summary.run.request.sources
     more = f" and {len(sources) - 5} more" if len(sources) > 5 else ""
     return {
-        "Run": run["run_id"],
+        "Run": run.run_id,
         "Output": summary.folder.uri,
         "Sources": ", ".join(sources[:5]) + more,
-        "Model": f"{model['name']} {model['version']}",
-        "Model lies in": model["uri"],
-        "Model identity (SHA-256)": model["sha256"],
-        "Threshold": model["threshold"] if summary.decides else None,
-        "Temperature": model["temperature"],
-        "Classes that count as positive": ", ".join(model["positive_classes"]),
-        "Preprocessing digest": model["preprocessing_digest"],
-        "Layout of the source": run["layout"],
-        "Started": run["started_at"],
-        "Finished": run["finished_at"],
-        "Continued after an interruption": "yes" if run["continued"] else "no",
-        "Bytes of images": f"{run['bytes']:,}",
-        "leukoray": run["leukoray_version"],
-        "Python": run["python"],
-        "Row schema": f"version {run['schema_version']}",
+        "Model": f"{model.name} {model.version}",
+        "Model lies in": model.uri,
+        "Model identity (SHA-256)": model.sha256,
+        "Threshold": model.threshold if summary.decides else None,
+        "Temperature": model.temperature,
+        "Classes that count as positive": ", ".join(model.positive_classes),
+        "Preprocessing digest": model.preprocessing_digest,
+        "Layout of the source": run.layout,
+        "Started": run.started_at,
+        "Finished": run.finished_at,
+        "Continued after an interruption": "yes" if run.continued else "no",
+        "Bytes of images": f"{run.bytes:,}",
+        "leukoray": run.leukoray_version,
+        "Python": run.python,
+        "Row schema": f"version {run.schema_version}",
     }

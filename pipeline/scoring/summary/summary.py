@@ -6,7 +6,7 @@ place and read whole at the end. Memory is that of one row group, whatever the n
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from pipeline.base.errors import IncompleteError, InputError
 from pipeline.base.text import human_time
 from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD
-from pipeline.scoring.run_folder import RunFolder, finished_runs, output_files, read_run, run_folders
+from pipeline.scoring.record import Pace, RunRecord
+from pipeline.scoring.run_folder import RECORD, REQUEST, SUBJECTS, Output, RunFolder
 from pipeline.scoring.summary import advice
+from pipeline.scoring.summary.advice import Advice
 from pipeline.storage.stores import Stores
 
 GALLERY = 12  # images of each kind that are shown
@@ -51,7 +53,7 @@ class Summary:
     """What a run found. Rows are dictionaries with the columns of the output."""
 
     folder: RunFolder
-    run: dict[str, Any]  # run.json
+    run: RunRecord
     histogram: list[int]  # images in each of BINS equal intervals of 0..1
     decisions: dict[str, int]
     classes: dict[str, int]
@@ -66,62 +68,61 @@ class Summary:
     @property
     def decides(self) -> bool:
         """False for a model whose classes say nothing about disease."""
-        return bool(self.run["model"]["positive_classes"]) or bool(self.decisions)
+        return bool(self.run.model.positive_classes) or bool(self.decisions)
 
     @property
     def threshold(self) -> float | None:
-        return float(self.run["model"]["threshold"]) if self.decides else None
+        return self.run.model.threshold if self.decides else None
 
     def count(self, decision: str) -> int:
         return self.decisions.get(decision, 0)
 
     def headline(self) -> str:
         """The run in one sentence."""
-        counts = self.run["counts"]
-        if not counts["scored"] and not counts["quarantined"]:
-            return f"Nothing new to score: {counts['skipped']:,} images were done by earlier runs."
-        parts = [f"{counts['scored']:,} {'image' if counts['scored'] == 1 else 'images'} scored"]
+        counts = self.run.counts
+        if not counts.scored and not counts.quarantined:
+            return f"Nothing new to score: {counts.skipped:,} images were done by earlier runs."
+        parts = [f"{counts.scored:,} {'image' if counts.scored == 1 else 'images'} scored"]
         if self.decides:
             parts += [f"{self.count('positive'):,} positive", f"{self.count('review'):,} to review"]
-        return ", ".join([*parts, f"{counts['quarantined']:,} quarantined"]) + "."
+        return ", ".join([*parts, f"{counts.quarantined:,} quarantined"]) + "."
 
 
 def find_run(uri: str, stores: Stores) -> RunFolder:
     """The run at `uri`, or the latest finished run below it. Raises InputError where there is none."""
-    store = stores.of(uri)
-    folder = RunFolder(uri.rstrip("/"))
-    if store.head(folder.file("_SUCCESS")) is not None:
+    folder, output = RunFolder.at(uri, stores), Output.at(uri, stores)
+    if folder.is_finished:
         return folder
-    if any(store.head(name) is not None for name in (folder.file("_work", "request.json"), folder.file("run.json"))):
+    if folder.has(REQUEST) or folder.has(RECORD):
         raise InputError(f"{uri}: this run is not finished; run the same `leukoray score` command again first")
-    runs = [(str(info["finished_at"]), found.uri) for found, info in finished_runs(uri, stores)]
-    if runs:
-        return RunFolder(max(runs)[1])
-    started = len(run_folders(uri, stores))
+    finished = output.finished()
+    if finished:
+        return finished[-1][0]
+    started = len(output.runs())
     found = f"{started} unfinished runs" if started else "no scoring run"
     raise InputError(f"{uri}: {found} here; name the folder that `leukoray score` printed at its end")
 
 
-def summarize(folder: RunFolder, stores: Stores) -> Summary:
+def summarize(folder: RunFolder) -> Summary:
     """Read a finished run. Raises IncompleteError when its files hold other rows than its account says."""
-    run = read_run(folder.uri, stores)
-    scores = _Scores(float(run["model"]["threshold"]) if run["model"]["positive_classes"] else None)
-    files = output_files(folder, "predictions", stores)
-    for number, uri in enumerate(files):
-        for group, table in _row_groups(uri, _COUNTED, stores):
+    run = folder.record()
+    scores = _Scores(run.model.threshold if run.model.positive_classes else None)
+    files = folder.outputs("predictions")
+    for number, name in enumerate(files):
+        for group, table in _row_groups(folder, name, _COUNTED):
             scores.add(table, number, group)
     quarantine = _Quarantine()
-    for uri in output_files(folder, "quarantine", stores):
-        for _, table in _row_groups(uri, None, stores):
+    for name in folder.outputs("quarantine"):
+        for _, table in _row_groups(folder, name, None):
             quarantine.add(table)
     found = (int(scores.histogram.sum()), sum(quarantine.rows.values()))
-    said = (run["counts"]["scored"], run["counts"]["quarantined"])
+    said = (run.counts.scored, run.counts.quarantined)
     if found != said:
         raise IncompleteError(
             f"{folder.uri}: {found[0]} scored and {found[1]} quarantined rows in the files, run.json says {said[0]} "
             f"and {said[1]}; the output was changed after the run, score again into another folder"
         )
-    subjects, subject_count = _subjects(folder, stores)
+    subjects, subject_count = _subjects(folder)
     return Summary(
         folder=folder,
         run=run,
@@ -129,8 +130,8 @@ def summarize(folder: RunFolder, stores: Stores) -> Summary:
         decisions=dict(scores.decisions),
         classes=dict(scores.classes.most_common()),
         review_band=scores.review_band,
-        highest=_rows_at(files, scores.highest.places(), stores),
-        borderline=_rows_at(files, scores.borderline.places(), stores),
+        highest=_rows_at(folder, files, scores.highest.places()),
+        borderline=_rows_at(folder, files, scores.borderline.places()),
         quarantined=quarantine.mixed(GALLERY),
         codes=quarantine.counts(),
         subjects=subjects,
@@ -141,8 +142,8 @@ def summarize(folder: RunFolder, stores: Stores) -> Summary:
 Place = tuple[int, int, int]  # file, row group, row
 
 
-def _row_groups(uri: str, columns: Sequence[str] | None, stores: Stores) -> Iterator[tuple[int, pa.Table]]:
-    with stores.of(uri).open(uri) as file:
+def _row_groups(folder: RunFolder, name: str, columns: Sequence[str] | None) -> Iterator[tuple[int, pa.Table]]:
+    with folder.open(name) as file:
         parquet = pq.ParquetFile(file)
         for group in range(parquet.num_row_groups):
             yield group, parquet.read_row_group(group, columns=columns)
@@ -222,11 +223,11 @@ class _Quarantine:
         return [row for row, _ in zip(rows, range(limit), strict=False)]
 
 
-def _rows_at(files: Sequence[str], places: Sequence[Place], stores: Stores) -> list[dict[str, Any]]:
+def _rows_at(folder: RunFolder, files: Sequence[str], places: Sequence[Place]) -> list[dict[str, Any]]:
     """The rows at some places, in their order; each row group is read once."""
     found: dict[Place, dict[str, Any]] = {}
     for number, group in sorted({place[:2] for place in places}):
-        with stores.of(files[number]).open(files[number]) as file:
+        with folder.open(files[number]) as file:
             table = pq.ParquetFile(file).read_row_group(group, columns=_SHOWN)
         for place in places:
             if place[:2] == (number, group):
@@ -234,45 +235,45 @@ def _rows_at(files: Sequence[str], places: Sequence[Place], stores: Stores) -> l
     return [found[place] for place in places]
 
 
-def _subjects(folder: RunFolder, stores: Stores) -> tuple[list[dict[str, Any]], int]:
-    uri = folder.file("subjects.parquet")
-    store = stores.of(uri)
-    if store.head(uri) is None:  # no image of a known subject
+def _subjects(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
+    if not folder.has(SUBJECTS):  # no image of a known subject
         return [], 0
-    with store.open(uri) as file:
+    with folder.open(SUBJECTS) as file:
         parquet = pq.ParquetFile(file)
         rows = parquet.read_row_group(0).slice(0, MAX_SUBJECTS).to_pylist()
         return rows, parquet.metadata.num_rows
 
 
-def stages(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Stage, share of the workers' busy time, milliseconds an image, whether it is the slowest."""
-    progress = run["progress"]
-    images = max(1, progress["images"])
+@dataclass(frozen=True)
+class StageTime:
+    """What one stage took of a run. `share`: of the workers' busy time, 0..1; `milliseconds` an image."""
+
+    name: str
+    share: float
+    milliseconds: float
+    is_slowest: bool
+    advice: Advice
+
+
+def stages(pace: Pace) -> list[StageTime]:
+    images = max(1, pace.images)
     return [
-        {
-            "name": name,
-            "share": share,
-            "milliseconds": 1000 * progress["stage_seconds"][name] / images,
-            "slowest": name == progress["bottleneck"],
-            "advice": advice.of_stage(name),
-        }
-        for name, share in progress["stage_shares"].items()
+        StageTime(name, share, 1000 * pace.stage_seconds[name] / images, name == pace.bottleneck, advice.of_stage(name))
+        for name, share in pace.stage_shares.items()
     ]
 
 
-def throughput(run: Mapping[str, Any]) -> str:
+def throughput(run: RunRecord) -> str:
     """Rates and the bottleneck in a sentence or two; empty where nothing was scored in this run's last process."""
-    progress = run["progress"]
-    if not progress["images"]:
+    pace = run.progress
+    if not pace.images:
         return ""
-    workers = progress["workers"]
     text = (
-        f"{progress['images']:,} images in {human_time(progress['elapsed_s'])} on {workers} "
-        f"{'worker' if workers == 1 else 'workers'}: {progress['images_per_s']:,.0f} images/s, "
-        f"{progress['mb_per_s']:,.1f} MB/s; listing took {human_time(run['listing_s'])}. "
+        f"{pace.images:,} images in {human_time(pace.elapsed_s)} on {pace.workers} "
+        f"{'worker' if pace.workers == 1 else 'workers'}: {pace.images_per_s:,.0f} images/s, "
+        f"{pace.mb_per_s:,.1f} MB/s; listing took {human_time(run.listing_s)}. "
     )
-    if progress["resumed_images"]:
-        text += f"{progress['resumed_images']:,} more were done before an interruption and are not in these rates. "
-    slowest = progress["bottleneck"]
+    if pace.resumed_images:
+        text += f"{pace.resumed_images:,} more were done before an interruption and are not in these rates. "
+    slowest = pace.bottleneck
     return text + (f"Most time went into {slowest}: {advice.of_stage(slowest).remedy}." if slowest else "")

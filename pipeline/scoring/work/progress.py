@@ -4,10 +4,10 @@ import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from typing import Any
 
 from pipeline.base.text import human_time
 from pipeline.scoring.plan.plan import Plan
+from pipeline.scoring.record import Pace
 from pipeline.scoring.work.worker import Account
 
 _LINE_EVERY_S = 5.0  # where no terminal shows a line that is redrawn
@@ -126,20 +126,20 @@ class Progress:
         left = self._plan.bytes - self._weight
         return left * self.elapsed_s / done if done > 0 and left > 0 else None
 
-    def report(self) -> dict[str, Any]:
+    def pace(self) -> Pace:
         """For run.json."""
-        seconds = max(1e-6, self.elapsed_s)
-        return {
-            "images": self.rows,
-            "resumed_images": self.resumed_rows,
-            "elapsed_s": round(seconds, 3),
-            "images_per_s": round(self.rows / seconds, 2),
-            "mb_per_s": round(self.bytes / seconds / 1e6, 3),
-            "first_part_s": round(self.first_s, 3) if self.first_s is not None else None,
-            "workers": self._workers,
-            "images_by_worker": dict(self.by_worker),
-            "stage_seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "stage_shares": self.shares(),
-            "bottleneck": max(self.shares(), key=lambda name: self.shares()[name]) if self.shares() else None,
-            "fetch_attempts": self.attempts,
-        }
+        seconds, shares = max(1e-6, self.elapsed_s), self.shares()
+        return Pace(
+            images=self.rows,
+            resumed_images=self.resumed_rows,
+            elapsed_s=round(seconds, 3),
+            images_per_s=round(self.rows / seconds, 2),
+            mb_per_s=round(self.bytes / seconds / 1e6, 3),
+            first_part_s=round(self.first_s, 3) if self.first_s is not None else None,
+            workers=self._workers,
+            images_by_worker=dict(self.by_worker),
+            stage_seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            stage_shares=shares,
+            bottleneck=max(shares, key=lambda name: shares[name]) if shares else None,
+            fetch_attempts=self.attempts,
+        )

@@ -6,7 +6,7 @@ What this pass finds is the listing of the archive: each image, and each failure
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.base.errors import TRANSIENT_CODES, ImageRejected, Stage
 from pipeline.images.load import Limits
@@ -27,25 +27,26 @@ _SAMPLE = 64  # images held back until their paths have told the layout
 
 
 @dataclass(frozen=True)
-class StreamRules:
-    """What a listing would have done with the members."""
+class ReadRules:
+    """How the images of a shard are read: what is too large, and what a listing would have done with members."""
 
+    limits: Limits = field(default_factory=Limits)
     filters: Filters = NO_FILTERS
     base: str = ""  # the folder that paths are read from
     subject_pattern: str | None = None
 
     @classmethod
-    def of(cls, request: Request) -> "StreamRules":
+    def of(cls, request: Request) -> "ReadRules":
         """Without `since`: which archives are young enough was decided when they were listed."""
         filters = Filters(request.include, request.exclude)
-        return cls(filters, base_folder(request.sources), request.subject_pattern)
+        return cls(request.limits, filters, base_folder(request.sources), request.subject_pattern)
 
 
 class ArchiveStream:
     """Iterate once: a `Fetched` for every image and every failure. The counters are whole when it has ended."""
 
-    def __init__(self, row: ShardRow, rules: StreamRules, limits: Limits, stores: Stores) -> None:
-        self._row, self._rules, self._limits, self._stores = row, rules, limits, stores
+    def __init__(self, row: ShardRow, rules: ReadRules, stores: Stores) -> None:
+        self._row, self._rules, self._stores = row, rules, stores
         self._path = dict(row.meta)["path"]
         self.listed = 0
         self.left_out: Counter[str] = Counter()
@@ -75,7 +76,7 @@ class ArchiveStream:
             store = self._stores.of(uri)
             info = as_listed(store, uri, etag)
             with store.open(uri, lambda error: assert_up(uri, self._stores)) as file:
-                for item, data in read_archive(info, file, self._limits.max_bytes):
+                for item, data in read_archive(info, file, self._rules.limits.max_bytes):
                     self.bytes_read = file.tell()
                     yield from self._one(item, data, info)
         except StoreError as error:
@@ -99,7 +100,7 @@ class ArchiveStream:
         if isinstance(data, bytes):
             return Fetched(row, data, None, entry.etag, 1)
         if data is None:
-            refused = self._limits.too_large(entry.size_bytes, Stage.FETCH)
+            refused = self._rules.limits.too_large(entry.size_bytes, Stage.FETCH)
         else:
             refused = ImageRejected(data.code, f"damaged inside its archive: {data}", Stage.FETCH)
         return Fetched(row, None, refused, entry.etag, 1)
@@ -108,17 +109,6 @@ class ArchiveStream:
         self.is_complete = self.is_complete and problem.code not in TRANSIENT_CODES
         uri, member, etag = self._row.uri, problem.member, self._row.etag
         size = problem.size_bytes if member is not None else self._row.size_bytes
-        row = ShardRow(
-            image_id(uri, member, problem.occurrence),
-            uri,
-            member,
-            Access.STREAM,
-            None,
-            None,
-            size,
-            etag,
-            None,
-            None,
-            (),
-        )
+        number = image_id(uri, member, problem.occurrence)
+        row = ShardRow(number, uri, member, Access.STREAM, None, None, size, etag, None, None, ())
         return Fetched(row, None, ImageRejected(problem.code, problem.message, stage, attempts), etag, attempts)

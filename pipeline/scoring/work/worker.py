@@ -4,7 +4,6 @@ Fetching runs ahead in threads; decoding and the model share one lock, so a work
 shards it has open. It opens several, so that a slow object holds up its own shard only.
 """
 
-import contextlib
 import itertools
 import threading
 import time
@@ -16,19 +15,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.base.errors import Code, ImageRejected, Stage
-from pipeline.images.load import Header, Limits, LoadedImage, load_image
+from pipeline.images.load import Header, LoadedImage
 from pipeline.model.bundle import Bundle, class_columns
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
-from pipeline.scoring.run_folder import ArchiveSummary, RunFolder
+from pipeline.scoring.plan.shards import read_shard
+from pipeline.scoring.run_folder import RunFolder, chunk_file, part_file
 from pipeline.scoring.schemas import ShardRow, part_schema
-from pipeline.scoring.work.stream import ArchiveStream, StreamRules
-from pipeline.sources.fetch import Fetched, fetch_rows
+from pipeline.scoring.work.parts import ArchiveSummary
+from pipeline.scoring.work.stream import ArchiveStream, ReadRules
+from pipeline.sources.fetch import Fetched
 from pipeline.sources.outage import fetch_while_up
-from pipeline.sources.rows import Access, read_rows
+from pipeline.sources.rows import Access
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 
@@ -88,12 +88,12 @@ class ShardScorer:
         self,
         bundle: Bundle,
         stores: Stores,
-        limits: Limits,
+        rules: ReadRules = ReadRules(),
         decode_threads: int = 1,
-        rules: StreamRules = StreamRules(),
+        chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         self.predictor = Predictor(bundle, threads=max(1, decode_threads))
-        self._stores, self._limits, self._rules = stores, limits, rules
+        self._stores, self._rules, self._chunk_rows = stores, rules, chunk_rows
         self._finished: deque[Account] = deque()
         self._schema = part_schema(bundle.info.classes)
         self._compute = threading.Lock()
@@ -112,15 +112,14 @@ class ShardScorer:
         Of an archive the account tells what `take_finished` has not told. Raises StoreError or PlatformError when the
         shard cannot be read, the part cannot be written, or the store is out altogether; the shard then stays undone.
         """
-        with self._stores.of(folder.uri).open(folder.shard(number)) as file:
-            rows = read_rows(pq.ParquetFile(file).read(), ShardRow)
+        rows = read_shard(folder, number)
         try:
             if rows[0].access is Access.ARCHIVE:
                 return self._score_archive(number, rows[0], folder, crashed)
             account = Account(number, weight=sum(row.size_bytes for row in rows))
-            fetched = fetch_while_up(rows, self._stores, self._limits)
+            fetched = fetch_while_up(rows, self._stores, self._rules.limits)
             outcomes = self._predict_all(fetched, crashed, account, rows[0].uri)
-            self._write(folder.part(number), rows, outcomes, account)
+            self._write(folder, part_file(number), rows, outcomes, account)
             return account
         finally:
             self._doing.pop(threading.get_ident(), None)
@@ -131,12 +130,12 @@ class ShardScorer:
 
     def _score_archive(self, number: int, row: ShardRow, folder: RunFolder, crashed: frozenset[int]) -> Account:
         """Piece by piece, so that memory and the wait for news do not grow with the archive."""
-        stream = ArchiveStream(row, self._rules, self._limits, self._stores)
+        stream = ArchiveStream(row, self._rules, self._stores)
         fetched = iter(stream)
         for chunk in itertools.count():
             account, rows = Account(number), list[ShardRow]()
             before = stream.bytes_read
-            piece = _noted(itertools.islice(fetched, CHUNK_ROWS), rows)
+            piece = _noted(itertools.islice(fetched, self._chunk_rows), rows)
             outcomes = self._predict_all(piece, crashed, account, row.uri)
             if stream.has_ended:
                 summary = ArchiveSummary(
@@ -144,26 +143,27 @@ class ShardScorer:
                     dict(stream.left_out), sorted(stream.meta_keys),
                 )  # fmt: skip
                 account.weight = row.size_bytes - before
-                self._write(folder.part(number), rows, outcomes, account, summary.metadata())
+                self._write(folder, part_file(number), rows, outcomes, account, summary.metadata())
                 return account
             account.weight = stream.bytes_read - before
-            self._write(folder.chunk(number, chunk), rows, outcomes, account)
+            self._write(folder, chunk_file(number, chunk), rows, outcomes, account)
             self._finished.append(account)
         raise AssertionError("an archive ends")
 
     def _write(
         self,
-        part_uri: str,
+        folder: RunFolder,
+        name: str,
         rows: Sequence[ShardRow],
         outcomes: dict[int, _Outcome],
         account: Account,
         metadata: dict[bytes, bytes] | None = None,
     ) -> None:
         begin = time.perf_counter()
-        self._doing[threading.get_ident()] = ("write", part_uri, time.monotonic())
+        self._doing[threading.get_ident()] = ("write", folder.file(name), time.monotonic())
         columns = self._columns(rows, outcomes, account)
         table = pa.table(columns, schema=self._schema).replace_schema_metadata(metadata)
-        self._stores.of(part_uri).write(part_uri, to_parquet(table))
+        folder.write(name, to_parquet(table))
         account.seconds["write"] += time.perf_counter() - begin
         account.rows = len(rows)
         account.bytes = sum(row.size_bytes for row in rows)
@@ -228,7 +228,7 @@ class ShardScorer:
     def _decode(self, fetched: Fetched) -> LoadedImage | ImageRejected:
         assert fetched.data is not None
         try:
-            return self.predictor.load(fetched.data, self._limits)
+            return self.predictor.load(fetched.data, self._rules.limits)
         except ImageRejected as error:
             return error
 
@@ -267,41 +267,3 @@ def _noted(fetched: Iterable[Fetched[ShardRow]], rows: list[ShardRow]) -> Iterat
     for item in fetched:
         rows.append(item.row)
         yield item
-
-
-def ids_of(folder: RunFolder, number: int, rules: StreamRules, stores: Stores, limits: Limits) -> list[int]:
-    """Ids of all images of a shard, in its order. An archive is read for them."""
-    return [item.row.image_id for item in _again(folder, number, rules, stores, limits)]
-
-
-def probe(
-    folder: RunFolder, number: int, ids: frozenset[int], size: int, rules: StreamRules, stores: Stores,
-    limits: Limits,
-) -> int:  # fmt: skip
-    """Decode some images of a shard and forget them. The caller watches whether the process survives."""
-    left = len(ids)
-    for fetched in _again(folder, number, rules, stores, limits, ids):
-        if fetched.row.image_id not in ids:
-            continue
-        if fetched.data is not None:
-            with contextlib.suppress(ImageRejected):
-                load_image(fetched.data, size, limits)
-        left -= 1
-        if not left:
-            break
-    return len(ids)
-
-
-def _again(
-    folder: RunFolder, number: int, rules: StreamRules, stores: Stores, limits: Limits,
-    wanted: frozenset[int] | None = None,
-) -> Iterator[Fetched[ShardRow]]:  # fmt: skip
-    """The images of a shard once more; of plain shards only the wanted are read."""
-    with stores.of(folder.uri).open(folder.shard(number)) as file:
-        rows = read_rows(pq.ParquetFile(file).read(), ShardRow)
-    if rows[0].access is Access.ARCHIVE:
-        yield from ArchiveStream(rows[0], rules, limits, stores)
-    elif wanted is None:
-        yield from (Fetched(row, None, None, row.etag, 0) for row in rows)
-    else:
-        yield from fetch_rows([row for row in rows if row.image_id in wanted], stores, limits)

@@ -1,0 +1,101 @@
+"""run.json: the account of a finished run, which other programs read as well. Keys are only ever added.
+
+What an older version wrote is read too: keys that it did not have take their defaults, keys that are gone are ignored.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.model.bundle import Bundle
+from pipeline.scoring.request import Request, Workforce
+
+COMPLETE, TOO_MANY_ERRORS = "complete", "too_many_errors"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class Counts(_Entry):
+    """Images, counted in the files that were written: listed = scored + quarantined + skipped."""
+
+    listed: int
+    scored: int
+    quarantined: int
+    quarantined_again: int = 0  # of these, those that an earlier run quarantined as well
+    skipped: int = 0
+    deleted_at_source: int = 0  # of earlier runs, gone since
+    codes: Mapping[str, int] = {}  # quarantined, by Code
+    skipped_reasons: Mapping[str, int] = {}
+    left_out: Mapping[str, int] = {}  # files that are no images, by reason; not listed
+
+    @property
+    def error_share(self) -> float:
+        """Share of the quarantined in what was tried, 0..1; what failed in an earlier run already does not count."""
+        news = self.quarantined - self.quarantined_again
+        return news / (self.scored + news) if news else 0.0
+
+
+class ModelUsed(_Entry):
+    """The bundle, and the rule it decided by."""
+
+    uri: str
+    name: str
+    version: str
+    sha256: str  # BundleInfo.identity
+    threshold: float  # on the probability of disease, 0..1
+    temperature: float = 1.0
+    positive_classes: tuple[str, ...] = ()  # empty: its classes say nothing about disease
+    preprocessing_digest: str = ""
+    synthetic: bool = False  # trained on generated images
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "ModelUsed":
+        given = bundle.info.model_dump(include=set(cls.model_fields) - {"uri", "sha256"})
+        return cls(uri=bundle.uri, sha256=bundle.info.identity(), **given)
+
+
+class Pace(_Entry):
+    """What the last process of the run did, and how fast."""
+
+    images: int
+    resumed_images: int = 0  # done before an interruption, not in the rates
+    elapsed_s: float
+    images_per_s: float
+    mb_per_s: float  # of encoded bytes, 10^6
+    first_part_s: float | None = None  # until the first shard was done
+    workers: int
+    images_by_worker: Mapping[str, int] = {}  # host:pid
+    stage_seconds: Mapping[str, float] = {}  # summed over workers
+    stage_shares: Mapping[str, float] = {}  # of the workers' busy time, 0..1
+    bottleneck: str | None = None  # the stage with the largest share
+    fetch_attempts: int = 0
+
+
+class RunRecord(_Entry):
+    """One finished run. Times are ISO 8601, UTC."""
+
+    run_id: str
+    status: str  # COMPLETE or TOO_MANY_ERRORS
+    schema_version: int  # of the rows
+    leukoray_version: str
+    counts: Counts
+    error_share: float  # 0..1, see Counts
+    max_error_share: float  # what was accepted
+    model: ModelUsed
+    request: Request
+    layout: str = ""  # of the source's paths
+    continued: bool = False  # after an interruption
+    started_at: str
+    finished_at: str
+    listing_s: float = 0.0
+    bytes: int = 0  # of encoded images, as listed
+    progress: Pace
+    resources: Workforce
+    python: str = ""
+    notice: str = ""
+
+    @property
+    def is_accepted(self) -> bool:
+        return self.status == COMPLETE
