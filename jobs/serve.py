@@ -110,7 +110,7 @@ def refuse_what_is_served() -> None:
     if APPLICATION in serve.status().applications:
         raise PlatformError(
             f"this cluster already serves an application {APPLICATION!r}; give it another model with `serve deploy` "
-            "and user_config (infra/README.md), or end it first"
+            "and user_config (docs/serve.md), or end it first"
         )
 
 
