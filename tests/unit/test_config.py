@@ -65,6 +65,17 @@ def test_lists_take_several_values_and_repeated_flags(monkeypatch: pytest.Monkey
     assert read("a").tags == ["p", "q"]
 
 
+def test_a_comma_belongs_to_the_name_of_a_file() -> None:
+    assert read("slides,2026/", "--tags", "a,b").source == ["slides,2026/"]
+    assert read("x", "--tags", "a,b").tags == ["a,b"]
+
+
+def test_the_environment_gives_positionals_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEUKORAY_SOURCE", "a,b")
+    assert read().source == ["a", "b"]
+    assert read("c").source == ["c"]
+
+
 def test_booleans_have_a_flag_for_each_side() -> None:
     assert read("a", "--no-keep").keep is False
     assert read("a", "--keep").keep is True
