@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from jobs.common import finish
+from jobs.common import EXIT_CODES, finish
 from pipeline import __version__
 
 JOBS = {
@@ -31,7 +31,7 @@ def usage() -> str:
             *lines,
             "",
             "leukoray JOB --help tells the options of a job, with examples. leukoray --version tells the version.",
-            "Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 data incomplete, 5 environment, 130 interrupted.",
+            "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
         ]
     )
 

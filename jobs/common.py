@@ -1,8 +1,6 @@
-"""What every job shares: from a command line to an exit code, and how a person is told about it.
+"""What every job shares: from a command line to an exit code, and how a person is told about it."""
 
-Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 data incomplete, 5 environment, 130 interrupted (143 by SIGTERM).
-"""
-
+import errno
 import os
 import signal
 import sys
@@ -14,14 +12,24 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from jobs.config import JobConfig, effective, parse
-from pipeline.base.errors import InputError, LeukorayError, PlatformError
+from pipeline.base.errors import IncompleteError, InputError, LeukorayError, PlatformError, UsageError
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
 
 Config = TypeVar("Config", bound=JobConfig)
-INTERRUPTED, TERMINATED = 130, 143
+BUG, INTERRUPTED, TERMINATED = 1, 130, 143
+EXIT_CODES = {
+    0: "done",
+    BUG: "bug",
+    UsageError.exit_code: "usage",
+    InputError.exit_code: "input",
+    IncompleteError.exit_code: "data incomplete",
+    PlatformError.exit_code: "environment",
+    INTERRUPTED: "interrupted",
+    TERMINATED: "ended by SIGTERM",
+}
 _WRONG_PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _signals: list[int] = []
 
@@ -61,35 +69,32 @@ def run(
         debug = config.debug
         main(config)
         return 0
-    except StoreError as error:
-        refusal = error.refusal()
-        return _report(error, refusal.exit_code, str(refusal), prog, debug)
-    except LeukorayError as error:
-        own = _known_cause(error) or error  # Ray gives what a worker raised a class of both kinds
-        return _report(error, own.exit_code, str(own), prog, debug)
-    except (KeyboardInterrupt, SystemExit) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray's own handler exits so while it starts
             raise
-        message = "interrupted; what was finished is kept, the same command continues"
-        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) and not _signals else TERMINATED
-        return _report(error, code, message, prog, debug)
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            return _report(
-                error,
-                PlatformError.exit_code,
-                f"disk full: {error}; free space and run again",
-                prog,
-                debug,
-            )
-        if isinstance(error, _WRONG_PLACE):
-            return _report(error, InputError.exit_code, f"{error.filename}: {error.strerror}", prog, debug)
-        return _report(error, 1, f"bug: {type(error).__name__}: {error}", prog, True)
-    except Exception as error:
-        cause = _known_cause(error)
-        if cause is not None:
-            return _report(error, cause.exit_code, str(cause), prog, debug)
-        return _report(error, 1, f"bug, please report it: {type(error).__name__}: {error}", prog, True)
+        code, message = _outcome(error)
+        if debug or (code == BUG and not isinstance(error, LeukorayError)):
+            traceback.print_exception(error)
+        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+        return code
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """Exit code and the one line to print."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        is_terminated = _signals or isinstance(error, SystemExit)
+        code = TERMINATED if is_terminated else INTERRUPTED
+        return code, "interrupted; what was finished is kept, the same command continues"
+    if isinstance(error, StoreError):
+        error = error.refusal()
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return PlatformError.exit_code, f"disk full: {error}; free space and run again"
+    if isinstance(error, _WRONG_PLACE):
+        return InputError.exit_code, f"{error.filename}: {error.strerror}"
+    cause = None if isinstance(error, OSError) else _known_cause(error)
+    if cause is not None:  # Ray gives what a worker raised a class of both kinds
+        return cause.exit_code, str(cause)
+    return BUG, f"bug, please report it: {type(error).__name__}: {error}"
 
 
 def _known_cause(error: BaseException) -> LeukorayError | None:
@@ -103,13 +108,6 @@ def _known_cause(error: BaseException) -> LeukorayError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-def _report(error: BaseException, code: int, message: str, prog: str, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    print(f"{prog}: {message}", file=sys.stderr, flush=True)
-    return code
 
 
 def finish(code: int) -> None:

@@ -1,0 +1,74 @@
+"""From a failure to an exit code and one line."""
+
+import errno
+import signal
+
+import pytest
+
+from jobs.common import EXIT_CODES, run
+from jobs.config import JobConfig
+from pipeline.base.errors import Code, IncompleteError, InputError, PlatformError, UsageError
+from pipeline.storage.types import StoreError
+
+
+class Plain(JobConfig):
+    """A job without options of its own."""
+
+
+def ends(error: BaseException, *argv: str) -> int:
+    def main(config: Plain) -> None:
+        raise error
+
+    return run(Plain, main, prog="leukoray example", argv=argv)
+
+
+class FailedTask(Exception):
+    """What Ray makes of an error on its way from a worker."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("ray::task() failed\n  File ...")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("--x: no"), 2, "--x: no"),
+        (InputError("m: none here"), 3, "m: none here"),
+        (IncompleteError("too many"), 4, "too many"),
+        (PlatformError("no cores"), 5, "no cores"),
+        (StoreError(Code.NOT_FOUND, "s3://a/b: gone"), 3, "s3://a/b: gone"),
+        (StoreError(Code.TIMEOUT, "s3://a/b: silent"), 5, "the store does not answer (s3://a/b: silent)"),
+        (FailedTask(InputError("of a worker")), 3, "of a worker"),
+        (OSError(errno.ENOSPC, "No space left on device"), 5, "disk full"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), 3, "/x: No such file or directory"),
+        (KeyboardInterrupt(), 130, "the same command continues"),
+        (SystemExit(signal.SIGTERM), 143, "the same command continues"),
+    ],
+)
+def test_a_failure_that_is_no_bug_is_one_line_and_its_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(error) == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"leukoray example: {line}") or line in said
+    assert said.count("\n") == 1
+    assert code in EXIT_CODES
+
+
+@pytest.mark.parametrize("error", [KeyError("name"), OSError(errno.EIO, "Input/output error")])
+def test_a_bug_is_told_with_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(error) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "bug, please report it" in said
+
+
+def test_debug_shows_where_any_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(InputError("m: none here"), "--debug") == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_other_ends_of_a_process_stay_what_they_are() -> None:
+    with pytest.raises(SystemExit) as end:
+        ends(SystemExit(7))
+    assert end.value.code == 7
