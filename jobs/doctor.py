@@ -16,9 +16,9 @@ from pydantic import Field
 from jobs.common import finish, job_stores, run
 from jobs.config import JobConfig
 from pipeline import __version__
-from pipeline.base.cluster import connected
+from pipeline.base.cluster import cluster_target, connected, has_cluster_token, token_file
 from pipeline.base.errors import LeukorayError, PlatformError
-from pipeline.base.machine import cgroup_file, shared_memory_warning, usable_cores
+from pipeline.base.machine import nvidia_cards, shared_memory_warning, usable_cores, usable_memory
 from pipeline.base.resources import ClusterPlan, check, training_plan
 from pipeline.storage.uris import absolute, is_s3
 
@@ -31,7 +31,6 @@ Exit codes: 0 nothing failed (warnings may remain), 5 something must be changed 
 """
 
 _PACKAGES = ("ray", "torch", "torchvision", "onnxruntime", "pyarrow", "pillow", "simplejpeg", "boto3")
-_OLDEST_PYTHON = (3, 11)
 _NEEDED_MEMORY, _NEEDED_DISK = 4 << 30, 2 << 30
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -70,11 +69,7 @@ def main(config: DoctorConfig) -> None:
 
 
 def versions(config: DoctorConfig) -> Iterator[Finding]:
-    python = platform.python_version()
-    if sys.version_info < _OLDEST_PYTHON:
-        yield Finding("fail", "python", f"{python}; 3.11 or newer is needed")
-    else:
-        yield Finding("ok", "python", python)
+    yield Finding("ok", "python", platform.python_version())
     found, missing = [], []
     for package in _PACKAGES:
         try:
@@ -88,19 +83,14 @@ def versions(config: DoctorConfig) -> Iterator[Finding]:
 
 def cores(config: DoctorConfig) -> Iterator[Finding]:
     """The cores against the smallest plan of each job at its defaults; a cluster is checked by `cluster`."""
-    if config.address or os.environ.get("RAY_ADDRESS"):
-        return
-    count = config.num_cpus or usable_cores()
-    yield from _fits({"CPU": float(count)}, f"{count} cores")
+    if not cluster_target(config.address):
+        count = config.num_cpus or usable_cores()
+        yield from _fits({"CPU": float(count)}, f"{count} cores")
 
 
 def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
-    plans = [
-        training_plan(resources),
-        ClusterPlan("evaluate", 1, 1.0),
-        ClusterPlan("score", 1, 1.0),
-        ClusterPlan("serve", 1, 0.5),
-    ]
+    smallest = {"evaluate": 1.0, "score": 1.0, "serve": 0.5}
+    plans = [training_plan(resources), *(ClusterPlan(job, 1, cpus) for job, cpus in smallest.items())]
     fitting = []
     for plan in plans:
         try:
@@ -113,10 +103,7 @@ def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
 
 
 def memory(config: DoctorConfig) -> Iterator[Finding]:
-    limit = cgroup_file("memory.max")
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    usable = min(total, int(limit)) if limit.isdigit() else total
-    free = min(usable, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    usable, free = usable_memory()
     text = f"{_gib(usable)} of memory, {_gib(free)} unused"
     if usable < _NEEDED_MEMORY:
         yield Finding("warn", "memory", f"{text}; below {_gib(_NEEDED_MEMORY)} use --workers 1 and a small batch")
@@ -133,61 +120,39 @@ def shared_memory(config: DoctorConfig) -> Iterator[Finding]:
 
 
 def disk(config: DoctorConfig) -> Iterator[Finding]:
-    folders = {"temp folder": tempfile.gettempdir()}
+    folders = [("temp folder", "TMPDIR", tempfile.gettempdir())]
     if not is_s3(config.out):
-        folders["--out"] = absolute(config.out)
-    for name, folder in folders.items():
-        place = _existing(Path(folder))
+        folders.append(("--out", "--out", absolute(config.out)))
+    for name, setting, folder in folders:
+        place = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
         free = shutil.disk_usage(place).free
         if not os.access(place, os.W_OK):
-            yield Finding("fail", name, f"{place}: not writable; choose another folder ({_variable(name)})")
+            yield Finding("fail", name, f"{place}: not writable; choose another folder ({setting})")
         elif free < _NEEDED_DISK:
             text = f"{place}: {_gib(free)} free, less than {_gib(_NEEDED_DISK)}; free space or choose another folder"
-            yield Finding("warn", name, f"{text} ({_variable(name)})")
+            yield Finding("warn", name, f"{text} ({setting})")
         else:
             yield Finding("ok", name, f"{folder}: {_gib(free)} free")
 
 
-def _variable(name: str) -> str:
-    return "TMPDIR" if name == "temp folder" else name
-
-
-def _existing(path: Path) -> Path:
-    """The path itself or the nearest folder above it that exists."""
-    while not path.exists():
-        path = path.parent
-    return path
-
-
 def gpu(config: DoctorConfig) -> Iterator[Finding]:
-    """By the driver's device files: importing torch to ask takes seconds."""
-    cards = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not cards:
-        yield Finding("ok", "gpu", "none on this machine: training and inference run on the CPU")
-    elif visible is not None:
-        yield Finding("ok", "gpu", f"{len(cards)} NVIDIA, of which CUDA_VISIBLE_DEVICES={visible!r} are used")
-    else:
-        yield Finding("ok", "gpu", f"{len(cards)} NVIDIA")
+    cards, visible = nvidia_cards(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    used = f", of which CUDA_VISIBLE_DEVICES={visible!r} are used" if visible is not None else ""
+    none = "none on this machine: training and inference run on the CPU"
+    yield Finding("ok", "gpu", f"{cards} NVIDIA{used}" if cards else none)
 
 
 # ---- Ray ---------------------------------------------------------------------------------------------------
 
 
-def token_file() -> Path:
-    """Where Ray 2.60 looks for the cluster's token."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
-
-
 def authentication(config: DoctorConfig) -> Iterator[Finding]:
     """A `ray start` on a machine with a token file asks for the token; a plain `ray job submit` does not send it."""
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file().is_file()
+    sends, has_token = os.environ.get("RAY_AUTH_MODE", "") == "token", has_cluster_token()
     submit = "RAY_AUTH_MODE=token ray job submit --working-dir . -- python -m jobs.train ..."
-    if mode == "token" and not has_token:
+    if sends and not has_token:
         text = f"RAY_AUTH_MODE=token, but no token in {token_file()} or RAY_AUTH_TOKEN; copy the cluster's there"
         yield Finding("fail", "ray token", text)
-    elif mode == "token":
+    elif sends:
         yield Finding("ok", "ray token", "RAY_AUTH_MODE=token and a token is there: submit jobs as usual")
     elif has_token:
         yield Finding("warn", "ray token", f"a token exists, RAY_AUTH_MODE is not set; submit with: {submit}")
@@ -196,7 +161,7 @@ def authentication(config: DoctorConfig) -> Iterator[Finding]:
 
 
 def cluster(config: DoctorConfig) -> Iterator[Finding]:
-    target = config.address or os.environ.get("RAY_ADDRESS")
+    target = cluster_target(config.address)
     if not target:
         yield Finding("ok", "ray", "no --address or RAY_ADDRESS: jobs start a local Ray and end it")
         return

@@ -1,6 +1,5 @@
 """`leukoray score`: a bucket or disk of images and archives in, trustworthy Parquet out."""
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -8,7 +7,7 @@ from pydantic import Field
 
 from jobs.common import finish, job_stores, run, show_config
 from jobs.config import JobConfig, positional
-from pipeline.base.cluster import connected
+from pipeline.base.cluster import cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
 from pipeline.base.machine import usable_cores
 from pipeline.base.text import human_time
@@ -163,7 +162,7 @@ def _options(config: ScoreConfig) -> RunOptions:
 
 def _cores(config: ScoreConfig) -> int:
     """Workers that fill the machine or the cluster: at most; the driver starts no more than there are shards."""
-    if config.num_cpus is not None or not (config.address or os.environ.get("RAY_ADDRESS")):
+    if config.num_cpus is not None or cluster_target(config.address) is None:
         cores = config.num_cpus or usable_cores()
     else:
         with connected(config.address) as ray:

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import signal
 import socket
 import sys
@@ -22,7 +21,7 @@ from pydantic import Field
 
 from jobs.common import Clock, job_stores, raise_if_terminated, run
 from jobs.config import JobConfig, positional
-from pipeline.base.cluster import connected, refuse_dead_node
+from pipeline.base.cluster import cluster_target, connected, refuse_dead_node
 from pipeline.base.errors import PlatformError
 from pipeline.base.resources import ClusterPlan, check
 from pipeline.images.load import Limits
@@ -66,7 +65,7 @@ def main(config: ServeConfig) -> None:
     """Check what can be checked, start, announce, wait for Ctrl-C or SIGTERM, stop."""
     clock = Clock()
     bundle = checked_bundle(config)
-    is_local = not (config.address or os.environ.get("RAY_ADDRESS"))
+    is_local = cluster_target(config.address) is None
     if is_local:
         check_port(config.host, config.port)
     with _stop_signals() as stop, connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:

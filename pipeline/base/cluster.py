@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import LeukorayError, PlatformError, UsageError
@@ -38,7 +39,7 @@ class Connection:
         worker_logs: bool = True,
         prestart: bool = False,
     ) -> None:
-        self._target = address or os.environ.get("RAY_ADDRESS") or None
+        self._target = cluster_target(address)
         if self._target and "://" in self._target:
             raise UsageError(
                 f"--address {self._target}: jobs join a cluster on one of its nodes, with --address auto or HOST:6379; "
@@ -132,6 +133,20 @@ class Connection:
 def _is_joined() -> bool:
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
+
+
+def cluster_target(address: str | None) -> str | None:
+    """The cluster that is meant: --address, else $RAY_ADDRESS; None for a local Ray."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def token_file() -> Path:
+    """Where Ray 2.60 looks for the cluster's token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+
+
+def has_cluster_token() -> bool:
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file().is_file()
 
 
 @contextlib.contextmanager

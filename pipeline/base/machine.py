@@ -1,4 +1,4 @@
-"""What this machine, or this container on it, has: cores, shared memory."""
+"""What this machine, or this container on it, has: cores, memory, GPUs."""
 
 import os
 import shutil
@@ -10,11 +10,24 @@ _MIN_SHM_BYTES = 512 * 1024 * 1024
 def usable_cores() -> int:
     """Cores of this process: affinity, and the CPU quota of a container (cgroup v2 `cpu.max`), as Ray counts them."""
     allowed = len(os.sched_getaffinity(0))
-    quota, _, period = cgroup_file("cpu.max").partition(" ")
+    quota, _, period = _cgroup_file("cpu.max").partition(" ")
     return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() else allowed
 
 
-def cgroup_file(name: str) -> str:
+def usable_memory() -> tuple[int, int]:
+    """Bytes of memory that this process may use (cgroup v2 `memory.max`), and how many of them are unused."""
+    page, limit = os.sysconf("SC_PAGE_SIZE"), _cgroup_file("memory.max")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    usable = min(total, int(limit)) if limit.isdigit() else total
+    return usable, min(usable, page * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+def nvidia_cards() -> int:
+    """By the driver's device files: importing torch to ask takes seconds."""
+    return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _cgroup_file(name: str) -> str:
     """What the control group of this container says (cgroup v2); empty where there is none."""
     try:
         return Path("/sys/fs/cgroup", name).read_text().strip()
