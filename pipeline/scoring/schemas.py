@@ -11,46 +11,43 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.model.bundle import class_columns
-from pipeline.sources.rows import LOCATION_FIELDS, ListingRow
+from pipeline.sources.rows import LISTING_SCHEMA, LOCATION_FIELDS, ListingRow
+from pipeline.storage.parquet import described
 
 SCHEMA_VERSION = 1
 _VERSION = {"leukoray.schema_version": str(SCHEMA_VERSION)}
-_TIME = pa.timestamp("us", tz="UTC")
 
 # What a later run needs to read the image again; part of both outputs.
-_IDENTITY = [
-    pa.field("image_id", pa.int64(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("member", pa.string()),
-    pa.field("etag", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64(), nullable=False),
-]
+_IDENTITY = [LISTING_SCHEMA.field(name) for name in ("image_id", "uri", "member", "etag", "size_bytes")]
 _SCORED = [
-    pa.field("width", pa.int32()),  # pixels, as stored
-    pa.field("height", pa.int32()),
-    pa.field("format", pa.string()),  # jpeg | png | tiff | bmp | webp | gif
-    pa.field("class_name", pa.string()),  # most probable class
-    pa.field("probability", pa.float32()),  # of disease, calibrated, 0..1; of class_name where no class is disease
-    pa.field("decision", pa.string()),  # positive | negative | review
+    described("width", pa.int32(), "pixels, as stored"),
+    described("height", pa.int32(), "pixels, as stored"),
+    described("format", pa.string(), "jpeg, png, tiff, bmp, webp or gif"),
+    described("class_name", pa.string(), "most probable class"),
+    described("probability", pa.float32(), "of disease, calibrated, 0..1; of class_name where no class is disease"),
+    described("decision", pa.string(), "positive, negative or review; null where the model decides nothing"),
 ]
 _REJECTED = [
-    pa.field("stage", pa.string()),  # list | fetch | decode | predict | write
-    pa.field("code", pa.string()),  # pipeline.errors.Code
-    pa.field("message", pa.string()),
-    pa.field("attempts", pa.int32()),
+    described("stage", pa.string(), "where it failed: list, fetch, decode, predict or write"),
+    described("code", pa.string(), "why, one of the codes of quarantine"),
+    described("message", pa.string(), "what was found, for a person"),
+    described("attempts", pa.int32(), "how often it was read"),
 ]
+_MODEL_SHA256 = described("model_sha256", pa.string(), "identity of the model: its weights and how it decides")
 _PROVENANCE = [
-    pa.field("threshold", pa.float32()),
-    pa.field("model_name", pa.string()),
-    pa.field("model_version", pa.string()),
-    pa.field("model_sha256", pa.string()),
-    pa.field("preprocessing_digest", pa.string()),
+    described("threshold", pa.float32(), "operating point of the decision"),
+    described("model_name", pa.string(), "name in the registry"),
+    described("model_version", pa.string(), "version in the registry"),
+    _MODEL_SHA256,
+    described("preprocessing_digest", pa.string(), "rule that made pixels of the bytes"),
 ]
-_TAIL = [pa.field("subject_id", pa.string()), pa.field("scored_at", _TIME), pa.field("run_id", pa.string())]
+_SUBJECT_ID = described("subject_id", pa.string(), "patient, where the path or a table names one")
+_SCORED_AT = described("scored_at", pa.timestamp("us", tz="UTC"), "when its result was had")
+_META = described("meta", pa.map_(pa.string(), pa.string()), "what sidecars said of the image")
+_TAIL = [_SUBJECT_ID, _SCORED_AT, described("run_id", pa.string(), "run that wrote the row")]
+_EARLIER_RUN = described("earlier_run", pa.string(), "latest run that did the image")
 
-SHARD_SCHEMA = pa.schema(
-    [*LOCATION_FIELDS, pa.field("subject_id", pa.string()), pa.field("meta", pa.map_(pa.string(), pa.string()))]
-)
+SHARD_SCHEMA = pa.schema([*LOCATION_FIELDS, _SUBJECT_ID, _META])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,46 +65,47 @@ class ArchiveRow:
     uri: str
     etag: str
     size_bytes: int
-    images: int  # listed in it, failures included
-    is_complete: bool  # nothing in it is worth another try until it changes
+    images: int
+    is_complete: bool
 
 
 SKIPPED_SCHEMA = pa.schema(
-    [*_IDENTITY[:3], pa.field("reason", pa.string()), pa.field("earlier_run", pa.string())], metadata=_VERSION
+    [*_IDENTITY[:3], described("reason", pa.string(), "why it was not read again"), _EARLIER_RUN], metadata=_VERSION
 )
 ARCHIVES_SCHEMA = pa.schema(
     [
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("etag", pa.string(), nullable=False),
-        pa.field("size_bytes", pa.int64(), nullable=False),
-        pa.field("images", pa.int64(), nullable=False),
-        pa.field("is_complete", pa.bool_(), nullable=False),
+        described("uri", pa.string(), "the compressed archive", nullable=False),
+        described("etag", pa.string(), "its version", nullable=False),
+        described("size_bytes", pa.int64(), "its length", nullable=False),
+        described("images", pa.int64(), "listed in it, failures included", nullable=False),
+        described("is_complete", pa.bool_(), "nothing in it is worth another try until it changes", nullable=False),
     ],
     metadata=_VERSION,
 )
-DELETED_SCHEMA = pa.schema([*_IDENTITY[:3], pa.field("earlier_run", pa.string())], metadata=_VERSION)
+DELETED_SCHEMA = pa.schema([*_IDENTITY[:3], _EARLIER_RUN], metadata=_VERSION)
 
 
 def part_schema(classes: Sequence[str]) -> pa.Schema:
     """One outcome a row: `code` null means scored."""
-    probabilities = [pa.field(name, pa.float32()) for name in class_columns(classes)]
-    at = pa.field("scored_at", _TIME)
-    extra = [pa.field("subject_id", pa.string()), at, pa.field("meta", pa.map_(pa.string(), pa.string()))]
-    return pa.schema([*_IDENTITY, *_SCORED, *probabilities, *_REJECTED, *extra])
+    return pa.schema([*_IDENTITY, *_SCORED, *_of_classes(classes), *_REJECTED, _SUBJECT_ID, _SCORED_AT, _META])
 
 
 def prediction_schema(classes: Sequence[str], meta_keys: Sequence[str]) -> pa.Schema:
     """The documented output: one row a scored image."""
-    probabilities = [pa.field(name, pa.float32()) for name in class_columns(classes)]
-    meta = [pa.field(f"meta_{key}", pa.string()) for key in meta_keys]
-    fields = [*_IDENTITY, *_SCORED[:5], *probabilities, _SCORED[5], *_PROVENANCE, *_TAIL, *meta]
+    meta = [described(f"meta_{key}", pa.string(), f"`{key}` of the image's sidecar") for key in meta_keys]
+    fields = [*_IDENTITY, *_SCORED[:5], *_of_classes(classes), _SCORED[5], *_PROVENANCE, *_TAIL, *meta]
     return pa.schema(fields, metadata=_VERSION)
 
 
 def quarantine_schema() -> pa.Schema:
     """The documented output: one row an image (or archive) that gave no probability."""
-    fields = [*_IDENTITY, *_REJECTED, pa.field("model_sha256", pa.string()), *_TAIL]
+    fields = [*_IDENTITY, *_REJECTED, _MODEL_SHA256, *_TAIL]
     return pa.schema(fields, metadata=_VERSION)
+
+
+def _of_classes(classes: Sequence[str]) -> list[pa.Field]:
+    names = zip(class_columns(classes), classes, strict=True)
+    return [described(name, pa.float32(), f"calibrated probability of class {of}, 0..1") for name, of in names]
 
 
 def version_hash(etag: str, size_bytes: int) -> int:

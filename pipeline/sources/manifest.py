@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.base.errors import InputError
 from pipeline.base.text import first_line
 from pipeline.sources.rows import LOCATION_FIELDS, ListingRow, read_rows
-from pipeline.storage.parquet import to_parquet
+from pipeline.storage.parquet import described, to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
@@ -28,10 +28,10 @@ MANIFEST_VERSION = 1
 _PART = re.compile(r"part-\d{5}\.parquet")
 
 LABEL_FIELDS = [
-    pa.field("label", pa.int8()),  # 1 positive (leukemia), 0 negative, null unknown
-    pa.field("class_name", pa.string()),
-    pa.field("subject_id", pa.string()),  # null where the source names no patient
-    pa.field("split", pa.string()),  # train | validation | test
+    described("label", pa.int8(), "1 positive (leukemia), 0 negative, null unknown"),
+    described("class_name", pa.string(), "class, as the source names it"),
+    described("subject_id", pa.string(), "patient; null where the source names none"),
+    described("split", pa.string(), "train, validation or test"),
 ]
 MANIFEST_SCHEMA = pa.schema(
     LOCATION_FIELDS + LABEL_FIELDS, metadata={"leukoray.manifest_version": str(MANIFEST_VERSION)}

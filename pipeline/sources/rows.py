@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from pipeline.storage.parquet import described
+
 NESTED = "!/"  # between an archive and what is inside
 
 
@@ -27,15 +29,15 @@ class Access(StrEnum):
 
 
 LOCATION_FIELDS = [
-    pa.field("image_id", pa.int64(), nullable=False),  # stable 64-bit hash of uri and member
-    pa.field("uri", pa.string(), nullable=False),  # the file, or the archive that holds the image
-    pa.field("member", pa.string()),  # path inside the archive; `inner.tar!/x.jpg` when nested
-    pa.field("access", pa.string(), nullable=False),  # Access
-    pa.field("offset", pa.int64()),  # first stored byte inside `uri`, or number of the member; see Access
-    pa.field("stored_bytes", pa.int64()),  # stored length inside `uri`; differs from size_bytes when deflated
-    pa.field("size_bytes", pa.int64(), nullable=False),  # length of the encoded image
-    pa.field("etag", pa.string(), nullable=False),  # version of `uri`: S3 ETag, or mtime_ns-size on disk
-    pa.field("mtime", pa.timestamp("us", tz="UTC")),
+    described("image_id", pa.int64(), "stable 64-bit hash of uri and member", nullable=False),
+    described("uri", pa.string(), "the file, or the archive that holds the image", nullable=False),
+    described("member", pa.string(), "path inside the archive; `inner.tar!/x.jpg` when nested"),
+    described("access", pa.string(), "how its bytes are had: file, range, zip, stream or archive", nullable=False),
+    described("offset", pa.int64(), "first stored byte inside `uri`, or number of the member; see access"),
+    described("stored_bytes", pa.int64(), "stored length inside `uri`; differs from size_bytes when deflated"),
+    described("size_bytes", pa.int64(), "length of the encoded image", nullable=False),
+    described("etag", pa.string(), "version of `uri`: S3 ETag, or mtime_ns-size on disk", nullable=False),
+    described("mtime", pa.timestamp("us", tz="UTC"), "when `uri` was last changed"),
 ]
 LISTING_SCHEMA = pa.schema(LOCATION_FIELDS)
 

@@ -13,22 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.evaluation.intervals import wilson_interval
+from pipeline.storage.parquet import described
 
 TOP_K = 10
 
 SUBJECT_SCHEMA = pa.schema(
     [
-        pa.field("subject_id", pa.string(), nullable=False),
-        pa.field("n_images", pa.int64()),
-        pa.field("n_positive", pa.int64()),
-        pa.field("n_review", pa.int64()),
-        pa.field("share_positive", pa.float64()),
-        pa.field("share_low", pa.float64()),  # Wilson, 95 %
-        pa.field("share_high", pa.float64()),
-        pa.field("mean_probability", pa.float64()),
-        pa.field("top_mean_probability", pa.float64()),  # mean of the 10 highest
-        pa.field("top_image_ids", pa.list_(pa.int64())),  # most suspicious first
-        pa.field("run_id", pa.string()),
+        described("subject_id", pa.string(), "patient", nullable=False),
+        described("n_images", pa.int64(), "images scored"),
+        described("n_positive", pa.int64(), "of these decided positive"),
+        described("n_review", pa.int64(), "of these left to a person"),
+        described("share_positive", pa.float64(), "n_positive / n_images"),
+        described("share_low", pa.float64(), "lower limit of share_positive, Wilson, 95 %"),
+        described("share_high", pa.float64(), "upper limit"),
+        described("mean_probability", pa.float64(), "mean over all images"),
+        described("top_mean_probability", pa.float64(), f"mean of the {TOP_K} highest"),
+        described("top_image_ids", pa.list_(pa.int64()), f"images of the {TOP_K} highest, most suspicious first"),
+        described("run_id", pa.string(), "run that wrote the row"),
     ]
 )
 
