@@ -22,7 +22,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(SCRATCH)/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report=)
 
-.PHONY: help demo serve test lint format bench bench-score chaos clean
+.PHONY: help demo serve test lint format reference bench bench-score chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -71,6 +71,9 @@ lint: $(VENV)/.installed-test ## rules, formatting, types, the order of the room
 format: $(VENV)/.installed-test ## put the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(VENV)/.installed-test ## docs/reference.md anew, from the options, schemas and codes in the code
+	@$(BIN)/python -m tests.reference
 
 bench: $(VENV)/.installed-bench ## speed against the usual ways and against the limit, as ratios
 	$(BIN)/python -m tests.benchmarks.bench $(ARGS)

@@ -77,13 +77,14 @@ class Option:
 
     @property
     def default(self) -> str:
-        """As typed; empty where there is none, or where it is to leave the thing be."""
-        if self._default in (None, False, [], ()):
+        """As typed; empty where there is none."""
+        if self._default is None:
             return ""
         return " ".join(map(str, self._default)) if self.is_list else str(self._default)
 
     def add_to(self, parser: argparse._ActionsContainer) -> None:
-        text = (self.meaning + (f" (default: {self.default})" if self.default else "")).replace("%", "%%")
+        is_told = self.default and self._default is not False
+        text = (self.meaning + (f" (default: {self.default})" if is_told else "")).replace("%", "%%")
         if self.is_positional:
             nargs = "*" if self.is_list else "?"  # absence is reported by the model, with the field's own words
             parser.add_argument(self.name, metavar=self.flag, nargs=nargs, help=text)

@@ -25,10 +25,10 @@ class ServingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str = Field(description="bundle folder or registry, local path or s3:// URI")
-    s3_endpoint: str | None = None
-    s3_region: str | None = None
-    s3_anonymous: bool = False
-    s3_requester_pays: bool = False
+    s3_endpoint: str | None = Field(None, description="S3 endpoint URL (default: $AWS_ENDPOINT_URL[_S3])")
+    s3_region: str | None = Field(None, description="S3 region (default: $AWS_REGION, else us-east-1)")
+    s3_anonymous: bool = Field(False, description="read public buckets without credentials")
+    s3_requester_pays: bool = Field(False, description="accept the transfer cost of a requester-pays bucket")
 
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="encoded bytes of one image")
     max_pixels: int = Field(Limits.max_pixels, ge=1, description="pixels its header may announce")
@@ -47,11 +47,11 @@ class ServingSettings(BaseModel):
     decode_threads: int = Field(2, ge=1, description="images decoded at the same time")
     threads: int = Field(1, ge=1, description="ONNX Runtime threads of one forward pass")
 
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=1, description="processes that answer, at least")
+    max_replicas: int = Field(1, ge=1, description="processes that answer, at most")
     target_ongoing_requests: float = Field(8.0, gt=0, description="load at which another replica is started")
-    cpus_per_replica: float = Field(0.5, gt=0)
-    gpus_per_replica: float = Field(0.0, ge=0)
+    cpus_per_replica: float = Field(0.5, gt=0, description="Ray CPUs a replica holds")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica holds; above 0 it predicts with PyTorch")
 
     api_key_sha256: tuple[str, ...] = Field((), description="SHA-256, hex, of accepted keys; empty: open to all")
 

@@ -47,24 +47,40 @@ class Stage(StrEnum):
     WRITE = "write"
 
 
-class Code(StrEnum):
-    """Stable reasons for a quarantined image; batch and serving share them."""
+_READ = (Stage.LIST, Stage.FETCH)
+_ANYWHERE = (Stage.LIST, Stage.FETCH, Stage.DECODE)
 
-    NOT_FOUND = "not_found"  # gone between listing and reading
-    ACCESS_DENIED = "access_denied"  # the store or the file system refuses to read it
-    IO_ERROR = "io_error"  # the store failed after all retries
-    TIMEOUT = "timeout"  # the store did not answer within the limit, after all retries
-    CHANGED = "changed"  # an archive was replaced after it was listed, so its offsets mean nothing now
-    EMPTY = "empty"  # zero bytes
-    TOO_LARGE = "too_large"  # more bytes than the limit
-    TOO_MANY_PIXELS = "too_many_pixels"  # header announces more pixels than the limit
-    TOO_MANY_FRAMES = "too_many_frames"  # more frames or pages than the limit
-    UNSUPPORTED_FORMAT = "unsupported_format"  # not one of the image formats we read
-    TRUNCATED = "truncated"  # ends before its own header or markers say
-    CORRUPT = "corrupt"  # complete, but the decoder finds damage
-    UNSAFE_PATH = "unsafe_path"  # an archive member that tries to leave its archive
-    CRASHED_DECODER = "crashed_decoder"  # decoding it kills the process
-    PREDICT_FAILED = "predict_failed"  # the model gave no finite probability
+
+class Code(StrEnum):
+    """Stable reasons for a quarantined image, what each means and where it is met; batch and serving share them."""
+
+    meaning: str
+    stages: tuple[Stage, ...]
+
+    def __new__(cls, value: str, meaning: str = "", stages: tuple[Stage, ...] = ()) -> "Code":
+        member = str.__new__(cls, value)
+        member._value_, member.meaning, member.stages = value, meaning, stages
+        return member
+
+    NOT_FOUND = "not_found", "Gone between listing and reading.", _READ
+    ACCESS_DENIED = "access_denied", "The store or file system refuses to read it.", _READ
+    IO_ERROR = "io_error", "The store failed after all retries.", _READ
+    TIMEOUT = "timeout", "The store did not answer in time, after all retries.", _READ
+    CHANGED = "changed", "The object was replaced after it was listed.", _READ
+    EMPTY = "empty", "The file has no bytes.", (Stage.LIST, Stage.DECODE)
+    TOO_LARGE = "too_large", "More bytes than the limit.", _ANYWHERE
+    TOO_MANY_PIXELS = "too_many_pixels", "The header announces more pixels than the limit.", (Stage.DECODE,)
+    TOO_MANY_FRAMES = "too_many_frames", "A film or a stack of more frames than the limit.", (Stage.DECODE,)
+    UNSUPPORTED_FORMAT = (
+        "unsupported_format",
+        "Not a JPEG, PNG, TIFF, BMP, WebP or GIF that can be read.",
+        (Stage.LIST, Stage.DECODE),
+    )
+    TRUNCATED = "truncated", "Ends before its own header or markers say.", _ANYWHERE
+    CORRUPT = "corrupt", "Complete, but damaged inside.", _ANYWHERE
+    UNSAFE_PATH = "unsafe_path", "An archive member whose name tries to leave the archive.", (Stage.LIST,)
+    CRASHED_DECODER = "crashed_decoder", "Decoding it ended the process.", (Stage.DECODE,)
+    PREDICT_FAILED = "predict_failed", "The model gave no finite probability.", (Stage.PREDICT,)
 
 
 # A later run tries these again; the others are properties of the bytes and stay until the object changes.

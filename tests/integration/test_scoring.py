@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs import score as score_job
-from pipeline.base.errors import IncompleteError
+from pipeline.base.errors import Code, IncompleteError
 from pipeline.model.bundle import Bundle
 from pipeline.scoring import run as scoring
 from pipeline.scoring.commit.commit import Sizes
@@ -60,6 +60,8 @@ def test_every_listed_image_is_scored_or_quarantined(unbroken: Path) -> None:
     assert counts["listed"] == 240 == counts["scored"] + counts["quarantined"]
     assert rows(unbroken).num_rows == counts["scored"]
     assert rows(unbroken, "quarantine").num_rows == counts["quarantined"] == 6
+    for row in rows(unbroken, "quarantine").to_pylist():
+        assert row["stage"] in Code(row["code"]).stages, "the reference tells where each code is met"
     assert set(counts["codes"]) == {"empty", "truncated", "unsupported_format"}
     ids = rows(unbroken)["image_id"].to_pylist() + rows(unbroken, "quarantine")["image_id"].to_pylist()
     assert len(set(ids)) == 240

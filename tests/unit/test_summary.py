@@ -213,7 +213,7 @@ def test_a_folder_without_a_run_is_one_clear_line(tmp_path: Path, capsys: pytest
 
 
 def test_every_code_has_its_advice() -> None:
-    assert set(advice.CODES) == set(Code)
+    assert set(advice.REMEDIES) == set(Code)
     assert advice.of_code("from_the_future") == advice.UNKNOWN
 
 

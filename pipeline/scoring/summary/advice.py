@@ -14,34 +14,22 @@ class Advice:
 
 
 _AGAIN = "leukoray score --retry-quarantined RUN reads it again."
-CODES: dict[Code, Advice] = {
-    Code.NOT_FOUND: Advice("Gone between listing and reading.", f"Restore it if it is missed; {_AGAIN}"),
-    Code.ACCESS_DENIED: Advice("The store or file system refuses to read it.", f"Grant read access; {_AGAIN}"),
-    Code.IO_ERROR: Advice("The store failed after all retries.", f"Look at the disk or store; {_AGAIN}"),
-    Code.TIMEOUT: Advice("The store did not answer in time, after all retries.", f"Look at the network; {_AGAIN}"),
-    Code.CHANGED: Advice("The object was replaced after it was listed.", f"Let the upload end; {_AGAIN}"),
-    Code.EMPTY: Advice("The file has no bytes.", "Copy or export it again."),
-    Code.TOO_LARGE: Advice("More bytes than the limit.", "Raise --max-bytes if such files are meant to be scored."),
-    Code.TOO_MANY_PIXELS: Advice(
-        "The header announces more pixels than the limit.", "Cut whole slides into fields, or raise --max-pixels."
-    ),
-    Code.TOO_MANY_FRAMES: Advice(
-        "A film or a stack of more frames than the limit.", "Save the frame that counts, or raise --max-frames."
-    ),
-    Code.UNSUPPORTED_FORMAT: Advice(
-        "Not a JPEG, PNG, TIFF, BMP, WebP or GIF that can be read.", "Convert it, or leave it out with --exclude."
-    ),
-    Code.TRUNCATED: Advice("Ends before its own header or markers say.", "Copy it again from where it came from."),
-    Code.CORRUPT: Advice("Complete, but damaged inside.", "Copy or export it again; look at the disk it lay on."),
-    Code.UNSAFE_PATH: Advice(
-        "An archive member whose name tries to leave the archive.", "Find out who made this archive; pack it anew."
-    ),
-    Code.CRASHED_DECODER: Advice(
-        "Decoding it ended the process.", "Treat the file as dangerous; report it to the makers of the decoder."
-    ),
-    Code.PREDICT_FAILED: Advice(
-        "The model gave no finite probability.", "Evaluate the model; if other images fail too, publish it again."
-    ),
+REMEDIES: dict[Code, str] = {
+    Code.NOT_FOUND: f"Restore it if it is missed; {_AGAIN}",
+    Code.ACCESS_DENIED: f"Grant read access; {_AGAIN}",
+    Code.IO_ERROR: f"Look at the disk or store; {_AGAIN}",
+    Code.TIMEOUT: f"Look at the network; {_AGAIN}",
+    Code.CHANGED: f"Let the upload end; {_AGAIN}",
+    Code.EMPTY: "Copy or export it again.",
+    Code.TOO_LARGE: "Raise --max-bytes if such files are meant to be scored.",
+    Code.TOO_MANY_PIXELS: "Cut whole slides into fields, or raise --max-pixels.",
+    Code.TOO_MANY_FRAMES: "Save the frame that counts, or raise --max-frames.",
+    Code.UNSUPPORTED_FORMAT: "Convert it, or leave it out with --exclude.",
+    Code.TRUNCATED: "Copy it again from where it came from.",
+    Code.CORRUPT: "Copy or export it again; look at the disk it lay on.",
+    Code.UNSAFE_PATH: "Find out who made this archive; pack it anew.",
+    Code.CRASHED_DECODER: "Treat the file as dangerous; report it to the makers of the decoder.",
+    Code.PREDICT_FAILED: "Evaluate the model; if other images fail too, publish it again.",
 }
 UNKNOWN = Advice("Written by another version of leukoray.", "Read the message column in quarantine/.")
 
@@ -56,7 +44,7 @@ STAGES: dict[str, Advice] = {
 
 
 def of_code(code: str) -> Advice:
-    return CODES[Code(code)] if code in set(Code) else UNKNOWN
+    return Advice(Code(code).meaning, REMEDIES[Code(code)]) if code in set(Code) else UNKNOWN
 
 
 def of_stage(stage: str) -> Advice:
