@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pyarrow as pa
 
@@ -67,7 +66,9 @@ def page() -> str:
     return "\n".join(part.strip() + "\n" for part in parts)
 
 
-def config_of(module: ModuleType) -> type[JobConfig]:
+def config_of(job: str) -> type[JobConfig]:
+    """The configuration model of a job."""
+    module = importlib.import_module(f"jobs.{job}")
     (found,) = (
         item for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, JobConfig) and item.__module__ == module.__name__
@@ -79,7 +80,7 @@ def _options() -> Iterable[str]:
     yield "### Every job"
     yield _option_table(options(JobConfig))
     for job in JOBS:
-        config = config_of(importlib.import_module(f"jobs.{job}"))
+        config = config_of(job)
         yield f"### leukoray {job}\n\n{(config.__doc__ or '').strip()}"
         yield _option_table([option for option in options(config) if option.name not in JobConfig.model_fields])
 

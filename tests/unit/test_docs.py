@@ -4,25 +4,24 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import inspect
 import io
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pyarrow as pa
 import pytest
 
 from jobs.cli import JOBS
-from jobs.config import JobConfig, parse
+from jobs.config import parse
 from pipeline.base.errors import TRANSIENT_CODES, Code
 from pipeline.ingest.layouts import LAYOUTS
 from pipeline.model.architectures import ARCHITECTURES
 from pipeline.scoring.schemas import prediction_schema, quarantine_schema
 from pipeline.sources.manifest import MANIFEST_SCHEMA
+from tests.reference import config_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "infra" / "README.md"])
@@ -149,13 +148,6 @@ def test_modules_are_there(page: Path) -> None:
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
-
-
-def config_of(job: str) -> type[JobConfig]:
-    module: ModuleType = importlib.import_module(f"jobs.{job}")
-    classes = [item for _, item in inspect.getmembers(module, inspect.isclass) if item.__module__ == module.__name__]
-    (config,) = (item for item in classes if issubclass(item, JobConfig))
-    return config
 
 
 def commands(page: Path) -> Iterator[list[str]]:

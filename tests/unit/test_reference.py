@@ -1,7 +1,5 @@
 """docs/reference.md is what the code says, whole."""
 
-import importlib
-
 from jobs.cli import JOBS
 from jobs.config import options
 from serving.settings import ServingSettings
@@ -14,7 +12,7 @@ def test_the_reference_is_made_from_the_code_as_it_is() -> None:
 
 def test_everything_in_the_reference_says_what_it_means() -> None:
     for job in JOBS:
-        for option in options(reference.config_of(importlib.import_module(f"jobs.{job}"))):
+        for option in options(reference.config_of(job)):
             assert option.meaning, f"leukoray {job} {option.flag}"
     for option in options(ServingSettings):
         assert option.meaning, f"service: {option.name}"
