@@ -54,15 +54,17 @@ def make_plan(
     paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access is not Access.ARCHIVE]
     subjects = SubjectPaths.of(paths, request.subject_pattern)
     files = PlanFiles(folder, request.model_sha256, begin)
-    sorter = _Sorter(files, Selection(request, ledger, retry), subjects, base)
+    selection = Selection(request, ledger, retry)
+    sorter = _Sorter(files, selection, subjects, base)
     for item in itertools.chain(head, found):
         if sorter.take(item):
             on_work()
     _refuse_nothing(request, tally)
     sorter.settle_archives(options, is_dry)
     if meets_all:
-        files.note_deleted(find_deleted(ledger, Reach(request.sources, options.filters, sorter.unlisted)))
-    plan = files.finish(sorter.selection.failed_before(), tally.left_out + sorter.left_out, subjects.layout.name)
+        for table in find_deleted(ledger, Reach(request.sources, options.filters, sorter.unlisted)):
+            files.deleted.add(table)
+    plan = files.finish(selection.failed_before(), tally.left_out + sorter.left_out, subjects.layout.name)
     if plan.listed != sorter.listed:
         raise PlatformError(f"{folder.uri}: listed {sorter.listed}, wrote {plan.listed}; run again")
     plan = replace(plan, listing_s=(datetime.now(UTC) - begin).total_seconds())
@@ -91,7 +93,7 @@ class _Sorter:
     """Puts each thing that was listed where it belongs: to be scored, done already, a problem, or not asked for."""
 
     def __init__(self, files: PlanFiles, selection: Selection, subjects: SubjectPaths, base: str) -> None:
-        self._files, self.selection, self._subjects, self._base = files, selection, subjects, base
+        self._files, self._selection, self._subjects, self._base = files, selection, subjects, base
         self.listed = 0  # images and problems that were asked for, whatever becomes of them
         self.left_out: Counter[str] = Counter()  # in archives that were opened after the listing
         self.unlisted: set[str] = set()  # folders and archives that could not be listed to their end
@@ -101,26 +103,26 @@ class _Sorter:
         """True for the first image that is to be scored."""
         if isinstance(item, Entry) and item.access is Access.ARCHIVE:
             self._archives.append(item)
-            return len(self._archives) == 1 and self.selection.is_first
+            return len(self._archives) == 1 and self._selection.is_first
         if isinstance(item, Problem):
             self.unlisted.add(item.uri)
         number = entry_id(item) if isinstance(item, Entry) else image_id(item.uri, item.member, item.occurrence)
-        if not self.selection.wants(number, item.uri):
+        if not self._selection.wants(number, item.uri):
             return False
         self.listed += 1
-        done = self.selection.done(number, item.etag, item.size_bytes)
+        done = self._selection.done(number, item.etag, item.size_bytes)
         if done is not None:
             self._files.skip(number, item, *done)
             return False
         if isinstance(item, Problem):
-            self._files.add_problem(item)
+            self._files.add_problem(number, item)
             return False
-        is_first = not self._files.has_work
-        self._files.add(shard_row(item, self._subject(number, item)))
+        is_first = not self._files.shards.has_rows
+        self._files.shards.add(shard_row(item, self._subject(number, item)))
         return is_first
 
     def _subject(self, number: int, item: Entry) -> str | None:
-        known = self.selection.subject(number)
+        known = self._selection.subject(number)
         if known is not None:
             return known
         return item.meta.get("subject_id") or self._subjects.subject(path_below(item, self._base))
@@ -128,11 +130,11 @@ class _Sorter:
     def settle_archives(self, options: ListingOptions, is_dry: bool) -> None:
         """Compressed archives: skipped where earlier runs did all of one, listed where a part, else left to workers."""
         etags = {entry.uri: entry.etag for entry in self._archives}
-        verdicts = self.selection.judge_archives(etags)
+        verdicts = self._selection.judge_archives(etags)
         done = {uri: etag for uri, etag in etags.items() if verdicts[uri] == DONE}
-        for table in skipped_rows(self.selection.ledger, done) if done else ():
+        for table in skipped_rows(self._selection.ledger, done) if done else ():
             for number in table["image_id"].to_pylist():
-                self.selection.ledger.see(number)
+                self._selection.ledger.see(number)
             self.listed += table.num_rows
             self._files.skip_all(table)
         for entry in self._archives:
@@ -140,7 +142,7 @@ class _Sorter:
                 self._open(entry, options)
             elif verdicts[entry.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
-                self._files.add_archive(shard_row(entry, None))
+                self._files.shards.add_archive(shard_row(entry, None))
 
     def _open(self, entry: Entry, options: ListingOptions) -> None:
         info = ObjectInfo(entry.uri, entry.size_bytes, entry.etag, entry.mtime)
@@ -154,4 +156,4 @@ class _Sorter:
             listed += 1
             self.take(found)
         is_complete = not codes & TRANSIENT_CODES
-        self._files.note_opened(ArchiveRow(entry.uri, entry.etag, entry.size_bytes, listed, is_complete))
+        self._files.opened.append(ArchiveRow(entry.uri, entry.etag, entry.size_bytes, listed, is_complete))

@@ -7,7 +7,7 @@ shards it has open. It opens several, so that a slow object holds up its own sha
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +35,12 @@ from pipeline.storage.stores import Stores
 _BATCH = 8  # images a forward pass: activations stay in cache on CPU
 _CUDA_BATCH = 128
 CHUNK_ROWS = 1024  # of an archive, in one piece of its part
+# Columns of a part, by the record that has them as fields.
 _AS_LISTED = ("image_id", "uri", "member", "subject_id", "meta")
+_AS_FETCHED = ("etag", "size_bytes", "attempts", "scored_at")
+_AS_DECODED = ("width", "height", "format")
+_AS_PREDICTED = ("class_name", "probability", "decision")
+_AS_REJECTED = ("stage", "code", "message")
 _CRASHED = ImageRejected(
     Code.CRASHED_DECODER, "decoding it ended the process; the file is dangerous or the decoder has a bug", Stage.DECODE
 )
@@ -59,7 +64,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class RowResult:
     """What became of one row; neither its bytes nor its pixels, so that a shard in work stays small."""
 
     etag: str
@@ -67,7 +72,7 @@ class _Outcome:
     attempts: int
     header: Header | None
     result: Prediction | ImageRejected
-    at: datetime
+    scored_at: datetime
 
     @classmethod
     def of(
@@ -76,7 +81,7 @@ class _Outcome:
         header: Header | None,
         result: Prediction | ImageRejected,
         at: datetime | None = None,
-    ) -> "_Outcome":
+    ) -> "RowResult":
         size = len(fetched.data) if fetched.data is not None else fetched.row.size_bytes
         return cls(fetched.etag, size, fetched.attempts, header, result, at or datetime.now(UTC))
 
@@ -155,7 +160,7 @@ class ShardScorer:
         folder: RunFolder,
         name: str,
         rows: Sequence[ShardRow],
-        outcomes: dict[int, _Outcome],
+        outcomes: dict[int, RowResult],
         account: Account,
         metadata: dict[bytes, bytes] | None = None,
     ) -> None:
@@ -170,9 +175,9 @@ class ShardScorer:
 
     def _predict_all(
         self, fetched: Iterable[Fetched[ShardRow]], crashed: frozenset[int], account: Account, where: str
-    ) -> dict[int, _Outcome]:
+    ) -> dict[int, RowResult]:
         """Outcome of every row, by image id. Batches are predicted as they fill, in the order of arrival."""
-        results: dict[int, _Outcome] = {}
+        results: dict[int, RowResult] = {}
         batch: list[Fetched[ShardRow]] = []
         thread = threading.get_ident()
         begin = time.perf_counter()
@@ -181,9 +186,9 @@ class ShardScorer:
             account.seconds["fetch"] += time.perf_counter() - begin
             account.attempts += item.attempts
             if item.rejected is not None:
-                results[item.row.image_id] = _Outcome.of(item, None, item.rejected)
+                results[item.row.image_id] = RowResult.of(item, None, item.rejected)
             elif item.row.image_id in crashed:
-                results[item.row.image_id] = _Outcome.of(item, None, _CRASHED)
+                results[item.row.image_id] = RowResult.of(item, None, _CRASHED)
             else:
                 batch.append(item)
             if len(batch) >= self._batch:
@@ -195,11 +200,7 @@ class ShardScorer:
         return results
 
     def _flush(
-        self,
-        batch: list[Fetched[ShardRow]],
-        results: dict[int, _Outcome],
-        account: Account,
-        thread: int,
+        self, batch: list[Fetched[ShardRow]], results: dict[int, RowResult], account: Account, thread: int
     ) -> None:
         if not batch:
             return
@@ -212,14 +213,14 @@ class ShardScorer:
             ]
             for item, image in zip(batch, decoded, strict=True):
                 if isinstance(image, ImageRejected):
-                    results[item.row.image_id] = _Outcome.of(item, None, image)
+                    results[item.row.image_id] = RowResult.of(item, None, image)
             account.seconds["decode"] += time.perf_counter() - begin
             begin = time.perf_counter()
             self._doing[thread] = ("predict", batch[0].row.uri, time.monotonic())
             said = self.predictor.predict_each([image.pixels for _, image in images])
             now = datetime.now(UTC)
             for (item, image), result in zip(images, said, strict=True):
-                results[item.row.image_id] = _Outcome.of(item, image.header, result, now)
+                results[item.row.image_id] = RowResult.of(item, image.header, result, now)
             account.seconds["predict"] += time.perf_counter() - begin
 
     def _map(self, function: Callable[[Fetched[ShardRow]], Any], items: list[Fetched[ShardRow]]) -> Iterable[Any]:
@@ -233,32 +234,21 @@ class ShardScorer:
             return error
 
     def _columns(
-        self,
-        rows: Sequence[ShardRow],
-        results: dict[int, _Outcome],
-        account: Account,
+        self, rows: Sequence[ShardRow], results: dict[int, RowResult], account: Account
     ) -> dict[str, list[Any]]:
         """The part's columns, in the shard's order of rows."""
-        names = class_columns(self.predictor.info.classes)
-        columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
-        for row in rows:
-            outcome = results[row.image_id]
-            result, header = outcome.result, outcome.header
-            values: dict[str, Any] = {name: getattr(row, name) for name in _AS_LISTED}
-            values |= {"etag": outcome.etag, "size_bytes": outcome.size_bytes}
-            values |= {"attempts": outcome.attempts, "scored_at": outcome.at}
-            if header is not None:
-                values |= {"width": header.width, "height": header.height, "format": header.format}
-            if isinstance(result, ImageRejected):
-                values |= {"stage": result.stage.value, "code": result.code.value, "message": result.message}
-                account.codes[result.code.value] = account.codes.get(result.code.value, 0) + 1
-            else:
-                account.scored += 1
-                values |= dict(zip(names, result.classes, strict=True))
-                values |= {"class_name": result.class_name, "probability": result.probability}
-                values |= {"decision": result.decision}
-            for name, column in columns.items():
-                column.append(values.get(name))
+        found = [results[row.image_id] for row in rows]
+        headers = [item.header for item in found]
+        said = [item.result if isinstance(item.result, Prediction) else None for item in found]
+        rejected = [item.result if isinstance(item.result, ImageRejected) else None for item in found]
+        account.codes = dict(Counter(item.code.value for item in rejected if item is not None))
+        account.scored = len(rows) - sum(account.codes.values())
+        columns: dict[str, list[Any]] = {}
+        for items, names in ((rows, _AS_LISTED), (found, _AS_FETCHED), (headers, _AS_DECODED), (said, _AS_PREDICTED),
+                             (rejected, _AS_REJECTED)):  # fmt: skip
+            columns |= {name: [None if item is None else getattr(item, name) for item in items] for name in names}
+        for index, name in enumerate(class_columns(self.predictor.info.classes)):
+            columns[name] = [None if item is None else item.classes[index] for item in said]
         return columns
 
 
