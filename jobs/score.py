@@ -20,6 +20,7 @@ from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.estimate import dry_run, estimate_seconds
 from pipeline.scoring.request import Request, RunOptions, Workforce
 from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.summary.advice import SYNTHETIC
 from pipeline.sources.filters import parse_since
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute
@@ -202,7 +203,7 @@ def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
     if counts.deleted_at_source:
         _say(f"  {counts.deleted_at_source} images of earlier runs are gone from the source (deleted/)")
     if run.model.synthetic:
-        _say("the model was trained on synthetic images: its scores mean nothing about real blood")
+        _say(SYNTHETIC)
     _say(f"{pace.images_per_s:.0f} img/s over {human_time(pace.elapsed_s)}; results in {result.folder.uri}")
     _say(f"next: leukoray summary {result.folder.uri}")
     if not run.is_accepted:

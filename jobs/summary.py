@@ -61,7 +61,7 @@ def account(summary: Summary) -> list[str]:
     )
     lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
     if model.synthetic:
-        lines.append("the model was trained on synthetic images: its scores mean nothing about real blood")
+        lines.append(advice.SYNTHETIC)
     if not run.is_accepted:
         share, limit = 100 * run.error_share, 100 * run.max_error_share
         lines.append(f"too many errors: {share:.1f} % quarantined, at most {limit:g} % were accepted")

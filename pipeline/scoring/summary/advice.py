@@ -31,6 +31,7 @@ REMEDIES: dict[Code, str] = {
     Code.CRASHED_DECODER: "Treat the file as dangerous; report it to the makers of the decoder.",
     Code.PREDICT_FAILED: "Evaluate the model; if other images fail too, publish it again.",
 }
+SYNTHETIC = "the model was trained on synthetic images: its scores mean nothing about real blood"
 UNKNOWN = Advice("Written by another version of leukoray.", "Read the message column in quarantine/.")
 
 STAGES: dict[str, Advice] = {
