@@ -5,6 +5,9 @@ OUT    ?= out/demo
 DATA   ?=
 PORT   ?= 8000
 N      ?= 200
+ROOM   ?=
+LIMIT  ?= 100
+SEED   ?= 1
 PACKAGES ?= browser
 PYTHON ?= python3
 
@@ -22,7 +25,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(SCRATCH)/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report=)
 
-.PHONY: help demo serve test lint format reference bench bench-score chaos clean
+.PHONY: help demo serve test lint format reference bench bench-score mutants chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -80,6 +83,9 @@ bench: $(VENV)/.installed-bench ## speed against the usual ways and against the 
 
 bench-score: $(VENV)/.installed-bench ## batch scoring alone, at length
 	$(BIN)/python -m tests.benchmarks.bench_score $(ARGS)
+
+mutants: $(VENV)/.installed-test ## break the code LIMIT times a room and count what its tests notice: hours; ROOM='lock leaks'
+	$(BIN)/python -m tests.mutants $(ROOM) --limit $(LIMIT) --seed $(SEED)
 
 chaos: $(VENV)/.installed-test ## kill a scoring run N times and compare it with an unbroken one
 	$(BIN)/python -m tests.system.chaos $(N)

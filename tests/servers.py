@@ -127,6 +127,7 @@ class Faults:
     is_down: bool = False  # every request fails with 503
     lost_answers: int = 0  # so many PUTs more are done, but their answers never arrive
     before_get: Callable[[str, int], None] | None = None  # (path, how many object GETs so far)
+    seen: Callable[[str, Mapping[str, str]], None] | None = None  # ('GET /bucket/key?query', headers) of each request
     seed: int = 0
     gets: int = 0
     failed: int = 0
@@ -179,6 +180,8 @@ class _Handler:
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         faults = self._faults
+        if faults.seen is not None:
+            faults.seen(f"{request.method} {request.path_qs}", request.headers)
         if faults.latency_s:
             await asyncio.sleep(faults.latency_s)
         if faults.is_down:

@@ -50,7 +50,7 @@ ROOMS = {
         ),
         SCORING_TESTS,
     ),
-    "lock": Room(("pipeline/storage/lock.py",), ("tests/integration/test_lock.py",)),
+    "lock": Room(("pipeline/storage/lock.py",), ("tests/unit/test_lock.py", "tests/integration/test_lock.py")),
     "endpoint": Room(
         ("serving/guard.py", "serving/intake.py"),
         ("tests/unit/test_serving*.py",),

@@ -258,9 +258,10 @@ def test_card_has_the_sections_of_the_paper_and_its_metrics(tmp_path: Path) -> N
 
 def test_card_tables_are_not_broken_by_blank_lines() -> None:
     lines = render_card(info(), metrics=binary_content()["metrics"], data={"Source": "x"}).splitlines()
-    for number, line in enumerate(lines):
-        if line.startswith("|---"):
-            assert lines[number - 1].startswith("|") and lines[number + 1].startswith("|")
+    rules = [number for number, line in enumerate(lines) if line.startswith("|---")]
+    assert len(rules) >= 2
+    for number in rules:
+        assert lines[number - 1].startswith("|") and lines[number + 1].startswith("|")
 
 
 def test_card_before_evaluation_says_so() -> None:
