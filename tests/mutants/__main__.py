@@ -32,7 +32,7 @@ from tests.mutants.rooms import ROOMS, ROOT, Room
 # Loaded once, before the forks. Nothing of ours: a mutant must be read anew.
 LIBRARIES = (
     "numpy", "pyarrow.parquet", "pyarrow.dataset", "PIL.Image", "simplejpeg", "cv2", "onnxruntime", "onnx", "boto3",
-    "moto", "aiohttp.web", "hypothesis", "fastapi.testclient", "httpx", "pydantic", "sklearn.metrics", "scipy.stats",
+    "moto", "aiohttp.web", "hypothesis", "fastapi", "httpx", "pydantic", "sklearn.metrics", "scipy.stats",
     "safetensors.numpy", "jinja2",
 )  # fmt: skip
 PYTEST = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=1")

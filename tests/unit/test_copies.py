@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from pipeline.ingest.copies import find_copies
 from pipeline.ingest.draft import IngestOptions, ingest, read_sources
 from pipeline.sources.filters import Filters
+from pipeline.sources.rows import LISTING_SCHEMA, Access, ListingRow, to_table
 from pipeline.storage.stores import Stores
+from pipeline.storage.types import Bytes, Store
 from tests.searches import search
 from tests.unit.test_archives import tar_bytes, zip_bytes
 
@@ -43,6 +46,54 @@ def test_a_file_and_its_copy_in_an_archive_are_copies(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar_bytes([("t.jpg", one)]))
     (tmp_path / "y.zip").write_bytes(zip_bytes([("z.jpg", one), ("w.jpg", other)]))
     assert copies_in(tmp_path) == [["a.jpg", "x.tar!/t.jpg", "y.zip!/z.jpg"], ["b.jpg", "y.zip!/w.jpg"]]
+
+
+class Bucket:
+    """A remote store of a few objects that notes which were read."""
+
+    is_remote = True
+
+    def __init__(self, **objects: bytes) -> None:
+        self.objects, self.asked = objects, set[str]()
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        self.asked.add(uri)
+        return Bytes(self.objects[uri.rpartition("/")[2]][offset : offset + size], "", 1)
+
+    def read(self, uri: str) -> Bytes:
+        return self.read_range(uri, 0, len(self.objects[uri.rpartition("/")[2]]))
+
+
+def row(
+    number: int, name: str, size: int, etag: str, access: Access = Access.FILE, offset: int | None = None
+) -> ListingRow:
+    return ListingRow(number, f"s3://lab/{name}", None, access, offset, size, size, etag, None)
+
+
+def copies_of(rows: list[ListingRow], bucket: Bucket, wanted: list[bool] | None = None) -> list[list[int]]:
+    stores = Stores(mounts=(("s3://lab/", cast(Store, bucket)),))
+    return sorted(find_copies(to_table(rows, LISTING_SCHEMA), wanted or [True] * len(rows), stores))
+
+
+def test_objects_of_a_store_are_told_apart_by_their_etags_without_a_read() -> None:
+    bucket = Bucket(a=b"cell", b=b"cell", c=b"mole")
+    assert copies_of([row(0, "a", 4, "x"), row(1, "b", 4, "x"), row(2, "c", 4, "y")], bucket) == [[0, 1]]
+    assert not bucket.asked
+
+
+def test_members_are_told_apart_by_their_bytes_though_the_etag_of_their_archive_is_one() -> None:
+    bucket = Bucket(tar=b"cell" + b"mole" + b"cell")
+    rows = [row(number, "tar", 4, "x", Access.RANGE, 4 * number) for number in range(3)]
+    assert copies_of(rows, bucket) == [[0, 2]]
+
+
+def test_only_images_that_count_are_compared() -> None:
+    """Empty ones are no images, those of a stream would cost its whole archive, and the unwanted go into no split."""
+    bucket = Bucket(a=b"cell", b=b"cell", c=b"cell", d=b"", e=b"")
+    rows = [row(0, "a", 4, "x"), row(1, "b", 4, "x"), row(2, "c", 4, "x", Access.STREAM, 0)]
+    rows += [row(3, "d", 0, "z"), row(4, "e", 0, "z")]
+    assert copies_of(rows, bucket) == [[0, 1]]
+    assert copies_of(rows, bucket, [True, False, True, True, True]) == []
 
 
 def test_copies_stay_on_one_side_and_contradictory_ones_are_told(tmp_path: Path) -> None:
