@@ -204,6 +204,8 @@ def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
         _say(f"  {counts.deleted_at_source} images of earlier runs are gone from the source (deleted/)")
     if run.model.synthetic:
         _say(SYNTHETIC)
+    if run.pixel_note:
+        _say(run.pixel_note)
     _say(f"{pace.images_per_s:.0f} img/s over {human_time(pace.elapsed_s)}; results in {result.folder.uri}")
     _say(f"next: leukoray summary {result.folder.uri}")
     if not run.is_accepted:

@@ -62,6 +62,8 @@ def account(summary: Summary) -> list[str]:
     lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
     if model.synthetic:
         lines.append(advice.SYNTHETIC)
+    if run.pixel_note:
+        lines.append(run.pixel_note)
     if not run.is_accepted:
         share, limit = 100 * run.error_share, 100 * run.max_error_share
         lines.append(f"too many errors: {share:.1f} % quarantined, at most {limit:g} % were accepted")

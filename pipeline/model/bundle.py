@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.base.text import first_line
+from pipeline.base.versions import check_version
 from pipeline.images.load import Preprocessing
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -162,28 +163,27 @@ def update_info(bundle: Bundle, **changes: Any) -> Bundle:
     return Bundle(bundle.uri, info, bundle.stores)
 
 
-def read_bundle(uri: str, stores: Stores = Stores()) -> Bundle:
-    """Read and check `bundle.json`. Raises InputError naming what is missing or does not fit this version."""
+def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = False) -> Bundle:
+    """Read and check `bundle.json`. Raises InputError naming what is missing or does not fit this version.
+
+    `of_any_pixels`: one of other pixel rules as well, which must not predict; for `leukoray migrate`.
+    """
     uri = absolute(uri)
     path = join(uri, INFO)
     try:
         raw = json.loads(stores.of(uri).read(path).data)
-        found = raw.get("bundle_version")
-        if found != BUNDLE_VERSION:
-            raise InputError(
-                f"{path}: bundle version {found}, this leukoray reads version {BUNDLE_VERSION}; train again"
-            )
+        check_version(raw.get("bundle_version"), BUNDLE_VERSION, f"{path}: bundle", "publish the model again")
         info = BundleInfo(**raw)
     except StoreError as error:
         raise error.refusal(f"{uri}: no bundle here ({error}); name a bundle or a registry folder") from error
     except (ValueError, AttributeError, ValidationError) as error:
         raise InputError(f"{path}: damaged ({first_line(error)}); publish the model again") from error
     expected = Preprocessing(info.input_size).digest()
-    if info.preprocessing_digest != expected:
+    if info.preprocessing_digest != expected and not of_any_pixels:
         raise InputError(
-            f"bundle {uri}: was trained with other preprocessing (digest {info.preprocessing_digest[:12]}, "
-            f"this leukoray has {expected[:12]}); its probabilities would be wrong: "
-            "use the version that trained it, or train again"
+            f"bundle {uri}: is of other pixel rules (digest {info.preprocessing_digest[:12]}, this leukoray has "
+            f"{expected[:12]}), its probabilities would be others: `leukoray migrate {uri} --scores OUTPUT` measures "
+            "by how much and adds a version for these rules; or train again"
         )
     store = stores.of(uri)
     for name in (WEIGHTS, GRAPH):

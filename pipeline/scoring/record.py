@@ -86,6 +86,7 @@ class RunRecord(_Entry):
     model: ModelUsed
     request: Request
     layout: str = ""  # of the source's paths
+    pixel_rules: Mapping[str, int] = {}  # rows of any version of the model in the output so far, by digest
     continued: bool = False  # after an interruption
     started_at: str
     finished_at: str
@@ -95,6 +96,17 @@ class RunRecord(_Entry):
     resources: Workforce
     python: str = ""
     notice: str = ""
+
+    @property
+    def pixel_note(self) -> str:
+        """A sentence where the output holds rows of the model under several pixel rules, else empty."""
+        if len(self.pixel_rules) < 2:
+            return ""
+        rows = ", ".join(f"{count:,} of {digest[:12]}" for digest, count in self.pixel_rules.items())
+        return (
+            f"this output holds rows of the model under {len(self.pixel_rules)} pixel rules ({rows}; this run has "
+            f"{self.model.preprocessing_digest[:12]}): compare probabilities of one preprocessing_digest only"
+        )
 
     @property
     def is_accepted(self) -> bool:

@@ -1,6 +1,7 @@
 """A scoring run from request to `_SUCCESS`: lock, plan, score, commit, count, in this order."""
 
 import platform
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,6 +101,7 @@ def make_record(
         model=ModelUsed.of(task.bundle),
         request=task.request,
         layout=plan.layout,
+        pixel_rules=_pixel_rules(task, counts),
         continued=continues,
         started_at=plan.started_at,
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -110,3 +112,9 @@ def make_record(
         python=platform.python_version(),
         notice="Research software, not a medical device.",
     )
+
+
+def _pixel_rules(task: ScoringTask, counts: Counts) -> dict[str, int]:
+    rows = Counter(task.plan.pixel_rules)
+    rows[task.bundle.info.preprocessing_digest] += counts.scored
+    return {digest: count for digest, count in rows.items() if count}

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import Code, InputError
 from pipeline.base.text import first_line
+from pipeline.base.versions import check_version
 from pipeline.scoring.record import RunRecord
+from pipeline.scoring.schemas import SCHEMA_VERSION
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Store, StoreError
 from pipeline.storage.uris import join
@@ -113,10 +115,12 @@ class RunFolder:
     def record(self) -> RunRecord:
         """run.json of a finished run. Raises InputError, PlatformError where the store is out."""
         try:
-            return RunRecord.model_validate_json(self.read(RECORD))
+            found = json.loads(self.read(RECORD))
+            check_version(found.get("schema_version", 1), SCHEMA_VERSION, f"{self.uri}: run", "score again")
+            return RunRecord.model_validate(found)
         except StoreError as error:
             raise error.refusal(f"{self.uri}: no finished scoring run here ({error})") from error
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise InputError(f"{self.uri}: its run.json is damaged ({first_line(error)}); score again") from error
 
 

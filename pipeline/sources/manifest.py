@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.base.errors import InputError
 from pipeline.base.text import first_line
+from pipeline.base.versions import check_version
 from pipeline.sources.rows import LOCATION_FIELDS, ListingRow, read_rows
 from pipeline.storage.parquet import described, to_parquet
 from pipeline.storage.stores import Stores
@@ -143,17 +144,13 @@ def read_info(uri: str, stores: Stores = Stores()) -> ManifestInfo:
     try:
         found = json.loads(stores.of(path).read(path).data)
         version = found.get("version") if isinstance(found, dict) else None
-        if version == MANIFEST_VERSION:
-            return ManifestInfo.model_validate(found)
+        check_version(version, MANIFEST_VERSION, f"{path}: manifest", "run `leukoray ingest` again")
+        return ManifestInfo.model_validate(found)
     except StoreError as error:
         advice = f"make one with `leukoray ingest SOURCE --out {uri}`"
         raise error.refusal(f"{uri}: no manifest here ({error}); {advice}") from error
     except ValueError as error:
         raise InputError(f"{path}: damaged ({first_line(error)}); run `leukoray ingest` again") from error
-    raise InputError(
-        f"{path}: manifest version {version}, this leukoray reads version {MANIFEST_VERSION}; "
-        "run `leukoray ingest` again"
-    )
 
 
 def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:

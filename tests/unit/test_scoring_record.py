@@ -19,7 +19,7 @@ from tests.scoring_sources import Here, picture, score_here, write_files
 
 KEYS = {
     "": "run_id status schema_version leukoray_version counts error_share max_error_share model request layout"
-    " continued started_at finished_at listing_s bytes progress resources python notice",
+    " pixel_rules continued started_at finished_at listing_s bytes progress resources python notice",
     "counts": "listed scored quarantined quarantined_again skipped deleted_at_source codes skipped_reasons left_out",
     "model": "uri name version sha256 threshold temperature positive_classes preprocessing_digest synthetic",
     "request": "sources model_uri model_sha256 include exclude since limit subject_pattern rescore retry_of max_bytes"

@@ -1,9 +1,11 @@
 """What earlier runs in the same output already did: image ids and object versions, in two sorted arrays.
 
-16 bytes an image. A run counts once its `_SUCCESS` is there, and only for the same model identity.
+16 bytes an image. A run counts once its `_SUCCESS` is there, and only for the same model identity, of which the pixel
+rules are a part: under other rules all is scored anew.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +34,7 @@ class Ledger:
     runs: tuple[RunFolder, ...]
     seen: NDArray[np.bool_]
     archives: dict[str, ArchiveRow] = field(default_factory=dict)  # by URI, the latest
+    pixel_rules: Mapping[str, int] = field(default_factory=dict)  # rows of any version of the model, by digest
 
     def _find(self, image_id: int) -> int | None:
         if not self.runs:  # a first run asks as often as any other
@@ -72,7 +75,10 @@ def read_ledger(output: Output, request: Request) -> Ledger:
     states, number = [np.empty(0, np.int8)], [np.empty(0, np.int32)]
     runs: list[RunFolder] = []
     archives: dict[str, ArchiveRow] = {}
+    pixel_rules: Counter[str] = Counter()
     for folder, record in output.finished():
+        if _model_folder(record.model.uri) == _model_folder(request.model_uri):
+            pixel_rules[record.model.preprocessing_digest] += record.counts.scored
         if record.model.sha256 != request.model_sha256:
             continue
         runs.append(folder)
@@ -98,7 +104,13 @@ def read_ledger(output: Output, request: Request) -> Ledger:
         tuple(runs),
         np.zeros(len(keep), bool),
         archives,
+        pixel_rules,
     )
+
+
+def _model_folder(bundle_uri: str) -> str:
+    """Where the versions of one model lie."""
+    return bundle_uri.rpartition("/")[0]
 
 
 def _rows_of(folder: RunFolder, earlier: Request, request: Request) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:

@@ -67,7 +67,8 @@ def make_plan(
     plan = files.finish(selection.failed_before(), tally.left_out + sorter.left_out, subjects.layout.name)
     if plan.listed != sorter.listed:
         raise PlatformError(f"{folder.uri}: listed {sorter.listed}, wrote {plan.listed}; run again")
-    plan = replace(plan, listing_s=(datetime.now(UTC) - begin).total_seconds())
+    listing_s = (datetime.now(UTC) - begin).total_seconds()
+    plan = replace(plan, pixel_rules=dict(ledger.pixel_rules), listing_s=listing_s)
     write_plan(folder, plan)
     return plan
 

@@ -11,10 +11,11 @@ from functools import cached_property
 from pydantic import TypeAdapter
 
 from pipeline.base.errors import InputError
+from pipeline.base.versions import check_version
 from pipeline.scoring.output import Written
 from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import PLAN, REQUEST, WORK, Output, RunFolder
-from pipeline.scoring.schemas import ArchiveRow
+from pipeline.scoring.schemas import SCHEMA_VERSION, ArchiveRow
 
 MAX_META_KEYS = 64
 
@@ -31,6 +32,7 @@ class Plan:
     meta_keys: list[str] = field(default_factory=list)
     problems: int = 0  # quarantined while listing
     skipped: dict[str, int] = field(default_factory=dict)  # by reason
+    pixel_rules: dict[str, int] = field(default_factory=dict)  # rows of the model in earlier runs, by digest
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by reason
     files: list[Written] = field(default_factory=list)  # of skipped/ and deleted/
     layout: str = ""
@@ -81,6 +83,8 @@ def find_or_start(output: Output, request: Request, run_id: str | None) -> tuple
             continue
         stored = json.loads(folder.read(REQUEST))
         if stored["digest"] == request.digest():
+            version = stored.get("schema_version", 1)  # 0.1 wrote none
+            check_version(version, SCHEMA_VERSION, f"{folder.uri}: unfinished run", "delete the folder")
             return folder, True
         if run_id is not None:
             raise InputError(
@@ -91,5 +95,6 @@ def find_or_start(output: Output, request: Request, run_id: str | None) -> tuple
         finished.delete(WORK)  # left where the last run was killed between its `_SUCCESS` and its end
     folder = output.run(run_id or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S-%f")[:-3])
     document = {**asdict(request), "digest": request.digest(), "run_id": folder.run_id}
+    document["schema_version"] = SCHEMA_VERSION
     folder.write(REQUEST, json.dumps(document, indent=2).encode())
     return folder, False
