@@ -32,7 +32,7 @@ LONGEST_README = 170  # lines
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}.*\n|\n(?= {4}))+", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_SPAN = re.compile(r"`([^`\n]+)`")
+_SPAN = re.compile(r"`([^`]+)`")
 _PATH = re.compile(
     r"((?:(?:pipeline|jobs|serving|tests|infra|docs|\.ci)/[\w./-]*|Makefile|\w+\.(?:md|toml)))(?:::?(\w+))?"
 )
@@ -66,7 +66,8 @@ def lines_of_code(page: Path) -> list[str]:
 
 
 def spans(page: Path) -> list[str]:
-    return _SPAN.findall(prose(page))
+    """What stands between backticks in the text; a line may end inside."""
+    return [" ".join(span.split()) for span in _SPAN.findall(prose(page))]
 
 
 def anchors(page: Path) -> set[str]:
