@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import itertools
 import re
 import shlex
 import tomllib
@@ -146,6 +147,15 @@ def test_modules_are_there(page: Path) -> None:
     code = "\n".join([*lines_of_code(page), *spans(page)])
     for name in re.findall(r"python3? -m (tests(?:\.\w+)+)", code) + list(filter(_MODULE.fullmatch, spans(page))):
         assert importlib.util.find_spec(name), name
+
+
+@every_page
+def test_code_blocks_are_shown_as_such(page: Path) -> None:
+    """What is indented behind a list belongs to its last item, as text."""
+    parts = page.read_text().split("\n\n")
+    for before, after in itertools.pairwise(parts):
+        is_list = re.match(r"(?:- |\d+\. )", before.lstrip("\n"))
+        assert not (is_list and after.startswith("    ")), after
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
