@@ -1,5 +1,6 @@
 """A scoring run from request to `_SUCCESS`: lock, plan, score, commit, count, in this order."""
 
+import contextlib
 import platform
 from collections import Counter
 from collections.abc import Callable
@@ -7,9 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pipeline import __version__
-from pipeline.base.cluster import Connection
+from pipeline.base.cluster import connected
 from pipeline.base.errors import InputError
-from pipeline.base.machine import usable_cores
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
 from pipeline.scoring.plan.freeze import make_plan
@@ -40,35 +40,28 @@ def score(
     output = Output.at(out, stores)
     with (
         locked(out, options.run_id or "new run", stores, options.wait_for_lock_s) as check_lock,
-        Connection(options.address, options.num_cpus, prestart=_takes_every_core(options)) as connection,
+        contextlib.ExitStack() as joined,
     ):
         folder, continues = find_or_start(output, request, options.run_id)
-        plan = read_plan(folder) or _listed(output, folder, request, stores, connection.begin)
+        plan = read_plan(folder) or _listed(output, folder, request, stores)
         say(_describe(folder, plan, continues))
         task = ScoringTask(folder, request, plan, bundle, stores)
         ray, progress = None, Progress(plan, plan.rows, 0)
-        if plan.shards:
-            ray = connection.ray()
+        if plan.shards:  # a night without news starts no Ray
+            ray = joined.enter_context(connected(options.address, options.num_cpus))
             progress = score_shards(ray, task, options.workforce, check_lock)
         check_lock()
-        done = commit.commit(ray, task, connection.release)
+        done = commit.commit(ray, task)
         record = make_record(task, done.counts, progress, options, continues=continues)
         check_lock()
         commit.finish(folder, done.written, record)
         return Result(folder, record)
 
 
-def _takes_every_core(options: RunOptions) -> bool:
-    wanted = options.workforce.workers * options.workforce.cpus_per_worker
-    return wanted >= (options.num_cpus or usable_cores())
-
-
-def _listed(
-    output: Output, folder: RunFolder, request: Request, stores: Stores, on_work: Callable[[], None]
-) -> Plan:  # fmt: skip
+def _listed(output: Output, folder: RunFolder, request: Request, stores: Stores) -> Plan:
     """The plan; a folder for which there is nothing to do does not stay."""
     try:
-        return make_plan(output, folder, request, stores, on_work)
+        return make_plan(output, folder, request, stores)
     except InputError:
         folder.store.delete_tree(folder.uri)
         raise

@@ -6,7 +6,7 @@ removed only after `_SUCCESS` is there.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,13 +43,11 @@ class Committed:
     counts: Counts
 
 
-def commit(
-    ray: Any, task: ScoringTask, leave_ray: Callable[[], None] = lambda: None, sizes: Sizes = Sizes()
-) -> Committed:
+def commit(ray: Any, task: ScoringTask, sizes: Sizes = Sizes()) -> Committed:
     """Write all output files; small runs in this process, large ones as Ray tasks.
 
     Raises IncompleteError when something is missing or does not add up.
-    `ray` may be None for a small run. `leave_ray` is called once Ray is not needed any more.
+    `ray` may be None for a small run.
     """
     folder, plan = task.folder, task.plan
     parts = all_part_sizes(folder, plan)
@@ -60,13 +58,11 @@ def commit(
     compactor = Compactor(folder, plan, task.bundle.info, Partition.parse(rule) if rule else None)
     groups = list(enumerate(group_parts(parts, sizes.file) or [[]]))  # what could not be listed is in the first
     if sum(parts) <= sizes.in_driver or ray is None:
-        leave_ray()
         results = [compactor.write(*group) for group in groups]
     else:
         remote = ray.remote(num_cpus=1, max_retries=3)(Compactor.write)
         with own_errors(ray):
             results = ray.get([remote.remote(compactor, *group) for group in groups])
-        leave_ray()
     written = [item for result in results for item in result]
     written += _archives(folder, plan, archives)
     written += plan.files

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -27,19 +27,10 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo
 
 
-def make_plan(
-    output: Output,
-    folder: RunFolder,
-    request: Request,
-    stores: Stores,
-    on_work: Callable[[], None] = lambda: None,
-    *,
-    is_dry: bool = False,
-) -> Plan:
+def make_plan(output: Output, folder: RunFolder, request: Request, stores: Stores, *, is_dry: bool = False) -> Plan:
     """List the sources and write shards, problems and skipped rows to `folder`, then `plan.json`.
 
-    What earlier runs of `output` did is skipped. `on_work` is called at the first image that is to be scored, so that
-    Ray can start while the listing goes on. `is_dry`: count what is in new compressed archives, which otherwise is
+    What earlier runs of `output` did is skipped. `is_dry`: count what is in new compressed archives, which otherwise is
     left to those who score them. Raises InputError when nothing was found, PlatformError when the listing is not the
     sum of what was written.
     """
@@ -57,8 +48,7 @@ def make_plan(
     selection = Selection(request, ledger, retry)
     sorter = _Sorter(files, selection, subjects, base)
     for item in itertools.chain(head, found):
-        if sorter.take(item):
-            on_work()
+        sorter.take(item)
     _refuse_nothing(request, tally)
     sorter.settle_archives(options, is_dry)
     if meets_all:
@@ -100,27 +90,23 @@ class _Sorter:
         self.unlisted: set[str] = set()  # folders and archives that could not be listed to their end
         self._archives: list[Entry] = []  # compressed, not opened
 
-    def take(self, item: Entry | Problem) -> bool:
-        """True for the first image that is to be scored."""
+    def take(self, item: Entry | Problem) -> None:
         if isinstance(item, Entry) and item.access is Access.ARCHIVE:
             self._archives.append(item)
-            return len(self._archives) == 1 and self._selection.is_first
+            return
         if isinstance(item, Problem):
             self.unlisted.add(item.uri)
         number = entry_id(item) if isinstance(item, Entry) else image_id(item.uri, item.member, item.occurrence)
         if not self._selection.wants(number, item.uri):
-            return False
+            return
         self.listed += 1
         done = self._selection.done(number, item.etag, item.size_bytes)
         if done is not None:
             self._files.skip(number, item, *done)
-            return False
-        if isinstance(item, Problem):
+        elif isinstance(item, Problem):
             self._files.add_problem(number, item)
-            return False
-        is_first = not self._files.shards.has_rows
-        self._files.shards.add(shard_row(item, self._subject(number, item)))
-        return is_first
+        else:
+            self._files.shards.add(shard_row(item, self._subject(number, item)))
 
     def _subject(self, number: int, item: Entry) -> str | None:
         known = self._selection.subject(number)

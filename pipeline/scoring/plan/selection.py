@@ -14,11 +14,6 @@ class Selection:
     def __init__(self, request: Request, ledger: Ledger, retry: Retry | None) -> None:
         self.ledger, self._retry, self._rescore = ledger, retry, request.rescore
 
-    @property
-    def is_first(self) -> bool:
-        """No earlier run counts, so whatever is found is to be scored."""
-        return not self.ledger.runs
-
     def wants(self, image_id: int, uri: str) -> bool:
         """False for what was listed but is not what a retry is about."""
         return self._retry is None or self._retry.wants(image_id) or self._retry.may_want(uri)
@@ -40,6 +35,6 @@ class Selection:
 
     def judge_archives(self, etags: Mapping[str, str]) -> dict[str, str]:
         """Whether earlier runs did each of some compressed archives (URI -> version): DONE, IN_PART or NEW."""
-        if self._rescore or self.is_first or not etags:
+        if self._rescore or not self.ledger.runs or not etags:
             return dict.fromkeys(etags, archives.NEW)
         return archives.judge(self.ledger, etags)

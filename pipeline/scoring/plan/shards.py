@@ -42,10 +42,6 @@ class Shards:
         self.archives: list[tuple[int, int]] = []  # (shard, bytes)
         self.meta_keys: set[str] = set()
 
-    @property
-    def has_rows(self) -> bool:
-        return bool(self._written or self._rows or self._streamed)
-
     def add(self, row: ShardRow) -> None:
         self.meta_keys.update(key for key, _ in row.meta if key != "subject_id")
         if row.access is Access.STREAM:
