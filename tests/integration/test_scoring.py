@@ -1,10 +1,13 @@
 """Scoring through its command, on one Ray: accounting, resuming, increments, sources, outputs."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
+import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,30 @@ def test_success_comes_with_hashed_parts_and_without_work_files(unbroken: Path) 
     for item in json.loads((unbroken / "parts.json").read_text()):
         data = (unbroken / item["name"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (item["bytes"], item["sha256"])
+
+
+def test_a_run_waits_for_another_on_its_output_and_then_goes_on(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", contents(8, bad=False)), tmp_path / "out"
+    with contextlib.ExitStack() as other:
+        other.enter_context(lock.locked(str(out), "the other", Stores()))
+        end = threading.Timer(2.0, other.close)
+        end.start()
+        assert score(source, "--model", tiny_bundle.uri, "--out", out, "--wait-for-lock", "300") == 0
+        assert end.finished.is_set(), "it went on while the other still held the output"
+    assert read_run(only_run(out))["counts"]["scored"] == 8
+
+
+def test_a_run_gives_up_when_another_holds_its_output_for_longer_than_it_waits(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_files(tmp_path / "in", contents(8, bad=False)), tmp_path / "out"
+    with lock.locked(str(out), "the other", Stores()):
+        began = time.monotonic()
+        assert score(source, "--model", tiny_bundle.uri, "--out", out, "--wait-for-lock", "1") == 5
+    assert time.monotonic() - began >= 1.0
+    said = capsys.readouterr().err
+    assert "another run is writing here" in said and "--wait-for-lock" in said
+    assert not [path for path in out.iterdir() if path.is_dir()]
 
 
 def test_large_runs_are_put_together_by_ray_tasks_with_the_same_rows(

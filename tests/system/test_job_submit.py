@@ -134,11 +134,13 @@ def test_a_submitted_job_trains_from_its_file_and_flags(cluster: Cluster, manife
 def test_a_submitted_job_scores_and_uploads_only_the_sources(cluster: Cluster, manifest: Path, tmp_path: Path) -> None:
     bundle, scores = make_bundle(tmp_path / "bundle"), tmp_path / "scores"
     scored = cluster.submit(
-        "jobs.score", str(manifest.parent / "samples"), "--model", bundle.uri, "--out", str(scores),
-        "--run-id", "night", "--workers", "1",
+        "jobs.score", str(manifest.parent / "samples"), "--config", "infra/jobs/score.yaml", "--model", bundle.uri,
+        "--out", str(scores), "--run-id", "night", "--workers", "1",
     )  # fmt: skip
     assert scored.returncode == 0, scored.stdout
-    counts = json.loads((scores / "night" / "run.json").read_text())["counts"]
+    run = json.loads((scores / "night" / "run.json").read_text())
+    assert run["max_error_share"] == 0.02  # from the file; sources, model and output from the flags behind it
+    counts = run["counts"]
     assert (counts["listed"], counts["scored"], counts["quarantined"]) == (48, 48, 0)
     assert (scores / "night" / "_SUCCESS").exists()
 
