@@ -49,11 +49,7 @@ class Guard:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-                if self.adds_id:
-                    headers[REQUEST_ID] = request_id
+                self._add_headers(MutableHeaders(scope=message), request_id)
             await send(message)
 
         try:
@@ -71,6 +67,12 @@ class Guard:
                 raise
             failure = HttpError(500, "internal", "the request failed here, not by its own fault; quote its id")
             await error_response(failure, request_id)(scope, receive, send_guarded)
+
+    def _add_headers(self, headers: MutableHeaders, request_id: str) -> None:
+        for name, value in SECURITY_HEADERS.items():
+            headers.setdefault(name, value)
+        if self.adds_id:
+            headers[REQUEST_ID] = request_id
 
 
 def check_key(headers: Headers, accepted_sha256: Sequence[str]) -> None:

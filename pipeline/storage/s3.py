@@ -133,24 +133,7 @@ class S3Store:
         """Our error for a client's, None for one that is no store failure."""
         where = f"{uri} (endpoint {self.settings.endpoint or 'AWS'})"
         if isinstance(error, failures.ClientError):
-            code = _code(error)
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if code in _MISSING:
-                what = "bucket does not exist" if code == "NoSuchBucket" else "no such object"
-                return StoreError(Code.NOT_FOUND, f"{where}: {what}; check the URI", attempts)
-            if code in _EXPIRED:
-                return StoreError(Code.ACCESS_DENIED, f"{where}: credentials expired; renew them", attempts)
-            if code in _DENIED or status in (401, 403):
-                return StoreError(
-                    Code.ACCESS_DENIED,
-                    f"{where}: access denied ({code}); check credentials and policy",
-                    attempts,
-                )
-            if status == 412 or code == "PreconditionFailed":
-                return replaced(where, attempts)
-            if status == 416:
-                return StoreError(Code.CHANGED, f"{where}: shorter than when it was listed", attempts)
-            return StoreError(Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts)
+            return _refused(error, where, attempts)
         if isinstance(error, failures.NoCredentialsError | failures.PartialCredentialsError):
             message = f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID/AWS_PROFILE or pass --s3-anonymous"
             return StoreError(Code.ACCESS_DENIED, message, attempts)
@@ -311,6 +294,24 @@ class _RangeReader(io.RawIOBase):
                 raise
             self._on_failure(error)
         return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
+
+
+def _refused(error: Any, where: str, attempts: int) -> StoreError:
+    """Our error for an answer of the store that is none of the good ones."""
+    code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _MISSING:
+        what = "bucket does not exist" if code == "NoSuchBucket" else "no such object"
+        return StoreError(Code.NOT_FOUND, f"{where}: {what}; check the URI", attempts)
+    if code in _EXPIRED:
+        return StoreError(Code.ACCESS_DENIED, f"{where}: credentials expired; renew them", attempts)
+    if code in _DENIED or status in (401, 403):
+        message = f"{where}: access denied ({code}); check credentials and policy"
+        return StoreError(Code.ACCESS_DENIED, message, attempts)
+    if status == 412 or code == "PreconditionFailed":
+        return replaced(where, attempts)
+    if status == 416:
+        return StoreError(Code.CHANGED, f"{where}: shorter than when it was listed", attempts)
+    return StoreError(Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts)
 
 
 def _code(error: failures.ClientError) -> str:
