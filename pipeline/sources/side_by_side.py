@@ -1,99 +1,76 @@
-"""Streams that are read by a few threads at once, a bounded number of items waiting for the consumer."""
+"""Streams that are read by a few threads at once, a bounded number of items waiting for the consumer.
+
+The consumer alone keeps count: it starts the subtrees that streams name, and knows when the last stream has ended.
+"""
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.sources.archives import Found
 from pipeline.sources.objects import Stream, Subtree
 
-_THREADS = 12
+_THREADS, _BATCH, _QUEUED_BATCHES = 12, 256, 32
 
 
-_BATCH = 256
-
-
-_QUEUED_BATCHES = 32
-
-
-class _Work:
-    """Streams that wait and streams that run; it ends when there are neither, or when it is stopped."""
-
-    def __init__(self, streams: Iterable[Stream]) -> None:
-        self._waiting: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._unfinished = 0
-        self.ready: queue.Queue[list[Found] | BaseException | None] = queue.Queue(_QUEUED_BATCHES)
-        self.stopped = threading.Event()
+def side_by_side(streams: Sequence[Stream]) -> Iterator[Found]:
+    """All items of all streams and of the subtrees they name, in no promised order."""
+    ready = _Ready()
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="listing")
+    unfinished = len(streams)
+    try:
         for stream in streams:
-            self.add(stream)
+            pool.submit(_produce, stream, ready)
+        while unfinished:
+            item = ready.get()
+            if item is None:
+                unfinished -= 1
+            elif isinstance(item, Subtree):
+                pool.submit(_produce, item.stream, ready)
+                unfinished += 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield from item
+    finally:
+        ready.stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    def add(self, stream: Stream) -> None:
-        with self._lock:
-            self._unfinished += 1
-        self._waiting.put(stream)
 
-    def take(self) -> Stream | None:
-        """The next stream, None when there will be none; waits while those that run may still name some."""
-        return self._waiting.get() if not self.stopped.is_set() else None
+class _Ready:
+    """What streams have given and the consumer has not taken: batches, subtrees, an error, None for a stream's end."""
 
-    def finish(self) -> None:
-        """Say that a stream has ended. The last one lets all threads go, and tells the consumer."""
-        with self._lock:
-            self._unfinished -= 1
-            is_last = not self._unfinished
-        if is_last:
-            self.release()
-            self.hand_over(None)
+    def __init__(self) -> None:
+        self._items: queue.Queue[list[Found] | Subtree | BaseException | None] = queue.Queue(_QUEUED_BATCHES)
+        self.stopped = threading.Event()
+        self.get = self._items.get
 
-    def release(self) -> None:
-        for _ in range(_THREADS):
-            self._waiting.put(None)
-
-    def hand_over(self, item: list[Found] | BaseException | None) -> None:
+    def put(self, item: list[Found] | Subtree | BaseException | None) -> None:
+        """Waits for room, as long as anybody may make some."""
         while not self.stopped.is_set():
             try:
-                self.ready.put(item, timeout=0.2)
+                self._items.put(item, timeout=0.2)
                 return
             except queue.Full:
                 continue
 
 
-def side_by_side(streams: list[Stream]) -> Iterator[Found]:
-    """All items of all streams and of the branches they name, produced by a few threads, a bounded number waiting."""
-    if not streams:
-        return
-    work = _Work(streams)
-    threads = [threading.Thread(target=_produce, args=(work,), daemon=True) for _ in range(_THREADS)]
-    for thread in threads:
-        thread.start()
+def _produce(stream: Stream, ready: _Ready) -> None:
+    batch: list[Found] = []
     try:
-        while (batch := work.ready.get()) is not None:
-            if isinstance(batch, BaseException):
-                raise batch
-            yield from batch
-    finally:
-        work.stopped.set()
-        work.release()
-
-
-def _produce(work: _Work) -> None:
-    while (stream := work.take()) is not None:
-        try:
-            batch: list[Found] = []
-            for found in stream():
-                if isinstance(found, Subtree):
-                    work.add(found.stream)
-                    continue
-                batch.append(found)
-                if len(batch) >= _BATCH:
-                    work.hand_over(batch)
-                    batch = []
-                    if work.stopped.is_set():
-                        return
-            if batch:
-                work.hand_over(batch)
-        except BaseException as error:  # re-raised by the consumer
-            work.hand_over(error)
-        finally:
-            work.finish()
+        for found in stream():
+            if isinstance(found, Subtree):
+                ready.put(found)
+                continue
+            batch.append(found)
+            if len(batch) >= _BATCH:
+                ready.put(batch)
+                batch = []
+                if ready.stopped.is_set():
+                    return
+        if batch:
+            ready.put(batch)
+    except BaseException as error:  # re-raised by the consumer
+        ready.put(error)
+    ready.put(None)

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -579,5 +581,35 @@ def _rss_bytes() -> int:
 
 
 def test_a_listing_that_is_left_early_stops_its_threads() -> None:
-    tally = Tally()
-    assert len(list(list_sources(["s3://bucket/root"], tally, limit=1000, stores=endless(20, 10**12)))) == 1000
+    before = set(threading.enumerate())
+    store = endless(20, 10**12)
+    assert len(list(list_sources(["s3://bucket/root"], Tally(), limit=1000, stores=store))) == 1000
+    assert_ended(before)
+    with pytest.raises(ValueError, match="of the consumer"):
+        for number, _ in enumerate(list_sources(["s3://bucket/root"], Tally(), stores=store)):
+            if number == 1000:
+                raise ValueError("of the consumer")
+    assert_ended(before)
+
+
+def test_a_listing_that_fails_in_one_folder_raises_and_stops_its_threads() -> None:
+    class Broken(EndlessStore):
+        def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+            if prefix.endswith("/0007/"):
+                raise RuntimeError("a bug")
+            yield from super().walk(prefix)
+
+    before = set(threading.enumerate())
+    stores = Stores(mounts=(("s3://bucket/", Broken(20, 10**12)),))
+    with pytest.raises(RuntimeError, match="a bug"):
+        for _ in list_sources(["s3://bucket/root"], Tally(), stores=stores):
+            pass
+    assert_ended(before)
+
+
+def assert_ended(before: set[threading.Thread]) -> None:
+    """All threads that were not there `before` end soon."""
+    deadline = time.monotonic() + 30
+    while left := set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)

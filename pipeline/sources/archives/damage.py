@@ -42,6 +42,8 @@ class _Reading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            return
         if isinstance(error, OSError) and error.errno not in _NO_SUCH_PLACE:
             raise StoreError(Code.IO_ERROR, f"the disk cannot read it: {error.strerror}") from error
         if isinstance(error, _RAISED_ON_DAMAGE) or (isinstance(error, _STUMBLES) and not _is_ours(trace)):
