@@ -177,6 +177,7 @@ def is_object_get(request: web.Request) -> bool:
 class _Handler:
     def __init__(self, endpoint: str, faults: Faults) -> None:
         self._endpoint, self._faults, self._random = endpoint, faults, random.Random(faults.seed)
+        self._one_put = asyncio.Lock()  # moto looks whether a condition holds and then writes; S3 does both at once
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         faults = self._faults
@@ -207,7 +208,8 @@ class _Handler:
         if request.method == "PUT" and faults.lost_answers > 0:
             faults.lost_answers -= 1
             kind = "lost"
-        return await self._answer(request, kind)
+        async with self._one_put if request.method == "PUT" else contextlib.nullcontext():
+            return await self._answer(request, kind)
 
     async def _answer(self, request: web.Request, kind: str | None) -> web.StreamResponse:
         if kind == "503":

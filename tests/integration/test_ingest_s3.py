@@ -49,20 +49,6 @@ def ingest(endpoint: str, *argv: str) -> int:
 # ---- storage -----------------------------------------------------------------------------------------------
 
 
-def test_create_has_one_winner_and_replace_swaps_only_the_known_version(store: S3Store) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        etags = list(pool.map(lambda number: store.create("s3://lab/lock", b"%d" % number), range(8)))
-    assert sum(etag is not None for etag in etags) >= 1
-    assert store.create("s3://lab/lock", b"late") is None
-    info = store.head("s3://lab/lock")
-    assert info is not None
-    assert store.replace("s3://lab/lock", b"new", "0" * 32) is None
-    assert store.replace("s3://lab/lock", b"new", info.etag) is not None
-    assert store.replace("s3://lab/lock", b"newer", info.etag) is None
-    assert store.read("s3://lab/lock").data == b"new"
-    assert store.replace("s3://lab/none", b"x", info.etag) is None
-
-
 def test_a_range_is_read_of_the_version_that_was_listed(store: S3Store) -> None:
     store.write("s3://lab/range", b"0123456789")
     info = store.head("s3://lab/range")
