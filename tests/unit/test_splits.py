@@ -96,6 +96,49 @@ def test_class_with_too_few_subjects_is_in_train_first_and_said() -> None:
     assert [w for w in result.warnings if "validation has no images of b (1 independent)" in w]
 
 
+def test_every_class_is_dealt_by_its_share_to_within_a_subject() -> None:
+    subjects = [f"s{number // 10:03d}" for number in range(2_000)]
+    classes = ["a" if int(subject[1:]) % 10 < 7 else "b" for subject in subjects]
+    counts = Counter(zip(classes, assign_splits(classes, subjects).splits, strict=True))
+    for class_name, total in Counter(classes).items():
+        for name, share in zip(SPLITS, (0.7, 0.15, 0.15), strict=True):
+            assert abs(counts[class_name, name] - share * total) <= 10
+
+
+@search(60)
+@given(
+    sizes=st.lists(st.sampled_from([1, 2, 5, 300]), min_size=3, max_size=10),
+    common=st.integers(20, 40),
+    seed=st.integers(0, 3),
+)
+def test_a_rare_class_is_on_every_side_and_twice_in_test_where_its_subjects_suffice(
+    sizes: list[int], common: int, seed: int
+) -> None:
+    """However unequal its subjects are: six are enough for two in test, eight for two in validation too."""
+    subjects = [f"rare{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    classes = ["rare"] * len(subjects) + ["common"] * common * 10
+    subjects += [f"common{number // 10}" for number in range(common * 10)]
+    splits = assign_splits(classes, subjects, seed=seed).splits
+    sides = Counter(split for _, split in {pair for pair in zip(subjects, splits, strict=True) if pair[0][0] == "r"})
+    assert set(sides) == set(SPLITS)
+    assert sides["test"] >= (2 if len(sizes) >= 6 else 1)
+    assert sides["validation"] >= (2 if len(sizes) >= 8 else 1)
+
+
+def test_the_reason_says_what_was_done() -> None:
+    classes, subjects = ["a", "b"] * 30, [str(number // 2) for number in range(60)]
+    told = "60 images of 2 classes, {} subjects, seed 0"
+    assert assign_splits(classes, subjects).reason == (
+        "every subject is in one split only, classes are balanced over the splits: " + told.format(30)
+    )
+    assert assign_splits(classes).reason == "images are drawn at random within each class: " + told.format(0)
+    given = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
+    kept = "given splits are kept{}: " + told.format(0)
+    assert assign_splits(classes, given_splits=given).reason == kept.format("")
+    torn = ["train"] * 50 + ["test"] * 10
+    assert assign_splits(classes, given_splits=torn).reason == kept.format(", what is missing is taken from train")
+
+
 def test_seed_changes_the_split() -> None:
     subjects = [str(i // 5) for i in range(500)]
     first, second = (assign_splits(["a"] * 500, subjects, seed=seed).splits for seed in (0, 1))
@@ -116,7 +159,7 @@ class TestGivenSplits:
         given = ["train"] * 800 + ["test"] * 200
         result = assign_splits(["a", "b"] * 500, subjects, given)
         check_leaks(subjects, result.splits)
-        assert 80 <= result.splits.count("validation") <= 200
+        assert abs(result.splits.count("validation") - 800 * 0.15 / 0.85) <= 20  # a subject
 
     def test_complete_given_splits_stay_and_the_rest_goes_to_train(self) -> None:
         given = [None, "train", "validation", "test"] * 5
@@ -127,6 +170,13 @@ class TestGivenSplits:
     def test_subject_on_two_given_sides_is_refused_by_name(self) -> None:
         with pytest.raises(InputError, match=r"'p' in train .*x.jpg.* and test .*y.jpg"):
             assign_splits(["a", "a"], ["p", "p"], ["train", "test"], keys=["x.jpg", "y.jpg"])
+
+    def test_stay_though_the_smallest_subjects_of_a_class_that_validation_lacks_are_in_test(self) -> None:
+        subjects = [f"common{number // 4}" for number in range(160)] + ["r1"] * 4 + ["r2"] * 4 + ["r3", "r4"]
+        given = ["train"] * 120 + ["test"] * 40 + ["train"] * 8 + ["test"] * 2
+        splits = assign_splits(["common"] * 160 + ["rare"] * 10, subjects, given).splits
+        assert splits[120:160] + splits[168:] == ["test"] * 42
+        assert set(splits[160:168]) == {"train", "validation"}
 
     def test_near_duplicates_across_given_splits_keep_the_given_split(self) -> None:
         given = (["train"] * 3 + ["test"]) * 5
