@@ -1,6 +1,7 @@
 """What every job shares: from a command line to an exit code, and how a person is told about it."""
 
 import errno
+import functools
 import os
 import signal
 import sys
@@ -50,22 +51,23 @@ def raise_if_terminated() -> None:
         raise KeyboardInterrupt
 
 
-def run(
-    config_class: type[Config],
-    main: Callable[[Config], None],
-    *,
-    prog: str,
-    epilog: str = "",
-    argv: Sequence[str] | None = None,
+Command = Callable[[Sequence[str]], int]
+
+
+def job(name: str, config_class: type[Config], main: Callable[[Config], None], examples: str = "") -> Command:
+    """The command of a job: parses, runs, and turns every failure into one line on stderr and an exit code."""
+    return functools.partial(_run, f"leukoray {name}", config_class, main, examples)
+
+
+def _run(
+    prog: str, config_class: type[Config], main: Callable[[Config], None], examples: str, argv: Sequence[str]
 ) -> int:
-    """Parse, run, and turn every failure into one line on stderr and an exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments  # until the configuration, which may come from elsewhere, is known
+    debug = "--debug" in argv  # until the configuration, which may come from elsewhere, is known
     if threading.current_thread() is threading.main_thread():
         _signals.clear()
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = parse(config_class, arguments, prog=prog, epilog=epilog)
+        config = parse(config_class, argv, prog=prog, epilog=examples)
         debug = config.debug
         main(config)
         return 0
@@ -77,6 +79,11 @@ def run(
             traceback.print_exception(error)
         print(f"{prog}: {message}", file=sys.stderr, flush=True)
         return code
+
+
+def start(command: Command) -> None:
+    """The end of a job's file: run it as a program, `python -m jobs.NAME`."""
+    finish(command(sys.argv[1:]))
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -9,7 +9,6 @@ import mimetypes
 import re
 import shlex
 import socket
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +18,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, finish, job_stores, run
+from jobs.common import Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.story import Story, typed_command
 from pipeline.base.errors import PlatformError
@@ -255,9 +254,8 @@ def farewell(config: DemoConfig, story: Story, clock: Clock, model: str, scores:
     print(f"  {shown} score {again} --model {model} --out {story.path('scores')}   reads only what is new")
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(DemoConfig, main, prog="leukoray demo", epilog=EXAMPLES, argv=argv)
+command = job("demo", DemoConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

@@ -4,16 +4,15 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from jobs.common import finish, job_stores, run
+from jobs.common import job, job_stores, start
 from jobs.config import JobConfig
 from pipeline import __version__
 from pipeline.base.cluster import cluster_target, connected, has_cluster_token, token_file
@@ -220,9 +219,8 @@ CHECKS: tuple[Callable[[DoctorConfig], Iterator[Finding]], ...] = (
 )  # fmt: skip
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(DoctorConfig, main, prog="leukoray doctor", epilog=EXAMPLES, argv=argv)
+command = job("doctor", DoctorConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

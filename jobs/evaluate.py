@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.common import Clock, job_stores, run, show_config
+from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.cluster import connected
@@ -285,11 +285,8 @@ def account(
         )
 
 
-def command(argv: Sequence[str] | None = None) -> int:
-    return run(EvaluateConfig, main, prog="leukoray evaluate", epilog=EPILOG, argv=argv)
+command = job("evaluate", EvaluateConfig, main, EPILOG)
 
 
 if __name__ == "__main__":
-    from jobs.common import finish
-
-    finish(command())
+    start(command)

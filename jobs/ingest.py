@@ -1,7 +1,6 @@
 """leukoray ingest: folders, buckets and archives of images into a manifest with labels, subjects and splits."""
 
 import json
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from jobs.common import Clock, finish, job_stores, run, show_config
+from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.errors import InputError
@@ -233,9 +232,8 @@ def _size(n_bytes: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(IngestConfig, main, prog="leukoray ingest", epilog=EXAMPLES, argv=argv)
+command = job("ingest", IngestConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

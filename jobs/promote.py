@@ -1,13 +1,11 @@
 """Point a model's best.json to another version, or list its versions."""
 
 import re
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
-from jobs.common import finish, job_stores, run
+from jobs.common import job, job_stores, start
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import InputError, LeukorayError, UsageError
 from pipeline.model.bundle import INFO, Bundle, read_bundle
@@ -91,9 +89,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(PromoteConfig, main, prog="leukoray promote", epilog=EXAMPLES, argv=argv)
+command = job("promote", PromoteConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

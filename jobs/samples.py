@@ -1,13 +1,11 @@
 """leukoray samples: synthetic smear images to try every other job with."""
 
 import re
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, finish, run
+from jobs.common import Clock, job, start
 from jobs.config import JobConfig
 from pipeline.base.errors import UsageError
 from pipeline.base.machine import usable_cores
@@ -92,9 +90,8 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(SamplesConfig, main, prog="leukoray samples", epilog=EXAMPLES, argv=argv)
+command = job("samples", SamplesConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

@@ -1,11 +1,8 @@
 """`leukoray score`: a bucket or disk of images and archives in, trustworthy Parquet out."""
 
-import sys
-from collections.abc import Sequence
-
 from pydantic import Field
 
-from jobs.common import finish, job_stores, run, show_config
+from jobs.common import job, job_stores, show_config, start
 from jobs.config import JobConfig, positional
 from pipeline.base.cluster import cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
@@ -216,9 +213,8 @@ def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
         )
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(ScoreConfig, main, prog="leukoray score", epilog=EXAMPLES, argv=argv)
+command = job("score", ScoreConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

@@ -9,17 +9,16 @@ import json
 import logging
 import signal
 import socket
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import Field
 
-from jobs.common import Clock, job_stores, raise_if_terminated, run
+from jobs.common import Clock, job, job_stores, raise_if_terminated, start
 from jobs.config import JobConfig, positional
 from pipeline.base.cluster import cluster_target, connected, refuse_dead_node
 from pipeline.base.errors import PlatformError
@@ -55,10 +54,6 @@ class ServeConfig(JobConfig):
     max_in_flight: int = Field(128, ge=1, description="requests a replica works on before it answers 503")
     max_batch_size: int = Field(16, ge=1, description="images in one forward pass")
     request_timeout_s: float = Field(30.0, gt=0, description="seconds until a request is given up")
-
-
-def command(argv: Sequence[str] | None = None) -> int:
-    return run(ServeConfig, main, prog="leukoray serve", epilog=EPILOG, argv=argv)
 
 
 def main(config: ServeConfig) -> None:
@@ -216,5 +211,8 @@ def _ready(url: str) -> dict[str, Any]:
         ) from error
 
 
+command = job("serve", ServeConfig, main, EPILOG)
+
+
 if __name__ == "__main__":
-    sys.exit(command())
+    start(command)

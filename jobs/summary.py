@@ -1,11 +1,8 @@
 """`leukoray summary`: what a scoring run found, as text and as one HTML page."""
 
-import sys
-from collections.abc import Sequence
-
 from pydantic import Field
 
-from jobs.common import finish, job_stores, run
+from jobs.common import job, job_stores, start
 from jobs.config import JobConfig, positional
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail, load_pictures
@@ -121,9 +118,8 @@ def _subjects(summary: Summary) -> list[str]:
     return [*lines, ""]
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(SummaryConfig, main, prog="leukoray summary", epilog=EXAMPLES, argv=argv)
+command = job("summary", SummaryConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

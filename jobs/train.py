@@ -1,14 +1,12 @@
 """Train a network data-parallel on Ray, calibrate it, and publish it as a bundle."""
 
 import hashlib
-import sys
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, finish, job_stores, run, show_config
+from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import JobConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import UsageError
@@ -194,9 +192,8 @@ def _account(trained: fit.Trained, published: Published, config: TrainConfig, cl
     print(f"{clock.seconds:.0f} s. Next: leukoray evaluate {config.manifest} --model {model}")
 
 
-def command(argv: Sequence[str]) -> int:
-    return run(TrainConfig, main, prog="leukoray train", epilog=EXAMPLES, argv=argv)
+command = job("train", TrainConfig, main, EXAMPLES)
 
 
 if __name__ == "__main__":
-    finish(command(sys.argv[1:]))
+    start(command)

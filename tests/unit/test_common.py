@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jobs.common import EXIT_CODES, run
+from jobs.common import EXIT_CODES, job
 from jobs.config import JobConfig
 from pipeline.base.errors import Code, IncompleteError, InputError, PlatformError, UsageError
 from pipeline.storage.types import StoreError
@@ -19,7 +19,7 @@ def ends(error: BaseException, *argv: str) -> int:
     def main(config: Plain) -> None:
         raise error
 
-    return run(Plain, main, prog="leukoray example", argv=argv)
+    return job("example", Plain, main)(argv)
 
 
 class FailedTask(Exception):
