@@ -20,7 +20,7 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import ArchiveRow
 from pipeline.sources.archives import Entry, Ignored, Problem
-from pipeline.sources.listing import Tally, base_folder, entry_id, list_named, list_sources, path_below
+from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
 from pipeline.sources.objects import ListingOptions, open_archive
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
@@ -91,22 +91,27 @@ class _Sorter:
         self._archives: list[Entry] = []  # compressed, not opened
 
     def take(self, item: Entry | Problem) -> None:
-        if isinstance(item, Entry) and item.access is Access.ARCHIVE:
-            self._archives.append(item)
-            return
         if isinstance(item, Problem):
             self.unlisted.add(item.uri)
-        number = entry_id(item) if isinstance(item, Entry) else image_id(item.uri, item.member, item.occurrence)
+            number = image_id(item.uri, item.member, item.occurrence)
+            if self._is_open(number, item):
+                self._files.add_problem(number, item)
+        elif item.access is Access.ARCHIVE:
+            self._archives.append(item)
+        else:
+            row = entry_row(item)
+            if self._is_open(row.image_id, item):
+                self._files.shards.add(shard_row(row, self._subject(row.image_id, item), item.meta))
+
+    def _is_open(self, number: int, item: Entry | Problem) -> bool:
+        """Asked for, and not done by an earlier run."""
         if not self._selection.wants(number, item.uri):
-            return
+            return False
         self.listed += 1
         done = self._selection.done(number, item.etag, item.size_bytes)
         if done is not None:
             self._files.skip(number, item, *done)
-        elif isinstance(item, Problem):
-            self._files.add_problem(number, item)
-        else:
-            self._files.shards.add(shard_row(item, self._subject(number, item)))
+        return done is None
 
     def _subject(self, number: int, item: Entry) -> str | None:
         known = self._selection.subject(number)
@@ -129,7 +134,7 @@ class _Sorter:
                 self._open(entry, options)
             elif verdicts[entry.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
-                self._files.shards.add_archive(shard_row(entry, None))
+                self._files.shards.add_archive(shard_row(entry_row(entry), None, entry.meta))
 
     def _open(self, entry: Entry, options: ListingOptions) -> None:
         info = ObjectInfo(entry.uri, entry.size_bytes, entry.etag, entry.mtime)

@@ -1,20 +1,19 @@
 """Listing rows cut into shard files, the unit of work."""
 
+from collections.abc import Mapping
+
 from pipeline.scoring.run_folder import RunFolder, shard_file
 from pipeline.scoring.schemas import SHARD_SCHEMA, ShardRow
-from pipeline.sources.archives import Entry
-from pipeline.sources.listing import entry_row
-from pipeline.sources.rows import Access, read_rows, to_table
+from pipeline.sources.rows import Access, ListingRow, read_rows, to_table
 from pipeline.storage.parquet import to_parquet
 
 _MAX_STREAM_ROWS = 20_000  # rows of compressed archives held back so that each archive stays in one shard
 
 
-def shard_row(entry: Entry, subject_id: str | None) -> ShardRow:
-    row = entry_row(entry)
+def shard_row(row: ListingRow, subject_id: str | None, meta: Mapping[str, str]) -> ShardRow:
     return ShardRow(
         row.image_id, row.uri, row.member, row.access, row.offset, row.stored_bytes, row.size_bytes, row.etag,
-        row.mtime, subject_id, tuple(entry.meta.items()),
+        row.mtime, subject_id, tuple(meta.items()),
     )  # fmt: skip
 
 

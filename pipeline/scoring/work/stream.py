@@ -17,7 +17,7 @@ from pipeline.scoring.schemas import ShardRow
 from pipeline.sources.archives import Damaged, Entry, Found, Ignored, Problem, read_archive
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.filters import NO_FILTERS, Filters
-from pipeline.sources.listing import base_folder, path_below
+from pipeline.sources.listing import base_folder, entry_row, path_below
 from pipeline.sources.outage import assert_up
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
@@ -96,7 +96,7 @@ class ArchiveStream:
 
     def _entry(self, entry: Entry, data: bytes | Damaged | None) -> Fetched[ShardRow]:
         self.meta_keys.update(entry.meta)
-        row = shard_row(entry, entry.meta.get("subject_id"))
+        row = shard_row(entry_row(entry), entry.meta.get("subject_id"), entry.meta)
         if isinstance(data, bytes):
             return Fetched(row, data, None, entry.etag, 1)
         if data is None:
