@@ -9,7 +9,7 @@ order of the rows.
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -86,16 +86,22 @@ def assign_splits(
         groups=of_labelled(groups or nothing),
         labels=of_labelled(labels or nothing),
     )
+    found = _split_labelled(rows, shares, rule, seed, warnings)
+    splits = dict(zip(labelled, found.splits, strict=True))
+    return replace(found, splits=[splits.get(row) for row in range(len(class_names))])
+
+
+def _split_labelled(
+    rows: Rows, shares: Sequence[float], rule: SplitRule, seed: int, warnings: list[str]
+) -> SplitResult:
+    """The labelled rows alone."""
     units = make_units(rows, seed)
     _place(units, shares, warnings)
     placed = units.split[units.of_row]
     if shortage := _shortage(placed, shares, len(units.split)):
-        return SplitResult([*nothing], "none", "no image is put into a split", [*warnings, shortage])
-    warnings += _missing(units, shares)
-    splits: list[str | None] = [*nothing]
-    for row, code in zip(labelled, placed.tolist(), strict=True):
-        splits[row] = SPLITS[code]
-    return SplitResult(splits, rule, _reason(rule, rows, units, seed), warnings)
+        return SplitResult([None] * len(placed), "none", "no image is put into a split", [*warnings, shortage])
+    splits: list[str | None] = [SPLITS[code] for code in placed.tolist()]
+    return SplitResult(splits, rule, _reason(rule, rows, units, seed), [*warnings, *_missing(units, shares)])
 
 
 def check_leaks(
