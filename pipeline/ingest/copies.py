@@ -55,6 +55,7 @@ def find_copies(listing: pa.Table, wanted: Sequence[bool], stores: Stores = Stor
 
 
 def _kind(group: Group) -> str:
+    # Equal ETags of S3 mean equal bytes; other stores promise only that another version has another one.
     if all(item.row.access is Access.FILE and is_s3(item.row.uri) for item in group):
         return "objects"
     # What a zip stores of equal bytes depends on the program that packed them.

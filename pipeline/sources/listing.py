@@ -20,7 +20,7 @@ from pipeline.sources.rows import Access, ListingRow, image_id, place_of
 from pipeline.sources.side_by_side import side_by_side
 from pipeline.sources.tables import is_table
 from pipeline.storage.stores import Stores
-from pipeline.storage.uris import is_s3, local_path
+from pipeline.storage.uris import common_folder, is_s3, local_path
 
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
@@ -110,10 +110,7 @@ def base_folder(sources: Sequence[str]) -> str:
         is_file = archives.is_archive(source) or is_table(source) or posixpath.splitext(source)[1] == ".txt"
         is_file = is_file or (is_here and os.path.isfile(source))
         folders.append(posixpath.dirname(source) if is_file else source)
-    if len({is_s3(folder) for folder in folders}) > 1:
-        return ""
-    prefix = "s3://" if is_s3(folders[0]) else ""
-    return prefix + posixpath.commonpath([folder.removeprefix(prefix) for folder in folders])
+    return common_folder(folders)
 
 
 def path_below(entry: Entry, base: str) -> str:

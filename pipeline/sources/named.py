@@ -14,7 +14,7 @@ from pipeline.sources.objects import ListingOptions, Root, Stream, Subtree, bind
 from pipeline.sources.rows import read_rows
 from pipeline.sources.tables import read_table
 from pipeline.storage.types import ObjectInfo, StoreError
-from pipeline.storage.uris import absolute, is_s3, join
+from pipeline.storage.uris import absolute, resolve
 
 _URI_COLUMNS = ("uri", "path", "file", "filename")
 _ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at the same time
@@ -85,8 +85,7 @@ def from_table(info: ObjectInfo, options: ListingOptions) -> Iterator[Found | Su
 
 def _full_uri(text: str, folder: str) -> str:
     if "://" not in text and not text.startswith("/"):
-        scheme, path = ("s3://", folder.removeprefix("s3://")) if is_s3(folder) else ("", folder)
-        text = scheme + posixpath.normpath(join(path, text))
+        text = resolve(folder, text)
     try:
         return absolute(text)
     except UsageError:  # a kind of store that is not read; said when its turn comes

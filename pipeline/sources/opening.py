@@ -14,7 +14,7 @@ from pipeline.sources.objects import ListingOptions, Root, Source, objects, one_
 from pipeline.sources.tables import is_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
-from pipeline.storage.uris import absolute, is_s3
+from pipeline.storage.uris import absolute
 
 
 def expand(sources: Sequence[str], stores: Stores = Stores()) -> list[Root]:
@@ -25,7 +25,7 @@ def expand(sources: Sequence[str], stores: Stores = Stores()) -> list[Root]:
     """
     roots: dict[str, Root] = {}
     for source in map(absolute, sources):
-        if is_s3(source) or not glob.has_magic(source) or os.path.lexists(source):
+        if stores.of(source).is_remote or not glob.has_magic(source) or os.path.lexists(source):
             roots[source.rstrip("/") + "/"] = Root(source, source)
             continue
         found = glob.glob(source, recursive=True)

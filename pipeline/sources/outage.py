@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from pipeline.base.errors import OUTAGE_CODES, PlatformError
+from pipeline.base.errors import OUTAGE_CODES
 from pipeline.images.load import Limits
 from pipeline.sources.fetch import Fetched, fetch_rows
 from pipeline.sources.rows import Row
@@ -58,12 +58,8 @@ def assert_up(uri: str, stores: Stores) -> None:
         stores.of(uri).is_folder(uri.rpartition("/")[0])
     except StoreError as error:
         if error.code in OUTAGE_CODES:
-            raise _out(error) from error
+            raise error.refusal() from error
 
 
 def _is_transient(fetched: Fetched[Row]) -> bool:
     return fetched.rejected is not None and fetched.rejected.code in OUTAGE_CODES
-
-
-def _out(error: Exception | None) -> PlatformError:
-    return PlatformError(f"the store does not answer ({error}); run again when it is back")

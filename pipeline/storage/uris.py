@@ -1,13 +1,17 @@
 """What a URI names: a path of this machine, or an object on S3."""
 
 import os
+import posixpath
+from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from pipeline.base.errors import UsageError
 
+_S3 = "s3://"
+
 
 def is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
+    return uri.startswith(_S3)
 
 
 def absolute(uri: str) -> str:
@@ -32,6 +36,20 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def resolve(folder: str, path: str) -> str:
+    """`path` as seen from `folder`, with `..` and doubled slashes undone."""
+    scheme = _S3 if is_s3(folder) else ""
+    return scheme + posixpath.normpath(join(folder.removeprefix(scheme), path))
+
+
+def common_folder(folders: Sequence[str]) -> str:
+    """The innermost folder that holds all of these; empty where none does."""
+    if len({is_s3(folder) for folder in folders}) > 1:
+        return ""
+    scheme = _S3 if is_s3(folders[0]) else ""
+    return scheme + posixpath.commonpath([folder.removeprefix(scheme) for folder in folders])
 
 
 def join(uri: str, *parts: str) -> str:

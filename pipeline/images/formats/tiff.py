@@ -1,22 +1,23 @@
-"""The first directory of a TIFF (TIFF 6.0, section 2) or BigTIFF, of either byte order."""
+"""The first directory of a TIFF (TIFF 6.0, section 2) or BigTIFF, of either byte order.
+
+Not read with Pillow's own directory: where a value lies behind the last byte it warns and goes on without it, and so
+cannot tell a cut file, nor one that announces tags of gigabytes.
+"""
 
 import struct
 from dataclasses import dataclass
 from typing import Any
 
+from PIL.ExifTags import Base as Tag
+
 MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8: all that the tags below use
 _MAX_VALUES = 1 << 20  # of one tag: a gigapixel in tiles of 32 pixels
-(
-    _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _PLANAR, _TILE_WIDTH,
-    _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SAMPLE_FORMAT,
-) = 256, 257, 258, 259, 262, 273, 277, 279, 284, 322, 323, 324, 325, 339  # fmt: skip
-_WANTED = frozenset(
-    {
-        _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIP_OFFSETS, _SAMPLES, _STRIP_COUNTS, _PLANAR,
-        _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SAMPLE_FORMAT,
-    }
-)  # fmt: skip
+_WANTED = frozenset({
+    Tag.ImageWidth, Tag.ImageLength, Tag.BitsPerSample, Tag.Compression, Tag.PhotometricInterpretation,
+    Tag.StripOffsets, Tag.StripByteCounts, Tag.SamplesPerPixel, Tag.PlanarConfiguration, Tag.TileWidth, Tag.TileLength,
+    Tag.TileOffsets, Tag.TileByteCounts, Tag.SampleFormat,
+})  # fmt: skip
 # None, CCITT, LZW, old and new JPEG, Deflate, PackBits, LZMA, Zstandard: what Pillow's wheels read
 _READ = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946, 34925, 50000})
 _INTEGERS, _FLOATS = 1, 3
@@ -67,19 +68,19 @@ def first_page(data: bytes) -> Page | None:
 
     ends = [
         offset + size
-        for offsets, sizes in ((_STRIP_OFFSETS, _STRIP_COUNTS), (_TILE_OFFSETS, _TILE_COUNTS))
+        for offsets, sizes in ((Tag.StripOffsets, Tag.StripByteCounts), (Tag.TileOffsets, Tag.TileByteCounts))
         for offset, size in zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)
     ]
     return Page(
-        width=one(_WIDTH, 0),
-        height=one(_HEIGHT, 0),
-        bits=max(tags.get(_BITS, (1,))),
-        samples=one(_SAMPLES, 1),
-        compression=one(_COMPRESSION, 1),
-        sample_format=one(_SAMPLE_FORMAT, _INTEGERS),
-        zero_is_white=one(_PHOTOMETRIC, 1) == 0,
-        is_planar=one(_PLANAR, 1) == 2,
-        tile_pixels=one(_TILE_WIDTH, 0) * one(_TILE_HEIGHT, 0),
+        width=one(Tag.ImageWidth, 0),
+        height=one(Tag.ImageLength, 0),
+        bits=max(tags.get(Tag.BitsPerSample, (1,))),
+        samples=one(Tag.SamplesPerPixel, 1),
+        compression=one(Tag.Compression, 1),
+        sample_format=one(Tag.SampleFormat, _INTEGERS),
+        zero_is_white=one(Tag.PhotometricInterpretation, 1) == 0,
+        is_planar=one(Tag.PlanarConfiguration, 1) == 2,
+        tile_pixels=one(Tag.TileWidth, 0) * one(Tag.TileLength, 0),
         end=max(ends, default=0),
     )
 
