@@ -1,0 +1,85 @@
+"""What a run is frozen to: every image in one shard, and which run a command continues."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.errors import InputError
+from pipeline.model.bundle import Bundle
+from pipeline.scoring.plan.plan import find_or_start
+from pipeline.scoring.plan.shards import Shards, read_shard, shard_size
+from pipeline.scoring.request import Request
+from pipeline.scoring.run_folder import Output, RunFolder
+from pipeline.scoring.schemas import ShardRow
+from pipeline.sources.rows import Access, image_id
+from pipeline.storage.stores import Stores
+from tests.bundles import make_bundle
+from tests.scoring_sources import contents, score_here, write_files
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), size=16)
+
+
+def row(uri: str, number: int, access: Access) -> ShardRow:
+    name = f"{number}.jpg"
+    return ShardRow(image_id(uri, name), uri, name, access, number, 1, 1, "etag", None, None, ())
+
+
+def shards_of(folder: Path, rows: list[ShardRow]) -> list[list[ShardRow]]:
+    run = RunFolder.at(str(folder), Stores())
+    shards = Shards(run)
+    for item in rows:
+        shards.add(item)
+    shards.close()
+    found = [read_shard(run, number) for number in range(len(shards.images))]
+    assert [len(shard) for shard in found] == shards.images
+    assert sorted(item.image_id for shard in found for item in shard) == sorted(item.image_id for item in rows)
+    return found
+
+
+def test_shards_are_small_at_first_and_grow_with_the_run(tmp_path: Path) -> None:
+    sizes = [len(shard) for shard in shards_of(tmp_path, [row("a.tar", n, Access.RANGE) for n in range(2_500)])]
+    assert sizes == [64] * 32 + [256, 196]
+    assert [shard_size(rows) for rows in (0, 2_047, 2_048, 499_999, 500_000)] == [64, 64, 256, 256, 2_048]
+
+
+def test_an_archive_that_is_read_from_its_front_stays_in_one_shard(tmp_path: Path) -> None:
+    rows = [row(uri, n, Access.STREAM) for n in range(300) for uri in ("a.tgz", "b.tgz")]
+    found = shards_of(tmp_path, [*rows, *(row("c.tar", n, Access.RANGE) for n in range(70))])
+    assert sorted(len(shard) for shard in found) == [6, 64, 300, 300]
+    assert all(len({item.uri for item in shard}) == 1 for shard in found)
+
+
+def test_rows_held_back_for_their_archive_are_bounded_and_the_largest_goes_first(tmp_path: Path) -> None:
+    large = [row("large.tgz", n, Access.STREAM) for n in range(15_000)]
+    small = [row("small.tgz", n, Access.STREAM) for n in range(5_001)]
+    found = shards_of(tmp_path, [*large, *small, *(row("large.tgz", n, Access.STREAM) for n in range(15_000, 15_010))])
+    assert [(shard[0].uri, len(shard)) for shard in found] == [
+        ("large.tgz", 15_000), ("small.tgz", 5_001), ("large.tgz", 10),
+    ]  # fmt: skip
+
+
+def test_a_command_continues_the_unfinished_run_of_its_own_request(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", contents(4, bad=False)), tmp_path / "out"
+    score_here([source], bundle, out, "run-1")
+    output = Output.at(str(out), Stores())
+    mine, theirs = (Request((str(source),), bundle.uri, bundle.info.identity(), limit=limit) for limit in (None, 2))
+    for request, run_id in ((theirs, "run-2"), (mine, "run-3")):
+        folder, continues = find_or_start(output, request, run_id)
+        assert (folder.run_id, continues) == (run_id, False)
+    for request, run_id in ((theirs, "run-2"), (mine, "run-3")):
+        folder, continues = find_or_start(output, request, None)
+        assert (folder.run_id, continues) == (run_id, True)
+    with pytest.raises(InputError, match=r"run-1: this run is complete"):
+        find_or_start(output, mine, "run-1")
+    with pytest.raises(InputError, match=r"run-2: an unfinished run of another request"):
+        find_or_start(output, mine, "run-2")
+
+
+def test_the_next_night_scores_nothing_that_is_unchanged(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", contents(5, bad=False)), tmp_path / "out"
+    score_here([source], bundle, out, "run-1")
+    _, second = score_here([source], bundle, out, "run-2")
+    assert (second["counts"]["scored"], second["counts"]["skipped"]) == (0, 5)
