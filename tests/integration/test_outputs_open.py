@@ -77,7 +77,7 @@ def test_pyarrow_finds_the_documented_schema(run: Run, tiny_bundle: Bundle) -> N
 
 def test_the_schema_carries_its_version(run: Run) -> None:
     files = list(run.folder.glob("*/*.parquet"))
-    assert {file.parent.name for file in files} == {"predictions", "quarantine"}
+    assert {file.parent.name for file in files} == {"predictions", "quarantine", "archives"}
     for file in files:
         assert pq.read_schema(file).metadata[b"leukoray.schema_version"] == b"1"
 
