@@ -23,11 +23,10 @@ from jobs.config import JobConfig, positional
 from jobs.story import Story, typed_command
 from pipeline.base.errors import PlatformError
 from pipeline.evaluation.report import words
-from pipeline.ingest.splits import SPLITS
-from pipeline.model.registry import read_pointer
+from pipeline.model.registry import ModelFolder
 from pipeline.scoring.run_folder import Output
 from pipeline.sources.fetch import fetch_rows
-from pipeline.sources.manifest import ManifestRow, read_info, read_manifest
+from pipeline.sources.manifest import SPLITS, ManifestRow, read_info, read_manifest
 from pipeline.sources.rows import read_rows
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, is_s3
@@ -133,15 +132,16 @@ def train(story: Story, manifest: str, name: str, *given: str) -> str:
     flags = ("--out", registry, "--name", name, "--workers", "2", *given)
     story.step("train", story.path(manifest), *flags, shown="epoch")
     model = str(Path(registry, name))
-    best = read_pointer(model) or {}
-    story.say(f"best.json -> {best.get('version')}: {best.get('metric')} {words.number(best.get('value'))}")
+    best = ModelFolder(model).pointer()
+    assert best is not None, "training ends with a pointer"
+    story.say(f"best.json -> {best.version}: {best.metric} {words.number(best.value)}")
     return model
 
 
 def synthetic_model(story: Story, more: Sequence[str], stores: Stores) -> str:
     """A model for images that none can be trained on; made from samples where there is none yet."""
     model = story.path("models", SYNTHETIC)
-    if read_pointer(model) is not None:
+    if ModelFolder(model).pointer() is not None:
         story.say(f"so {model} scores them, which learned from synthetic samples: its answers mean nothing")
         return model
     story.say("so a model is trained on synthetic samples; what it says of real cells means nothing")

@@ -1,37 +1,26 @@
 """`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report."""
 
-import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import JobConfig, effective, positional
-from pipeline import __version__
 from pipeline.base.cluster import connected
-from pipeline.base.errors import IncompleteError, InputError, UsageError
-from pipeline.base.resources import ClusterPlan, check
-from pipeline.evaluation.metrics import Threshold, threshold_for
+from pipeline.base.errors import IncompleteError, UsageError
+from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.metrics import Threshold
 from pipeline.evaluation.names import METRIC_NAMES
-from pipeline.evaluation.outcomes import Outcomes, is_labelled
-from pipeline.evaluation.report import render_card, render_report, words
-from pipeline.evaluation.worker import EvaluationWorker, Outcome
-from pipeline.ingest.splits import SPLITS
-from pipeline.model.bundle import CARD, Bundle, update_info
+from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.predict import predict_split
+from pipeline.evaluation.report import words
+from pipeline.evaluation.result import Evaluation, evaluation
+from pipeline.model.bundle import Bundle
 from pipeline.model.registry import resolve
-from pipeline.sources.manifest import Manifest, ManifestRow, read_manifest
-from pipeline.sources.rows import Access
-from pipeline.storage.parquet import to_parquet
+from pipeline.sources.manifest import SPLITS, Manifest, read_manifest
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
-
-HISTORY = "report/history.json"
-_ROWS_PER_TASK = 128
-_NOT_IN_CARD = ("slices",)
 
 
 class EvaluateConfig(JobConfig):
@@ -67,220 +56,49 @@ def main(config: EvaluateConfig) -> None:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     show_config(config)
     manifest, bundle = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
+    threshold = Threshold(bundle.info.threshold, "the bundle's", float("nan"), float("nan"))
     with connected(config.address, config.num_cpus) as ray:
-        chosen = choose_threshold(ray, config, bundle, manifest, stores)
         if config.target_sensitivity is not None:
-            bundle = bundle.with_threshold(chosen.value)
-        outcomes = predict_split(ray, config, bundle, manifest, config.split, stores)
-    metrics = outcomes.metrics(
-        chosen.value,
-        replicates=config.bootstrap,
-        confidence=config.confidence,
-        seed=config.seed,
-        units=manifest.info.units,
-    )
-    notes = caveats(config, bundle, manifest, outcomes)
-    facts = provenance(config, bundle, manifest, chosen)
-    report = render_report(
-        title=f"{bundle.info.name}, {config.split} split",
-        metrics=metrics,
-        curves=outcomes.curves(),
-        history=training_history(bundle),
-        best_epoch=bundle.info.training.get("best_epoch"),
-        mistakes=outcomes.mistakes(chosen.value, config.mistakes, stores),
-        provenance=facts,
-        synthetic=bundle.info.synthetic or manifest.info.synthetic,
-        warnings=notes,
-        split=config.split,
-        basis=basis(config.split, bundle, manifest),
-    )
-    record = {"split": config.split, "provenance": facts, **metrics, "warnings": [*notes, *metrics["warnings"]]}
-    record |= {"configuration": effective(config), "rejected": len(outcomes.rejections)}
-    save(config, outcomes, chosen, record, report, stores)
-    keep_in_bundle(config, bundle, manifest, record, report)
-    account(config, metrics, outcomes, record["warnings"], clock)
+            validation = outcomes_of(ray, config, bundle, manifest, "validation", stores)
+            threshold = validation.threshold_for(config.target_sensitivity)
+            bundle = bundle.with_threshold(threshold.value)
+        outcomes = outcomes_of(ray, config, bundle, manifest, config.split, stores)
+    resampling = Resampling(config.bootstrap, config.confidence, config.seed)
+    found = evaluation(bundle, manifest, config.split, outcomes, threshold, resampling)
+    record, report = found.record(effective(config)), found.report(config.mistakes, stores)
+    found.save(absolute(config.out), record, report, stores)
+    if config.target_sensitivity is None:  # the bundle's card tells of the bundle's own operating point
+        found.keep_in_bundle(record, report)
+    account(config, found, clock)
 
 
-def choose_threshold(ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, stores: Stores) -> Threshold:
-    """The bundle's own, or the one that reaches the target on validation."""
-    if config.target_sensitivity is None:
-        return Threshold(bundle.info.threshold, "the bundle's", float("nan"), float("nan"))
-    validation = predict_split(ray, config, bundle, manifest, "validation", stores)
-    if validation.diseased is None:
-        raise UsageError("--target-sensitivity: this model's classes do not say which mean disease; leave it out")
-    return threshold_for(validation.diseased, validation.probability, config.target_sensitivity)
-
-
-def predict_split(
+def outcomes_of(
     ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, split: str, stores: Stores
 ) -> Outcomes:
-    """Predict every labelled image of the split, spread over the cluster."""
-    wanted = [row for row in manifest.split(split) if is_labelled(bundle.info, row)]
-    if not wanted:
-        raise InputError(
-            f"{manifest.uri}: no labelled image in split {split!r}; choose another --split or ingest again"
-        )
-    tasks = _tasks(wanted)
-    available = ray.cluster_resources()
-    possible = int(available.get("CPU", 1) / config.cpus_per_worker)
-    if config.gpus_per_worker:
-        possible = min(possible, int(available.get("GPU", 0) / config.gpus_per_worker))
-    possible = max(1, possible)
-    plan = ClusterPlan(
-        "evaluate", config.workers or min(possible, len(tasks)), config.cpus_per_worker, config.gpus_per_worker
-    )
-    check(plan, available)
-    outcomes: list[Outcome] = []
-    for part in _spread(ray, plan, bundle, tasks, stores):
-        outcomes += part
-        _progress(split, len(outcomes), len(wanted))
-    return Outcomes(bundle.info, outcomes)
+    found = predict_split(
+        ray, bundle, manifest, split, stores, workers=config.workers, cpus_per_worker=config.cpus_per_worker,
+        gpus_per_worker=config.gpus_per_worker,
+    )  # fmt: skip
+    return Outcomes(bundle.info, found)
 
 
-def _tasks(wanted: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
-    """Members of one archive together, in its order; those of a compressed tar in one task, which reads it once."""
-    streamed: dict[str, list[ManifestRow]] = {}
-    direct: list[ManifestRow] = []
-    for row in sorted(wanted, key=lambda row: (row.uri, row.offset or 0)):
-        (streamed.setdefault(row.uri, []) if row.access is Access.STREAM else direct).append(row)
-    return [*streamed.values(), *(direct[at : at + _ROWS_PER_TASK] for at in range(0, len(direct), _ROWS_PER_TASK))]
-
-
-def _spread(
-    ray: Any, plan: ClusterPlan, bundle: Bundle, tasks: Sequence[Sequence[ManifestRow]], stores: Stores
-) -> Iterator[list[Outcome]]:
-    """Hand tasks to workers as they become free; results as they come. A lost worker is restarted, its task redone."""
-    remote = ray.remote(
-        num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker, max_restarts=3, max_task_retries=3
-    )(EvaluationWorker)
-    workers = [remote.remote(bundle, stores, plan.gpus_per_worker > 0) for _ in range(plan.workers)]
-    pool = ray.util.ActorPool(workers)
-    try:
-        yield from pool.map_unordered(lambda worker, batch: worker.predict.remote(batch), tasks)
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-
-
-def _progress(split: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(
-            f"\r{split}: {done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True
-        )
-
-
-def caveats(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) -> list[str]:
-    """What the data says against the figures."""
-    notes = list(manifest.info.warnings)
-    if config.split != "test":
-        notes.append(f"This is the {config.split} split: the model, its threshold or its epoch were chosen by it.")
-    if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
-        notes.append("The manifest is not the one of training: images of training may be among those measured here.")
-    if outcomes.rejections:
-        codes = ", ".join(sorted({error.code.value for error in outcomes.rejections}))
-        notes.append(
-            f"{len(outcomes.rejections)} of {len(outcomes.all)} images could not be read and are left out: {codes}."
-        )
-    confounded = outcomes.background_warning()
-    return notes + ([confounded] if confounded else [])
-
-
-def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
-    """What may be said of the images measured: that they took no part in training only where it is known."""
-    if split != "test":
-        return f" of the {split} split"
-    if bundle.info.manifest_digest != manifest.info.digest:
-        return "; whether the model has seen them in training is not known"
-    if manifest.info.split_rule == "images":
-        return " that took no part in training, though other images of the same patients may have"
-    return " that took no part in training"
-
-
-def provenance(config: EvaluateConfig, bundle: Bundle, manifest: Manifest, chosen: Threshold) -> dict[str, str]:
-    """What someone needs to repeat or to trust the figures."""
-    info = bundle.info
-    subjects = {split: len({row.subject_id for row in manifest.split(split)} - {None}) for split in SPLITS}
-    known, unit = any(subjects.values()), manifest.info.units.capitalize()
-    return {
-        "Model": f"{info.name} / {info.version}",
-        "Bundle": bundle.uri,
-        "Architecture": f"{info.architecture}, {info.input_size} x {info.input_size} pixels",
-        "Model SHA-256": info.identity(),
-        "Trained": info.created_at,
-        "Manifest": manifest.uri,
-        "Manifest digest": manifest.info.digest,
-        "Source": str(manifest.info.source or ""),
-        "Split rule": manifest.info.split_rule or info.split_rule,
-        "Images in train / validation / test": " / ".join(f"{len(manifest.split(split)):,}" for split in SPLITS),
-        f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
-        "Threshold": f"{chosen.value:.4f} ({chosen.rule})",
-        "Temperature": f"{info.temperature:.4f}",
-        "Resampling": f"{config.bootstrap} replicates, seed {config.seed}",
-        "Evaluated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "Versions": ", ".join(
-            [f"leukoray {__version__}", *(f"{name} {version(name)}" for name in ("ray", "onnxruntime", "numpy"))]
-        ),
-    }
-
-
-def training_history(bundle: Bundle) -> list[Mapping[str, Any]]:
-    """Per-epoch records that training left in the bundle; empty where it left none."""
-    if bundle.stores.of(bundle.uri).head(join(bundle.uri, HISTORY)) is None:
-        return []
-    return list(json.loads(bundle.file(HISTORY)))
-
-
-def save(
-    config: EvaluateConfig,
-    outcomes: Outcomes,
-    chosen: Threshold,
-    record: Mapping[str, Any],
-    report: str,
-    stores: Stores,
-) -> None:
-    out = absolute(config.out)
-    store = stores.of(out)
-    store.write(join(out, "predictions.parquet"), to_parquet(outcomes.table(chosen.value)))
-    store.write(join(out, "metrics.json"), json.dumps(record, indent=2, allow_nan=False).encode())
-    store.write(join(out, "report.html"), report.encode())
-
-
-def keep_in_bundle(
-    config: EvaluateConfig, bundle: Bundle, manifest: Manifest, record: Mapping[str, Any], report: str
-) -> None:
-    """Card, metrics and report into the bundle, when they are of its own test split at its own threshold."""
-    own = bundle.info.manifest_digest == manifest.info.digest
-    if not own or config.split != "test" or config.target_sensitivity is not None:
-        return
-    kept = {key: value for key, value in record.items() if key not in _NOT_IN_CARD}
-    data = {"Source": manifest.info.source or "–", "Layout": manifest.info.layout or "–"}
-    data |= {f"Images in {split}": f"{len(manifest.split(split)):,}" for split in SPLITS}
-    card = render_card(bundle.info, metrics=record, data=data)
-    store = bundle.stores.of(bundle.uri)
-    store.write(join(bundle.uri, "report", "report.html"), report.encode())
-    store.write(join(bundle.uri, CARD), card.encode())
-    update_info(bundle, metrics={**bundle.info.metrics, "test": kept})
-
-
-def account(
-    config: EvaluateConfig, metrics: Mapping[str, Any], outcomes: Outcomes, warnings: Sequence[str], clock: Clock
-) -> None:
+def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     """Print the result; fail when too many images could not be read."""
     print()
-    for sentence in words.headline(metrics):
+    for sentence in words.headline(found.metrics):
         print(sentence)
     print()
-    for name, metric in metrics["metrics"].items():
+    for name, metric in found.metrics["metrics"].items():
         print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")
-    for warning in warnings:
+    for warning in found.warnings:
         print(f"  note: {warning}")
+    scored, rejected = len(found.outcomes.scored), len(found.outcomes.rejections)
     where = join(absolute(config.out), "report.html")
-    print(f"\n{len(outcomes.scored):,} images in {clock.seconds:.0f} s. Report: {where}")
+    print(f"\n{scored:,} images in {clock.seconds:.0f} s. Report: {where}")
     print(words.NOT_A_DEVICE)
-    share = len(outcomes.rejections) / len(outcomes.all)
-    if share > config.max_error_share:
+    if rejected > config.max_error_share * (scored + rejected):
         raise IncompleteError(
-            f"{len(outcomes.rejections)} of {len(outcomes.all)} images could not be read, more than --max-error-share "
+            f"{rejected} of {scored + rejected} images could not be read, more than --max-error-share "
             f"{config.max_error_share:g}; predictions.parquet names them with their codes"
         )
 

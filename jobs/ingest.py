@@ -15,9 +15,9 @@ from pipeline import __version__
 from pipeline.base.errors import InputError
 from pipeline.ingest.draft import IngestOptions, ManifestDraft, counts, ingest
 from pipeline.ingest.layouts import describe_layouts
-from pipeline.ingest.splits import SPLITS, SplitRule
+from pipeline.ingest.splits import SplitRule
 from pipeline.sources.filters import Filters, parse_since
-from pipeline.sources.manifest import Manifest, ManifestInfo, write_manifest
+from pipeline.sources.manifest import SPLITS, Manifest, ManifestInfo, write_manifest
 from pipeline.storage.uris import absolute, join
 
 EXAMPLES = f"""examples:

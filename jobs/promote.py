@@ -8,9 +8,9 @@ from pydantic import Field
 from jobs.common import job, job_stores, start
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import InputError, LeukorayError, UsageError
-from pipeline.model.bundle import INFO, Bundle, read_bundle
+from pipeline.model.bundle import read_bundle
 from pipeline.model.predictor import Predictor
-from pipeline.model.registry import point_to, read_pointer
+from pipeline.model.registry import ModelFolder, version_uris
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -31,58 +31,34 @@ class PromoteConfig(JobConfig):
 
 
 def main(config: PromoteConfig) -> None:
-    stores = job_stores(config)
-    uri = absolute(config.model)
+    stores, uri = job_stores(config), absolute(config.model)
     if config.version is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.version):
         raise UsageError(f"--version {config.version!r}: the name of a folder in {uri}, without slashes; see --list")
     if not config.version and not config.list:
         raise UsageError("name a --version, or see them with --list")
     if config.version:
-        bundle = _checked(join(uri, config.version), stores)
-        metric, value = _monitored(bundle)
-        point_to(uri, bundle, metric, value)
-        print(f"{uri}: best is now {config.version} ({metric} {_number(value)})")
+        bundle = read_bundle(join(uri, config.version), stores).verify()
+        Predictor(bundle, engine="onnx").probe()
+        pointer = ModelFolder(uri, stores).point_to(bundle)
+        print(f"{uri}: best is now {config.version} ({pointer.metric} {_number(pointer.value)})")
     if config.list:
         _print_versions(uri, stores)
 
 
-def _checked(uri: str, stores: Stores) -> Bundle:
-    """The bundle, after its files were compared with their digests and the graph answered the probe."""
-    bundle = read_bundle(uri, stores).verify()
-    Predictor(bundle, engine="onnx").probe()
-    return bundle
-
-
-def _monitored(bundle: Bundle) -> tuple[str, float | None]:
-    """The metric that training chose the best epoch by, in the words of the pointer."""
-    monitor = str(bundle.info.training.get("monitor", "val_auc"))
-    name = "roc_auc" if monitor == "val_auc" else monitor.removeprefix("val_")
-    value: Any = bundle.info.metrics.get("validation", {}).get(name)
-    return f"validation {name}", None if value is None else float(value)
-
-
 def _print_versions(uri: str, stores: Stores) -> None:
     """Of one model, or of all models of a registry."""
-    found = sorted(
-        item.uri.removesuffix("/" + INFO) for item in stores.of(uri).walk(uri) if item.uri.endswith("/" + INFO)
-    )
+    found = list(version_uris(uri, stores))
     if not found:
         raise InputError(f"{uri}: no versions here; name the model's folder, REGISTRY/NAME")
-    best: dict[str, str | None] = {}
-    for folder in found:
-        model, _, version = folder.rpartition("/")
-        if model not in best:
-            pointer = read_pointer(model, stores)
-            best[model] = pointer["version"] if pointer else None
-        mark, shown = "*" if version == best[model] else " ", folder.removeprefix(uri + "/")
+    for folder, is_best in found:
+        start = f"{'*' if is_best else ' '} {folder.removeprefix(uri + '/')}"
         try:
-            bundle = read_bundle(folder, stores)
+            info = read_bundle(folder, stores).info
         except LeukorayError as error:
-            print(f"{mark} {shown}  unusable: {error}")
+            print(f"{start}  unusable: {error}")
             continue
-        metric, value = _monitored(bundle)
-        info = bundle.info
-        print(f"{mark} {shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
+        metric, value = info.monitored
+        print(f"{start}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
 
 
 def _number(value: float | None) -> str:

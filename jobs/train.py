@@ -15,13 +15,14 @@ from pipeline.base.resources import ClusterPlan, check, training_plan
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, start_from
 from pipeline.model.export import to_safetensors
-from pipeline.model.registry import refuse_other_task
+from pipeline.model.registry import ModelFolder
 from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
-from pipeline.training import fit
+from pipeline.training.fit import Trained, fit
 from pipeline.training.publish import Published, publish
 from pipeline.training.rows import LabelledRows, labelled_rows
+from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
 
 _SHARED = (
@@ -94,8 +95,8 @@ def main(config: TrainConfig) -> None:
     show_config(config)
     manifest = read_manifest(config.manifest, stores)
     rows = _checked_rows(manifest, config)
-    model_uri = join(config.out, config.name)
-    refuse_other_task(model_uri, rows.task, rows.classes, rows.positive_classes, stores)
+    folder = ModelFolder(join(config.out, config.name), stores)
+    folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes)
     initial = _initial_weights(config, rows, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         available = ray.cluster_resources()
@@ -103,16 +104,17 @@ def main(config: TrainConfig) -> None:
         check(plan, available)
         _announce(rows, plan, config.batch_size)
         settings = _settings(config, rows, plan.workers)
-        with fit.held_run(model_uri, _digest(settings, manifest, initial), stores) as (run_uri, check_lock):
-            resources = fit.Resources(plan.cpus_per_worker, plan.gpus > 0, config.max_error_share)
-            trained = fit.fit(settings, rows, resources, run_uri, initial, stores)
-            check_lock()
+        digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())
+        with held_run(folder, digest) as training_run:
+            share = config.max_error_share
+            trained = fit(settings, rows, plan, training_run, initial=initial, max_error_share=share)
+            training_run.check_lock()
             published = publish(
-                trained, settings, rows, manifest, model_uri, configuration=effective(config),
-                target_sensitivity=config.target_sensitivity, review_margin=config.review_margin, stores=stores,
+                trained, settings, rows, manifest, folder, configuration=effective(config),
+                target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
             )  # fmt: skip
-            fit.close_run(run_uri, published.bundle.info.version, stores)
-    _account(trained, published, config, clock)
+            training_run.close(published.bundle.info.version)
+    _account(trained, published, training_run, config, clock)
 
 
 def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
@@ -153,10 +155,6 @@ def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings
     return Settings(task=rows.task, classes=rows.classes, workers=workers, **shared)
 
 
-def _digest(settings: Settings, manifest: Manifest, initial: bytes | None) -> str:
-    return settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())
-
-
 def _announce(rows: LabelledRows, plan: ClusterPlan, batch_size: int) -> None:
     for split in ("train", "validation"):
         counts = ", ".join(f"{number} {name}" for name, number in zip(rows.classes, rows.counts(split), strict=True))
@@ -171,12 +169,15 @@ def _announce(rows: LabelledRows, plan: ClusterPlan, batch_size: int) -> None:
         print(f"warning: {warning}", flush=True)
 
 
-def _account(trained: fit.Trained, published: Published, config: TrainConfig, clock: Clock) -> None:
+def _account(
+    trained: Trained, published: Published, training_run: TrainingRun, config: TrainConfig, clock: Clock
+) -> None:
     state, info = trained.state, published.bundle.info
+    metric, value = info.monitored
     if trained.rejected.count:
         print(f"left out: {trained.rejected}")
     early = ", stopped early" if state.epoch < config.epochs else ""
-    print(f"best epoch {state.best_epoch} of {state.epoch}{early}: {published.metric} {published.value:.4f}")
+    print(f"best epoch {state.best_epoch} of {state.epoch}{early}: {metric} {value or 0.0:.4f}")
     print(f"temperature {info.temperature:.3f} ({published.temperature.reason})")
     if published.threshold is not None:
         chosen = published.threshold
@@ -187,7 +188,7 @@ def _account(trained: fit.Trained, published: Published, config: TrainConfig, cl
     kind = "synthetic images; " if info.synthetic else ""
     print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")
     print(published.verdict.reason)
-    print(f"TensorBoard: tensorboard --logdir {join(trained.run_uri, 'tensorboard')}")
+    print(f"TensorBoard: tensorboard --logdir {training_run.board}")
     model = join(config.out, config.name) if published.verdict.is_best else published.bundle.uri
     print(f"{clock.seconds:.0f} s. Next: leukoray evaluate {config.manifest} --model {model}")
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.base.errors import UsageError
+from pipeline.base.text import problems
 from pipeline.images.load import Limits
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings
@@ -120,16 +121,8 @@ def read_choice(user_config: dict[str, Any] | None) -> ModelChoice:
     try:
         return ModelChoice(**(user_config or {}))
     except (ValidationError, TypeError) as error:
-        raise UsageError(f"user_config: {_problems(error)}") from error
-
-
-def _problems(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return str(error)
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'args'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors()
-    )
+        found = problems(error) if isinstance(error, ValidationError) else str(error)
+        raise UsageError(f"user_config: {found}") from error
 
 
 def read_settings(args: dict[str, Any]) -> ServingSettings:
@@ -142,7 +135,7 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
     try:
         settings = ServingSettings(**args)
     except ValidationError as error:
-        raise UsageError(f"serving: {_problems(error)}; see infra/serve_config.yaml") from error
+        raise UsageError(f"serving: {problems(error, 'args')}; see infra/serve_config.yaml") from error
     return settings.model_copy(
         update={
             "model": absolute(settings.model),

@@ -35,6 +35,15 @@ class Interval:
     unit: str = "image"
 
 
+@dataclass(frozen=True)
+class Resampling:
+    """How the bootstrap is drawn: so many samples, limits of so much confidence, from this seed."""
+
+    replicates: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+
+
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
     """Score interval of a proportion (Wilson, 1927, doi:10.1080/01621459.1927.10502953); NaN of nothing."""
     if not 0 <= successes <= total:
@@ -215,13 +224,7 @@ def percentile_limits(drawn: Floats, confidence: float) -> tuple[float, float]:
 
 
 def bootstrap(
-    metrics: Callable[[Floats], dict[str, Floats]],
-    codes: Ints,
-    unit: str,
-    *,
-    replicates: int,
-    confidence: float,
-    seed: int,
+    metrics: Callable[[Floats], dict[str, Floats]], codes: Ints, unit: str, resampling: Resampling
 ) -> dict[str, list[Interval]]:
     """Intervals of every metric, one of each class (a list of one for plain metrics).
 
@@ -230,14 +233,14 @@ def bootstrap(
     points = metrics(np.ones((1, len(codes))))
     drawn: dict[str, list[Floats]] = {name: [] for name in points}
     if codes.max() > 0:
-        for weights in resampled_weights(codes, replicates, seed):
+        for weights in resampled_weights(codes, resampling.replicates, resampling.seed):
             for name, values in metrics(weights).items():
                 drawn[name].append(values.reshape(len(weights), -1))
     intervals: dict[str, list[Interval]] = {}
     for name, point in points.items():
         values = np.concatenate(drawn[name]) if drawn[name] else np.full((1, point.size), np.nan)
         intervals[name] = [
-            Interval(float(value), *percentile_limits(values[:, k], confidence), unit)
+            Interval(float(value), *percentile_limits(values[:, k], resampling.confidence), unit)
             if not np.isnan(value)
             else Interval(np.nan, np.nan, np.nan, unit)
             for k, value in enumerate(point.reshape(-1))
@@ -250,10 +253,7 @@ def bootstrap_intervals(
     probabilities: ArrayLike,
     subjects: Sequence[str | None] | None,
     threshold: float,
-    *,
-    replicates: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    resampling: Resampling = Resampling(),
 ) -> dict[str, Interval]:
     """Intervals of every binary metric, subjects resampled; `Interval.unit` is 'image' where none is known.
 
@@ -263,7 +263,7 @@ def bootstrap_intervals(
     scores = np.asarray(probabilities, dtype=np.float64)
     codes, unit = subject_codes(subjects, len(truth))
     metrics = weighted_binary(truth, scores, threshold)
-    drawn = bootstrap(metrics, codes, unit, replicates=replicates, confidence=confidence, seed=seed)
+    drawn = bootstrap(metrics, codes, unit, resampling)
     intervals = {name: values[0] for name, values in drawn.items()}
     positive, negative, every = codes[truth == 1], codes[truth == 0], codes
     rests_on = {
@@ -278,7 +278,7 @@ def bootstrap_intervals(
         "brier": (every,),
         "ece": (every,),
     }
-    return {name: honest(name, interval, rests_on[name], confidence) for name, interval in intervals.items()}
+    return {name: honest(name, interval, rests_on[name], resampling.confidence) for name, interval in intervals.items()}
 
 
 def honest(name: str, interval: Interval, sides: Sequence[Ints], confidence: float) -> Interval:

@@ -8,12 +8,12 @@ A case is called positive where probability >= threshold.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logit
+from scipy.special import log_softmax
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -29,6 +29,7 @@ from pipeline.evaluation.intervals import (
     Floats,
     Interval,
     Ints,
+    Resampling,
     bootstrap,
     bootstrap_intervals,
     equal_mass_bins,
@@ -41,7 +42,6 @@ from pipeline.evaluation.intervals import (
 
 ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-_PROBABILITY_FLOOR = 1e-7
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,13 @@ def threshold_for(labels: ArrayLike, probabilities: ArrayLike, target_sensitivit
     return Threshold(float(value), rule, float(sensitivity[best]), float(1 - alarms[best]))
 
 
-def fit_temperature(
-    scores: ArrayLike, labels: ArrayLike, *, scores_are: Literal["logits", "probabilities"] = "logits"
-) -> Temperature:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Temperature:
     """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): minimise the validation log-loss of logits / T.
 
-    Scores are (N,) or (N, 1) for two classes with one output, (N, C) for C classes. T stays at 1 where the data cannot
+    Logits are (N,) or (N, 1) for two classes with one output, (N, C) for C classes. T stays at 1 where the data cannot
     tell it: one class, a separable split (the best T is 0) or uninformative scores (the best T is infinite).
     """
-    logits = _as_class_logits(np.asarray(scores, np.float64), scores_are)
+    logits = _as_class_logits(np.asarray(logits, np.float64))
     truth = np.asarray(labels, np.int64)
     if len(truth) != len(logits):
         raise ValueError(f"{len(logits)} scores but {len(truth)} labels")
@@ -161,14 +159,10 @@ def fit_temperature(
     return Temperature(math.exp(found.x), f"log-loss on validation {loss(0.0):.4f} -> {found.fun:.4f}")
 
 
-def _as_class_logits(scores: Floats, scores_are: str) -> Floats:
-    """Scores of any accepted shape as logits (N, C), C >= 2."""
-    if scores.ndim == 2 and scores.shape[1] == 1:
-        scores = scores[:, 0]
-    if scores_are == "probabilities":
-        clipped = np.clip(scores, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
-        scores = np.asarray(logit(clipped) if scores.ndim == 1 else np.log(clipped), np.float64)
-    return np.stack([np.zeros_like(scores), scores], axis=1) if scores.ndim == 1 else scores
+def _as_class_logits(logits: Floats) -> Floats:
+    """Logits of any accepted shape as (N, C), C >= 2."""
+    single = logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
+    return np.stack([np.zeros_like(single), single], axis=1) if single.ndim == 1 else single
 
 
 def evaluate_binary(
@@ -180,17 +174,13 @@ def evaluate_binary(
     slices: Mapping[str, Sequence[str | None]] | None = None,
     class_names: Sequence[str] = ("negative", "positive"),
     review_band: tuple[float, float] | None = None,
-    replicates: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    resampling: Resampling = Resampling(),
     units: str = "subjects",
 ) -> dict[str, Any]:
     """Everything a report says of a two-class model on one split; JSON-ready. `units`: what `subjects` are called."""
     truth, scores = _binary_arrays(labels, probabilities)
     _refuse_empty(truth)
-    intervals = bootstrap_intervals(
-        truth, scores, subjects, threshold, replicates=replicates, confidence=confidence, seed=seed
-    )
+    intervals = bootstrap_intervals(truth, scores, subjects, threshold, resampling)
     called = (scores >= threshold).astype(np.int64)
     in_band = (scores >= review_band[0]) & (scores < review_band[1]) if review_band else np.zeros(len(truth), bool)
     result = {
@@ -198,7 +188,7 @@ def evaluate_binary(
         **_counts(truth, subjects, class_names),
         "threshold": threshold,
         "metrics": {name: _as_json(interval) for name, interval in intervals.items()},
-        "intervals": _interval_method(subjects, len(truth), units, replicates, confidence, seed),
+        "intervals": _interval_method(subjects, len(truth), units, resampling),
         "confusion": confusion_matrix(truth, called, labels=[0, 1]).tolist(),
         "per_class": _per_class_binary(truth, scores, threshold, class_names),
         "slices": {
@@ -218,9 +208,7 @@ def evaluate_multiclass(
     class_names: Sequence[str],
     subjects: Sequence[str | None] | None = None,
     slices: Mapping[str, Sequence[str | None]] | None = None,
-    replicates: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    resampling: Resampling = Resampling(),
     units: str = "subjects",
 ) -> dict[str, Any]:
     """Everything a report says of a model of C classes on one split; probabilities (N, C), labels 0..C-1."""
@@ -229,48 +217,49 @@ def evaluate_multiclass(
         raise ValueError(f"expected probabilities of shape ({len(truth)}, {len(class_names)}), got {scores.shape}")
     _refuse_empty(truth)
     codes, unit = subject_codes(subjects, len(truth))
-    drawn = bootstrap(
-        weighted_multiclass(truth, scores),
-        codes,
-        unit,
-        replicates=replicates,
-        confidence=confidence,
-        seed=seed,
-    )
+    drawn = bootstrap(weighted_multiclass(truth, scores), codes, unit, resampling)
     called = scores.argmax(axis=1)
-    of_class = [codes[truth == k] for k in range(len(class_names))]
-    present = [side for side in of_class if len(side)]
-    overall = {
-        name: honest(name, values[0], [codes] if name in ("accuracy", "brier", "ece") else present, confidence)
-        for name, values in drawn.items()
-        if not name.startswith("class_")
-    }
-
-    def of(metric: str, k: int) -> Interval:
-        sides = [codes[called == k]] if metric == "precision" else [of_class[k]]
-        sides += [codes[truth != k]] if metric == "roc_auc" else []
-        return honest(metric, drawn[f"class_{metric}"][k], sides, confidence)
-
     result = {
         "task": "multiclass",
         **_counts(truth, subjects, class_names),
         "threshold": None,
-        "metrics": {name: _as_json(interval) for name, interval in overall.items()},
+        "metrics": _overall(drawn, truth, codes, resampling.confidence),
         "log_loss": float(log_loss(truth, _normalised(scores), labels=range(len(class_names)))),
-        "intervals": _interval_method(subjects, len(truth), units, replicates, confidence, seed),
+        "intervals": _interval_method(subjects, len(truth), units, resampling),
         "confusion": confusion_matrix(truth, called, labels=range(len(class_names))).tolist(),
         "per_class": [
-            {
-                "class_name": class_name,
-                "support": int((truth == k).sum()),
-                **{metric: _as_json(of(metric, k)) for metric in ("precision", "recall", "f1", "roc_auc")},
-            }
-            for k, class_name in enumerate(class_names)
+            {"class_name": name, **_one_class(k, drawn, truth, called, codes, resampling.confidence)}
+            for k, name in enumerate(class_names)
         ],
         "slices": {name: _slice_table(truth, None, called, values, None) for name, values in (slices or {}).items()},
         "review": None,
     }
     return {**result, "warnings": cautions(result)}
+
+
+Drawn = dict[str, list[Interval]]  # what `bootstrap` gives
+
+
+def _overall(drawn: Drawn, truth: Ints, codes: Ints, confidence: float) -> dict[str, Any]:
+    """The metrics over all classes."""
+    present = [codes[truth == k] for k in np.unique(truth)]
+    rests_on = {name: [codes] for name in ("accuracy", "brier", "ece")}
+    return {
+        name: _as_json(honest(name, values[0], rests_on.get(name, present), confidence))
+        for name, values in drawn.items()
+        if not name.startswith("class_")
+    }
+
+
+def _one_class(k: int, drawn: Drawn, truth: Ints, called: Ints, codes: Ints, confidence: float) -> dict[str, Any]:
+    """Class `k` against all others."""
+    of_class = codes[truth == k]
+    rests_on = {"precision": [codes[called == k]], "roc_auc": [of_class, codes[truth != k]]}
+    limits = {
+        name: honest(name, drawn[f"class_{name}"][k], rests_on.get(name, [of_class]), confidence)
+        for name in ("precision", "recall", "f1", "roc_auc")
+    }
+    return {"support": len(of_class), **{name: _as_json(interval) for name, interval in limits.items()}}
 
 
 def _per_class_binary(truth: Ints, scores: Floats, threshold: float, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -329,12 +318,10 @@ def _counts(truth: Ints, subjects: Sequence[str | None] | None, class_names: Seq
 
 
 def _interval_method(
-    subjects: Sequence[str | None] | None, images: int, called: str, replicates: int, confidence: float, seed: int
+    subjects: Sequence[str | None] | None, images: int, called: str, resampling: Resampling
 ) -> dict[str, Any]:
     codes, unit = subject_codes(subjects, images)
-    units = int(codes.max()) + 1
-    resampling = {"replicates": replicates, "confidence": confidence, "seed": seed}
-    return {"unit": unit, "units": units, **resampling, "called": called}
+    return {"unit": unit, "units": int(codes.max()) + 1, **asdict(resampling), "called": called}
 
 
 def _binary_arrays(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:

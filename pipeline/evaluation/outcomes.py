@@ -1,7 +1,4 @@
-"""From a split of a manifest to what a model said of it: predictions, metrics, curves, worst mistakes.
-
-No Ray here: `Outcomes` gathers what the workers (`worker`) gave, however they were run.
-"""
+"""What a model said of a split: predictions, metrics, curves, worst mistakes, from the outcome of every row."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,11 +12,11 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.base.errors import ImageRejected, InputError
-from pipeline.evaluation.intervals import subject_codes
-from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
+from pipeline.base.errors import ImageRejected, InputError, UsageError
+from pipeline.evaluation.intervals import Resampling, subject_codes
+from pipeline.evaluation.metrics import Threshold, evaluate_binary, evaluate_multiclass, threshold_for
+from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
-from pipeline.evaluation.worker import Outcome
 from pipeline.images.load import load_image
 from pipeline.model.bundle import BundleInfo, class_columns
 from pipeline.model.prediction import Prediction
@@ -57,38 +54,27 @@ class Outcomes:
         positive = [self.info.classes.index(name) for name in self.info.positive_classes]
         return np.isin(self.truth, positive).astype(np.int64)
 
-    def metrics(
-        self, threshold: float, *, replicates: int, confidence: float, seed: int, units: str = "subjects"
-    ) -> dict[str, Any]:
+    def metrics(self, threshold: float, resampling: Resampling, units: str = "subjects") -> dict[str, Any]:
         """The dictionary of `evaluate_binary` or `evaluate_multiclass`, with `disease` where it applies."""
-        options: dict[str, Any] = {
-            "subjects": self.subjects,
-            "replicates": replicates,
-            "confidence": confidence,
-            "seed": seed,
-            "units": units,
+        info, diseased = self.info, self.diseased
+        options: dict[str, Any] = {"subjects": self.subjects, "slices": self.slices()}
+        options |= {"resampling": resampling, "units": units}
+        rule: dict[str, Any] = {
+            "threshold": threshold,
+            "review_band": info.review_band if threshold == info.threshold else None,
         }
-        band = self.info.review_band if threshold == self.info.threshold else None
-        diseased = self.diseased
-        if self.info.task == "binary":
-            names = self.info.classes
-            return evaluate_binary(
-                self.truth,
-                self.classes[:, 1],
-                threshold=threshold,
-                class_names=names,
-                slices=self.slices(),
-                review_band=band,
-                **options,
-            )
-        result = evaluate_multiclass(
-            self.truth, self.classes, class_names=self.info.classes, slices=self.slices(), **options
-        )
+        if info.task == "binary":
+            return evaluate_binary(self.truth, self.classes[:, 1], class_names=info.classes, **rule, **options)
+        result = evaluate_multiclass(self.truth, self.classes, class_names=info.classes, **options)
         if diseased is not None:
-            result["disease"] = evaluate_binary(
-                diseased, self.probability, threshold=threshold, slices=self.slices(), review_band=band, **options
-            )
+            result["disease"] = evaluate_binary(diseased, self.probability, **rule, **options)
         return result
+
+    def threshold_for(self, target_sensitivity: float) -> Threshold:
+        """The operating point that reaches a sensitivity. Raises UsageError where no class means disease."""
+        if self.diseased is None:
+            raise UsageError("--target-sensitivity: this model's classes do not say which mean disease; leave it out")
+        return threshold_for(self.diseased, self.probability, target_sensitivity)
 
     def curves(self) -> dict[str, Any]:
         if self.info.task == "binary":
@@ -188,7 +174,3 @@ def true_class(info: BundleInfo, row: ManifestRow) -> int:
             "ingest with the same layout and class names as for training"
         )
     return info.classes.index(row.class_name)
-
-
-def is_labelled(info: BundleInfo, row: ManifestRow) -> bool:
-    return (row.label if info.task == "binary" else row.class_name) is not None

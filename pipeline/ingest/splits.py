@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.split_units import FREE, Ints, Rows, Units, make_units
+from pipeline.sources.manifest import SPLITS
 
-SPLITS = ("train", "validation", "test")
 SplitRule = Literal["auto", "subjects", "images", "given"]
 
 Value = TypeVar("Value")

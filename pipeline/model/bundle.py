@@ -9,13 +9,13 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.base.text import first_line
+from pipeline.base.text import first_line, problems
 from pipeline.base.versions import check_version
 from pipeline.images.load import Preprocessing
 from pipeline.storage.stores import Stores
@@ -24,6 +24,7 @@ from pipeline.storage.uris import absolute, join
 
 BUNDLE_VERSION = 1
 WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "MODEL_CARD.md"
+HISTORY, REPORT = "report/history.json", "report/report.html"
 
 
 class BundleInfo(BaseModel):
@@ -66,6 +67,13 @@ class BundleInfo(BaseModel):
         if self.review_band is not None and not 0 <= self.review_band[0] <= self.review_band[1] <= 1:
             raise ValueError("review_band: [low, high) within 0..1")
         return self
+
+    @property
+    def monitored(self) -> tuple[str, float | None]:
+        """The metric that training chose the best epoch by, higher is better, and its value on validation."""
+        monitor = str(self.training.get("monitor", "val_auc"))
+        name = "roc_auc" if monitor == "val_auc" else monitor.removeprefix("val_")
+        return f"validation {name}", self.metrics.get("validation", {}).get(name)
 
     @property
     def outputs(self) -> int:
@@ -125,6 +133,16 @@ class Bundle:
             self.file(name)
         return self
 
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file of the bundle, whole."""
+        self.stores.of(self.uri).write(join(self.uri, name), data)
+
+    def update(self, **changes: Any) -> "Bundle":
+        """Rewrite `bundle.json` with changed fields (metrics, temperature, threshold), atomically."""
+        changed = replace(self, info=self.info.model_copy(update=changes))
+        changed.write(INFO, changed.info.model_dump_json(indent=2).encode())
+        return changed
+
     def with_threshold(self, threshold: float | None) -> "Bundle":
         """The same model with another operating point, and so another identity. Raises UsageError outside 0..1."""
         if threshold is None:
@@ -138,29 +156,16 @@ class Bundle:
             if low == 0.0 or high == 1.0:  # cut there, perhaps: the other side has the whole margin
                 below = above = max(below, above)
             changes["review_band"] = (max(0.0, threshold - below), min(1.0, threshold + above))
-        return Bundle(self.uri, self.info.model_copy(update=changes), self.stores)
+        return replace(self, info=self.info.model_copy(update=changes))
 
 
 def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], stores: Stores = Stores()) -> Bundle:
     """Write `files` (by relative name), then `bundle.json`. The digests of weights and graph are filled in here."""
-    uri = absolute(uri)
-    store = stores.of(uri)
-    digests = {
-        "weights_sha256": hashlib.sha256(files[WEIGHTS]).hexdigest(),
-        "graph_sha256": hashlib.sha256(files[GRAPH]).hexdigest(),
-    }
-    info = info.model_copy(update=digests)
+    bundle = Bundle(absolute(uri), info, stores)
     for name, data in files.items():
-        store.write(join(uri, name), data)
-    store.write(join(uri, INFO), info.model_dump_json(indent=2).encode())
-    return Bundle(uri, info, stores)
-
-
-def update_info(bundle: Bundle, **changes: Any) -> Bundle:
-    """Rewrite `bundle.json` with changed fields (metrics, temperature, threshold), atomically."""
-    info = bundle.info.model_copy(update=changes)
-    bundle.stores.of(bundle.uri).write(join(bundle.uri, INFO), info.model_dump_json(indent=2).encode())
-    return Bundle(bundle.uri, info, bundle.stores)
+        bundle.write(name, data)
+    weights, graph = (hashlib.sha256(files[name]).hexdigest() for name in (WEIGHTS, GRAPH))
+    return bundle.update(weights_sha256=weights, graph_sha256=graph)
 
 
 def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = False) -> Bundle:
@@ -176,8 +181,9 @@ def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = Fa
         info = BundleInfo(**raw)
     except StoreError as error:
         raise error.refusal(f"{uri}: no bundle here ({error}); name a bundle or a registry folder") from error
-    except (ValueError, AttributeError, ValidationError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}); publish the model again") from error
+    except (ValueError, AttributeError) as error:
+        found = problems(error) if isinstance(error, ValidationError) else first_line(error)
+        raise InputError(f"{path}: damaged ({found}); publish the model again") from error
     expected = Preprocessing(info.input_size).digest()
     if info.preprocessing_digest != expected and not of_any_pixels:
         raise InputError(

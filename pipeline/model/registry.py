@@ -3,14 +3,16 @@
 The pointer is one small file that is replaced whole, so a reader follows either the old or the new one.
 """
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.base.errors import InputError
+from pipeline.base.text import problems
 from pipeline.model.bundle import INFO, Bundle, read_bundle
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -19,41 +21,17 @@ from pipeline.storage.uris import absolute, join
 POINTER = "best.json"
 
 
-def new_version(digest: str = "") -> str:
-    """A version name that sorts by time: `20261123-191500-1a2b3c4d`."""
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return f"{stamp}-{digest[:8]}" if digest else stamp
+class Pointer(BaseModel):
+    """`best.json`: the version that readers follow, and what it was chosen by."""
 
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-def read_pointer(model_uri: str, stores: Stores = Stores()) -> dict[str, Any] | None:
-    """`best.json` of one model name, None where there is none yet."""
-    path = join(absolute(model_uri), POINTER)
-    try:
-        found = stores.read_if_there(path)
-        pointer = json.loads(found) if found is not None else None
-    except StoreError as error:
-        raise error.refusal() from error
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); point it again with `leukoray promote`") from error
-    if found is None:
-        return None
-    if not isinstance(pointer, dict) or not isinstance(pointer.get("version"), str):
-        raise InputError(f"{path}: names no version; point it again with `leukoray promote`")
-    return pointer
-
-
-def point_to(model_uri: str, bundle: Bundle, metric: str, value: float | None) -> dict[str, Any]:
-    """Make `bundle` the best of its name."""
-    pointer = {
-        "version": bundle.info.version,
-        "metric": metric,
-        "value": value,
-        "model_sha256": bundle.info.identity(),
-        "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    path = join(absolute(model_uri), POINTER)
-    bundle.stores.of(path).write(path, json.dumps(pointer, indent=2, allow_nan=False).encode())
-    return pointer
+    pointer_version: Literal[1] = 1  # 0.1 wrote none
+    version: str
+    metric: str = ""
+    value: float | None = None  # of the metric, higher is better; None where undefined
+    model_sha256: str = ""  # `BundleInfo.identity()` of the version
+    updated_at: str = ""  # ISO 8601, UTC
 
 
 @dataclass(frozen=True)
@@ -64,65 +42,125 @@ class Verdict:
     reason: str
 
 
-def point_if_better(model_uri: str, bundle: Bundle, metric: str, value: float | None) -> Verdict:
-    """Move the pointer when there is none, or when `value` (higher is better) is not worse than what it names.
+@dataclass(frozen=True)
+class ModelFolder:
+    """One model's name in a registry: the folder of its versions and its pointer."""
 
-    A model of real images always takes the place of one of synthetic images, and never the other way round.
-    """
-    verdict = _judge(model_uri, bundle, metric, value)
-    if verdict.is_best:
-        point_to(model_uri, bundle, metric, value)
-    return verdict
+    uri: str
+    stores: Stores = field(default_factory=Stores)
 
+    def pointer(self) -> Pointer | None:
+        """`best.json`, None where there is none yet. Raises InputError when it is damaged."""
+        path = self._path()
+        try:
+            found = self.stores.read_if_there(path)
+            return None if found is None else Pointer.model_validate_json(found)
+        except StoreError as error:
+            raise error.refusal() from error
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: cannot be read ({problems(error)}); point it again with `leukoray promote`"
+            ) from error
 
-def _judge(model_uri: str, bundle: Bundle, metric: str, value: float | None) -> Verdict:
-    pointer = read_pointer(model_uri, bundle.stores)
-    if pointer is None:
-        return Verdict(True, "best.json points to it, the first of its name")
-    version = pointer["version"]
-    current = _named_by(model_uri, pointer, bundle.stores)
-    if current is None:
-        return Verdict(True, f"best.json points to it: {version}, which it named, cannot be used")
-    if current.info.synthetic != bundle.info.synthetic:
-        if current.info.synthetic:
-            return Verdict(True, f"best.json points to it: {version} had learnt from synthetic images only")
-        return Verdict(False, f"best.json stays at {version}, which has learnt from real images")
-    if pointer.get("metric") != metric or not _is_number(pointer.get("value")):
-        return Verdict(True, f"best.json points to it: {version} was judged by another metric")
-    against = f"{version}, whose {metric} is {pointer['value']:.4f}"
-    if current.info.manifest_digest != bundle.info.manifest_digest:
-        against += " on the validation images of another manifest, a rough comparison: evaluate both on one test split"
-    if value is None or not _is_number(value) or value < pointer["value"]:
-        return Verdict(False, f"best.json stays at {against}")
-    return Verdict(True, f"best.json points to it, no longer to {against}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _named_by(model_uri: str, pointer: dict[str, Any], stores: Stores) -> Bundle | None:
-    """The bundle that a pointer names, None where it cannot be used."""
-    try:
-        return read_bundle(join(absolute(model_uri), str(pointer["version"])), stores)
-    except InputError:
-        return None
-
-
-def refuse_other_task(
-    model_uri: str, task: str, classes: Sequence[str], positive_classes: Sequence[str], stores: Stores
-) -> None:
-    """Raise InputError when the best model of the name answers another question, which its readers rely on."""
-    pointer = read_pointer(model_uri, stores)
-    current = _named_by(model_uri, pointer, stores) if pointer is not None else None
-    if current is None:
-        return
-    info = current.info
-    if (info.task, info.classes, info.positive_classes) != (task, tuple(classes), tuple(positive_classes)):
-        raise InputError(
-            f"{model_uri}: its best model tells {', '.join(info.classes)} apart, this manifest would teach "
-            f"{', '.join(classes)}; give the new model a name of its own with --name"
+    def point_to(self, bundle: Bundle) -> Pointer:
+        """Make `bundle` the best of its name."""
+        metric, value = bundle.info.monitored
+        pointer = Pointer(
+            version=bundle.info.version,
+            metric=metric,
+            value=value,
+            model_sha256=bundle.info.identity(),
+            updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        self.stores.of(self._path()).write(self._path(), pointer.model_dump_json(indent=2).encode())
+        return pointer
+
+    def point_if_better(self, bundle: Bundle) -> Verdict:
+        """Move the pointer when there is none, or when the bundle's metric is not worse than the one it names.
+
+        A model of real images always takes the place of one of synthetic images, and never the other way round.
+        """
+        verdict = self._judge(bundle)
+        if verdict.is_best:
+            self.point_to(bundle)
+        return verdict
+
+    def refuse_other_task(self, task: str, classes: Sequence[str], positive_classes: Sequence[str]) -> None:
+        """Raise InputError when the best model answers another question, which its readers rely on."""
+        pointer = self.pointer()
+        current = self._named_by(pointer) if pointer is not None else None
+        if current is None:
+            return
+        info = current.info
+        if (info.task, info.classes, info.positive_classes) != (task, tuple(classes), tuple(positive_classes)):
+            raise InputError(
+                f"{self.uri}: its best model tells {', '.join(info.classes)} apart, this manifest would teach "
+                f"{', '.join(classes)}; give the new model a name of its own with --name"
+            )
+
+    def best(self, pointer: Pointer) -> Bundle:
+        """The bundle that the pointer names. Raises InputError when it was written for another than lies there now."""
+        bundle = read_bundle(join(self.uri, pointer.version), self.stores)
+        found = bundle.info.identity()
+        if pointer.model_sha256 and pointer.model_sha256 != found:
+            raise InputError(
+                f"{self._path()}: was written for model {pointer.model_sha256[:12]}, but {bundle.uri} is now "
+                f"{found[:12]}; copy the version again, or point to it with `leukoray promote {self.uri} "
+                f"--version {bundle.info.version}`"
+            )
+        return bundle
+
+    def _path(self) -> str:
+        return join(absolute(self.uri), POINTER)
+
+    def _named_by(self, pointer: Pointer) -> Bundle | None:
+        """The bundle that a pointer names, None where it cannot be used."""
+        try:
+            return read_bundle(join(self.uri, pointer.version), self.stores)
+        except InputError:
+            return None
+
+    def _judge(self, bundle: Bundle) -> Verdict:
+        pointer = self.pointer()
+        if pointer is None:
+            return Verdict(True, "best.json points to it, the first of its name")
+        current = self._named_by(pointer)
+        if current is None:
+            return Verdict(True, f"best.json points to it: {pointer.version}, which it named, cannot be used")
+        if current.info.synthetic != bundle.info.synthetic:
+            if current.info.synthetic:
+                return Verdict(True, f"best.json points to it: {pointer.version} had learnt from synthetic images only")
+            return Verdict(False, f"best.json stays at {pointer.version}, which has learnt from real images")
+        metric, value = bundle.info.monitored
+        if pointer.metric != metric or pointer.value is None or not math.isfinite(pointer.value):
+            return Verdict(True, f"best.json points to it: {pointer.version} was judged by another metric")
+        against = f"{pointer.version}, whose {metric} is {pointer.value:.4f}"
+        if current.info.manifest_digest != bundle.info.manifest_digest:
+            against += (
+                " on the validation images of another manifest, a rough comparison: evaluate both on one test split"
+            )
+        if value is None or value < pointer.value:
+            return Verdict(False, f"best.json stays at {against}")
+        return Verdict(True, f"best.json points to it, no longer to {against}")
+
+
+def new_version(digest: str = "") -> str:
+    """A version name that sorts by time: `20261123-191500-1a2b3c4d`."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{stamp}-{digest[:8]}" if digest else stamp
+
+
+def version_uris(uri: str, stores: Stores) -> Iterator[tuple[str, bool]]:
+    """Folders of all bundles of one model, or of all models of a registry, each with whether best.json names it."""
+    best: dict[str, str | None] = {}
+    for item in sorted(stores.of(uri).walk(uri), key=lambda item: item.uri):
+        folder, _, name = item.uri.rpartition("/")
+        if name == INFO:
+            model, _, version = folder.rpartition("/")
+            if model not in best:
+                pointer = ModelFolder(model, stores).pointer()
+                best[model] = pointer.version if pointer else None
+            yield folder, version == best[model]
 
 
 def resolve(uri: str, stores: Stores = Stores()) -> Bundle:
@@ -131,12 +169,12 @@ def resolve(uri: str, stores: Stores = Stores()) -> Bundle:
     Raises InputError when it means none, or several.
     """
     uri = absolute(uri)
-    store = stores.of(uri)
+    store, model = stores.of(uri), ModelFolder(uri, stores)
     if store.head(join(uri, INFO)) is not None:
         return read_bundle(uri, stores)
-    pointer = read_pointer(uri, stores)
+    pointer = model.pointer()
     if pointer is not None:
-        return _checked(uri, pointer, read_bundle(join(uri, str(pointer["version"])), stores))
+        return model.best(pointer)
     names = sorted(info.uri.removesuffix("/" + POINTER) for info in store.walk(uri) if info.uri.endswith("/" + POINTER))
     if len(names) == 1:
         return resolve(names[0], stores)
@@ -145,15 +183,3 @@ def resolve(uri: str, stores: Stores = Stores()) -> Bundle:
     raise InputError(
         f"{uri}: neither a bundle (bundle.json) nor a registry (best.json); train one with `leukoray train`"
     )
-
-
-def _checked(model_uri: str, pointer: dict[str, Any], bundle: Bundle) -> Bundle:
-    """Raises InputError when the pointer was written for another model than the bundle is now."""
-    expected = pointer.get("model_sha256")
-    if expected and expected != bundle.info.identity():
-        raise InputError(
-            f"{join(model_uri, POINTER)}: was written for model {str(expected)[:12]}, but {bundle.uri} is now "
-            f"{bundle.info.identity()[:12]}; copy the version again, or point to it with `leukoray promote {model_uri} "
-            f"--version {bundle.info.version}`"
-        )
-    return bundle

@@ -26,6 +26,7 @@ from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
 MANIFEST_VERSION = 1
+SPLITS = ("train", "validation", "test")
 _PART = re.compile(r"part-\d{5}\.parquet")
 
 LABEL_FIELDS = [

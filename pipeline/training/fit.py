@@ -1,17 +1,14 @@
 """The driver's side of training: decode, place the workers, show progress, come back with the best weights.
 
-A run has a folder, `<model>/.runs/<digest>/`, named by everything that decides its result. The same command finds the
-same folder, and Ray Train (V2) continues from the last checkpoint there. A published run is closed; the next starts
-beside it.
+Ray Train (V2) continues from the last checkpoint in the run's folder.
 """
 
 import contextlib
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,36 +22,24 @@ from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.base.cluster import refuse_dead_node
 from pipeline.base.errors import LeukorayError, PlatformError
+from pipeline.base.resources import ClusterPlan
 from pipeline.base.text import first_line
 from pipeline.storage.arrow import arrow_filesystem
-from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
-from pipeline.storage.uris import is_s3, join
 from pipeline.training import checkpoint
 from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import DECODE_CPUS, Rejected, decoded, fits_object_store, rejected
-from pipeline.training.loop import TRAIN, VALIDATION, Job, train_worker
+from pipeline.training.loop import TRAIN, VALIDATION, Assignment, train_worker
 from pipeline.training.progress import Announcer, Display, Mailbox
 from pipeline.training.rows import LabelledRows, deal
+from pipeline.training.run_folder import TrainingRun
 from pipeline.training.settings import Settings
 
-RUNS = ".runs"
-_PUBLISHED = "published.json"
-_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own record of a run's checkpoints
 _WORKER_RESTARTS = 3
 _CONTROLLER_RESTARTS = 2
 _POLL_S = 0.3
 _NODE_CHECK_S = 5.0
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What each worker holds, and how much of the images may be damaged before it is no use to go on."""
-
-    cpus_per_worker: float
-    use_gpu: bool
-    max_error_share: float
 
 
 @dataclass(frozen=True)
@@ -64,73 +49,26 @@ class Trained:
     state: State
     best: Best
     rejected: Rejected
-    run_uri: str
-
-
-def open_run(model_uri: str, digest: str, stores: Stores) -> str:
-    """The folder of the unfinished run with this digest, or of a new one."""
-    store = stores.of(model_uri)
-    attempt = 0
-    while True:
-        name = digest[:12] + (f"-{attempt}" if attempt else "")
-        uri = join(model_uri, RUNS, name)
-        if store.head(join(uri, _PUBLISHED)) is None:
-            return uri
-        attempt += 1
-
-
-@contextlib.contextmanager
-def held_run(model_uri: str, digest: str, stores: Stores) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(folder of the run, check of its lock), held alone; one that was published meanwhile gives way to the next."""
-    while True:
-        uri = open_run(model_uri, digest, stores)
-        with locked(uri, "the same training", stores, advice="wait for it, or change --seed or --name") as check_lock:
-            if uri != open_run(model_uri, digest, stores):
-                continue
-            _drop_torn_snapshot(uri, stores)
-            yield uri, check_lock
-            return
-
-
-def close_run(run_uri: str, version: str, stores: Stores) -> None:
-    """Note that the run's result is published, and remove its checkpoints; TensorBoard's files stay."""
-    store = stores.of(run_uri)
-    store.write(join(run_uri, _PUBLISHED), json.dumps({"version": version}).encode())
-    for item in list(store.walk(run_uri)):
-        inside = item.uri.removeprefix(run_uri.rstrip("/") + "/")
-        if inside.startswith("checkpoint_"):
-            store.delete(item.uri)
-    if not is_s3(run_uri):  # their folders as well
-        for folder in Path(run_uri).glob("checkpoint_*"):
-            store.delete_tree(str(folder))
-
-
-def _drop_torn_snapshot(run_uri: str, stores: Stores) -> None:
-    """Ray writes its snapshot in place; killed in that moment, it would refuse the folder for ever."""
-    path = join(run_uri, _SNAPSHOT)
-    try:
-        found = stores.read_if_there(path)
-        json.loads(b"{}" if found is None else found)
-    except ValueError:
-        print(f"{path}: torn by an interruption; this run starts over", flush=True)
-        stores.of(path).delete(path)
 
 
 def fit(
     settings: Settings,
     rows: LabelledRows,
-    resources: Resources,
-    run_uri: str,
+    plan: ClusterPlan,
+    run: TrainingRun,
+    *,
     initial: bytes | None,
-    stores: Stores,
+    max_error_share: float,
 ) -> Trained:
-    """Train, or continue, the run of `run_uri`.
+    """Train, or continue, a run.
 
+    `initial`: weights to start from, as safetensors; None: random. `max_error_share` of the images may be damaged.
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying.
     """
-    datasets, held, lost = _datasets(settings, rows, resources, stores)
+    datasets, held, lost = _datasets(settings, rows, plan, run.stores)
+    lost.refuse_too_many(max_error_share)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    job = Job(
+    assignment = Assignment(
         settings,
         rows.train.num_rows,
         rows.validation.num_rows,
@@ -138,10 +76,10 @@ def fit(
         held,
         None if initial is None else ray.put(initial),
         mailbox,
-        resources.max_error_share,
+        max_error_share,
     )
-    trainer = _trainer(job, datasets, resources, run_uri, stores)
-    board = Board(join(run_uri, "tensorboard"), stores)
+    trainer = _trainer(assignment, datasets, plan, run)
+    board = Board(run.board, run.stores)
     try:
         result = _fit_and_show(trainer, mailbox, Display(settings.epochs, settings.monitor, board))
     finally:
@@ -150,7 +88,7 @@ def fit(
         raise _Refused(result.return_value["refused"])
     with result.checkpoint.as_directory() as folder:
         state, best = checkpoint.read_state(Path(folder)), checkpoint.read_best(Path(folder))
-    return Trained(state, best, lost, run_uri)
+    return Trained(state, best, lost)
 
 
 class _Refused(LeukorayError):
@@ -160,7 +98,7 @@ class _Refused(LeukorayError):
 
 
 def _datasets(
-    settings: Settings, rows: LabelledRows, resources: Resources, stores: Stores
+    settings: Settings, rows: LabelledRows, plan: ClusterPlan, stores: Stores
 ) -> tuple[dict[str, ray.data.Dataset], bool, Rejected]:
     """One dataset a rank and split; decoded now and held where all of it fits, else decoded anew in each epoch."""
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -176,7 +114,7 @@ def _datasets(
         name: decoded(share, settings.input_size, stores, cluster.get("CPU", 1.0)) for name, share in dealt.items()
     }
     if not held:
-        _refuse_no_room_to_decode(settings.workers * resources.cpus_per_worker, cluster.get("CPU", 0.0))
+        _refuse_no_room_to_decode(plan.cpus, cluster.get("CPU", 0.0))
         print("decoded images do not fit the object store: they are decoded again in every epoch", flush=True)
         return datasets, False, Rejected(total, {}, {})
     started = time.monotonic()
@@ -187,7 +125,6 @@ def _datasets(
         for dataset in datasets.values()
         for table in dataset.select_columns(["code", "message"]).iter_batches(batch_size=None, batch_format="pyarrow")
     )
-    lost.refuse_too_many(resources.max_error_share)
     return datasets, True, lost
 
 
@@ -201,24 +138,22 @@ def _refuse_no_room_to_decode(held: float, cpus: float) -> None:
 
 
 def _trainer(
-    job: Job, datasets: dict[str, ray.data.Dataset], resources: Resources, run_uri: str, stores: Stores
+    assignment: Assignment, datasets: dict[str, ray.data.Dataset], plan: ClusterPlan, run: TrainingRun
 ) -> TorchTrainer:
-    filesystem, path = arrow_filesystem(run_uri, stores)
+    filesystem, path = arrow_filesystem(run.uri, run.stores)
     folder, name = path.rsplit("/", 1)
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.use_gpu:
-        per_worker["GPU"] = 1.0
+    per_worker = {"CPU": plan.cpus_per_worker} | ({"GPU": 1.0} if plan.gpus else {})
 
     def loop() -> dict[str, str] | None:
-        return train_worker(job)
+        return train_worker(assignment)
 
     return TorchTrainer(
         loop,
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),  # they are dealt already, none dropped
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.settings.workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+            num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=per_worker
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -228,7 +163,7 @@ def _trainer(
             failure_config=ray.train.FailureConfig(
                 max_failures=_WORKER_RESTARTS, controller_failure_limit=_CONTROLLER_RESTARTS
             ),
-            callbacks=[Announcer(job.mailbox)],
+            callbacks=[Announcer(assignment.mailbox)],
             worker_runtime_env={"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

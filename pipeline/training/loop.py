@@ -32,7 +32,7 @@ TRAIN, VALIDATION = "train-{rank}", "validation-{rank}"  # names of the datasets
 
 
 @dataclass(frozen=True)
-class Job:
+class Assignment:
     """What the driver sends to every worker."""
 
     settings: Settings
@@ -49,7 +49,7 @@ class Job:
 class _Worker:
     """A rank with everything it holds."""
 
-    job: Job
+    assignment: Assignment
     rank: int
     device: torch.device
     model: CellClassifier
@@ -61,17 +61,17 @@ class _Worker:
 
     @property
     def settings(self) -> Settings:
-        return self.job.settings
+        return self.assignment.settings
 
     @property
     def steps(self) -> int:
         """Optimizer steps an epoch: whole batches of the smallest shard, so that every rank can take them."""
-        return max(1, self.job.train_rows // self.settings.workers // self.settings.batch_size)
+        return max(1, self.assignment.train_rows // self.settings.workers // self.settings.batch_size)
 
 
-def train_worker(job: Job) -> dict[str, str] | None:
+def train_worker(assignment: Assignment) -> dict[str, str] | None:
     """Train on one rank. Returns None, or why training was refused, on all ranks alike: no restart would cure it."""
-    worker, state, best = _start(job)
+    worker, state, best = _start(assignment)
     refusal = _refusal(worker)
     while not state.finished and refusal is None:
         started = time.monotonic()
@@ -93,17 +93,17 @@ def train_worker(job: Job) -> dict[str, str] | None:
     return {"refused": refusal} if refusal else None
 
 
-def _start(job: Job) -> tuple[_Worker, State, Best | None]:
+def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     context = ray.train.get_context()
-    rank, settings = context.get_world_rank(), job.settings
+    rank, settings = context.get_world_rank(), assignment.settings
     threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(settings.seed)
     device = ray.train.torch.get_device()
     model = build(settings.architecture, settings.outputs)
-    if job.initial is not None:
-        model.load_state_dict(load(ray.get(job.initial)))
+    if assignment.initial is not None:
+        model.load_state_dict(load(ray.get(assignment.initial)))
     model = _on_device(model, device, context.get_world_size())
     optimizer = make_optimizer(settings, model)
     state, best = State(), None
@@ -111,14 +111,14 @@ def _start(job: Job) -> tuple[_Worker, State, Best | None]:
     if saved is not None:
         with saved.as_directory() as folder:
             state, best = checkpoint.restore(Path(folder), model, optimizer)
-    sender = Sender(job.mailbox if rank == 0 else None)
+    sender = Sender(assignment.mailbox if rank == 0 else None)
     train, validation = (
-        open_shard(ray.train.get_dataset_shard(name.format(rank=rank)), settings.input_size, held=job.held)
+        open_shard(ray.train.get_dataset_shard(name.format(rank=rank)), settings.input_size, held=assignment.held)
         for name in (TRAIN, VALIDATION)
     )
     sender.started(state.history, f"{device.type}, {threads} thread{'s' if threads > 1 else ''} a worker")
     ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
-    return _Worker(job, rank, device, model, ddp, optimizer, train, validation, sender), state, best
+    return _Worker(assignment, rank, device, model, ddp, optimizer, train, validation, sender), state, best
 
 
 def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellClassifier:
@@ -133,7 +133,7 @@ def _refusal(worker: _Worker) -> str | None:
     """Too many damaged images, over all ranks and both splits."""
     lost = gather((worker.train.rejected(), worker.validation.rejected()))
     try:
-        _sum([part for pair in lost for part in pair]).refuse_too_many(worker.job.max_error_share)
+        _sum([part for pair in lost for part in pair]).refuse_too_many(worker.assignment.max_error_share)
     except (IncompleteError, PlatformError) as error:
         return str(error)
     return None
@@ -153,9 +153,9 @@ def _missing(worker: _Worker, scores: Scores) -> str | None:
     """Whether the rows that were dealt for validation are all either scored or rejected."""
     rejected = sum(gather(worker.validation.rejected().count))
     found = len(scores.image_ids) + rejected
-    if found == worker.job.validation_rows:
+    if found == worker.assignment.validation_rows:
         return None
-    return f"validation saw {found} of {worker.job.validation_rows} images; please report this"
+    return f"validation saw {found} of {worker.assignment.validation_rows} images; please report this"
 
 
 def _train_epoch(worker: _Worker, epoch: int) -> float:
@@ -164,7 +164,7 @@ def _train_epoch(worker: _Worker, epoch: int) -> float:
     seed = _seed(settings.seed, epoch, worker.rank)
     torch.manual_seed(seed)  # dropout: the same after a restart
     generator = torch.Generator().manual_seed(seed)
-    loss_of = make_loss(settings, worker.job.class_counts, worker.device)
+    loss_of = make_loss(settings, worker.assignment.class_counts, worker.device)
     worker.ddp.train()
     total = torch.zeros((), device=worker.device)
     started = time.monotonic()

@@ -16,19 +16,17 @@ from pipeline.evaluation.metrics import Temperature, Threshold, binary_metrics, 
 from pipeline.evaluation.report.card import render_card
 from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
-from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.bundle import CARD, GRAPH, HISTORY, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.prediction import probabilities
-from pipeline.model.registry import Verdict, new_version, point_if_better
+from pipeline.model.registry import ModelFolder, Verdict, new_version
 from pipeline.sources.manifest import Manifest
-from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training.fit import Trained
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
-from pipeline.training.validation import measure
+from pipeline.training.validation import Scores, measure
 
-HISTORY = "report/history.json"
 _QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _PACKAGES = ("torch", "torchvision", "ray", "onnxruntime", "numpy", "pyarrow")
 
@@ -39,10 +37,19 @@ class Published:
 
     bundle: Bundle
     verdict: Verdict
-    metric: str
-    value: float
     temperature: Temperature
     threshold: Threshold | None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How validation scores become decisions, and what they are then; all None where no class means disease."""
+
+    temperature: Temperature
+    threshold: Threshold | None
+    band: tuple[float, float] | None  # [low, high): decision 'review'
+    diseased: NDArray[np.bool_] | None  # (N,) the truth
+    values: NDArray[np.float64]  # (N,) calibrated probability of disease; of the top class where none means disease
 
 
 def publish(
@@ -50,27 +57,20 @@ def publish(
     settings: Settings,
     rows: LabelledRows,
     manifest: Manifest,
-    model_uri: str,
+    folder: ModelFolder,
     *,
     configuration: dict[str, Any],
     target_sensitivity: float | None = None,
     review_margin: float | None = None,
-    stores: Stores = Stores(),
 ) -> Published:
-    """Write `<model_uri>/<version>/` and move `best.json` when the monitored metric is not worse than what it names."""
+    """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names."""
     model = build(settings.architecture, settings.outputs)
     model.load_state_dict(trained.best.weights)
     weights, graph = to_safetensors(model), to_onnx(model, settings.input_size)
-    scores = trained.best.scores
-    temperature = fit_temperature(scores.logits, scores.targets)
-    classes = probabilities(scores.logits, temperature.value)
-    positive = [rows.classes.index(name) for name in rows.positive_classes]
-    disease = classes[:, positive].sum(axis=1).clip(0.0, 1.0) if positive else None
-    threshold = _threshold(disease, scores.targets, positive, target_sensitivity)
+    rule = _fit_rule(trained.best.scores, rows, target_sensitivity, review_margin)
     digest = hashlib.sha256(weights).hexdigest()
-    best_row = trained.state.history[trained.state.best_epoch - 1]
     info = BundleInfo(
-        name=model_uri.rsplit("/", 1)[-1],
+        name=folder.uri.rsplit("/", 1)[-1],
         version=new_version(digest),
         architecture=settings.architecture,
         task=settings.task,
@@ -80,25 +80,15 @@ def publish(
         preprocessing_digest=Preprocessing(settings.input_size).digest(),
         weights_sha256=digest,
         graph_sha256=hashlib.sha256(graph).hexdigest(),
-        temperature=temperature.value,
-        threshold=threshold.value if threshold else 0.5,
-        review_band=_band(threshold, review_margin),
+        temperature=rule.temperature.value,
+        threshold=rule.threshold.value if rule.threshold else 0.5,
+        review_band=rule.band,
         synthetic=manifest.info.synthetic,
-        metrics={"validation": _metrics(trained, settings, disease, positive, threshold)},
+        metrics={"validation": _metrics(trained.best.scores, settings.task, rule)},
         manifest_digest=manifest.info.digest,
         split_rule=manifest.info.split_rule,
-        training={
-            **configuration,
-            "best_epoch": trained.state.best_epoch,
-            "epochs_run": trained.state.epoch,
-            "monitor": settings.monitor,
-            "images": {"train": rows.train.num_rows, "validation": rows.validation.num_rows},
-            "rejected": trained.rejected.codes,
-            "temperature_rule": temperature.reason,
-            "threshold_rule": threshold.rule if threshold else "",
-            "history": trained.state.history,
-        },
-        reference_scores=_reference(classes.max(axis=1) if disease is None else disease),
+        training={**configuration, **_account(trained, settings, rows, rule)},
+        reference_scores=_reference(rule.values),
         versions=_versions(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -108,43 +98,45 @@ def publish(
         CARD: render_card(info, data=_data_facts(manifest, rows)).encode(),
         HISTORY: json.dumps(trained.state.history, indent=2).encode(),
     }
-    bundle = write_bundle(join(model_uri, info.version), info, files, stores)
-    value = float(best_row[settings.monitor])
-    metric = settings.monitor.replace("val_", "validation ").replace("auc", "roc_auc")
-    return Published(bundle, point_if_better(model_uri, bundle, metric, value), metric, value, temperature, threshold)
+    bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
+    return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold)
 
 
-def _threshold(
-    disease: NDArray[np.float64] | None, targets: NDArray[np.int64], positive: list[int], target: float | None
-) -> Threshold | None:
-    if disease is None:
-        return None
-    return threshold_for(np.isin(targets, positive), disease, target)
+def _fit_rule(scores: Scores, rows: LabelledRows, target_sensitivity: float | None, margin: float | None) -> _Rule:
+    temperature = fit_temperature(scores.logits, scores.targets)
+    classes = probabilities(scores.logits, temperature.value)
+    if not rows.positive_classes:
+        return _Rule(temperature, None, None, None, classes.max(axis=1))
+    positive = [rows.classes.index(name) for name in rows.positive_classes]
+    disease = classes[:, positive].sum(axis=1).clip(0.0, 1.0)
+    diseased = np.isin(scores.targets, positive)
+    threshold = threshold_for(diseased, disease, target_sensitivity)
+    band = (max(0.0, threshold.value - margin), min(1.0, threshold.value + margin)) if margin else None
+    return _Rule(temperature, threshold, band, diseased, disease)
 
 
-def _band(threshold: Threshold | None, margin: float | None) -> tuple[float, float] | None:
-    if threshold is None or not margin:
-        return None
-    return max(0.0, threshold.value - margin), min(1.0, threshold.value + margin)
+def _account(trained: Trained, settings: Settings, rows: LabelledRows, rule: _Rule) -> dict[str, Any]:
+    """How training went, for the bundle."""
+    return {
+        "best_epoch": trained.state.best_epoch,
+        "epochs_run": trained.state.epoch,
+        "monitor": settings.monitor,
+        "images": {"train": rows.train.num_rows, "validation": rows.validation.num_rows},
+        "rejected": trained.rejected.codes,
+        "temperature_rule": rule.temperature.reason,
+        "threshold_rule": rule.threshold.rule if rule.threshold else "",
+        "history": trained.state.history,
+    }
 
 
-def _metrics(
-    trained: Trained,
-    settings: Settings,
-    disease: NDArray[np.float64] | None,
-    positive: list[int],
-    threshold: Threshold | None,
-) -> dict[str, float | None]:
+def _metrics(scores: Scores, task: str, rule: _Rule) -> dict[str, float | None]:
     """Validation metrics at the published operating point; null where undefined."""
-    scores = trained.best.scores
-    found = {name.removeprefix("val_"): value for name, value in measure(scores, settings.task).items()}
+    found = {name.removeprefix("val_"): value for name, value in measure(scores, task).items()}
     found["roc_auc"] = found.pop("auc")
-    if disease is not None and threshold is not None:
-        at_threshold = binary_metrics(np.isin(scores.targets, positive), disease, threshold.value)
-        if settings.task == "binary":
-            found |= at_threshold
-        else:
-            found |= {f"disease_{name}": value for name, value in at_threshold.items()}
+    if rule.diseased is not None and rule.threshold is not None:
+        prefix = "" if task == "binary" else "disease_"
+        at_threshold = binary_metrics(rule.diseased, rule.values, rule.threshold.value)
+        found |= {prefix + name: value for name, value in at_threshold.items()}
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 

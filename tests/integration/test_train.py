@@ -18,7 +18,7 @@ from jobs import evaluate, promote, train
 from pipeline.model.bundle import CARD, WEIGHTS, Bundle
 from pipeline.model.prediction import predictions
 from pipeline.model.predictor import Predictor
-from pipeline.model.registry import read_pointer, resolve
+from pipeline.model.registry import ModelFolder, resolve
 from pipeline.model.torch_engine import TorchRunner
 from pipeline.training.decoded import decode, rejected
 from pipeline.training.rows import deal, labelled_rows
@@ -156,8 +156,8 @@ def test_promote_moves_the_pointer_and_lists(trained: Bundle, capsys: pytest.Cap
     model = str(Path(trained.uri).parent)
     Path(model, "best.json").unlink()
     assert promote.command([model, "--version", trained.info.version, "--list"]) == 0
-    pointer = read_pointer(model)
-    assert pointer is not None and pointer["version"] == trained.info.version
+    pointer = ModelFolder(model).pointer()
+    assert pointer is not None and pointer.version == trained.info.version
     assert f"* {trained.info.version}" in capsys.readouterr().out
 
 

@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from jobs.evaluate import _tasks as tasks_of
-from jobs.evaluate import basis
 from pipeline.base.errors import InputError
+from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.worker import EvaluationWorker, background
+from pipeline.evaluation.predict import EvaluationWorker, background, tasks_of
+from pipeline.evaluation.provenance import basis
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
 from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, ManifestRow
@@ -82,7 +82,7 @@ def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bund
     outcomes = Outcomes(bundle.info, reversed(found))
     assert [outcome.row.image_id for outcome in outcomes.all] == [0, 1, 2, 3, 4, 5]
     assert [error.code for error in outcomes.rejections] == ["unsupported_format"]
-    metrics = outcomes.metrics(0.5, replicates=100, confidence=0.95, seed=0)
+    metrics = outcomes.metrics(0.5, Resampling(100))
     assert metrics["confusion"] == [[2, 0], [1, 2]]
     assert metrics["metrics"]["roc_auc"]["value"] == 1.0
     table = outcomes.table(0.5)

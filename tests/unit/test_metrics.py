@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from pipeline.evaluation.intervals import (
+    Resampling,
     bootstrap_intervals,
     resampled_weights,
     subject_codes,
@@ -72,7 +73,7 @@ def test_one_class_leaves_undefined_metrics_undefined() -> None:
     points = binary_metrics([1, 1, 1], [0.2, 0.7, 0.9], 0.5)
     assert math.isnan(points["specificity"]) and math.isnan(points["roc_auc"])
     assert points["sensitivity"] == pytest.approx(2 / 3)
-    report = evaluate_binary([1, 1, 1], [0.2, 0.7, 0.9], threshold=0.5, replicates=50)
+    report = evaluate_binary([1, 1, 1], [0.2, 0.7, 0.9], threshold=0.5, resampling=Resampling(50))
     assert report["metrics"]["roc_auc"] == {"value": None, "low": None, "high": None, "unit": "image"}
     assert any("No image of class negative" in warning for warning in report["warnings"])
 
@@ -97,7 +98,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     for trial in range(100):
         labels = np.repeat([0, 1], 150)
         scores = rng.normal(labels * 1.5, 1)
-        interval = bootstrap_intervals(labels, scores, None, 0.5, replicates=300, seed=trial)["roc_auc"]
+        interval = bootstrap_intervals(labels, scores, None, 0.5, resampling=Resampling(300, seed=trial))["roc_auc"]
         covered += interval.low <= 0.8556 <= interval.high  # Phi(1.5 / sqrt 2)
     assert covered >= 88
 
@@ -125,7 +126,9 @@ def test_a_side_with_one_subject_gives_no_interval(name: str, side: int) -> None
     labels = np.repeat([0, 1], 60)
     subjects = [f"s{k % 6}" if label != side else "only" for k, label in enumerate(labels)]
     scores = rng.normal(labels * 1.0, 1)
-    report = evaluate_binary(labels, 1 / (1 + np.exp(-scores)), threshold=0.6, subjects=subjects, replicates=100)
+    report = evaluate_binary(
+        labels, 1 / (1 + np.exp(-scores)), threshold=0.6, subjects=subjects, resampling=Resampling(100)
+    )
     assert report["metrics"][name]["value"] is not None and report["metrics"][name]["low"] is None
     assert report["metrics"]["accuracy"]["low"] is not None
     assert any("come from one of the subjects" in warning for warning in report["warnings"])
@@ -141,7 +144,7 @@ def test_a_side_with_one_subject_gives_no_interval(name: str, side: int) -> None
 )
 def test_no_interval_is_without_width(rows: list[tuple[int, float, str]]) -> None:
     labels, scores, subjects = (list(column) for column in zip(*rows, strict=True))
-    for interval in bootstrap_intervals(labels, scores, subjects, 0.5, replicates=60).values():
+    for interval in bootstrap_intervals(labels, scores, subjects, 0.5, resampling=Resampling(60)).values():
         if not math.isnan(interval.low):
             assert interval.low < interval.high and interval.low <= interval.value + 1e-9
     report = evaluate_multiclass(labels, [[1 - s, s] for s in scores], class_names=["a", "b"], subjects=subjects)
@@ -228,15 +231,6 @@ def test_a_separated_split_tells_no_temperature_however_sure_the_model_is(scale:
     assert fit_temperature(three, np.arange(60) % 3).value == 1.0
 
 
-def test_temperature_is_the_same_from_logits_and_from_probabilities() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, 2000)
-    labels = rng.random(2000) < 1 / (1 + np.exp(-logits / 2))
-    from_logits = fit_temperature(logits, labels).value
-    from_probabilities = fit_temperature(1 / (1 + np.exp(-logits)), labels, scores_are="probabilities").value
-    assert from_logits == pytest.approx(from_probabilities, rel=1e-3)
-
-
 @pytest.mark.parametrize(
     ("logits", "labels", "reason"),
     [
@@ -268,7 +262,7 @@ def test_binary_evaluation_counts_everything_once() -> None:
         subjects=subjects,
         slices={"subject": subjects},
         review_band=(0.4, 0.6),
-        replicates=50,
+        resampling=Resampling(50),
     )
     assert np.sum(result["confusion"]) == result["images"] == 600
     assert result["subjects"] == 30 == len(result["slices"]["subject"])
@@ -283,7 +277,7 @@ def test_multiclass_evaluation_equals_scikit_learn() -> None:
     labels = rng.integers(0, 4, 400)
     logits = rng.normal(size=(400, 4)) + 1.5 * np.eye(4)[labels]
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    result = evaluate_multiclass(labels, probabilities, class_names=list("abcd"), replicates=50)
+    result = evaluate_multiclass(labels, probabilities, class_names=list("abcd"), resampling=Resampling(50))
     called = probabilities.argmax(axis=1)
     values = {name: metric["value"] for name, metric in result["metrics"].items()}
     assert values["accuracy"] == pytest.approx(sk.accuracy_score(labels, called))
@@ -296,7 +290,7 @@ def test_multiclass_evaluation_equals_scikit_learn() -> None:
 
 def test_multiclass_evaluation_survives_a_missing_class() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
-    result = evaluate_multiclass([0, 1, 1], probabilities, class_names=["a", "b", "c"], replicates=50)
+    result = evaluate_multiclass([0, 1, 1], probabilities, class_names=["a", "b", "c"], resampling=Resampling(50))
     assert result["per_class"][2]["recall"]["value"] is None
     assert result["metrics"]["balanced_accuracy"]["value"] == pytest.approx(0.75)
 

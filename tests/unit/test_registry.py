@@ -9,74 +9,74 @@ import pytest
 from jobs import promote
 from pipeline.base.errors import Code, InputError, PlatformError
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
-from pipeline.model.registry import point_if_better, read_pointer, refuse_other_task, resolve
+from pipeline.model.registry import ModelFolder, Verdict, resolve
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, StoreError
 from tests.bundles import make_bundle
 
-METRIC = "validation roc_auc"
+
+def version(folder: Path, number: int, auc: float | None = 0.9, **info: Any) -> Bundle:
+    metrics = {"validation": {"roc_auc": auc}}
+    return make_bundle(folder / f"v{number}", size=8, seed=number, version=f"v{number}", metrics=metrics, **info)
 
 
-def version(folder: Path, number: int, **info: Any) -> Bundle:
-    return make_bundle(folder / f"v{number}", size=8, seed=number, version=f"v{number}", **info)
+def judged(folder: Path, bundle: Bundle) -> Verdict:
+    return ModelFolder(str(folder)).point_if_better(bundle)
 
 
 def best(folder: Path) -> str:
-    pointer = read_pointer(str(folder))
+    pointer = ModelFolder(str(folder)).pointer()
     assert pointer is not None
-    return str(pointer["version"])
+    return pointer.version
 
 
 def test_the_better_version_becomes_the_best_and_the_reason_names_both(tmp_path: Path) -> None:
-    first = point_if_better(str(tmp_path), version(tmp_path, 1), METRIC, 0.8)
-    worse = point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, 0.7)
+    first = judged(tmp_path, version(tmp_path, 1, 0.8))
+    worse = judged(tmp_path, version(tmp_path, 2, 0.7))
     assert first.is_best and not worse.is_best and best(tmp_path) == "v1"
     assert "stays at v1" in worse.reason and "0.8000" in worse.reason
-    better = point_if_better(str(tmp_path), version(tmp_path, 3), METRIC, 0.9)
+    better = judged(tmp_path, version(tmp_path, 3, 0.9))
     assert better.is_best and best(tmp_path) == "v3" and "another manifest" not in better.reason
 
 
 def test_another_manifest_makes_the_comparison_a_rough_one(tmp_path: Path) -> None:
-    point_if_better(str(tmp_path), version(tmp_path, 1, manifest_digest="a"), METRIC, 0.8)
-    assert (
-        "another manifest"
-        in point_if_better(str(tmp_path), version(tmp_path, 2, manifest_digest="b"), METRIC, 0.9).reason
-    )
+    judged(tmp_path, version(tmp_path, 1, 0.8, manifest_digest="a"))
+    assert "another manifest" in judged(tmp_path, version(tmp_path, 2, 0.9, manifest_digest="b")).reason
 
 
 @pytest.mark.parametrize("value", [0.5, 1.0])
 def test_real_images_win_over_synthetic_ones_whatever_the_metric(tmp_path: Path, value: float) -> None:
-    point_if_better(str(tmp_path), version(tmp_path, 1, synthetic=True), METRIC, 0.9)
-    assert point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, value).is_best
-    verdict = point_if_better(str(tmp_path), version(tmp_path, 3, synthetic=True), METRIC, 1.0)
+    judged(tmp_path, version(tmp_path, 1, 0.9, synthetic=True))
+    assert judged(tmp_path, version(tmp_path, 2, value)).is_best
+    verdict = judged(tmp_path, version(tmp_path, 3, 1.0, synthetic=True))
     assert not verdict.is_best and best(tmp_path) == "v2" and "real images" in verdict.reason
 
 
 def test_an_undefined_metric_never_wins(tmp_path: Path) -> None:
-    point_if_better(str(tmp_path), version(tmp_path, 1), METRIC, 0.9)
-    assert not point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, float("nan")).is_best
+    judged(tmp_path, version(tmp_path, 1, 0.9))
+    assert not judged(tmp_path, version(tmp_path, 2, None)).is_best
     assert best(tmp_path) == "v1"
 
 
 def test_a_pointer_to_something_unusable_gives_way(tmp_path: Path) -> None:
-    point_if_better(str(tmp_path), version(tmp_path, 1), METRIC, 0.9)
+    judged(tmp_path, version(tmp_path, 1, 0.9))
     (tmp_path / "v1" / "bundle.json").unlink()
-    assert point_if_better(str(tmp_path), version(tmp_path, 2), METRIC, 0.5).is_best
+    assert judged(tmp_path, version(tmp_path, 2, 0.5)).is_best
 
 
 def test_another_question_needs_another_name(tmp_path: Path) -> None:
     bundle = version(tmp_path, 1)
-    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, Stores())
-    point_if_better(str(tmp_path), bundle, METRIC, 0.9)
-    refuse_other_task(str(tmp_path), "binary", bundle.info.classes, bundle.info.positive_classes, Stores())
+    ModelFolder(str(tmp_path)).refuse_other_task("binary", bundle.info.classes, bundle.info.positive_classes)
+    judged(tmp_path, bundle)
+    ModelFolder(str(tmp_path)).refuse_other_task("binary", bundle.info.classes, bundle.info.positive_classes)
     with pytest.raises(InputError, match="--name"):
-        refuse_other_task(str(tmp_path), "multiclass", ("Benign", "Pre"), ("Pre",), Stores())
+        ModelFolder(str(tmp_path)).refuse_other_task("multiclass", ("Benign", "Pre"), ("Pre",))
 
 
 def test_a_bundle_that_is_not_what_the_pointer_was_written_for_is_refused(tmp_path: Path) -> None:
     bundle = version(tmp_path, 1)
-    point_if_better(str(tmp_path), bundle, METRIC, 0.9)
+    judged(tmp_path, bundle)
     assert resolve(str(tmp_path)).info.version == "v1"
     record = json.loads((tmp_path / "v1" / "bundle.json").read_text())
     (tmp_path / "v1" / "bundle.json").write_text(json.dumps({**record, "threshold": 0.9}))
@@ -104,13 +104,13 @@ class SilentStore(LocalStore):
 
 def test_a_store_that_is_out_is_never_taken_for_an_empty_registry() -> None:
     with pytest.raises(PlatformError, match="does not answer"):
-        read_pointer("s3://lab/models", Stores(mounts=(("s3://lab/", SilentStore()),)))
+        ModelFolder("s3://lab/models", Stores(mounts=(("s3://lab/", SilentStore()),))).pointer()
 
 
 def test_promote_lists_all_models_of_a_registry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("blasts", "stages"):
         folder = tmp_path / name
-        point_if_better(str(folder), version(folder, 1), METRIC, 0.9)
+        judged(folder, version(folder, 1, 0.9))
     assert promote.command([str(tmp_path), "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["*", "blasts/v1"], ["*", "stages/v1"]]
@@ -125,3 +125,22 @@ def test_promote_takes_no_paths_for_versions(tmp_path: Path, name: str, capsys: 
 def test_a_review_band_keeps_its_margin_when_the_threshold_moves(tmp_path: Path) -> None:
     bundle = version(tmp_path, 1, threshold=0.05, review_band=(0.0, 0.15))
     assert bundle.with_threshold(0.5).info.review_band == pytest.approx((0.4, 0.6))
+
+
+def test_a_pointer_of_the_first_release_is_followed(tmp_path: Path) -> None:
+    bundle = version(tmp_path, 1)
+    written = {"version": "v1", "metric": "validation roc_auc", "value": 0.8, "model_sha256": bundle.info.identity()}
+    (tmp_path / "best.json").write_text(json.dumps({**written, "updated_at": "2026-11-20T10:00:00+00:00"}))
+    assert resolve(str(tmp_path)).uri == bundle.uri
+    assert "no longer to v1, whose validation roc_auc is 0.8000" in judged(tmp_path, version(tmp_path, 2, 0.9)).reason
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("{}", "version: Field required"), ('{"version": "v1"', "Invalid JSON"), ("[1]", "object"),
+     ('{"version": "v1", "pointer_version": 2}', "pointer_version: Input should be 1")],
+)  # fmt: skip
+def test_a_pointer_that_cannot_be_read_says_why_and_what_to_do(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(InputError, match=f"best.json: cannot be read.*{why}.*leukoray promote"):
+        resolve(str(tmp_path))

@@ -3,8 +3,8 @@
 `curves` turns labels and probabilities into points, `plots` points into SVG, `html` and `card` fill the templates.
 """
 
-from pipeline.evaluation.report.card import render_card, write_card
+from pipeline.evaluation.report.card import render_card
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
-from pipeline.evaluation.report.html import render_report, write_report
+from pipeline.evaluation.report.html import render_report
 
-__all__ = ["binary_curves", "multiclass_curves", "render_card", "render_report", "write_card", "write_report"]
+__all__ = ["binary_curves", "multiclass_curves", "render_card", "render_report"]

@@ -1,8 +1,6 @@
 """MODEL_CARD.md, after Mitchell et al. 2019, 'Model Cards for Model Reporting' (arXiv:1810.03993)."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.names import METRIC_NAMES
@@ -41,12 +39,3 @@ def render_card(
             synthetic_note=words.SYNTHETIC,
         )
     )
-
-
-def write_card(path: Path, info: BundleInfo, **content: Any) -> Path:
-    """Write the card (see `render_card`) to a local file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(render_card(info, **content), encoding="utf-8")
-    unfinished.replace(path)
-    return path

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import plots, words
 
 TEMPLATES = Path(__file__).parent / "templates"
-REPORT = "report.html"
 _TILES = {
     "binary": ("sensitivity", "specificity", "roc_auc", "balanced_accuracy"),
     "multiclass": ("accuracy", "balanced_accuracy", "roc_auc_macro", "f1_macro"),
@@ -95,15 +93,6 @@ def render_report(
             slice_rows=_SLICE_ROWS,
         )
     )
-
-
-def write_report(out_dir: Path, **content: Any) -> Path:
-    """Write `report.html` (see `render_report`) into a local folder, whole or not at all."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path, unfinished = out_dir / REPORT, out_dir / f".{REPORT}.{os.getpid()}"
-    unfinished.write_text(render_report(**content), encoding="utf-8")
-    unfinished.replace(path)
-    return path
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:

@@ -1,0 +1,73 @@
+"""What stands beside the figures of a split: what speaks against them, and what someone needs to repeat them."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pipeline import __version__
+from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.metrics import Threshold
+from pipeline.evaluation.outcomes import Outcomes
+from pipeline.model.bundle import Bundle
+from pipeline.sources.manifest import SPLITS, Manifest
+
+_PACKAGES = ("ray", "onnxruntime", "numpy")
+
+
+def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) -> list[str]:
+    """What the data says against the figures, each a sentence."""
+    notes = list(manifest.info.warnings)
+    if split != "test":
+        notes.append(f"This is the {split} split: the model, its threshold or its epoch were chosen by it.")
+    if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
+        notes.append("The manifest is not the one of training: images of training may be among those measured here.")
+    if outcomes.rejections:
+        codes = ", ".join(sorted({error.code.value for error in outcomes.rejections}))
+        count = f"{len(outcomes.rejections)} of {len(outcomes.all)}"
+        notes.append(f"{count} images could not be read and are left out: {codes}.")
+    confounded = outcomes.background_warning()
+    return notes + ([confounded] if confounded else [])
+
+
+def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
+    """What may be said of the images measured: that they took no part in training only where it is known."""
+    if split != "test":
+        return f" of the {split} split"
+    if bundle.info.manifest_digest != manifest.info.digest:
+        return "; whether the model has seen them in training is not known"
+    if manifest.info.split_rule == "images":
+        return " that took no part in training, though other images of the same patients may have"
+    return " that took no part in training"
+
+
+def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampling: Resampling) -> dict[str, str]:
+    """What someone needs to repeat or to trust the figures, by name, in the order to be shown."""
+    info = bundle.info
+    subjects = {split: len({row.subject_id for row in manifest.split(split)} - {None}) for split in SPLITS}
+    known, unit = any(subjects.values()), manifest.info.units.capitalize()
+    packages = (f"{name} {version(name)}" for name in _PACKAGES)
+    return {
+        "Model": f"{info.name} / {info.version}",
+        "Bundle": bundle.uri,
+        "Architecture": f"{info.architecture}, {info.input_size} x {info.input_size} pixels",
+        "Model SHA-256": info.identity(),
+        "Trained": info.created_at,
+        "Manifest": manifest.uri,
+        "Manifest digest": manifest.info.digest,
+        "Source": ", ".join(manifest.info.source),
+        "Split rule": manifest.info.split_rule or info.split_rule,
+        "Images in train / validation / test": " / ".join(f"{len(manifest.split(split)):,}" for split in SPLITS),
+        f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
+        "Threshold": f"{threshold.value:.4f} ({threshold.rule})",
+        "Temperature": f"{info.temperature:.4f}",
+        "Resampling": f"{resampling.replicates} replicates, seed {resampling.seed}",
+        "Evaluated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Versions": ", ".join([f"leukoray {__version__}", *packages]),
+    }
+
+
+def data_facts(manifest: Manifest) -> Mapping[str, Any]:
+    """What a model card says of the data."""
+    facts = {"Source": ", ".join(manifest.info.source) or "–", "Layout": manifest.info.layout or "–"}
+    return facts | {f"Images in {split}": f"{len(manifest.split(split)):,}" for split in SPLITS}

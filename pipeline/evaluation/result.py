@@ -1,0 +1,100 @@
+"""One split measured: figures, what speaks against them, where they come from; and what is kept of all that."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.metrics import Threshold
+from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.provenance import basis, caveats, data_facts, provenance
+from pipeline.evaluation.report import render_card, render_report
+from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle
+from pipeline.sources.manifest import Manifest
+from pipeline.storage.parquet import to_parquet
+from pipeline.storage.stores import Stores
+from pipeline.storage.uris import join
+
+_NOT_IN_CARD = ("slices",)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model is worth on one split of a manifest."""
+
+    bundle: Bundle
+    manifest: Manifest
+    split: str
+    outcomes: Outcomes
+    threshold: Threshold
+    metrics: dict[str, Any]  # of `evaluate_binary` or `evaluate_multiclass`, with `disease` where it applies
+    notes: list[str]  # `caveats`
+    facts: dict[str, str]  # `provenance`
+
+    @property
+    def warnings(self) -> list[str]:
+        """All that a reader must know before trusting the figures."""
+        return [*self.notes, *self.metrics["warnings"]]
+
+    def record(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """`metrics.json`."""
+        return {
+            "split": self.split,
+            "provenance": self.facts,
+            **self.metrics,
+            "warnings": self.warnings,
+            "configuration": configuration,
+            "rejected": len(self.outcomes.rejections),
+        }
+
+    def report(self, mistakes: int, stores: Stores) -> str:
+        """The page, with so many of the worst mistakes."""
+        info = self.bundle.info
+        return render_report(
+            title=f"{info.name}, {self.split} split",
+            metrics=self.metrics,
+            curves=self.outcomes.curves(),
+            history=_history(self.bundle),
+            best_epoch=info.training.get("best_epoch"),
+            mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores),
+            provenance=self.facts,
+            synthetic=info.synthetic or self.manifest.info.synthetic,
+            warnings=self.notes,
+            split=self.split,
+            basis=basis(self.split, self.bundle, self.manifest),
+        )
+
+    def save(self, out: str, record: Mapping[str, Any], report: str, stores: Stores) -> None:
+        """Write predictions.parquet, metrics.json and report.html into the folder `out`."""
+        store = stores.of(out)
+        store.write(join(out, "predictions.parquet"), to_parquet(self.outcomes.table(self.threshold.value)))
+        store.write(join(out, "metrics.json"), json.dumps(record, indent=2, allow_nan=False).encode())
+        store.write(join(out, "report.html"), report.encode())
+
+    def keep_in_bundle(self, record: Mapping[str, Any], report: str) -> None:
+        """Card, metrics and report into the bundle, when they are of its own test split."""
+        info = self.bundle.info
+        if self.split != "test" or info.manifest_digest != self.manifest.info.digest:
+            return
+        self.bundle.write(REPORT, report.encode())
+        self.bundle.write(CARD, render_card(info, metrics=record, data=data_facts(self.manifest)).encode())
+        kept = {key: value for key, value in record.items() if key not in _NOT_IN_CARD}
+        self.bundle.update(metrics={**info.metrics, "test": kept})
+
+
+def evaluation(
+    bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Threshold, resampling: Resampling
+) -> Evaluation:
+    """Measure what the model of `bundle` said of a split at an operating point."""
+    metrics = outcomes.metrics(threshold.value, resampling, manifest.info.units)
+    notes = caveats(split, bundle, manifest, outcomes)
+    facts = provenance(bundle, manifest, threshold, resampling)
+    return Evaluation(bundle, manifest, split, outcomes, threshold, metrics, notes, facts)
+
+
+def _history(bundle: Bundle) -> list[Mapping[str, Any]]:
+    """Per-epoch records that training left in the bundle; empty where it left none."""
+    if bundle.stores.of(bundle.uri).head(join(bundle.uri, HISTORY)) is None:
+        return []
+    return list(json.loads(bundle.file(HISTORY)))
