@@ -152,6 +152,30 @@ def test_many_classes_train_and_are_measured_from_and_to_s3(
     assert b"not a medical device" in store.read(f"{out}/report.html").data.lower()
 
 
+def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_the_bundle_alone(
+    trained: Bundle, manifest: str, tmp_path: Path
+) -> None:
+    flags = ["--split", "validation", "--target-sensitivity", "1.0", "--bootstrap", "100"]
+    before = Path(trained.uri, "bundle.json").read_bytes()
+    assert evaluate.command([manifest, "--model", trained.uri, "--out", str(tmp_path), *flags]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["metrics"]["sensitivity"]["value"] == 1.0
+    assert "highest threshold with validation sensitivity >= 1" in found["provenance"]["Threshold"]
+    predictions = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    sick = [row["probability"] for row in predictions if row["label"] == 1]
+    assert found["threshold"] < min(sick) < found["threshold"] + 1e-4  # no lower than it must be
+    assert {row["decision"] for row in predictions if row["label"] == 1} <= {"positive", "review"}
+    assert Path(trained.uri, "bundle.json").read_bytes() == before
+
+
+def test_a_target_sensitivity_of_training_is_the_bundles_rule(ray_cluster: Any, manifest: str, tmp_path: Path) -> None:
+    assert run_train(manifest, tmp_path, "--epochs", "1", "--target-sensitivity", "0.9") == 0
+    info = resolve(str(tmp_path)).info
+    assert info.training["threshold_rule"] == "highest threshold with validation sensitivity >= 0.9"
+    assert info.metrics["validation"]["sensitivity"] >= 0.9
+    assert info.threshold != 0.5
+
+
 def test_promote_moves_the_pointer_and_lists(trained: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(Path(trained.uri).parent)
     Path(model, "best.json").unlink()

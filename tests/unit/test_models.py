@@ -1,6 +1,8 @@
 """Networks by name: shapes, starting weights, augmentation."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,11 +88,22 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         start_from(build("resnet18", 1), "resnet18", str(path))
 
 
-def test_a_weight_file_that_holds_code_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save({"state": Strength()}, path)
-    with pytest.raises(InputError, match=r"weights\.pth"):
+class Bomb:
+    """Unpickling it makes a folder: what stands for any code of a stranger."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_the_code_in_a_weight_file_is_refused_and_never_runs(tmp_path: Path) -> None:
+    path, trace = tmp_path / "weights.pth", tmp_path / "code-has-run"
+    torch.save({"state_dict": build("cnn", 1).state_dict(), "notes": Bomb(trace)}, path)
+    with pytest.raises(InputError, match=r"weights\.pth: holds more than tensors, refused"):
         start_from(build("cnn", 1), "cnn", str(path))
+    assert not trace.exists()
 
 
 def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
