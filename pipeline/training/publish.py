@@ -151,12 +151,12 @@ def _reference(values: NDArray[np.float64]) -> dict[str, Any]:
 
 def _data_facts(manifest: Manifest, rows: LabelledRows) -> dict[str, Any]:
     known = {
-        "Source": manifest.info.source,
+        "Source": ", ".join(manifest.info.source),
         "Layout": manifest.info.layout,
         "Training images": rows.train.num_rows,
         "Validation images": rows.validation.num_rows,
     }
-    return {name: value for name, value in known.items() if value not in ("", [])}
+    return {name: value for name, value in known.items() if value != ""}
 
 
 def _versions() -> dict[str, str]:
