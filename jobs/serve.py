@@ -1,10 +1,9 @@
 """Answer HTTP requests with the best model, on a laptop or on a running Ray cluster.
 
-Only starts and stops: the application is `serving.app:build`, named by its import path as in a Serve config.
+Only starts and stops: the application is `serving.app:build`, as in a Serve config.
 """
 
 import contextlib
-import importlib
 import json
 import logging
 import signal
@@ -27,11 +26,10 @@ from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
+from serving.settings import ServingSettings, proxy_timeout_s
 
-IMPORT_PATH = "serving.app:build"
-PEERS = "serving.peers"
 APPLICATION = "leukoray"
-_CPUS_PER_REPLICA = 0.5
+_DEFAULT = {name: field.default for name, field in ServingSettings.model_fields.items()}
 _LOOK_EVERY_S = 5.0  # whether Ray is still there
 EPILOG = """examples:
   leukoray serve out/demo/models                       the best model, on http://127.0.0.1:8000
@@ -51,9 +49,13 @@ class ServeConfig(JobConfig):
     max_replicas: int | None = Field(None, ge=1, description="processes at most, under load (default: --replicas)")
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="largest image, in bytes")
     max_pixels: int = Field(Limits.max_pixels, ge=1, description="largest image, in pixels, from its header")
-    max_in_flight: int = Field(128, ge=1, description="requests a replica works on before it answers 503")
-    max_batch_size: int = Field(16, ge=1, description="images in one forward pass")
-    request_timeout_s: float = Field(30.0, gt=0, description="seconds until a request is given up")
+    max_in_flight: int = Field(
+        _DEFAULT["max_in_flight"], ge=1, description="requests a replica works on before it answers 503"
+    )
+    max_batch_size: int = Field(_DEFAULT["max_batch_size"], ge=1, description="images in one forward pass")
+    request_timeout_s: float = Field(
+        _DEFAULT["request_timeout_s"], gt=0, description="seconds until a request is given up"
+    )
 
 
 def main(config: ServeConfig) -> None:
@@ -66,7 +68,7 @@ def main(config: ServeConfig) -> None:
     with _stop_signals() as stop, connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         stop.arm()  # Ray has put a handler of its own there
         raise_if_terminated()
-        plan = ClusterPlan("serve", config.replicas, _CPUS_PER_REPLICA, remedy="lower --replicas")
+        plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
         check(plan, ray.cluster_resources())
         if not is_local:
             refuse_what_is_served()
@@ -150,11 +152,14 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
     from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.exceptions import RayServeException
 
+    from serving.app import build
+    from serving.peers import forget
+
     logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
-    module, _, name = IMPORT_PATH.partition(":")
-    build = getattr(importlib.import_module(module), name)
     application = build(_arguments(config, bundle))
-    options = HTTPOptions(host=config.host, port=config.port, request_timeout_s=config.request_timeout_s + 15)
+    options = HTTPOptions(
+        host=config.host, port=config.port, request_timeout_s=proxy_timeout_s(config.request_timeout_s)
+    )
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     try:
         try:
@@ -168,7 +173,7 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
             serve.shutdown()
         else:
             serve.delete(APPLICATION)
-            importlib.import_module(PEERS).forget(APPLICATION)
+            forget(APPLICATION)
 
 
 def _arguments(config: ServeConfig, bundle: Bundle) -> dict[str, Any]:
@@ -180,9 +185,8 @@ def _arguments(config: ServeConfig, bundle: Bundle) -> dict[str, Any]:
         "model": bundle.uri,
         "min_replicas": config.replicas,
         "max_replicas": config.max_replicas or config.replicas,
-        "cpus_per_replica": _CPUS_PER_REPLICA,
-        "max_request_bytes": max(config.max_bytes, 128 * 1024 * 1024),
-        "max_in_flight_bytes": max(4 * config.max_bytes, 512 * 1024 * 1024),
+        "max_request_bytes": max(config.max_bytes, _DEFAULT["max_request_bytes"]),
+        "max_in_flight_bytes": max(4 * config.max_bytes, _DEFAULT["max_in_flight_bytes"]),
     }
 
 

@@ -17,7 +17,6 @@ from pipeline.storage.types import S3Settings
 from pipeline.storage.uris import absolute
 
 API_KEYS_VARIABLE = "LEUKORAY_API_KEYS"
-_PROXY_SLACK_S = 15.0  # the replica answers its own timeout in JSON; Serve's proxy only catches what is left
 
 
 class ServingSettings(BaseModel):
@@ -85,10 +84,6 @@ class ServingSettings(BaseModel):
         """A replica without a GPU of its own never imports torch, whatever the machine has."""
         return "torch" if self.gpus_per_replica > 0 else "onnx"
 
-    @property
-    def proxy_timeout_s(self) -> float:
-        return self.request_timeout_s + _PROXY_SLACK_S
-
     def deployment_options(self) -> dict[str, Any]:
         """For `Deployment.options`. A Serve config's `deployments:` section still overrides them."""
         return {
@@ -103,6 +98,11 @@ class ServingSettings(BaseModel):
             },
             "ray_actor_options": {"num_cpus": self.cpus_per_replica, "num_gpus": self.gpus_per_replica},
         }
+
+
+def proxy_timeout_s(request_timeout_s: float) -> float:
+    """When Serve's proxy gives up: it only catches what is left, the replica answers its own timeout in JSON."""
+    return request_timeout_s + 15.0
 
 
 class ModelChoice(BaseModel):

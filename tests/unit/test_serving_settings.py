@@ -12,7 +12,7 @@ import yaml
 from jobs.serve import check_port
 from jobs.serve import command as serve_command
 from pipeline.base.errors import UsageError
-from serving.settings import API_KEYS_VARIABLE, ServingSettings, read_settings
+from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
 from tests.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def test_serve_config_in_the_repository_is_accepted_by_serve_and_by_us() -> None
     (application,) = config.applications
     assert application.import_path == "serving.app:build"
     settings = read_settings(dict(application.args))
-    assert config.http_options.request_timeout_s == settings.proxy_timeout_s
+    assert config.http_options.request_timeout_s == proxy_timeout_s(settings.request_timeout_s)
     deployments = {deployment.name for deployment in application.deployments}
     assert deployments <= {"LeukorayReplica"}
 
