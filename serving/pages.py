@@ -13,17 +13,17 @@ _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Page:
+class HtmlPage:
     html: str
     headers: dict[str, str]
 
 
-def front_page() -> Page:
+def front_page() -> HtmlPage:
     """`/`: drop images, read decisions."""
     return _with_policy((_FOLDER / "page.html").read_text(encoding="utf-8"))
 
 
-def docs_page(openapi: dict[str, Any]) -> Page:
+def docs_page(openapi: dict[str, Any]) -> HtmlPage:
     """`/docs`, drawn from the OpenAPI description; Swagger UI would have to come from another host."""
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (_FOLDER / "docs.html.j2").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def docs_page(openapi: dict[str, Any]) -> Page:
     return _with_policy(template.render(api=openapi))
 
 
-def _with_policy(html: str) -> Page:
+def _with_policy(html: str) -> HtmlPage:
     """Allow exactly the inline script and style that are in the file, by hash (CSP Level 3, section 2.3.1)."""
     policy = [
         "default-src 'none'",
@@ -43,7 +43,7 @@ def _with_policy(html: str) -> Page:
         "form-action 'none'",
         "frame-ancestors 'none'",
     ]
-    return Page(html, {"Content-Security-Policy": "; ".join(policy)})
+    return HtmlPage(html, {"Content-Security-Policy": "; ".join(policy)})
 
 
 def _hashes(html: str, tag: str) -> str:

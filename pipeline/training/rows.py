@@ -1,7 +1,7 @@
 """Rows of a manifest to what training learns from: a target for each image, a share for each rank."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +10,6 @@ import pyarrow.compute as pc
 from pipeline.base.errors import InputError
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.rows import LOCATION_FIELDS, ListingRow
-
-if TYPE_CHECKING:
-    pass
-
 
 Task = Literal["binary", "multiclass"]
 

@@ -1,6 +1,6 @@
 """MODEL_CARD.md, after Mitchell et al. 2019, 'Model Cards for Model Reporting' (arXiv:1810.03993)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.names import METRIC_NAMES
@@ -13,16 +13,13 @@ def render_card(
     info: BundleInfo,
     *,
     metrics: Mapping[str, Any] | None = None,
-    split: str = "test",
     data: Mapping[str, Any] | None = None,
-    warnings: Sequence[str] = (),
 ) -> str:
     """The card as Markdown.
 
-    `metrics` is the dictionary of `evaluate_binary` or `evaluate_multiclass` on `split`, None before any evaluation.
+    `metrics` is the dictionary of `evaluate_binary` or `evaluate_multiclass` on the test split, None before that.
     `data` names facts of the training data (source, layout, images, subjects) in the order to be shown.
     """
-    caveats = list(dict.fromkeys([*warnings, *(metrics["warnings"] if metrics else ())]))
     return (
         environment(autoescape=False)
         .get_template("card.md.j2")
@@ -30,9 +27,8 @@ def render_card(
             info=info,
             identity=info.identity(),
             metrics=metrics,
-            split=split,
             data=data or {},
-            warnings=caveats,
+            warnings=list(dict.fromkeys(metrics["warnings"])) if metrics else [],
             names=METRIC_NAMES,
             headline=words.headline(metrics) if metrics else [],
             not_a_device=words.NOT_A_DEVICE,
