@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from pipeline.evaluation.definitions import Floats, Ints, weighted_binary
 
-ECE_BINS = 15
 _WEIGHTS_PER_CHUNK = 4_000_000  # float64: 32 MB of weights at a time, whatever the number of images
 _FEWEST = 2  # clusters of a side: one says nothing of the spread between clusters
 PROPORTIONS = frozenset({"accuracy", "precision", "sensitivity", "specificity", "recall"})
@@ -102,116 +100,6 @@ def resampled_weights(codes: Ints, replicates: int, seed: int) -> Iterator[Float
         count = min(rows, replicates - start)
         drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=count)  # (R', clusters)
         yield drawn[:, codes].astype(np.float64)
-
-
-def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
-    """Numerator / denominator, NaN where the denominator is 0."""
-    top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    result: Floats = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
-    return result
-
-
-def equal_mass_bins(probabilities: Floats, bins: int = ECE_BINS) -> Ints:
-    """Bin number (N,) of each probability, bins holding equally many images as far as ties allow."""
-    edges = np.quantile(probabilities, np.linspace(0, 1, bins + 1)[1:-1])
-    return np.searchsorted(np.unique(edges), probabilities, side="left").astype(np.int64)
-
-
-def weighted_binary(labels: Ints, probabilities: Floats, threshold: float) -> Callable[[Floats], dict[str, Floats]]:
-    """A function from weights (R, N) to every binary metric (R,), equal to scikit-learn's with sample weights."""
-    positive = labels == 1
-    called = probabilities >= threshold
-    counts = np.stack([positive & called, positive & ~called, ~positive & called, ~positive & ~called], axis=1)
-    bins = equal_mass_bins(probabilities)
-    gaps = np.where(bins[:, None] == np.arange(bins.max() + 1), (probabilities - positive)[:, None], 0.0)
-    squared = (probabilities - positive) ** 2
-    ranking = rank_metrics(positive, probabilities)
-
-    def metrics(weights: Floats) -> dict[str, Floats]:
-        tp, fn, fp, tn = (weights @ counts.astype(np.float64)).T
-        total = tp + fn + fp + tn
-        sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
-        roc_auc, pr_auc = ranking(weights)
-        return {
-            "accuracy": ratio(tp + tn, total),
-            "balanced_accuracy": (sensitivity + specificity) / 2,
-            "precision": ratio(tp, tp + fp),
-            "sensitivity": sensitivity,
-            "specificity": specificity,
-            "f1": np.where(tp + fn > 0, ratio(2 * tp, 2 * tp + fp + fn), np.nan),
-            "roc_auc": roc_auc,
-            "pr_auc": pr_auc,
-            "brier": ratio(weights @ squared, total),
-            "ece": ratio(np.abs(weights @ gaps).sum(axis=1), total),
-        }
-
-    return metrics
-
-
-def rank_metrics(positive: NDArray[np.bool_], scores: Floats) -> Callable[[Floats], tuple[Floats, Floats]]:
-    """A function from weights (R, N) to ROC-AUC (R,) and average precision (R,); ties count half, one class is NaN."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # first row of each run of equal scores
-    positive = positive[order]
-
-    def metrics(weights: Floats) -> tuple[Floats, Floats]:
-        weights = weights[:, order]
-        hits = np.add.reduceat(weights * positive, starts, axis=1)  # (R, distinct scores), highest first
-        alarms = np.add.reduceat(weights * ~positive, starts, axis=1)
-        true, false = hits.cumsum(axis=1), alarms.cumsum(axis=1)
-        wins = (alarms * (true - hits / 2)).sum(axis=1)
-        precision = np.nan_to_num(ratio(true, true + false))
-        average = ratio((hits * precision).sum(axis=1), true[:, -1])
-        return ratio(wins, true[:, -1] * false[:, -1]), np.where(false[:, -1] > 0, average, np.nan)
-
-    return metrics
-
-
-def weighted_multiclass(labels: Ints, probabilities: Floats) -> Callable[[Floats], dict[str, Floats]]:
-    """A function from weights (R, N) to the metrics of C classes: (R,) each, or (R, C) for the per-class ones.
-
-    `probabilities` is (N, C). Macro averages leave out classes that a sample lacks.
-    """
-    classes = probabilities.shape[1]
-    called = probabilities.argmax(axis=1)
-    cells = (labels * classes + called)[:, None] == np.arange(classes * classes)
-    truth = labels[:, None] == np.arange(classes)
-    squared = ((probabilities - truth) ** 2).sum(axis=1)
-    top = probabilities.max(axis=1)
-    bins = equal_mass_bins(top)
-    gaps = np.where(bins[:, None] == np.arange(bins.max() + 1), (top - (called == labels))[:, None], 0.0)
-    rankings = [rank_metrics(truth[:, k], probabilities[:, k]) for k in range(classes)]
-
-    def metrics(weights: Floats) -> dict[str, Floats]:
-        confusion = (weights @ cells.astype(np.float64)).reshape(-1, classes, classes)  # (R, true, called)
-        hits, support, predicted = (
-            np.einsum("rkk->rk", confusion),
-            confusion.sum(axis=2),
-            confusion.sum(axis=1),
-        )
-        recall = ratio(hits, support)
-        f1 = np.where(support > 0, ratio(2 * hits, support + predicted), np.nan)
-        auc = np.stack([ranking(weights)[0] for ranking in rankings], axis=1)
-        total = support.sum(axis=1)
-        return {
-            "accuracy": ratio(hits.sum(axis=1), total),
-            "balanced_accuracy": _mean_of_defined(recall),
-            "f1_macro": _mean_of_defined(f1),
-            "roc_auc_macro": _mean_of_defined(auc),
-            "brier": ratio(weights @ squared, total),
-            "ece": ratio(np.abs(weights @ gaps).sum(axis=1), total),
-            "class_precision": ratio(hits, predicted),
-            "class_recall": recall,
-            "class_f1": f1,
-            "class_roc_auc": auc,
-        }
-
-    return metrics
-
-
-def _mean_of_defined(values: Floats) -> Floats:
-    defined = ~np.isnan(values)
-    return ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
 
 
 def percentile_limits(drawn: Floats, confidence: float) -> tuple[float, float]:

@@ -1,8 +1,7 @@
 """What a model is worth: metrics of a test split, the operating point and the temperature of a validation split.
 
-Takes labels, probabilities and subjects as arrays, gives JSON-ready dictionaries; every metric is defined here only.
-An undefined value (a split with one class, a class never called) is NaN in Python and null in JSON, never 0.
-A case is called positive where probability >= threshold.
+Takes labels, probabilities and subjects as arrays, gives JSON-ready dictionaries of the metrics in `definitions`.
+An undefined value (a split with one class, a class never called) is null in JSON, never 0.
 """
 
 import math
@@ -14,29 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.metrics import (
-    average_precision_score,
-    brier_score_loss,
-    confusion_matrix,
-    log_loss,
-    roc_auc_score,
-    roc_curve,
-)
+from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score, roc_curve
 
 from pipeline.evaluation.cautions import cautions
+from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, binary_metrics, ratio, weighted_multiclass
 from pipeline.evaluation.intervals import (
-    ECE_BINS,
-    Floats,
     Interval,
-    Ints,
     Resampling,
     bootstrap,
     bootstrap_intervals,
-    equal_mass_bins,
     honest,
-    ratio,
     subject_codes,
-    weighted_multiclass,
     wilson_interval,
 )
 
@@ -62,39 +49,6 @@ class Temperature:
     reason: str
 
 
-def binary_metrics(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> dict[str, float]:
-    """Point values of all binary metrics. Labels int 0/1 (N,), probabilities of class 1 (N,)."""
-    truth, scores = _binary_arrays(labels, probabilities)
-    (tn, fp), (fn, tp) = confusion_matrix(truth, scores >= threshold, labels=[0, 1])
-    both = 0 < truth.sum() < len(truth)
-    sensitivity, specificity = float(ratio(tp, tp + fn)), float(ratio(tn, tn + fp))
-    return {
-        "accuracy": float(ratio(tp + tn, len(truth))),
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "precision": float(ratio(tp, tp + fp)),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "f1": float(ratio(2 * tp, 2 * tp + fp + fn)) if tp + fn else math.nan,
-        "roc_auc": float(roc_auc_score(truth, scores)) if both else math.nan,
-        "pr_auc": float(average_precision_score(truth, scores)) if both else math.nan,
-        "brier": float(brier_score_loss(truth, scores, pos_label=1)) if len(truth) else math.nan,
-        "ece": expected_calibration_error(truth, scores),
-    }
-
-
-def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = ECE_BINS) -> float:
-    """Mean gap between probability and observed share, over bins of equally many images.
-
-    Naeini et al. 2015 with the adaptive bins of Nixon et al. 2019 (arXiv:1904.01685), which do not waste bins where
-    no scores lie. For many classes pass 'was the top class right' and its probability.
-    """
-    truth, scores = _binary_arrays(labels, probabilities)
-    if not len(truth):
-        return math.nan
-    gaps = np.bincount(equal_mass_bins(scores, bins), weights=scores - truth)
-    return float(np.abs(gaps).sum() / len(truth))
-
-
 def threshold_for(labels: ArrayLike, probabilities: ArrayLike, target_sensitivity: float | None = None) -> Threshold:
     """Choose the operating point on the validation split.
 
@@ -107,7 +61,7 @@ def threshold_for(labels: ArrayLike, probabilities: ArrayLike, target_sensitivit
 
     One class only leaves nothing to choose by: 0.5, and the rule says so.
     """
-    truth, scores = _binary_arrays(labels, probabilities)
+    truth, scores = binary_arrays(labels, probabilities)
     if not 0 < truth.sum() < len(truth):
         return Threshold(0.5, "default 0.5: the validation split holds one class only", math.nan, math.nan)
     if target_sensitivity is not None and not 0 < target_sensitivity <= 1:
@@ -178,7 +132,7 @@ def evaluate_binary(
     units: str = "subjects",
 ) -> dict[str, Any]:
     """Everything a report says of a two-class model on one split; JSON-ready. `units`: what `subjects` are called."""
-    truth, scores = _binary_arrays(labels, probabilities)
+    truth, scores = binary_arrays(labels, probabilities)
     _refuse_empty(truth)
     intervals = bootstrap_intervals(truth, scores, subjects, threshold, resampling)
     called = (scores >= threshold).astype(np.int64)
@@ -322,15 +276,6 @@ def _interval_method(
 ) -> dict[str, Any]:
     codes, unit = subject_codes(subjects, images)
     return {"unit": unit, "units": int(codes.max()) + 1, **asdict(resampling), "called": called}
-
-
-def _binary_arrays(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:
-    truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
-    if truth.shape != scores.shape or truth.ndim != 1:
-        raise ValueError(f"expected labels and probabilities of one length, got {truth.shape} and {scores.shape}")
-    if not np.isin(truth, (0, 1)).all() or not np.isfinite(scores).all():
-        raise ValueError("labels must be 0 or 1 and probabilities finite")
-    return truth, scores
 
 
 def _refuse_empty(truth: Ints) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import __version__
-from pipeline.evaluation.metrics import Temperature, Threshold, binary_metrics, fit_temperature, threshold_for
+from pipeline.evaluation.definitions import binary_metrics
+from pipeline.evaluation.metrics import Temperature, Threshold, fit_temperature, threshold_for
 from pipeline.evaluation.report.card import render_card
 from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build

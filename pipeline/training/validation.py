@@ -13,8 +13,7 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.evaluation.intervals import weighted_multiclass
-from pipeline.evaluation.metrics import binary_metrics
+from pipeline.evaluation.definitions import binary_metrics, multiclass_metrics
 from pipeline.model.prediction import probabilities
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard
@@ -72,19 +71,10 @@ def measure(scores: Scores, task: str) -> dict[str, float]:
     truth = scores.targets
     chosen = np.clip(classes[np.arange(len(truth)), truth], 1e-12, 1.0)
     found = {"val_loss": float(-np.log(chosen).mean())}
-    if task == "binary":
-        metrics = binary_metrics(truth, classes[:, 1], 0.5)
-        auc = metrics["roc_auc"]
-    else:
-        metrics = {
-            name: value[0] for name, value in weighted_multiclass(truth, classes)(np.ones((1, len(truth)))).items()
-        }
-        auc = metrics["roc_auc_macro"]
-    found |= {
-        "val_auc": float(auc),
-        "val_accuracy": float(metrics["accuracy"]),
-        "val_balanced_accuracy": float(metrics["balanced_accuracy"]),
-    }
+    is_binary = task == "binary"
+    metrics = binary_metrics(truth, classes[:, 1], 0.5) if is_binary else multiclass_metrics(truth, classes)
+    found["val_auc"] = metrics["roc_auc" if is_binary else "roc_auc_macro"]
+    found |= {f"val_{name}": metrics[name] for name in ("accuracy", "balanced_accuracy")}
     return {name: value if math.isfinite(value) else float("nan") for name, value in found.items()}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
-from pipeline.evaluation.intervals import Floats, equal_mass_bins, wilson_interval
+from pipeline.evaluation.definitions import Floats, equal_mass_bins
+from pipeline.evaluation.intervals import wilson_interval
 
 MAX_POINTS = 400
 HISTOGRAM_BINS = 40

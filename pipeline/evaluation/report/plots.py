@@ -137,15 +137,12 @@ def score_histogram(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=WIDE, layout="constrained")
         axes = figure.subplots()
-        if band:
-            axes.axvspan(*band, color=BAND, alpha=0.35, linewidth=0)
         width = np.diff(edges) * 0.86
         centres = (edges[1:] + edges[:-1]) / 2
         axes.bar(centres, np.sqrt(up), width, color=POSITIVE)
         axes.bar(centres, -np.sqrt(down), width, color=NEGATIVE)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.axvline(threshold, color=INK, linewidth=1.4)
-        limit = np.sqrt(max(up.max(), down.max(), 1)) * 1.28
+        limit = float(np.sqrt(max(up.max(), down.max(), 1))) * 1.28
         axes.set_ylim(-limit, limit)
         axes.set_xlim(0, 1)
         axes.set_yticks(*_square_root_ticks(max(up.max(), down.max(), 1)))
@@ -153,9 +150,7 @@ def score_histogram(
         axes.set_ylabel("Images (square-root scale)")
         axes.text(0.008, limit * 0.86, f"▲ truly {names[1]}", color=POSITIVE, fontweight="bold")
         axes.text(0.008, -limit * 0.94, f"▼ truly {names[0]}", color=NEGATIVE, fontweight="bold")
-        side, shift = ("left", 0.01) if threshold < 0.6 else ("right", -0.01)
-        note = f"threshold {threshold:.3f}" + (", review band shaded" if band else "")
-        axes.text(threshold + shift, limit * 0.86, note, ha=side)
+        _threshold(axes, threshold, band, limit * 0.86)
         return _svg(figure, "scores")
 
 
@@ -169,8 +164,6 @@ def probability_histogram(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDE[0], 2.9), layout="constrained")
         axes = figure.subplots()
-        if band:
-            axes.axvspan(*band, color=BAND, alpha=0.35, linewidth=0)
         colours = [ACCENT if threshold is None else POSITIVE if x >= threshold else NEGATIVE for x in centres]
         axes.bar(centres, heights, np.diff(limits) * 0.86, color=colours)
         top = float(np.sqrt(largest)) * 1.22
@@ -179,11 +172,18 @@ def probability_histogram(
         middle = len(places) // 2
         axes.set_yticks(places[middle:], names[middle:])
         if threshold is not None:
-            axes.axvline(threshold, color=INK, linewidth=1.4)
-            side, shift = ("left", 0.01) if threshold < 0.6 else ("right", -0.01)
-            note = f"threshold {threshold:.3f}" + (", review band shaded" if band else "")
-            axes.text(threshold + shift, top * 0.91, note, ha=side)
+            _threshold(axes, threshold, band, top * 0.91)
         return _svg(figure, "probabilities")
+
+
+def _threshold(axes: Axes, threshold: float, band: tuple[float, float] | None, height: float) -> None:
+    """The line where the decision turns, its value beside it at `height`, and the review band around it."""
+    if band:
+        axes.axvspan(*band, color=BAND, alpha=0.35, linewidth=0, zorder=0.5)
+    axes.axvline(threshold, color=INK, linewidth=1.4)
+    side, shift = ("left", 0.01) if threshold < 0.6 else ("right", -0.01)
+    note = f"threshold {threshold:.3f}" + (", review band shaded" if band else "")
+    axes.text(threshold + shift, height, note, ha=side)
 
 
 def reliability(points: Sequence[Mapping[str, float]], share_label: str) -> str:
