@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.base.errors import InputError
 from pipeline.ingest.layouts import annotate, recognize
-from pipeline.ingest.splits import SPLITS, SplitResult, assign_splits, check_leaks
+from pipeline.ingest.splits import SplitResult, assign_splits, check_leaks
+from pipeline.sources.manifest import SPLITS
 
 pytestmark = pytest.mark.realdata
 SUFFIXES = {".jpg", ".jpeg", ".bmp"}

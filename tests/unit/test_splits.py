@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.ingest.splits import SPLITS, assign_splits, check_leaks
+from pipeline.ingest.splits import assign_splits, check_leaks
+from pipeline.sources.manifest import SPLITS
 from tests.searches import search
 
 rows_strategy = st.lists(
