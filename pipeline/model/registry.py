@@ -7,18 +7,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.base.errors import InputError
 from pipeline.base.text import problems
+from pipeline.base.versions import check_version
 from pipeline.model.bundle import INFO, Bundle, read_bundle
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
 POINTER = "best.json"
+POINTER_VERSION = 1
 
 
 class Pointer(BaseModel):
@@ -26,7 +27,7 @@ class Pointer(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    pointer_version: Literal[1] = 1  # 0.1 wrote none
+    pointer_version: int = POINTER_VERSION  # 0.1 wrote none
     version: str
     metric: str = ""
     value: float | None = None  # of the metric, higher is better; None where undefined
@@ -54,13 +55,17 @@ class ModelFolder:
         path = self._path()
         try:
             found = self.stores.read_if_there(path)
-            return None if found is None else Pointer.model_validate_json(found)
+            if found is None:
+                return None
+            pointer = Pointer.model_validate_json(found)
         except StoreError as error:
             raise error.refusal() from error
         except ValidationError as error:
             raise InputError(
                 f"{path}: cannot be read ({problems(error)}); point it again with `leukoray promote`"
             ) from error
+        check_version(pointer.pointer_version, POINTER_VERSION, f"{path}: pointer", "point it again")
+        return pointer
 
     def point_to(self, bundle: Bundle) -> Pointer:
         """Make `bundle` the best of its name."""

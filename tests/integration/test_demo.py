@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import demo
-from pipeline.model.registry import point_to, resolve
+from pipeline.model.registry import ModelFolder, resolve
 from pipeline.samples import generate
 from tests.bundles import make_bundle
 
@@ -53,7 +53,7 @@ def test_images_of_one_class_are_scored_by_a_model_of_samples_that_says_so(
 ) -> None:
     out = tmp_path / "out"
     model = out / "models" / demo.SYNTHETIC
-    point_to(str(model), make_bundle(model / "v1", version="v1", synthetic=True), "validation roc_auc", 0.9)
+    ModelFolder(str(model)).point_to(make_bundle(model / "v1", version="v1", synthetic=True))
     assert demo.command([str(smears / "leukemia"), "--out", str(out)]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert told_jobs(out) == JOBS_WITH_LABELS - {"train", "evaluate"}

@@ -137,10 +137,15 @@ def test_a_pointer_of_the_first_release_is_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("{}", "version: Field required"), ('{"version": "v1"', "Invalid JSON"), ("[1]", "object"),
-     ('{"version": "v1", "pointer_version": 2}', "pointer_version: Input should be 1")],
-)  # fmt: skip
+    [("{}", "version: Field required"), ('{"version": "v1"', "Invalid JSON"), ("[1]", "object")],
+)
 def test_a_pointer_that_cannot_be_read_says_why_and_what_to_do(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "best.json").write_text(text)
-    with pytest.raises(InputError, match=f"best.json: cannot be read.*{why}.*leukoray promote"):
+    with pytest.raises(InputError, match=rf"best\.json: cannot be read.*{why}.*leukoray promote"):
+        resolve(str(tmp_path))
+
+
+def test_a_pointer_of_a_newer_release_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "best.json").write_text('{"version": "v1", "pointer_version": 2}')
+    with pytest.raises(InputError, match=r"best\.json: pointer version 2, made by a newer leukoray"):
         resolve(str(tmp_path))
