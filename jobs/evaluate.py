@@ -1,6 +1,5 @@
 """`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field

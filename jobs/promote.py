@@ -1,7 +1,6 @@
 """Point a model's best.json to another version, or list its versions."""
 
 import re
-from typing import Any
 
 from pydantic import Field
 
@@ -51,14 +50,14 @@ def _print_versions(uri: str, stores: Stores) -> None:
     if not found:
         raise InputError(f"{uri}: no versions here; name the model's folder, REGISTRY/NAME")
     for folder, is_best in found:
-        start = f"{'*' if is_best else ' '} {folder.removeprefix(uri + '/')}"
+        shown = f"{'*' if is_best else ' '} {folder.removeprefix(uri + '/')}"
         try:
             info = read_bundle(folder, stores).info
         except LeukorayError as error:
-            print(f"{start}  unusable: {error}")
+            print(f"{shown}  unusable: {error}")
             continue
         metric, value = info.monitored
-        print(f"{start}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
+        print(f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
 
 
 def _number(value: float | None) -> str:
