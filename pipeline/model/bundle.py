@@ -53,6 +53,7 @@ class BundleInfo(BaseModel):
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration
     reference_scores: dict[str, Any] = {}  # quantiles of validation scores, for drift
+    migrated: dict[str, Any] = {}  # from which version and pixel rules, and what that changed; see `model.migration`
     versions: dict[str, str] = {}  # packages at training
     created_at: str = ""  # ISO 8601, UTC
 

@@ -36,13 +36,14 @@ def predictions(info: BundleInfo, logits: NDArray[Any]) -> list[Prediction]:
     classes = probabilities(logits, info.temperature)  # (N, C)
     positive = [info.classes.index(name) for name in info.positive_classes]
     values = classes[:, positive].sum(axis=1).clip(0.0, 1.0) if positive else classes.max(axis=1)
-    decisions = [_decide(info, value) if positive else None for value in values.tolist()]
+    decisions = [decide(info, value) if positive else None for value in values.tolist()]
     names = [info.classes[k] for k in classes.argmax(axis=1).tolist()]
     rows = map(tuple, classes.astype(np.float32).tolist())
     return list(map(Prediction, rows, values.astype(np.float32).tolist(), names, decisions))
 
 
-def _decide(info: BundleInfo, probability: float) -> Decision:
+def decide(info: BundleInfo, probability: float) -> Decision:
+    """The side of the threshold that a probability of disease lies on, or 'review' within the band."""
     if info.review_band is not None and info.review_band[0] <= probability < info.review_band[1]:
         return "review"
     return "positive" if probability >= info.threshold else "negative"

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from pipeline.images.load import Preprocessing
 from pipeline.training.rows import Task
 
 Optimizer = Literal["adam", "adamw"]
@@ -42,5 +43,8 @@ class Settings:
         return "val_auc" if self.task == "binary" else "val_balanced_accuracy"
 
     def digest(self, *others: str) -> str:
-        """SHA-256, hex, of the settings and what else decides the weights: the manifest, the starting weights."""
-        return hashlib.sha256(json.dumps([asdict(self), *others], sort_keys=True).encode()).hexdigest()
+        """SHA-256, hex, of the settings and what else decides the weights: manifest, starting weights, pixel rules."""
+        pixels = Preprocessing(self.input_size)
+        # 0.1 named its runs without the pixel rules, which were version 2: those go on
+        rules = [] if pixels.version == 2 else [pixels.digest()]
+        return hashlib.sha256(json.dumps([asdict(self), *others, *rules], sort_keys=True).encode()).hexdigest()

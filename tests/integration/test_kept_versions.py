@@ -7,6 +7,7 @@ they were.
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, promote, score, summary, train
+from jobs import evaluate, migrate, promote, score, summary, train
+from pipeline.images.load import Limits, LoadedImage, Preprocessing, load_image
 from pipeline.model.predictor import Engine, Predictor
 from pipeline.model.registry import resolve
 from pipeline.sources.manifest import read_manifest
@@ -193,3 +195,66 @@ def test_an_unfinished_kept_training_is_continued(kept: Kept, s3: S3Server, caps
     assert "epoch   6/6" in told and "epoch   1/6" not in told, "the first epoch was done by the version"
     walked = s3.stores.of(MODEL).walk(f"{MODEL}/.runs")
     assert {item.uri.removeprefix(f"{MODEL}/.runs/").split("/")[0] for item in walked} == before
+
+
+@pytest.fixture
+def other_pixels(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Rules of another digest, under which red and blue change places; the digest."""
+    monkeypatch.setattr(Preprocessing, "digest", lambda self: "f" * 64)
+    monkeypatch.setattr(Predictor, "load", lambda self, data, limits=Limits(): _swapped(load_image(data, self.size)))
+    return "f" * 64
+
+
+def _swapped(image: LoadedImage) -> LoadedImage:
+    return replace(image, pixels=np.ascontiguousarray(image.pixels[..., ::-1]))
+
+
+def test_after_a_change_of_pixel_rules_one_command_gets_the_nights_going_again(
+    kept: Kept, s3: S3Server, run_score: Callable[..., int], other_pixels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = f"{ROOT}/scores"
+    assert run_score("--out", scores) == 3
+    refused = capsys.readouterr().err.strip().splitlines()[-1]
+    way_on = refused.split("`leukoray ")[1].split("`")[0].split()
+    assert way_on[0] == "migrate"
+    arguments = [argument.replace("OUTPUT", scores) for argument in way_on[1:]]
+    assert migrate.command([*arguments, "--dry-run", *s3.flags]) == 0
+    told = capsys.readouterr().out
+    assert "on 29 images scored before" in told and "nothing was written" in told
+    assert run_score("--out", scores) == 3
+    capsys.readouterr()
+
+    assert migrate.command([*arguments, *s3.flags]) == 0
+    assert "best.json points to it" in capsys.readouterr().out
+    new = resolve(MODEL, s3.stores)
+    old = json.loads(kept.objects["models/cells/best.json"])["version"]
+    assert new.info.preprocessing_digest == other_pixels and new.info.migrated["from_version"] == old
+    assert 0 < new.info.migrated["mean"] < new.info.migrated["largest"] < 1
+    assert "29 images scored before" in new.file("MODEL_CARD.md").decode()
+    before = {key for key in kept.objects if f"/{old}/" in key}
+    assert all(s3.stores.of(ROOT).read(f"{ROOT}/{key}").data == kept.objects[key] for key in before)
+
+    assert run_score("--out", scores) == 0
+    assert "rows of the model under 2 pixel rules" in capsys.readouterr().out
+    night = latest(s3, scores)
+    assert run_json(s3, night)["counts"]["scored"] == 29 and run_json(s3, night)["counts"]["skipped"] == 0
+    assert set(rows(s3, night)["preprocessing_digest"].to_pylist()) == {other_pixels}
+    assert table(s3, f"{scores}/night-1/predictions/part-00000.parquet").num_rows == 28, "old rows stay"
+
+    assert migrate.command([MODEL, *s3.flags]) == 0, "a second time there is nothing to do"
+    assert "nothing to do" in capsys.readouterr().out
+    assert migrate.command([*arguments, *s3.flags]) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert migrate.command([scores, *s3.flags]) == 0
+    assert "29 rows of ffffffffffff" in capsys.readouterr().out
+
+
+def test_migrate_has_nothing_to_do_with_what_is_read_as_it_is(
+    kept: Kept, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("models", "models/cells", "manifest", "scores", "killed"):
+        assert migrate.command([f"{ROOT}/{path}", *s3.flags]) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    assert migrate.command([f"{ROOT}/cells", *s3.flags]) == 3
+    stored = {item.uri.removeprefix(f"{ROOT}/") for item in s3.stores.of(ROOT).walk(ROOT)}
+    assert stored == set(kept.objects)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs import migrate as migrate_job
 from jobs import score as score_job
 from jobs import summary as summary_job
 from pipeline.base.errors import InputError
@@ -16,8 +17,9 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import Output
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.stores import Stores
+from pipeline.training.settings import Settings
 from tests.bundles import make_bundle
-from tests.scoring_sources import contents, rows, write_files
+from tests.scoring_sources import contents, picture, rows, write_files
 from tests.scoring_sources import score_here as score
 from tests.training_data import cell_images, manifest_of
 
@@ -26,7 +28,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@pytest.mark.parametrize(("version", "words"), [(2, "made by a newer leukoray"), ("x", "damaged|reads 1 to 1")])
+@pytest.mark.parametrize(("version", "words"), [(2, "made by a newer leukoray"), ("x", "reads 1 to 1")])
 def test_bundles_manifests_and_runs_of_no_known_version_are_refused(tmp_path: Path, version: Any, words: str) -> None:
     bundle = make_bundle(tmp_path / "model", size=16)
     manifest = manifest_of(cell_images(tmp_path / "cells", 2), tmp_path / "manifest")
@@ -88,3 +90,39 @@ def test_a_model_of_other_pixel_rules_is_refused_with_the_way_on(
     assert score_job.command([str(tmp_path), "--model", bundle.uri, "--out", str(tmp_path / "out")]) == 3
     [line] = capsys.readouterr().err.strip().splitlines()
     assert f"`leukoray migrate {bundle.uri} --scores" in line
+
+
+def test_a_training_is_not_continued_under_other_pixel_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        "cnn", "binary", ("a", "b"), 32, 1, 4, 1e-3, "adam", 0.0, 0.0, 1.0, 0, True, True, False, workers=1, seed=0
+    )
+    before, defaults = settings.digest("manifest"), Preprocessing.__init__.__defaults__
+    assert defaults is not None
+    monkeypatch.setattr(Preprocessing.__init__, "__defaults__", (defaults[0] + 1, *defaults[1:]))
+    assert settings.digest("manifest") != before
+
+
+def test_migrate_wants_rows_of_this_very_model_that_are_still_what_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_files(tmp_path / "in", contents(3, bad=False)), tmp_path / "out"
+    bundle = make_bundle(tmp_path / "m" / "v1", size=16, version="v1")
+    score([source], bundle.with_threshold(0.9), out)
+    other = make_bundle(tmp_path / "other", size=16, seed=5)
+    monkeypatch.setattr(Preprocessing, "digest", lambda self: "f" * 64)
+
+    def refused(*arguments: object) -> str:
+        assert migrate_job.command([*map(str, arguments)]) in (2, 3)
+        [line] = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "--scores is missing" in refused(bundle.uri)
+    assert "holds no run of" in refused(other.uri, "--scores", out)
+    changed, *_ = sorted(source.iterdir())
+    changed.write_bytes(picture(99))
+    assert migrate_job.command([bundle.uri, "--scores", str(out), "--dry-run"]) == 0
+    assert "on 2 images scored before, probabilities move by 0.0000" in capsys.readouterr().out
+    for path in source.iterdir():
+        path.unlink()
+    assert "can be read as they were" in refused(bundle.uri, "--scores", out)
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["v1"]
