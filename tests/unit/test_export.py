@@ -1,5 +1,7 @@
 """The exported graph equals the network, for every architecture."""
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -73,3 +75,8 @@ def test_weights_survive_safetensors() -> None:
     model = _trained_looking("cnn", 4)
     again = load_model(_info("cnn", 4), to_safetensors(model))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_the_graph_does_not_tell_where_its_code_lay() -> None:
+    graph = to_onnx(build("cnn", 1), 32)
+    assert str(Path(torch.__file__).parents[1]).encode() not in graph and b".py" not in graph
