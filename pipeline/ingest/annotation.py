@@ -14,44 +14,18 @@ from pipeline.sources.rows import NESTED
 
 Split = Literal["train", "validation", "test"]
 SPLIT_NAMES: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
 
-_NEGATIVE_WORDS = frozenset(
-    {"healthy", "normal", "benign", "hem", "negative", "neg", "control", "controls", "nonmalignant"}
-)
-_DISEASE_WORDS = frozenset(
-    {
-        "leukemia",
-        "leukaemia",
-        "leukemic",
-        "leukaemic",
-        "aml",
-        "cml",
-        "cll",
-        "malignant",
-        "cancer",
-        "cancerous",
-    }
-    | {
-        "blast",
-        "blasts",
-        "lymphoblast",
-        "lymphoblasts",
-        "myeloblast",
-        "myeloblasts",
-        "monoblast",
-        "monoblasts",
-    }
-    | {"abnormal"}
-)
+_NEGATIVE_WORDS = frozenset({
+    "healthy", "normal", "benign", "hem", "negative", "neg", "control", "controls", "nonmalignant",
+})  # fmt: skip
+_DISEASE_WORDS = frozenset({
+    "leukemia", "leukaemia", "leukemic", "leukaemic", "aml", "cml", "cll", "malignant", "cancer", "cancerous",
+    "abnormal", "blast", "blasts", "lymphoblast", "lymphoblasts", "myeloblast", "myeloblasts", "monoblast",
+    "monoblasts",
+})  # fmt: skip
 _NEGATIONS = frozenset({"non", "not", "no", "without"})
 
 

@@ -15,30 +15,15 @@ from pipeline.base.errors import InputError
 from pipeline.ingest.annotation import SPLIT_NAMES, UNKNOWN, Annotation, common_label, normalize
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
-    # 'new_names' is what C-NMC 2019 calls it
     "path": (
-        "path",
-        "uri",
-        "url",
-        "filename",
-        "file_name",
-        "file",
-        "filepath",
-        "file_path",
-        "image",
-        "image_path",
-        "image_name",
-        "image_file",
-        "new_names",
-        "key",
-        "image_id",
-        "id",
-    ),
+        "path", "uri", "url", "filename", "file_name", "file", "filepath", "file_path", "image", "image_path",
+        "image_name", "image_file", "new_names", "key", "image_id", "id",
+    ),  # 'new_names' is what C-NMC 2019 calls it
     "label": ("label", "labels", "target", "y", "is_positive"),
     "class_name": ("class_name", "class", "category", "cell_type", "type", "diagnosis"),
     "subject_id": ("subject_id", "subject", "patient_id", "patient", "case_id", "case", "donor"),
     "split": ("split", "subset", "partition", "set"),
-}
+}  # fmt: skip
 _LABEL_WORDS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 _WHOLE = re.compile(r"^(\d+)\.0+$")
 _NAMED = 5  # rows named in an error

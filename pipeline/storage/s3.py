@@ -20,20 +20,14 @@ import urllib3.exceptions
 from botocore.config import Config as BotoConfig
 
 from pipeline.base.errors import OUTAGE_CODES, Code
+from pipeline.storage.ranged import RangedFile
 from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, S3Settings, StoreError, replaced
 
 Result = TypeVar("Result")
 
 _DELETES_AT_ONCE = 16
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
-_DENIED = {
-    "AccessDenied",
-    "403",
-    "Forbidden",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "AllAccessDisabled",
-}
+_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled"}
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 10.0
 _QUICK_ATTEMPTS = 3
@@ -170,10 +164,21 @@ class S3Store:
         return self._get(uri, **conditions)
 
     def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
+        """A seekable view of one object version; every read is one ranged GET."""
         info = self.head(uri)
         if info is None:
             raise StoreError(Code.NOT_FOUND, f"{uri}: no such object; check the URI")
-        return io.BufferedReader(_RangeReader(self, info, on_failure), buffer_size=1 << 20)
+
+        def read_at(offset: int, size: int) -> bytes:
+            try:
+                return self.read_range(uri, offset, size, info.etag).data
+            except StoreError as error:
+                if on_failure is None or error.code not in OUTAGE_CODES:
+                    raise
+                on_failure(error)
+            return self.read_range(uri, offset, size, info.etag).data
+
+        return io.BufferedReader(RangedFile(info.size, read_at), buffer_size=1 << 20)
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = _split(uri)
@@ -255,45 +260,6 @@ class S3Store:
         with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:  # a large run leaves 10^5 parts
             for _ in pool.map(lambda info: self.delete(info.uri), self.walk(prefix)):
                 pass
-
-
-class _RangeReader(io.RawIOBase):
-    """A seekable view of one object version, for archive directories; every read is one ranged GET."""
-
-    def __init__(self, store: S3Store, info: ObjectInfo, on_failure: OnFailure | None) -> None:
-        self._store, self._info, self._on_failure, self._position = store, info, on_failure, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        size = min(len(buffer), self._info.size - self._position)
-        if size <= 0:
-            return 0
-        data = self._read(size)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def _read(self, size: int) -> bytes:
-        try:
-            return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
-        except StoreError as error:
-            if self._on_failure is None or error.code not in OUTAGE_CODES:
-                raise
-            self._on_failure(error)
-        return self._store.read_range(self._info.uri, self._position, size, self._info.etag).data
 
 
 def _refused(error: Any, where: str, attempts: int) -> StoreError:

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from pipeline.base.errors import Code, PlatformError
 from pipeline.images.load import Limits
 from pipeline.sources import archives, fetch
-from pipeline.sources.archives import Entry, Found, Ignored, Problem, members, tars, walk, zips
+from pipeline.sources.archives import Entry, Found, Ignored, Problem, tars, walk, zips
 from pipeline.sources.archives.members import Place
 from pipeline.sources.listing import Tally, entry_row, list_sources
 from pipeline.sources.rows import Access
+from pipeline.storage import ranged
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, ObjectInfo, StoreError
@@ -606,7 +607,7 @@ def test_a_bug_of_ours_on_a_sound_archive_is_no_damage(
             list(fetch.fetch_rows(rows))
 
 
-@pytest.mark.parametrize(("module", "name", "ending"), [(tars, "_EXTENSIONS", ".tar.gz"), (members, "min", ".zip")])
+@pytest.mark.parametrize(("module", "name", "ending"), [(tars, "_EXTENSIONS", ".tar.gz"), (ranged, "min", ".zip")])
 def test_a_bug_in_what_a_library_calls_is_no_damage(
     module: Any, name: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """What archives give: typed records, which names count as what, and where an archive lies inside another."""
 
-import io
 import posixpath
 import re
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pipeline.base.errors import Code
 from pipeline.images.load import IMAGE_SUFFIXES
 from pipeline.sources.archives.damage import Damaged
 from pipeline.sources.rows import NESTED, Access, place_of
+from pipeline.storage.ranged import RangedFile
 from pipeline.storage.types import ObjectInfo, StoreError
 
 COMPRESSED = {
@@ -157,39 +157,14 @@ def classify(member: str, place: Place, size: int) -> Problem | Ignored | None:
     return None
 
 
-class _Window(io.RawIOBase):
+def window(file: IO[bytes], start: int, size: int) -> IO[bytes]:
     """Bytes `start .. start + size` of a seekable file, as a file."""
 
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
+    def read_at(offset: int, size: int) -> bytes:
+        file.seek(start + offset)
+        return file.read(size)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        size = min(len(buffer), self._size - self._position)
-        if size <= 0:
-            return 0
-        self._file.seek(self._start + self._position)
-        data = self._file.read(size)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-def window(file: IO[bytes], start: int, size: int) -> IO[bytes]:
-    return cast(IO[bytes], _Window(file, start, size))
+    return cast(IO[bytes], RangedFile(size, read_at))
 
 
 # Opens an archive found inside another: (name, bytes, size, place of the outer one, first byte in the outermost

@@ -21,7 +21,6 @@ from pipeline.sources.archives.members import (
     Found,
     Ignored,
     Place,
-    Problem,
     classify,
     is_archive,
     is_compressed_tar,
@@ -66,15 +65,8 @@ def read_archive(info: ObjectInfo, file: IO[bytes], max_bytes: int) -> Iterator[
         return read() if entry.size_bytes <= max_bytes else None
 
     def walk() -> Iterator[Held]:
-        if info.size == 0:
-            yield place.problem(None, Code.EMPTY, f"{info.uri}: an archive of zero bytes"), None
-            return
         try:
-            misnamed = _misnamed(info.uri, file, place)
-            if misnamed is not None:
-                yield misnamed, None
-                return
-            yield from _walk_stream(info.uri, file, place, take)
+            yield from _walk(info.uri, file, info.size, place, take)
         except Damaged as error:
             yield place.damage(info.uri, error), None
 
@@ -94,29 +86,29 @@ def _numbered(held: Iterable[Held]) -> Iterator[Held]:
 
 
 def _guarded(name: str, file: IO[bytes], size: int, place: Place) -> Iterator[Found]:
-    if size == 0:
-        yield place.problem(None, Code.EMPTY, f"{name}: an archive of zero bytes")
-        return
+    """Everything in one archive, only listed; what ends it early as a Problem."""
     try:
-        misnamed = _misnamed(name, file, place)
-        if misnamed is not None:
-            yield misnamed
-        elif is_compressed_tar(name):
-            yield from (found for found, _ in _walk_stream(name, file, place, _only_list))
-        else:
-            read = list_zip if suffix(name) == ".zip" else list_tar
-            yield from read(file, size, place, _open_nested)
+        yield from (found for found, _ in _walk(name, file, size, place, _only_list))
     except (Damaged, StoreError) as error:
         yield place.damage(name, error)
 
 
-def _misnamed(name: str, file: IO[bytes], place: Place) -> Problem | None:
+def _walk(name: str, file: IO[bytes], size: int, place: Place, take: Take) -> Iterator[Held]:
+    """Everything in one archive; `take` is asked of a compressed tar alone, the others have random access."""
+    if size == 0:
+        yield place.problem(None, Code.EMPTY, f"{name}: an archive of zero bytes"), None
+        return
     with reading:
         kind = other_kind(name, file.read(512))
         file.seek(0)
-    if kind is None:
-        return None
-    return place.problem(None, Code.UNSUPPORTED_FORMAT, f"{name}: holds {kind} data; rename it by what it is")
+    if kind is not None:
+        message = f"{name}: holds {kind} data; rename it by what it is"
+        yield place.problem(None, Code.UNSUPPORTED_FORMAT, message), None
+    elif is_compressed_tar(name):
+        yield from _walk_stream(name, file, place, take)
+    else:
+        read = list_zip if suffix(name) == ".zip" else list_tar
+        yield from ((found, None) for found in read(file, size, place, _open_nested))
 
 
 def _open_nested(name: str, file: IO[bytes], size: int, place: Place, base: int | None) -> Iterator[Found]:
