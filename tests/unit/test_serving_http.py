@@ -160,6 +160,23 @@ def test_length_announced_over_the_limit_is_refused_before_reading(make: Callabl
     assert_error(answer, 413, "too_large")
 
 
+def test_an_image_of_just_the_limit_is_taken(make: Callable[..., Engine]) -> None:
+    data = picture("PNG")
+    limits = {"max_bytes": len(data), "max_request_bytes": len(data), "max_in_flight_bytes": len(data)}
+    assert call(make(**limits), "POST", "/predict", content=data, headers=JPEG).status_code == 200
+    assert_error(call(make(**limits), "POST", "/predict", content=data + b"0", headers=JPEG), 413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("multipart/form-data", b""), ("multipart/form-data; boundary=b", b"--b\r\nno header\r\n\r\n--b--\r\n")],
+    ids=["no boundary", "no header"],
+)
+def test_a_multipart_body_that_cannot_be_parsed_is_refused(make: Callable[..., Engine], kind: str, body: bytes) -> None:
+    answer = call(make(), "POST", "/predict", content=body, headers={"content-type": kind})
+    assert_error(answer, 400, "malformed_multipart")
+
+
 def test_multipart_answers_each_file_in_order(make: Callable[..., Engine]) -> None:
     engine = make(max_bytes=30_000)
     files = [
