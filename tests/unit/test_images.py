@@ -290,6 +290,43 @@ def test_a_bigtiff_cut_anywhere_is_truncated(percent: int) -> None:
     assert code_of(data[: len(data) * percent // 100]) == Code.TRUNCATED
 
 
+def orientation_entry(kind: int, count: int, value: bytes) -> bytes:
+    """EXIF of one entry, the orientation."""
+    return b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI4s", 0x0112, kind, count, value) + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"no TIFF at all",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\x09\0cut",
+        orientation_entry(3, 1, b"\0\0\0\0"),
+        orientation_entry(3, 1, b"\x09\0\0\0"),
+        orientation_entry(2, 4, b"six\0"),
+        orientation_entry(3, 0xFFFFFFFF, b"\x06\0\0\0"),
+        orientation_entry(99, 1, b"\x06\0\0\0"),
+    ],
+    ids=["empty", "text", "offset", "cut", "0", "9", "a word", "endless", "type"],
+)
+def test_a_damaged_orientation_costs_no_image(exif: bytes) -> None:
+    plain = encoded(scene(), "JPEG")
+    body = b"Exif\0\0" + exif
+    jpeg = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+    assert off_by(jpeg, load_image(plain, SIZE).pixels) == 0
+    png = encoded(scene(), "PNG")
+    assert off_by(with_png_chunk(png, png_chunk(b"eXIf", exif)), load_image(png, SIZE).pixels) == 0
+
+
+@pytest.mark.parametrize("before", [b"\xff\xff\xff", b"\xff\xd0", b"\xff\x01"], ids=["fill", "restart", "TEM"])
+def test_the_frame_is_found_behind_marks_that_have_no_length(before: bytes) -> None:
+    plain = encoded(scene(), "JPEG")
+    at = plain.index(b"\xff\xc0")
+    header = read_header(plain[:at] + before + plain[at:])
+    assert (header.width, header.height) == scene().size
+
+
 @pytest.mark.parametrize("orientation", [6, 8])
 def test_size_is_told_as_stored(orientation: int) -> None:
     exif = Image.Exif()
