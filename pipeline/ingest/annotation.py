@@ -5,28 +5,13 @@ Takes and gives plain strings and Annotations, one a path; no I/O. The naming ha
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from pipeline.base.errors import UsageError
+from pipeline.ingest.split_names import Split
 from pipeline.sources.rows import NESTED
 
-Split = Literal["train", "validation", "test"]
-SPLIT_NAMES: Mapping[str, Split] = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
-
-_NEGATIVE_WORDS = frozenset({
-    "healthy", "normal", "benign", "hem", "negative", "neg", "control", "controls", "nonmalignant",
-})  # fmt: skip
-_DISEASE_WORDS = frozenset({
-    "leukemia", "leukaemia", "leukemic", "leukaemic", "aml", "cml", "cll", "malignant", "cancer", "cancerous",
-    "abnormal", "blast", "blasts", "lymphoblast", "lymphoblasts", "myeloblast", "myeloblasts", "monoblast",
-    "monoblasts",
-})  # fmt: skip
-_NEGATIONS = frozenset({"non", "not", "no", "without"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +33,6 @@ def normalize(path: str) -> str:
     if NESTED in path:
         path = path.replace(NESTED, "/").replace("\\", "/")  # zips of old Windows programs
     return _HERE.sub("", path) if "./" in path else path.lstrip("/")
-
-
-def common_label(class_name: str) -> int | None:
-    """Label of a class by common words: 'Non-Leukemia' 0, '[Malignant] Pre-B' 1, 'LYMPHOCYTE' None."""
-    if class_name.casefold() == "all":
-        return 1
-    written = re.findall(r"[A-Za-z]+", class_name)
-    words = {word.casefold() for word in written}
-    # 'all' is a disease only as a whole name or in capitals ('ALL_L1', not 'all_cells').
-    disease = bool(words & _DISEASE_WORDS) or "ALL" in written
-    if words & _NEGATIONS:
-        return 0 if disease else None
-    if disease and words & {"negative", "neg"}:
-        return 0
-    positive, negative = disease or bool(words & {"positive", "pos"}), bool(words & _NEGATIVE_WORDS)
-    if positive == negative:
-        return None
-    return 1 if positive else 0
 
 
 def block_id(path: str, annotation: Annotation, size: int) -> str | None:

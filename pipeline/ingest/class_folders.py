@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from pipeline.ingest.annotation import SPLIT_NAMES, Annotation, Split, common_label, normalize
+from pipeline.ingest.annotation import Annotation, normalize
+from pipeline.ingest.class_names import common_label
+from pipeline.ingest.split_names import Split, split_named
 
 Read = Callable[[str], Annotation | None]
 Pairs = Counter[tuple[str, ...]]  # (upper, lower) folder -> images
@@ -27,6 +29,7 @@ _PART = re.compile(
     r"|x[-_ ]?\d+|\d+[-_ ]?x|\d+[-_ ]?x[-_ ]?\d+(?:px)?|\d+[-_ ]?(?:px|um|nm|mag)",
     re.IGNORECASE,
 )
+_RANGE = re.compile(r"(\d+)\s*[-–_]\s*(\d+)")  # of file numbers: '0001-1000'
 _PATIENT = re.compile(r"(?:patient|pat|pt|p|subject|subj|sub|s|case|donor|person|id)[-_ ]?\d+", re.IGNORECASE)
 _FAB = re.compile(r"(?:L[1-3]|M[0-7][a-z]?)", re.IGNORECASE)  # subtypes of the French-American-British classification
 _MOST = 0.95  # of the images: a few stray folders do not change how all others are read
@@ -42,10 +45,21 @@ def _telling_folders(folder: str) -> tuple[str, ...]:
         stem = _ARCHIVE_SUFFIX.sub("", name)
         if stem != name and common_label(stem) is None:
             continue  # 'shard-000.tar' is no class, 'leukemia.zip' is
-        is_plain = stem.casefold() in _PLAIN_FOLDERS or stem.casefold() in SPLIT_NAMES or _PART.fullmatch(stem)
+        is_plain = (
+            stem.casefold() in _PLAIN_FOLDERS
+            or split_named(stem) is not None
+            or _PART.fullmatch(stem)
+            or _is_range(stem)
+        )
         if stem and not is_plain:
             telling.append(stem)
     return tuple(telling)
+
+
+def _is_range(name: str) -> bool:
+    """'0001-1000' holds a round number of files; '12-345' may be a patient."""
+    found = _RANGE.fullmatch(name)
+    return found is not None and int(found[2]) > int(found[1]) and (int(found[2]) - int(found[1]) + 1) % 10 == 0
 
 
 def _may_be_subject(name: str) -> bool:
@@ -54,7 +68,8 @@ def _may_be_subject(name: str) -> bool:
 
 
 def _given_split(folder: str) -> Split | None:
-    return next((SPLIT_NAMES[name] for name in folder.casefold().split("/") if name in SPLIT_NAMES), None)
+    found = (split_named(_ARCHIVE_SUFFIX.sub("", name)) for name in folder.split("/"))
+    return next((split for split in found if split is not None), None)
 
 
 def read_last_folder(path: str) -> Annotation | None:
@@ -75,16 +90,37 @@ def reader(paths: Sequence[str]) -> Read:
     nothing_said = len(last) == 1 and common_label(*last) is None and all(len(names) > 1 for names in telling)
     nothing_said = nothing_said and not _may_be_subject(*last)  # of the first patient in an archive, say
     depth = 1 if nothing_said else 0
+    wrapper = _wrapper([names[: len(names) - depth] for names in telling])
 
     def names_of(folder: str) -> tuple[str, ...]:
         names = _telling_folders(folder)
-        return names[: len(names) - depth]
+        begin = len(wrapper) if names[: len(wrapper)] == wrapper else 0
+        return names[begin : len(names) - depth]
 
-    pairs = Counter(names[-2 - depth : len(names) - depth] for names in telling if len(names) > 1 + depth)
-    flat = Counter(names[0] for names in telling if len(names) == 1 + depth)
+    read = [names for path in paths if (names := names_of(normalize(path).rpartition("/")[0]))]
+
+    pairs = Counter(names[-2:] for names in read if len(names) > 1)
+    flat = Counter(names[0] for names in read if len(names) == 1)
     if _is_class_level(pairs, flat):
         return _class_above(pairs, flat, names_of)
     return _class_last(pairs, names_of)
+
+
+def _wrapper(telling: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The outermost folders that hold everything: a level with one name is no level of classes.
+
+    Not where nothing but patients would be left: 'leukemia/patient_01' is a class that stands alone.
+    """
+    wrapper: tuple[str, ...] = ()
+    while telling:
+        outer, images = Counter(names[0] for names in telling).most_common(1)[0]
+        inner = [names[1:] for names in telling if names[0] == outer and len(names) > 1]
+        if len(inner) < _MOST * len(telling) or images < len(telling):
+            break
+        if sum(_may_be_subject(names[0]) for names in inner) > len(inner) / 2:
+            break
+        wrapper, telling = (*wrapper, outer), inner
+    return wrapper
 
 
 def _of(class_name: str, subject: str | None, folder: str) -> Annotation:
@@ -147,4 +183,4 @@ def names_classes(read: Read, paths: Sequence[str]) -> bool:
         return False
     if any(common_label(name) is not None for name in names):
         return True
-    return len(names) > 1 and all(re.search(r"[A-Za-z]{2}", name) for name in names)
+    return len(names) > 1 and all(re.search(r"[A-Za-z]{2}", name) or _FAB.fullmatch(name) for name in names)

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.base.errors import InputError
-from pipeline.ingest.annotation import SPLIT_NAMES, UNKNOWN, Annotation, common_label, normalize
+from pipeline.ingest.annotation import UNKNOWN, Annotation, normalize
+from pipeline.ingest.class_names import common_label
+from pipeline.ingest.split_names import Split, split_named
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "path": (
@@ -211,10 +213,10 @@ def _label_text(value: Any) -> str | None:
     return _WHOLE.sub(r"\1", text) if text is not None else None
 
 
-def _splits(values: Sequence[Any]) -> list[Any]:
+def _splits(values: Sequence[Any]) -> list[Split | None]:
     texts = [_text(value) for value in values]
-    if unknown := sorted({text for text in texts if text is not None and text.casefold() not in SPLIT_NAMES}):
+    if unknown := sorted({text for text in texts if text is not None and split_named(text) is None}):
         raise InputError(
             f"the split column of the table of labels holds {_some(unknown)}; write train, validation or test"
         )
-    return [SPLIT_NAMES[text.casefold()] if text is not None else None for text in texts]
+    return [split_named(text) if text is not None else None for text in texts]

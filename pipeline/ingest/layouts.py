@@ -63,7 +63,7 @@ _C_NMC = re.compile(r"(?:^|/)UID_(H?\d+)_\d+_\d+_(all|hem)(?: ?\(\d+\))?\.\w+$",
 _TALEQANI = re.compile(r"(?:^|/)WBC-(?:Malignant-(?=[EP])|(?=B))(Benign|Early|Pre|Pro)-\d+[^/]*$", re.IGNORECASE)
 _ALL_IDB = re.compile(r"(?:^|/)Im\d{3,}_([01])\.\w+$", re.IGNORECASE)
 _AML_CODES = "BAS|EBO|EOS|KSC|LYA|LYT|MMZ|MOB|MON|MYB|MYO|NGB|NGS|PMB|PMO"
-_AML = re.compile(rf"(?:^|/)({_AML_CODES})_\d{{4,}}\.\w+$")
+_AML = re.compile(rf"(?:^|/)({_AML_CODES})_\d{{4}}\.tiff?$")  # bone marrow of the same authors: five digits, .jpg
 _SAMPLES = re.compile(r"(?:^|/)(S\d{3,})_\d+\.\w+$")
 
 _TALEQANI_LABELS = {"Benign": 0, "Early": 1, "Pre": 1, "Pro": 1}

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.ingest.annotation import Annotation, common_label
+from pipeline.ingest.annotation import Annotation
+from pipeline.ingest.class_names import common_label
 from pipeline.ingest.layouts import GENERIC, Layout
 from pipeline.ingest.splits import SplitResult
 

@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.ingest.annotation import Annotation, common_label, override
+from pipeline.ingest.annotation import Annotation, override
+from pipeline.ingest.class_names import common_label
 from pipeline.ingest.label_table import annotate_from_table
 from pipeline.ingest.layouts import LAYOUTS, annotate, describe_layouts, recognize
 
