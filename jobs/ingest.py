@@ -4,20 +4,23 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import Field
 
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
-from pipeline.base.errors import InputError
-from pipeline.ingest.draft import IngestOptions, ManifestDraft, counts, ingest
+from pipeline.base.errors import InputError, UsageError
+from pipeline.ingest.class_rules import ClassRules, draft_of_rules
+from pipeline.ingest.draft import IngestOptions, ManifestDraft, counts, ingest, list_classes
 from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import SplitRule
 from pipeline.sources.filters import Filters, parse_since
 from pipeline.sources.manifest import SPLITS, Manifest, ManifestInfo, write_manifest
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
 EXAMPLES = f"""examples:
@@ -45,6 +48,13 @@ class IngestConfig(JobConfig):
     layout: str | None = Field(None, description="read paths as this layout (default: recognized)")
     positive: list[str] = Field([], description="classes that mean leukemia")
     negative: list[str] = Field([], description="classes that do not (default: all others, where --positive is given)")
+    ignore: list[str] = Field([], description="classes that stay in the manifest, but in no split and no figure")
+    classes: str | None = Field(
+        None, description="YAML file: each class is positive, negative, ignore, or the name of the class it belongs to"
+    )
+    write_classes: str | None = Field(
+        None, description="write such a file with all classes, to be edited, instead of a manifest"
+    )
     subject_pattern: str | None = Field(None, description="regular expression whose first group is the subject")
     subject_blocks: int | None = Field(
         None, ge=1, description="this many consecutive file numbers of a class stand in for one subject"
@@ -70,7 +80,11 @@ def main(config: IngestConfig) -> None:
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
-    draft = ingest(config.source, _options(config), filters, stores, config.limit)
+    if config.write_classes is not None:
+        _write_classes(config, filters, stores)
+        return
+    draft = ingest(config.source, _options(config, stores), filters, stores, config.limit)
+    print("\n".join(["", *_class_table(draft), ""]), flush=True)
     written = write_manifest(out, [draft.table], _info(draft, config), stores)
     store = stores.of(out)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
@@ -78,11 +92,29 @@ def main(config: IngestConfig) -> None:
     print("\n".join(account(draft, written, clock.seconds)), flush=True)
 
 
-def _options(config: IngestConfig) -> IngestOptions:
+def _write_classes(config: IngestConfig, filters: Filters, stores: Stores) -> None:
+    """The classes of the sources with what is known of them, into a file that `--classes` reads."""
+    path = Path(str(config.write_classes)).expanduser()
+    if path.exists():
+        raise UsageError(f"--write-classes {path}: is there already; name another file, or delete it")
+    options = replace(_options(config, stores), classes=ClassRules(ignored=tuple(config.ignore)))
+    rows = list_classes(config.source, options, filters, stores, config.limit)
+    path.write_text(draft_of_rules(rows))
+    print(f"classes written to {path}; edit it, then give it back with --classes {path}", flush=True)
+
+
+def _rules(config: IngestConfig, stores: Stores) -> ClassRules:
+    rules = ClassRules(tuple(config.positive), tuple(config.negative), tuple(config.ignore))
+    if config.classes is None:
+        return rules
+    where = absolute(config.classes)
+    return ClassRules.from_yaml(stores.of(where).read(where).data.decode(), where).joined(rules)
+
+
+def _options(config: IngestConfig, stores: Stores) -> IngestOptions:
     return IngestOptions(
         layout=config.layout,
-        positive=tuple(config.positive),
-        negative=tuple(config.negative),
+        classes=_rules(config, stores),
         subject_pattern=config.subject_pattern,
         subject_blocks=config.subject_blocks,
         labels=config.labels,
@@ -112,6 +144,7 @@ def _info(draft: ManifestDraft, config: IngestConfig) -> ManifestInfo:
         warnings=draft.warnings,
         synthetic=draft.is_synthetic,
         positive=draft.positive,
+        ignored=draft.ignored,
         counts=counts(draft.table),
         bytes=listing.tally.bytes,
         left_out=listing.tally.left_out,
@@ -138,7 +171,6 @@ def account(draft: ManifestDraft, written: Manifest, seconds: float) -> list[str
     lines += _field("split", split.reason)
     if draft.why:
         lines += _field("why", draft.why)
-    lines += ["", *_class_table(draft), ""]
     lines += _left_out(draft)
     for warning in [*draft.warnings, *_fitness(draft)]:
         lines += _field("note", warning)
@@ -154,7 +186,8 @@ def _class_table(draft: ManifestDraft) -> list[str]:
     rows = [["class", "label", *("no split" if part == "none" else part for part in parts), "images"]]
     for name, of_class in found.classes.items():
         cells = [f"{of_class.get(part, 0):,}" for part in parts]
-        rows.append([name, words.get(draft.positive.get(name, -1), "-"), *cells, f"{sum(of_class.values()):,}"])
+        said = "ignored" if name in draft.ignored else words.get(draft.positive.get(name, -1), "-")
+        rows.append([name, said, *cells, f"{sum(of_class.values()):,}"])
     totals = [found.splits.get(part, 0) for part in parts]
     rows.append(["all", "", *(f"{total:,}" for total in totals), f"{sum(totals):,}"])
     if found.subjects:
@@ -205,7 +238,7 @@ def _fitness(draft: ManifestDraft) -> list[str]:
     if len(set(draft.positive.values())) == 1:
         missing = "negative" if 1 in draft.positive.values() else "positive"
         return [f"no class is {missing}: name it with --{missing} CLASS"]
-    if unnamed := [name for name in draft.classes if name not in draft.positive]:
+    if unnamed := [name for name in draft.classes if name not in draft.positive and name not in draft.ignored]:
         return [f"{', '.join(unnamed)}: neither positive nor negative, left out where the two are told apart"]
     return []
 

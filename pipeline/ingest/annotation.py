@@ -22,6 +22,7 @@ class Annotation:
     label: int | None = None
     subject_id: str | None = None
     split: Split | None = None
+    is_ignored: bool = False  # of a class that the user wants in no split and no figure
 
 
 UNKNOWN = Annotation()
@@ -52,26 +53,19 @@ def block_id(path: str, annotation: Annotation, size: int) -> str | None:
     return f"{prefix}{group}-block-{(int(numbers[-1]) - 1) // size + 1:03d}"
 
 
-def override(
+def with_subjects(
     annotations: Sequence[Annotation],
     paths: Sequence[str],
     *,
-    positive: Sequence[str] | None = None,
-    negative: Sequence[str] | None = None,
     subject_pattern: str | None = None,
     subject_blocks: int | None = None,
 ) -> list[Annotation]:
-    """The annotations with the user's words applied, in the order of `paths`.
+    """The annotations with what the user says of subjects, in the order of `paths`.
 
-    `positive`/`negative`: class names. With only one of them given, every other class is of the other kind;
-    with both, classes named in neither have no label. `subject_pattern`: a regular expression searched in the
-    path, whose group 'subject' or first group is the subject. `subject_blocks`: N consecutive file numbers of
-    a class are a subject.
+    `subject_pattern`: a regular expression searched in the path, whose group 'subject' or first group is the subject.
+    `subject_blocks`: N consecutive file numbers of a class are a subject.
     """
     result = list(annotations)
-    if positive or negative:
-        table = _label_table({a.class_name for a in result if a.class_name is not None}, positive, negative)
-        result = [replace(a, label=table.get(a.class_name)) if a.class_name is not None else a for a in result]
     if subject_pattern is not None and subject_blocks is not None:
         raise UsageError("--subject-pattern and --subject-blocks both say what a subject is; give one of them")
     if subject_pattern is not None:
@@ -79,30 +73,6 @@ def override(
     if subject_blocks is not None:
         return _with_blocks(result, paths, subject_blocks)
     return result
-
-
-def _label_table(
-    found: set[str], positive: Sequence[str] | None, negative: Sequence[str] | None
-) -> dict[str | None, int]:
-    folded = {name.casefold(): name for name in sorted(found)}
-
-    def named(flag: str, names: Sequence[str] | None) -> set[str]:
-        known = {name: name if name in found else folded.get(name.casefold()) for name in names or ()}
-        if unknown := [name for name, class_name in known.items() if class_name is None]:
-            raise UsageError(
-                f"{flag} names no class of this source: {', '.join(unknown)}; "
-                f"classes found: {', '.join(sorted(found)) or 'none'}"
-            )
-        return {class_name for class_name in known.values() if class_name is not None}
-
-    ones, zeros = named("--positive", positive), named("--negative", negative)
-    if both := ones & zeros:
-        raise UsageError(f"--positive and --negative both name {', '.join(sorted(both))}; a class has one label")
-    if not negative:
-        zeros = found - ones
-    elif not positive:
-        ones = found - zeros
-    return {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)}
 
 
 def subject_reader(pattern: str) -> Callable[[str], str | None]:

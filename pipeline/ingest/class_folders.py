@@ -72,6 +72,17 @@ def _given_split(folder: str) -> Split | None:
     return next((split for split in found if split is not None), None)
 
 
+def telling_folder(path: str) -> tuple[str, str] | None:
+    """(the folders above, the last folder that may name a class) of a normalized path, None where there is none."""
+    folder = path.rpartition("/")[0]
+    while folder:
+        above, _, name = folder.rpartition("/")
+        if _telling_folders(name):
+            return above, name
+        folder = above
+    return None
+
+
 def read_last_folder(path: str) -> Annotation | None:
     """The last telling folder is the class."""
     folder = path.rpartition("/")[0]

@@ -7,7 +7,7 @@ Takes source URIs and options, gives a `ManifestDraft`: the table of the manifes
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest import remarks, splits
-from pipeline.ingest.annotation import UNKNOWN, Annotation, override
+from pipeline.ingest.annotation import UNKNOWN, Annotation, with_subjects
+from pipeline.ingest.class_rules import ClassRules, apply_rules, one_spelling
 from pipeline.ingest.copies import find_copies
 from pipeline.ingest.label_table import ALIASES, annotate_from_table
-from pipeline.ingest.layouts import GENERIC, LAYOUTS, Layout, annotate, recognize
+from pipeline.ingest.layouts import GENERIC, LAYOUTS, Layout, annotate, left_out, recognize
+from pipeline.ingest.split_names import split_named
 from pipeline.sources import manifest
 from pipeline.sources.archives import Problem, is_archive
 from pipeline.sources.filters import Filters
@@ -33,6 +35,7 @@ _LABEL_FILES = ("labels.csv", "labels.parquet")
 _SYNTHETIC_MARK = "SYNTHETIC.txt"
 _BATCH_ROWS = 8192
 _KEPT_PROBLEMS = 100_000
+_NAMED = 8  # classes named in an error
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ class IngestOptions:
     """What the user says beyond the source itself; None and 'auto' leave it to the layout."""
 
     layout: str | None = None
-    positive: tuple[str, ...] = ()
-    negative: tuple[str, ...] = ()
+    classes: ClassRules = field(default_factory=ClassRules)
     subject_pattern: str | None = None
     subject_blocks: int | None = None
     labels: str | None = None
@@ -73,6 +75,7 @@ class ManifestDraft:
     listing: Listing
     warnings: list[str]
     why: str  # the split is as it is; empty where the user decided it
+    ignored: list[str]  # classes in no split, by the user's word
     units: str  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
 
     @property
@@ -103,19 +106,23 @@ def ingest(
         _refuse_manifest(root, stores)
     listing = read_sources(roots, filters, stores, limit)
     layout, annotations, labels_from, warnings = _annotate(listing, roots, options, stores)
-    copies = find_copies(listing.table, [row.class_name is not None for row in annotations], stores)
+    annotations, merged = one_spelling(annotations)
+    annotations = apply_rules(annotations, options.classes)
+    warnings += merged
+    copies = find_copies(listing.table, [_is_used(row) for row in annotations], stores)
     result = _split(annotations, listing.paths, copies, layout, options)
     table = _manifest_table(listing.table, annotations, result.splits)
     synthetic = layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
-    if not options.positive and not options.negative:
+    if not options.classes.say_labels:
         warnings += remarks.about_labels(annotations)
     warnings += remarks.about_copies(copies, annotations, result)
     warnings = list(dict.fromkeys([*warnings, *result.warnings]))
     own_words = options.subject_pattern or options.subject_blocks or labels_from != "paths"
     why = layout.why if result.rule == layout.split_rule and not own_words else ""
     by_layout = layout.block_size and not options.subject_pattern and labels_from == "paths"
+    ignored = sorted({str(row.class_name) for row in annotations if row.is_ignored})
     units = "blocks" if options.subject_blocks or by_layout else "subjects"
-    return ManifestDraft(table, layout, labels_from, result, synthetic, listing, warnings, why, units)
+    return ManifestDraft(table, layout, labels_from, result, synthetic, listing, warnings, why, ignored, units)
 
 
 # ---- listing -----------------------------------------------------------------------------------------------
@@ -175,6 +182,20 @@ def _refuse_doubles(table: pa.Table) -> None:
         )
 
 
+def list_classes(
+    sources: Sequence[str],
+    options: IngestOptions,
+    filters: Filters = Filters(),
+    stores: Stores = Stores(),
+    limit: int | None = None,
+) -> list[Annotation]:
+    """What is known of each image before anything is split: for those who want to see the classes first."""
+    roots = [absolute(source) for source in sources]
+    listing = read_sources(roots, filters, stores, limit)
+    annotations, _ = one_spelling(_annotate(listing, roots, options, stores)[1])
+    return apply_rules(annotations, options.classes)
+
+
 def _refuse_manifest(root: str, stores: Stores) -> None:
     try:
         found = manifest.is_manifest(root, stores)
@@ -200,14 +221,19 @@ def _annotate(
     paths = listing.paths
     layout = recognize(paths, options.layout)
     subjects: dict[str, Any] = {"subject_pattern": options.subject_pattern, "subject_blocks": options.subject_blocks}
-    own_words: dict[str, Any] = {"positive": options.positive, "negative": options.negative, **subjects}
+    if options.layout is None and (unread := left_out(paths, layout)):
+        named = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(unread.items())[:_NAMED])
+        raise InputError(
+            f"the names look like {layout.name}, which does not read all classes of this source: {named} would be left "
+            f"out; --layout class-folders reads every folder as a class, --layout {layout.name} leaves them out"
+        )
     said = remarks.about_layout(layout, paths, forced=options.layout is not None, **subjects)
     labels = _labels_uri(roots, layout, options, stores)
     if labels is None:
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
         if own is None:
-            return layout, annotate(paths, layout, **own_words), "paths", said
-        return layout, override(own, paths, **own_words), "sidecars", []
+            return layout, annotate(paths, layout, **subjects), "paths", said
+        return layout, with_subjects(own, paths, **subjects), "sidecars", []
     table = read_table(labels, stores)
     base, folder = base_folder(roots), posixpath.dirname(labels)
     inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
@@ -218,7 +244,11 @@ def _annotate(
     else:
         found = [_merged(row, layout.annotate(path)) for path, row in zip(paths, found, strict=True)]
         warnings += said
-    return layout, override(found, paths, **own_words), labels, warnings
+    return layout, with_subjects(found, paths, **subjects), labels, warnings
+
+
+def _is_used(row: Annotation) -> bool:
+    return row.class_name is not None and not row.is_ignored
 
 
 def _merged(first: Annotation, second: Annotation) -> Annotation:
@@ -253,16 +283,21 @@ def _labels_uri(roots: Sequence[str], layout: Layout, options: IngestOptions, st
 def _from_sidecars(listing: Listing) -> list[Annotation] | None:
     """Labels of WebDataset shards (`x.cls`, `x.json` beside `x.jpg`), None where the sidecars tell no class."""
     known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
-    rows = [
-        {"path": path, **{("label" if key == "cls" else key.casefold()): text for key, text in found.items()}}
-        for path, found in listing.meta.items()
-    ]
+    rows: list[dict[str, str]] = []
+    for path, found in listing.meta.items():
+        said = {("label" if key == "cls" else key.casefold()): text for key, text in found.items()}
+        rows.append({"path": path, **{key: text for key, text in said.items() if _is_said_of_image(key, text)}})
     columns = {key for row in rows for key in row}
     if not columns & known:
         return None
     wanted = sorted(columns & {alias for aliases in ALIASES.values() for alias in aliases} - set(ALIASES["path"][1:]))
     table = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in wanted})
     return annotate_from_table(table, listing.paths)[0]
+
+
+def _is_said_of_image(key: str, text: str) -> bool:
+    """Which image a sidecar describes is told by where it lies, by nothing in it; 'subset' may mean anything."""
+    return key not in ALIASES["path"] and (key not in ALIASES["split"] or split_named(text) is not None)
 
 
 # ---- split and table ---------------------------------------------------------------------------------------
@@ -287,7 +322,7 @@ def _split(
         for row in rows:
             groups[row] = number
     result = splits.assign_splits(
-        [row.class_name for row in annotations],
+        [row.class_name if _is_used(row) else None for row in annotations],
         subjects,
         [row.split for row in annotations],
         keys=paths,

@@ -7,12 +7,13 @@ one `Annotation` a path. Pure functions over strings; labels that come from a ta
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.ingest.annotation import UNKNOWN, Annotation, block_id, normalize, override
-from pipeline.ingest.class_folders import names_classes, read_last_folder, reader
+from pipeline.ingest.annotation import UNKNOWN, Annotation, block_id, normalize, with_subjects
+from pipeline.ingest.class_folders import names_classes, read_last_folder, reader, telling_folder
 from pipeline.ingest.splits import SplitRule
 
 _RECOGNIZED_SHARE = 0.5  # of all paths: public sets carry unlabelled parts (30 % of C-NMC 2019)
@@ -256,27 +257,38 @@ def _class_folders(paths: Sequence[str]) -> Layout:
     return replace(LAYOUTS["class-folders"], read=reader(paths))
 
 
+def left_out(paths: Sequence[str], layout: Layout) -> Counter[str]:
+    """Folders beside those of the layout's classes that it does not read -> images in them.
+
+    They are classes as well: a set of the same habits with more of them, say.
+    """
+    if layout.name in GENERIC:
+        return Counter()
+    read: set[str] = set()
+    unread: Counter[tuple[str, str]] = Counter()
+    for path in map(normalize, paths):
+        folder = telling_folder(path)
+        if folder is None:
+            continue
+        if layout.read(path) is not None:
+            read.add(folder[0])
+        else:
+            unread[folder] += 1
+    return Counter({name: count for (above, name), count in unread.items() if above in read})
+
+
 def annotate(
     paths: Sequence[str],
     layout: Layout,
     *,
-    positive: Sequence[str] | None = None,
-    negative: Sequence[str] | None = None,
     subject_pattern: str | None = None,
     subject_blocks: int | None = None,
 ) -> list[Annotation]:
-    """One annotation a path, in order, by the layout and the user's overrides (see `annotation.override`)."""
+    """One annotation a path, in order, by the layout and what the user says of subjects."""
     annotations = [layout.annotate(path) for path in paths]
     if subject_blocks is not None and layout.block_size is None and any(a.subject_id for a in annotations):
         raise UsageError(
             f"--subject-blocks would replace the subjects that the layout '{layout.name}' reads from the "
             "names, and let one subject fall on two sides; leave it out"
         )
-    return override(
-        annotations,
-        paths,
-        positive=positive,
-        negative=negative,
-        subject_pattern=subject_pattern,
-        subject_blocks=subject_blocks,
-    )
+    return with_subjects(annotations, paths, subject_pattern=subject_pattern, subject_blocks=subject_blocks)

@@ -16,9 +16,24 @@ SPLIT_NAMES: Mapping[str, Split] = {
 }
 # Words that may stand beside it without making the folder the name of something else.
 _NEUTRAL = frozenset(
-    "set sets data dataset datasets images image imgs img samples cells split part fold folder files simple final the of "
-    "for new out hold held".split()
+    {"set", "sets", "data", "dataset", "datasets", "images", "image", "imgs", "img", "samples", "cells"}
 )
+_NEUTRAL |= {
+    "split",
+    "part",
+    "fold",
+    "folder",
+    "files",
+    "simple",
+    "final",
+    "new",
+    "the",
+    "of",
+    "for",
+    "hold",
+    "held",
+    "out",
+}
 
 
 @lru_cache(maxsize=65_536)

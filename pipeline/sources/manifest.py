@@ -77,6 +77,7 @@ class ManifestInfo(BaseModel):
     units: str = "subjects"  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
     warnings: list[str] = []  # sentences
     synthetic: bool = False
+    ignored: list[str] = []  # classes in no split, by the word of whoever made the manifest
     positive: dict[str, int] = {}  # class to label, of the classes that have one
     counts: Counts = Counts()
     bytes: int = 0  # of all encoded images

@@ -4,8 +4,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.ingest.annotation import Annotation, override
+from pipeline.ingest.annotation import Annotation
 from pipeline.ingest.class_names import common_label
+from pipeline.ingest.class_rules import ClassRules, apply_rules
 from pipeline.ingest.label_table import annotate_from_table
 from pipeline.ingest.layouts import LAYOUTS, annotate, describe_layouts, recognize
 
@@ -162,21 +163,6 @@ class TestOverrides:
     paths = ("c1/P1_1.jpg", "c2/P2_2.jpg", "c3/P2_103.jpg")
     layout = LAYOUTS["class-folders"]
 
-    def test_only_positive_makes_the_rest_negative(self) -> None:
-        assert [a.label for a in annotate(self.paths, self.layout, positive=["C2"])] == [0, 1, 0]
-
-    def test_both_lists_leave_the_rest_unlabelled(self) -> None:
-        result = annotate(self.paths, self.layout, positive=["c2"], negative=["c1"])
-        assert [a.label for a in result] == [0, 1, None]
-
-    def test_unknown_class_names_the_classes_found(self) -> None:
-        with pytest.raises(UsageError, match="nope; classes found: c1, c2, c3"):
-            annotate(self.paths, self.layout, positive=["nope"])
-
-    def test_class_in_both_lists_is_refused(self) -> None:
-        with pytest.raises(UsageError, match="both name c1"):
-            annotate(self.paths, self.layout, positive=["c1"], negative=["c1"])
-
     @pytest.mark.parametrize("pattern", [r"/(P\d+)_", r"(/)(?P<subject>P\d+)_"])
     def test_subject_pattern_takes_named_or_first_group(self, pattern: str) -> None:
         result = annotate(self.paths, self.layout, subject_pattern=pattern)
@@ -229,7 +215,7 @@ class TestLabelTable:
         table = pa.table({"path": ["y/2.jpg", "y/3.png"], "label": ["blast", "LYT"], "split": ["val", "TEST"]})
         result = annotate_from_table(table, self.paths)[0]
         assert result[1:] == [Annotation("blast", 1, None, "validation"), Annotation("LYT", None, None, "test")]
-        assert [a.label for a in override(result, self.paths, positive=["LYT"])] == [None, 0, 1]
+        assert [a.label for a in apply_rules(result, ClassRules(("LYT",), ("blast",)))] == [None, 0, 1]
 
     def test_names_that_several_images_have_are_looked_for_beside_the_table(self) -> None:
         table = pa.table({"file": ["1.bmp"], "label": ["0"]})
