@@ -158,7 +158,8 @@ def _ask_about(rest: set[str], counts: Counter[str], *, is_negative: bool) -> No
     given, other = ("--positive", "negative") if is_negative else ("--negative", "positive")
     why = "they are no healthy cells" if is_negative else "they are no leukemia"
     raise InputError(
-        f"with {given} alone these classes would be {other}, though by their names {why}: {listed}; say what they are: --ignore NAME ... leaves them out of training and figures, --negative and "
+        f"with {given} alone these classes would be {other}, though by their names {why}: {listed}; say what they "
+        "are: --ignore NAME ... leaves them out of training and figures, --negative and "
         "--positive label them, or --write-classes FILE writes all classes into a file to edit and give back with "
         "--classes FILE"
     )

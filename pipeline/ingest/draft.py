@@ -229,6 +229,8 @@ def _annotate(
         )
     said = remarks.about_layout(layout, paths, forced=options.layout is not None, **subjects)
     labels = _labels_uri(roots, layout, options, stores)
+    if options.split_rule == "auto" and labels is None and layout.name == "class-folders":
+        said += remarks.about_parts(paths)
     if labels is None:
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
         if own is None:

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.ingest.annotation import Annotation
+from pipeline.base.errors import InputError
+from pipeline.ingest.annotation import Annotation, normalize
 from pipeline.ingest.class_names import common_label
 from pipeline.ingest.layouts import GENERIC, Layout
+from pipeline.ingest.split_names import unread_parts
 from pipeline.ingest.splits import SplitResult
 
 
@@ -19,6 +21,23 @@ def about_layout(
     if subject_blocks:
         caveats.append(f"blocks of {subject_blocks} file numbers only stand in for subjects")
     return caveats + ([] if subject_pattern or subject_blocks else list(layout.subject_caveats))
+
+
+def about_parts(paths: Sequence[str]) -> list[str]:
+    """Folders that may be parts kept apart. Raises InputError where others beside them are known to be."""
+    parts, others_are_named = unread_parts([normalize(path).rpartition("/")[0] for path in paths])
+    if not parts:
+        return []
+    named = ", ".join(parts)
+    if others_are_named:
+        raise InputError(
+            f"{named}: beside folders of train, validation or test, but which of them is not said; rename it, give a "
+            "table with a column 'split' (--labels), or say --split-rule subjects or images to split all anew"
+        )
+    return [
+        f"{named.upper()}: IF ONE OF THESE FOLDERS IS A TEST SET KEPT APART, IT IS MIXED INTO TRAINING HERE; rename it "
+        "to 'test', give a table with a column 'split' (--labels), or leave it out (--exclude)"
+    ]
 
 
 def about_labels(annotations: Sequence[Annotation]) -> list[str]:

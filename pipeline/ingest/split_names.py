@@ -4,7 +4,8 @@ Takes and gives plain strings. People write 'train', 'Test-B', 'training_data', 
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -35,6 +36,15 @@ _NEUTRAL |= {
     "out",
 }
 
+# Names that may mean such a part, but do not say which. Folds are for cross-validation, and mixed on purpose.
+_PART_LIKE = re.compile(
+    r"(?:set|subset|part|split|group|cohort|phase|round|stage|series|collection)[ _-]?(?:[a-z]|\d{1,2})"
+    r"|(?:prelim\w*|final|public|private|internal|external|discovery|primary|secondary|main|extra|kept|reserved?)"
+    r"(?:[ _-](?:set|data|dataset|images|phase|part|cohort)\w*)?",
+    re.IGNORECASE,
+)
+_MOST = 0.95  # of the images
+
 
 @lru_cache(maxsize=65_536)
 def split_named(folder: str) -> Split | None:
@@ -50,3 +60,22 @@ def split_named(folder: str) -> Split | None:
         return "test"
     others = [word for word in lowered if word not in SPLIT_NAMES and word not in _NEUTRAL and len(word) > 1]
     return found.pop() if len(found) == 1 and not others else None
+
+
+def unread_parts(folders: Sequence[str]) -> tuple[list[str], bool]:
+    """(folders that look like parts of a set and do not say which, whether others beside them do say).
+
+    `folders`: one an image, from the source down. Nothing where they do not lie above nearly all images.
+    """
+    parts: Counter[str] = Counter()
+    named = 0
+    for folder, count in Counter(folders).items():
+        names = folder.split("/")
+        if any(split_named(name) is not None for name in names):
+            named += count
+        elif part := next((name for name in names if _PART_LIKE.fullmatch(name)), None):
+            parts[part] += count
+    is_above_all = parts.total() + named >= _MOST * len(folders)
+    if not is_above_all or len(parts) + bool(named) < 2:
+        return [], False
+    return sorted(parts), named > 0

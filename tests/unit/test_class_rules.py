@@ -1,5 +1,6 @@
 """What a class is called and what its name says, and what the user says of it."""
 
+import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.ingest.layouts import annotate, recognize
 from pipeline.ingest.split_names import split_named
 from pipeline.sources.manifest import read_manifest
 from tests.images import encoded, scene
+from tests.unit.test_archives import tar_bytes
 
 
 def of(*names: str) -> list[Annotation]:
@@ -205,6 +207,27 @@ def test_a_given_test_set_never_flows_into_training(parts: tuple[str, ...]) -> N
     assert {row[0] for row in found} == {"blast", "healthy"} and {row[3] for row in found} == {"train", "test"}
 
 
+@pytest.mark.parametrize("parts", [("Train", "set_b"), ("training", "Final phase"), ("test", "kept")])
+def test_a_part_beside_given_ones_that_is_not_understood_is_refused(
+    parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = cells(tmp_path / "in", *(f"{part}/{name}" for part in parts for name in ("blast", "healthy")))
+    arguments = [str(source), "--out", str(tmp_path / "m")]
+    assert job.command(arguments) == 3
+    assert parts[1] in capsys.readouterr().err
+    assert job.command([*arguments, "--split-rule", "images"]) == 0
+
+
+@pytest.mark.parametrize(("parts", "warned"), [(("setA", "setB"), True), (("siteA", "siteB"), False)])
+def test_parts_that_nobody_names_are_warned_of_in_capitals(
+    parts: tuple[str, ...], warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = cells(tmp_path / "in", *(f"{part}/{name}" for part in parts for name in ("blast", "healthy")))
+    assert job.command([str(source), "--out", str(tmp_path / "m")]) == 0
+    assert ("SETA, SETB: IF ONE OF THESE" in " ".join(capsys.readouterr().out.split())) == warned
+    assert any("KEPT APART" in note for note in read_manifest(str(tmp_path / "m")).info.warnings) == warned
+
+
 # ---- the command -------------------------------------------------------------------------------------------
 
 
@@ -249,3 +272,23 @@ def test_the_classes_are_written_edited_and_given_back(tmp_path: Path) -> None:
     file.write_text("MYO: positive\nLYT: negative\nsmudge: ignore\n")
     assert job.command([str(source), "--classes", str(file), "--out", str(tmp_path / "m")]) == 0
     assert read_manifest(str(tmp_path / "m")).info.positive == {"LYT": 0, "MYO": 1}
+
+
+def test_a_sidecar_describes_its_own_image_only(tmp_path: Path) -> None:
+    pictures = [encoded(scene(16, 16 + number), "PNG") for number in range(12)]
+    members: list[tuple[str, bytes]] = []
+    for number, data in enumerate(pictures):
+        other = (number + 6) % 12
+        said = {
+            "class": "blast" if number < 6 else "LYT",
+            "path": f"{other:03d}.png",
+            "key": f"{other:03d}",
+            "subset": "lab",
+        }
+        members += [(f"{number:03d}.png", data), (f"{number:03d}.json", json.dumps(said).encode())]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "shard.tar").write_bytes(tar_bytes(members))
+    assert job.command([str(tmp_path / "in"), "--out", str(tmp_path / "m")]) == 0
+    table = read_manifest(str(tmp_path / "m")).table
+    found = dict(zip(table["member"].to_pylist(), table["class_name"].to_pylist(), strict=True))
+    assert found == {f"{number:03d}.png": "blast" if number < 6 else "LYT" for number in range(12)}
