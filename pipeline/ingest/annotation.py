@@ -13,7 +13,6 @@ from pipeline.ingest.split_names import Split
 from pipeline.sources.rows import NESTED
 
 
-
 @dataclass(frozen=True, slots=True)
 class Annotation:
     """What is known of one image. `label`: 1 positive, 0 negative, None unknown."""
