@@ -156,6 +156,16 @@ def test_a_lock_that_was_taken_over_is_noticed_and_left_alone(quick: None) -> No
     assert b"theirs" in memory.objects[f"{OUT}/_lock"].data
 
 
+def test_a_lock_that_somebody_deleted_is_lost(quick: None) -> None:
+    memory = Memory()
+    with lock.locked(OUT, "ours", stores(memory)) as check:
+        memory.objects.clear()
+        _wait(lambda: not any(thread.name == "lock" for thread in threading.enumerate()))
+        with pytest.raises(PlatformError, match="another run took it over"):
+            check()
+    assert memory.objects == {}
+
+
 def _wait(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():

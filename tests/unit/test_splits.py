@@ -126,6 +126,15 @@ def test_a_rare_class_is_on_every_side_and_twice_in_test_where_its_subjects_suff
     assert sides["validation"] >= (2 if len(sizes) >= 8 else 1)
 
 
+@pytest.mark.parametrize("rare", [0, 1])
+def test_both_labels_are_on_every_side_whatever_the_classes(rare: int) -> None:
+    subjects = [str(number // 5) for number in range(300)]
+    labels = [rare if int(subject) % 20 == 0 else 1 - rare for subject in subjects]
+    for seed in range(8):
+        splits = assign_splits(["cell"] * 300, subjects, labels=labels, seed=seed).splits
+        assert {split for split, label in zip(splits, labels, strict=True) if label == rare} == set(SPLITS)
+
+
 def test_the_reason_says_what_was_done() -> None:
     classes, subjects = ["a", "b"] * 30, [str(number // 2) for number in range(60)]
     told = "60 images of 2 classes, {} subjects, seed 0"
