@@ -110,6 +110,7 @@ def _pillow_pixels(data: bytes) -> NDArray[np.uint8]:
         with image, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
+            _refuse_invisible(image)
             pixels = _to_rgb(image, _sample_range(image, data, name))
             orientation = _orientation(image)
     except ImageRejected:
@@ -147,6 +148,13 @@ def _sample_range(image: Image.Image, data: bytes, name: str) -> _SampleRange:
     highest = max(int(np.asarray(strip).max(initial=0)) for strip in _strips(image))
     is_twelve_bits = highest <= _TWELVE_BITS and not is_inverted
     return _SampleRange(_TWELVE_BITS if is_twelve_bits else 65535.0, is_inverted)
+
+
+def _refuse_invisible(image: Image.Image) -> None:
+    """On white nothing of it would be left: a model would be shown an empty sheet."""
+    alpha = image.getbands()[-1]
+    if alpha in ("A", "a") and image.getchannel(alpha).getextrema() == (0, 0):
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, "every pixel is transparent; save it without an alpha channel")
 
 
 def _refuse_almost_black(pixels: NDArray[np.uint8], data: bytes, name: str) -> None:

@@ -7,6 +7,7 @@ from urllib.parse import quote_from_bytes
 
 from pipeline.base.errors import Code
 from pipeline.sources.archives import Found, Ignored, Problem
+from pipeline.sources.junk import OF_A_PROGRAM, is_junk_folder
 from pipeline.sources.objects import ListingOptions, Root, Subtree, bind, objects
 from pipeline.storage.local import local_etag
 from pipeline.storage.types import ObjectInfo, Store, StoreError
@@ -52,7 +53,10 @@ def _walk_folder(root: Root, options: ListingOptions, store: Store) -> Iterator[
                 yield Problem(_path_uri(path), None, code, f"{what}: {error.strerror}")
                 continue
             if S_ISDIR(details.st_mode):
-                stack.append(path)
+                if is_junk_folder(name):  # snapshots of a network disk hold the whole archive again
+                    yield Ignored(path, OF_A_PROGRAM)
+                else:
+                    stack.append(path)
             elif not S_ISREG(details.st_mode):
                 yield Ignored(path, "no regular file")  # reading a pipe or a device may never end
             else:

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.sources import archives
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, matches
+from pipeline.sources.junk import OF_A_PROGRAM, is_junk
 from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
@@ -86,8 +87,8 @@ def objects(root: Root, infos: Iterable[ObjectInfo], options: ListingOptions, st
     for info in infos:
         path = root.path(info.uri)
         is_wanted = archives.is_image(path) or archives.is_archive(path)
-        if archives.is_junk(path):
-            yield Ignored(info.uri, "a program's own")
+        if is_junk(path):
+            yield Ignored(info.uri, OF_A_PROGRAM)
         elif is_wanted or (options.filters.include and matches([path], options.filters.include)):
             yield from one_object(info, path, options, store)
         else:

@@ -733,6 +733,19 @@ def test_a_request_that_fails_for_neighbours_is_not_repeated_for_each(tmp_path: 
     assert codes == [Code.IO_ERROR] * 20 and len(remote.reads) == 1
 
 
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [("Bläschen/é.jpg".encode(), "Bläschen/é.jpg"), ("Bl\x84schen.jpg".encode("latin-1"), "Bläschen.jpg")],
+)
+def test_names_of_zips_that_do_not_say_utf_8(raw: bytes, name: str, tmp_path: Path) -> None:
+    placeholder = "x" * (len(raw) - 4) + ".jpg"
+    data = zip_bytes([(placeholder, b"pixels"), ("plain.jpg", b"more")]).replace(placeholder.encode(), raw)
+    for whole in (data, data[:-20]):  # the directory is read, or the local headers where it is damaged
+        found = entries(listed(write(tmp_path, "a.zip", whole)))
+        assert [entry.member for entry in found] == [name, "plain.jpg"]
+        assert [item.data for item in fetch.fetch_rows([entry_row(entry) for entry in found])] == [b"pixels", b"more"]
+
+
 def test_listing_counts_what_it_saw(tmp_path: Path) -> None:
     write(tmp_path, "a.tar", tar_bytes([("x.jpg", b"12345"), ("t.txt", b"")]))
     write(tmp_path, "b.zip", zip_bytes([("x.jpg", b"123")])[:20])

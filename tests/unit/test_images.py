@@ -65,12 +65,6 @@ def sixteen_bit(kind: str) -> bytes:
     return encoded(Image.fromarray(levels), kind)
 
 
-def transparent() -> bytes:
-    image = scene().convert("RGBA")
-    image.putalpha(0)
-    return encoded(image, "PNG")
-
-
 # ---- good images of every kind -----------------------------------------------------------------------------
 
 GRAY = scene().convert("L")
@@ -87,7 +81,6 @@ GOOD: dict[str, tuple[Callable[[], bytes], Image.Image, float]] = {  # bytes, wh
     "16-bit png": (lambda: sixteen_bit("PNG"), GRAY, 1),
     "16-bit tiff": (lambda: sixteen_bit("TIFF"), GRAY, 1),
     "opaque alpha": (lambda: encoded(scene().convert("RGBA"), "PNG"), scene(), 0),
-    "full transparency": (transparent, Image.new("RGB", (160, 120), "white"), 0),
     "1-bit png": (lambda: encoded(Image.new("1", (160, 120), 1), "PNG"), Image.new("RGB", (160, 120), "white"), 0),
     "tiff": (lambda: encoded(scene(), "TIFF"), scene(), 0),
     "lzw tiff": (lambda: encoded(scene(), "TIFF", compression="tiff_lzw"), scene(), 0),
@@ -250,6 +243,15 @@ def test_films_and_stacks_are_refused_by_their_number_of_frames(kind: str) -> No
     assert read_header(data).frames == 12
     assert code_of(data) is None
     assert code_of(data, Limits(max_frames=11)) == Code.TOO_MANY_FRAMES
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_image_of_which_nothing_is_to_be_seen_is_refused(mode: str) -> None:
+    image = scene().convert(mode)
+    image.putalpha(0)
+    assert code_of(encoded(image, "PNG")) is Code.UNSUPPORTED_FORMAT
+    image.putpixel((3, 3), (9, 9, 9, 1) if mode == "RGBA" else (9, 1))
+    assert code_of(encoded(image, "PNG")) is None
 
 
 def test_a_directory_that_leads_back_to_itself_ends() -> None:

@@ -182,6 +182,30 @@ def test_files_of_file_managers_and_other_kinds_are_counted_by_reason(tmp_path: 
     assert tally.left_out == {"a program's own": 3, ".txt": 1, "no suffix": 1}
 
 
+RUBBISH = (
+    "@eaDir/x.jpg@SynoEAStream/x.jpg", "#recycle/x.jpg", "$RECYCLE.BIN/S-1/x.jpg", ".snapshot/h.0/x.jpg", ".zfs/s/x.jpg",
+    ".stversions/x~1.jpg", ".DS_x.jpg", "._x.jpg", "a/Thumbs.db", "System Volume Information/x.jpg", "@Recycle/x.jpg",
+    ".@__thumb/x.jpg", "__MACOSX/._x.jpg", ".Trash-1000/files/x.jpg", "lost+found/x.jpg", "night/@eadir/x.jpg",
+    ".AppleDouble/x.jpg", "~snapshot/x.jpg", ".ipynb_checkpoints/x.jpg",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", ["folder", "tar", "tgz", "zip"])
+def test_what_network_disks_and_desktops_leave_is_left_out_and_counted(packed: str, tmp_path: Path) -> None:
+    kept = ["x.jpg", "snapshot/x.jpg", "recycle/x.jpg", "a@eaDir/x.jpg", ".hidden/x.jpg"]
+    members = [(name, b"x") for name in (*RUBBISH, *kept)]
+    if packed == "folder":
+        for name, _ in members:
+            put(tmp_path / name)
+    else:
+        packer = {"tar": tar_bytes, "tgz": lambda each: tar_bytes(each, "w:gz"), "zip": zip_bytes}[packed]
+        put(tmp_path / f"a.{packed}", packer(members))
+    entries, problems, tally = listed(tmp_path)
+    found = {entry.member or Path(entry.uri).relative_to(tmp_path).as_posix() for entry in entries}
+    assert found == set(kept) and problems == []
+    assert sum(tally.left_out.values()) == len(RUBBISH)
+
+
 word = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
 tree = st.sets(st.tuples(word, word), max_size=12)
 

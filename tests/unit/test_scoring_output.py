@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.base.errors import UsageError
+from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.output import ROW_GROUP, OutputFile
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.storage.stores import Stores
@@ -43,3 +46,13 @@ def test_single_rows_come_back_with_nulls_where_nothing_was_given(tmp_path: Path
     table = pq.ParquetFile(io.BytesIO(data)).read()
     assert table["number"].to_pylist() == list(range(10_000))
     assert table["name"].to_pylist() == ["even", None] * 5_000
+
+
+@pytest.mark.parametrize("key", ["format", "decision", "Probability", "subject_id", "prob_blast", "META_site", "code"])
+def test_partitions_named_like_a_column_are_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="column of the files"):
+        Partition.parse(rf"{key}=/(\w+)/")
+
+
+def test_other_names_of_partitions_are_taken() -> None:
+    assert Partition.parse(r"site=/site-(\w+)/").value("/a/site-b/x.jpg") == "b"

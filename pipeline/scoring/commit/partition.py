@@ -7,7 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import UsageError
+from pipeline.scoring.schemas import prediction_schema, quarantine_schema
 from pipeline.sources.rows import place_of
+
+
+def _columns() -> set[str]:
+    """Of the files that lie in the folders, in lower case: DuckDB and Spark do not tell case apart."""
+    return {name.casefold() for schema in (prediction_schema((), ()), quarantine_schema()) for name in schema.names}
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,11 @@ class Partition:
             raise UsageError(f"--partition-by {text!r}: not a pattern ({error})") from error
         if not re.fullmatch(r"\w+", key) or groups != 1:
             raise UsageError(f"--partition-by {text!r}: give KEY=REGEX with one group, e.g. 'site=/site-([^/]+)/'")
+        if key.casefold() in _columns() or key.casefold().startswith(("prob_", "meta_")):
+            raise UsageError(
+                f"--partition-by {text!r}: {key} is a column of the files too, and readers refuse such folders; choose "
+                f"another name, e.g. by_{key}"
+            )
         return cls(key, pattern)
 
     def value(self, path: str) -> str:

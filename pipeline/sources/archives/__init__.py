@@ -23,7 +23,6 @@ from pipeline.sources.archives.members import (
     is_archive,
     is_compressed_tar,
     is_image,
-    is_junk,
     readable,
     suffix,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "is_archive",
     "is_compressed_tar",
     "is_image",
-    "is_junk",
     "list_archive",
     "read_archive",
     "read_zip_member",

@@ -9,6 +9,7 @@ from typing import IO, Any, cast
 from pipeline.base.errors import Code
 from pipeline.images.load import IMAGE_SUFFIXES
 from pipeline.sources.archives.damage import Damaged
+from pipeline.sources.junk import is_junk
 from pipeline.sources.rows import NESTED, Access, place_of
 from pipeline.storage.ranged import RangedFile
 from pipeline.storage.types import ObjectInfo, StoreError
@@ -19,7 +20,6 @@ COMPRESSED = {
 }  # fmt: skip
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
-_PROGRAM_FOLDER = re.compile(r"(?:^|/)\.(?:ipynb_checkpoints|thumbnails|git|Trash[^/]*)/")
 _MAX_INT64 = 2**63 - 1
 _MAGICS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
 
@@ -89,14 +89,6 @@ def is_compressed_tar(name: str) -> bool:
 
 def is_image(name: str) -> bool:
     return suffix(name) in IMAGE_SUFFIXES
-
-
-def is_junk(name: str) -> bool:
-    """What programs leave beside images: resource forks, thumbnails, checkpoints of notebooks, bins."""
-    base = posixpath.basename(name)
-    if base.startswith("._") or base in (".DS_Store", "Thumbs.db") or "__MACOSX/" in name:
-        return True
-    return (name.startswith(".") or "/." in name) and _PROGRAM_FOLDER.search(name) is not None
 
 
 @dataclass

@@ -19,10 +19,10 @@ from pipeline.sources.archives.members import (
     classify,
     is_archive,
     is_image,
-    is_junk,
     suffix,
     window,
 )
+from pipeline.sources.junk import is_junk
 from pipeline.sources.rows import Access
 from pipeline.storage.types import StoreError
 

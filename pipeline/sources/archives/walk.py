@@ -24,13 +24,13 @@ from pipeline.sources.archives.members import (
     classify,
     is_archive,
     is_compressed_tar,
-    is_junk,
     other_kind,
     suffix,
     window,
 )
 from pipeline.sources.archives.tars import Held, Samples, Tar, list_tar, not_a_file
-from pipeline.sources.archives.zips import list_zip, needs_unpacking, open_member, read_zip_member
+from pipeline.sources.archives.zips import list_zip, members_of, needs_unpacking, open_member, read_zip_member
+from pipeline.sources.junk import is_junk
 from pipeline.sources.rows import Access
 from pipeline.storage.local import translated
 from pipeline.storage.types import ObjectInfo, StoreError
@@ -252,7 +252,7 @@ def _walk_outer(info: ObjectInfo, file: IO[bytes], take: Take) -> Iterator[Held]
         with reading:
             archive = zipfile.ZipFile(file)
         with archive:
-            for item in filter(needs_unpacking, archive.infolist()):
+            for item in filter(needs_unpacking, members_of(archive)):
                 with open_member(archive, item) as handle:
                     yield from _walk_hidden(item.filename, handle, item.file_size, place.inside(item.filename), take)
     else:

@@ -15,13 +15,14 @@ from pipeline.sources.archives.members import (
     classify,
     is_archive,
     is_compressed_tar,
-    is_junk,
     window,
 )
+from pipeline.sources.junk import is_junk
 from pipeline.sources.rows import Access
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
 SLACK_BYTES = 256  # a local header may carry more extra fields than the directory
+_IS_UTF8 = 0x800  # flag of a member: APPNOTE appendix D
 _MOST_SLACK_BYTES = 1 << 17  # two extra fields of the greatest length there is
 
 
@@ -35,7 +36,7 @@ def list_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
         yield from _recover_zip(file, size, place, open_nested)
         return
     with archive:
-        members = archive.infolist()
+        members = members_of(archive)
         if members and min(item.header_offset for item in members) > 0 and _begins_with_member(file):
             yield from _recover_zip(file, size, place, open_nested)  # the directory is that of a zip inside
             return
@@ -49,6 +50,23 @@ def list_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
                 yield from _nested_zip_member(file, archive, item, place, open_nested)
             else:
                 yield from _zip_member(size, place, item)
+
+
+def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The directory of a zip, with its names as they were meant."""
+    members = archive.infolist()
+    for item in members:
+        if not item.flag_bits & _IS_UTF8 and not item.filename.isascii():
+            item.filename = _decoded(item.filename.encode("cp437", "replace"), is_marked=False)
+    return members
+
+
+def _decoded(raw: bytes, *, is_marked: bool) -> str:
+    """A member's name. Without the mark for UTF-8 it may be UTF-8 all the same (macOS writes so), else it is cp437."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8" if is_marked else "cp437", "replace")
 
 
 def _begins_with_member(file: IO[bytes]) -> bool:
@@ -184,7 +202,7 @@ def _recover_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNest
         start = position + data_start(header)
         if flags & 0x8 or start + stored > size:  # sizes follow the data, or the data is cut
             break
-        item = zipfile.ZipInfo(raw.decode("utf-8" if flags & 0x800 else "cp437", "replace") or "unnamed")
+        item = zipfile.ZipInfo(_decoded(raw, is_marked=bool(flags & _IS_UTF8)) or "unnamed")
         item.flag_bits, item.compress_type, item.header_offset = flags, method, position
         item.compress_size, item.file_size, item.extra = stored, whole, b"\0" * extra_length
         if is_archive(item.filename) and not place.prefix and not is_junk(item.filename):
