@@ -183,7 +183,7 @@ def test_files_of_file_managers_and_other_kinds_are_counted_by_reason(tmp_path: 
 
 
 RUBBISH = (
-    "@eaDir/x.jpg@SynoEAStream/x.jpg", "#recycle/x.jpg", "$RECYCLE.BIN/S-1/x.jpg", ".snapshot/h.0/x.jpg", ".zfs/s/x.jpg",
+    "@eaDir/x.jpg@SynoEAStream/x.jpg", "#recycle/x.jpg", "$RECYCLE.BIN/S-1/x.jpg", ".snapshot/0/x.jpg", ".zfs/s/x.jpg",
     ".stversions/x~1.jpg", ".DS_x.jpg", "._x.jpg", "a/Thumbs.db", "System Volume Information/x.jpg", "@Recycle/x.jpg",
     ".@__thumb/x.jpg", "__MACOSX/._x.jpg", ".Trash-1000/files/x.jpg", "lost+found/x.jpg", "night/@eadir/x.jpg",
     ".AppleDouble/x.jpg", "~snapshot/x.jpg", ".ipynb_checkpoints/x.jpg",
