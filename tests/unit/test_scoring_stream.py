@@ -16,6 +16,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.scoring.run_folder import PARTS, WORK, RunFolder, chunk_file
 from pipeline.scoring.work.crashes import Suspects, find_culprits
 from pipeline.scoring.work.stream import ReadRules
+from pipeline.sources.archives.members import Place
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import OnFailure
@@ -87,6 +88,19 @@ def test_an_archive_is_read_once_and_gives_the_rows_of_a_plain_one(mode: str, bu
         assert found.select(names).sort_by("member") == expected.select(names).sort_by("member")
     assert run["progress"]["images"] == 90
     assert not Path(streamed.file(WORK)).exists()
+
+
+def test_a_bug_of_ours_on_a_sound_archive_ends_the_run_and_blames_no_image(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("planted")
+
+    tgz(tmp_path / "in" / "night.tgz", contents(20))
+    monkeypatch.setattr(Place, "entry", broken)
+    with pytest.raises(KeyError, match="planted"):
+        score([tmp_path / "in"], bundle, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("quarantine*"))
 
 
 def test_the_next_run_opens_no_archive_that_is_unchanged(bundle: Bundle, tmp_path: Path) -> None:
