@@ -151,7 +151,7 @@ def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=256))
         app[_SESSION] = session
         app.on_cleanup.append(lambda _: session.close())
-        app.router.add_route("*", "/{path:.*}", _Handler(endpoint, faults))
+        app.router.add_route("*", "/{path:.*}", _Handler(endpoint, faults).answer)
         runner = web.AppRunner(app, shutdown_timeout=1.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -179,7 +179,7 @@ class _Handler:
         self._endpoint, self._faults, self._random = endpoint, faults, random.Random(faults.seed)
         self._one_put = asyncio.Lock()  # moto looks whether a condition holds and then writes; S3 does both at once
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         faults = self._faults
         if faults.seen is not None:
             faults.seen(f"{request.method} {request.path_qs}", request.headers)

@@ -38,8 +38,8 @@ ROOMS = {
         ("tests/unit/test_images.py",),
     ),
     "predictor": Room(
-        ("pipeline/model/predictor.py",),
-        ("tests/unit/test_export.py", "tests/unit/test_serving_http.py", *SCORING_TESTS),
+        ("pipeline/model/predictor.py", "pipeline/model/prediction.py"),
+        ("tests/unit/test_predictor.py", "tests/unit/test_export.py"),
     ),
     "accounting": Room(
         (

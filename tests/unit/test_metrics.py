@@ -13,6 +13,7 @@ from pipeline.evaluation.definitions import binary_metrics, multiclass_metrics, 
 from pipeline.evaluation.intervals import (
     Resampling,
     bootstrap_intervals,
+    percentile_limits,
     resampled_weights,
     subject_codes,
     wilson_interval,
@@ -289,6 +290,37 @@ def test_binary_evaluation_counts_everything_once() -> None:
     assert result["metrics"]["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(labels, probabilities))
 
 
+def test_tables_of_a_binary_evaluation_are_those_of_scikit_learn() -> None:
+    labels, probabilities, subjects = cells()
+    assert (probabilities == 0.5).any(), "an image on the threshold is called positive"
+    result = evaluate_binary(
+        labels, probabilities, threshold=0.5, slices={"subject": subjects}, resampling=Resampling(50)
+    )
+    called = (probabilities >= 0.5).astype(int)
+    assert result["confusion"] == sk.confusion_matrix(labels, called).tolist()
+    names = ("precision", "recall", "f1", "support")
+    for name, expected in zip(names, sk.precision_recall_fscore_support(labels, called), strict=True):
+        found = [row[name] if name == "support" else row[name]["value"] for row in result["per_class"]]
+        assert found == pytest.approx(expected)
+    assert [row["roc_auc"]["value"] for row in result["per_class"]] == pytest.approx(
+        [sk.roc_auc_score(labels, probabilities)] * 2
+    )
+    for row in result["slices"]["subject"]:
+        of_subject = np.array(subjects) == row["value"]
+        plain = reference(labels[of_subject], probabilities[of_subject], 0.5)
+        assert row["positives"] == labels[of_subject].sum()
+        assert row["accuracy"]["value"] == pytest.approx(plain["accuracy"])
+        for name in ("sensitivity", "specificity", "roc_auc"):
+            assert row[name] == (None if math.isnan(plain[name]) else pytest.approx(plain[name]))
+
+
+def test_limits_of_a_metric_that_most_samples_leave_undefined_are_not_told() -> None:
+    half = np.array([0.1, 0.2, np.nan, np.nan])
+    assert percentile_limits(half, 0.95) == pytest.approx((0.1025, 0.1975))
+    assert np.isnan(percentile_limits(np.append(half, np.nan), 0.95)).all()
+    assert np.isnan(percentile_limits(np.array([]), 0.95)).all()
+
+
 def test_multiclass_evaluation_equals_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 400)
@@ -303,6 +335,11 @@ def test_multiclass_evaluation_equals_scikit_learn() -> None:
     assert [row["recall"]["value"] for row in result["per_class"]] == pytest.approx(
         sk.recall_score(labels, called, average=None)
     )
+    assert [row["precision"]["value"] for row in result["per_class"]] == pytest.approx(
+        sk.precision_score(labels, called, average=None)
+    )
+    assert [row["support"] for row in result["per_class"]] == np.bincount(labels).tolist()
+    assert result["confusion"] == sk.confusion_matrix(labels, called).tolist()
 
 
 def test_multiclass_evaluation_survives_a_missing_class() -> None:

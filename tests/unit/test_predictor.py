@@ -72,6 +72,16 @@ def test_a_graph_for_other_classes_is_refused(tmp_path: Path) -> None:
         Predictor(wrong).predict_each(images(1))
 
 
+def test_a_graph_that_does_not_fit_its_bundle_does_not_pass_the_probe(tmp_path: Path) -> None:
+    small, large = (make_bundle(tmp_path / str(size), size=size) for size in (SIZE, 2 * SIZE))
+    mixed = write_bundle(str(tmp_path / "mixed"), small.info, {WEIGHTS: b"none", GRAPH: large.file(GRAPH)})
+    with pytest.raises(InputError, match=r"mixed: fails the probe image: .*dimensions"):
+        Predictor(mixed).probe()
+    wrong = replace(small, info=small.info.model_copy(update={"task": "multiclass", "classes": ("a", "b", "c")}))
+    with pytest.raises(InputError, match="1 outputs for 3 classes"):
+        Predictor(wrong).probe()
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_probabilities_are_sigmoid_and_softmax_of_the_scaled_logits(temperature: float) -> None:
     logits = np.array([[-900.0], [-3.0], [0.0], [2.5], [900.0]])
@@ -93,6 +103,18 @@ def test_the_review_band_lies_around_the_threshold(probability: float, decision:
     assert said.decision == decision
     assert said.probability == pytest.approx(probability)
     assert said.class_name == ("positive" if probability > 0.5 else "negative")
+
+
+@pytest.mark.parametrize(
+    ("band", "decision"),
+    [(None, "positive"), ((0.5, 0.7), "review"), ((0.3, 0.5), "positive"), ((0.6, 0.7), "positive")],
+)
+def test_a_probability_on_the_line_belongs_above_it(
+    band: tuple[float, float] | None, decision: str, tmp_path: Path
+) -> None:
+    info = make_bundle(tmp_path / "m", size=SIZE, threshold=0.5, review_band=band).info
+    (said,) = predictions(info, np.array([[0.0]]))
+    assert (said.probability, said.decision) == (0.5, decision)
 
 
 def test_the_probability_of_disease_is_the_sum_of_the_classes_that_mean_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run is frozen to: every image in one shard, and which run a command continues."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.scoring.schemas import ShardRow
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
-from tests.scoring_sources import contents, score_here, write_files
+from tests.scoring_sources import contents, score_here, tar, write_files
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,29 @@ def test_the_next_night_scores_nothing_that_is_unchanged(bundle: Bundle, tmp_pat
     score_here([source], bundle, out, "run-1")
     _, second = score_here([source], bundle, out, "run-2")
     assert (second["counts"]["scored"], second["counts"]["skipped"]) == (0, 5)
+
+
+def test_images_behind_what_is_none_are_listed_in_an_archive_that_was_done_in_part(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    files = contents(4, bad=False)
+    names = sorted(files)
+    files = (
+        {name: files[name] for name in names[:2]} | {"readme.md": b"text"} | {name: files[name] for name in names[2:]}
+    )
+    source, out = write_files(tmp_path / "in", {"a.tgz": tar(files, "w:gz")}), tmp_path / "out"
+    score_here([source], bundle, out, "run-1", limit=1)
+    _, second = score_here([source], bundle, out, "run-2")
+    assert (second["counts"]["scored"], second["counts"]["skipped"]) == (3, 1)
+    assert second["counts"]["left_out"] == {".md": 1}
+
+
+def test_a_listing_that_was_cut_short_leaves_nothing_to_the_next_try(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", contents(5, bad=False)), tmp_path / "out"
+    score_here([source], bundle, out, "run-1")
+    write_files(
+        out / "run-2", {"skipped/part-00007.parquet": b"of a larger listing", "deleted/part-00000.parquet": b""}
+    )
+    score_here([source], bundle, out, "run-2")
+    noted = {item["name"] for item in json.loads((out / "run-2" / "parts.json").read_text())}
+    assert {str(path.relative_to(out / "run-2")) for path in (out / "run-2").rglob("*.parquet")} == noted

@@ -195,6 +195,18 @@ def test_a_missing_piece_of_an_archive_stops_the_commit(bundle: Bundle, tmp_path
         here.finish()
 
 
+def test_a_piece_of_another_version_of_the_archive_stops_the_commit(bundle: Bundle, tmp_path: Path) -> None:
+    tgz(tmp_path / "in" / "a.tgz", contents(30))
+    here = Here.plan([tmp_path / "in"], bundle, tmp_path / "out", chunk_rows=8)
+    here.work()
+    piece = Path(here.task.folder.file(chunk_file(0, 1)))
+    table = pq.read_table(piece)
+    index = table.schema.get_field_index("etag")
+    pq.write_table(table.set_column(index, table.schema.field(index), pa.array(["other"] * table.num_rows)), piece)
+    with pytest.raises(IncompleteError, match=r"images of another version of .*a\.tgz"):
+        here.finish()
+
+
 @pytest.mark.parametrize("change", ["cut", "replaced", "gone", "empty"])
 def test_an_archive_that_fails_is_a_row_with_a_code(change: str, bundle: Bundle, tmp_path: Path) -> None:
     path = tgz(tmp_path / "in" / "a.tgz", contents(30, bad=False))

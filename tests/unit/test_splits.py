@@ -82,6 +82,11 @@ def test_images_without_subjects_are_stratified_exactly() -> None:
     }
 
 
+def test_images_that_do_not_divide_go_where_most_is_missing() -> None:
+    splits = assign_splits(["a"] * 11, fractions=(0.5, 0.25, 0.25)).splits  # 5.5, 2.75, 2.75
+    assert Counter(splits) == {"train": 5, "validation": 3, "test": 3}
+
+
 def test_rare_class_with_three_subjects_reaches_every_split() -> None:
     subjects = [f"big{i}" for i in range(30) for _ in range(50)] + ["r1"] * 90 + ["r2"] * 5 + ["r3"] * 4
     classes = ["common"] * 1500 + ["rare"] * 99
