@@ -173,6 +173,7 @@ def pack(maker: Maker, known: dict[str, Any], out: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.update(CREDENTIALS)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, moto_server() as endpoint:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, moto_server() as server:
+        endpoint = getattr(server, "endpoint", server)  # 0.1's own helper gives the address itself
         maker = Maker(Path(sys.argv[1]).resolve(), Path(scratch), endpoint)
         pack(maker, make(maker), Path(sys.argv[2]))
