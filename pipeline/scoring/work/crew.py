@@ -51,6 +51,8 @@ class Worker:
     """An actor, and what it was asked for that has not come back."""
 
     actor: Any
+    placed: Any  # reference to its first answer: until it is there, the cluster may have no place for the actor
+    is_placed: bool = False
     open: dict[Any, int] = field(default_factory=dict)  # result reference -> shard number
     news: Any = None  # reference to what it has finished of open archives
 
@@ -76,7 +78,22 @@ class Crew:
             max_restarts=0,
         )(ScoringActor)
         threads = max(1, int(workforce.cpus_per_worker))
-        return Worker(actor_class.remote(task.bundle, task.stores, ReadRules.of(task.request), threads))
+        actor = actor_class.remote(task.bundle, task.stores, ReadRules.of(task.request), threads)
+        return Worker(actor, placed=actor.doing.remote())
+
+    def at_work(self) -> list[Worker]:
+        """Workers that have answered. One that replaces another on a lost node may wait for a place for ever."""
+        waiting = {worker.placed: worker for worker in self.workers if not worker.is_placed}
+        if waiting:
+            answered, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+            for reference in answered:  # a failure to start as well: what is then asked of it says so
+                waiting[reference].is_placed = True
+        return [worker for worker in self.workers if worker.is_placed]
+
+    def waiting_for(self) -> list[Any]:
+        """References of which one must come before anything else can happen."""
+        results = [reference for worker in self.workers for reference in worker.open]
+        return results + [worker.placed for worker in self.workers if not worker.is_placed]
 
     def replace(self, worker: Worker) -> None:
         self.workers[self.workers.index(worker)] = self._start()

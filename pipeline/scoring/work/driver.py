@@ -63,8 +63,7 @@ class _Driver:
                 refuse_dead_node(self._ray)
             self._hand_out()
             self._news.hear(workers)
-            references = [reference for worker in workers for reference in worker.open]
-            ready, _ = self._ray.wait(references, num_returns=1, timeout=1.0)
+            ready, _ = self._ray.wait(self._crew.waiting_for(), num_returns=1, timeout=1.0)
             for reference in ready:
                 worker = next((w for w in workers if reference in w.open), None)
                 if worker is not None:
@@ -89,9 +88,10 @@ class _Driver:
         return deque(archives + plain[:first] + longest)
 
     def _hand_out(self) -> None:
-        """Breadth first: every worker gets a shard before any gets a second."""
+        """Breadth first: every worker gets a shard before any gets a second. None to one that may never be placed."""
+        workers = self._crew.at_work() if self._todo else []
         for depth in range(1, self._crew.open_at_once + 1):
-            for worker in self._crew.workers:
+            for worker in workers:
                 if self._todo and len(worker.open) < depth:
                     number = self._todo.popleft()
                     crashed = self._crashes.images_of(number)
