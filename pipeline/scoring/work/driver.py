@@ -89,7 +89,7 @@ class _Driver:
 
     def _hand_out(self) -> None:
         """Breadth first: every worker gets a shard before any gets a second. None to one that may never be placed."""
-        workers = self._crew.at_work() if self._todo else []
+        workers = self._crew.at_work()
         for depth in range(1, self._crew.open_at_once + 1):
             for worker in workers:
                 if self._todo and len(worker.open) < depth:
