@@ -22,7 +22,7 @@ export XDG_CONFIG_HOME     := $(SCRATCH)/config
 export MPLCONFIGDIR        := $(SCRATCH)/matplotlib
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHON INSTALL_FLAGS
-export COVERAGE_FILE       := $(SCRATCH)/coverage
+export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
 .PHONY: help demo serve test lint format reference bench bench-score mutants chaos clean
