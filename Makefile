@@ -22,6 +22,7 @@ export XDG_CONFIG_HOME     := $(SCRATCH)/config
 export MPLCONFIGDIR        := $(SCRATCH)/matplotlib
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHON INSTALL_FLAGS
+# In VENV, which is one checkout's: several may be tested side by side.
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 

@@ -338,6 +338,21 @@ def test_size_is_told_as_stored(orientation: int) -> None:
         assert (header.width, header.height) == (160, 120), kind
 
 
+def test_the_ends_of_a_float_image_are_black_and_white() -> None:
+    levels = np.zeros((SIZE, SIZE), np.float32)
+    levels[:, SIZE // 2 :] = 1.0
+    pixels = load_image(encoded(Image.fromarray(levels), "TIFF"), SIZE).pixels
+    assert (pixels[:, 0].max(), pixels[:, -1].min()) == (0, 255)
+
+
+@pytest.mark.parametrize("size", [(5, 4), (64, 48), (2, 1)])
+def test_a_bmp_that_leaves_its_length_open_is_cut_where_its_pixels_are_missing(size: tuple[int, int]) -> None:
+    data = encoded(scene(*size), "BMP")
+    open_end = data[:2] + bytes(4) + data[6:]
+    assert code_of(open_end) is None
+    assert code_of(open_end[:-4]) == code_of(data[:-4]) == Code.TRUNCATED  # up to 3 bytes only fill a row
+
+
 KINDS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 

@@ -315,8 +315,8 @@ def test_tables_of_a_binary_evaluation_are_those_of_scikit_learn() -> None:
 
 
 def test_limits_of_a_metric_that_most_samples_leave_undefined_are_not_told() -> None:
-    half = np.array([0.1, 0.2, np.nan, np.nan])
-    assert percentile_limits(half, 0.95) == pytest.approx((0.1025, 0.1975))
+    half = np.array([0.1, 0.2, 0.3, np.nan, np.nan, np.nan])
+    assert percentile_limits(half, 0.95) == pytest.approx((0.105, 0.295))
     assert np.isnan(percentile_limits(np.append(half, np.nan), 0.95)).all()
     assert np.isnan(percentile_limits(np.array([]), 0.95)).all()
 

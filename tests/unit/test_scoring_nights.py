@@ -107,7 +107,7 @@ def test_a_retry_keeps_subjects_and_reads_what_was_never_listed(bundle: Bundle, 
     first, run = score([source], bundle, out, "run-1", subject_pattern=r"(P\d)_")
     seen = run["counts"]["scored"]
     write_files(source, {"P7_bad.jpg": picture(8), "a.tar": whole})
-    second, _ = score([source], bundle, out, "run-2", retry_of=first.uri, subject_pattern=r"(P\d)_")
+    second, _ = score([source], bundle, out, "run-2", retry_of=first.uri)
     found = {row["member"] or Path(row["uri"]).name: row["subject_id"] for row in rows_of(second, "predictions")}
     assert found == {"P7_bad.jpg": "P7", **{f"m{n}.jpg": None for n in range(4)}} and seen < 5
 

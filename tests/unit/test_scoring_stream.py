@@ -128,6 +128,7 @@ def test_a_changed_archive_is_read_anew(bundle: Bundle, tmp_path: Path) -> None:
     tgz(source / "a.tgz", contents(21, bad=False))
     _, run = score([source], bundle, out, "run-2")
     assert (run["counts"]["scored"], run["counts"]["skipped"]) == (21, 0)
+    assert run["counts"]["deleted_at_source"] == 0, "nobody had looked into it when the listing was done"
 
 
 @pytest.mark.parametrize("first", [{"limit": 7}, {"include": ("*0.jpg",)}, {"exclude": ("S000_*",)}])
