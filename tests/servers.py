@@ -158,6 +158,13 @@ def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
         runner_box.append(runner)
         ready.set()
 
+    async def end() -> None:
+        await runner_box[0].cleanup()
+        stalled = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in stalled:
+            task.cancel()
+        await asyncio.gather(*stalled, return_exceptions=True)
+
     thread = threading.Thread(target=lambda: (loop.run_until_complete(start()), loop.run_forever()), daemon=True)
     thread.start()
     assert ready.wait(30), "the proxy did not start"
@@ -165,7 +172,7 @@ def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(runner_box[0].cleanup(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(end(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
 
