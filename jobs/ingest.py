@@ -14,8 +14,9 @@ from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import JobConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.errors import InputError, UsageError
+from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
-from pipeline.ingest.draft import IngestOptions, ManifestDraft, counts, ingest, list_classes
+from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
 from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import SplitRule
 from pipeline.sources.filters import Filters, parse_since

@@ -7,60 +7,26 @@ Takes source URIs and options, gives a `ManifestDraft`: the table of the manifes
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.base.errors import InputError, UsageError
+from pipeline.base.errors import InputError
 from pipeline.ingest import remarks, splits
-from pipeline.ingest.annotation import UNKNOWN, Annotation, with_subjects
-from pipeline.ingest.class_rules import ClassRules, apply_rules, one_spelling
+from pipeline.ingest.annotate import IngestOptions, annotate_all
+from pipeline.ingest.annotation import Annotation
+from pipeline.ingest.class_rules import apply_rules, one_spelling
 from pipeline.ingest.copies import find_copies
-from pipeline.ingest.label_table import ALIASES, annotate_from_table
-from pipeline.ingest.layouts import GENERIC, LAYOUTS, Layout, annotate, left_out, recognize
-from pipeline.ingest.split_names import split_named
+from pipeline.ingest.gather import Listing, read_sources
+from pipeline.ingest.layouts import Layout
 from pipeline.sources import manifest
-from pipeline.sources.archives import Problem, is_archive
+from pipeline.sources.archives import is_archive
 from pipeline.sources.filters import Filters
-from pipeline.sources.listing import Tally, base_folder, entry_row, list_sources, path_below
-from pipeline.sources.rows import LISTING_SCHEMA, ListingRow, read_rows, to_table
-from pipeline.sources.tables import is_table, read_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
-_LABEL_FILES = ("labels.csv", "labels.parquet")
 _SYNTHETIC_MARK = "SYNTHETIC.txt"
-_BATCH_ROWS = 8192
-_KEPT_PROBLEMS = 100_000
-_NAMED = 8  # classes named in an error
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """What the user says beyond the source itself; None and 'auto' leave it to the layout."""
-
-    layout: str | None = None
-    classes: ClassRules = field(default_factory=ClassRules)
-    subject_pattern: str | None = None
-    subject_blocks: int | None = None
-    labels: str | None = None
-    split_rule: splits.SplitRule = "auto"
-    fractions: tuple[float, ...] = (0.7, 0.15, 0.15)
-    seed: int = 0
-
-
-@dataclass
-class Listing:
-    """What lies in the sources. `paths`: what layouts look at, one a row of `table` (LISTING_SCHEMA), sorted."""
-
-    table: pa.Table
-    paths: list[str]
-    meta: dict[str, dict[str, str]]  # WebDataset sidecars by path
-    problems: list[Problem]
-    tally: Tally
 
 
 @dataclass
@@ -105,7 +71,7 @@ def ingest(
     for root in roots:
         _refuse_manifest(root, stores)
     listing = read_sources(roots, filters, stores, limit)
-    layout, annotations, labels_from, warnings = _annotate(listing, roots, options, stores)
+    layout, annotations, labels_from, warnings = annotate_all(listing, roots, options, stores)
     annotations, merged = one_spelling(annotations)
     annotations = apply_rules(annotations, options.classes)
     warnings += merged
@@ -125,63 +91,6 @@ def ingest(
     return ManifestDraft(table, layout, labels_from, result, synthetic, listing, warnings, why, ignored, units)
 
 
-# ---- listing -----------------------------------------------------------------------------------------------
-
-
-def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: int | None) -> Listing:
-    """Everything in the sources, sorted by path, so that the same source gives the same manifest."""
-    tally, problems = Tally(), list[Problem]()
-    base = base_folder(roots)
-    batches, waiting = list[pa.Table](), list[ListingRow]()
-    paths, meta = list[str](), dict[str, dict[str, str]]()
-    for found in list_sources(roots, tally, filters, stores, limit):
-        if isinstance(found, Problem):
-            if len(problems) < _KEPT_PROBLEMS:
-                problems.append(found)
-            continue
-        waiting.append(entry_row(found))
-        paths.append(path_below(found, base))
-        if found.meta:
-            meta[paths[-1]] = found.meta
-        if len(waiting) >= _BATCH_ROWS:
-            batches.append(to_table(waiting, LISTING_SCHEMA))
-            waiting = []
-    batches.append(to_table(waiting, LISTING_SCHEMA))
-    if not paths:
-        raise InputError(_nothing_found(roots, tally, problems))
-    table = pa.concat_tables(batches)
-    keys = pa.table({"path": paths, "id": table["image_id"]})
-    order = pc.sort_indices(keys, sort_keys=[("path", "ascending"), ("id", "ascending")])
-    table, paths = table.take(order), keys["path"].take(order).to_pylist()
-    _refuse_doubles(table)
-    return Listing(table, paths, meta, problems, tally)
-
-
-def _nothing_found(roots: Sequence[str], tally: Tally, problems: Sequence[Problem]) -> str:
-    seen = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
-    where = ", ".join(roots[:3])
-    failed = (
-        f"; {len(problems)} could not be listed, e.g. {problems[0].place}: {problems[0].message}" if problems else ""
-    )
-    held = f"it holds {seen}" if seen else "it is empty"
-    return (
-        f"{where}: no images ({held}{failed}); "
-        "JPEG, PNG, TIFF, BMP, WebP and GIF are read, also inside tar and zip; check the path, --include and --since"
-    )
-
-
-def _refuse_doubles(table: pa.Table) -> None:
-    counts = table.group_by("image_id").aggregate([([], "count_all")])
-    doubled = counts.filter(pc.greater(counts["count_all"], 1))["image_id"]
-    if len(doubled):
-        rows = table.filter(pc.is_in(table["image_id"], value_set=doubled.combine_chunks()))
-        example = read_rows(rows.slice(0, 1), ListingRow)[0]
-        raise InputError(
-            f"{len(doubled)} images are listed twice (id {example.image_id}: {example.place}): "
-            "two of the sources name the same file; give each once"
-        )
-
-
 def list_classes(
     sources: Sequence[str],
     options: IngestOptions,
@@ -192,7 +101,7 @@ def list_classes(
     """What is known of each image before anything is split: for those who want to see the classes first."""
     roots = [absolute(source) for source in sources]
     listing = read_sources(roots, filters, stores, limit)
-    annotations, _ = one_spelling(_annotate(listing, roots, options, stores)[1])
+    annotations, _ = one_spelling(annotate_all(listing, roots, options, stores)[1])
     return apply_rules(annotations, options.classes)
 
 
@@ -211,98 +120,11 @@ def _is_marked_synthetic(root: str, stores: Stores) -> bool:
     return stores.of(root).head(join(folder, _SYNTHETIC_MARK)) is not None
 
 
-# ---- annotation --------------------------------------------------------------------------------------------
-
-
-def _annotate(
-    listing: Listing, roots: Sequence[str], options: IngestOptions, stores: Stores
-) -> tuple[Layout, list[Annotation], str, list[str]]:
-    """(layout, one annotation a row, where the labels come from, warnings)."""
-    paths = listing.paths
-    layout = recognize(paths, options.layout)
-    subjects: dict[str, Any] = {"subject_pattern": options.subject_pattern, "subject_blocks": options.subject_blocks}
-    if options.layout is None and (unread := left_out(paths, layout)):
-        named = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(unread.items())[:_NAMED])
-        raise InputError(
-            f"the names look like {layout.name}, which does not read all classes of this source: {named} would be left "
-            f"out; --layout class-folders reads every folder as a class, --layout {layout.name} leaves them out"
-        )
-    said = remarks.about_layout(layout, paths, forced=options.layout is not None, **subjects)
-    labels = _labels_uri(roots, layout, options, stores)
-    if options.split_rule == "auto" and labels is None and layout.name == "class-folders":
-        said += remarks.about_parts(paths)
-    if labels is None:
-        own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
-        if own is None:
-            return layout, annotate(paths, layout, **subjects), "paths", said
-        return layout, with_subjects(own, paths, **subjects), "sidecars", []
-    table = read_table(labels, stores)
-    base, folder = base_folder(roots), posixpath.dirname(labels)
-    inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
-    found, lost = annotate_from_table(table, paths, folder=inside, allow_unmatched=True)
-    warnings = [f"{lost} of {table.num_rows} rows of {labels} name no image that was listed"] if lost > 0 else []
-    if options.layout is None and layout.name in GENERIC:
-        layout = LAYOUTS["table"]
-    else:
-        found = [_merged(row, layout.annotate(path)) for path, row in zip(paths, found, strict=True)]
-        warnings += said
-    return layout, with_subjects(found, paths, **subjects), labels, warnings
+# ---- split and table ---------------------------------------------------------------------------------------
 
 
 def _is_used(row: Annotation) -> bool:
     return row.class_name is not None and not row.is_ignored
-
-
-def _merged(first: Annotation, second: Annotation) -> Annotation:
-    """`first`, completed where it says nothing."""
-    if first == UNKNOWN:
-        return first if second == UNKNOWN else second
-    return Annotation(
-        first.class_name or second.class_name,
-        first.label if first.label is not None else second.label if first.class_name is None else None,
-        first.subject_id or second.subject_id,
-        first.split or second.split,
-    )
-
-
-def _labels_uri(roots: Sequence[str], layout: Layout, options: IngestOptions, stores: Stores) -> str | None:
-    """The table of labels: the one named, the source itself where it is one, or `labels.csv` beside flat images."""
-    if options.labels:
-        return absolute(options.labels)
-    root = roots[0]
-    if len(roots) == 1 and is_table(root):
-        known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
-        names = {name.strip().casefold() for name in read_table(root, stores).column_names}
-        return root if names & known else None
-    if len(roots) > 1 or layout.name not in ("flat", "table"):
-        return None
-    found = [join(root, name) for name in _LABEL_FILES if stores.of(root).head(join(root, name)) is not None]
-    if layout.name == "table" and not found:
-        raise UsageError(f"--layout table needs --labels FILE, or {' or '.join(_LABEL_FILES)} in {root}")
-    return found[0] if found else None
-
-
-def _from_sidecars(listing: Listing) -> list[Annotation] | None:
-    """Labels of WebDataset shards (`x.cls`, `x.json` beside `x.jpg`), None where the sidecars tell no class."""
-    known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
-    rows: list[dict[str, str]] = []
-    for path, found in listing.meta.items():
-        said = {("label" if key == "cls" else key.casefold()): text for key, text in found.items()}
-        rows.append({"path": path, **{key: text for key, text in said.items() if _is_said_of_image(key, text)}})
-    columns = {key for row in rows for key in row}
-    if not columns & known:
-        return None
-    wanted = sorted(columns & {alias for aliases in ALIASES.values() for alias in aliases} - set(ALIASES["path"][1:]))
-    table = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in wanted})
-    return annotate_from_table(table, listing.paths)[0]
-
-
-def _is_said_of_image(key: str, text: str) -> bool:
-    """Which image a sidecar describes is told by where it lies, by nothing in it; 'subset' may mean anything."""
-    return key not in ALIASES["path"] and (key not in ALIASES["split"] or split_named(text) is not None)
-
-
-# ---- split and table ---------------------------------------------------------------------------------------
 
 
 def _split(

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.copies import find_copies
-from pipeline.ingest.draft import IngestOptions, ingest, read_sources
+from pipeline.ingest.draft import ingest
+from pipeline.ingest.gather import read_sources
 from pipeline.sources.filters import Filters
 from pipeline.sources.rows import LISTING_SCHEMA, Access, ListingRow, to_table
 from pipeline.storage.stores import Stores
