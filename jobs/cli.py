@@ -16,6 +16,7 @@ JOBS = {
     "summary": "print and draw what a scoring run found",
     "serve": "answer HTTP requests with the best model",
     "promote": "point a registry to another version",
+    "reveal": "the paths behind pseudonyms, for whoever holds the key",
     "migrate": "after an upgrade: what older files hold, and a model under today's pixel rules",
     "doctor": "say whether this machine and cluster can do the work",
 }

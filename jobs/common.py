@@ -10,12 +10,16 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from jobs.config import JobConfig, effective, parse
+from jobs.config import JobConfig, NamingConfig, effective, parse
 from pipeline.base.errors import IncompleteError, InputError, LeukorayError, PlatformError, UsageError
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
+from pipeline.storage.uris import absolute
+
+if TYPE_CHECKING:
+    from pipeline.sources.pseudonyms import Names
 
 Config = TypeVar("Config", bound=JobConfig)
 BUG, INTERRUPTED, TERMINATED = 1, 130, 143
@@ -125,12 +129,17 @@ def finish(code: int) -> None:
 
 
 def job_stores(config: JobConfig) -> Stores:
-    return Stores(S3Settings.from_config(config))
+    stores = Stores(S3Settings.from_config(config))
+    if isinstance(config, NamingConfig) and config.pseudonymize is not None:
+        from pipeline.sources.pseudonyms import with_pseudonyms  # most jobs need nothing of the sources
+
+        return with_pseudonyms(stores, absolute(config.pseudonymize))
+    return stores
 
 
-def show_config(config: JobConfig) -> None:
+def show_config(config: JobConfig, names: "Names | None" = None) -> None:
     """Print what is in force, one line, without what was left at None."""
-    shown = {name: value for name, value in effective(config).items() if value is not None and value != []}
+    shown = {name: value for name, value in effective(config, names).items() if value is not None and value != []}
     print("configuration: " + "  ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
 
 

@@ -22,6 +22,13 @@ from pydantic.fields import FieldInfo
 
 from pipeline import __version__
 from pipeline.base.errors import UsageError
+from pipeline.storage.uris import absolute
+
+if typing.TYPE_CHECKING:
+    from pipeline.sources.pseudonyms import Names
+
+
+_OF_SOURCES = ("source", "sources", "labels")  # fields that name what lies in a source
 
 
 class JobConfig(BaseModel):
@@ -40,6 +47,14 @@ class JobConfig(BaseModel):
     debug: bool = Field(False, description="show the traceback of an error")
 
 
+class NamingConfig(JobConfig):
+    """Base of those who name images."""
+
+    pseudonymize: str | None = Field(
+        None, description="file with a key: paths and subjects become pseudonyms in all that is written"
+    )
+
+
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -48,9 +63,17 @@ def positional(default: Any = ..., *, description: str, **options: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"positional": True}, **options)
 
 
-def effective(config: BaseModel) -> dict[str, Any]:
-    """The configuration as plain JSON values, to be printed and stored with the run."""
-    return config.model_dump(mode="json")
+def effective(config: BaseModel, names: "Names | None" = None) -> dict[str, Any]:
+    """The configuration as plain JSON values, to be printed and stored with the run; sources as `names` has them."""
+    values = config.model_dump(mode="json")
+    if names is not None and names.key_id is not None:
+        for field in _OF_SOURCES:
+            found = values.get(field)
+            if isinstance(found, list):
+                values[field] = [names.path(absolute(uri)) for uri in found]
+            elif found is not None:
+                values[field] = names.path(absolute(found))
+    return values
 
 
 class Option:
@@ -150,7 +173,7 @@ def _parser(config_class: type[BaseModel], prog: str, epilog: str) -> argparse.A
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys as the flags")
     shared = parser.add_argument_group("cluster and storage")
     for option in options(config_class):
-        option.add_to(shared if option.name in JobConfig.model_fields else parser)
+        option.add_to(shared if option.name in NamingConfig.model_fields else parser)
     return parser
 
 

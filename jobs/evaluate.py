@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from jobs.common import Clock, job, job_stores, show_config, start
-from jobs.config import JobConfig, effective, positional
+from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
 from pipeline.evaluation.intervals import Resampling
@@ -22,7 +22,7 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
 
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(NamingConfig):
     """Measure a model on one split: metrics with intervals over subjects, predictions, an HTML report."""
 
     manifest: str = positional(description="manifest folder, local or s3://")

@@ -11,16 +11,18 @@ from pathlib import Path
 from pydantic import Field
 
 from jobs.common import Clock, job, job_stores, show_config, start
-from jobs.config import JobConfig, effective, positional
+from jobs.config import NamingConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
+from pipeline.ingest.hide import hidden
 from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import SplitRule
 from pipeline.sources.filters import Filters, parse_since
 from pipeline.sources.manifest import SPLITS, Manifest, ManifestInfo, write_manifest
+from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -39,7 +41,7 @@ Research software, not a medical device.
 _EXAMPLES_SHOWN = 5
 
 
-class IngestConfig(JobConfig):
+class IngestConfig(NamingConfig):
     """List images into a manifest: one row an image, with class, subject and split where they are known."""
 
     source: list[str] = positional(
@@ -76,17 +78,18 @@ class IngestConfig(JobConfig):
 
 def main(config: IngestConfig) -> None:
     clock = Clock()
-    show_config(config)
     stores = job_stores(config)
+    names = names_of(stores)
+    show_config(config, names)
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
     if config.write_classes is not None:
         _write_classes(config, filters, stores)
         return
-    draft = ingest(config.source, _options(config, stores), filters, stores, config.limit)
+    draft = hidden(ingest(config.source, _options(config, stores), filters, stores, config.limit), names)
     print("\n".join(["", *_class_table(draft), ""]), flush=True)
-    written = write_manifest(out, [draft.table], _info(draft, config), stores)
+    written = write_manifest(out, [draft.table], _info(draft, config, names), stores)
     store = stores.of(out)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
     store.write(join(out, "problems.json"), json.dumps(problems, indent=2).encode())
@@ -132,11 +135,11 @@ def _refuse_source_as_out(out: str, sources: Sequence[str]) -> None:
             raise InputError(f"--out {out}: is the source itself; give the manifest a folder of its own")
 
 
-def _info(draft: ManifestDraft, config: IngestConfig) -> ManifestInfo:
+def _info(draft: ManifestDraft, config: IngestConfig, names: Names) -> ManifestInfo:
     """What `manifest.json` says beside version, digest and number of images."""
     listing = draft.listing
     return ManifestInfo(
-        source=[absolute(source) for source in config.source],
+        source=[names.path(absolute(source)) for source in config.source],
         layout=draft.layout.name,
         labels_from=draft.labels_from,
         split_rule=draft.split.rule,
@@ -144,6 +147,7 @@ def _info(draft: ManifestDraft, config: IngestConfig) -> ManifestInfo:
         units=draft.units,
         warnings=draft.warnings,
         synthetic=draft.is_synthetic,
+        pseudonym_key_id=names.key_id,
         positive=draft.positive,
         ignored=draft.ignored,
         counts=counts(draft.table),
@@ -152,7 +156,7 @@ def _info(draft: ManifestDraft, config: IngestConfig) -> ManifestInfo:
         problems=Counter(str(problem.code) for problem in listing.problems),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         leukoray=__version__,
-        configuration=effective(config),
+        configuration=effective(config, names),
     )
 
 

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from jobs.common import job, job_stores, show_config, start
-from jobs.config import JobConfig, positional
+from jobs.config import NamingConfig, positional
 from pipeline.base.cluster import cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
 from pipeline.base.machine import usable_cores
@@ -19,6 +19,7 @@ from pipeline.scoring.request import Request, RunOptions, Workforce
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.summary.advice import SYNTHETIC
 from pipeline.sources.filters import parse_since
+from pipeline.sources.pseudonyms import names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute
 
@@ -33,7 +34,7 @@ Exit codes: 0 all accounted for, 4 more than --max-error-share quarantined (the 
 Research software, not a medical device."""
 
 
-class ScoreConfig(JobConfig):
+class ScoreConfig(NamingConfig):
     """Score every image of folders, S3 prefixes, archives, manifests or tables of URIs into Parquet."""
 
     sources: list[str] = positional(
@@ -75,7 +76,7 @@ def main(config: ScoreConfig) -> None:
     if config.dry_run:
         _show_dry_run(config, request, bundle, out, stores)
         return
-    show_config(config)
+    show_config(config, names_of(stores))
     result = scoring.score(out, request, bundle, _options(config), stores, _say)
     _show_account(result, config)
 
@@ -114,11 +115,14 @@ def _request(config: ScoreConfig, bundle: Bundle, stores: Stores) -> Request:
         raise UsageError("SOURCES is missing: name a folder, s3:// prefix, archive, manifest or table of URIs")
     if retry_of is not None and config.sources:
         raise UsageError("--retry-quarantined takes its sources from the run; leave SOURCES out")
+    names = names_of(stores)
     if config.partition_by:
         Partition.parse(config.partition_by)
+        if names.key_id is not None:
+            raise UsageError("--partition-by writes parts of paths into folder names; leave it out with --pseudonymize")
     if config.subject_pattern:
         subject_reader(config.subject_pattern)
-    sources = tuple(map(absolute, config.sources))
+    sources = tuple(names.path(absolute(source)) for source in config.sources)
     if retry_of is not None:
         earlier = RunFolder.at(retry_of, stores).record().request
         sources = earlier.sources
@@ -141,6 +145,7 @@ def _request(config: ScoreConfig, bundle: Bundle, stores: Stores) -> Request:
         max_pixels=config.max_pixels,
         max_frames=config.max_frames,
         partition_by=config.partition_by,
+        pseudonym_key_id=names.key_id,
     )
 
 

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from jobs.common import job, job_stores, start
-from jobs.config import JobConfig, positional
+from jobs.config import NamingConfig, positional
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail, load_pictures
 from pipeline.scoring.summary.summary import REASONS, Summary, find_run, stages, summarize, throughput
@@ -20,7 +20,7 @@ Research software, not a medical device."""
 _SUBJECTS_SHOWN = 10
 
 
-class SummaryConfig(JobConfig):
+class SummaryConfig(NamingConfig):
     """Print and draw what a scoring run found: counts, codes, throughput, pictures, subjects."""
 
     run: str = positional(description="folder of a run, or the output of leukoray score: then its latest run")

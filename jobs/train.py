@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, field_validator
 
 from jobs.common import Clock, job, job_stores, show_config, start
-from jobs.config import JobConfig, effective, positional
+from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import UsageError
 from pipeline.base.machine import shared_memory_warning
@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 An interrupted run is continued by the same command. Research software, not a medical device."""
 
 
-class TrainConfig(JobConfig):
+class TrainConfig(NamingConfig):
     """Train a network on a manifest's train split, choose the best epoch on its validation split, publish a bundle."""
 
     manifest: str = positional(description="manifest made by `leukoray ingest`, a folder or s3:// prefix")

@@ -23,6 +23,7 @@ from pipeline.model.prediction import Prediction
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import ManifestRow
 from pipeline.storage.stores import Stores
+from pipeline.storage.uris import is_hidden
 
 THUMBNAIL = 160  # pixels, square
 _FOLDS = 5
@@ -116,8 +117,9 @@ class Outcomes:
             if data is None:  # gone since it was scored; the table of predictions still has it
                 continue
             path = str(outcome.row.member or outcome.row.uri).rsplit("/", 2)
+            shown = path[-1:] if is_hidden(path[0]) else path[-2:]  # a hidden folder says nothing
             said = f"truly {name[self.truth[k]]}, called {name[called[k]]} at {self.classes[k, called[k]]:.3f}"
-            pictures.append((load_image(data, THUMBNAIL).pixels, f"{said}; {'/'.join(path[-2:])}"))
+            pictures.append((load_image(data, THUMBNAIL).pixels, f"{said}; {'/'.join(shown)}"))
         return pictures
 
     def background_warning(self) -> str | None:

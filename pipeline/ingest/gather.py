@@ -10,6 +10,7 @@ from pipeline.base.errors import InputError
 from pipeline.sources.archives import Problem
 from pipeline.sources.filters import Filters
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.sources.pseudonyms import names_of
 from pipeline.sources.rows import LISTING_SCHEMA, ListingRow, read_rows, to_table
 from pipeline.storage.stores import Stores
 
@@ -31,15 +32,15 @@ class Listing:
 def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: int | None) -> Listing:
     """Everything in the sources, sorted by path, so that the same source gives the same manifest."""
     tally, problems = Tally(), list[Problem]()
-    base = base_folder(roots)
+    base, names = base_folder(roots), names_of(stores)
     batches, waiting = list[pa.Table](), list[ListingRow]()
     paths, meta = list[str](), dict[str, dict[str, str]]()
     for found in list_sources(roots, tally, filters, stores, limit):
         if isinstance(found, Problem):
             if len(problems) < _KEPT_PROBLEMS:
-                problems.append(found)
+                problems.append(names.found(found))
             continue
-        waiting.append(entry_row(found))
+        waiting.append(entry_row(names.found(found)))
         paths.append(path_below(found, base))
         if found.meta:
             meta[paths[-1]] = found.meta

@@ -26,13 +26,17 @@ class Request:
     max_pixels: int = Limits.max_pixels
     max_frames: int = Limits.max_frames
     partition_by: str | None = None
+    pseudonym_key_id: str | None = None  # of the key that hides paths; `sources` are hidden as well then
 
     @property
     def limits(self) -> Limits:
         return Limits(self.max_bytes, self.max_pixels, self.max_frames)
 
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        fields = asdict(self)
+        if self.pseudonym_key_id is None:  # so that runs begun by a version without it are found
+            del fields["pseudonym_key_id"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def filters(self) -> Filters:
         """As of now: an age in `since` counts back from this moment."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.base.errors import InputError
 from pipeline.base.text import first_line
 from pipeline.base.versions import check_version
+from pipeline.sources.pseudonyms import names_of
 from pipeline.sources.rows import LOCATION_FIELDS, ListingRow, read_rows
 from pipeline.storage.parquet import described, to_parquet
 from pipeline.storage.stores import Stores
@@ -77,6 +78,7 @@ class ManifestInfo(BaseModel):
     units: str = "subjects"  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
     warnings: list[str] = []  # sentences
     synthetic: bool = False
+    pseudonym_key_id: str | None = None  # of the key that hides paths and subjects
     ignored: list[str] = []  # classes in no split, by the word of whoever made the manifest
     positive: dict[str, int] = {}  # class to label, of the classes that have one
     counts: Counts = Counts()
@@ -156,9 +158,13 @@ def read_info(uri: str, stores: Stores = Stores()) -> ManifestInfo:
 
 
 def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:
-    """Read a whole manifest. Raises InputError naming what is wrong."""
+    """Read a whole manifest. Raises InputError naming what is wrong, or that the key of its pseudonyms is missing."""
     uri = absolute(uri)
     info = read_info(uri, stores)
+    if info.pseudonym_key_id is not None and info.pseudonym_key_id != names_of(stores).key_id:
+        raise InputError(
+            f"{uri}: its paths are pseudonyms of key {info.pseudonym_key_id}; give --pseudonymize the file of that key"
+        )
     store = stores.of(uri)
     try:
         tables = [pq.read_table(io.BytesIO(store.read(name).data)) for name in part_uris(uri, stores)]

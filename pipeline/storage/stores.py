@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.base.errors import Code
+from pipeline.base.errors import Code, InputError
 from pipeline.storage.local import LocalStore
 from pipeline.storage.types import S3Settings, Store, StoreError
-from pipeline.storage.uris import is_s3
+from pipeline.storage.uris import is_hidden, is_s3
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Stores:
     mounts: tuple[tuple[str, Store], ...] = ()
 
     def of(self, uri: str) -> Store:
-        """The store that holds `uri`."""
+        """The store that holds `uri`. Raises InputError for a pseudonym whose key was not given."""
         mounted = [(prefix, store) for prefix, store in self.mounts if uri.startswith(prefix)]
         if mounted:
             return max(mounted, key=lambda item: len(item[0]))[1]
+        if is_hidden(uri):
+            raise InputError(f"{uri[:40]}…: a pseudonym; give --pseudonymize the key file that it was made with")
         if not is_s3(uri):
             return LocalStore()
         from pipeline.storage.s3 import s3_store  # boto3 takes 0.4 s to import: only those who need S3 pay

@@ -8,10 +8,16 @@ from urllib.parse import unquote_to_bytes
 from pipeline.base.errors import UsageError
 
 _S3 = "s3://"
+_HIDDEN = "hidden-"  # what pseudonyms begin with
 
 
 def is_s3(uri: str) -> bool:
     return uri.startswith(_S3)
+
+
+def is_hidden(uri: str) -> bool:
+    """Whether this is the pseudonym of a path."""
+    return uri.startswith(_HIDDEN)
 
 
 def absolute(uri: str) -> str:
@@ -20,7 +26,7 @@ def absolute(uri: str) -> str:
         raise UsageError("an empty path was given (an unset variable?); name a folder or s3:// URI")
     if "\0" in uri:
         raise UsageError(f"{uri!r}: a path cannot hold a zero byte")
-    if is_s3(uri):
+    if is_s3(uri) or is_hidden(uri):
         return uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
         raise UsageError(f"{uri}: only local paths and s3:// URIs can be read; copy the data there first")

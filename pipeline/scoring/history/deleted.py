@@ -15,12 +15,16 @@ from pipeline.scoring.history.ledger import Ledger
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.schemas import DELETED_SCHEMA
 from pipeline.sources.filters import Filters, UriPattern
+from pipeline.sources.pseudonyms import Names, RealNames
 
 
 class Reach:
     """What a listing of these sources would have met."""
 
-    def __init__(self, sources: tuple[str, ...], filters: Filters, unlisted: set[str]) -> None:
+    def __init__(
+        self, sources: tuple[str, ...], filters: Filters, unlisted: set[str], names: Names = RealNames()
+    ) -> None:
+        self._names = names
         self._folders = [source.rstrip("/") + "/" for source in sources]
         self._patterns = [UriPattern(source) for source in sources]
         self._compiled = [pattern.compiled() for pattern in self._patterns]
@@ -28,6 +32,7 @@ class Reach:
 
     def covers(self, uri: str, member: str | None) -> bool:
         """Whether the image would have been listed if it were still there."""
+        uri, member = self._names.real_path(uri), self._names.real_member(member)
         if self._filters.since is not None or self._is_unlisted(uri):
             return False
         for folder, pattern, compiled in zip(self._folders, self._patterns, self._compiled, strict=True):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.base.errors import TRANSIENT_CODES, Code
+from pipeline.base.errors import TRANSIENT_CODES, Code, InputError
 from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, ArchiveRow, version_hash
@@ -77,6 +77,7 @@ def read_ledger(output: Output, request: Request) -> Ledger:
     archives: dict[str, ArchiveRow] = {}
     pixel_rules: Counter[str] = Counter()
     for folder, record in output.finished():
+        _refuse_other_names(folder, record.request, request)
         if _model_folder(record.model.uri) == _model_folder(request.model_uri):
             pixel_rules[record.model.preprocessing_digest] += record.counts.scored
         if record.model.sha256 != request.model_sha256:
@@ -106,6 +107,15 @@ def read_ledger(output: Output, request: Request) -> Ledger:
         archives,
         pixel_rules,
     )
+
+
+def _refuse_other_names(folder: RunFolder, earlier: Request, request: Request) -> None:
+    """What is named in two ways in one output would be scored and counted twice."""
+    if earlier.pseudonym_key_id != request.pseudonym_key_id:
+        held = "real names" if earlier.pseudonym_key_id is None else f"names of key {earlier.pseudonym_key_id}"
+        raise InputError(
+            f"{folder.uri}: holds {held}; go on with the same --pseudonymize as then, or give another --out"
+        )
 
 
 def _model_folder(bundle_uri: str) -> str:

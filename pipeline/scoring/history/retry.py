@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import InputError, Stage
 from pipeline.scoring.run_folder import RunFolder
+from pipeline.sources.pseudonyms import Names, RealNames
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Retry:
         return any(uri == place or uri.startswith(place.rstrip("/") + "/") for place in self.unlisted)
 
 
-def read_retry(folder: RunFolder) -> Retry:
+def read_retry(folder: RunFolder, names: Names = RealNames()) -> Retry:
     """Raises InputError where there is nothing to retry."""
     subjects: dict[int, str | None] = {}
     uris: dict[str, None] = {}
@@ -30,9 +31,10 @@ def read_retry(folder: RunFolder) -> Retry:
     for table in folder.rows("quarantine", ["image_id", "uri", "stage", "subject_id"]):
         for row in table.to_pylist():
             subjects[row["image_id"]] = row["subject_id"]
-            uris[row["uri"]] = None
+            uri = names.real_path(row["uri"])
+            uris[uri] = None
             if row["stage"] == Stage.LIST:
-                unlisted.add(row["uri"])
+                unlisted.add(uri)
     if not uris:
         raise InputError(f"{folder.uri}: no finished run with quarantined images here; nothing to retry")
     return Retry(subjects, tuple(sorted(uris)), frozenset(unlisted))

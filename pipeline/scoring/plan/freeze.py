@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -22,6 +22,7 @@ from pipeline.scoring.schemas import ArchiveRow
 from pipeline.sources.archives import Entry, Ignored, Problem
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
 from pipeline.sources.objects import ListingOptions, open_archive
+from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo
@@ -34,25 +35,26 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     left to those who score them. Raises InputError when nothing was found, PlatformError when the listing is not the
     sum of what was written.
     """
-    ledger = read_ledger(output, request)
-    retry = read_retry(RunFolder.at(request.retry_of, stores)) if request.retry_of else None
+    ledger, names = read_ledger(output, request), names_of(stores)
+    sources = tuple(map(names.real_path, request.sources))
+    retry = read_retry(RunFolder.at(request.retry_of, stores), names) if request.retry_of else None
     begin, tally = datetime.now(UTC), Tally()
     options = ListingOptions(request.filters(), stores)
-    base = base_folder(request.sources)
+    base = base_folder(sources)
     meets_all = retry is None and request.limit is None
-    found = _listing(request, retry, tally, replace(options, opens_compressed=not meets_all), base)
+    found = _listing(request, sources, retry, tally, replace(options, opens_compressed=not meets_all), base)
     head = list(itertools.islice(found, SAMPLE))
     paths = [path_below(item, base) for item in head if isinstance(item, Entry) and item.access is not Access.ARCHIVE]
     subjects = SubjectPaths.of(paths, request.subject_pattern)
     files = PlanFiles(folder, request.model_sha256, begin)
     selection = Selection(request, ledger, retry)
-    sorter = _Sorter(files, selection, subjects, base)
+    sorter = _Sorter(files, selection, subjects, base, names)
     for item in itertools.chain(head, found):
         sorter.take(item)
-    _refuse_nothing(request, tally)
+    _refuse_nothing(sources, tally)
     sorter.settle_archives(options, is_dry)
     if meets_all:
-        for table in find_deleted(ledger, Reach(request.sources, options.filters, sorter.unlisted)):
+        for table in find_deleted(ledger, Reach(sources, options.filters, sorter.unlisted, names)):
             files.deleted.add(table)
     plan = files.finish(selection.failed_before(), tally.left_out + sorter.left_out, subjects.layout.name)
     if plan.listed != sorter.listed:
@@ -64,27 +66,30 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
 
 
 def _listing(
-    request: Request, retry: Retry | None, tally: Tally, options: ListingOptions, base: str
+    request: Request, sources: Sequence[str], retry: Retry | None, tally: Tally, options: ListingOptions, base: str
 ) -> Iterator[Entry | Problem]:  # fmt: skip
     if retry is not None:
         return list_named(retry.uris, base, tally, options)
     return list_sources(
-        request.sources, tally, options.filters, options.stores, request.limit, drop_doubles=True,
+        sources, tally, options.filters, options.stores, request.limit, drop_doubles=True,
         opens_compressed=options.opens_compressed,
     )  # fmt: skip
 
 
-def _refuse_nothing(request: Request, tally: Tally) -> None:
+def _refuse_nothing(sources: Sequence[str], tally: Tally) -> None:
     if tally.images + tally.problems + tally.archives == 0:
         left = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.most_common(5))
-        raise InputError(f"{' '.join(request.sources)}: no images found" + (f" (left out: {left})" if left else ""))
+        raise InputError(f"{' '.join(sources)}: no images found" + (f" (left out: {left})" if left else ""))
 
 
 class _Sorter:
     """Puts each thing that was listed where it belongs: to be scored, done already, a problem, or not asked for."""
 
-    def __init__(self, files: PlanFiles, selection: Selection, subjects: SubjectPaths, base: str) -> None:
+    def __init__(
+        self, files: PlanFiles, selection: Selection, subjects: SubjectPaths, base: str, names: Names
+    ) -> None:  # fmt: skip
         self._files, self._selection, self._subjects, self._base = files, selection, subjects, base
+        self._names = names
         self.listed = 0  # images and problems that were asked for, whatever becomes of them
         self.left_out: Counter[str] = Counter()  # in archives that were opened after the listing
         self.unlisted: set[str] = set()  # folders and archives that could not be listed to their end
@@ -93,19 +98,21 @@ class _Sorter:
     def take(self, item: Entry | Problem) -> None:
         if isinstance(item, Problem):
             self.unlisted.add(item.uri)
-            number = image_id(item.uri, item.member, item.occurrence)
-            if self._is_open(number, item):
-                self._files.add_problem(number, item)
+            shown = self._names.found(item)
+            number = image_id(shown.uri, shown.member, shown.occurrence)
+            if self._is_open(number, item.uri, shown):
+                self._files.add_problem(number, shown)
         elif item.access is Access.ARCHIVE:
             self._archives.append(item)
         else:
-            row = entry_row(item)
-            if self._is_open(row.image_id, item):
-                self._files.shards.add(shard_row(row, self._subject(row.image_id, item), item.meta))
+            named = self._names.found(item)
+            row = entry_row(named)
+            if self._is_open(row.image_id, item.uri, named):
+                self._files.shards.add(shard_row(row, self._subject(row.image_id, item), named.meta))
 
-    def _is_open(self, number: int, item: Entry | Problem) -> bool:
-        """Asked for, and not done by an earlier run."""
-        if not self._selection.wants(number, item.uri):
+    def _is_open(self, number: int, uri: str, item: Entry | Problem) -> bool:
+        """Asked for, and not done by an earlier run. `uri`: where it lies; `item`: as outputs name it."""
+        if not self._selection.wants(number, uri):
             return False
         self.listed += 1
         done = self._selection.done(number, item.etag, item.size_bytes)
@@ -117,11 +124,13 @@ class _Sorter:
         known = self._selection.subject(number)
         if known is not None:
             return known
-        return item.meta.get("subject_id") or self._subjects.subject(path_below(item, self._base))
+        return self._names.subject(
+            item.meta.get("subject_id") or self._subjects.subject(path_below(item, self._base))
+        )  # fmt: skip
 
     def settle_archives(self, options: ListingOptions, is_dry: bool) -> None:
         """Compressed archives: skipped where earlier runs did all of one, listed where a part, else left to workers."""
-        etags = {entry.uri: entry.etag for entry in self._archives}
+        etags = {self._names.path(entry.uri): entry.etag for entry in self._archives}
         verdicts = self._selection.judge_archives(etags)
         done = {uri: etag for uri, etag in etags.items() if verdicts[uri] == DONE}
         for table in skipped_rows(self._selection.ledger, done) if done else ():
@@ -130,11 +139,12 @@ class _Sorter:
             self.listed += table.num_rows
             self._files.skip_all(table)
         for entry in self._archives:
-            if verdicts[entry.uri] == IN_PART or (is_dry and verdicts[entry.uri] == NEW):
+            named = self._names.found(entry)
+            if verdicts[named.uri] == IN_PART or (is_dry and verdicts[named.uri] == NEW):
                 self._open(entry, options)
-            elif verdicts[entry.uri] == NEW:
+            elif verdicts[named.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
-                self._files.shards.add_archive(shard_row(entry_row(entry), None, entry.meta))
+                self._files.shards.add_archive(shard_row(entry_row(named), None, named.meta))
 
     def _open(self, entry: Entry, options: ListingOptions) -> None:
         info = ObjectInfo(entry.uri, entry.size_bytes, entry.etag, entry.mtime)
@@ -148,4 +158,5 @@ class _Sorter:
             listed += 1
             self.take(found)
         is_complete = not codes & TRANSIENT_CODES
-        self._files.opened.append(ArchiveRow(entry.uri, entry.etag, entry.size_bytes, listed, is_complete))
+        uri = self._names.path(entry.uri)
+        self._files.opened.append(ArchiveRow(uri, entry.etag, entry.size_bytes, listed, is_complete))

@@ -17,9 +17,11 @@ from pipeline.images.load import Limits, load_image
 from pipeline.sources.archives import Entry, is_compressed_tar, list_archive
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.listing import entry_row
+from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.sources.rows import Access, ListingRow
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
+from pipeline.storage.uris import is_hidden
 
 SIDE = 176  # pixels
 MAX_ARCHIVES = 16
@@ -41,7 +43,8 @@ def load_pictures(
     """A picture for every image id in `rows` (of predictions or quarantine)."""
     deadline = time.monotonic() + seconds
     wanted: dict[int, Mapping[str, Any]] = {row["image_id"]: row for row in rows}
-    pictures = {image_id: Thumbnail(None, reason) for image_id, row in wanted.items() if (reason := _unfit(row))}
+    names = names_of(stores)
+    pictures = {image_id: Thumbnail(None, reason) for image_id, row in wanted.items() if (reason := _unfit(row, names))}
     places: list[ListingRow] = []
     members: dict[str, set[int]] = {}
     for image_id, row in wanted.items():
@@ -70,8 +73,10 @@ def _whole_file(row: Mapping[str, Any]) -> ListingRow:
     )  # fmt: skip
 
 
-def _unfit(row: Mapping[str, Any]) -> str:
+def _unfit(row: Mapping[str, Any], names: Names) -> str:
     """Why a row is not even tried; empty where it is."""
+    if names.key_id is None and is_hidden(row["uri"]):
+        return "hidden: the key of its pseudonym was not given (--pseudonymize)"
     if row.get("code") == Code.CRASHED_DECODER:
         return "not decoded again: it ended the scoring process"
     if row.get("code") == Code.UNSAFE_PATH:
@@ -85,6 +90,7 @@ def _find_members(
     """(listing rows of the members found, why the others were not)."""
     store = stores.of(uri)
     found: list[ListingRow] = []
+    names = names_of(stores)
     try:
         info = store.head(uri)
         if info is None:
@@ -96,7 +102,7 @@ def _find_members(
         with store.open(uri) as file:
             for item in list_archive(info, file):
                 if isinstance(item, Entry):
-                    row = entry_row(item)
+                    row = entry_row(names.found(item))
                     if row.image_id in ids:
                         found.append(row)
                 if len(found) == len(ids):

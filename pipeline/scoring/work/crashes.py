@@ -19,6 +19,7 @@ from pipeline.scoring.schemas import ShardRow
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.stream import ArchiveStream, ReadRules
 from pipeline.sources.fetch import Fetched, fetch_rows
+from pipeline.sources.pseudonyms import names_of
 from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 
@@ -69,7 +70,8 @@ class Crashes:
 
     def __init__(self, ray: Any, task: ScoringTask) -> None:
         self._ray = ray
-        self._suspects = Suspects(task.folder, task.stores, ReadRules.of(task.request), task.bundle.info.input_size)
+        rules = ReadRules.of(task.request, names_of(task.stores))
+        self._suspects = Suspects(task.folder, task.stores, rules, task.bundle.info.input_size)
         self._deaths: Counter[int] = Counter()  # of workers, by the shards that they had open
         self._in_a_row = 0
         self._found: dict[int, frozenset[int]] = {}

@@ -19,6 +19,7 @@ from pipeline.sources.fetch import Fetched
 from pipeline.sources.filters import NO_FILTERS, Filters
 from pipeline.sources.listing import base_folder, entry_row, path_below
 from pipeline.sources.outage import assert_up
+from pipeline.sources.pseudonyms import Names, RealNames, names_of
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, StoreError, as_listed
@@ -36,10 +37,11 @@ class ReadRules:
     subject_pattern: str | None = None
 
     @classmethod
-    def of(cls, request: Request) -> "ReadRules":
+    def of(cls, request: Request, names: Names = RealNames()) -> "ReadRules":
         """Without `since`: which archives are young enough was decided when they were listed."""
         filters = Filters(request.include, request.exclude)
-        return cls(request.limits, filters, base_folder(request.sources), request.subject_pattern)
+        base = base_folder(list(map(names.real_path, request.sources)))
+        return cls(request.limits, filters, base, request.subject_pattern)
 
 
 class ArchiveStream:
@@ -47,7 +49,8 @@ class ArchiveStream:
 
     def __init__(self, row: ShardRow, rules: ReadRules, stores: Stores) -> None:
         self._row, self._rules, self._stores = row, rules, stores
-        self._path = dict(row.meta)["path"]
+        self._names = names_of(stores)
+        self._path = str(self._names.real_member(dict(row.meta)["path"]))
         self.listed = 0
         self.left_out: Counter[str] = Counter()
         self.meta_keys: set[str] = set()
@@ -63,12 +66,13 @@ class ArchiveStream:
         for item in itertools.chain(head, found):
             subject = item.row.subject_id or (rule.subject(self._path_of(item)) if item.row.member else None)
             self.listed += 1
-            yield replace(item, row=replace(item.row, subject_id=subject))
+            yield replace(item, row=replace(item.row, subject_id=self._names.subject(subject)))
         self.has_ended = True
 
     def _path_of(self, item: Fetched[ShardRow]) -> str:
         row = item.row
-        return path_below(Entry(row.uri, 0, "", 0.0, member=row.member), self._rules.base)
+        uri, member = self._names.real_path(row.uri), self._names.real_member(row.member)
+        return path_below(Entry(uri, 0, "", 0.0, member=member), self._rules.base)
 
     def _fetched(self) -> Iterator[Fetched[ShardRow]]:
         uri, etag = self._row.uri, self._row.etag
@@ -80,7 +84,7 @@ class ArchiveStream:
                     self.bytes_read = file.tell()
                     yield from self._one(item, data, info)
         except StoreError as error:
-            whole = Problem(uri, None, error.code, str(error), self._row.size_bytes, etag)
+            whole = Problem(self._names.real_path(uri), None, error.code, str(error), self._row.size_bytes, etag)
             yield self._failed(whole, Stage.FETCH, error.attempts)
 
     def _one(self, item: Found, data: bytes | Damaged | None, info: ObjectInfo) -> Iterator[Fetched[ShardRow]]:
@@ -92,7 +96,7 @@ class ArchiveStream:
         elif isinstance(item, Problem):
             yield self._failed(item, Stage.LIST)
         else:
-            yield self._entry(item, data)
+            yield self._entry(self._names.found(item), data)
 
     def _entry(self, entry: Entry, data: bytes | Damaged | None) -> Fetched[ShardRow]:
         self.meta_keys.update(entry.meta)
@@ -106,6 +110,7 @@ class ArchiveStream:
         return Fetched(row, None, refused, entry.etag, 1)
 
     def _failed(self, problem: Problem, stage: Stage, attempts: int = 1) -> Fetched[ShardRow]:
+        problem = self._names.found(problem)
         self.is_complete = self.is_complete and problem.code not in TRANSIENT_CODES
         uri, member, etag = self._row.uri, problem.member, self._row.etag
         size = problem.size_bytes if member is not None else self._row.size_bytes

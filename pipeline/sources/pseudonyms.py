@@ -1,0 +1,237 @@
+"""Pseudonyms: paths and subjects that only the holder of a key can tell, the same every night.
+
+A path becomes a token, `hidden-…:FOLDER/NAME`, by deterministic authenticated encryption (AES-SIV, RFC 5297): equal
+paths give equal tokens, and whoever has the key reads the images behind them. A subject becomes `ps-` and 64 bits of a
+keyed hash (HMAC-SHA-256, RFC 2104). Real names are known to the listing alone: rows, logs, reports and errors behind it
+hold tokens, and image ids are made of them; the store of a token is mounted as any other.
+"""
+
+import base64
+import contextlib
+import hmac
+import io
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from pipeline.base.errors import Code, InputError, PlatformError
+from pipeline.sources.archives import Entry, Problem, is_archive, is_image, suffix
+from pipeline.storage.stores import Stores
+from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, Store, StoreError
+from pipeline.storage.uris import is_hidden, is_s3
+
+_DISK, _S3, _MEMBER = "hidden-disk:", "hidden-s3:", "hidden-member:"
+_SUBJECT = re.compile(r"ps-[0-9a-f]{16}")
+_KEY_BYTES = 32
+Found = TypeVar("Found", bound=Entry | Problem)
+
+
+class Names(Protocol):
+    """How outputs name what lies in a source."""
+
+    @property
+    def key_id(self) -> str | None: ...
+
+    def path(self, uri: str) -> str: ...
+    def real_path(self, uri: str) -> str: ...
+    def member(self, member: str | None) -> str | None: ...
+    def real_member(self, member: str | None) -> str | None: ...
+    def subject(self, subject: str | None) -> str | None: ...
+    def found(self, found: Found) -> Found: ...
+    def scrubbed(self, text: str, names: Sequence[str]) -> str: ...
+
+
+class RealNames:
+    """Nothing is hidden."""
+
+    key_id: str | None = None
+
+    def path(self, uri: str) -> str:
+        return uri
+
+    real_path = path
+
+    def member(self, member: str | None) -> str | None:
+        return member
+
+    real_member = member
+
+    def subject(self, subject: str | None) -> str | None:
+        return subject
+
+    def found(self, found: Found) -> Found:
+        return found
+
+    def scrubbed(self, text: str, names: Sequence[str]) -> str:
+        return text
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """The names that one key gives. Names that are pseudonyms already stay as they are."""
+
+    key: bytes = field(repr=False)
+
+    @cached_property
+    def _cipher(self) -> Any:
+        try:
+            from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+        except ImportError as error:
+            raise PlatformError("--pseudonymize needs the extra 'privacy': pip install 'leukoray[privacy]'") from error
+        return AESSIV(hmac.digest(self.key, b"leukoray paths", "sha512"))
+
+    def __getstate__(self) -> dict[str, bytes]:
+        return {"key": self.key}
+
+    @cached_property
+    def key_id(self) -> str | None:
+        return hmac.digest(self.key, b"leukoray key id", "sha256").hex()[:16]
+
+    def path(self, uri: str) -> str:
+        return uri if is_hidden(uri) else self._hide(_S3 if is_s3(uri) else _DISK, uri)
+
+    def member(self, member: str | None) -> str | None:
+        return member if member is None or member.startswith(_MEMBER) else self._hide(_MEMBER, member)
+
+    def subject(self, subject: str | None) -> str | None:
+        if subject is None or _SUBJECT.fullmatch(subject):
+            return subject
+        return "ps-" + hmac.digest(self.key, b"leukoray subject\0" + subject.encode(), "sha256").hex()[:16]
+
+    def real_path(self, uri: str) -> str:
+        return self._reveal(uri) if is_hidden(uri) else uri
+
+    def real_member(self, member: str | None) -> str | None:
+        return self._reveal(member) if member is not None and member.startswith(_MEMBER) else member
+
+    def found(self, found: Found) -> Found:
+        """The same under its pseudonym. Of sidecars' words only the subject stays: nobody knows what they tell."""
+        uri, member = self.path(found.uri), self.member(found.member)
+        changed: dict[str, Any] = {"uri": uri, "member": member}
+        if isinstance(found, Problem):
+            changed["message"] = self.scrubbed(found.message, [found.member or "", found.uri])
+        else:
+            hidden = {"subject_id": self.subject, "path": self.member}  # 'path': how filters know an archive
+            changed["meta"] = {key: str(hidden[key](text)) for key, text in found.meta.items() if key in hidden}
+        return replace(found, **changed)
+
+    def scrubbed(self, text: str, names: Sequence[str]) -> str:
+        """`text` without these paths, and without their last parts."""
+        for name in sorted(filter(None, names), key=len, reverse=True):
+            text = text.replace(name, "(hidden)").replace(posixpath.basename(name) or name, "(hidden)")
+        return text
+
+    def _hide(self, kind: str, name: str) -> str:
+        """`FOLDER/NAME`, each hidden; what the name ends with stays where readers go by it."""
+        end = suffix(name) if is_image(name) or is_archive(name) else ""
+        folder, slash, last = name.rpartition("/")
+        parts = [folder, last] if slash else [last]
+        secrets = (self._cipher.encrypt(part.encode("utf-8", "surrogateescape"), [kind.encode()]) for part in parts)
+        return kind + "/".join(base64.urlsafe_b64encode(secret).decode().rstrip("=") for secret in secrets) + end
+
+    def _reveal(self, token: str) -> str:
+        from cryptography.exceptions import InvalidTag
+
+        kind, _, text = token.partition(":")
+        parts = text.partition(".")[0].split("/")
+        try:
+            secrets = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in parts)
+            found = [self._cipher.decrypt(secret, [f"{kind}:".encode()]) for secret in secrets]
+        except (InvalidTag, ValueError) as error:
+            message = f"{token[:40]}…: a pseudonym of another key; give --pseudonymize the one that it was made with"
+            raise InputError(message) from error
+        return b"/".join(found).decode("utf-8", "surrogateescape")
+
+
+def names_of(stores: Stores) -> Names:
+    """How outputs name what these stores hold."""
+    for _, store in stores.mounts:
+        if isinstance(store, _HiddenStore):
+            return store.names
+    return RealNames()
+
+
+def with_pseudonyms(stores: Stores, key_file: str) -> Stores:
+    """Stores that hold what the tokens of a key name.
+
+    The file holds 64 hexadecimal digits. Raises InputError where it is missing or no key.
+    """
+    data = stores.read_if_there(key_file)
+    make = f"make one with `openssl rand -hex {_KEY_BYTES} > {key_file}`, and keep it away from what it hides"
+    if data is None:
+        raise InputError(f"--pseudonymize {key_file}: no such file; {make}")
+    text = data.decode("ascii", "replace").strip()
+    if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * _KEY_BYTES}}}", text):
+        raise InputError(f"--pseudonymize {key_file}: not {2 * _KEY_BYTES} hexadecimal digits; {make}")
+    names = Pseudonyms(bytes.fromhex(text))
+    names.path("")  # the extra is there, or said to be missing now
+    hidden = tuple((kind, _HiddenStore(names, stores, kind == _S3)) for kind in (_DISK, _S3))
+    return replace(stores, mounts=(*stores.mounts, *hidden))
+
+
+@dataclass
+class _HiddenStore:
+    """Objects by their tokens: one object each, to be read. Failures name the token."""
+
+    names: Pseudonyms
+    stores: Stores
+    is_remote: bool
+
+    @contextlib.contextmanager
+    def _real(self, token: str) -> Iterator[tuple[Store, str]]:
+        uri = self.names.real_path(token)
+        try:
+            yield self.stores.of(uri), uri
+        except StoreError as error:
+            raise StoreError(error.code, self.names.scrubbed(str(error), [uri]), error.attempts) from None
+
+    def read(self, uri: str) -> Bytes:
+        with self._real(uri) as (store, real):
+            return store.read(real)
+
+    def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
+        with self._real(uri) as (store, real):
+            return store.read_range(real, offset, size, etag)
+
+    def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
+        with self._real(uri) as (store, real):
+            return store.open(real, on_failure)
+
+    def head(self, uri: str) -> ObjectInfo | None:
+        with self._real(uri) as (store, real):
+            found = store.head(real)
+            return replace(found, uri=uri) if found is not None else None
+
+    def is_folder(self, uri: str) -> bool:
+        with self._real(uri) as (store, real):
+            return store.is_folder(real)
+
+    def _refuse(self, uri: str) -> NoReturn:
+        raise StoreError(Code.ACCESS_DENIED, f"{uri[:40]}…: a pseudonym names one object, to be read only")
+
+    def levels(self, prefix: str) -> Iterator[Level]:
+        self._refuse(prefix)
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        self._refuse(prefix)
+
+    def beginning_with(self, uri: str) -> Iterator[ObjectInfo]:
+        self._refuse(uri)
+
+    def write(self, uri: str, data: bytes) -> None:
+        self._refuse(uri)
+
+    def create(self, uri: str, data: bytes) -> str | None:
+        self._refuse(uri)
+
+    def replace(self, uri: str, data: bytes, etag: str) -> str | None:
+        self._refuse(uri)
+
+    def delete(self, uri: str) -> None:
+        self._refuse(uri)
+
+    def delete_tree(self, prefix: str) -> None:
+        self._refuse(prefix)

@@ -1,0 +1,212 @@
+"""Pseudonyms: no name of a patient in anything that is written, and the same pseudonym every night."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import ingest, reveal, summary
+from pipeline.base.errors import InputError
+from pipeline.model.bundle import Bundle
+from pipeline.sources.archives import Problem
+from pipeline.sources.manifest import read_manifest
+from pipeline.sources.pseudonyms import Pseudonyms, names_of, with_pseudonyms
+from pipeline.storage.stores import Stores
+from tests.bundles import make_bundle
+from tests.scoring_sources import contents, picture, rows, score_here, tar, write_files
+
+NAMES = Pseudonyms(b"k" * 32)
+OTHER = Pseudonyms(b"o" * 32)
+PATIENTS = ("mueller", "smith_john", "okafor")  # in every path below
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), size=16)
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> str:
+    path = tmp_path / "key"
+    path.write_text("0f" * 32 + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def stores(key_file: str) -> Stores:
+    return with_pseudonyms(Stores(), key_file)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Files, a tar, a compressed tar, damage in each, and a sidecar that tells a name."""
+    files = {f"{name}/{file}": data for name in PATIENTS for file, data in contents(4, bad=False).items()}
+    files["okafor/broken_okafor.jpg"] = b"nothing of an image"
+    members = {f"mueller/m{n}.jpg": picture(n) for n in range(3)} | {"mueller/bad_mueller.jpg": b"nothing"}
+    packed = tar({**members, "mueller/m0.json": json.dumps({"patient": "mueller"}).encode()})
+    files["smith_john.tar"] = packed
+    files["smith_john_night.tgz"] = tar({f"okafor/o{n}.jpg": picture(n) for n in range(3)}, "w:gz")
+    files["cut_smith_john.zip"] = b"PK\x03\x04 smith_john"
+    return write_files(tmp_path / "archive_of_mueller", files)
+
+
+def written(folder: Path) -> Iterator[tuple[str, str]]:
+    """(file, what it says) of everything below a folder."""
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        data = path.read_bytes()
+        text = str(pq.ParquetFile(path).read().to_pylist()) if path.suffix == ".parquet" else data.decode("latin-1")
+        yield str(path.relative_to(folder)), str(path.relative_to(folder)) + text
+
+
+def assert_no_patient(folder: Path) -> None:
+    for name, text in written(folder):
+        for patient in PATIENTS:
+            assert patient not in text, f"{name} tells {patient}: {text[:2000]}"
+
+
+def test_names_come_back_with_the_key_alone() -> None:
+    for uri in ("/data/müller/a.tar.gz", "s3://bucket/x y/ä.jpg", "relative.jpg", "/"):
+        token = NAMES.path(uri)
+        assert token == NAMES.path(uri) == NAMES.path(token)
+        assert NAMES.real_path(token) == uri
+        with pytest.raises(InputError, match="another key"):
+            OTHER.real_path(token)
+        assert OTHER.path(uri) != token
+
+
+@given(st.text(alphabet=st.characters(blacklist_categories=("Cs",)), min_size=1))
+def test_every_member_name_is_hidden_and_found_again(member: str) -> None:
+    token = NAMES.member(member)
+    assert token is not None and token != member and NAMES.real_member(token) == member
+
+
+def test_a_file_name_that_is_no_text_is_hidden_too() -> None:
+    assert NAMES.real_path(NAMES.path("/data/\udce9.jpg")) == "/data/\udce9.jpg"
+
+
+def test_subjects_are_told_apart_but_not_told() -> None:
+    subject = NAMES.subject("mueller")
+    assert subject == NAMES.subject("mueller") == NAMES.subject(subject) and subject != NAMES.subject("Mueller")
+    assert subject is not None and len(subject) == 19 and subject != OTHER.subject("mueller")
+    assert NAMES.subject(None) is None
+
+
+def test_the_key_is_not_shown() -> None:
+    assert "kkkk" not in repr(NAMES)
+
+
+def test_messages_lose_the_names_that_they_hold() -> None:
+    problem = Problem("/a/mueller.zip", "x/smith.jpg", "corrupt", "/a/mueller.zip: smith.jpg of mueller.zip is cut")
+    shown = NAMES.found(problem)
+    assert "mueller" not in str(shown) and "smith" not in str(shown) and "is cut" in shown.message
+
+
+@pytest.mark.parametrize("text", [None, "", "abc", "zz" * 32, "0f" * 31])
+def test_a_key_file_that_is_none_is_refused_with_the_way_to_make_one(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "key"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match="openssl rand -hex 32"):
+        with_pseudonyms(Stores(), str(path))
+
+
+def test_a_pseudonym_without_its_key_says_so() -> None:
+    with pytest.raises(InputError, match="--pseudonymize"):
+        Stores().of(NAMES.path("/a/b.jpg"))
+
+
+def score(source: Path, bundle: Bundle, out: Path, name: str, stores: Stores, **options: object) -> dict[str, int]:
+    names = names_of(stores)
+    sources = [names.path(str(source))]
+    _, run = score_here(sources, bundle, out, name, stores=stores, pseudonym_key_id=names.key_id, **options)
+    return dict(run["counts"])
+
+
+def test_a_scored_night_names_nobody_and_the_next_night_knows_what_was_done(
+    source: Path, bundle: Bundle, tmp_path: Path, stores: Stores
+) -> None:
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    first = score(source, bundle, out, "run-1", stores)
+    bare = score(source, bundle, plain, "run-1", Stores())
+    assert first == bare and first["quarantined"] == 3
+    assert_no_patient(out)
+    hidden, open_rows = rows(out / "run-1"), rows(plain / "run-1")
+    names = names_of(stores)
+    real = sorted((names.real_path(uri), names.real_member(member)) for uri, member in zip(
+        hidden["uri"].to_pylist(), hidden["member"].to_pylist(), strict=True))  # fmt: skip
+    assert real == sorted(zip(open_rows["uri"].to_pylist(), open_rows["member"].to_pylist(), strict=True), key=str)
+    assert not set(hidden["image_id"].to_pylist()) & set(open_rows["image_id"].to_pylist())
+
+    (source / "okafor" / "new_okafor.jpg").write_bytes(picture(99))
+    next((source / "mueller").iterdir()).unlink()
+    second = score(source, bundle, out, "run-2", stores)
+    assert (second["scored"], second["skipped"], second["deleted_at_source"]) == (1, first["listed"] - 1, 1)
+    assert_no_patient(out)
+
+
+def test_a_retry_finds_hidden_images_again(source: Path, bundle: Bundle, tmp_path: Path, stores: Stores) -> None:
+    out = tmp_path / "out"
+    score(source, bundle, out, "run-1", stores)
+    (source / "okafor" / "broken_okafor.jpg").write_bytes(picture(5))
+    again = score(source, bundle, out, "run-2", stores, retry_of=str(out / "run-1"))
+    assert again["scored"] == 1
+    assert_no_patient(out)
+
+
+def test_one_output_holds_names_of_one_kind(source: Path, bundle: Bundle, tmp_path: Path, stores: Stores) -> None:
+    score(source, bundle, tmp_path / "out", "run-1", stores)
+    with pytest.raises(InputError, match="the same --pseudonymize"):
+        score(source, bundle, tmp_path / "out", "run-2", Stores())
+
+
+def test_a_summary_shows_hidden_images_to_who_has_the_key(
+    source: Path, bundle: Bundle, tmp_path: Path, stores: Stores, key_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    score(source, bundle, out, "run-1", stores)
+    assert summary.command([str(out), "--out", str(tmp_path / "blind.html")]) == 0
+    assert summary.command([str(out), "--pseudonymize", key_file]) == 0
+    blind, seen = (tmp_path / "blind.html").read_text(), (out / "run-1" / "summary.html").read_text()
+    assert "data:image" in seen and "--pseudonymize" in blind
+    assert seen.count("data:image") > blind.count("data:image")
+    assert_no_patient(out)
+    assert not any(patient in capsys.readouterr().out for patient in PATIENTS)
+
+
+def test_a_hidden_manifest_names_nobody_and_gives_its_images_with_the_key(
+    tmp_path: Path, key_file: str, stores: Stores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        f"{kind}/{name}/{name}_{n}.jpg": picture(7 * n + k)
+        for k, name in enumerate(PATIENTS) for kind in ("blast", "healthy") for n in range(4)
+    }  # fmt: skip
+    files["healthy/okafor/okafor_copy.jpg"] = files["blast/mueller/mueller_0.jpg"]
+    source = write_files(tmp_path / "data", files)
+    out = tmp_path / "manifest"
+    code = ingest.command([str(source), "--out", str(out), "--pseudonymize", key_file, "--positive", "blast",
+                           "--negative", "healthy", "--subject-pattern", "(?:blast|healthy)/([^/]+)/"])  # fmt: skip
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert_no_patient(out)
+    assert not any(patient in told.out + told.err for patient in PATIENTS), told.out
+    with pytest.raises(InputError, match="--pseudonymize"):
+        read_manifest(str(out))
+    table = read_manifest(str(out), stores).table
+    assert table.num_rows == 25 and len(set(table["subject_id"].to_pylist())) == 3
+    uri = table["uri"][0].as_py()
+    assert stores.of(uri).read(uri).data[:2] == b"\xff\xd8"
+
+
+def test_who_has_the_key_can_ask_for_names(key_file: str, stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    names = names_of(stores)
+    token, subject = names.path("/data/mueller/a.jpg"), names.subject("mueller")
+    assert reveal.command([token, str(names.member("m/b.jpg")), "--pseudonymize", key_file]) == 0
+    assert capsys.readouterr().out == "/data/mueller/a.jpg\nm/b.jpg\n"
+    assert reveal.command(["--subjects", "mueller", "--pseudonymize", key_file]) == 0
+    assert capsys.readouterr().out == f"{subject}\n"
+    assert reveal.command([str(subject), "--pseudonymize", key_file]) == 3
+    assert reveal.command([token]) == 2
