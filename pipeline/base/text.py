@@ -1,4 +1,9 @@
-"""Quantities and errors as a person reads them in one line."""
+"""Quantities and errors as a person reads them in one line, and names as every reader of tables takes them."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
@@ -25,3 +30,26 @@ def problems(error: ValidationError, whole: str = "the whole") -> str:
         f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg'].removeprefix('Value error, ')}"
         for item in error.errors()
     )
+
+
+def column_names(names: Sequence[str], prefix: str = "", taken: Iterable[str] = ()) -> list[str]:
+    """One column name for each of `names` that DuckDB, Spark, BigQuery, Polars and pandas take as it is.
+
+    All but letters, digits and underscores are replaced. Names that this makes equal, or equal to one `taken`, get
+    their number behind them, so that no two columns share a name even where case is not told apart.
+    """
+    plain = [prefix + re.sub(r"\W", "_", unicodedata.normalize("NFC", name)) for name in names]
+    plain = [f"_{name}" if not name or name[0].isdigit() else name for name in plain]
+    counts = Counter(name.casefold() for name in plain)
+    used = {name.casefold() for name in taken}
+    is_clear = [counts[name.casefold()] == 1 and name.casefold() not in used for name in plain]
+    used |= {name.casefold() for name, clear in zip(plain, is_clear, strict=True) if clear}
+    result = []
+    for number, (name, clear) in enumerate(zip(plain, is_clear, strict=True)):
+        if not clear:
+            name = f"{name}_{number}"
+            while name.casefold() in used:
+                name += "_"
+            used.add(name.casefold())
+        result.append(name)
+    return result

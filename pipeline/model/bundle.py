@@ -7,7 +7,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.base.text import first_line, problems
+from pipeline.base.text import column_names, first_line, problems
 from pipeline.base.versions import check_version
 from pipeline.images.load import Preprocessing
 from pipeline.storage.stores import Stores
@@ -97,12 +96,8 @@ class BundleInfo(BaseModel):
 
 
 def class_columns(classes: Sequence[str]) -> list[str]:
-    """Columns of the probabilities: `prob_<class>`, with all but letters, digits and underscores replaced.
-
-    Classes that this makes equal get their number behind it, so that no two share a column.
-    """
-    plain = ["prob_" + re.sub(r"\W", "_", name) for name in classes]
-    return [name if plain.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(plain)]
+    """Columns of the probabilities: `prob_<class>`, by the rule of `column_names`."""
+    return column_names(classes, "prob_")
 
 
 @dataclass(frozen=True)

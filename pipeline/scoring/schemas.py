@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.base.text import column_names
 from pipeline.model.bundle import class_columns
 from pipeline.sources.rows import LISTING_SCHEMA, LOCATION_FIELDS, ListingRow
 from pipeline.storage.parquet import described
@@ -43,7 +44,7 @@ _PROVENANCE = [
 ]
 _SUBJECT_ID = described("subject_id", pa.string(), "patient, where the path or a table names one")
 _SCORED_AT = described("scored_at", pa.timestamp("us", tz="UTC"), "when its result was had")
-_META = described("meta", pa.map_(pa.string(), pa.string()), "what sidecars said of the image")
+_META = described("meta", pa.map_(pa.string(), pa.string()), "what sidecars or a manifest said of the image")
 _TAIL = [_SUBJECT_ID, _SCORED_AT, described("run_id", pa.string(), "run that wrote the row")]
 _EARLIER_RUN = described("earlier_run", pa.string(), "latest run that did the image")
 
@@ -55,7 +56,7 @@ class ShardRow(ListingRow):
     """One row of SHARD_SCHEMA."""
 
     subject_id: str | None
-    meta: Sequence[tuple[str, str]]  # what sidecars said of the image
+    meta: Sequence[tuple[str, str]]  # what sidecars or a manifest said of the image
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,14 @@ def part_schema(classes: Sequence[str]) -> pa.Schema:
 
 def prediction_schema(classes: Sequence[str], meta_keys: Sequence[str]) -> pa.Schema:
     """The documented output: one row a scored image."""
-    meta = [described(f"meta_{key}", pa.string(), f"`{key}` of the image's sidecar") for key in meta_keys]
+    meta = [described(name, pa.string(), f"`{key}` of the image") for name, key in meta_columns(meta_keys).items()]
     fields = [*_IDENTITY, *_SCORED[:5], *_of_classes(classes), _SCORED[5], *_PROVENANCE, *_TAIL, *meta]
     return pa.schema(fields, metadata=_VERSION)
+
+
+def meta_columns(meta_keys: Sequence[str]) -> dict[str, str]:
+    """Column -> what a sidecar or a manifest calls it: `meta_<key>`, by the rule of `column_names`."""
+    return dict(zip(column_names(meta_keys, "meta_"), meta_keys, strict=True))
 
 
 def quarantine_schema() -> pa.Schema:

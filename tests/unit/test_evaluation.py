@@ -142,6 +142,8 @@ def test_a_split_of_unreadable_images_is_an_error(bundle: Bundle, tmp_path: Path
         (("healthy", "all"), ["prob_healthy", "prob_all"]),
         (("Pre-B", "Late Pro (2)"), ["prob_Pre_B", "prob_Late_Pro__2_"]),
         (("a b", "a-b", "c"), ["prob_a_b_0", "prob_a_b_1", "prob_c"]),
+        (("Blast", "blast"), ["prob_Blast_0", "prob_blast_1"]),
+        (("Gr\u00fcn", "Gru\u0308n"), ["prob_Gr\u00fcn_0", "prob_Gr\u00fcn_1"]),
     ],
 )
 def test_each_class_has_a_probability_column_of_its_own(classes: tuple[str, ...], columns: list[str]) -> None:

@@ -4,6 +4,9 @@ import hashlib
 import io
 from pathlib import Path
 
+import duckdb
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +17,7 @@ from pipeline.base.errors import UsageError
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.output import ROW_GROUP, OutputFile
 from pipeline.scoring.run_folder import RunFolder
+from pipeline.scoring.schemas import meta_columns, prediction_schema
 from pipeline.storage.stores import Stores
 from tests.searches import search
 
@@ -56,3 +60,20 @@ def test_partitions_named_like_a_column_are_refused(key: str) -> None:
 
 def test_other_names_of_partitions_are_taken() -> None:
     assert Partition.parse(r"site=/site-(\w+)/").value("/a/site-b/x.jpg") == "b"
+
+
+def test_columns_of_what_was_said_of_images_are_read_alike_by_all_tools(tmp_path: Path) -> None:
+    said = {"Age at diagnosis": "61", "site": "north", "Site": "n", "a.b": "1", "a b": "2", "8th": "x"}
+    schema = prediction_schema(("no", "yes"), sorted(said))
+    row = {column: said[key] for column, key in meta_columns(sorted(said)).items()}
+    file = tmp_path / "part.parquet"
+    pq.write_table(
+        pa.Table.from_pylist([{"image_id": 1, "uri": "x", "etag": "e", "size_bytes": 1, **row}], schema), file
+    )
+    for names, values in (
+        (duckdb.sql(f"from '{file}'").columns, duckdb.sql(f"select {', '.join(row)} from '{file}'").fetchall()[0]),
+        (pl.read_parquet(file).columns, pl.read_parquet(file).select(list(row)).row(0)),
+        (list(pd.read_parquet(file)), tuple(pd.read_parquet(file)[list(row)].iloc[0])),
+    ):
+        assert names == schema.names
+        assert values == tuple(row.values())

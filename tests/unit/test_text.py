@@ -1,8 +1,13 @@
 """Words for a person: one line, never empty."""
 
-import pytest
+import re
 
-from pipeline.base.text import first_line, human_time
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.base.text import column_names, first_line, human_time
+from tests.searches import search
 
 
 @pytest.mark.parametrize(
@@ -25,3 +30,15 @@ def test_an_error_is_told_in_its_first_line_with_words(text: str, line: str) -> 
 )
 def test_time_is_told_in_the_units_of_its_size(seconds: float, words: str) -> None:
     assert human_time(seconds) == words
+
+
+@search(50)
+@given(st.lists(st.text(max_size=8), unique=True, max_size=8), st.sampled_from(["", "prob_", "meta_"]))
+def test_columns_of_any_names_are_words_that_differ_in_every_case(names: list[str], prefix: str) -> None:
+    columns = column_names(names, prefix, taken=["a", "Meta_A"])
+    assert len({name.casefold() for name in [*columns, "a", "meta_a"]}) == len(names) + 2
+    assert all(re.fullmatch(r"[^\W\d]\w*", name) for name in columns)
+
+
+def test_columns_that_a_number_would_make_equal_differ() -> None:
+    assert column_names(["a b", "a-b", "a_b_0"], "prob_") == ["prob_a_b_0_", "prob_a_b_1", "prob_a_b_0"]

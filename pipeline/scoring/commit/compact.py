@@ -12,7 +12,7 @@ from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.output import OutputFile, Written
 from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.run_folder import PROBLEMS, RunFolder
-from pipeline.scoring.schemas import prediction_schema, quarantine_schema
+from pipeline.scoring.schemas import meta_columns, prediction_schema, quarantine_schema
 from pipeline.scoring.work.parts import read_part
 
 
@@ -58,7 +58,7 @@ class Compactor:
             "preprocessing_digest": info.preprocessing_digest,
             "run_id": self.plan.run_id,
         }
-        return _shape(table, prediction_schema(info.classes, keys), constants, {f"meta_{key}": key for key in keys})
+        return _shape(table, prediction_schema(info.classes, keys), constants, meta_columns(keys))
 
     def _quarantine(self, table: pa.Table) -> pa.Table:
         constants = {"model_sha256": self.info.identity(), "run_id": self.plan.run_id}
@@ -66,7 +66,7 @@ class Compactor:
 
 
 def _shape(table: pa.Table, schema: pa.Schema, constants: dict[str, Any], meta: dict[str, str]) -> pa.Table:
-    """Columns of `schema`: from the table, constant, or out of the sidecar map."""
+    """Columns of `schema`: from the table, constant, or out of the map of what was said of the image."""
     columns = []
     for field in schema:
         if field.name in constants:
