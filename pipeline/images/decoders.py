@@ -10,19 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import AvifImagePlugin, ExifTags, Image, features
 
 from pipeline.base.errors import Code, ImageRejected
-from pipeline.images.formats import jpeg, png, tiff
+from pipeline.images.formats import foreign, heic, jpeg, jpeg2000, png, tiff
 from pipeline.images.formats.sniff import damaged, is_complete, sniff
 
 _PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # MPO comes out of JPEG
-_FORMAT_NAMES = {"MPO": "jpeg"}
+_FORMAT_NAMES = {"MPO": "jpeg", "JPEG2000": "jp2", "HEIF": "heic"}
+# Tried only on files that begin as theirs do. The second: what Pillow calls them among what it was built with.
+_PLUGINS = {"jp2": ("JPEG2000", "jpg_2000"), "avif": ("AVIF", "avif"), "heic": ("HEIF", None)}
 _EXIF_ORIENTATION = ExifTags.Base.Orientation.value
 _EXIF_DAMAGE = (OSError, SyntaxError, struct.error, ValueError, TypeError, KeyError)
 _STRIP_PIXELS = 1 << 20
 _TWELVE_BITS = 4095  # what many cameras fill of 16 bits
 
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one worker a core
 Image.MAX_IMAGE_PIXELS = None  # `pipeline.images.Limits` is the guard, with a code instead of a warning
 
 
@@ -67,6 +70,8 @@ def open_pillow(data: bytes) -> Image.Image:
     """The image with its header read. Raises ImageRejected."""
     try:
         return _open(data)
+    except ImageRejected:
+        raise
     except Exception as error:  # Pillow plugins raise many kinds on damaged headers
         lean = png.only_pixels(data) if data.startswith(png.MAGIC) else None
         if lean is not None:
@@ -78,16 +83,28 @@ def open_pillow(data: bytes) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged header is reported by its exception, not on stderr
-        return Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+        return Image.open(io.BytesIO(data), formats=_plugins(sniff(data)))
+
+
+def _plugins(name: str | None) -> tuple[str, ...]:
+    """Which of Pillow's readers a file is given to. Raises ImageRejected where the one it needs is missing."""
+    if name not in _PLUGINS:
+        return _PILLOW_FORMATS
+    plugin, feature = _PLUGINS[name]
+    if feature is None:
+        heic.enable()
+    elif not features.check(feature):
+        message = f"{plugin}: this Pillow was built without it; pip install --force-reinstall pillow"
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
+    return (plugin,)
 
 
 def _unreadable(data: bytes, error: Exception) -> ImageRejected:
     """Why no decoder takes the file for one of its own."""
     name = sniff(data)
     if name is None:
-        start = data[:8].hex(" ")
-        message = f"starts with {start}: not JPEG, PNG, TIFF, BMP, WebP or GIF; convert it or leave it out"
-        return ImageRejected(Code.UNSUPPORTED_FORMAT, message)
+        message = f"starts with {data[:8].hex(' ')}: no image of a kind that is read; convert it or leave it out"
+        return ImageRejected(Code.UNSUPPORTED_FORMAT, foreign.by_content(data) or message)
     if name == "tiff" and is_complete(data, name):
         return ImageRejected(Code.UNSUPPORTED_FORMAT, "a kind of TIFF that is not read; save it with 8 bits a channel")
     return damaged(data, name, error)
@@ -143,6 +160,8 @@ def _sample_range(image: Image.Image, data: bytes, name: str) -> _SampleRange:
         return _SampleRange(1.0)
     if not image.mode.startswith("I;16"):
         return _SampleRange(255.0)
+    if name == "jp2" and (frame := jpeg2000.read_frame(data)) is not None and frame.bits < 16:
+        return _SampleRange(65535.0)  # brought to 16 bits by the decoder
     page = tiff.first_page(data) if name == "tiff" else None
     is_inverted = page is not None and page.zero_is_white
     highest = max(int(np.asarray(strip).max(initial=0)) for strip in _strips(image))
@@ -218,5 +237,5 @@ def _orient(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def format_name(image: Image.Image) -> str:
-    """As in the output: jpeg, png, tiff, bmp, webp or gif."""
+    """As in the output: jpeg, png, tiff, ..."""
     return _FORMAT_NAMES.get(image.format or "", (image.format or "").lower())

@@ -22,10 +22,14 @@ from PIL import Image
 
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.decoders import decode_jpeg, decode_pillow, format_name, open_pillow
-from pipeline.images.formats import jpeg, tiff
+from pipeline.images.formats import dicom, jpeg, jpeg2000, pnm, tiff
 from pipeline.images.formats.sniff import damaged, sniff
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".tif", ".tiff", ".btf", ".tf8", ".tf2", ".bmp", ".dib",
+    ".webp", ".gif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs", ".heic", ".heif", ".hif",
+    ".pnm", ".pbm", ".pgm", ".ppm", ".dcm", ".dicom",
+})  # fmt: skip
 _FREE_SCANS, _MAX_SCANNED = 20, 100  # more scans than any encoder makes; passes over an image of --max-pixels
 
 cv2.setNumThreads(1)  # one worker a core: threads of our own would only fight each other
@@ -90,6 +94,8 @@ def load_image(data: bytes, size: int, limits: Limits = Limits()) -> LoadedImage
     header = read_header(data, limits)
     if header.format == "jpeg":
         pixels = decode_jpeg(data, size, has_exif=header.has_exif)
+    elif header.format in _DECODERS:
+        pixels = _DECODERS[header.format](data)
     else:
         pixels = decode_pillow(data)
     return LoadedImage(_resize(pixels, size), header)
@@ -102,10 +108,7 @@ def read_header(data: bytes, limits: Limits = Limits()) -> Header:
     if len(data) > limits.max_bytes:
         raise limits.too_large(len(data))
     name = sniff(data)
-    if name == "jpeg":
-        header = _jpeg_header(data, limits)
-    else:
-        header = _tiff_header(data, limits) if name == "tiff" else _pillow_header(data)
+    header = _HEADERS.get(name or "", _pillow_header)(data, limits)
     if header.width * header.height > limits.max_pixels:
         raise ImageRejected(
             Code.TOO_MANY_PIXELS,
@@ -145,9 +148,35 @@ def _tiff_header(data: bytes, limits: Limits) -> Header:
         return Header("tiff", page.width, page.height, _frames(image))
 
 
-def _pillow_header(data: bytes) -> Header:
+def _jpeg2000_header(data: bytes, limits: Limits) -> Header:
+    frame = jpeg2000.read_frame(data)
+    if frame is None or not frame.is_complete:
+        raise damaged(data, "jp2", ValueError("no end of its codestream"))
+    if frame.components > 4 or frame.bits > 16:
+        message = f"JPEG 2000 of {frame.components} components of {frame.bits} bits; save it as RGB of 8 bits"
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
+    return Header("jp2", frame.width, frame.height)
+
+
+def _pnm_header(data: bytes, limits: Limits) -> Header:
+    header = pnm.read_header(data)
+    return Header("pnm", header.width, header.height)
+
+
+def _dicom_header(data: bytes, limits: Limits) -> Header:
+    header = dicom.read_header(data)
+    return Header("dicom", header.width, header.height)
+
+
+def _pillow_header(data: bytes, limits: Limits) -> Header:
     with open_pillow(data) as image:
         return Header(format_name(image), image.width, image.height, _frames(image))
+
+
+_HEADERS = {
+    "jpeg": _jpeg_header, "tiff": _tiff_header, "jp2": _jpeg2000_header, "pnm": _pnm_header, "dicom": _dicom_header,
+}  # fmt: skip
+_DECODERS = {"pnm": pnm.decode, "dicom": dicom.decode}
 
 
 def _frames(image: Image.Image) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.base.errors import Code
+from pipeline.images.formats.sniff import DICOM_HEAD_BYTES, is_dicom
 from pipeline.sources import archives
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, matches
@@ -74,25 +76,48 @@ def _members(info: ObjectInfo, path: str, filters: Filters, store: Store) -> Ite
     try:
         with store.open(info.uri) as file:
             for found in archives.list_archive(info, file):
-                refused = None
-                if isinstance(found, Entry) and found.member is not None:
-                    refused = filters.refuse_member(path, found.member, info.mtime)
-                yield Ignored(info.uri, refused) if refused else found
+                yield filtered(found, path, info.mtime, filters)
     except StoreError as error:
         yield Problem(info.uri, None, error.code, str(error), info.size, info.etag)
+
+
+def filtered(found: Found, path: str, mtime: float, filters: Filters) -> Found:
+    """What was found in the archive at `path`, as filters leave it. They know of images, also of those that are not
+    read; other problems may hide any number of images and stay."""
+    if isinstance(found, Ignored) or found.member is None:
+        return found
+    if isinstance(found, Problem) and archives.unread(found.member) is None:
+        return found
+    refused = filters.refuse_member(path, found.member, mtime)
+    return Ignored(found.uri, refused) if refused else found
 
 
 def objects(root: Root, infos: Iterable[ObjectInfo], options: ListingOptions, store: Store) -> Iterator[Found]:
     """Entries, archive members and ignored files among the objects below a root."""
     for info in infos:
         path = root.path(info.uri)
-        is_wanted = archives.is_image(path) or archives.is_archive(path)
         if is_junk(path):
             yield Ignored(info.uri, OF_A_PROGRAM)
-        elif is_wanted or (options.filters.include and matches([path], options.filters.include)):
+        elif _is_wanted(info, path, options.filters, store):
             yield from one_object(info, path, options, store)
         else:
             yield Ignored(info.uri, archives.suffix(path) or "no suffix")
+
+
+def _is_wanted(info: ObjectInfo, path: str, filters: Filters, store: Store) -> bool:
+    if archives.is_image(path) or archives.is_archive(path) or archives.unread(path) is not None:
+        return True
+    return matches([path], filters.include) if filters.include else _is_dicom(info, path, store)
+
+
+def _is_dicom(info: ObjectInfo, path: str, store: Store) -> bool:
+    """By content, where names tell nothing: on disk alone, since on S3 each such look is a request that is paid."""
+    if store.is_remote or archives.suffix(path) or info.size < DICOM_HEAD_BYTES:
+        return False
+    try:
+        return is_dicom(store.read_range(info.uri, 0, DICOM_HEAD_BYTES).data)
+    except StoreError:
+        return False
 
 
 def one_object(info: ObjectInfo, path: str, options: ListingOptions, store: Store) -> Iterator[Found]:
@@ -100,7 +125,12 @@ def one_object(info: ObjectInfo, path: str, options: ListingOptions, store: Stor
         yield from open_archive(info, path, options, store)
         return
     refused = options.filters.refuse([path], info.mtime)
-    yield Ignored(info.uri, refused) if refused else Entry(info.uri, info.size, info.etag, info.mtime)
+    if refused:
+        yield Ignored(info.uri, refused)
+    elif (what := archives.unread(path)) is not None:
+        yield Problem(info.uri, None, Code.UNSUPPORTED_FORMAT, what, info.size, info.etag)
+    else:
+        yield Entry(info.uri, info.size, info.etag, info.mtime)
 
 
 def bind(function: Callable[..., Iterator[Found | Subtree]], *arguments: Any) -> Stream:

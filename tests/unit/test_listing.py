@@ -206,6 +206,43 @@ def test_what_network_disks_and_desktops_leave_is_left_out_and_counted(packed: s
     assert sum(tally.left_out.values()) == len(RUBBISH)
 
 
+UNREAD = ("a.svs", "b/B.NDPI", "c.czi", "d.nef", "e.psd", "f.jxl", "g.lif")
+READ = ("x.jpg", "a.jp2", "b.avif", "c.heic", "d.dcm", "e.ppm", "IM000001", "1.2.840.113619.2.55.3.7")
+
+
+@pytest.mark.parametrize("packed", ["folder", "tar", "tgz", "zip"])
+def test_images_of_formats_that_are_not_read_are_problems_and_never_left_out(packed: str, tmp_path: Path) -> None:
+    members = [(name, b"image") for name in (*UNREAD, *READ, "notes.txt", "README")]
+    if packed == "folder":
+        for name, data in members:
+            put(tmp_path / name, data)
+    else:
+        packer = {"tar": tar_bytes, "tgz": lambda each: tar_bytes(each, "w:gz"), "zip": zip_bytes}[packed]
+        put(tmp_path / f"a.{packed}", packer(members))
+
+    def found(kinds: list[Any]) -> set[str]:
+        return {kind.member or Path(kind.uri).relative_to(tmp_path).as_posix() for kind in kinds}
+
+    entries, problems, tally = listed(tmp_path)
+    assert (found(entries), found(problems)) == (set(READ), set(UNREAD))
+    assert {problem.code for problem in problems} == {Code.UNSUPPORTED_FORMAT}
+    assert sum(tally.left_out.values()) == 2
+    assert all(problem.size_bytes == 5 and problem.etag for problem in problems)
+    entries, problems, tally = listed(tmp_path, filters=Filters(include=("*.jpg",)))
+    assert (found(entries), problems) == ({"x.jpg"}, [])
+    entries, problems, tally = listed(tmp_path, filters=Filters(exclude=("*.svs", "*.czi")))
+    assert found(problems) == set(UNREAD) - {"a.svs", "c.czi"} and tally.left_out["in --exclude"] == 2
+
+
+def test_a_file_without_a_suffix_is_known_as_dicom_by_its_bytes_on_disk(tmp_path: Path) -> None:
+    put(tmp_path / "A1B2C3", b"\0" * 128 + b"DICM" + b"\0" * 8)
+    put(tmp_path / "LICENSE", b"text" * 100)
+    entries, problems, tally = listed(tmp_path)
+    assert (names(entries), problems, tally.left_out) == (["A1B2C3"], [], {"no suffix": 1})
+    entries, _, _ = listed(tmp_path, filters=Filters(include=("LIC*",)))
+    assert names(entries) == ["LICENSE"]
+
+
 word = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
 tree = st.sets(st.tuples(word, word), max_size=12)
 

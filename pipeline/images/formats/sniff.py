@@ -4,7 +4,15 @@ import struct
 
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.base.text import first_line
-from pipeline.images.formats import jpeg, png, tiff
+from pipeline.images.formats import boxes, jpeg, jpeg2000, png, tiff
+
+DICOM_HEAD_BYTES = 132
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is DICOM (PS3.10, section 7.1)."""
+    return head[DICOM_HEAD_BYTES - 4 : DICOM_HEAD_BYTES] == b"DICM"
 
 
 def sniff(data: bytes) -> str | None:
@@ -21,7 +29,22 @@ def sniff(data: bytes) -> str | None:
         return "gif"
     if data[:2] == b"BM" and len(data) >= 14 and data[6:10] == b"\x00\x00\x00\x00":
         return "bmp"
-    return None
+    if data[:4] == jpeg2000.CODESTREAM or data[:12] == jpeg2000.FILE:
+        return "jp2"
+    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
+        return "pnm"
+    if data[4:8] == b"ftyp":
+        return _brand(data)
+    return "dicom" if is_dicom(data) else None
+
+
+def _brand(data: bytes) -> str | None:
+    """Of the ISO base media file format (ISO/IEC 14496-12): AVIF and HEIC share it with films."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = [data[at : at + 4] for at in (8, *range(16, end, 4))]
+    if b"avif" in brands or b"avis" in brands:
+        return "avif"
+    return "heic" if _HEIC.intersection(brands) else None
 
 
 def is_complete(data: bytes, name: str) -> bool:
@@ -36,6 +59,11 @@ def is_complete(data: bytes, name: str) -> bool:
         return len(data) >= 12 and len(data) >= int.from_bytes(data[4:8], "little") + 8
     if name == "bmp":
         return len(data) >= _bmp_bytes(data)
+    if name == "jp2":
+        frame = jpeg2000.read_frame(data)
+        return frame is not None and frame.is_complete
+    if name in ("avif", "heic"):
+        return boxes.is_complete(data)
     page = tiff.first_page(data)
     return page is not None and page.end <= len(data)
 

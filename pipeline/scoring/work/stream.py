@@ -18,6 +18,7 @@ from pipeline.sources.archives import Damaged, Entry, Found, Ignored, Problem, r
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.filters import NO_FILTERS, Filters
 from pipeline.sources.listing import base_folder, entry_row, path_below
+from pipeline.sources.objects import filtered
 from pipeline.sources.outage import assert_up
 from pipeline.sources.pseudonyms import Names, RealNames, names_of
 from pipeline.sources.rows import Access, image_id
@@ -88,9 +89,7 @@ class ArchiveStream:
             yield self._failed(whole, Stage.FETCH, error.attempts)
 
     def _one(self, item: Found, data: bytes | Damaged | None, info: ObjectInfo) -> Iterator[Fetched[ShardRow]]:
-        if isinstance(item, Entry) and item.member is not None:
-            refused = self._rules.filters.refuse_member(self._path, item.member, info.mtime)
-            item = Ignored(item.uri, refused) if refused else item
+        item = filtered(item, self._path, info.mtime, self._rules.filters)
         if isinstance(item, Ignored):
             self.left_out[item.reason] += 1
         elif isinstance(item, Problem):

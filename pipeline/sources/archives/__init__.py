@@ -25,6 +25,7 @@ from pipeline.sources.archives.members import (
     is_image,
     readable,
     suffix,
+    unread,
 )
 from pipeline.sources.archives.walk import list_archive, read_archive, stream_members
 from pipeline.sources.archives.zips import SLACK_BYTES, read_zip_member
@@ -45,4 +46,5 @@ __all__ = [
     "readable",
     "stream_members",
     "suffix",
+    "unread",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 from pipeline.base.errors import Code
+from pipeline.images.formats import foreign
 from pipeline.images.load import IMAGE_SUFFIXES
 from pipeline.sources.archives.damage import Damaged
 from pipeline.sources.junk import is_junk
@@ -20,6 +21,7 @@ COMPRESSED = {
 }  # fmt: skip
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
+_DICOM_NAME = re.compile(r"(?:IM|IMG|IMAGE)[-_]?\d+|\d+(?:\.\d+){5,}", re.IGNORECASE)  # IM000001, or a UID
 _MAX_INT64 = 2**63 - 1
 _MAGICS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
 
@@ -88,7 +90,13 @@ def is_compressed_tar(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    return suffix(name) in IMAGE_SUFFIXES
+    """Whether a file is read for its name; those of DICOM files are often without a suffix."""
+    return suffix(name) in IMAGE_SUFFIXES or _DICOM_NAME.fullmatch(posixpath.basename(name)) is not None
+
+
+def unread(name: str) -> str | None:
+    """What an image is that is not read, by its name, and what to do; None for all other files."""
+    return foreign.by_suffix(suffix(name))
 
 
 @dataclass
@@ -142,7 +150,11 @@ def classify(member: str, place: Place, size: int) -> Problem | Ignored | None:
     """Why a member is not an image to read, None if it is one."""
     if is_archive(member) and not is_junk(member):
         return place.problem(member, Code.UNSUPPORTED_FORMAT, "archives nested deeper than one; unpack a level", size)
-    if is_junk(member) or not is_image(member):
+    if is_junk(member):
+        return place.ignored(member, suffix(readable(member)) or "no suffix")
+    if (what := unread(member)) is not None:
+        return place.problem(member, Code.UNSUPPORTED_FORMAT, what, size)
+    if not is_image(member):
         return place.ignored(member, suffix(readable(member)) or "no suffix")
     if _is_unsafe(member):
         return place.problem(member, Code.UNSAFE_PATH, "member name leaves the archive; rename it", size)
