@@ -73,7 +73,7 @@ class Code(StrEnum):
     TOO_MANY_FRAMES = "too_many_frames", "A film or a stack of more frames than the limit.", (Stage.DECODE,)
     UNSUPPORTED_FORMAT = (
         "unsupported_format",
-        "Not a JPEG, PNG, TIFF, BMP, WebP or GIF that can be read.",
+        "No image, or one of a format or kind that is not read.",
         (Stage.LIST, Stage.DECODE),
     )
     TRUNCATED = "truncated", "Ends before its own header or markers say.", _ANYWHERE

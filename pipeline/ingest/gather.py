@@ -67,7 +67,7 @@ def _nothing_found(roots: Sequence[str], tally: Tally, problems: Sequence[Proble
     held = f"it holds {seen}" if seen else "it is empty"
     return (
         f"{where}: no images ({held}{failed}); "
-        "JPEG, PNG, TIFF, BMP, WebP and GIF are read, also inside tar and zip; check the path, --include and --since"
+        "JPEG, PNG, TIFF, DICOM and others are read, also inside tar and zip; check the path, --include and --since"
     )
 
 

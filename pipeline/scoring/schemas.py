@@ -23,7 +23,7 @@ _IDENTITY = [LISTING_SCHEMA.field(name) for name in ("image_id", "uri", "member"
 _SCORED = [
     described("width", pa.int32(), "pixels, as stored"),
     described("height", pa.int32(), "pixels, as stored"),
-    described("format", pa.string(), "jpeg, png, tiff, bmp, webp or gif"),
+    described("format", pa.string(), "jpeg, png, tiff, bmp, webp, gif, jp2, avif, heic, pnm or dicom"),
     described("class_name", pa.string(), "most probable class"),
     described("probability", pa.float32(), "of disease, calibrated, 0..1; of class_name where no class is disease"),
     described("decision", pa.string(), "positive, negative or review; null where the model decides nothing"),
