@@ -24,7 +24,7 @@ REMEDIES: dict[Code, str] = {
     Code.TOO_LARGE: "Raise --max-bytes if such files are meant to be scored.",
     Code.TOO_MANY_PIXELS: "Cut whole slides into fields, or raise --max-pixels.",
     Code.TOO_MANY_FRAMES: "Save the frame that counts, or raise --max-frames.",
-    Code.UNSUPPORTED_FORMAT: "Convert it, install the extra that its message names and retry, or leave it out with --exclude.",
+    Code.UNSUPPORTED_FORMAT: "Convert it, install the extra its message names and retry, or use --exclude.",
     Code.TRUNCATED: "Copy it again from where it came from.",
     Code.CORRUPT: "Copy or export it again; look at the disk it lay on.",
     Code.UNSAFE_PATH: "Find out who made this archive; pack it anew.",
