@@ -15,6 +15,8 @@ from pipeline.model.registry import resolve
 from pipeline.scoring import run as scoring
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.estimate import dry_run, estimate_seconds
+from pipeline.scoring.history.uncounted import described
+from pipeline.scoring.record import INCOMPLETE, Counts
 from pipeline.scoring.request import Request, RunOptions, Workforce
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.summary.advice import SYNTHETIC
@@ -30,8 +32,11 @@ EXAMPLES = """examples:
   leukoray score --retry-quarantined scores/run-20261122-210000-123    with its model, into the same output
 
 The same command again after an interruption continues; after a finished run it reads only what is new or changed.
-Exit codes: 0 all accounted for, 4 more than --max-error-share quarantined (the output stays), 5 machine or store.
+Exit codes: 0 all accounted for, 4 more than --max-error-share quarantined or an archive that cannot be read to its end
+(the output stays), 5 machine or store.
 Research software, not a medical device."""
+
+_PLACES_SHOWN = 5
 
 
 class ScoreConfig(NamingConfig):
@@ -49,7 +54,7 @@ class ScoreConfig(NamingConfig):
     include: list[str] = Field([], description="only paths matching these globs")
     exclude: list[str] = Field([], description="no paths matching these globs")
     since: str | None = Field(None, description="only objects modified since a date or age: 2026-11-01, 36h, 7d")
-    limit: int | None = Field(None, ge=1, description="at most so many images")
+    limit: int | None = Field(None, ge=1, description="at most so many images that no earlier run has tried")
     subject_pattern: str | None = Field(None, description="regex whose first group is the subject in the path")
     partition_by: str | None = Field(None, description="KEY=REGEX: hive partitions from the path, e.g. 'site=/(\\w+)/'")
     rescore: bool = Field(False, description="score again what earlier runs have done")
@@ -59,6 +64,9 @@ class ScoreConfig(NamingConfig):
     cpus_per_worker: float = Field(1.0, gt=0, description="cores of a worker; more than 1 decodes in threads")
     use_gpu: bool = Field(False, description="one GPU a worker")
     max_error_share: float = Field(0.05, ge=0, le=1, description="exit 4 above this share of quarantined images")
+    accept_damaged_archives: bool = Field(
+        False, description="exit 0 though archives or folders hold images that cannot be counted"
+    )
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="refuse larger files")
     max_pixels: int = Field(Limits.max_pixels, ge=1, description="refuse larger images, from the header")
     max_frames: int = Field(Limits.max_frames, ge=1, description="refuse films and stacks of more frames")
@@ -159,8 +167,9 @@ def _options(config: ScoreConfig) -> RunOptions:
     gpus = 1.0 if config.use_gpu else 0.0
     workforce = Workforce(workers, config.cpus_per_worker, gpus, config.stall)
     return RunOptions(
-        workforce, config.address, config.num_cpus, config.run_id, config.wait_for_lock, config.max_error_share
-    )
+        workforce, config.address, config.num_cpus, config.run_id, config.wait_for_lock, config.max_error_share,
+        config.accept_damaged_archives,
+    )  # fmt: skip
 
 
 def _cores(config: ScoreConfig) -> int:
@@ -183,39 +192,55 @@ def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: st
     seconds = estimate_seconds(bundle, sample, stores, workers, plan.rows)
     about = f"about {human_time(seconds)} on {workers} workers" if seconds is not None else "time unknown"
     skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
-    _say(f"dry run: {plan.listed} images listed{skipped}, {plan.problems} could not be listed")
+    _say(f"dry run: {plan.known_images} images listed{skipped}, {plan.problems} could not be listed")
     _say(f"would score {plan.rows} images, {plan.bytes / 1e6:.1f} MB, {about}; nothing was written")
 
 
 def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
     run, counts, pace = result.record, result.record.counts, result.record.progress
     _say(
-        f"listed {counts.listed} = scored {counts.scored} + quarantined {counts.quarantined} "
+        f"listed {counts.at_least}{counts.listed} = scored {counts.scored} + quarantined {counts.quarantined} "
         f"+ skipped {counts.skipped}  (counted in the files written)"
     )
-    for code, count in sorted(counts.codes.items(), key=lambda item: -item[1]):
-        _say(f"  quarantined {count:6d}  {code}")
-    if counts.quarantined_again:
-        _say(f"  of these    {counts.quarantined_again:6d}  failed in an earlier run already")
-    for reason, count in counts.skipped_reasons.items():
-        _say(f"  skipped     {count:6d}  {reason}")
-    if counts.left_out:
-        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(counts.left_out.items(), key=lambda item: -item[1]))
-        _say(f"  left out    {sum(counts.left_out.values()):6d}  {reasons}")
-    if counts.deleted_at_source:
-        _say(f"  {counts.deleted_at_source} images of earlier runs are gone from the source (deleted/)")
+    uncounted = described(result.folder, _PLACES_SHOWN) if counts.uncounted else []
+    for line in _counted(counts, uncounted):
+        _say(f"  {line}")
     if run.model.synthetic:
         _say(SYNTHETIC)
     if run.pixel_note:
         _say(run.pixel_note)
     _say(f"{pace.images_per_s:.0f} img/s over {human_time(pace.elapsed_s)}; results in {result.folder.uri}")
     _say(f"next: leukoray summary {result.folder.uri}")
+    if run.status == INCOMPLETE:
+        raise IncompleteError(
+            f"{counts.uncounted} archives or folders could not be read to their end ({uncounted[0]}); what could be is "
+            "scored: mend them and run again, or accept it with --accept-damaged-archives"
+        )
     if not run.is_accepted:
         codes = ", ".join(f"{code} {count}" for code, count in counts.codes.items())
         raise IncompleteError(
             f"{100 * run.error_share:.1f} % of the images were quarantined ({codes}), more than "
             f"--max-error-share {config.max_error_share:g}; the output stays, see {result.folder.file('quarantine')}"
         )
+
+
+def _counted(counts: Counts, uncounted: list[str]) -> list[str]:
+    """What became of the images that were not scored, and what is no image."""
+    lines = [
+        f"quarantined {count:6d}  {code}" for code, count in sorted(counts.codes.items(), key=lambda item: -item[1])
+    ]
+    if counts.quarantined_again:
+        lines.append(f"of these    {counts.quarantined_again:6d}  failed in an earlier run already")
+    lines += [f"skipped     {count:6d}  {reason}" for reason, count in counts.skipped_reasons.items()]
+    if uncounted:
+        lines.append(f"not counted {counts.uncounted:6d}  archives or folders: how many images they hold is not known")
+        lines += [f"  {place}" for place in uncounted]
+    if counts.left_out:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(counts.left_out.items(), key=lambda item: -item[1]))
+        lines.append(f"left out    {sum(counts.left_out.values()):6d}  {reasons}")
+    if counts.deleted_at_source:
+        lines.append(f"{counts.deleted_at_source} images of earlier runs are gone from the source (deleted/)")
+    return lines
 
 
 command = job("score", ScoreConfig, main, EXAMPLES)

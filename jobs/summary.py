@@ -4,6 +4,7 @@ from pydantic import Field
 
 from jobs.common import job, job_stores, start
 from jobs.config import NamingConfig, positional
+from pipeline.scoring.record import INCOMPLETE, TOO_MANY_ERRORS
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail, load_pictures
 from pipeline.scoring.summary.summary import REASONS, Summary, find_run, stages, summarize, throughput
@@ -53,7 +54,7 @@ def account(summary: Summary) -> list[str]:
     counts, model = run.counts, run.model
     lines = [f"{summary.folder.run_id}: {summary.headline()}"]
     lines.append(
-        f"listed {counts.listed:,} = scored {counts.scored:,} + quarantined {counts.quarantined:,} "
+        f"listed {counts.at_least}{counts.listed:,} = scored {counts.scored:,} + quarantined {counts.quarantined:,} "
         f"+ skipped {counts.skipped:,}  (counted in the files written)"
     )
     lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
@@ -61,7 +62,13 @@ def account(summary: Summary) -> list[str]:
         lines.append(advice.SYNTHETIC)
     if run.pixel_note:
         lines.append(run.pixel_note)
-    if not run.is_accepted:
+    if summary.uncounted:
+        lines.append(
+            f"{run.status}: {counts.uncounted:,} archives or folders hold an unknown number of images"
+            + ("; mend them and run again" if run.status == INCOMPLETE else ", which is accepted")
+        )
+        lines += [f"  {place}" for place in summary.uncounted]
+    if run.status == TOO_MANY_ERRORS:
         share, limit = 100 * run.error_share, 100 * run.max_error_share
         lines.append(f"too many errors: {share:.1f} % quarantined, at most {limit:g} % were accepted")
     return [*lines, *_counted(summary), *_time(summary), *_subjects(summary)]

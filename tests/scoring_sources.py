@@ -178,19 +178,33 @@ class Here:
                 progress.add(account)
         return progress
 
-    def finish(self, progress: Progress | None = None, ray: Any = None, sizes: Sizes = Sizes()) -> dict[str, Any]:
+    def finish(
+        self,
+        progress: Progress | None = None,
+        ray: Any = None,
+        sizes: Sizes = Sizes(),
+        *,
+        accepts_damaged: bool = False,
+    ) -> dict[str, Any]:
         """Parts to outputs; run.json, as other programs read it."""
         task = self.task
         done = commit.commit(ray, task, sizes=sizes)
         progress = progress or Progress(task.plan, 0, 1, lambda text: None)
-        record = scoring.make_record(task, done.counts, progress, RunOptions(Workforce(1)), continues=False)
+        options = RunOptions(Workforce(1), accepts_damaged=accepts_damaged)
+        record = scoring.make_record(task, done.counts, progress, options, continues=False)
         commit.finish(task.folder, done.written, record)
         return read_run(Path(task.folder.uri))
 
 
 def score_here(
-    sources: Sequence[Path | str], bundle: Bundle, out: Path, name: str = "run-1", **options: Any
+    sources: Sequence[Path | str],
+    bundle: Bundle,
+    out: Path,
+    name: str = "run-1",
+    *,
+    accepts_damaged: bool = False,
+    **options: Any,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """A whole run in this process; its folder and run.json. `options` as of `Here.plan`."""
     here = Here.plan(sources, bundle, out, name, **options)
-    return here.task.folder, here.finish(here.work())
+    return here.task.folder, here.finish(here.work(), accepts_damaged=accepts_damaged)

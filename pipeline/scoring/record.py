@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.request import Request, Workforce
 
-COMPLETE, TOO_MANY_ERRORS = "complete", "too_many_errors"
+COMPLETE, TOO_MANY_ERRORS, INCOMPLETE = "complete", "too_many_errors", "incomplete"
 
 
 class _Entry(BaseModel):
@@ -18,7 +18,10 @@ class _Entry(BaseModel):
 
 
 class Counts(_Entry):
-    """Images, counted in the files that were written: listed = scored + quarantined + skipped."""
+    """Images, counted in the files that were written: listed = scored + quarantined + skipped.
+
+    What holds an unknown number of images (`uncounted`) is in none of these four.
+    """
 
     listed: int
     scored: int
@@ -29,6 +32,14 @@ class Counts(_Entry):
     codes: Mapping[str, int] = {}  # quarantined, by Code
     skipped_reasons: Mapping[str, int] = {}
     left_out: Mapping[str, int] = {}  # files that are no images, by reason; not listed
+    uncounted: int = 0  # archives and folders that could not be read to their end
+    uncounted_unchanged: int = 0  # of these, those that an earlier run met as they are: rows of skipped/
+    uncounted_accepted: int = 0  # of these, those that an earlier run was to accept
+
+    @property
+    def at_least(self) -> str:
+        """What a person is to read before `listed`."""
+        return "at least " if self.uncounted else ""
 
     @property
     def error_share(self) -> float:
@@ -77,12 +88,13 @@ class RunRecord(_Entry):
     """One finished run. Times are ISO 8601, UTC."""
 
     run_id: str
-    status: str  # COMPLETE or TOO_MANY_ERRORS
+    status: str  # COMPLETE, INCOMPLETE or TOO_MANY_ERRORS
     schema_version: int  # of the rows
     leukoray_version: str
     counts: Counts
     error_share: float  # 0..1, see Counts
     max_error_share: float  # what was accepted
+    accepts_damaged: bool = False  # archives whose images cannot be counted are no reason to be incomplete
     model: ModelUsed
     request: Request
     layout: str = ""  # of the source's paths

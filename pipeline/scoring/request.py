@@ -63,3 +63,4 @@ class RunOptions:
     run_id: str | None = None
     wait_for_lock_s: float = 0.0
     max_error_share: float = 0.05
+    accepts_damaged: bool = False  # archives and folders whose images cannot be counted

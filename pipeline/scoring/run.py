@@ -14,7 +14,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
 from pipeline.scoring.plan.freeze import make_plan
 from pipeline.scoring.plan.plan import Plan, find_or_start, read_plan
-from pipeline.scoring.record import COMPLETE, TOO_MANY_ERRORS, Counts, ModelUsed, RunRecord
+from pipeline.scoring.record import COMPLETE, INCOMPLETE, TOO_MANY_ERRORS, Counts, ModelUsed, RunRecord
 from pipeline.scoring.request import Request, RunOptions
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import SCHEMA_VERSION
@@ -73,8 +73,8 @@ def _describe(folder: RunFolder, plan: Plan, continues: bool) -> str:
     problems = f", {plan.problems} could not be listed" if plan.problems else ""
     unopened = f" and {len(plan.archives)} compressed archives" if plan.archives else ""
     return (
-        f"{verb} {folder.run_id}: {plan.listed} images{unopened} listed in {plan.listing_s:.1f} s{skipped}{problems}; "
-        f"{plan.rows}{unopened} to score ({plan.bytes / 1e6:.1f} MB) in {plan.shards} shards"
+        f"{verb} {folder.run_id}: {plan.known_images} images{unopened} listed in {plan.listing_s:.1f} s{skipped}"
+        f"{problems}; {plan.rows}{unopened} to score ({plan.bytes / 1e6:.1f} MB) in {plan.shards} shards"
     )
 
 
@@ -83,14 +83,18 @@ def make_record(
 ) -> RunRecord:  # fmt: skip
     """run.json, as of now."""
     plan, share = task.plan, counts.error_share
+    status = TOO_MANY_ERRORS if share > options.max_error_share else COMPLETE
+    if counts.uncounted > counts.uncounted_accepted and not options.accepts_damaged:
+        status = INCOMPLETE
     return RunRecord(
         run_id=plan.run_id,
-        status=TOO_MANY_ERRORS if share > options.max_error_share else COMPLETE,
+        status=status,
         schema_version=SCHEMA_VERSION,
         leukoray_version=__version__,
         counts=counts,
         error_share=round(share, 6),
         max_error_share=options.max_error_share,
+        accepts_damaged=options.accepts_damaged,
         model=ModelUsed.of(task.bundle),
         request=task.request,
         layout=plan.layout,

@@ -34,6 +34,10 @@ _REJECTED = [
     described("message", pa.string(), "what was found, for a person"),
     described("attempts", pa.int32(), "how often it was read"),
 ]
+IS_UNCOUNTED = "is_uncounted"
+_IS_UNCOUNTED = described(
+    IS_UNCOUNTED, pa.bool_(), "an archive or a folder that holds an unknown number of images: counts as none"
+)
 _MODEL_SHA256 = described("model_sha256", pa.string(), "identity of the model: its weights and how it decides")
 _PROVENANCE = [
     described("threshold", pa.float32(), "operating point of the decision"),
@@ -105,7 +109,7 @@ def meta_columns(meta_keys: Sequence[str]) -> dict[str, str]:
 
 def quarantine_schema() -> pa.Schema:
     """The documented output: one row an image (or archive) that gave no probability."""
-    fields = [*_IDENTITY, *_REJECTED, _MODEL_SHA256, *_TAIL]
+    fields = [*_IDENTITY, *_REJECTED, _MODEL_SHA256, *_TAIL, _IS_UNCOUNTED]
     return pa.schema(fields, metadata=_VERSION)
 
 

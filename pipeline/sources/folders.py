@@ -6,7 +6,7 @@ from stat import S_ISDIR, S_ISREG
 from urllib.parse import quote_from_bytes
 
 from pipeline.base.errors import Code
-from pipeline.sources.archives import Found, Ignored, Problem
+from pipeline.sources.archives import Found, Ignored, Problem, is_archive, is_image, suffix
 from pipeline.sources.junk import OF_A_PROGRAM, is_junk_folder
 from pipeline.sources.objects import ListingOptions, Root, Subtree, bind, objects
 from pipeline.storage.local import local_etag
@@ -39,7 +39,7 @@ def _walk_folder(root: Root, options: ListingOptions, store: Store) -> Iterator[
             names = sorted(os.listdir(folder))  # names only: entries of a million files would take a gigabyte
         except OSError as error:
             code = Code.ACCESS_DENIED if isinstance(error, PermissionError) else Code.IO_ERROR
-            yield Problem(_path_uri(folder), None, code, f"folder cannot be listed: {error.strerror}")
+            yield Problem(_path_uri(folder).rstrip("/") + "/", None, code, f"folder cannot be listed: {error.strerror}")
             continue
         files: list[ObjectInfo] = []
         for name in names:
@@ -47,10 +47,7 @@ def _walk_folder(root: Root, options: ListingOptions, store: Store) -> Iterator[
             try:
                 details = os.stat(path)
             except OSError as error:
-                is_denied = isinstance(error, PermissionError)
-                code = Code.ACCESS_DENIED if is_denied else Code.NOT_FOUND
-                what = "cannot be looked at" if is_denied else "broken link or removed"
-                yield Problem(_path_uri(path), None, code, f"{what}: {error.strerror}")
+                yield _unseen(path, error)
                 continue
             if S_ISDIR(details.st_mode):
                 if is_junk_folder(name):  # snapshots of a network disk hold the whole archive again
@@ -65,6 +62,17 @@ def _walk_folder(root: Root, options: ListingOptions, store: Store) -> Iterator[
                 yield from objects(root, files, options, store)
                 files = []
         yield from objects(root, files, options, store)
+
+
+def _unseen(path: str, error: OSError) -> Problem | Ignored:
+    """What is named in a folder and cannot be looked at. By its name it may be an image, or hold many."""
+    is_denied, ending = isinstance(error, PermissionError), suffix(path)
+    if not (is_image(path) or is_archive(path)) and ending:
+        return Ignored(path, ending)
+    code = Code.ACCESS_DENIED if is_denied else Code.NOT_FOUND
+    what = "cannot be looked at" if is_denied else "broken link or removed"
+    uri = _path_uri(path) if ending else _path_uri(path) + "/"  # perhaps a folder
+    return Problem(uri, None, code, f"{what}: {error.strerror}")
 
 
 def _path_uri(path: str) -> str:

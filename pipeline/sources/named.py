@@ -104,7 +104,8 @@ def _named(
             if enters_folders:
                 yield from walk(Root(uri, base), options)
                 continue
-            found = replace(found, message="is a folder; name its files, or give the folder as a source")
+            message = "is a folder; name its files, or give the folder as a source"
+            found = replace(found, uri=uri.rstrip("/") + "/", message=message)
         yield replace(found, message=f"{uri}: {found.message}") if uri not in found.message else found
 
 

@@ -126,8 +126,8 @@ class Pseudonyms:
 
     def _hide(self, kind: str, name: str) -> str:
         """`FOLDER/NAME`, each hidden; what the name ends with stays where readers go by it."""
-        end = suffix(name) if is_image(name) or is_archive(name) else ""
-        folder, slash, last = name.rpartition("/")
+        end = "/" if name.endswith("/") else suffix(name) if is_image(name) or is_archive(name) else ""
+        folder, slash, last = name.removesuffix("/").rpartition("/")
         parts = [folder, last] if slash else [last]
         secrets = (self._cipher.encrypt(part.encode("utf-8", "surrogateescape"), [kind.encode()]) for part in parts)
         return kind + "/".join(base64.urlsafe_b64encode(secret).decode().rstrip("=") for secret in secrets) + end
@@ -136,14 +136,14 @@ class Pseudonyms:
         from cryptography.exceptions import InvalidTag
 
         kind, _, text = token.partition(":")
-        parts = text.partition(".")[0].split("/")
+        parts = text.partition(".")[0].removesuffix("/").split("/")
         try:
             secrets = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in parts)
             found = [self._cipher.decrypt(secret, [f"{kind}:".encode()]) for secret in secrets]
         except (InvalidTag, ValueError) as error:
             message = f"{token[:40]}…: a pseudonym of another key; give --pseudonymize the one that it was made with"
             raise InputError(message) from error
-        return b"/".join(found).decode("utf-8", "surrogateescape")
+        return b"/".join(found).decode("utf-8", "surrogateescape") + ("/" if text.endswith("/") else "")
 
 
 def names_of(stores: Stores) -> Names:

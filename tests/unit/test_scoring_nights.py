@@ -131,3 +131,35 @@ def test_failures_of_the_listing_lie_in_their_partition_too(bundle: Bundle, tmp_
     os.symlink("nowhere", source / "x.jpg")
     folder, _ = score([source], bundle, tmp_path / "out", partition_by=r"site=/site-(\w+)/")
     assert [path.parent.name for path in Path(folder.uri).glob("quarantine/*/*.parquet")] == ["site=a"]
+
+
+def test_a_limit_counts_new_work_night_after_night(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = write_files(tmp_path / "in", contents(25, bad=False)), tmp_path / "out"
+    nights = [score([source], bundle, out, f"run-{n}", limit=10)[1]["counts"] for n in range(3)]
+    assert [counts["scored"] for counts in nights] == [10, 10, 5]
+    (source / "S000_00000.jpg").write_bytes(picture(99))
+    _, changed = score([source], bundle, out, "run-4", limit=10)
+    assert changed["counts"]["scored"] == 1
+
+
+def test_what_fails_every_night_uses_up_no_limit(bundle: Bundle, tmp_path: Path) -> None:
+    names = [f"{n}.jpg" for n in range(6)]
+    source = write_files(tmp_path, {"list.csv": "\n".join(["uri", *(f"in/{name}" for name in names)]).encode()})
+    write_files(tmp_path / "in", {name: picture(n) for n, name in enumerate(names) if n >= 3})
+    out = tmp_path / "out"
+    nights = [score([source / "list.csv"], bundle, out, f"run-{n}", limit=2)[1]["counts"] for n in range(2)]
+    assert [counts["scored"] for counts in nights] == [2, 1]
+
+
+def test_a_retry_given_twice_scores_nothing_twice(bundle: Bundle, tmp_path: Path) -> None:
+    source = write_files(tmp_path / "in", {"good.jpg": picture(1), "bad.jpg": b"", "worse.jpg": b"no image"})
+    out = tmp_path / "out"
+    first, _ = score([source], bundle, out, "run-1")
+    (source / "bad.jpg").write_bytes(picture(2))
+    _, mended = score([source], bundle, out, "run-2", retry_of=first.uri)
+    _, again = score([source], bundle, out, "run-3", retry_of=first.uri)
+    assert (mended["counts"]["scored"], mended["counts"]["quarantined"]) == (1, 1)
+    assert (again["counts"]["scored"], again["counts"]["skipped"], again["counts"]["quarantined"]) == (0, 1, 1)
+    assert again["counts"]["skipped_reasons"] == {"unchanged": 1}
+    _, rescored = score([source], bundle, out, "run-4", retry_of=first.uri, rescore=True)
+    assert rescored["counts"]["scored"] == 1, "unless it is asked for"

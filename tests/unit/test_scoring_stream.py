@@ -219,9 +219,13 @@ def test_an_archive_that_fails_is_a_row_with_a_code(change: str, bundle: Bundle,
         tgz(path, contents(5))
     elif change == "gone":
         path.unlink()
-    counts = here.finish(here.work())["counts"]
+    run = here.finish(here.work())
+    counts = run["counts"]
     code = {"cut": "truncated", "replaced": "changed", "gone": "not_found", "empty": "empty"}[change]
-    assert counts["codes"] == {code: 2 if change == "cut" else 1}  # the member that was cut, and the archive
+    assert counts["codes"] == ({code: 1} if change == "cut" else {}), "the member that was cut; the archive is no image"
+    assert (counts["uncounted"], run["status"]) == (1, "incomplete")
+    [whole_archive] = [row for row in rows(here.task.folder, "quarantine").to_pylist() if row["is_uncounted"]]
+    assert (whole_archive["code"], whole_archive["uri"], whole_archive["member"]) == (code, str(path), None)
     assert counts["listed"] == counts["scored"] + counts["quarantined"]
     assert (counts["scored"] > 5) == (change == "cut")
     [noted] = rows(here.task.folder, "archives").to_pylist()

@@ -18,11 +18,12 @@ from pipeline.base.errors import IncompleteError
 from pipeline.scoring.commit.compact import Compactor, group_parts
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.commit.subjects import roll_up
+from pipeline.scoring.history.uncounted import ACCEPTED_UNCOUNTED, UNCOUNTED
 from pipeline.scoring.output import OutputFile, OutputSeries, Written
 from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
 from pipeline.scoring.record import Counts, RunRecord
 from pipeline.scoring.run_folder import FAILED_BEFORE, PARTS_LIST, RECORD, SUBJECTS, SUCCESS, WORK, RunFolder
-from pipeline.scoring.schemas import ARCHIVES_SCHEMA
+from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IS_UNCOUNTED
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.parts import ArchiveSummary, all_part_sizes, read_summary
 
@@ -97,27 +98,33 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
     """
     rows: Counter[str] = Counter()
     codes: Counter[str] = Counter()
-    failed_before, again = folder.table(FAILED_BEFORE)["image_id"], 0
+    failed_before, again, uncounted = folder.table(FAILED_BEFORE)["image_id"], 0, 0
     for item in written:
         kind = item.name.split("/", 1)[0]
         with folder.open(item.name) as file:
             parquet = pq.ParquetFile(file)
             rows[kind] += parquet.metadata.num_rows
             if kind == "quarantine":
-                table = parquet.read(columns=["code", "image_id"])
+                table = parquet.read(columns=["code", "image_id", IS_UNCOUNTED])
+                uncounted += pc.sum(table[IS_UNCOUNTED], min_count=0).as_py()
+                table = table.filter(pc.invert(table[IS_UNCOUNTED]))
                 codes.update(table["code"].to_pylist())
                 again += pc.sum(pc.is_in(table["image_id"], failed_before), min_count=0).as_py()
     left_out = sum((Counter(archive.left_out) for archive in archives), Counter(plan.left_out))
+    unchanged = sum(plan.skipped.get(reason, 0) for reason in UNCOUNTED)
     counts = Counts(
-        listed=plan.listed + sum(archive.listed for archive in archives),
+        listed=plan.listed + sum(archive.listed for archive in archives) - uncounted - unchanged,
         scored=rows["predictions"],
-        quarantined=rows["quarantine"],
+        quarantined=rows["quarantine"] - uncounted,
         quarantined_again=again,
-        skipped=rows["skipped"],
+        skipped=rows["skipped"] - unchanged,
         deleted_at_source=rows["deleted"],
         codes=dict(codes),
-        skipped_reasons=plan.skipped,
+        skipped_reasons={reason: count for reason, count in plan.skipped.items() if reason not in UNCOUNTED},
         left_out=dict(left_out),
+        uncounted=uncounted + unchanged,
+        uncounted_unchanged=unchanged,
+        uncounted_accepted=plan.skipped.get(ACCEPTED_UNCOUNTED, 0),
     )
     if counts.listed != counts.scored + counts.quarantined + counts.skipped:
         raise IncompleteError(
@@ -128,8 +135,8 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
 
 
 def finish(folder: RunFolder, written: Sequence[Written], record: RunRecord) -> None:
-    """parts.json, run.json, then `_SUCCESS`; then the parts go."""
+    """parts.json, run.json, then `_SUCCESS`, which holds the run's status; then the parts go."""
     folder.write(PARTS_LIST, json.dumps([asdict(item) for item in written], indent=1).encode())
     folder.write(RECORD, json.dumps(record.model_dump(mode="json"), indent=2).encode())
-    folder.write(SUCCESS, b"")
+    folder.write(SUCCESS, f"{record.status}\n".encode())
     folder.delete(WORK)

@@ -12,8 +12,9 @@ from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.output import OutputFile, Written
 from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.run_folder import PROBLEMS, RunFolder
-from pipeline.scoring.schemas import meta_columns, prediction_schema, quarantine_schema
+from pipeline.scoring.schemas import IS_UNCOUNTED, meta_columns, prediction_schema, quarantine_schema
 from pipeline.scoring.work.parts import read_part
+from pipeline.sources.archives import holds_many
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Compactor:
                 add("predictions", self._predictions(table.filter(is_scored)))
                 add("quarantine", self._quarantine(table.filter(pc.invert(is_scored))))
         if group == 0:
-            add("quarantine", self.folder.table(PROBLEMS))
+            add("quarantine", self._quarantine(self.folder.table(PROBLEMS)))
         return [files[name].write(self.folder, name) for name in sorted(files)]
 
     def _predictions(self, table: pa.Table) -> pa.Table:
@@ -62,7 +63,9 @@ class Compactor:
 
     def _quarantine(self, table: pa.Table) -> pa.Table:
         constants = {"model_sha256": self.info.identity(), "run_id": self.plan.run_id}
-        return _shape(table, quarantine_schema(), constants, {})
+        many = pa.array(map(holds_many, table["uri"].to_pylist(), table["member"].to_pylist()), pa.bool_())
+        table = table.select([name for name in table.column_names if name != IS_UNCOUNTED])
+        return _shape(table.append_column(IS_UNCOUNTED, many), quarantine_schema(), constants, {})
 
 
 def _shape(table: pa.Table, schema: pa.Schema, constants: dict[str, Any], meta: dict[str, str]) -> pa.Table:

@@ -47,8 +47,10 @@ def skipped_rows(ledger: Ledger, etags: Mapping[str, str]) -> Iterator[pa.Table]
             seen.add(image_id)
         table = table.filter(pa.array(fresh, pa.bool_()))
         columns = [table[name] for name in ("image_id", "uri", "member")]
-        constants = [pa.array([value] * table.num_rows, pa.string()) for value in (_KINDS[kind], folder.run_id)]
-        yield pa.Table.from_arrays([*columns, *constants], schema=SKIPPED_SCHEMA)
+        places = zip(*(column.to_pylist() for column in columns), strict=True)
+        reasons = pa.array([ledger.reason(_KINDS[kind], *place) for place in places], pa.string())
+        run = pa.array([folder.run_id] * table.num_rows, pa.string())
+        yield pa.Table.from_arrays([*columns, reasons, run], schema=SKIPPED_SCHEMA)
 
 
 def _rows(ledger: Ledger, etags: Mapping[str, str]) -> Iterator[tuple[RunFolder, str, pa.Table]]:

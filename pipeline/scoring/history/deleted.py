@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.scoring.history.ledger import Ledger
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.schemas import DELETED_SCHEMA
+from pipeline.sources.archives import holds_many
 from pipeline.sources.filters import Filters, UriPattern
 from pipeline.sources.pseudonyms import Names, RealNames
 
@@ -73,7 +74,7 @@ def _of_run(folder: RunFolder, ids: NDArray[np.int64], reach: Reach) -> Iterator
             gone = [
                 {**row, "earlier_run": folder.run_id}
                 for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
-                if reach.covers(row["uri"], row["member"])
+                if not holds_many(row["uri"], row["member"]) and reach.covers(row["uri"], row["member"])
             ]
             if gone:
                 yield pa.Table.from_pylist(gone, DELETED_SCHEMA)

@@ -14,9 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.base.errors import TRANSIENT_CODES, Code, InputError
+from pipeline.scoring.history.uncounted import ACCEPTED_UNCOUNTED, UNCHANGED_UNCOUNTED, accepted
+from pipeline.scoring.record import RunRecord
 from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, ArchiveRow, version_hash
+from pipeline.sources.archives import holds_many
 
 UNCHANGED, UNCHANGED_BAD = "unchanged", "unchanged_quarantined"
 _SCORED, _BAD, _AGAIN = 0, 1, 2  # has a probability; has a code that stays; has a code that may pass
@@ -34,6 +37,7 @@ class Ledger:
     runs: tuple[RunFolder, ...]
     seen: NDArray[np.bool_]
     archives: dict[str, ArchiveRow] = field(default_factory=dict)  # by URI, the latest
+    accepted: frozenset[int] = frozenset()  # ids of archives that cannot be counted, and need not be
     pixel_rules: Mapping[str, int] = field(default_factory=dict)  # rows of any version of the model, by digest
 
     def _find(self, image_id: int) -> int | None:
@@ -45,9 +49,20 @@ class Ledger:
     def look_up(self, image_id: int, etag: str, size_bytes: int) -> tuple[str, str] | None:
         """(reason, run) when this version of the image is done, else None."""
         at = self._find(image_id)
-        if at is None or self.states[at] == _AGAIN or self.versions[at] != version_hash(etag, size_bytes):
+        if at is None or self.states[at] == _AGAIN or not self.is_known(image_id, etag, size_bytes):
             return None
         return (UNCHANGED_BAD if self.states[at] == _BAD else UNCHANGED), self.runs[self.run_of[at]].run_id
+
+    def is_known(self, image_id: int, etag: str, size_bytes: int) -> bool:
+        """Whether a run has tried this version of the image, whatever came of it."""
+        at = self._find(image_id)
+        return at is not None and bool(self.versions[at] == version_hash(etag, size_bytes))
+
+    def reason(self, done: str, image_id: int, uri: str, member: str | None) -> str:
+        """Why something that is done (UNCHANGED or UNCHANGED_BAD) is skipped."""
+        if done == UNCHANGED or not holds_many(uri, member):
+            return done
+        return ACCEPTED_UNCOUNTED if image_id in self.accepted else UNCHANGED_UNCOUNTED
 
     def failed(self) -> NDArray[np.int64]:
         """Ids that the latest run that met them quarantined."""
@@ -74,6 +89,7 @@ def read_ledger(output: Output, request: Request) -> Ledger:
     ids, versions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     states, number = [np.empty(0, np.int8)], [np.empty(0, np.int32)]
     runs: list[RunFolder] = []
+    records: list[RunRecord] = []
     archives: dict[str, ArchiveRow] = {}
     pixel_rules: Counter[str] = Counter()
     for folder, record in output.finished():
@@ -83,6 +99,7 @@ def read_ledger(output: Output, request: Request) -> Ledger:
         if record.model.sha256 != request.model_sha256:
             continue
         runs.append(folder)
+        records.append(record)
         earlier = record.request
         if (earlier.include, earlier.exclude) == (request.include, request.exclude):
             for table in folder.rows("archives", ARCHIVES_SCHEMA.names):
@@ -105,6 +122,7 @@ def read_ledger(output: Output, request: Request) -> Ledger:
         tuple(runs),
         np.zeros(len(keep), bool),
         archives,
+        accepted(zip(runs, records, strict=True)),
         pixel_rules,
     )
 

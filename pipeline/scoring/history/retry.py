@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import InputError, Stage
 from pipeline.scoring.run_folder import RunFolder
+from pipeline.sources.archives import holds_many
 from pipeline.sources.pseudonyms import Names, RealNames
 
 
@@ -28,12 +29,12 @@ def read_retry(folder: RunFolder, names: Names = RealNames()) -> Retry:
     subjects: dict[int, str | None] = {}
     uris: dict[str, None] = {}
     unlisted: set[str] = set()
-    for table in folder.rows("quarantine", ["image_id", "uri", "stage", "subject_id"]):
+    for table in folder.rows("quarantine", ["image_id", "uri", "member", "stage", "subject_id"]):
         for row in table.to_pylist():
             subjects[row["image_id"]] = row["subject_id"]
             uri = names.real_path(row["uri"])
             uris[uri] = None
-            if row["stage"] == Stage.LIST:
+            if row["stage"] == Stage.LIST or holds_many(row["uri"], row["member"]):
                 unlisted.add(uri)
     if not uris:
         raise InputError(f"{folder.uri}: no finished run with quarantined images here; nothing to retry")

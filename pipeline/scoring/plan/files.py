@@ -7,12 +7,13 @@ from datetime import datetime
 import pyarrow as pa
 
 from pipeline.base.errors import Stage
+from pipeline.scoring.history.uncounted import UNCOUNTED
 from pipeline.scoring.output import OutputFile, OutputSeries
 from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
 from pipeline.scoring.plan.shards import Shards
 from pipeline.scoring.run_folder import FAILED_BEFORE, PROBLEMS, RunFolder
 from pipeline.scoring.schemas import DELETED_SCHEMA, SKIPPED_SCHEMA, ArchiveRow, quarantine_schema
-from pipeline.sources.archives import Entry, Problem
+from pipeline.sources.archives import Entry, Problem, holds_many
 from pipeline.storage.parquet import to_parquet
 
 
@@ -29,8 +30,10 @@ class PlanFiles:
         self._skipped = OutputSeries(folder, "skipped", SKIPPED_SCHEMA)
         self._reasons: Counter[str] = Counter()
         self._problems = OutputFile(quarantine_schema())
+        self._uncounted = 0
 
     def add_problem(self, image_id: int, item: Problem) -> None:
+        self._uncounted += holds_many(item.uri, item.member)
         where = {"image_id": image_id, "uri": item.uri, "member": item.member, "etag": item.etag}
         what = {"stage": Stage.LIST.value, "code": item.code.value, "message": item.message, "attempts": 1}
         run = {"model_sha256": self._model_sha256, "scored_at": self._begin, "run_id": self._folder.run_id}
@@ -59,6 +62,7 @@ class PlanFiles:
             opened=self.opened,
             meta_keys=sorted(self.shards.meta_keys)[:MAX_META_KEYS],
             problems=self._problems.rows,
+            uncounted=self._uncounted + sum(self._reasons[reason] for reason in UNCOUNTED),
             skipped=dict(self._reasons),
             left_out=dict(left_out),
             files=[*self._skipped.finish(), *self.deleted.finish()],

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -51,6 +51,9 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     sorter = _Sorter(files, selection, subjects, base, names)
     for item in itertools.chain(head, found):
         sorter.take(item)
+        if sorter.new_images == request.limit:
+            break
+    found.close()
     _refuse_nothing(sources, tally)
     sorter.settle_archives(options, is_dry)
     if meets_all:
@@ -67,11 +70,12 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
 
 def _listing(
     request: Request, sources: Sequence[str], retry: Retry | None, tally: Tally, options: ListingOptions, base: str
-) -> Iterator[Entry | Problem]:  # fmt: skip
+) -> Generator[Entry | Problem, None, None]:  # fmt: skip
     if retry is not None:
-        return list_named(retry.uris, base, tally, options)
-    return list_sources(
-        sources, tally, options.filters, options.stores, request.limit, drop_doubles=True,
+        yield from list_named(retry.uris, base, tally, options)
+        return
+    yield from list_sources(
+        sources, tally, options.filters, options.stores, drop_doubles=True,
         opens_compressed=options.opens_compressed,
     )  # fmt: skip
 
@@ -91,6 +95,7 @@ class _Sorter:
         self._files, self._selection, self._subjects, self._base = files, selection, subjects, base
         self._names = names
         self.listed = 0  # images and problems that were asked for, whatever becomes of them
+        self.new_images = 0  # to be scored, without those that an earlier run has tried
         self.left_out: Counter[str] = Counter()  # in archives that were opened after the listing
         self.unlisted: set[str] = set()  # folders and archives that could not be listed to their end
         self._archives: list[Entry] = []  # compressed, not opened
@@ -108,6 +113,7 @@ class _Sorter:
             named = self._names.found(item)
             row = entry_row(named)
             if self._is_open(row.image_id, item.uri, named):
+                self.new_images += self._selection.is_new(row.image_id, named)
                 self._files.shards.add(shard_row(row, self._subject(row.image_id, item), named.meta))
 
     def _is_open(self, number: int, uri: str, item: Entry | Problem) -> bool:
@@ -115,7 +121,7 @@ class _Sorter:
         if not self._selection.wants(number, uri):
             return False
         self.listed += 1
-        done = self._selection.done(number, item.etag, item.size_bytes)
+        done = self._selection.done(number, item)
         if done is not None:
             self._files.skip(number, item, *done)
         return done is None

@@ -31,6 +31,7 @@ class Plan:
     opened: list[ArchiveRow] = field(default_factory=list)  # compressed archives that the listing read
     meta_keys: list[str] = field(default_factory=list)
     problems: int = 0  # quarantined while listing
+    uncounted: int = 0  # of problems and skipped, those that hold an unknown number of images
     skipped: dict[str, int] = field(default_factory=dict)  # by reason
     pixel_rules: dict[str, int] = field(default_factory=dict)  # rows of the model in earlier runs, by digest
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by reason
@@ -56,6 +57,11 @@ class Plan:
     def listed(self) -> int:
         """Without the images of archives that workers open."""
         return self.rows + self.problems + sum(self.skipped.values())
+
+    @property
+    def known_images(self) -> str:
+        """`listed` for a person."""
+        return f"at least {self.listed - self.uncounted}" if self.uncounted else str(self.listed)
 
 
 def read_plan(folder: RunFolder) -> Plan | None:

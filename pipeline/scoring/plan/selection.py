@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from pipeline.scoring.history import archives
-from pipeline.scoring.history.ledger import Ledger
+from pipeline.scoring.history.ledger import UNCHANGED, Ledger
 from pipeline.scoring.history.retry import Retry
 from pipeline.scoring.request import Request
+from pipeline.sources.archives import Entry, Problem
 
 
 class Selection:
@@ -18,12 +19,20 @@ class Selection:
         """False for what was listed but is not what a retry is about."""
         return self._retry is None or self._retry.wants(image_id) or self._retry.may_want(uri)
 
-    def done(self, image_id: int, etag: str, size_bytes: int) -> tuple[str, str] | None:
-        """(reason, run) when an earlier run did this version of an image."""
+    def done(self, image_id: int, item: Entry | Problem) -> tuple[str, str] | None:
+        """(reason, run) when an earlier run did this version of an image. A retry does again what has failed."""
         self.ledger.see(image_id)
-        if self._rescore or (self._retry is not None and self._retry.wants(image_id)):
+        found = None if self._rescore else self.ledger.look_up(image_id, item.etag, item.size_bytes)
+        if found is None:
             return None
-        return self.ledger.look_up(image_id, etag, size_bytes)
+        reason, run = found
+        if self._retry is not None and self._retry.wants(image_id) and reason != UNCHANGED:
+            return None
+        return self.ledger.reason(reason, image_id, item.uri, item.member), run
+
+    def is_new(self, image_id: int, item: Entry) -> bool:
+        """False for what an earlier run has tried already and may now succeed."""
+        return self._rescore or not self.ledger.is_known(image_id, item.etag, item.size_bytes)
 
     def subject(self, image_id: int) -> str | None:
         """Of an image that is retried, where the earlier run knew it."""

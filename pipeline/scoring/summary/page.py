@@ -26,6 +26,7 @@ def render_page(summary: Summary, pictures: Mapping[int, Thumbnail]) -> str:
             run=run,
             counts=run.counts,
             headline=summary.headline(),
+            uncounted=summary.uncounted,
             tiles=_tiles(summary),
             decisions=_decisions(summary),
             classes=summary.classes,

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from pipeline.base.errors import IncompleteError, InputError
 from pipeline.base.text import human_time
 from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD
+from pipeline.scoring.history.uncounted import described
 from pipeline.scoring.record import Pace, RunRecord
 from pipeline.scoring.run_folder import RECORD, REQUEST, SUBJECTS, Output, RunFolder
+from pipeline.scoring.schemas import IS_UNCOUNTED
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.advice import Advice
 from pipeline.storage.stores import Stores
@@ -64,6 +66,7 @@ class Summary:
     codes: list[CodeCount]
     subjects: list[dict[str, Any]]  # of subjects.parquet, most suspicious first, at most MAX_SUBJECTS
     subject_count: int
+    uncounted: list[str]  # the first archives and folders that could not be read to their end, and why
 
     @property
     def decides(self) -> bool:
@@ -80,12 +83,15 @@ class Summary:
     def headline(self) -> str:
         """The run in one sentence."""
         counts = self.run.counts
-        if not counts.scored and not counts.quarantined:
+        if not (counts.scored or counts.quarantined or counts.uncounted):
             return f"Nothing new to score: {counts.skipped:,} images were done by earlier runs."
         parts = [f"{counts.scored:,} {'image' if counts.scored == 1 else 'images'} scored"]
         if self.decides:
             parts += [f"{self.count('positive'):,} positive", f"{self.count('review'):,} to review"]
-        return ", ".join([*parts, f"{counts.quarantined:,} quarantined"]) + "."
+        parts.append(f"{counts.quarantined:,} quarantined")
+        if counts.uncounted:
+            parts.append(f"{counts.uncounted:,} archives or folders that could not be read to their end")
+        return ", ".join(parts) + "."
 
 
 def find_run(uri: str, stores: Stores) -> RunFolder:
@@ -115,12 +121,13 @@ def summarize(folder: RunFolder) -> Summary:
     for name in folder.outputs("quarantine"):
         for _, table in _row_groups(folder, name, None):
             quarantine.add(table)
-    found = (int(scores.histogram.sum()), sum(quarantine.rows.values()))
-    said = (run.counts.scored, run.counts.quarantined)
+    found = (int(scores.histogram.sum()), sum(quarantine.rows.values()), quarantine.uncounted)
+    counts = run.counts
+    said = (counts.scored, counts.quarantined, counts.uncounted - counts.uncounted_unchanged)
     if found != said:
         raise IncompleteError(
-            f"{folder.uri}: {found[0]} scored and {found[1]} quarantined rows in the files, run.json says {said[0]} "
-            f"and {said[1]}; the output was changed after the run, score again into another folder"
+            f"{folder.uri}: {found[0]} scored and {found[1] + found[2]} quarantined rows in the files, run.json says "
+            f"{said[0]} and {said[1] + said[2]}; the output was changed after the run, score again into another folder"
         )
     subjects, subject_count = _subjects(folder)
     return Summary(
@@ -136,6 +143,7 @@ def summarize(folder: RunFolder) -> Summary:
         codes=quarantine.counts(),
         subjects=subjects,
         subject_count=subject_count,
+        uncounted=described(folder, GALLERY) if counts.uncounted else [],
     )
 
 
@@ -197,10 +205,15 @@ class _Quarantine:
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
+        self.uncounted = 0  # archives and folders, which are no images
         self._stages: dict[str, set[str]] = {}
         self._first: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, table: pa.Table) -> None:
+        if IS_UNCOUNTED in table.column_names:  # 0.1 wrote none
+            is_image = pc.invert(pc.fill_null(table[IS_UNCOUNTED], False))
+            self.uncounted += table.num_rows - pc.sum(is_image, min_count=0).as_py()
+            table = table.filter(is_image)
         groups = table.group_by(["code", "stage"]).aggregate([([], "count_all")])
         for item in groups.to_pylist():
             self.rows[item["code"]] += item["count_all"]

@@ -89,6 +89,12 @@ def is_compressed_tar(name: str) -> bool:
     return suffix(name) in COMPRESSED
 
 
+def holds_many(uri: str, member: str | None) -> bool:
+    """Whether what failed stands for an unknown number of images: an archive, or a folder, named with a slash."""
+    name = uri if member is None else member
+    return name.endswith("/") or is_archive(name)
+
+
 def is_image(name: str) -> bool:
     """Whether a file is read for its name; those of DICOM files are often without a suffix."""
     return suffix(name) in IMAGE_SUFFIXES or _DICOM_NAME.fullmatch(posixpath.basename(name)) is not None
