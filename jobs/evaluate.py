@@ -55,6 +55,8 @@ def main(config: EvaluateConfig) -> None:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     show_config(config)
     manifest, bundle = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
+    if config.target_sensitivity is not None and manifest.info.split_rule == "test":
+        raise UsageError("--target-sensitivity is chosen on validation images; this manifest is for testing alone")
     threshold = Threshold(bundle.info.threshold, "the bundle's", float("nan"), float("nan"))
     with connected(config.address, config.num_cpus) as ray:
         if config.target_sensitivity is not None:

@@ -19,9 +19,9 @@ from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
 from pipeline.ingest.hide import hidden
 from pipeline.ingest.layouts import describe_layouts
-from pipeline.ingest.splits import SplitRule
+from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
 from pipeline.sources.filters import Filters, parse_since
-from pipeline.sources.manifest import SPLITS, Manifest, ManifestInfo, write_manifest
+from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, ManifestInfo, write_manifest
 from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -59,15 +59,20 @@ class IngestConfig(NamingConfig):
         None, description="write such a file with all classes, to be edited, instead of a manifest"
     )
     subject_pattern: str | None = Field(None, description="regular expression whose first group is the subject")
+    site_pattern: str | None = Field(None, description="regular expression whose first group is the site: a hospital")
     subject_blocks: int | None = Field(
         None, ge=1, description="this many consecutive file numbers of a class stand in for one subject"
     )
-    labels: str | None = Field(None, description="CSV or Parquet with columns path, label or class_name, subject_id")
+    labels: str | None = Field(
+        None, description="CSV or Parquet, one row an image: path, label or class_name, subject_id, split, site, others"
+    )
+    subjects: str | None = Field(None, description="CSV or Parquet, one row a subject: subject_id, site, others")
     split_rule: SplitRule = Field(
         "auto", description="what stays on one side of the split; auto is the layout's honest rule"
     )
+    use: Use = Field("split", description="what the images are for; test puts all of them into the test split")
     fractions: list[float] = Field(
-        [0.7, 0.15, 0.15], min_length=3, max_length=3, description="shares of train, validation and test"
+        list(FRACTIONS), min_length=3, max_length=3, description="shares of train, validation and test"
     )
     seed: int = Field(0, description="of the split")
     include: list[str] = Field([], description="globs on path or file name: only these")
@@ -121,10 +126,14 @@ def _options(config: IngestConfig, stores: Stores) -> IngestOptions:
         classes=_rules(config, stores),
         subject_pattern=config.subject_pattern,
         subject_blocks=config.subject_blocks,
+        site_pattern=config.site_pattern,
         labels=config.labels,
+        subjects=config.subjects,
         split_rule=config.split_rule,
         fractions=tuple(config.fractions),
+        use=config.use,
         seed=config.seed,
+        lists_part=bool(config.include or config.exclude or config.since or config.limit),
     )
 
 
@@ -173,6 +182,7 @@ def account(draft: ManifestDraft, written: Manifest, seconds: float) -> list[str
     lines += _field("layout", f"{layout.name}: {layout.title}")
     if draft.labels_from != "paths":
         lines += _field("labels", f"from {draft.labels_from}")
+    lines += _columns(draft)
     lines += _field("split", split.reason)
     if draft.why:
         lines += _field("why", draft.why)
@@ -181,6 +191,17 @@ def account(draft: ManifestDraft, written: Manifest, seconds: float) -> list[str
         lines += _field("note", warning)
     lines += _field("manifest", written.uri)
     return lines
+
+
+def _columns(draft: ManifestDraft) -> list[str]:
+    """Sites, and what tables say beyond class, subject and split."""
+    sites = Counter(draft.table["site"].drop_null().to_pylist())
+    shown = ", ".join(f"{site} {count:,}" for site, count in sites.most_common(_EXAMPLES_SHOWN))
+    more = f" and {len(sites) - _EXAMPLES_SHOWN} more" if len(sites) > _EXAMPLES_SHOWN else ""
+    further = [field for field in draft.table.schema if field.name not in MANIFEST_SCHEMA.names]
+    named = ", ".join(f"{field.name} ({field.type})" for field in further)
+    lines = _field("sites", f"{len(sites)}: {shown}{more}") if sites else []
+    return lines + (_field("columns", f"from tables: {named}") if further else [])
 
 
 def _class_table(draft: ManifestDraft) -> list[str]:

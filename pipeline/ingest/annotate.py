@@ -2,21 +2,24 @@
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest import remarks
-from pipeline.ingest.annotation import UNKNOWN, Annotation, with_subjects
+from pipeline.ingest.annotation import UNKNOWN, Annotation, with_sites, with_subjects
+from pipeline.ingest.class_names import folded
 from pipeline.ingest.class_rules import ClassRules
+from pipeline.ingest.further_columns import Column
 from pipeline.ingest.gather import Listing
-from pipeline.ingest.label_table import ALIASES, annotate_from_table
+from pipeline.ingest.label_table import ALIASES, TableLabels, annotate_from_table, roles_of
 from pipeline.ingest.layouts import GENERIC, LAYOUTS, Layout, annotate, left_out, recognize
 from pipeline.ingest.split_names import split_named
-from pipeline.ingest.splits import SplitRule
+from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
+from pipeline.ingest.subject_table import join_subjects
 from pipeline.sources.listing import base_folder
+from pipeline.sources.manifest import MANIFEST_SCHEMA
 from pipeline.sources.tables import is_table, read_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -33,56 +36,106 @@ class IngestOptions:
     classes: ClassRules = field(default_factory=ClassRules)
     subject_pattern: str | None = None
     subject_blocks: int | None = None
+    site_pattern: str | None = None
     labels: str | None = None
+    subjects: str | None = None
     split_rule: SplitRule = "auto"
-    fractions: tuple[float, ...] = (0.7, 0.15, 0.15)
+    fractions: tuple[float, ...] = FRACTIONS
+    use: Use = "split"
     seed: int = 0
+    lists_part: bool = False  # filters or a limit leave out images on purpose
 
 
-def annotate_all(
-    listing: Listing, roots: Sequence[str], options: IngestOptions, stores: Stores
-) -> tuple[Layout, list[Annotation], str, list[str]]:
-    """(layout, one annotation a row, where the labels come from, warnings)."""
-    paths = listing.paths
-    layout = recognize(paths, options.layout)
-    subjects: dict[str, Any] = {"subject_pattern": options.subject_pattern, "subject_blocks": options.subject_blocks}
-    if options.layout is None and (unread := left_out(paths, layout)):
+@dataclass
+class Annotated:
+    """What is known of the listed images. `rows` and the values of `further`: one an image, in order."""
+
+    layout: Layout
+    rows: list[Annotation]
+    labels_from: str  # 'paths', 'sidecars' or the URI of a table
+    said: list[str]  # what a person should know, in sentences
+    further: list[Column] = field(default_factory=list)
+
+
+def annotate_all(listing: Listing, roots: Sequence[str], options: IngestOptions, stores: Stores) -> Annotated:
+    """By paths, tables and sidecars, then by the user's flags, whose word is the last.
+
+    Raises InputError and UsageError for what cannot be read, or means nothing here.
+    """
+    layout = recognize(listing.paths, options.layout)
+    if options.layout is None:
+        _refuse_left_out(listing.paths, layout)
+    found = _by_layout_or_table(listing, roots, layout, options, stores)
+    found.rows = with_subjects(
+        found.rows, listing.paths, subject_pattern=options.subject_pattern, subject_blocks=options.subject_blocks
+    )
+    if options.subjects is not None:
+        _join_subjects(found, options.subjects, stores)
+    if options.site_pattern is not None:
+        found.rows = with_sites(found.rows, listing.paths, options.site_pattern)
+    return found
+
+
+def _refuse_left_out(paths: Sequence[str], layout: Layout) -> None:
+    if unread := left_out(paths, layout):
         named = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(unread.items())[:_NAMED])
         raise InputError(
             f"the names look like {layout.name}, which does not read all classes of this source: {named} would be left "
             f"out; --layout class-folders reads every folder as a class, --layout {layout.name} leaves them out"
         )
-    said = remarks.about_layout(layout, paths, forced=options.layout is not None, **subjects)
+
+
+def _by_layout_or_table(
+    listing: Listing, roots: Sequence[str], layout: Layout, options: IngestOptions, stores: Stores
+) -> Annotated:
+    """What paths say, or sidecars, or a table, completed by the paths where these are of a known set."""
+    paths, is_forced = listing.paths, options.layout is not None
+    said = remarks.about_layout(
+        layout, paths, forced=is_forced, subject_pattern=options.subject_pattern, subject_blocks=options.subject_blocks
+    )
+    of_paths = annotate(paths, layout)
     labels = _labels_uri(roots, layout, options, stores)
-    if options.split_rule == "auto" and labels is None and layout.name == "class-folders":
-        said += remarks.about_parts(paths)
     if labels is None:
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
-        if own is None:
-            return layout, annotate(paths, layout, **subjects), "paths", said
-        return layout, with_subjects(own, paths, **subjects), "sidecars", []
-    table = read_table(labels, stores)
+        if own is not None:
+            return Annotated(layout, own.annotations, "sidecars", [], own.further)
+        if options.split_rule == "auto" and layout.name == "class-folders":
+            said += remarks.about_parts(paths)
+        return Annotated(layout, of_paths, "paths", said)
     base, folder = base_folder(roots), posixpath.dirname(labels)
     inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
-    found, lost = annotate_from_table(table, paths, folder=inside, allow_unmatched=True)
-    warnings = [f"{lost} of {table.num_rows} rows of {labels} name no image that was listed"] if lost > 0 else []
-    if options.layout is None and layout.name in GENERIC:
-        layout = LAYOUTS["table"]
+    paths_tell = layout.name not in ("flat", "table")
+    table = annotate_from_table(
+        read_table(labels, stores), paths, base=base, folder=inside, is_part=options.lists_part,
+        needs_class=not paths_tell,
+    )  # fmt: skip
+    found = Annotated(layout, table.annotations, labels, table.said, table.further)
+    if not is_forced and layout.name in GENERIC and (table.tells_class or not paths_tell):
+        found.layout = LAYOUTS["table"]
     else:
-        found = [_merged(row, layout.annotate(path)) for path, row in zip(paths, found, strict=True)]
-        warnings += said
-    return layout, with_subjects(found, paths, **subjects), labels, warnings
+        found.said = [*said, *table.said, *_about_overruled(table.annotations, of_paths)]
+        found.rows = [_merged(row, known) for row, known in zip(table.annotations, of_paths, strict=True)]
+    return found
+
+
+def _about_overruled(said: Sequence[Annotation], of_paths: Sequence[Annotation]) -> list[str]:
+    pairs = [(row.split, known.split) for row, known in zip(said, of_paths, strict=True)]
+    count = sum(split is not None and known is not None and split != known for split, known in pairs)
+    return [f"the table gives {count:,} images another split than their folders do; the table holds"] if count else []
 
 
 def _merged(first: Annotation, second: Annotation) -> Annotation:
     """`first`, completed where it says nothing."""
-    if first == UNKNOWN:
-        return first if second == UNKNOWN else second
+    if UNKNOWN in (first, second):
+        return second if first == UNKNOWN else first
+    is_same = first.class_name is None or folded(first.class_name) == folded(second.class_name or "")
     return Annotation(
         first.class_name or second.class_name,
-        first.label if first.label is not None else second.label if first.class_name is None else None,
+        first.label if first.label is not None or not is_same else second.label,
         first.subject_id or second.subject_id,
         first.split or second.split,
+        site=first.site or second.site,
+        is_block=second.is_block and not first.subject_id,
     )
 
 
@@ -92,9 +145,7 @@ def _labels_uri(roots: Sequence[str], layout: Layout, options: IngestOptions, st
         return absolute(options.labels)
     root = roots[0]
     if len(roots) == 1 and is_table(root):
-        known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
-        names = {name.strip().casefold() for name in read_table(root, stores).column_names}
-        return root if names & known else None
+        return root if len(roles_of(read_table(root, stores))) > 1 else None
     if len(roots) > 1 or layout.name not in ("flat", "table"):
         return None
     found = [join(root, name) for name in _LABEL_FILES if stores.of(root).head(join(root, name)) is not None]
@@ -103,7 +154,7 @@ def _labels_uri(roots: Sequence[str], layout: Layout, options: IngestOptions, st
     return found[0] if found else None
 
 
-def _from_sidecars(listing: Listing) -> list[Annotation] | None:
+def _from_sidecars(listing: Listing) -> TableLabels | None:
     """Labels of WebDataset shards (`x.cls`, `x.json` beside `x.jpg`), None where the sidecars tell no class."""
     known = {alias for role in ("label", "class_name") for alias in ALIASES[role]}
     rows: list[dict[str, str]] = []
@@ -113,11 +164,20 @@ def _from_sidecars(listing: Listing) -> list[Annotation] | None:
     columns = {key for row in rows for key in row}
     if not columns & known:
         return None
-    wanted = sorted(columns & {alias for aliases in ALIASES.values() for alias in aliases} - set(ALIASES["path"][1:]))
-    table = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in wanted})
-    return annotate_from_table(table, listing.paths)[0]
+    table = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in sorted(columns)})
+    return annotate_from_table(table, listing.paths)
 
 
 def _is_said_of_image(key: str, text: str) -> bool:
     """Which image a sidecar describes is told by where it lies, by nothing in it; 'subset' may mean anything."""
     return key not in ALIASES["path"] and (key not in ALIASES["split"] or split_named(text) is not None)
+
+
+def _join_subjects(found: Annotated, uri: str, stores: Stores) -> None:
+    """Site and further columns of a table of subjects, for the images of each."""
+    table = read_table(absolute(uri), stores)
+    taken = [*MANIFEST_SCHEMA.names, *(column.field.name for column in found.further)]
+    joined = join_subjects(table, found.rows, taken)
+    found.rows = [replace(row, site=row.site or site) for row, site in zip(found.rows, joined.sites, strict=True)]
+    found.further += joined.further
+    found.said += joined.said

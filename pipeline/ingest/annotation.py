@@ -5,7 +5,7 @@ Takes and gives plain strings and Annotations, one a path; no I/O. The naming ha
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.base.errors import UsageError
@@ -22,6 +22,13 @@ class Annotation:
     subject_id: str | None = None
     split: Split | None = None
     is_ignored: bool = False  # of a class that the user wants in no split and no figure
+    site: str | None = None  # hospital or laboratory
+    is_block: bool = False  # `subject_id` is a block of consecutive file numbers, which only stands in for a subject
+
+    @property
+    def is_used(self) -> bool:
+        """In splits and figures."""
+        return self.class_name is not None and not self.is_ignored
 
 
 UNKNOWN = Annotation()
@@ -48,8 +55,12 @@ def block_id(path: str, annotation: Annotation, size: int) -> str | None:
     if not numbers:
         return None
     group = annotation.class_name or (folders[-1] if folders else "unlabelled")
-    prefix = f"{annotation.split}-" if annotation.split else ""
-    return f"{prefix}{group}-block-{(int(numbers[-1]) - 1) // size + 1:03d}"
+    return f"{group}-block-{(int(numbers[-1]) - 1) // size + 1:03d}"
+
+
+def units_of(annotations: Iterable[Annotation]) -> str:
+    """What their subjects are: 'subjects', or 'blocks' as soon as some only stand in for one."""
+    return "blocks" if any(row.is_block for row in annotations) else "subjects"
 
 
 def with_subjects(
@@ -70,6 +81,11 @@ def with_subjects(
     if subject_pattern is not None:
         return _with_pattern(result, paths, subject_pattern)
     if subject_blocks is not None:
+        if known := next((a.subject_id for a in annotations if a.subject_id and not a.is_block), None):
+            raise UsageError(
+                f"--subject-blocks would replace the subjects that names or a table tell ({known}, ...), and let one "
+                "subject fall on two sides; leave it out"
+            )
         return _with_blocks(result, paths, subject_blocks)
     return result
 
@@ -79,16 +95,18 @@ def subject_reader(pattern: str) -> Callable[[str], str | None]:
 
     Raises UsageError for a pattern that is no such expression.
     """
+    return _reader(pattern, "subject", r"'(?P<subject>P\d+)_'")
+
+
+def _reader(pattern: str, what: str, example: str) -> Callable[[str], str | None]:
+    flag = f"--{what}-pattern '{pattern}'"
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"--subject-pattern '{pattern}' is not a regular expression: {error}") from error
+        raise UsageError(f"{flag} is not a regular expression: {error}") from error
     if not compiled.groups:
-        raise UsageError(
-            f"--subject-pattern '{pattern}' has no group; put parentheses around the subject, e.g. "
-            f"'(?P<subject>P\\d+)_'"
-        )
-    group: str | int = "subject" if "subject" in compiled.groupindex else 1
+        raise UsageError(f"{flag} has no group; put parentheses around the {what}, e.g. {example}")
+    group: str | int = what if what in compiled.groupindex else 1
 
     def read(path: str) -> str | None:
         found = compiled.search(normalize(path))
@@ -97,12 +115,24 @@ def subject_reader(pattern: str) -> Callable[[str], str | None]:
     return read
 
 
+def with_sites(annotations: Sequence[Annotation], paths: Sequence[str], pattern: str) -> list[Annotation]:
+    """The annotations with the site that each path names: group 'site' or first group of a regular expression.
+
+    What a path does not name stays as it was. Raises UsageError for no such expression, or one that finds nothing.
+    """
+    read = _reader(pattern, "site", r"'(?P<site>site[A-Z])/'")
+    sites = [read(path) for path in paths]
+    if annotations and not any(sites):
+        raise UsageError(f"--site-pattern '{pattern}' finds a site in no path, e.g. not in '{paths[0]}'")
+    return [replace(a, site=site or a.site) for a, site in zip(annotations, sites, strict=True)]
+
+
 def _with_pattern(annotations: list[Annotation], paths: Sequence[str], pattern: str) -> list[Annotation]:
     read = subject_reader(pattern)
     subjects = [read(path) for path in paths]
     if annotations and not any(subjects):
         raise UsageError(f"--subject-pattern '{pattern}' finds a subject in no path, e.g. not in '{paths[0]}'")
-    return [replace(a, subject_id=subject) for a, subject in zip(annotations, subjects, strict=True)]
+    return [replace(a, subject_id=subject, is_block=False) for a, subject in zip(annotations, subjects, strict=True)]
 
 
 def _with_blocks(annotations: list[Annotation], paths: Sequence[str], size: int) -> list[Annotation]:
@@ -111,4 +141,6 @@ def _with_blocks(annotations: list[Annotation], paths: Sequence[str], size: int)
     blocks = [block_id(normalize(path), a, size) for path, a in zip(paths, annotations, strict=True)]
     if annotations and not any(blocks):
         raise UsageError(f"--subject-blocks needs numbers in the file names; there is none in e.g. '{paths[0]}'")
-    return [replace(a, subject_id=block) for a, block in zip(annotations, blocks, strict=True)]
+    return [
+        replace(a, subject_id=block, is_block=block is not None) for a, block in zip(annotations, blocks, strict=True)
+    ]

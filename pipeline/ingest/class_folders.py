@@ -67,7 +67,9 @@ def _may_be_subject(name: str) -> bool:
     return bool(re.search(r"\d", name)) and not _FAB.fullmatch(name)
 
 
-def _given_split(folder: str) -> Split | None:
+@lru_cache(maxsize=65_536)
+def given_split(folder: str) -> Split | None:
+    """The part of a set that the outermost folder of such a name means."""
     found = (split_named(_ARCHIVE_SUFFIX.sub("", name)) for name in folder.split("/"))
     return next((split for split in found if split is not None), None)
 
@@ -87,7 +89,7 @@ def read_last_folder(path: str) -> Annotation | None:
     """The last telling folder is the class."""
     folder = path.rpartition("/")[0]
     names = _telling_folders(folder)
-    return Annotation(names[-1], common_label(names[-1]), split=_given_split(folder)) if names else None
+    return Annotation(names[-1], common_label(names[-1]), split=given_split(folder)) if names else None
 
 
 def reader(paths: Sequence[str]) -> Read:
@@ -135,7 +137,7 @@ def _wrapper(telling: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _of(class_name: str, subject: str | None, folder: str) -> Annotation:
-    return Annotation(class_name, common_label(class_name), subject, _given_split(folder))
+    return Annotation(class_name, common_label(class_name), subject, given_split(folder))
 
 
 def _most(pairs: Pairs, holds: Callable[[str, str], object]) -> bool:

@@ -14,11 +14,13 @@ import pyarrow as pa
 from pipeline.base.errors import InputError
 from pipeline.ingest import remarks, splits
 from pipeline.ingest.annotate import IngestOptions, annotate_all
-from pipeline.ingest.annotation import Annotation
+from pipeline.ingest.annotation import Annotation, units_of
 from pipeline.ingest.class_rules import apply_rules, one_spelling
 from pipeline.ingest.copies import find_copies
+from pipeline.ingest.further_columns import Column
 from pipeline.ingest.gather import Listing, read_sources
 from pipeline.ingest.layouts import Layout
+from pipeline.ingest.split_choice import split_images
 from pipeline.sources import manifest
 from pipeline.sources.archives import is_archive
 from pipeline.sources.filters import Filters
@@ -33,7 +35,7 @@ _SYNTHETIC_MARK = "SYNTHETIC.txt"
 class ManifestDraft:
     """A manifest before it is written."""
 
-    table: pa.Table  # MANIFEST_SCHEMA
+    table: pa.Table  # MANIFEST_SCHEMA and further columns
     layout: Layout
     labels_from: str  # 'paths', 'sidecars' or the URI of a table
     split: splits.SplitResult
@@ -71,24 +73,28 @@ def ingest(
     for root in roots:
         _refuse_manifest(root, stores)
     listing = read_sources(roots, filters, stores, limit)
-    layout, annotations, labels_from, warnings = annotate_all(listing, roots, options, stores)
-    annotations, merged = one_spelling(annotations)
+    found = annotate_all(listing, roots, options, stores)
+    annotations, merged = one_spelling(found.rows)
     annotations = apply_rules(annotations, options.classes)
-    warnings += merged
-    copies = find_copies(listing.table, [_is_used(row) for row in annotations], stores)
-    result = _split(annotations, listing.paths, copies, layout, options)
-    table = _manifest_table(listing.table, annotations, result.splits)
-    synthetic = layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
-    if not options.classes.say_labels:
-        warnings += remarks.about_labels(annotations)
-    warnings += remarks.about_copies(copies, annotations, result)
-    warnings = list(dict.fromkeys([*warnings, *result.warnings]))
-    own_words = options.subject_pattern or options.subject_blocks or labels_from != "paths"
-    why = layout.why if result.rule == layout.split_rule and not own_words else ""
-    by_layout = layout.block_size and not options.subject_pattern and labels_from == "paths"
-    ignored = sorted({str(row.class_name) for row in annotations if row.is_ignored})
-    units = "blocks" if options.subject_blocks or by_layout else "subjects"
-    return ManifestDraft(table, layout, labels_from, result, synthetic, listing, warnings, why, ignored, units)
+    copies = find_copies(listing.table, [row.is_used for row in annotations], stores)
+    split, annotations = split_images(annotations, listing.paths, copies, found.layout, options)
+    table = _manifest_table(listing.table, annotations, split.splits, found.further)
+    synthetic = found.layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
+    labels = [] if options.classes.say_labels else remarks.about_labels(annotations)
+    said = [*found.said, *merged, *labels, *remarks.about_copies(copies, annotations, split), *split.warnings]
+    own_words = options.subject_pattern or options.subject_blocks or found.labels_from != "paths"
+    return ManifestDraft(
+        table=table,
+        layout=found.layout,
+        labels_from=found.labels_from,
+        split=split,
+        is_synthetic=synthetic,
+        listing=listing,
+        warnings=list(dict.fromkeys(said)),
+        why=found.layout.why if split.rule == found.layout.split_rule and not own_words else "",
+        ignored=sorted({str(row.class_name) for row in annotations if row.is_ignored}),
+        units=units_of(annotations),
+    )
 
 
 def list_classes(
@@ -101,7 +107,7 @@ def list_classes(
     """What is known of each image before anything is split: for those who want to see the classes first."""
     roots = [absolute(source) for source in sources]
     listing = read_sources(roots, filters, stores, limit)
-    annotations, _ = one_spelling(annotate_all(listing, roots, options, stores)[1])
+    annotations, _ = one_spelling(annotate_all(listing, roots, options, stores).rows)
     return apply_rules(annotations, options.classes)
 
 
@@ -120,56 +126,17 @@ def _is_marked_synthetic(root: str, stores: Stores) -> bool:
     return stores.of(root).head(join(folder, _SYNTHETIC_MARK)) is not None
 
 
-# ---- split and table ---------------------------------------------------------------------------------------
-
-
-def _is_used(row: Annotation) -> bool:
-    return row.class_name is not None and not row.is_ignored
-
-
-def _split(
-    annotations: Sequence[Annotation],
-    paths: Sequence[str],
-    copies: Sequence[Sequence[int]],
-    layout: Layout,
-    options: IngestOptions,
-) -> splits.SplitResult:
-    """The split by the user's rule, else by the layout's honest one; refuses a subject on two sides."""
-    rule = options.split_rule
-    if rule == "auto":
-        rule = layout.split_rule
-        if rule == "images" and (options.subject_pattern or options.subject_blocks):
-            rule = "subjects"
-    subjects = [row.subject_id for row in annotations]
-    groups: list[int | None] = [None] * len(paths)
-    for number, rows in enumerate(copies):
-        for row in rows:
-            groups[row] = number
-    result = splits.assign_splits(
-        [row.class_name if _is_used(row) else None for row in annotations],
-        subjects,
-        [row.split for row in annotations],
-        keys=paths,
-        groups=groups,
-        labels=[row.label for row in annotations],
-        fractions=options.fractions,
-        seed=options.seed,
-        rule=rule,
-    )
-    if result.rule != "images":
-        splits.check_leaks(subjects, result.splits, keys=paths)
-    return result
-
-
-def _manifest_table(listing: pa.Table, annotations: Sequence[Annotation], split: Sequence[str | None]) -> pa.Table:
-    columns = {
-        "label": [row.label for row in annotations],
-        "class_name": [row.class_name for row in annotations],
-        "subject_id": [row.subject_id for row in annotations],
-        "split": list(split),
-    }
-    arrays = [pa.array(columns[column.name], column.type) for column in manifest.LABEL_FIELDS]
-    return pa.Table.from_arrays([*listing.columns, *arrays], schema=manifest.MANIFEST_SCHEMA)
+def _manifest_table(
+    listing: pa.Table, annotations: Sequence[Annotation], split: Sequence[str | None], further: Sequence[Column]
+) -> pa.Table:
+    columns = {field.name: [getattr(row, field.name, None) for row in annotations] for field in manifest.LABEL_FIELDS}
+    columns["split"] = list(split)
+    table = listing
+    for field in manifest.LABEL_FIELDS:
+        table = table.append_column(field, pa.array(columns[field.name], field.type))
+    for column in further:
+        table = table.append_column(column.field, column.values)
+    return table
 
 
 def counts(table: pa.Table) -> manifest.Counts:

@@ -34,7 +34,8 @@ def hidden(draft: ManifestDraft, names: Names) -> ManifestDraft:
 
 
 def _without(text: str, paths: Sequence[str], subjects: Iterable[str | None], names: Names) -> str:
-    """A sentence that may name images and subjects as examples."""
+    """A sentence without its examples, which may be files and subjects that no image has, and without names."""
+    text = text.partition(", e.g. ")[0]
     for subject in sorted({subject for subject in subjects if subject is not None and subject in text}, key=len)[::-1]:
         text = re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", str(names.subject(subject)), text)
     return names.scrubbed(text, [path for path in paths if posixpath.basename(path) in text])

@@ -1,20 +1,25 @@
 """Labels from a table (CSV or Parquet, already read into Arrow) joined to the paths of the images.
 
-A row names its image by path relative to the source, by URI, by any unique end of the path, or by file name,
-with or without extension. Every row must find exactly one image; images without a row stay unlabelled.
+Each row names one image; `table_paths` finds it. Images without a row stay unlabelled, rows without an image are said,
+and half of them are an error.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.base.errors import InputError
-from pipeline.ingest.annotation import UNKNOWN, Annotation, normalize
-from pipeline.ingest.class_names import common_label
+from pipeline.ingest.annotation import UNKNOWN, Annotation
+from pipeline.ingest.class_names import common_label, folded
+from pipeline.ingest.further_columns import Column, further_columns
 from pipeline.ingest.split_names import Split, split_named
+from pipeline.ingest.table_paths import AMBIGUOUS, Located, locate, why_unmatched
+from pipeline.sources.manifest import MANIFEST_SCHEMA
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "path": (
@@ -25,53 +30,101 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "class_name": ("class_name", "class", "category", "cell_type", "type", "diagnosis"),
     "subject_id": ("subject_id", "subject", "patient_id", "patient", "case_id", "case", "donor"),
     "split": ("split", "subset", "partition", "set"),
+    "site": (
+        "site", "site_id", "hospital", "centre", "center", "institution", "institute", "clinic", "laboratory", "lab",
+    ),
 }  # fmt: skip
 _LABEL_WORDS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 _WHOLE = re.compile(r"^(\d+)\.0+$")
 _NAMED = 5  # rows named in an error
+_EXAMPLES = 3  # of each reason
+_FEW = 0.05  # of the images, without a row in a table that is of a larger set
+_FEWEST_CLASSES = 2  # columns of 0 and 1 that may be classes
 _C_NMC_NAME = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class TableLabels:
+    """What a table says. `annotations` and the values of `further`: one a path, in order."""
+
+    annotations: list[Annotation]  # UNKNOWN for paths without a row
+    further: list[Column]
+    said: list[str]  # what a person should know, in sentences
+    tells_class: bool
+
+
 def annotate_from_table(
-    rows: pa.Table, paths: Sequence[str], *, folder: str = "", allow_unmatched: bool = False
-) -> tuple[list[Annotation], int]:
-    """One annotation a path, in order, UNKNOWN for paths without a row; and how many rows name no path.
+    rows: pa.Table,
+    paths: Sequence[str],
+    *,
+    base: str = "",
+    folder: str = "",
+    is_part: bool = False,
+    needs_class: bool = True,
+) -> TableLabels:
+    """What the rows say of the images at `paths`, which lie below `base`.
 
-    `rows` needs a column that names the image and a column `label` or `class_name` (or one of their
-    `ALIASES`, in any case); `subject_id` and `split` are optional. A `label` of 0/1, true/false or yes/no is
-    a label; any other values are class names. `folder`: where the table lies below the source; names that several
-    images have are looked for there first. Raises InputError naming missing columns, rows of an unknown or
-    ambiguous image, and doubled rows. `allow_unmatched` lets rows pass whose image is not in `paths` (a table
-    of a larger set).
+    `rows` needs a column that names the image and one of `label`, `class_name`, `subject_id`, `split`, `site` (or of
+    their `ALIASES`, in any case), or a column of 0 and 1 for each class. A `label` of 0/1, true/false or yes/no is a
+    label; any other values are class names. All other columns are kept as `further`. `folder`: where the table lies
+    below the source. `is_part`: the paths are a part of the source by the user's word. `needs_class`: nothing else
+    tells the classes.
+
+    Raises InputError naming missing columns, doubled rows, rows that fit several images, and rows without an image
+    where they are half of all: but for a table of a larger set, where nearly every image has found its row.
     """
-    columns = _columns(rows)
-    found = _locate(columns["path"], paths, folder)
-    _check_matches(columns["path"], found, allow_unmatched)
-    annotations = _annotations(columns, rows.num_rows)
-    result = [UNKNOWN] * len(paths)
-    for annotation, position in zip(annotations, found, strict=True):
-        if position is not None and position >= 0:
-            result[position] = annotation
-    return result, sum(position is None for position in found)
+    rows, roles = distinct(rows), roles_of(rows)
+    columns = {role: rows.column(name).to_pylist() for role, name in roles.items()}
+    _check_columns(rows, columns)
+    names = [as_text(value) or "" for value in columns["path"]]
+    found = locate(names, paths, base=base, folder=folder)
+    _check_matches(names, found)
+    said = _about_matches(names, found, paths, is_part)
+    classes: list[str] = []
+    if not columns.keys() & {"label", "class_name"} and (needs_class or len(columns) == 1):
+        classes, of_row, odd = _one_hot(rows, roles)
+        columns |= {"class_name": of_row} if classes else {}
+        said += odd
+    annotations = [UNKNOWN] * len(paths)
+    row_of: list[int | None] = [None] * len(paths)
+    for row, annotation in enumerate(_annotations(columns, rows.num_rows)):
+        if (position := found.positions[row]) is not None:
+            annotations[position], row_of[position] = annotation, row
+    others = [name for name in rows.column_names if name.strip() and name not in {*roles.values(), *classes}]
+    further = further_columns(rows, others, "image", MANIFEST_SCHEMA.names)
+    tells_class = bool(columns.keys() & {"label", "class_name"})
+    return TableLabels(annotations, [column.at(row_of) for column in further], said, tells_class)
 
 
-def _columns(rows: pa.Table) -> dict[str, list[Any]]:
-    by_name = {name.strip().casefold(): name for name in rows.column_names}
-    columns: dict[str, list[Any]] = {}
-    for role, aliases in ALIASES.items():
-        if name := next((by_name[alias] for alias in aliases if alias in by_name), None):
-            if rows.column_names.count(name) > 1:
-                raise InputError(f"the table of labels has several columns called {name!r}; keep one")
-            columns[role] = rows.column(name).to_pylist()
+def roles_of(rows: pa.Table, roles: Sequence[str] = tuple(ALIASES)) -> dict[str, str]:
+    """Role -> the column that has it. Raises InputError where two columns of that name are there."""
+    by_name = {folded(name): name for name in reversed(rows.column_names)}
+    found = {role: next((by_name[folded(a)] for a in ALIASES[role] if folded(a) in by_name), None) for role in roles}
+    for name in found.values():
+        if rows.column_names.count(name) > 1:
+            raise InputError(f"the table has several columns called {name!r}; keep one")
+    return {role: name for role, name in found.items() if name is not None}
+
+
+def distinct(rows: pa.Table) -> pa.Table:
+    """With a number behind the second and later columns of one name, but for those that have a role."""
+    roles, seen = set(roles_of(rows).values()), Counter[str]()
+    names = []
+    for name in rows.column_names:
+        seen[name] += 1
+        names.append(name if seen[name] == 1 or name in roles else f"{name} {seen[name]}")
+    return rows.rename_columns(names)
+
+
+def _check_columns(rows: pa.Table, columns: Mapping[str, list[Any]]) -> None:
     have = f"the table of labels has the columns {', '.join(rows.column_names) or '(none)'}"
     if "path" not in columns:
         raise InputError(f"{have}, none of which names the image; call one of them 'path' (or {_or('path')})")
-    if "label" not in columns and "class_name" not in columns:
+    if len(columns) == 1 and not _class_columns(rows, []):
         raise InputError(
             f"{have}, but no label; call one of them 'label' (0 or 1; or {_or('label')}) "
-            f"or 'class_name' (or {_or('class_name')})"
+            f"or 'class_name' (or {_or('class_name')}), or give a column of 0 and 1 for each class"
         )
-    return columns
 
 
 def _or(role: str) -> str:
@@ -80,74 +133,9 @@ def _or(role: str) -> str:
 
 # ---- which image a row means -------------------------------------------------------------------------------
 
-_AMBIGUOUS = -1
 
-
-def _locate(names: Sequence[Any], paths: Sequence[str], folder: str) -> list[int | None]:
-    """Position in `paths` of every row's image: None where there is none, _AMBIGUOUS where there are several."""
-    plain = [normalize(path) for path in paths]
-    found = _locate_among(names, plain)
-    inside = [position for position, path in enumerate(plain) if path.startswith(f"{folder}/")] if folder else []
-    if not inside:
-        return found
-    beside = _locate_among(names, [plain[position][len(folder) + 1 :] for position in inside])
-    return [
-        inside[near] if near is not None and near >= 0 and far == _AMBIGUOUS else far
-        for near, far in zip(beside, found, strict=True)
-    ]
-
-
-def _locate_among(names: Sequence[Any], plain: Sequence[str]) -> list[int | None]:
-    exact = _index(plain)
-    endings: dict[tuple[int, bool], dict[str, int]] = {}  # (folders kept, extension cut) -> ending -> position
-
-    def by_ending(name: str, cut: bool) -> int | None:
-        depth = name.count("/") + 1
-        if (depth, cut) not in endings:
-            ends = ("/".join(path.split("/")[-depth:]) for path in plain)
-            endings[depth, cut] = _index(_without_extension(end) if cut else end for end in ends)
-        return endings[depth, cut].get(name)
-
-    def locate(value: Any) -> int | None:
-        name = normalize(str(value)) if value is not None else ""
-        if not name:
-            return None
-        if name in exact:
-            return exact[name]
-        rooted = "://" in str(value) or str(value).startswith("/")
-        tail = name.partition("://")[2] or name
-        while "/" in tail:  # drop leading folders one by one; only a full address may shrink to a bare file name
-            tail = tail.partition("/")[2]
-            if tail in exact and (rooted or "/" in tail):
-                return exact[tail]
-        if rooted:
-            return None
-        position = by_ending(name, cut=False)
-        return by_ending(name, cut=True) if position is None else position
-
-    return [locate(value) for value in names]
-
-
-def _index(names: Iterable[str]) -> dict[str, int]:
-    index: dict[str, int] = {}
-    for position, name in enumerate(names):
-        index[name] = _AMBIGUOUS if name in index else position
-    return index
-
-
-def _without_extension(path: str) -> str:
-    folder, slash, name = path.rpartition("/")
-    return folder + slash + (name.rpartition(".")[0] or name)
-
-
-def _check_matches(names: Sequence[Any], found: Sequence[int | None], allow_unmatched: bool) -> None:
-    missing = [f"row {row} '{names[row]}'" for row, position in enumerate(found) if position is None]
-    if missing and (not allow_unmatched or len(missing) == len(found)):
-        raise InputError(
-            f"{len(missing)} of {len(found)} rows of the table of labels name no image of the source: "
-            f"{_some(missing)}; paths must be relative to the source, or its file names"
-        )
-    several = [f"row {row} '{names[row]}'" for row, position in enumerate(found) if position == _AMBIGUOUS]
+def _check_matches(names: Sequence[str], found: Located) -> None:
+    several = [f"row {row} '{names[row]}'" for row, position in enumerate(found.positions) if position == AMBIGUOUS]
     if several:
         raise InputError(
             f"{len(several)} rows of the table of labels fit several images: {_some(several)}; "
@@ -155,11 +143,39 @@ def _check_matches(names: Sequence[Any], found: Sequence[int | None], allow_unma
         )
     first: dict[int, int] = {}
     doubled = []
-    for row, position in enumerate(found):
+    for row, position in enumerate(found.positions):
         if position is not None and first.setdefault(position, row) != row:
             doubled.append(f"rows {first[position]} and {row} '{names[row]}'")
     if doubled:
         raise InputError(f"the table of labels names {len(doubled)} images twice: {_some(doubled)}; keep one row each")
+
+
+def _about_matches(names: Sequence[str], found: Located, paths: Sequence[str], is_part: bool) -> list[str]:
+    """What was looked past, and what found nothing on either side."""
+    said = [f"{count:,} rows of the table name their image but for {past}" for past, count in found.past.items()]
+    missing = [row for row, position in enumerate(found.positions) if position is None]
+    bare = set(range(len(paths))).difference(position for position in found.positions if position is not None)
+    if missing:
+        reasons: dict[str, list[str]] = {}
+        for row, (reason, named) in zip(missing, why_unmatched([names[row] for row in missing], paths), strict=True):
+            reasons.setdefault(reason, []).append(f"row {row} {named}")
+        told = "; ".join(
+            f"{len(rows):,} {reason}, e.g. {', '.join(rows[:_EXAMPLES])}"
+            for reason, rows in sorted(reasons.items(), key=lambda item: -len(item[1]))
+        )
+        is_partial = len(bare) > _FEW * len(paths) and not is_part
+        sentence = f"{len(missing):,} of {len(names):,} rows of the table of labels name no image of the source: {told}"
+        if len(missing) == len(names) or (2 * len(missing) >= len(names) and is_partial):
+            listed = _some([f"'{path}'" for path in paths[:_EXAMPLES]])
+            raise InputError(
+                f"{sentence}; listed are e.g. {listed}; write the paths relative to the source, or their "
+                "file names, or leave out the rows of images that lie elsewhere"
+            )
+        said.append(sentence)
+    if bare:
+        examples = ", ".join(f"'{paths[at]}'" for at in sorted(bare)[:_EXAMPLES])
+        said.append(f"{len(bare):,} of {len(paths):,} images have no row in the table of labels, e.g. {examples}")
+    return said
 
 
 def _some(items: Sequence[str]) -> str:
@@ -169,10 +185,46 @@ def _some(items: Sequence[str]) -> str:
 # ---- what a row says ---------------------------------------------------------------------------------------
 
 
+def _class_columns(rows: pa.Table, taken: Iterable[str]) -> list[str]:
+    """Columns that hold nothing but 0 and 1, and both of them: each may be a class."""
+    others = [name for name in rows.column_names if name.strip() and name not in taken]
+    found = [name for name in others if {_is_set(value) for value in rows[name].unique().to_pylist()} == {True, False}]
+    return found if len(found) >= _FEWEST_CLASSES else []
+
+
+def _is_set(value: Any) -> bool | None:
+    return {"1": True, "true": True, "0": False, "false": False}.get((_label_text(value) or "").casefold())
+
+
+def _one_hot(rows: pa.Table, roles: Mapping[str, str]) -> tuple[list[str], list[str | None], list[str]]:
+    """(columns that are classes, the class of each row whose 1 is in one of them, what to know, in sentences).
+
+    Half of the rows with a 1 in none or several columns: they are something else, and nothing is left that tells a
+    class. Raises InputError where the table says nothing else either.
+    """
+    classes = _class_columns(rows, roles.values())
+    ones = [[bool(_is_set(value)) for value in rows[name].to_pylist()] for name in classes]
+    of_row = [[name for name, is_set in zip(classes, row, strict=True) if is_set] for row in zip(*ones, strict=True)]
+    odd = [f"row {row} ({' and '.join(names) or 'none'})" for row, names in enumerate(of_row) if len(names) != 1]
+    columns, examples = ", ".join(classes), ", ".join(odd[:_EXAMPLES])
+    if 2 * len(odd) >= len(of_row):
+        if len(roles) > 1:
+            return [], [], []
+        raise InputError(
+            f"the table of labels has no label, and its columns of 0 and 1 ({columns}) are not one class a row: "
+            f"{len(odd)} of {len(of_row)} rows have a 1 in none or several, e.g. {examples}; keep the columns of "
+            "classes only, or give a column 'label' or 'class_name'"
+        )
+    said = [f"the columns {columns} of the table hold 0 and 1: each is taken for a class"]
+    if odd:
+        said.append(f"{len(odd):,} rows of the table have a 1 in none or several of these: no class, e.g. {examples}")
+    return classes, [names[0] if len(names) == 1 else None for names in of_row], said
+
+
 def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotation]:
     nothing: list[Any] = [None] * n_rows
     labels = [_label_text(value) for value in columns.get("label", nothing)]
-    classes = [_text(value) for value in columns.get("class_name", nothing)]
+    classes = [as_text(value) for value in columns.get("class_name", nothing)]
     known = {value for value in labels if value is not None}
     words = {value: _LABEL_WORDS.get(value.casefold(), common_label(value)) for value in known}
     if "class_name" in columns and (unread := sorted(value for value in known if words[value] is None)):
@@ -185,18 +237,19 @@ def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotati
             classes = labels
             words = {value: common_label(value) for value in known}
     splits = _splits(columns.get("split", nothing))
-    subjects = [_text(value) for value in columns.get("subject_id", nothing)]
+    subjects = [as_text(value) for value in columns.get("subject_id", nothing)]
+    sites = [as_text(value) for value in columns.get("site", nothing)]
     result = []
-    for label, class_name, subject, split in zip(labels, classes, subjects, splits, strict=True):
+    for label, class_name, subject, split, site in zip(labels, classes, subjects, splits, sites, strict=True):
         number = words[label] if label is not None else common_label(class_name) if class_name else None
         if subject and (cell := _C_NMC_NAME.search(subject)):  # its 'Patient_ID' holds the names of files
             class_name = cell[2].lower() if "class_name" not in columns else class_name
             subject = cell[1].upper()
-        result.append(Annotation(class_name, number, subject, split))
+        result.append(Annotation(class_name, number, subject, split, site=site))
     return result
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """A cell as text: 3.0 is '3', True is 'true', empty and NaN are None."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -208,13 +261,13 @@ def _text(value: Any) -> str | None:
 
 
 def _label_text(value: Any) -> str | None:
-    """As `_text`; '1.0', which pandas writes where a column of integers has a gap, is '1'."""
-    text = _text(value)
+    """As `as_text`; '1.0', which pandas writes where a column of integers has a gap, is '1'."""
+    text = as_text(value)
     return _WHOLE.sub(r"\1", text) if text is not None else None
 
 
 def _splits(values: Sequence[Any]) -> list[Split | None]:
-    texts = [_text(value) for value in values]
+    texts = [as_text(value) for value in values]
     if unknown := sorted({text for text in texts if text is not None and split_named(text) is None}):
         raise InputError(
             f"the split column of the table of labels holds {_some(unknown)}; write train, validation or test"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.annotation import UNKNOWN, Annotation, block_id, normalize, with_subjects
-from pipeline.ingest.class_folders import names_classes, read_last_folder, reader, telling_folder
+from pipeline.ingest.class_folders import given_split, names_classes, read_last_folder, reader, telling_folder
 from pipeline.ingest.splits import SplitRule
 
 _RECOGNIZED_SHARE = 0.5  # of all paths: public sets carry unlabelled parts (30 % of C-NMC 2019)
@@ -49,8 +49,13 @@ class Layout:
         """The annotation of one path; UNKNOWN where the path is not of this layout."""
         plain = normalize(path)
         annotation = self.read(plain) or UNKNOWN
-        if self.block_size and annotation.class_name is not None:
-            return replace(annotation, subject_id=block_id(plain, annotation, self.block_size))
+        if annotation.class_name is None:
+            return annotation
+        if annotation.split is None:  # folders of parts that somebody made of a known set
+            annotation = replace(annotation, split=given_split(plain.rpartition("/")[0]))
+        if self.block_size:
+            block = block_id(plain, annotation, self.block_size)
+            annotation = replace(annotation, subject_id=block, is_block=block is not None)
         return annotation
 
 
@@ -286,9 +291,4 @@ def annotate(
 ) -> list[Annotation]:
     """One annotation a path, in order, by the layout and what the user says of subjects."""
     annotations = [layout.annotate(path) for path in paths]
-    if subject_blocks is not None and layout.block_size is None and any(a.subject_id for a in annotations):
-        raise UsageError(
-            f"--subject-blocks would replace the subjects that the layout '{layout.name}' reads from the "
-            "names, and let one subject fall on two sides; leave it out"
-        )
     return with_subjects(annotations, paths, subject_pattern=subject_pattern, subject_blocks=subject_blocks)

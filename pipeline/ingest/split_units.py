@@ -18,7 +18,7 @@ FREE = -1  # a row or unit without a split
 
 @dataclass
 class Rows:
-    """The labelled rows, column by column. `given`: index into SPLITS, or FREE."""
+    """The labelled rows, column by column. `given`: index into SPLITS, or FREE. `called`: what the subjects are."""
 
     classes: list[str]
     subjects: list[str | None]
@@ -26,6 +26,7 @@ class Rows:
     names: list[str]
     groups: list[Hashable | None]
     labels: list[int | None]
+    called: str = "subjects"
 
 
 @dataclass

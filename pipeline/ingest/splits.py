@@ -20,6 +20,8 @@ from pipeline.ingest.split_units import FREE, Ints, Rows, Units, make_units
 from pipeline.sources.manifest import SPLITS
 
 SplitRule = Literal["auto", "subjects", "images", "given"]
+Use = Literal["split", "test"]  # what the images are for
+FRACTIONS = (0.7, 0.15, 0.15)  # of train, validation and test
 
 Value = TypeVar("Value")
 
@@ -48,9 +50,10 @@ def assign_splits(
     keys: Sequence[str] | None = None,
     groups: Sequence[Hashable | None] | None = None,
     labels: Sequence[int | None] | None = None,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     rule: SplitRule = "auto",
+    units: str = "subjects",
 ) -> SplitResult:
     """Split the rows that have a class into train, validation and test.
 
@@ -58,7 +61,7 @@ def assign_splits(
     rows of one group (copies of one image) stay on one side. `labels`: 0 or 1, both wanted in every split. `rule`:
     'given' keeps given splits and takes what is missing from train; 'subjects' and 'images' ignore given splits;
     'images' ignores subjects too, which is only honest where there are none; 'auto' takes the first of given,
-    subjects, images that the rows allow.
+    subjects, images that the rows allow. `units`: what subjects are called.
 
     With too few units to fill every split all rows stay without one, and a warning says why: enough for scoring.
     Raises InputError when a given split divides a subject.
@@ -75,7 +78,6 @@ def assign_splits(
     rule = _choose_rule(rule, of_labelled(subjects), of_labelled(given))
     if not labelled:
         return SplitResult([*nothing], "none", "no image has a label, so there is nothing to split")
-    warnings = _rule_warnings(rule, of_labelled(subjects))
     if rule == "given":
         check_leaks(subjects, given, keys=names)
     rows = Rows(
@@ -85,10 +87,24 @@ def assign_splits(
         names=of_labelled(names),
         groups=of_labelled(groups or nothing),
         labels=of_labelled(labels or nothing),
+        called=units,
     )
-    found = _split_labelled(rows, shares, rule, seed, warnings)
+    found = _split_labelled(rows, shares, rule, seed, _rule_warnings(rule, of_labelled(subjects)))
     splits = dict(zip(labelled, found.splits, strict=True))
     return replace(found, splits=[splits.get(row) for row in range(len(class_names))])
+
+
+def all_test(
+    class_names: Sequence[str | None], subject_ids: Sequence[str | None], units: str = "subjects"
+) -> SplitResult:
+    """Every row with a class in test, for a model from elsewhere."""
+    splits = ["test" if name is not None else None for name in class_names]
+    names = {name for name in class_names if name is not None}
+    subjects = {one for one, split in zip(subject_ids, splits, strict=True) if split and one is not None}
+    count = sum(split is not None for split in splits)
+    classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
+    reason = f"all images are for testing (--use test): {count} images of {classes}, {len(subjects)} {units}"
+    return SplitResult(splits, "test", reason)
 
 
 def _split_labelled(
@@ -127,7 +143,7 @@ def check_leaks(
     raise InputError(
         f"{len(leaks)} subjects are in more than one split, so figures would measure memory: "
         f"{'; '.join(some)}{more}; "
-        "correct the splits, or let them be made anew by subject"
+        "correct the splits, or let them be made anew by subject (--split-rule subjects)"
     )
 
 
@@ -140,7 +156,7 @@ def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     if not valid or abs(train + validation + test - 1) > 1e-6:
         raise UsageError(
             f"split fractions must be three numbers (train validation test) that sum to 1, train above 0; "
-            f"got {fractions}"
+            f"got {fractions}; --use test makes a set for testing alone"
         )
     return train, validation, test
 
@@ -185,12 +201,14 @@ def _reason(rule: SplitRule, rows: Rows, units: Units, seed: int) -> str:
     n_subjects = len({subject for subject in rows.subjects if subject is not None})
     n_classes = len(set(rows.classes))
     classes = "1 class" if n_classes == 1 else f"{n_classes} classes"
-    what = f"{len(rows.classes)} images of {classes}, {n_subjects} subjects, seed {seed}"
+    what = f"{len(rows.classes)} images of {classes}, {n_subjects} {rows.called}, seed {seed}"
     if rule == "given":
         made = bool((units.given == FREE).any())
         return f"given splits are kept{', what is missing is taken from train' if made else ''}: {what}"
     if rule == "subjects":
-        return f"every subject is in one split only, classes are balanced over the splits: {what}"
+        return (
+            f"every {rows.called.removesuffix('s')} is in one split only, classes are balanced over the splits: {what}"
+        )
     return f"images are drawn at random within each class: {what}"
 
 

@@ -1,6 +1,7 @@
 """The manifest: one typed row an image, in Parquet. Every step after listing knows only this.
 
-A manifest is a folder with `part-*.parquet` (MANIFEST_SCHEMA) and `manifest.json` (`ManifestInfo`), on disk or on S3.
+A manifest is a folder with `part-*.parquet` (MANIFEST_SCHEMA, then the further columns of whoever made it) and
+`manifest.json` (`ManifestInfo`), on disk or on S3.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ LABEL_FIELDS = [
     described("class_name", pa.string(), "class, as the source names it"),
     described("subject_id", pa.string(), "patient; null where the source names none"),
     described("split", pa.string(), "train, validation or test"),
+    described("site", pa.string(), "hospital or laboratory; null where nothing names one"),
 ]
 MANIFEST_SCHEMA = pa.schema(
     LOCATION_FIELDS + LABEL_FIELDS, metadata={"leukoray.manifest_version": str(MANIFEST_VERSION)}
@@ -49,6 +51,7 @@ class ManifestRow(ListingRow):
     class_name: str | None
     subject_id: str | None
     split: str | None
+    site: str | None = None
 
 
 class Counts(BaseModel):
@@ -73,7 +76,7 @@ class ManifestInfo(BaseModel):
     source: list[str] = []  # URIs
     layout: str = ""  # name of an ingest layout
     labels_from: str = "paths"  # 'paths', 'sidecars' or the URI of a table
-    split_rule: str = ""  # given, subjects, images or none
+    split_rule: str = ""  # given, subjects, images, test (all of it, by the user's word) or none
     split_reason: str = ""  # a sentence
     units: str = "subjects"  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
     warnings: list[str] = []  # sentences
@@ -95,8 +98,13 @@ class Manifest:
     """A manifest read into memory (about 200 bytes an image)."""
 
     uri: str
-    table: pa.Table  # MANIFEST_SCHEMA
+    table: pa.Table  # MANIFEST_SCHEMA and further columns
     info: ManifestInfo
+
+    @property
+    def further(self) -> list[str]:
+        """Columns beside those of MANIFEST_SCHEMA: what tables said of images and subjects."""
+        return [name for name in self.table.column_names if name not in MANIFEST_SCHEMA.names]
 
     def split(self, name: str) -> list[ManifestRow]:
         return read_rows(self.table.filter(pc.equal(self.table["split"], name)), ManifestRow)
@@ -115,8 +123,8 @@ def write_manifest(out: str, tables: Iterable[pa.Table], info: ManifestInfo, sto
     """Write parts, then `manifest.json` last; a manifest without it is refused by `read_manifest`."""
     out = absolute(out)
     store = stores.of(out)
-    parts = [table.cast(MANIFEST_SCHEMA) for table in tables]
-    whole = pa.concat_tables(parts) if parts else MANIFEST_SCHEMA.empty_table()
+    parts = [_completed(table) for table in tables]
+    whole = pa.concat_tables(parts, promote_options="default") if parts else MANIFEST_SCHEMA.empty_table()
     info = info.model_copy(
         update={"version": MANIFEST_VERSION, "digest": table_digest(whole), "images": whole.num_rows}
     )
@@ -127,6 +135,21 @@ def write_manifest(out: str, tables: Iterable[pa.Table], info: ManifestInfo, sto
         store.write(join(out, f"part-{number:05d}.parquet"), to_parquet(part))
     store.write(join(out, "manifest.json"), json.dumps(info.model_dump(), indent=2).encode())
     return Manifest(out, whole, info)
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """With the columns of MANIFEST_SCHEMA first, those that older versions did not write as nulls; then all others.
+
+    Raises ValueError where one is missing that every version wrote, or is of another type.
+    """
+    further = [field for field in table.schema if field.name not in MANIFEST_SCHEMA.names]
+    schema = pa.schema([*MANIFEST_SCHEMA, *further], metadata=MANIFEST_SCHEMA.metadata)
+    for field in MANIFEST_SCHEMA:
+        if field.name not in table.schema.names:
+            if not field.nullable:
+                raise ValueError(f"no column {field.name}")
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
 
 
 def is_manifest(uri: str, stores: Stores = Stores()) -> bool:
@@ -168,7 +191,7 @@ def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:
     store = stores.of(uri)
     try:
         tables = [pq.read_table(io.BytesIO(store.read(name).data)) for name in part_uris(uri, stores)]
-        table = pa.concat_tables([item.cast(MANIFEST_SCHEMA) for item in tables])
+        table = pa.concat_tables([_completed(item) for item in tables], promote_options="default")
     except StoreError as error:
         raise error.refusal() from error
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import re
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,6 +14,8 @@ from pipeline.storage.types import StoreError
 
 SUFFIXES = (".csv", ".parquet")
 _DELIMITERS = ",;\t"
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\1*\r?\n', re.IGNORECASE)  # Excel's own first line
+_QUOTED = re.compile(r'"[^"]*"')
 _NOTHING = ["", "NaN", "nan", "NULL", "null"]
 
 
@@ -23,7 +26,8 @@ def is_table(name: str) -> bool:
 def read_table(uri: str, stores: Stores = Stores()) -> pa.Table:
     """All columns, those of a CSV as text: '007' stays so.
 
-    A CSV has commas, semicolons or tabs, and is UTF-8, UTF-16 by its mark, or else Windows-1252, as Excel writes it.
+    A CSV has commas, semicolons or tabs, or what a first line `sep=` says, and is UTF-8, UTF-16 by its mark, or else
+    Windows-1252, as Excel writes it.
 
     Raises InputError when it is missing or neither CSV nor Parquet.
     """
@@ -37,9 +41,14 @@ def read_table(uri: str, stores: Stores = Stores()) -> pa.Table:
 
 
 def _read_csv(data: bytes) -> pa.Table:
-    text = _decoded(data)
-    data, header = text.encode(), text.split("\n", 1)[0]
-    parse = pyarrow.csv.ParseOptions(delimiter=max(_DELIMITERS, key=header.count), newlines_in_values=True)
+    text = _decoded(data).lstrip("\r\n")
+    if said := _SEPARATOR.match(text):
+        text, delimiter = text[said.end() :], said[1]
+    else:
+        header = _QUOTED.sub("", text.split("\n", 1)[0])
+        delimiter = max(_DELIMITERS, key=header.count)
+    data = text.encode()
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     first = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse)
     types = {name: pa.string() for name in first.schema.names}
     convert = pyarrow.csv.ConvertOptions(column_types=types, null_values=_NOTHING, strings_can_be_null=True)

@@ -43,6 +43,11 @@ class LabelledRows:
 
 def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclass"] = "auto") -> LabelledRows:
     """The train and validation rows with their targets. Raises InputError when there is nothing to learn from them."""
+    if manifest.info.split_rule == "test":
+        raise InputError(
+            f"{manifest.uri}: is for testing alone (leukoray ingest --use test), so nothing is learnt from it; "
+            "train on another manifest, or ingest again without --use test"
+        )
     known = manifest.table.filter(pc.is_in(manifest.table["split"], pa.array(["train", "validation"])))
     labels = set(pc.unique(known["label"].drop_null()).to_pylist())
     names = sorted(pc.unique(known["class_name"].drop_null()).to_pylist())

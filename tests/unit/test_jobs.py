@@ -86,6 +86,13 @@ def test_a_divided_subject_is_refused_unless_the_split_by_image_was_asked_for(
     assert "figures are inflated" in captured.out and "fewer workers" in captured.err
 
 
+def test_a_manifest_for_testing_alone_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "split": "test"} for row in cell_images(tmp_path / "images", 4)]
+    manifest = manifest_of(rows, tmp_path / "manifest", split_rule="test").uri
+    assert train.command([manifest, "--out", str(tmp_path / "models")]) == 3
+    assert "is for testing alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [

@@ -15,14 +15,18 @@ EXAMPLES = [
     ("kaggle-blood-cells", f"{KAGGLE}/TRAIN/EOSINOPHIL/_0_1169.jpeg", Annotation("EOSINOPHIL", None, None, "train")),
     ("kaggle-blood-cells", f"{KAGGLE}/TEST/MONOCYTE/_0_2.jpeg", Annotation("MONOCYTE", None, None, "test")),
     ("kaggle-blood-cells", f"{KAGGLE}/TEST_SIMPLE/MONOCYTE/_0_2.jpeg", Annotation("MONOCYTE", None, None, "test")),
-    ("c-nmc-2019", "training_data/fold_0/all/UID_11_10_1_all.bmp", Annotation("all", 1, "11")),
+    ("c-nmc-2019", "training_data/fold_0/all/UID_11_10_1_all.bmp", Annotation("all", 1, "11", "train")),
     ("c-nmc-2019", "fold_1/all/UID_11_5_4_all (1).bmp", Annotation("all", 1, "11")),
     ("c-nmc-2019", "fold_1/hem/UID_H11_5_4_hem.bmp", Annotation("hem", 0, "H11")),
-    ("all-idb2", "ALL_IDB2/img/Im012_1.tif", Annotation("lymphoblast", 1, "lymphoblast-block-002")),
-    ("all-idb2", "Im131_0.jpg", Annotation("healthy", 0, "healthy-block-014")),
-    ("taleqani-all", "Original/Benign/WBC-Benign-036.jpg", Annotation("Benign", 0, "Benign-block-001")),
-    ("taleqani-all", "Original/Early/WBC-Malignant-Early-073.jpg", Annotation("Early", 1, "Early-block-003")),
-    ("taleqani-all", "a.zip!/Pro/WBC-Malignant-Pro-037.jpg", Annotation("Pro", 1, "Pro-block-002")),
+    ("all-idb2", "ALL_IDB2/img/Im012_1.tif", Annotation("lymphoblast", 1, "lymphoblast-block-002", is_block=True)),
+    ("all-idb2", "Im131_0.jpg", Annotation("healthy", 0, "healthy-block-014", is_block=True)),
+    ("taleqani-all", "Original/Benign/WBC-Benign-036.jpg", Annotation("Benign", 0, "Benign-block-001", is_block=True)),
+    (
+        "taleqani-all",
+        "Original/Early/WBC-Malignant-Early-073.jpg",
+        Annotation("Early", 1, "Early-block-003", is_block=True),
+    ),
+    ("taleqani-all", "a.zip!/Pro/WBC-Malignant-Pro-037.jpg", Annotation("Pro", 1, "Pro-block-002", is_block=True)),
     ("aml-cytomorphology-lmu", "AML/MYO/MYO_0001.tiff", Annotation("MYO", 1)),
     ("aml-cytomorphology-lmu", "MOB/MOB_0001.tiff", Annotation("MOB", 1)),
     ("aml-cytomorphology-lmu", "NGS/NGS_0001.tiff", Annotation("NGS", 0)),
@@ -179,10 +183,6 @@ class TestOverrides:
         result = annotate(self.paths, self.layout, subject_blocks=50)
         assert [a.subject_id for a in result] == ["c1-block-001", "c2-block-001", "c3-block-003"]
 
-    def test_blocks_of_given_splits_are_kept_apart(self) -> None:
-        result = annotate(["train/blast/1.jpg", "test/blast/1.jpg"], self.layout, subject_blocks=5)
-        assert [a.subject_id for a in result] == ["train-blast-block-001", "test-blast-block-001"]
-
     def test_blocks_need_numbers_and_a_positive_size_and_no_pattern(self) -> None:
         with pytest.raises(UsageError, match="numbers in the file names"):
             annotate(["a/x.jpg"], self.layout, subject_blocks=3)
@@ -192,7 +192,7 @@ class TestOverrides:
             annotate(self.paths, self.layout, subject_blocks=2, subject_pattern="(P)")
 
     def test_blocks_do_not_replace_real_subjects(self) -> None:
-        with pytest.raises(UsageError, match="reads from the names"):
+        with pytest.raises(UsageError, match="would replace the subjects"):
             annotate(["UID_1_2_3_all.bmp"], LAYOUTS["c-nmc-2019"], subject_blocks=5)
 
 
@@ -202,29 +202,29 @@ class TestLabelTable:
     def test_rows_match_by_path_uri_name_and_name_without_extension(self) -> None:
         for names in (["a.tar!/x/1.jpg", "y/2.jpg"], ["x/1.jpg", "2.jpg"], ["1", "2"], ["s3://b/p/y/2.jpg", "1.jpg"]):
             table = pa.table({"Filename": names, "label": [1, 0], "Patient_ID": ["p", "q"]})
-            result = annotate_from_table(table, self.paths)[0]
+            result = annotate_from_table(table, self.paths).annotations
             assert {(a.label, a.subject_id) for a in result} == {(1, "p"), (0, "q"), (None, None)}
             assert result[2] == Annotation()
 
     def test_whole_numbers_with_a_point_are_labels_as_pandas_writes_them(self) -> None:
         rows = pa.table({"path": ["a.jpg", "b.jpg", "c.jpg"], "label": ["1.0", "0.0", None]})
-        found, _ = annotate_from_table(rows, ["a.jpg", "b.jpg", "c.jpg"])
+        found = annotate_from_table(rows, ["a.jpg", "b.jpg", "c.jpg"]).annotations
         assert [(a.class_name, a.label) for a in found] == [("positive", 1), ("negative", 0), (None, None)]
 
     def test_classes_and_splits_are_read(self) -> None:
         table = pa.table({"path": ["y/2.jpg", "y/3.png"], "label": ["blast", "LYT"], "split": ["val", "TEST"]})
-        result = annotate_from_table(table, self.paths)[0]
+        result = annotate_from_table(table, self.paths).annotations
         assert result[1:] == [Annotation("blast", 1, None, "validation"), Annotation("LYT", None, None, "test")]
         assert [a.label for a in apply_rules(result, ClassRules(("LYT",), ("blast",)))] == [None, 0, 1]
 
     def test_names_that_several_images_have_are_looked_for_beside_the_table(self) -> None:
         table = pa.table({"file": ["1.bmp"], "label": ["0"]})
-        found = annotate_from_table(table, ["train/1.bmp", "valid/cells/1.bmp"], folder="valid")[0]
+        found = annotate_from_table(table, ["train/1.bmp", "valid/cells/1.bmp"], folder="valid").annotations
         assert [a.label for a in found] == [None, 0]
 
     def test_c_nmc_preliminary_table_gives_subjects(self) -> None:
         table = pa.table({"Patient_ID": ["UID_57_29_1_all.bmp"], "new_names": ["1.bmp"], "labels": [1]})
-        assert annotate_from_table(table, ["d/1.bmp"])[0] == [Annotation("all", 1, "57")]
+        assert annotate_from_table(table, ["d/1.bmp"]).annotations == [Annotation("all", 1, "57")]
 
     @pytest.mark.parametrize(
         ("columns", "message"),
@@ -245,7 +245,7 @@ class TestLabelTable:
         with pytest.raises(InputError, match="fit several images"):
             annotate_from_table(pa.table({"path": ["1.jpg"], "label": [1]}), ["a/1.jpg", "b/1.jpg"])
         table = pa.table({"path": ["y/2.jpg", "gone.jpg"], "label": [1, 0]})
-        assert annotate_from_table(table, self.paths, allow_unmatched=True)[0][1].label == 1
+        assert annotate_from_table(table, self.paths, is_part=True).annotations[1].label == 1
 
 
 def test_help_text_names_every_layout() -> None:

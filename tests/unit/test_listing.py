@@ -29,6 +29,7 @@ from pipeline.sources.objects import ListingOptions
 from pipeline.sources.opening import expand
 from pipeline.sources.rows import LISTING_SCHEMA, to_table
 from pipeline.storage.local import LocalStore
+from pipeline.storage.parquet import described
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Level, ObjectInfo
 from tests.searches import search
@@ -420,6 +421,23 @@ def test_images_of_a_manifest_are_listed_as_they_are_now(tmp_path: Path) -> None
     [entry], problems, _ = listed(tmp_path / "manifest")
     assert (entry.size_bytes, entry.etag) == (13, listed(tmp_path / "in" / "a.jpg")[0][0].etag)
     assert {(problem.member, problem.code) for problem in problems} == {(None, Code.NOT_FOUND), ("m.jpg", Code.CHANGED)}
+
+
+def test_further_columns_come_through_a_manifest_and_older_ones_lack_what_is_new(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.jpg")
+    save_manifest(tmp_path / "manifest", tmp_path / "in")
+    table = read_manifest(str(tmp_path / "manifest")).table
+    field = described("age", pa.int64(), "years")
+    old = table.drop_columns(["site"]).append_column(field, pa.array([61]))  # as 0.1 wrote it, with a column more
+    written = write_manifest(str(tmp_path / "manifest"), [old, table], ManifestInfo())
+    found = read_manifest(written.uri)
+    assert (found.table.schema, found.info.digest) == (written.table.schema, written.info.digest)
+    assert found.further == ["age"] and found.table.schema.field("age").metadata == {b"meaning": b"years"}
+    assert found.table.select(["site", "age"]).to_pylist() == [{"site": None, "age": 61}, {"site": None, "age": None}]
+    bad = table.drop_columns(["etag"])
+    pq.write_table(bad, tmp_path / "manifest" / "part-00000.parquet")
+    with pytest.raises(InputError, match="no column etag"):
+        read_manifest(written.uri)
 
 
 def test_what_manifest_json_says_is_read_back_as_it_was_written(tmp_path: Path) -> None:
