@@ -8,6 +8,7 @@ N      ?= 200
 ROOM   ?=
 LIMIT  ?= 100
 SEED   ?= 1
+MINUTES ?= 10
 PACKAGES ?= browser
 PYTHON ?= python3
 
@@ -26,7 +27,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
-.PHONY: help demo serve test lint format reference bench bench-score mutants chaos clean
+.PHONY: help demo serve test lint format reference bench bench-score mutants fuzz chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,6 +47,10 @@ $(VENV)/.installed-test: pyproject.toml infra/setup.sh
 
 $(VENV)/.installed-bench: pyproject.toml infra/setup.sh
 	@infra/setup.sh $(abspath $(VENV)) test,bench
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(VENV)/.installed-fuzz: pyproject.toml infra/setup.sh
+	@infra/setup.sh $(abspath $(VENV)) test,fuzz
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
 demo: $(VENV)/.installed ## the whole way of an image; DATA=folder or s3:// prefix takes the place of samples
@@ -88,6 +93,9 @@ bench-score: $(VENV)/.installed-bench ## batch scoring alone, at length
 
 mutants: $(VENV)/.installed-test ## break the code LIMIT times a room and count what its tests notice: hours; ROOM='lock leaks'
 	$(BIN)/python -m tests.mutants $(ROOM) --limit $(LIMIT) --seed $(SEED)
+
+fuzz: $(VENV)/.installed-fuzz ## mutate images and archives for MINUTES, SEED draws; ARGS='png tar' only these; a finding is exit 1
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 chaos: $(VENV)/.installed-test ## kill a scoring run N times and compare it with an unbroken one
 	$(BIN)/python -m tests.system.chaos $(N)

@@ -13,7 +13,7 @@ from pydantic import Field
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, effective, positional
 from pipeline import __version__
-from pipeline.base.errors import InputError, UsageError
+from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
@@ -247,6 +247,10 @@ def _left_out(draft: ManifestDraft) -> list[str]:
             lines.append(f"            {problem.code}  {problem.place}: {problem.message}")
         if len(problems) > _EXAMPLES_SHOWN:
             lines.append(f"            and {len(problems) - _EXAMPLES_SHOWN:,} more")
+    unread = Counter(p.message.partition(";")[0] for p in problems if p.code is Code.UNSUPPORTED_FORMAT)
+    if unread:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread.most_common())
+        lines += _field("NOT READ", f"{sum(unread.values()):,} files that hold images: {kinds}")
     return lines
 
 

@@ -62,11 +62,12 @@ _REQUEST_ID_PARAMETER = {
 _KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
 _FILES_AT_ONCE = 4  # of one request, so that other requests are not left behind all of them
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODIES = ("application/dicom", "application/octet-stream")  # beside image/*
 _REQUEST_BODY = {
     "required": True,
     "content": {
         "image/*": _BINARY,
-        "application/octet-stream": _BINARY,
+        **dict.fromkeys(_BODIES, _BINARY),
         MULTIPART: {
             "schema": {
                 "type": "object",
@@ -121,7 +122,7 @@ def _prediction_routes(engine: Engine) -> APIRouter:
         dependencies=_KEYS,
     )
     async def predict(request: Request) -> Response:
-        """One image as the body (`image/*` or `application/octet-stream`) gives one prediction.
+        """One image as the body (`image/*`, `application/dicom` or `application/octet-stream`) gives one prediction.
 
         `multipart/form-data` with one or several files gives `results`, in the order sent, each with a prediction
         or an error. Its status is 200 as soon as one file was predicted, else that of the first file's error.
@@ -157,8 +158,8 @@ async def _answer_in_time(request: Request, engine: Engine, ticket: Ticket) -> R
                 files = await read_files(request, settings, ticket)
                 has_body = True
                 return await _answer_files(request, engine, files, started)
-            if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
-                message = f"Content-Type {kind[:80]!r}: expected image/*, application/octet-stream or {MULTIPART}"
+            if kind and kind not in _BODIES and not kind.startswith("image/"):
+                message = f"Content-Type {kind[:80]!r}: expected image/*, {', '.join(_BODIES)} or {MULTIPART}"
                 raise HttpError(415, "unsupported_media_type", message)
             data = await read_raw(request, settings, ticket)
             has_body = True

@@ -1,5 +1,6 @@
 """Listing: whatever lies in a source is an entry, a problem with a code, or counted; memory stays bounded."""
 
+import json
 import os
 import tempfile
 import threading
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jobs.ingest
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.ingest.draft import ingest
 from pipeline.sources import folders
@@ -233,6 +235,16 @@ def test_images_of_formats_that_are_not_read_are_problems_and_never_left_out(pac
     assert (found(entries), problems) == ({"x.jpg"}, [])
     entries, problems, tally = listed(tmp_path, filters=Filters(exclude=("*.svs", "*.czi")))
     assert found(problems) == set(UNREAD) - {"a.svs", "c.czi"} and tally.left_out["in --exclude"] == 2
+
+
+def test_ingest_says_which_images_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.svs", "b.svs", "c.nef", "x.jpg", "README"):
+        put(tmp_path / "in" / name)
+    assert jobs.ingest.command([str(tmp_path / "in"), "--out", str(tmp_path / "m")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "NOT READ 3 files that hold images: 2 a whole slide of Aperio, 1 raw data of a camera" in said
+    problems = json.loads((tmp_path / "m" / "problems.json").read_text())
+    assert [problem["code"] for problem in problems] == ["unsupported_format"] * 3
 
 
 def test_a_file_without_a_suffix_is_known_as_dicom_by_its_bytes_on_disk(tmp_path: Path) -> None:

@@ -50,6 +50,22 @@ def test_permanent_failures_of_the_listing_are_skipped_until_they_change(bundle:
     assert (third["counts"]["quarantined"], third["counts"]["scored"]) == (1, 1)
 
 
+@pytest.mark.parametrize("packed", [None, "w", "w:gz"])
+def test_images_of_formats_that_are_not_read_are_quarantined_once(
+    packed: str | None, bundle: Bundle, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    files = {"a.jpg": picture(1), "b.svs": b"slide", "c.czi": b"slide", "notes.txt": b"text"}
+    write_files(source, files if packed is None else {"x.tgz" if packed == "w:gz" else "x.tar": tar(files, packed)})
+    _, first = score([source], bundle, out, "run-1")
+    assert (first["counts"]["scored"], first["counts"]["codes"]) == (1, {"unsupported_format": 2})
+    assert (first["counts"]["left_out"], first["status"]) == ({".txt": 1}, "too_many_errors")
+    _, second = score([source], bundle, out, "run-2")
+    assert (second["counts"]["quarantined"], second["counts"]["skipped"]) == (0, 3)
+    _, third = score([source], bundle, tmp_path / "other", "run-1", include=("*.jpg",))
+    assert (third["counts"]["quarantined"], third["status"]) == (0, "complete")
+
+
 def test_a_raised_limit_lets_the_images_beyond_the_old_one_in(bundle: Bundle, tmp_path: Path) -> None:
     source, out = write_files(tmp_path / "in", {"a.jpg": picture(1), "b.jpg": b""}), tmp_path / "out"
     _, first = score([source], bundle, out, "run-1", max_pixels=100)

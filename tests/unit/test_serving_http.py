@@ -20,6 +20,8 @@ from serving.model import load_model
 from serving.routes import create_app
 from serving.settings import ModelChoice, ServingSettings, read_choice
 from tests.bundles import make_bundle, said_of
+from tests.dicoms import PATIENT, dicom
+from tests.images import scene
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -74,6 +76,13 @@ def test_answer_equals_the_predictor_for_every_format(make: Callable[..., Engine
     assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert answer["decision"] == expected.decision
     assert answer["image"] == {"format": kind.lower(), "width": 90, "height": 70, "size_bytes": len(data)}
+
+
+def test_a_dicom_is_answered_without_a_word_of_its_header(make: Callable[..., Engine]) -> None:
+    good, refused = dicom(np.asarray(scene())), dicom(np.asarray(scene()), kind="1.2.840.10008.5.1.4.1.1.2")
+    for data, status in ((good, 200), (refused, 415)):
+        answer = call(make(), "POST", "/predict", content=data, headers={"content-type": "application/dicom"})
+        assert answer.status_code == status and PATIENT.split("^")[0] not in answer.text
 
 
 def test_answer_carries_its_provenance(make: Callable[..., Engine]) -> None:

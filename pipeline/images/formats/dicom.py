@@ -154,7 +154,8 @@ def _header(dataset: "Dataset") -> Header:
             Code.UNSUPPORTED_FORMAT, "tiles of a whole slide in DICOM; save each as an image of its own"
         )
     if kind and kind not in _READ:
-        raise _refused(f"of kind {_registered(kind)}")
+        message = f"a DICOM of kind {_registered(kind)}: no photograph; leave it out with --exclude"
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
     if "PixelData" not in dataset:  # pydicom gives none that is cut, and with it nothing of what came before
         raise ImageRejected(Code.TRUNCATED, "dicom ends before its pixels do")
     if not kind:

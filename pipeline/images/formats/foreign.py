@@ -82,11 +82,11 @@ _SIGNS: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, what they say
     (0, b"\x1f\x8b", "compressed by gzip; unpack it"),
     (0, b"Rar!\x1a\x07", "a RAR archive; unpack it"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
-    (0, b"\x1a\x45\xdf\xa3", f"a film (Matroska); save frames of it as images: {_CONVERT}"),
-    (8, b"AVI LIST", f"a film (AVI); save frames of it as images: {_CONVERT}"),
-    (4, b"ftypqt  ", f"a film (QuickTime); save frames of it as images: {_CONVERT}"),
-    (4, b"ftypisom", f"a film (MP4); save frames of it as images: {_CONVERT}"),
-    (4, b"ftypmp4", f"a film (MP4); save frames of it as images: {_CONVERT}"),
+    (0, b"\x1a\x45\xdf\xa3", "a film (Matroska); save frames of it as PNG"),
+    (8, b"AVI LIST", "a film (AVI); save frames of it as PNG"),
+    (4, b"ftypqt  ", "a film (QuickTime); save frames of it as PNG"),
+    (4, b"ftypisom", "a film (MP4); save frames of it as PNG"),
+    (4, b"ftypmp4", "a film (MP4); save frames of it as PNG"),
 )
 _TEXT_BYTES = 1024
 _TEXTS = tuple(
