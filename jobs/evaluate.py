@@ -80,7 +80,7 @@ def outcomes_of(
         ray, bundle, manifest, split, stores, workers=config.workers, cpus_per_worker=config.cpus_per_worker,
         gpus_per_worker=config.gpus_per_worker,
     )  # fmt: skip
-    return Outcomes(bundle.info, found)
+    return Outcomes(bundle.info, found, manifest.table.select(["image_id", *manifest.further]))
 
 
 def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:

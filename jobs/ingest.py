@@ -14,6 +14,7 @@ from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.errors import Code, InputError, UsageError
+from pipeline.evaluation.sample_size import few_of, what_is_enough
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
@@ -187,7 +188,7 @@ def account(draft: ManifestDraft, written: Manifest, seconds: float) -> list[str
     if draft.why:
         lines += _field("why", draft.why)
     lines += _left_out(draft)
-    for warning in [*draft.warnings, *_fitness(draft)]:
+    for warning in [*draft.warnings, *_scarcity(draft), *_fitness(draft)]:
         lines += _field("note", warning)
     lines += _field("manifest", written.uri)
     return lines
@@ -252,6 +253,26 @@ def _left_out(draft: ManifestDraft) -> list[str]:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread.most_common())
         lines += _field("NOT READ", f"{sum(unread.values()):,} files that hold images: {kinds}")
     return lines
+
+
+def _scarcity(draft: ManifestDraft) -> list[str]:
+    """Classes with so few subjects or images in validation or test that no figure can be had of them."""
+    names = ("split", "label", "class_name", "subject_id")
+    rows = zip(*(draft.table[name].to_pylist() for name in names), strict=True)
+    has_sides = set(draft.positive.values()) == {0, 1}
+    images, units = dict[str, Counter[str]](), dict[str, dict[str, set[str]]]()
+    for split, label, class_name, subject in rows:
+        kind = {1: "positive", 0: "negative"}.get(label) if has_sides else class_name
+        if split in ("validation", "test") and kind is not None:
+            images.setdefault(split, Counter())[kind] += 1
+            if subject is not None:
+                units.setdefault(split, {}).setdefault(kind, set()).add(subject)
+    few = []
+    for split in sorted(images, key=SPLITS.index):
+        counts = {kind: len(found) for kind, found in units.get(split, {}).items()}
+        if found := few_of(dict(sorted(counts.items())), dict(sorted(images[split].items())), draft.units):
+            few.append(f"{split} has {', '.join(found)}")
+    return [f"few for a figure: {'; '.join(few)}; {what_is_enough(draft.units)}"] if few else []
 
 
 def _fitness(draft: ManifestDraft) -> list[str]:

@@ -18,6 +18,11 @@ def human_time(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def as_word(value: object) -> str:
+    """A cell of a table as text: 'true' and 'false' for what is one of them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says in its first line with words, at most 200 characters; its class where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.names import METRIC_NAMES
+from pipeline.evaluation.sample_size import FEW_IMAGES, FEW_UNITS, what_is_enough
 
 FEW_SUBJECTS = 20  # below this, percentile intervals over clusters are known to be too narrow
-_FEW_OF_A_CLASS = 5
-_FEW_IMAGES = 30
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
@@ -48,7 +47,7 @@ def _of_classes(result: Mapping[str, Any]) -> list[str]:
         notes.append(f"No image of class {', '.join(missing)}: metrics that need it are undefined (shown as –).")
     if method["unit"] == "subject" and method["units"] > 1:
         single = [name for name, count in units.items() if count == 1]
-        few = [f"{name} ({count})" for name, count in units.items() if 1 < count < _FEW_OF_A_CLASS]
+        few = [f"{name} ({count})" for name, count in units.items() if 1 < count < FEW_UNITS]
         if single:
             notes.append(
                 f"All images of class {', '.join(single)} come from one of the {method['called']}: what is found there "
@@ -56,7 +55,9 @@ def _of_classes(result: Mapping[str, Any]) -> list[str]:
             )
         if few:
             notes.append(f"Few {method['called']} of class {', '.join(few)}: its figures hang on each of them.")
-    scarce = [f"{name} ({count})" for name, count in images.items() if 0 < count < _FEW_IMAGES]
+        if single or few:
+            notes.append(f"For comparison: {what_is_enough(method['called'])}.")
+    scarce = [f"{name} ({count})" for name, count in images.items() if 0 < count < FEW_IMAGES]
     if scarce:
         notes.append(f"Few images of class {', '.join(scarce)}: its figures are a rough guide.")
     return notes

@@ -9,8 +9,9 @@ Where all replicates are alike (a proportion of exactly 0 or 1, a perfect rankin
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +32,14 @@ class Interval:
     low: float
     high: float
     unit: str = "image"
+
+
+def known_or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def as_json(interval: Interval) -> dict[str, Any]:
+    return {key: value if isinstance(value, str) else known_or_none(value) for key, value in asdict(interval).items()}
 
 
 @dataclass(frozen=True)

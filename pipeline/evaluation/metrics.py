@@ -16,16 +16,18 @@ from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score, roc_curve
 
 from pipeline.evaluation.cautions import cautions
-from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, binary_metrics, ratio, weighted_multiclass
+from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, ratio, weighted_multiclass
 from pipeline.evaluation.intervals import (
     Interval,
     Resampling,
+    as_json,
     bootstrap,
     bootstrap_intervals,
     honest,
+    known_or_none,
     subject_codes,
-    wilson_interval,
 )
+from pipeline.evaluation.slices import slice_table
 
 ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
 TEMPERATURE_BOUNDS = (0.05, 20.0)
@@ -141,12 +143,13 @@ def evaluate_binary(
         "task": "binary",
         **_counts(truth, subjects, class_names),
         "threshold": threshold,
-        "metrics": {name: _as_json(interval) for name, interval in intervals.items()},
+        "metrics": {name: as_json(interval) for name, interval in intervals.items()},
         "intervals": _interval_method(subjects, len(truth), units, resampling),
         "confusion": confusion_matrix(truth, called, labels=[0, 1]).tolist(),
         "per_class": _per_class_binary(truth, scores, threshold, class_names),
         "slices": {
-            name: _slice_table(truth, scores, called, values, threshold) for name, values in (slices or {}).items()
+            name: slice_table(truth, scores, called, values, threshold, subjects, resampling)
+            for name, values in (slices or {}).items()
         },
         "review": {"low": review_band[0], "high": review_band[1], "images": int(in_band.sum())}
         if review_band
@@ -185,7 +188,10 @@ def evaluate_multiclass(
             {"class_name": name, **_one_class(k, drawn, truth, called, codes, resampling.confidence)}
             for k, name in enumerate(class_names)
         ],
-        "slices": {name: _slice_table(truth, None, called, values, None) for name, values in (slices or {}).items()},
+        "slices": {
+            name: slice_table(truth, None, called, values, None, subjects, resampling)
+            for name, values in (slices or {}).items()
+        },
         "review": None,
     }
     return {**result, "warnings": cautions(result)}
@@ -199,7 +205,7 @@ def _overall(drawn: Drawn, truth: Ints, codes: Ints, confidence: float) -> dict[
     present = [codes[truth == k] for k in np.unique(truth)]
     rests_on = {name: [codes] for name in ("accuracy", "brier", "ece")}
     return {
-        name: _as_json(honest(name, values[0], rests_on.get(name, present), confidence))
+        name: as_json(honest(name, values[0], rests_on.get(name, present), confidence))
         for name, values in drawn.items()
         if not name.startswith("class_")
     }
@@ -213,7 +219,7 @@ def _one_class(k: int, drawn: Drawn, truth: Ints, called: Ints, codes: Ints, con
         name: honest(name, drawn[f"class_{name}"][k], rests_on.get(name, [of_class]), confidence)
         for name in ("precision", "recall", "f1", "roc_auc")
     }
-    return {"support": len(of_class), **{name: _as_json(interval) for name, interval in limits.items()}}
+    return {"support": len(of_class), **{name: as_json(interval) for name, interval in limits.items()}}
 
 
 def _per_class_binary(truth: Ints, scores: Floats, threshold: float, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -231,32 +237,8 @@ def _per_class_binary(truth: Ints, scores: Floats, threshold: float, names: Sequ
             "roc_auc": auc,
         }
         support = {"class_name": name, "support": int(actual.sum())}
-        rows.append({**support, **{key: {"value": _number(float(value))} for key, value in values.items()}})
+        rows.append({**support, **{key: {"value": known_or_none(float(value))} for key, value in values.items()}})
     return rows
-
-
-def _slice_table(
-    truth: Ints, scores: Floats | None, called: Ints, values: Sequence[str | None], threshold: float | None
-) -> list[dict[str, Any]]:
-    """One row a value of the slice column, largest first: accuracy with its Wilson interval, and binary metrics."""
-    column = np.array(["unknown" if value is None else str(value) for value in values])
-    if len(column) != len(truth):
-        raise ValueError(f"{len(truth)} images but {len(column)} values of the slice column")
-    table = []
-    for value in np.unique(column):
-        rows = column == value
-        right = int((called[rows] == truth[rows]).sum())
-        row = {
-            "value": str(value),
-            "images": int(rows.sum()),
-            "accuracy": _as_json(wilson_interval(right, int(rows.sum()))),
-        }
-        if scores is not None and threshold is not None:
-            points = binary_metrics(truth[rows], scores[rows], threshold)
-            row["positives"] = int(truth[rows].sum())
-            row |= {name: _number(points[name]) for name in ("sensitivity", "specificity", "roc_auc")}
-        table.append(row)
-    return sorted(table, key=lambda row: (-row["images"], row["value"]))
 
 
 def _counts(truth: Ints, subjects: Sequence[str | None] | None, class_names: Sequence[str]) -> dict[str, Any]:
@@ -286,11 +268,3 @@ def _refuse_empty(truth: Ints) -> None:
 def _normalised(probabilities: Floats) -> Floats:
     """Rows summing to 1 in float64, which float32 softmax misses by 1e-7."""
     return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True), np.float64)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _as_json(interval: Interval) -> dict[str, Any]:
-    return {key: value if isinstance(value, str) else _number(value) for key, value in asdict(interval).items()}

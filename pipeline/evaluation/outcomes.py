@@ -1,10 +1,12 @@
 """What a model said of a split: predictions, metrics, curves, worst mistakes, from the outcome of every row."""
 
 from collections.abc import Iterable
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -17,6 +19,7 @@ from pipeline.evaluation.intervals import Resampling, subject_codes
 from pipeline.evaluation.metrics import Threshold, evaluate_binary, evaluate_multiclass, threshold_for
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
+from pipeline.evaluation.slices import worth_a_table
 from pipeline.images.load import load_image
 from pipeline.model.bundle import BundleInfo, class_columns
 from pipeline.model.prediction import Prediction
@@ -33,7 +36,8 @@ _CONFOUNDED = 0.15  # balanced accuracy above chance, from background colour alo
 class Outcomes:
     """All outcomes of one split, in the order of image ids, so that nothing depends on which worker was first."""
 
-    def __init__(self, info: BundleInfo, outcomes: Iterable[Outcome]) -> None:
+    def __init__(self, info: BundleInfo, outcomes: Iterable[Outcome], further: pa.Table | None = None) -> None:
+        """`further`: columns of the manifest beside its own, with `image_id`."""
         self.info = info
         self.all = sorted(outcomes, key=lambda outcome: int(outcome.row.image_id))
         self.scored = [outcome for outcome in self.all if isinstance(outcome.result, Prediction)]
@@ -46,6 +50,13 @@ class Outcomes:
         self.classes = np.array([prediction.classes for prediction in said])  # (N, C)
         self.probability = np.array([prediction.probability for prediction in said])  # (N,)
         self.subjects: list[str | None] = [outcome.row.subject_id for outcome in self.scored]
+        self._further = self._in_order(further) if further is not None else {}
+
+    def _in_order(self, further: pa.Table) -> dict[str, pa.Array]:
+        """Name -> its values, one an outcome of `all`."""
+        ids = pa.array([outcome.row.image_id for outcome in self.all], pa.int64())
+        rows = pc.index_in(ids, further["image_id"].combine_chunks())
+        return {name: further[name].take(rows) for name in further.column_names if name != "image_id"}
 
     @property
     def diseased(self) -> NDArray[np.int64] | None:
@@ -94,7 +105,11 @@ class Outcomes:
         }
         if self.info.task == "multiclass":
             del columns["class"]
-        return {name: values for name, values in columns.items() if len(set(values)) > 1}
+        is_scored = [isinstance(outcome.result, Prediction) for outcome in self.all]
+        further = {name: list(compress(values.to_pylist(), is_scored)) for name, values in self._further.items()}
+        sites = {"site": [outcome.row.site for outcome in self.scored]}
+        columns |= worth_a_table({name: values for name, values in further.items() if name not in columns})
+        return {name: values for name, values in (sites | columns).items() if len(set(values)) > 1}
 
     def called(self, threshold: float) -> NDArray[np.int64]:
         """Class index called (N,)."""
@@ -150,7 +165,7 @@ class Outcomes:
         names = self.info.classes
         columns: dict[str, Any] = {
             key: [getattr(outcome.row, key) for outcome in self.all]
-            for key in ("image_id", "uri", "member", "subject_id", "class_name", "label", "split")
+            for key in ("image_id", "uri", "member", "subject_id", "class_name", "label", "split", "site")
         }
         said = [outcome.result if isinstance(outcome.result, Prediction) else None for outcome in self.all]
         why = [outcome.result if isinstance(outcome.result, ImageRejected) else None for outcome in self.all]
@@ -162,6 +177,7 @@ class Outcomes:
         columns["decision"] = pa.array([found and found.decision for found in said], pa.string())
         columns["code"] = pa.array([error and error.code.value for error in why], pa.string())
         columns["message"] = pa.array([error and error.message for error in why], pa.string())
+        columns |= {f"meta_{name}": values for name, values in self._further.items()}
         return pa.table(columns)
 
 

@@ -21,6 +21,7 @@ _LONG = re.compile(r"[+-]?\d{19,}")  # an id, of which a float would lose the en
 _LARGEST = pa.scalar(2**63 - 1, pa.uint64())
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 Of = Literal["image", "subject"]
+_RESERVED = ("path",)  # what listings note of an image beside what is said of it
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False}
 
 
@@ -41,7 +42,7 @@ def further_columns(table: pa.Table, names: Sequence[str], of: Of, taken: Iterab
 
     One whose name is `taken` gets `of` before it. Nested and binary ones are left out.
     """
-    known = {name.casefold() for name in taken}
+    known = {name.casefold() for name in (*taken, *_RESERVED)}
     found = {name: typed(table[name]) for name in names}
     kept = {name: values for name, values in found.items() if values is not None}
     plain = [f"{of}_{name}" if name.casefold() in known else name for name in column_names(list(kept))]

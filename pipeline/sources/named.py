@@ -7,9 +7,10 @@ from dataclasses import replace
 import pyarrow as pa
 
 from pipeline.base.errors import Code, InputError, UsageError
+from pipeline.base.text import as_word
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.folders import walk
-from pipeline.sources.manifest import ManifestRow, read_manifest
+from pipeline.sources.manifest import Manifest, ManifestRow, read_manifest
 from pipeline.sources.objects import ListingOptions, Root, Stream, Subtree, bind, one_object
 from pipeline.sources.rows import read_rows
 from pipeline.sources.tables import read_table
@@ -22,14 +23,20 @@ _ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at t
 
 def from_manifest(uri: str, options: ListingOptions) -> Iterator[Subtree]:
     """The images of a manifest as they are now: those replaced since would otherwise pass for the old ones."""
-    table = read_manifest(uri, options.stores).table
+    manifest = read_manifest(uri, options.stores)
+    table, said = manifest.table, _said_columns(manifest)
     for start in range(0, table.num_rows, _ROWS_A_STREAM):
-        yield Subtree(bind(_recorded, table.slice(start, _ROWS_A_STREAM), options))
+        yield Subtree(bind(_recorded, table.slice(start, _ROWS_A_STREAM), said, options))
 
 
-def _recorded(table: pa.Table, options: ListingOptions) -> Iterator[Found]:
+def _said_columns(manifest: Manifest) -> list[str]:
+    """What of a manifest describes the image; blocks of file numbers are no subjects, and made for splits alone."""
+    return [*(["subject_id"] if manifest.info.units == "subjects" else []), "site", *manifest.further]
+
+
+def _recorded(table: pa.Table, said: Sequence[str], options: ListingOptions) -> Iterator[Found]:
     known: dict[str, ObjectInfo | Problem] = {}
-    for row in read_rows(table, ManifestRow):
+    for row, words in zip(read_rows(table, ManifestRow), table.select(said).to_pylist(), strict=True):
         uri, member = row.uri, row.member
         if uri not in known:
             known[uri] = _present(uri, options)
@@ -47,7 +54,7 @@ def _recorded(table: pa.Table, options: ListingOptions) -> Iterator[Found]:
             size = row.size_bytes if member is not None else info.size
             yield Entry(
                 uri, size, info.etag, info.mtime, member, row.access, row.offset, row.stored_bytes,
-                meta={"subject_id": row.subject_id} if row.subject_id else {}, image_id=row.image_id,
+                meta={name: as_word(word) for name, word in words.items() if word is not None}, image_id=row.image_id,
             )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
@@ -88,6 +89,18 @@ def test_every_row_has_one_outcome_and_the_metrics_are_of_the_readable_ones(bund
     table = outcomes.table(0.5)
     assert table["called"].to_pylist() == ["positive", "negative", None, "negative", "positive", "negative"]
     assert table["probability"][0].as_py() == pytest.approx(1 / (1 + np.exp(-72 / 32)), abs=1e-6)
+
+
+def test_sites_and_further_columns_of_few_values_are_slices_and_all_are_kept(bundle: Bundle, tmp_path: Path) -> None:
+    levels = [(200, 1), (60, 0), (None, 1), (90, 1)]
+    rows = [replace(row(tmp_path, n, level, label), site="ab"[n % 2]) for n, (level, label) in enumerate(levels)]
+    further = pa.table({"image_id": [3, 2, 1, 0, 9], "sex": ["f", "f", "m", "m", "x"], "age": [3, 2, 1, 0, 9]})
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows), further)
+    slices = outcomes.slices()
+    assert slices["site"] == ["a", "b", "b"] and slices["sex"] == ["m", "m", "f"] and slices["age"] == ["0", "1", "3"]
+    table = outcomes.table(0.5)
+    assert table["site"].to_pylist() == ["a", "b", "a", "b"] and table["meta_age"].to_pylist() == [0, 1, 2, 3]
+    assert [found["value"] for found in outcomes.metrics(0.5, Resampling(100))["slices"]["site"]] == ["b", "a"]
 
 
 def test_mistakes_come_with_their_picture_the_most_confident_first(bundle: Bundle, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pipeline.evaluation.metrics import (
     fit_temperature,
     threshold_for,
 )
+from pipeline.evaluation.slices import MOST_VALUES, worth_a_table
 from tests.searches import search
 
 
@@ -288,6 +289,47 @@ def test_binary_evaluation_counts_everything_once() -> None:
     assert sum(row["support"] for row in result["per_class"]) == 600
     assert result["review"]["images"] == ((probabilities >= 0.4) & (probabilities < 0.6)).sum()
     assert result["metrics"]["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(labels, probabilities))
+
+
+def test_a_group_has_the_intervals_that_it_would_have_alone_over_its_subjects() -> None:
+    labels, probabilities, subjects = cells()
+    sites = ["north" if int(subject[1:]) % 3 else "south" for subject in subjects]
+    result = evaluate_binary(
+        labels, probabilities, threshold=0.5, subjects=subjects, slices={"site": sites, "subject": subjects},
+        resampling=Resampling(50),
+    )  # fmt: skip
+    for row in result["slices"]["site"]:
+        here = np.array(sites) == row["value"]
+        names = [subject for subject, is_here in zip(subjects, here, strict=True) if is_here]
+        alone = evaluate_binary(
+            labels[here], probabilities[here], threshold=0.5, subjects=names, resampling=Resampling(50)
+        )
+        assert row["subjects"] == alone["subjects"] == len(set(names))
+        assert row["accuracy"] == alone["metrics"]["accuracy"] and row["accuracy"]["unit"] == "subject"
+        assert row["intervals"] == {name: alone["metrics"][name] for name in ("sensitivity", "specificity", "roc_auc")}
+    for row in result["slices"]["subject"]:  # one subject says nothing of others
+        assert row["accuracy"]["unit"] == "image" and row["intervals"] == {}
+
+
+def test_a_group_of_many_classes_has_its_accuracy_over_subjects() -> None:
+    labels, probabilities, subjects = cells()
+    three = np.column_stack([probabilities, (1 - probabilities) / 2, (1 - probabilities) / 2])
+    options = {"class_names": ["a", "b", "c"], "subjects": subjects, "resampling": Resampling(50)}
+    result = evaluate_multiclass(1 - labels, three, slices={"all": ["x"] * len(labels)}, **options)
+    [row] = result["slices"]["all"]
+    assert row["accuracy"] == result["metrics"]["accuracy"] and "intervals" not in row
+
+
+def test_columns_of_few_values_are_worth_a_table() -> None:
+    columns = {
+        "sex": ["m", "f", None], "fresh": [True, False, True], "age": [1, 2, 3], "one": ["x", "x", "x"],
+        "gaps": ["x", None, "x"], "none": [None] * 3,
+    }  # fmt: skip
+    found = worth_a_table(columns)
+    assert found == {
+        "sex": ["m", "f", None], "fresh": ["true", "false", "true"], "age": ["1", "2", "3"], "gaps": ["x", None, "x"],
+    }  # fmt: skip
+    assert worth_a_table({"age": list(range(MOST_VALUES + 1))}) == {}
 
 
 def test_tables_of_a_binary_evaluation_are_those_of_scikit_learn() -> None:

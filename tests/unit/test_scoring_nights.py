@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import InputError
+from pipeline.ingest.annotate import IngestOptions
+from pipeline.ingest.draft import ingest
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.history.retry import read_retry
+from pipeline.sources.manifest import ManifestInfo, write_manifest
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, rows, tar, write_files
 from tests.scoring_sources import score_here as score
@@ -179,3 +182,23 @@ def test_a_retry_given_twice_scores_nothing_twice(bundle: Bundle, tmp_path: Path
     assert again["counts"]["skipped_reasons"] == {"unchanged": 1}
     _, rescored = score([source], bundle, out, "run-4", retry_of=first.uri, rescore=True)
     assert rescored["counts"]["scored"] == 1, "unless it is asked for"
+
+
+def test_what_a_manifest_says_of_subjects_and_sites_is_in_the_scores(bundle: Bundle, tmp_path: Path) -> None:
+    write_files(tmp_path / "in", contents(12, bad=False))
+    names = sorted(path.relative_to(tmp_path / "in").as_posix() for path in (tmp_path / "in").rglob("*.*"))
+    rows_of_table = [f"{name},P{n % 3},{'NS'[n % 2]},{60 + n},yes" for n, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,patient,hospital,Age at diagnosis,fresh", *rows_of_table]))
+    draft = ingest([str(tmp_path / "in")], IngestOptions(labels=str(tmp_path / "t.csv")))
+    for units in ("subjects", "blocks"):
+        write_manifest(str(tmp_path / units), [draft.table], ManifestInfo(units=units))
+        folder, _ = score([tmp_path / units], bundle, tmp_path / "out" / units, "run")
+        table = rows(Path(folder.uri))
+        expected = draft.table.sort_by("image_id")
+        assert table["meta_site"].to_pylist() == expected["site"].to_pylist()
+        assert table["meta_Age_at_diagnosis"].to_pylist() == [
+            str(age) for age in expected["Age_at_diagnosis"].to_pylist()
+        ]
+        assert set(table["meta_fresh"].to_pylist()) == {"true"}
+        is_kept = table["subject_id"].to_pylist() == expected["subject_id"].to_pylist()
+        assert is_kept == (units == "subjects")  # blocks stand in for subjects where there is a split

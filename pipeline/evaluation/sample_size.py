@@ -1,0 +1,31 @@
+"""How many subjects and images of a class a figure needs: said where a split is made, and where it is measured."""
+
+from collections.abc import Mapping
+from functools import cache
+
+from pipeline.evaluation.intervals import wilson_interval
+
+FEW_UNITS = 5  # subjects of a class: fewer, and its figures hang on each of them
+FEW_IMAGES = 30
+_SHARE, _MARGIN = 9, 0.1  # tenths of a class that are found, and how well that is to be known
+
+
+@cache
+def enough_units() -> int:
+    """The fewest, in steps of ten, whose Wilson interval at a share of 0.9 lies within 0.1 on either side."""
+    tens = 1
+    while (found := wilson_interval(_SHARE * tens, 10 * tens)).value - found.low > _MARGIN:
+        tens += 1
+    return 10 * tens
+
+
+def what_is_enough(called: str) -> str:
+    """`called`: subjects or blocks."""
+    return f"{enough_units()} {called} of a class tell a sensitivity of 0.9 to within {_MARGIN} (95 %, Wilson)"
+
+
+def few_of(units: Mapping[str, int], images: Mapping[str, int], called: str) -> list[str]:
+    """'2 subjects of blast', '12 images of blast' for classes with too few for a figure. No units: none are known."""
+    found = [f"{count} {called if count > 1 else called[:-1]} of {name}" for name, count in units.items()
+             if 0 < count < FEW_UNITS]  # fmt: skip
+    return found + [f"{count} images of {name}" for name, count in images.items() if 0 < count < FEW_IMAGES]
