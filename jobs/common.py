@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import JobConfig, NamingConfig, effective, parse
 from pipeline.base.errors import IncompleteError, InputError, LeukorayError, PlatformError, UsageError
+from pipeline.base.head import on_lost_head
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
 from pipeline.storage.uris import absolute
@@ -70,6 +71,7 @@ def _run(
     if threading.current_thread() is threading.main_thread():
         _signals.clear()
         signal.signal(signal.SIGTERM, _terminate)
+    on_lost_head(functools.partial(_end, prog))
     try:
         config = parse(config_class, argv, prog=prog, epilog=examples)
         debug = config.debug
@@ -83,6 +85,12 @@ def _run(
             traceback.print_exception(error)
         print(f"{prog}: {message}", file=sys.stderr, flush=True)
         return code
+
+
+def _end(prog: str, error: PlatformError) -> None:
+    """End the process from a thread of its own."""
+    print(f"{prog}: {error}", file=sys.stderr, flush=True)
+    finish(error.exit_code)
 
 
 def start(command: Command) -> None:

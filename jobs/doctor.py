@@ -1,24 +1,26 @@
 """leukoray doctor: whether this machine, its Ray and its store can do the work, and what to do where they cannot."""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from jobs.common import job, job_stores, start
 from jobs.config import JobConfig
 from pipeline import __version__
-from pipeline.base.cluster import cluster_target, connected, has_cluster_token, token_file
+from pipeline.base.cluster import alive_nodes, cluster_target, connected, has_cluster_token, token_file
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.base.machine import nvidia_cards, shared_memory_warning, usable_cores, usable_memory
-from pipeline.base.resources import ClusterPlan, check, training_plan
+from pipeline.base.resources import ClusterPlan, Node, check, in_all, sizes, training_plan
+from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
@@ -84,16 +86,16 @@ def cores(config: DoctorConfig) -> Iterator[Finding]:
     """The cores against the smallest plan of each job at its defaults; a cluster is checked by `cluster`."""
     if not cluster_target(config.address):
         count = config.num_cpus or usable_cores()
-        yield from _fits({"CPU": float(count)}, f"{count} cores")
+        yield from _fits([{"CPU": float(count)}], f"{count} cores")
 
 
-def _fits(resources: dict[str, float], what: str) -> Iterator[Finding]:
+def _fits(nodes: Sequence[Node], what: str) -> Iterator[Finding]:
     smallest = {"evaluate": 1.0, "score": 1.0, "serve": 0.5}
-    plans = [training_plan(resources), *(ClusterPlan(job, 1, cpus) for job, cpus in smallest.items())]
+    plans = [training_plan(nodes), *(ClusterPlan(job, 1, cpus) for job, cpus in smallest.items())]
     fitting = []
     for plan in plans:
         try:
-            check(plan, resources)
+            check(plan, nodes)
             fitting.append(f"{plan.job} {plan.cpus:g}")
         except PlatformError as error:
             yield Finding("fail", "cores", str(error))
@@ -166,11 +168,23 @@ def cluster(config: DoctorConfig) -> Iterator[Finding]:
         return
     try:
         with connected(config.address, config.num_cpus) as ray:
-            resources = ray.cluster_resources()
-            nodes = sum(1 for node in ray.nodes() if node["Alive"])
-            yield Finding("ok", "ray", f"{target}: {nodes} nodes, Ray {ray.__version__}")
-            yield from _fits(resources, f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs in it")
+            nodes = alive_nodes(ray)
+            yield Finding("ok", "ray", f"{target}: {sizes(nodes)}, Ray {ray.__version__}")
+            yield from _fits(nodes, f"{in_all(nodes, 'CPU'):g} CPUs in all, {in_all(nodes, 'GPU'):g} GPUs")
+            yield from _shared(ray, config)
     except LeukorayError as error:
+        yield Finding("fail", "ray", str(error))
+
+
+def _shared(ray: Any, config: DoctorConfig) -> Iterator[Finding]:
+    """Whether all nodes see the local folders that were named."""
+    stores = job_stores(config)
+    named = [absolute(uri) for uri in (config.source, config.model) if uri is not None]
+    inside = (file.uri for uri in named if not is_s3(uri) for file in itertools.islice(stores.of(uri).walk(uri), 1))
+    out = absolute(config.out)
+    try:
+        refuse_unshared(ray, stores, itertools.chain(named, inside), out if stores.of(out).is_folder(out) else None)
+    except PlatformError as error:
         yield Finding("fail", "ray", str(error))
 
 

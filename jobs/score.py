@@ -4,9 +4,10 @@ from pydantic import Field
 
 from jobs.common import job, job_stores, show_config, start
 from jobs.config import NamingConfig, positional
-from pipeline.base.cluster import cluster_target, connected
+from pipeline.base.cluster import alive_nodes, cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
 from pipeline.base.machine import usable_cores
+from pipeline.base.resources import ClusterPlan, Node, places
 from pipeline.base.text import human_time
 from pipeline.images.load import Limits
 from pipeline.ingest.annotation import subject_reader
@@ -175,11 +176,11 @@ def _options(config: ScoreConfig) -> RunOptions:
 def _cores(config: ScoreConfig) -> int:
     """Workers that fill the machine or the cluster: at most; the driver starts no more than there are shards."""
     if config.num_cpus is not None or cluster_target(config.address) is None:
-        cores = config.num_cpus or usable_cores()
+        nodes: list[Node] = [{"CPU": float(config.num_cpus or usable_cores())}]
     else:
         with connected(config.address) as ray:
-            cores = int(ray.cluster_resources().get("CPU", 1))
-    return max(1, int(cores / config.cpus_per_worker))
+            nodes = alive_nodes(ray)
+    return max(1, places(ClusterPlan("score", 1, config.cpus_per_worker), nodes))
 
 
 def _say(text: str) -> None:

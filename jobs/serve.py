@@ -19,13 +19,15 @@ from pydantic import Field
 
 from jobs.common import Clock, job, job_stores, raise_if_terminated, start
 from jobs.config import JobConfig, positional
-from pipeline.base.cluster import cluster_target, connected, refuse_dead_node
+from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node
 from pipeline.base.errors import PlatformError
 from pipeline.base.resources import ClusterPlan, check
 from pipeline.images.load import Limits
-from pipeline.model.bundle import Bundle
+from pipeline.model.bundle import INFO, Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
+from pipeline.storage.shared import refuse_unshared
+from pipeline.storage.uris import join
 from serving.settings import ServingSettings, proxy_timeout_s
 
 APPLICATION = "leukoray"
@@ -56,6 +58,9 @@ class ServeConfig(JobConfig):
     request_timeout_s: float = Field(
         _DEFAULT["request_timeout_s"], gt=0, description="seconds until a request is given up"
     )
+    replace: bool = Field(
+        False, description="end the service of this name on the cluster first, such as one left by a killed command"
+    )
 
 
 def main(config: ServeConfig) -> None:
@@ -69,9 +74,10 @@ def main(config: ServeConfig) -> None:
         stop.arm()  # Ray has put a handler of its own there
         raise_if_terminated()
         plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
-        check(plan, ray.cluster_resources())
+        check(plan, alive_nodes(ray))
+        refuse_unshared(ray, job_stores(config), [join(bundle.uri, INFO)])
         if not is_local:
-            refuse_what_is_served()
+            make_room(config.replace)
         with _running(config, bundle, is_local):
             _announce(config, bundle, clock)
             stop.wait(lambda: refuse_dead_node(ray))
@@ -99,15 +105,29 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
-def refuse_what_is_served() -> None:
-    """A cluster's own service must not be replaced, nor ended with this command. Raises PlatformError."""
+def make_room(replace: bool) -> None:
+    """End what an earlier command left behind where `replace` says so: a cluster's own service is not to be ended by
+    mistake, and nothing tells one from the other. Serve itself ends with its last application, so that --host and
+    --port count. Raises PlatformError.
+    """
     from ray import serve
 
-    if APPLICATION in serve.status().applications:
+    from serving.peers import forget
+
+    served = serve.status().applications
+    if APPLICATION not in served:
+        return
+    if not replace:
         raise PlatformError(
-            f"this cluster already serves an application {APPLICATION!r}; give it another model with `serve deploy` "
-            "and user_config (docs/serve.md), or end it first"
+            f"this cluster already serves an application {APPLICATION!r}, perhaps left by a command that was killed; "
+            "--replace ends it and takes its place. To give a service another model without a gap, use `serve deploy` "
+            "and user_config (docs/serve.md)"
         )
+    if len(served) == 1:
+        serve.shutdown()
+    else:
+        serve.delete(APPLICATION)
+    forget(APPLICATION)
 
 
 class _Stop:

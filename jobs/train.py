@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, effective, positional
-from pipeline.base.cluster import connected
+from pipeline.base.cluster import alive_nodes, connected
 from pipeline.base.errors import UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check, training_plan
@@ -99,9 +99,9 @@ def main(config: TrainConfig) -> None:
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes)
     initial = _initial_weights(config, rows, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
-        available = ray.cluster_resources()
-        plan = training_plan(available, config.workers, config.cpus_per_worker, config.use_gpu)
-        check(plan, available)
+        nodes = alive_nodes(ray)
+        plan = training_plan(nodes, config.workers, config.cpus_per_worker, config.use_gpu)
+        check(plan, nodes)
         _announce(rows, plan, config.batch_size)
         settings = _settings(config, rows, plan.workers)
         digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())

@@ -5,17 +5,18 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import LeukorayError, PlatformError, UsageError
+from pipeline.base.head import assert_answers, head_watched
+from pipeline.base.resources import Node
 from pipeline.base.text import first_line
 
-_ANSWER_S = 10.0
+_calling: list[threading.Thread] = []
 
 
 @contextlib.contextmanager
@@ -41,9 +42,21 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
         return
     ray = _started(target, num_cpus, worker_logs)
     try:
-        yield ray
+        with head_watched(ray):
+            yield ray
     finally:
-        ray.shutdown()
+        # Ray ends a process, with a code of its own, in which a thread calls it after its shutdown. Such a thread is
+        # left only where the process is about to end, which a local Ray notices.
+        if not any(thread.is_alive() for thread in _calling):
+            ray.shutdown()
+
+
+def calling_ray(call: Callable[[], None], name: str) -> threading.Thread:
+    """Begin a call of Ray that the main thread does not wait for when something else fails."""
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    _calling.append(thread)
+    thread.start()
+    return thread
 
 
 def _started(target: str | None, num_cpus: int | None, worker_logs: bool) -> Any:
@@ -59,7 +72,7 @@ def _started(target: str | None, num_cpus: int | None, worker_logs: bool) -> Any
     try:
         import ray
 
-        _assert_answers(target)
+        assert_answers(target)
         _init(ray, options, attempts=4 if target is None else 1)
     except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
         raise PlatformError(
@@ -114,13 +127,6 @@ def _init(ray: Any, options: dict[str, Any], attempts: int) -> None:
                 raise
 
 
-def _assert_answers(target: str | None) -> None:
-    """Ray itself tries for minutes to reach an address where nothing listens. Raises OSError."""
-    host, _, port = (target or "").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
-
-
 def _private_token() -> None:
     """Give a local Ray a token of its own, in the environment; Ray would write one into the home folder.
 
@@ -129,6 +135,23 @@ def _private_token() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def alive_nodes(ray: Any) -> list[Node]:
+    """What each node that is alive has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def on_own_node(ray: Any) -> Any:
+    """Scheduling of a helper on the node of this process: another node's loss does not end it."""
+    return on_node(ray.get_runtime_context().get_node_id())
+
+
+def on_node(node_id: str) -> Any:
+    """Scheduling on this node or nowhere."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 def refuse_dead_node(ray: Any) -> None:

@@ -1,13 +1,20 @@
-"""What a job holds of a cluster at the same time, and whether that can ever fit.
+"""What a job holds of a cluster at the same time, and whether its nodes can ever hold that.
 
-Ray itself waits for ever for an actor that cannot be placed; we say so before.
+Ray itself waits for ever for a worker that no node has room for; we say so before. A worker lies on one node, so the
+sum over nodes says nothing.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.base.errors import PlatformError
+
+Node = Mapping[str, float]  # all that one node has, by Ray's names (`CPU`, `GPU`), whether in use or not
+
+DECODE_CPUS = 0.5  # of a task that decodes for training: it never waits for a whole core that workers hold
+_SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)  # of a core, for a training worker
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,7 @@ class ClusterPlan:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float = 0.0
+    beside_cpus: float = 0.0  # of one task that must find room beside the workers
     remedy: str = "lower --workers or --cpus-per-worker"
 
     @property
@@ -29,34 +37,84 @@ class ClusterPlan:
         return self.workers * self.gpus_per_worker
 
 
+def in_all(nodes: Sequence[Node], name: str) -> float:
+    return sum(node.get(name, 0.0) for node in nodes)
+
+
+def places(plan: ClusterPlan, nodes: Sequence[Node]) -> int:
+    """How many of the plan's workers the nodes can hold at once, with the task beside them."""
+    each = [_places(plan, node) for node in nodes]
+    if not plan.beside_cpus:
+        return sum(each)
+    with_task = [
+        _places(plan, {**node, "CPU": node["CPU"] - plan.beside_cpus}) - count
+        for node, count in zip(nodes, each, strict=True)
+        if node.get("CPU", 0.0) + _ROUNDING >= plan.beside_cpus
+    ]
+    return sum(each) + max(with_task) if with_task else 0
+
+
+def _places(plan: ClusterPlan, node: Node) -> int:
+    counts = [
+        int((node.get(name, 0.0) + _ROUNDING) / share)
+        for name, share in (("CPU", plan.cpus_per_worker), ("GPU", plan.gpus_per_worker))
+        if share
+    ]
+    return min(counts)
+
+
 def training_plan(
-    resources: Mapping[str, float],
+    nodes: Sequence[Node],
     workers: int | None = None,
     cpus_per_worker: float | None = None,
     use_gpu: bool | None = None,
 ) -> ClusterPlan:
-    """What training holds on a cluster with these resources (as ray.cluster_resources()); None: chosen to fit."""
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0.0))
+    """What training holds on these nodes; None: chosen to fit."""
+    cpus, gpus = in_all(nodes, "CPU"), sum(int(node.get("GPU", 0.0)) for node in nodes)
     on_gpu = gpus > 0 if use_gpu is None else use_gpu
     count = workers or (max(1, gpus) if on_gpu else 2 if cpus >= 2 else 1)
-    if cpus_per_worker is None:  # a whole core each only where one is left over for Ray Data
-        cpus_per_worker = 1.0 if cpus >= count + 1 else max(0.05, math.floor(50 * cpus / count) / 100)
-    return ClusterPlan("train", count, cpus_per_worker, gpus_per_worker=1.0 if on_gpu else 0.0)
+    plan = ClusterPlan("train", count, cpus_per_worker or _SHARES[-1], gpus_per_worker=1.0 if on_gpu else 0.0)
+    if cpus_per_worker is not None:
+        return plan
+    for share in _SHARES:  # a whole core each only where one is left over for Ray Data
+        wish = replace(plan, cpus_per_worker=share)
+        if places(replace(wish, beside_cpus=max(share, DECODE_CPUS)), nodes) >= count:
+            return wish
+    return plan
 
 
-def check(plan: ClusterPlan, resources: dict[str, float]) -> None:
-    """Refuse a plan that the cluster's total `resources` (as ray.cluster_resources()) can never hold.
+def check(plan: ClusterPlan, nodes: Sequence[Node]) -> None:
+    """Refuse a plan that these nodes can never hold. Raises PlatformError with the numbers and what to change."""
+    shortage = _shortage(plan, nodes)
+    if shortage:
+        raise PlatformError(f"{shortage}; {plan.remedy}, or use a larger cluster")
 
-    Raises PlatformError with the sum and what to change.
-    """
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    if plan.cpus > cpus + 1e-9:
-        raise PlatformError(
-            f"{plan.job} needs {plan.cpus:g} CPUs ({plan.workers} workers x {plan.cpus_per_worker:g}), "
-            f"this Ray has {cpus:g}; {plan.remedy}, or use a larger cluster"
-        )
-    if plan.gpus > gpus + 1e-9:
-        raise PlatformError(
-            f"{plan.job} needs {plan.gpus:g} GPUs ({plan.workers} workers x {plan.gpus_per_worker:g}), "
-            f"this Ray has {gpus:g}; lower --workers, or leave GPUs off"
-        )
+
+def check_after_loss(plan: ClusterPlan, nodes: Sequence[Node], way_on: str) -> None:
+    """Refuse to wait for room that went away with a node. Raises PlatformError; `way_on` says how the job goes on."""
+    shortage = _shortage(plan, nodes)
+    if shortage:
+        raise PlatformError(f"a node was lost: {shortage}; {way_on}")
+
+
+def _shortage(plan: ClusterPlan, nodes: Sequence[Node]) -> str | None:
+    room = places(plan, nodes)
+    if room >= plan.workers:
+        return None
+    size = _amount(plan.cpus_per_worker, plan.gpus_per_worker)
+    if not places(replace(plan, beside_cpus=0.0), nodes):
+        return f"{plan.job}'s {size} a worker fit on no node ({sizes(nodes)})"
+    workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''} of {size}"
+    beside = f" beside a task of {plan.beside_cpus:g} CPUs that decodes" if plan.beside_cpus else ""
+    return f"{plan.job} needs {workers}{beside}, this Ray has room for {room} ({sizes(nodes)})"
+
+
+def sizes(nodes: Sequence[Node]) -> str:
+    """The nodes in words, those alike together: '2 nodes of 4 CPUs'."""
+    alike = Counter(_amount(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
+    return ", ".join(f"{count} node{'s' if count > 1 else ''} of {size}" for size, count in alike.items()) or "no nodes"
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    amounts = [(cpus, "CPU"), (gpus, "GPU")] if gpus else [(cpus, "CPU")]
+    return " and ".join(f"{count:g} {name}{'' if count == 1 else 's'}" for count, name in amounts)

@@ -5,26 +5,30 @@ Imports neither scikit-learn nor matplotlib, so that a worker starts in a fracti
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.cluster import alive_nodes, refuse_dead_node
 from pipeline.base.errors import ImageRejected, InputError
-from pipeline.base.resources import ClusterPlan, check
+from pipeline.base.resources import ClusterPlan, check, check_after_loss, places
 from pipeline.images.load import Limits, LoadedImage
-from pipeline.model.bundle import Bundle, BundleInfo
+from pipeline.model.bundle import INFO, Bundle, BundleInfo
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.manifest import Manifest, ManifestRow
 from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import Access
+from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
+from pipeline.storage.uris import join
 
 _BATCH = 32
 _ROWS_PER_TASK = 128
+_NODE_CHECK_S = 5.0
 _BORDER = 0.06  # share of the side that counts as background
 
 
@@ -93,20 +97,19 @@ def predict_split(
 ) -> list[Outcome]:  # fmt: skip
     """Outcomes of every labelled image of the split, in no order. `workers` None: as many as are of use and fit.
 
-    Raises InputError where nothing is labelled, PlatformError where the workers do not fit the cluster.
+    Raises InputError where nothing is labelled, PlatformError where the workers do not fit the nodes or a node
+    does not see the files.
     """
     wanted = [row for row in manifest.split(split) if is_labelled(bundle.info, row)]
     if not wanted:
         raise InputError(
             f"{manifest.uri}: no labelled image in split {split!r}; choose another --split or ingest again"
         )
-    tasks, available = tasks_of(wanted), ray.cluster_resources()
-    possible = available.get("CPU", 1) / cpus_per_worker
-    if gpus_per_worker:
-        possible = min(possible, available.get("GPU", 0) / gpus_per_worker)
-    count = workers or max(1, min(int(possible), len(tasks)))
-    plan = ClusterPlan("evaluate", count, cpus_per_worker, gpus_per_worker)
-    check(plan, available)
+    tasks, nodes = tasks_of(wanted), alive_nodes(ray)
+    plan = ClusterPlan("evaluate", 1, cpus_per_worker, gpus_per_worker)
+    plan = replace(plan, workers=workers or max(1, min(places(plan, nodes), len(tasks))))
+    check(plan, nodes)
+    refuse_unshared(ray, stores, [join(bundle.uri, INFO), *(wanted[index].uri for index in spaced(len(wanted)))])
     outcomes: list[Outcome] = []
     for part in _spread(ray, plan, bundle, tasks, stores):
         outcomes += part
@@ -139,7 +142,14 @@ def _spread(
     workers = [remote.remote(bundle, stores, plan.gpus_per_worker > 0) for _ in range(plan.workers)]
     pool = ray.util.ActorPool(workers)
     try:
-        yield from pool.map_unordered(lambda worker, batch: worker.predict.remote(batch), tasks)
+        for task in tasks:
+            pool.submit(lambda worker, batch: worker.predict.remote(batch), task)
+        while pool.has_next():
+            try:
+                yield pool.get_next_unordered(timeout=_NODE_CHECK_S)
+            except TimeoutError:
+                refuse_dead_node(ray)
+                check_after_loss(plan, alive_nodes(ray), "the same command begins anew with what is there")
     finally:
         for worker in workers:
             ray.kill(worker)

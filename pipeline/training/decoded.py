@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.base.errors import OUTAGE_CODES, ImageRejected, IncompleteError, PlatformError
+from pipeline.base.resources import DECODE_CPUS
 from pipeline.images.load import load_image
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.rows import Access, read_rows
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 16 << 20
 _MAX_BLOCK_ROWS = 512
 _STORE_SHARE = 1 / 3  # of the object store that decoded images may fill; the rest is for everything else
-DECODE_CPUS = 0.5  # fractions, so that reading never waits for a whole core that workers hold
 
 
 def pixel_bytes(size: int) -> int:

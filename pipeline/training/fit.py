@@ -6,10 +6,9 @@ Ray Train (V2) continues from the last checkpoint in the run's folder.
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,17 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
-from pipeline.base.cluster import refuse_dead_node
+from pipeline.base.cluster import alive_nodes, calling_ray, on_own_node, refuse_dead_node
 from pipeline.base.errors import LeukorayError, PlatformError
-from pipeline.base.resources import ClusterPlan
+from pipeline.base.resources import DECODE_CPUS, ClusterPlan, check, check_after_loss, in_all
 from pipeline.base.text import first_line
 from pipeline.storage.arrow import arrow_filesystem
+from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
 from pipeline.training import checkpoint
 from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
-from pipeline.training.decoded import DECODE_CPUS, Rejected, decoded, fits_object_store, rejected
+from pipeline.training.decoded import Rejected, decoded, fits_object_store, rejected
 from pipeline.training.loop import TRAIN, VALIDATION, Assignment, train_worker
 from pipeline.training.progress import Announcer, Display, Mailbox
 from pipeline.training.rows import LabelledRows, deal
@@ -40,6 +40,7 @@ _WORKER_RESTARTS = 3
 _CONTROLLER_RESTARTS = 2
 _POLL_S = 0.3
 _NODE_CHECK_S = 5.0
+_WAY_ON = "the same command continues from the last epoch once there is room again"
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,16 @@ def fit(
     """Train, or continue, a run.
 
     `initial`: weights to start from, as safetensors; None: random. `max_error_share` of the images may be damaged.
-    Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying.
+    Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying, a node does not see
+    the files, or one is lost without which the plan does not fit.
     """
+    images = (
+        split["uri"][index].as_py() for split in (rows.train, rows.validation) for index in spaced(split.num_rows)
+    )
+    refuse_unshared(ray, run.stores, images, run.uri)
     datasets, held, lost = _datasets(settings, rows, plan, run.stores)
     lost.refuse_too_many(max_error_share)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_own_node(ray))(Mailbox).remote()
     assignment = Assignment(
         settings,
         rows.train.num_rows,
@@ -81,7 +87,7 @@ def fit(
     trainer = _trainer(assignment, datasets, plan, run)
     board = Board(run.board, run.stores)
     try:
-        result = _fit_and_show(trainer, mailbox, Display(settings.epochs, settings.monitor, board))
+        result = _fit_and_show(trainer, plan, mailbox, Display(settings.epochs, settings.monitor, board))
     finally:
         board.close()
     if result.return_value:
@@ -103,18 +109,18 @@ def _datasets(
     """One dataset a rank and split; decoded now and held where all of it fits, else decoded anew in each epoch."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    cluster = ray.cluster_resources()
+    nodes = alive_nodes(ray)
     total = rows.train.num_rows + rows.validation.num_rows
-    held = fits_object_store(total, settings.input_size, cluster.get("object_store_memory", 0.0))
+    held = fits_object_store(total, settings.input_size, in_all(nodes, "object_store_memory"))
     dealt: dict[str, pa.Table] = {}
     for name, table in ((TRAIN, rows.train), (VALIDATION, rows.validation)):
         for rank, share in enumerate(deal(table, settings.workers, settings.seed)):
             dealt[name.format(rank=rank)] = share
     datasets = {
-        name: decoded(share, settings.input_size, stores, cluster.get("CPU", 1.0)) for name, share in dealt.items()
+        name: decoded(share, settings.input_size, stores, in_all(nodes, "CPU")) for name, share in dealt.items()
     }
     if not held:
-        _refuse_no_room_to_decode(plan.cpus, cluster.get("CPU", 0.0))
+        check(replace(plan, beside_cpus=DECODE_CPUS), nodes)
         print("decoded images do not fit the object store: they are decoded again in every epoch", flush=True)
         return datasets, False, Rejected(total, {}, {})
     started = time.monotonic()
@@ -126,15 +132,6 @@ def _datasets(
         for table in dataset.select_columns(["code", "message"]).iter_batches(batch_size=None, batch_format="pyarrow")
     )
     return datasets, True, lost
-
-
-def _refuse_no_room_to_decode(held: float, cpus: float) -> None:
-    """Tasks that decode beside the workers would wait for ever where these hold every core."""
-    if held + DECODE_CPUS > cpus:
-        raise PlatformError(
-            f"the decoded images do not fit the object store and are decoded while the workers train, which needs "
-            f"{DECODE_CPUS:g} CPU beside their {held:g}; this Ray has {cpus:g}: lower --workers or --cpus-per-worker"
-        )
 
 
 def _trainer(
@@ -170,7 +167,7 @@ def _trainer(
     )
 
 
-def _fit_and_show(trainer: TorchTrainer, mailbox: Any, display: Display) -> Any:
+def _fit_and_show(trainer: TorchTrainer, plan: ClusterPlan, mailbox: Any, display: Display) -> Any:
     """Run `trainer.fit` in a thread, so that the main thread shows events and Ctrl-C stops at once."""
     outcome: dict[str, Any] = {}
 
@@ -180,15 +177,15 @@ def _fit_and_show(trainer: TorchTrainer, mailbox: Any, display: Display) -> Any:
         except Exception as error:  # handed to the main thread, which raises it
             outcome["error"] = error
 
-    thread = threading.Thread(target=run, name="fit", daemon=True)
     with _train_environment():
-        thread.start()
+        thread = calling_ray(run, "fit")
         looked = time.monotonic()
         while thread.is_alive():
             thread.join(_POLL_S)
             if time.monotonic() - looked > _NODE_CHECK_S:
                 looked = time.monotonic()
                 refuse_dead_node(ray)
+                check_after_loss(plan, alive_nodes(ray), _WAY_ON)
             display.show(_events(mailbox))
     display.show(_events(mailbox))
     if "error" in outcome:

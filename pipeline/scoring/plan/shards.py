@@ -21,6 +21,11 @@ def read_shard(folder: RunFolder, number: int) -> list[ShardRow]:
     return read_rows(folder.table(shard_file(number)), ShardRow)
 
 
+def first_uri(folder: RunFolder, number: int) -> str:
+    """The first object of a shard."""
+    return str(folder.table(shard_file(number), ["uri"])["uri"][0].as_py())
+
+
 def shard_size(rows_before: int) -> int:
     """Rows of the next shard: small at first, so that a small run spreads over all workers and reports early."""
     if rows_before < 2048:

@@ -101,7 +101,7 @@ class Crashes:
             return
         print(f"score  shard {number} lost several workers; looking for the image that does it", flush=True)
         with own_errors(self._ray):
-            ids: list[int] = self._ray.get(self._apart(Suspects.ids, number))
+            ids: list[int] = self._ray.get(self._apart(Suspects.ids, number, retries=3))
         self._found[number] = frozenset(find_culprits(ids, lambda some: self._survives(number, some)))
         print(f"score  shard {number}: {len(self._found[number])} images end the decoder's process", flush=True)
 
@@ -113,9 +113,9 @@ class Crashes:
             return False
         return True
 
-    def _apart(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Begin it in a process that does nothing else."""
-        return self._ray.remote(num_cpus=0, max_retries=0)(method).remote(self._suspects, *arguments)
+    def _apart(self, method: Callable[..., Any], *arguments: Any, retries: int = 0) -> Any:
+        """Begin it in a process that does nothing else; `retries` where only a lost node can end it."""
+        return self._ray.remote(num_cpus=0, max_retries=retries)(method).remote(self._suspects, *arguments)
 
 
 def find_culprits(ids: list[int], survives: Callable[[list[int]], bool]) -> list[int]:

@@ -2,14 +2,16 @@
 
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.base.resources import ClusterPlan, check
+from pipeline.base.cluster import alive_nodes
+from pipeline.base.resources import ClusterPlan, check, check_after_loss
 from pipeline.base.text import first_line
 from pipeline.model.bundle import Bundle
+from pipeline.scoring.plan.shards import first_uri
 from pipeline.scoring.request import Workforce
-from pipeline.scoring.run_folder import RunFolder, shard_file
+from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.stream import ReadRules
 from pipeline.scoring.work.worker import Account, ShardScorer
@@ -63,10 +65,9 @@ class Crew:
 
     def __init__(self, ray: Any, task: ScoringTask, workforce: Workforce, count: int) -> None:
         self._ray, self._task, self._workforce = ray, task, workforce
-        check(
-            ClusterPlan("score", count, workforce.cpus_per_worker, workforce.gpus_per_worker), ray.cluster_resources()
-        )
-        is_remote = task.stores.of(_first_uri(task.folder)).is_remote
+        self._plan = ClusterPlan("score", count, workforce.cpus_per_worker, workforce.gpus_per_worker)
+        check(self._plan, alive_nodes(ray))
+        is_remote = task.stores.of(first_uri(task.folder, 0)).is_remote  # where most images lie
         self.open_at_once = 4 if is_remote else 2
         self.workers = [self._start() for _ in range(count)]
 
@@ -90,6 +91,11 @@ class Crew:
             for reference in answered:  # a failure to start as well: what is then asked of it says so
                 waiting[reference].is_placed = True
         return [worker for worker in self.workers if worker.is_placed]
+
+    def refuse_no_room(self) -> None:
+        """Raise PlatformError where no node that is left can hold even one worker: those that live go on."""
+        way_on = "the same command continues once there is room again"
+        check_after_loss(replace(self._plan, workers=1), alive_nodes(self._ray), way_on)
 
     def waiting_for(self) -> list[Any]:
         """References of which one must come before anything else can happen."""
@@ -124,8 +130,3 @@ class Crew:
                 f"(each needs {self._workforce.cpus_per_worker:g} CPU, {free:g} free on {nodes} nodes)"
             )
         return "; ".join(reasons) or "workers are idle"
-
-
-def _first_uri(folder: RunFolder) -> str:
-    """Where most images lie: the first shard's first object."""
-    return str(folder.table(shard_file(0), ["uri"])["uri"][0].as_py())

@@ -4,19 +4,25 @@ Plain actors rather than a Ray Data pipeline: a shard is done exactly when its p
 its open shards only, and the first batch starts about 6 s earlier.
 """
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from pipeline.base.cluster import own_errors, refuse_dead_node
+from pipeline.model.bundle import INFO
+from pipeline.scoring.plan.shards import first_uri
 from pipeline.scoring.request import Workforce
+from pipeline.scoring.run_folder import WORK
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.crashes import Crashes
 from pipeline.scoring.work.crew import Crew, Worker
 from pipeline.scoring.work.news import ArchiveNews
 from pipeline.scoring.work.parts import part_sizes, read_summary
 from pipeline.scoring.work.progress import Progress
+from pipeline.storage.shared import refuse_unshared, spaced
+from pipeline.storage.uris import join
 
 _NODE_CHECK_S = 5.0
 
@@ -24,8 +30,8 @@ _NODE_CHECK_S = 5.0
 def score_shards(ray: Any, task: ScoringTask, workforce: Workforce, check_lock: Callable[[], None]) -> Progress:
     """Score what has no part yet; returns once every shard has its part.
 
-    Raises PlatformError when the plan does not fit the cluster or workers keep dying, what `check_lock` raises, and
-    what a worker raised for a failure that is not one image's.
+    Raises PlatformError when the plan does not fit the nodes, one does not see the files, or workers keep dying; what
+    `check_lock` raises, and what a worker raised for a failure that is not one image's.
     """
     plan = task.plan
     _, done = part_sizes(task.folder)
@@ -36,6 +42,9 @@ def score_shards(ray: Any, task: ScoringTask, workforce: Workforce, check_lock: 
     progress = Progress(plan, resumed, count, resumed_weight=sum(plan.shard_bytes[number] for number in done))
     if not todo:
         return progress
+    images = (first_uri(task.folder, todo[index]) for index in spaced(len(todo)))
+    read = itertools.chain([join(task.bundle.uri, INFO)], images)
+    refuse_unshared(ray, task.stores, read, task.folder.file(WORK))
     crew = Crew(ray, task, workforce, count)
     try:
         _Driver(ray, task, crew, progress).run(todo, check_lock, workforce.stall_s)
@@ -61,6 +70,7 @@ class _Driver:
             if time.monotonic() - max(looked, progress.last_change) > _NODE_CHECK_S:
                 looked = time.monotonic()
                 refuse_dead_node(self._ray)
+                self._crew.refuse_no_room()
             self._hand_out()
             self._news.hear(workers)
             ready, _ = self._ray.wait(self._crew.waiting_for(), num_returns=1, timeout=1.0)
