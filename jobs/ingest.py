@@ -18,6 +18,7 @@ from pipeline.evaluation.sample_size import few_of, what_is_enough
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
+from pipeline.ingest.findings import near_copy_counts, write_findings
 from pipeline.ingest.hide import hidden
 from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
@@ -68,6 +69,12 @@ class IngestConfig(NamingConfig):
         None, description="CSV or Parquet, one row an image: path, label or class_name, subject_id, split, site, others"
     )
     subjects: str | None = Field(None, description="CSV or Parquet, one row a subject: subject_id, site, others")
+    contradictions: str | None = Field(
+        None, description="contradictions.csv of an earlier manifest, with yes beside the labels that count"
+    )
+    near_copies: bool = Field(
+        True, description="look for images that show the same, so that no split divides them; reads all labelled images"
+    )
     split_rule: SplitRule = Field(
         "auto", description="what stays on one side of the split; auto is the layout's honest rule"
     )
@@ -99,6 +106,7 @@ def main(config: IngestConfig) -> None:
     store = stores.of(out)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
     store.write(join(out, "problems.json"), json.dumps(problems, indent=2).encode())
+    write_findings(out, draft.alike, draft.split, draft.table, stores)
     print("\n".join(account(draft, written, clock.seconds)), flush=True)
 
 
@@ -130,6 +138,8 @@ def _options(config: IngestConfig, stores: Stores) -> IngestOptions:
         site_pattern=config.site_pattern,
         labels=config.labels,
         subjects=config.subjects,
+        contradictions=config.contradictions,
+        near_copies=config.near_copies,
         split_rule=config.split_rule,
         fractions=tuple(config.fractions),
         use=config.use,
@@ -161,6 +171,8 @@ def _info(draft: ManifestDraft, config: IngestConfig, names: Names) -> ManifestI
         positive=draft.positive,
         ignored=draft.ignored,
         counts=counts(draft.table),
+        contradictions=sum(map(len, draft.alike.contradictions)),
+        near_copies=near_copy_counts(draft.alike, draft.split),
         bytes=listing.tally.bytes,
         left_out=listing.tally.left_out,
         problems=Counter(str(problem.code) for problem in listing.problems),
@@ -188,6 +200,7 @@ def account(draft: ManifestDraft, written: Manifest, seconds: float) -> list[str
     if draft.why:
         lines += _field("why", draft.why)
     lines += _left_out(draft)
+    lines += _compared(draft)
     for warning in [*draft.warnings, *_scarcity(draft), *_fitness(draft)]:
         lines += _field("note", warning)
     lines += _field("manifest", written.uri)
@@ -253,6 +266,14 @@ def _left_out(draft: ManifestDraft) -> list[str]:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread.most_common())
         lines += _field("NOT READ", f"{sum(unread.values()):,} files that hold images: {kinds}")
     return lines
+
+
+def _compared(draft: ManifestDraft) -> list[str]:
+    near = draft.alike.near
+    if near is None or not near.compared:
+        return []
+    rate = f"{near.images_per_s:,.0f} images/s; --no-near-copies leaves it out"
+    return _field("compared", f"{near.compared:,} labelled images with each other: {len(near.pairs):,} pairs ({rate})")
 
 
 def _scarcity(draft: ManifestDraft) -> list[str]:

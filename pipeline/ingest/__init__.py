@@ -1,4 +1,4 @@
 """What paths and tables say of an image: class, label, subject, split; and the manifest made of it.
 
-No image is decoded here.
+Images are decoded only to look for near copies, small.
 """

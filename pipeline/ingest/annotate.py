@@ -39,6 +39,8 @@ class IngestOptions:
     site_pattern: str | None = None
     labels: str | None = None
     subjects: str | None = None
+    contradictions: str | None = None
+    near_copies: bool = True
     split_rule: SplitRule = "auto"
     fractions: tuple[float, ...] = FRACTIONS
     use: Use = "split"

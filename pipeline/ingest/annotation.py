@@ -23,12 +23,13 @@ class Annotation:
     split: Split | None = None
     is_ignored: bool = False  # of a class that the user wants in no split and no figure
     site: str | None = None  # hospital or laboratory
+    is_contradicted: bool = False  # the same bytes are under another label, and nobody has said which counts
     is_block: bool = False  # `subject_id` is a block of consecutive file numbers, which only stands in for a subject
 
     @property
     def is_used(self) -> bool:
         """In splits and figures."""
-        return self.class_name is not None and not self.is_ignored
+        return self.class_name is not None and not self.is_ignored and not self.is_contradicted
 
 
 UNKNOWN = Annotation()

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from pipeline.base.errors import InputError
 from pipeline.ingest import remarks, splits
+from pipeline.ingest.alike import Alike, find_alike
 from pipeline.ingest.annotate import IngestOptions, annotate_all
 from pipeline.ingest.annotation import Annotation, units_of
 from pipeline.ingest.class_rules import apply_rules, one_spelling
-from pipeline.ingest.copies import find_copies
 from pipeline.ingest.further_columns import Column
 from pipeline.ingest.gather import Listing, read_sources
 from pipeline.ingest.layouts import Layout
@@ -45,6 +45,7 @@ class ManifestDraft:
     why: str  # the split is as it is; empty where the user decided it
     ignored: list[str]  # classes in no split, by the user's word
     units: str  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
+    alike: Alike
 
     @property
     def positive(self) -> dict[str, int]:
@@ -76,12 +77,14 @@ def ingest(
     found = annotate_all(listing, roots, options, stores)
     annotations, merged = one_spelling(found.rows)
     annotations = apply_rules(annotations, options.classes)
-    copies = find_copies(listing.table, [row.is_used for row in annotations], stores)
-    split, annotations = split_images(annotations, listing.paths, copies, found.layout, options)
+    verdicts, near_copies = options.contradictions, options.near_copies
+    alike = find_alike(listing.table, annotations, verdicts=verdicts, near_copies=near_copies, stores=stores)
+    split, annotations = split_images(alike.annotations, listing.paths, alike.groups, found.layout, options)
     table = _manifest_table(listing.table, annotations, split.splits, found.further)
     synthetic = found.layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
     labels = [] if options.classes.say_labels else remarks.about_labels(annotations)
-    said = [*found.said, *merged, *labels, *remarks.about_copies(copies, annotations, split), *split.warnings]
+    said = [*found.said, *merged, *labels, *remarks.about_copies(alike.copies, alike.contradictions, split)]
+    said += [*remarks.about_near_copies(alike.near, annotations, split, listing.paths), *split.warnings]
     own_words = options.subject_pattern or options.subject_blocks or found.labels_from != "paths"
     return ManifestDraft(
         table=table,
@@ -94,6 +97,7 @@ def ingest(
         why=found.layout.why if split.rule == found.layout.split_rule and not own_words else "",
         ignored=sorted({str(row.class_name) for row in annotations if row.is_ignored}),
         units=units_of(annotations),
+        alike=alike,
     )
 
 

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from pipeline.base.errors import InputError
 from pipeline.ingest.annotation import Annotation, normalize
 from pipeline.ingest.class_names import common_label
+from pipeline.ingest.contradictions import CONTRADICTIONS
 from pipeline.ingest.layouts import GENERIC, Layout
+from pipeline.ingest.near_copies import NearCopies, Pair
+from pipeline.ingest.near_copies_files import NEAR_COPIES_SHEET, NEAR_COPIES_TABLE
 from pipeline.ingest.split_names import unread_parts
 from pipeline.ingest.splits import SplitResult
+
+_EXAMPLES = 3
 
 
 def about_layout(
@@ -55,7 +60,9 @@ def about_labels(annotations: Sequence[Annotation]) -> list[str]:
     return [f"{warning}: check the labels, or is the class a kind of cell?" for warning in warnings]
 
 
-def about_copies(copies: Sequence[Sequence[int]], annotations: Sequence[Annotation], result: SplitResult) -> list[str]:
+def about_copies(
+    copies: Sequence[Sequence[int]], contradictions: Sequence[Sequence[int]], result: SplitResult
+) -> list[str]:
     """How many images are there twice, and what the split and their labels make of that."""
     if not copies:
         return []
@@ -65,6 +72,58 @@ def about_copies(copies: Sequence[Sequence[int]], annotations: Sequence[Annotati
     said = [f"{n_images} images are byte-identical to others ({len(copies)} groups of copies), {kept}"]
     if torn:
         said[0] += f" ({len(torn)} groups)"
-    if mixed := [rows for rows in copies if len({annotations[row].class_name for row in rows}) > 1]:
-        said.append(f"{len(mixed)} groups of copies are in several classes: their labels cannot all be right")
+    if contradictions:
+        said.append(
+            f"{sum(map(len, contradictions))} of them ({len(contradictions)} groups) are under more than one label "
+            f"and in no split; say in {CONTRADICTIONS} which label counts, and give it back with --contradictions"
+        )
     return said
+
+
+def about_near_copies(
+    found: NearCopies | None, annotations: Sequence[Annotation], result: SplitResult, paths: Sequence[str]
+) -> list[str]:
+    """What comparing the images has shown, and what the split makes of it."""
+    if found is None:
+        return ["near copies were not looked for (--no-near-copies): the same image may be on both sides of the split"]
+    said = []
+    if found.unread:
+        said.append(f"{found.unread} labelled images cannot be read: they were not compared, and training skips them")
+    if found.dropped:
+        said.append(
+            f"{found.dropped} images look alike in one chain: a set so uniform cannot be compared by looks, so these "
+            "were not taken for copies; copies among them may be on both sides"
+        )
+    if not found.pairs:
+        return said
+    torn = torn_pairs(found.pairs, result)
+    kept = "kept on one side of the split"
+    if torn:
+        examples = "; ".join(
+            f"{paths[pair.first]} ({result.splits[pair.first]}) and {paths[pair.second]} ({result.splits[pair.second]})"
+            for pair in torn[:_EXAMPLES]
+        )
+        kept = (
+            f"BUT THE GIVEN SPLITS TEAR {len(torn)} PAIRS APART: figures are inflated; see {NEAR_COPIES_SHEET}, "
+            f"e.g. {examples}"
+        )
+    n_images = sum(map(len, found.groups))
+    said.append(f"{n_images} images show what another one shows ({len(found.pairs)} pairs of near copies), {kept}")
+    for what, values in (
+        ("classes", [row.class_name for row in annotations]),
+        ("subjects", [row.subject_id for row in annotations]),
+    ):
+        apart = [pair for pair in found.pairs if values[pair.first] != values[pair.second]]
+        if apart:
+            said.append(f"{len(apart)} pairs of near copies are of different {what}: see {NEAR_COPIES_TABLE}")
+    return said
+
+
+def torn_pairs(pairs: Sequence[Pair], result: SplitResult) -> list[Pair]:
+    """The pairs that a split divides."""
+    splits = result.splits
+    return [
+        pair
+        for pair in pairs
+        if None not in (splits[pair.first], splits[pair.second]) and splits[pair.first] != splits[pair.second]
+    ]

@@ -12,6 +12,7 @@ from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.annotation import Annotation, normalize, units_of
 from pipeline.ingest.class_folders import given_split
 from pipeline.ingest.layouts import Layout
+from pipeline.ingest.near_copies import joined
 from pipeline.ingest.split_names import Split
 from pipeline.ingest.splits import FRACTIONS, SplitResult, SplitRule
 from pipeline.sources.manifest import SPLITS
@@ -22,7 +23,7 @@ _TEST_ONLY = (0.0, 0.0, 1.0)
 def split_images(
     rows: Sequence[Annotation],
     paths: Sequence[str],
-    copies: Sequence[Sequence[int]],
+    alike: Sequence[Sequence[int]],
     layout: Layout,
     options: IngestOptions,
 ) -> tuple[SplitResult, list[Annotation]]:
@@ -44,7 +45,7 @@ def split_images(
     if rule == "given":
         said += _about_torn_blocks(rows, paths)
         taken = [_block_of_split(row) for row in rows]
-    result = _assign(taken, paths, copies, rule, options)
+    result = _assign(taken, paths, alike, rule, options)
     return replace(result, warnings=[*said, *result.warnings]), taken
 
 
@@ -121,21 +122,18 @@ def _block_of_split(row: Annotation) -> Annotation:
 def _assign(
     rows: Sequence[Annotation],
     paths: Sequence[str],
-    copies: Sequence[Sequence[int]],
+    alike: Sequence[Sequence[int]],
     rule: SplitRule,
     options: IngestOptions,
 ) -> SplitResult:
     subjects = [row.subject_id for row in rows]
-    groups: list[int | None] = [None] * len(paths)
-    for number, members in enumerate(copies):
-        for member in members:
-            groups[member] = number
+    group = joined(alike)
     result = splits.assign_splits(
         _names(rows),
         subjects,
         [row.split for row in rows],
         keys=paths,
-        groups=groups,
+        groups=[group.get(row) for row in range(len(paths))],
         labels=[row.label for row in rows],
         fractions=options.fractions,
         seed=options.seed,

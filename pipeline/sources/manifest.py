@@ -65,6 +65,19 @@ class Counts(BaseModel):
     labels: dict[str, int] = {}  # positive, negative or unknown to images
 
 
+class NearCopyCounts(BaseModel):
+    """Images that show what another one shows, though their bytes differ."""
+
+    model_config = ConfigDict(frozen=True)
+
+    compared: int = 0  # images
+    unread: int = 0  # labelled images that could not be read
+    pairs: int = 0
+    images: int = 0  # in pairs
+    torn: int = 0  # pairs that given splits divide
+    images_per_s: float = 0.0  # read, decoded and compared
+
+
 class ManifestInfo(BaseModel):
     """`manifest.json`. `write_manifest` fills in the first three fields."""
 
@@ -85,6 +98,8 @@ class ManifestInfo(BaseModel):
     ignored: list[str] = []  # classes in no split, by the word of whoever made the manifest
     positive: dict[str, int] = {}  # class to label, of the classes that have one
     counts: Counts = Counts()
+    contradictions: int = 0  # images in no split, since the same bytes are under another label
+    near_copies: NearCopyCounts | None = None  # None where they were not looked for
     bytes: int = 0  # of all encoded images
     left_out: dict[str, int] = {}  # reason to files
     problems: dict[str, int] = {}  # code to failures to list something

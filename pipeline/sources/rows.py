@@ -95,6 +95,11 @@ def place_of(uri: str, member: str | None) -> str:
     return uri if member is None else f"{uri}{NESTED}{member}"
 
 
+def places_of(table: pa.Table) -> list[str]:
+    """Where each row of a table with `uri` and `member` lies, for a person."""
+    return [*map(place_of, table["uri"].to_pylist(), table["member"].to_pylist())]
+
+
 def image_id(uri: str, member: str | None = None, occurrence: int = 0) -> int:
     """Signed 64-bit BLAKE2b of where an image lies; `occurrence` tells duplicate members of one archive apart."""
     text = "\0".join([uri, member or "", str(occurrence) if occurrence else ""])

@@ -110,9 +110,10 @@ def test_copies_stay_on_one_side_and_contradictory_ones_are_told(tmp_path: Path)
     for row in rows:
         side.setdefault(Path(row["uri"]).read_bytes(), set()).add(row["split"])
     assert all(len(sides) == 1 for sides in side.values())
+    assert side[b"the same"] == {None}
     said = json.dumps(draft.warnings)
     assert "118 images are byte-identical to others (59 groups of copies), kept on one side" in said
-    assert "1 groups of copies are in several classes" in said
+    assert "2 of them (1 groups) are under more than one label and in no split; say in contradictions.csv" in said
 
 
 def test_given_splits_that_tear_copies_apart_are_kept_and_told(tmp_path: Path) -> None:
