@@ -98,6 +98,7 @@ def _open_pattern(pattern: UriPattern, options: ListingOptions, store: Store) ->
         try:
             yield from objects(root, found, options, store)
         except StoreError as error:
-            yield Problem(pattern.uri, None, error.code, f"cannot be listed further: {error}")
+            message = f"{pattern.uri} cannot be listed further: {error}"
+            yield Problem(pattern.folder + "/", None, error.code, message)
 
     return Source([stream], names_images=True)

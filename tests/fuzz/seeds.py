@@ -12,7 +12,7 @@ from pydicom import uid
 
 from pipeline.images.formats import heic
 from tests.dicoms import compressed, dicom, with_jpeg
-from tests.images import encoded, scene, tiff
+from tests.images import encoded, jpeg_tiff, scene, tiff
 
 SMALL = scene(24, 16)
 GRAY = SMALL.convert("L")
@@ -49,6 +49,7 @@ IMAGES: dict[str, Callable[[], list[bytes]]] = {
     ],
     "tiff": lambda: [
         encoded(SMALL, "TIFF", compression="tiff_lzw"), encoded(SMALL, "TIFF", compression="jpeg"), _film("TIFF"),
+        jpeg_tiff(SMALL, 16), jpeg_tiff(SMALL, old=True),
         tiff(DEEP), tiff(RGB, big=True), tiff(RGB, planar=True), tiff(RGB, order=">"),
         encoded(Image.fromarray(DEEP.astype(np.float32) / 4096), "TIFF"),
         encoded(GRAY.convert("1"), "TIFF", compression="group4"),
@@ -65,7 +66,7 @@ IMAGES: dict[str, Callable[[], list[bytes]]] = {
     "pnm": lambda: [encoded(SMALL, "PPM"), *_raw_pnm()],
     "dicom": lambda: [
         dicom(RGB), dicom(DEEP, BitsStored=12), with_jpeg(SMALL), compressed(RGB, uid.RLELossless),
-        compressed(RGB, uid.JPEGLSLossless), compressed(DEEP, uid.JPEG2000Lossless, BitsStored=12),
+        compressed(RGB, uid.JPEGLSLossless), compressed(np.tile(DEEP, (3, 3)), uid.JPEG2000Lossless, BitsStored=12),
     ],
 }  # fmt: skip
 

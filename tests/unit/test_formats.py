@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.formats import heic, jpeg2000
 from pipeline.images.load import Limits, load_image, read_header
-from tests.images import encoded, scene
+from tests.images import encoded, jpeg_tiff, scene
 from tests.searches import search
 
 SIZE = 48
@@ -64,6 +64,8 @@ GOOD: dict[str, tuple[Callable[[], bytes], Image.Image, float]] = {  # bytes, wh
     "jpeg 2000 with alpha": (lambda: encoded(scene().convert("RGBA"), "JPEG2000"), scene(), 0),
     "avif": (lambda: encoded(scene(), "AVIF", quality=95), scene(), 3),
     "heic": (lambda: heif(scene(), quality=95), scene(), 3),
+    "tiff of jpeg tiles": (lambda: jpeg_tiff(scene()), scene(), 2),
+    "tiff of old-style jpeg": (lambda: jpeg_tiff(scene(), old=True), scene(), 2),
     "ppm": (lambda: encoded(scene(), "PPM"), scene(), 0),
     "pgm": (lambda: encoded(GRAY, "PPM"), GRAY, 0),
     "pbm": (lambda: encoded(BITS, "PPM"), BITS, 0),

@@ -69,6 +69,17 @@ def test_images_of_formats_that_are_not_read_are_quarantined_once(
     assert (third["counts"]["quarantined"], third["status"]) == (0, "complete")
 
 
+def test_an_image_that_is_not_read_does_not_hide_what_has_gone_from_its_archive(bundle: Bundle, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    members = {"a.jpg": picture(1), "b.jpg": picture(2), "c.svs": b"slide"}
+    write_files(source, {"x.tar": tar(members)})
+    score([source], bundle, out, "run-1")
+    del members["b.jpg"]
+    write_files(source, {"x.tar": tar(members)})
+    _, second = score([source], bundle, out, "run-2")
+    assert second["counts"]["deleted_at_source"] == 1
+
+
 def test_a_raised_limit_lets_the_images_beyond_the_old_one_in(bundle: Bundle, tmp_path: Path) -> None:
     source, out = write_files(tmp_path / "in", {"a.jpg": picture(1), "b.jpg": b""}), tmp_path / "out"
     _, first = score([source], bundle, out, "run-1", max_pixels=100)

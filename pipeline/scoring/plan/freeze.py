@@ -19,7 +19,7 @@ from pipeline.scoring.plan.subject_paths import SAMPLE, SubjectPaths
 from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import ArchiveRow
-from pipeline.sources.archives import Entry, Ignored, Problem
+from pipeline.sources.archives import Entry, Ignored, Problem, holds_many
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
 from pipeline.sources.objects import ListingOptions, open_archive
 from pipeline.sources.pseudonyms import Names, names_of
@@ -102,7 +102,8 @@ class _Sorter:
 
     def take(self, item: Entry | Problem) -> None:
         if isinstance(item, Problem):
-            self.unlisted.add(item.uri)
+            if holds_many(item.uri, item.member):
+                self.unlisted.add(item.uri)
             shown = self._names.found(item)
             number = image_id(shown.uri, shown.member, shown.occurrence)
             if self._is_open(number, item.uri, shown):
