@@ -32,6 +32,9 @@ class EvaluateConfig(NamingConfig):
     target_sensitivity: float | None = Field(
         None, gt=0, le=1, description="choose the threshold on validation for at least this sensitivity"
     )
+    bit_depth: int | None = Field(
+        None, ge=8, le=16, description="bits that count in 16-bit samples (default: as the model was trained)"
+    )
     bootstrap: int = Field(1000, ge=100, description="resamplings for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
     seed: int = Field(0, description="seed of the resampling")
@@ -54,7 +57,10 @@ def main(config: EvaluateConfig) -> None:
     if config.split not in SPLITS:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     show_config(config)
-    manifest, bundle = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
+    manifest, published = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
+    bundle = published.with_bit_depth(config.bit_depth)
+    if note := bundle.depth_note(published.info.bit_depth):
+        print(note)
     if config.target_sensitivity is not None and manifest.info.split_rule == "test":
         raise UsageError("--target-sensitivity is chosen on validation images; this manifest is for testing alone")
     threshold = Threshold(bundle.info.threshold, "the bundle's", float("nan"), float("nan"))
@@ -68,7 +74,7 @@ def main(config: EvaluateConfig) -> None:
     found = evaluation(bundle, manifest, config.split, outcomes, threshold, resampling)
     record, report = found.record(effective(config)), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
-    if config.target_sensitivity is None:  # the bundle's card tells of the bundle's own operating point
+    if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
         found.keep_in_bundle(record, report)
     account(config, found, clock)
 
@@ -93,6 +99,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
         print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")
     for warning in found.warnings:
         print(f"  note: {warning}")
+    for kind, count in found.outcomes.remarks.items():
+        print(f"  note: {count} images: {kind}")
     scored, rejected = len(found.outcomes.scored), len(found.outcomes.rejections)
     where = join(absolute(config.out), "report.html")
     print(f"\n{scored:,} images in {clock.seconds:.0f} s. Report: {where}")

@@ -52,6 +52,9 @@ class ScoreConfig(NamingConfig):
     out: str = Field("scores", description="output folder or s3:// prefix; each run has its own folder inside")
     run_id: str | None = Field(None, pattern=r"^\w[\w.-]*$", description="name of the run's folder (default: by time)")
     threshold: float | None = Field(None, ge=0, le=1, description="operating point instead of the bundle's")
+    bit_depth: int | None = Field(
+        None, ge=8, le=16, description="bits that count in 16-bit samples (default: as the model was trained)"
+    )
     include: list[str] = Field([], description="only paths matching these globs")
     exclude: list[str] = Field([], description="no paths matching these globs")
     since: str | None = Field(None, description="only objects modified since a date or age: 2026-11-01, 36h, 7d")
@@ -99,19 +102,28 @@ def _out(config: ScoreConfig) -> str:
 
 def _bundle(config: ScoreConfig, stores: Stores) -> Bundle:
     if config.model is not None:
-        return resolve(config.model, stores).verify().with_threshold(config.threshold)
+        return _of_depth(resolve(config.model, stores).verify().with_threshold(config.threshold), config.bit_depth)
     if config.retry_quarantined is None:
         raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
     retried = RunFolder.at(absolute(config.retry_quarantined), stores)
     used = retried.record().model
-    bundle = resolve(used.uri, stores).verify()
+    bundle = _of_depth(resolve(used.uri, stores).verify(), config.bit_depth or used.bit_depth)
     if config.threshold is not None:
         return bundle.with_threshold(config.threshold)
+    if config.bit_depth is not None:
+        return bundle.with_threshold(used.threshold)
     if bundle.info.identity() != used.sha256:
         bundle = bundle.with_threshold(used.threshold)  # the run had an operating point of its own
     if bundle.info.identity() != used.sha256:
         raise InputError(f"{used.uri}: is no longer the model of {retried.uri}; name the one to use with --model")
     return bundle
+
+
+def _of_depth(bundle: Bundle, bit_depth: int | None) -> Bundle:
+    found = bundle.with_bit_depth(bit_depth)
+    if note := found.depth_note(bundle.info.bit_depth):
+        _say(note)
+    return found
 
 
 # What a retry does as the run did, unless it is told otherwise.
@@ -226,12 +238,14 @@ def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
 
 
 def _counted(counts: Counts, uncounted: list[str]) -> list[str]:
-    """What became of the images that were not scored, and what is no image."""
+    """What became of the images that were not scored, what was noticed about others, and what is no image."""
     lines = [
         f"quarantined {count:6d}  {code}" for code, count in sorted(counts.codes.items(), key=lambda item: -item[1])
     ]
     if counts.quarantined_again:
         lines.append(f"of these    {counts.quarantined_again:6d}  failed in an earlier run already")
+    remarks = sorted(counts.remarks.items(), key=lambda item: -item[1])
+    lines += [f"remarked    {count:6d}  {kind}" for kind, count in remarks]
     lines += [f"skipped     {count:6d}  {reason}" for reason, count in counts.skipped_reasons.items()]
     if uncounted:
         lines.append(f"not counted {counts.uncounted:6d}  archives or folders: how many images they hold is not known")

@@ -45,7 +45,7 @@ def main(config: SummaryConfig) -> None:
 
 def _pictures(summary: Summary, stores: Stores) -> dict[int, Thumbnail]:
     rows = [*summary.highest, *summary.borderline, *summary.quarantined]
-    return load_pictures(rows, summary.run.request.limits, stores)
+    return load_pictures(rows, summary.run.request.limits, stores, bit_depth=summary.run.model.bit_depth)
 
 
 def account(summary: Summary) -> list[str]:
@@ -85,6 +85,9 @@ def _counted(summary: Summary) -> list[str]:
     if summary.codes:
         lines += ["", "quarantined"]
         lines += [f"  {item.rows:>9,}  {item.code:<18}  {_advice(item.code)}" for item in summary.codes]
+    remarks = summary.run.counts.remarks
+    if remarks:
+        lines += ["", "remarked on", *(f"  {rows:>9,}  {kind}" for kind, rows in remarks.items())]
     skipped = summary.run.counts.skipped_reasons
     if skipped:
         lines += ["", "skipped", *(f"  {rows:>9,}  {REASONS.get(reason, reason)}" for reason, rows in skipped.items())]

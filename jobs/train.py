@@ -26,8 +26,8 @@ from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
 
 _SHARED = (
-    "architecture", "input_size", "epochs", "batch_size", "learning_rate", "optimizer", "weight_decay", "warmup_epochs",
-    "clip_norm", "patience", "balance", "augment", "amp", "seed",
+    "architecture", "input_size", "bit_depth", "epochs", "batch_size", "learning_rate", "optimizer", "weight_decay",
+    "warmup_epochs", "clip_norm", "patience", "balance", "augment", "amp", "seed",
 )  # fmt: skip
 EXAMPLES = """examples:
   leukoray train manifest/                                          # the small network, on this machine
@@ -49,6 +49,9 @@ class TrainConfig(NamingConfig):
     )
     architecture: str = Field("cnn", description="network, e.g. cnn, cnn-se, vgg11, resnet18, densenet121")
     input_size: int = Field(128, ge=16, le=1024, description="pixels, square, that images are brought to")
+    bit_depth: int | None = Field(
+        None, ge=8, le=16, description="bits that count in 16-bit samples (default: as files state, else a guess)"
+    )
     weights: str = Field("none", description="start from: none, imagenet, or a .pth or .safetensors file")
     task: Literal["auto", "binary", "multiclass"] = Field(
         "auto", description="auto: binary where the manifest labels positive and negative, else by class names"

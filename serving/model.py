@@ -41,4 +41,5 @@ def to_answer(model: LoadedModel, said: Prediction, loaded: LoadedImage, size: i
         image=ImageInfo(
             format=loaded.header.format, width=loaded.header.width, height=loaded.header.height, size_bytes=size
         ),
+        remarks=loaded.remarks,
     )

@@ -42,6 +42,9 @@ class ImageAnswer(_Body):
     class_name: str = Field(description="the most probable class")
     classes: dict[str, float] = Field(description="calibrated probability of each class")
     image: ImageInfo
+    remarks: tuple[str, ...] = Field(
+        (), description="what was noticed about the image, e.g. that its depth was guessed"
+    )
 
 
 class ModelInfo(_Body):

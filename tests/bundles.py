@@ -52,7 +52,7 @@ def make_bundle(
         classes=names,
         positive_classes=positive_classes,
         input_size=size,
-        preprocessing_digest=Preprocessing(size).digest(),
+        preprocessing_digest=Preprocessing(size, bit_depth=info.get("bit_depth")).digest(),
         weights_sha256="",
         graph_sha256="",
         **fields,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-_SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_SIZES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
 
 
 def scene(width: int = 160, height: int = 120) -> Image.Image:
@@ -41,8 +41,23 @@ def with_jpeg_frame(data: bytes, marker: int = 0xC0, precision: int = 8) -> byte
     return data[:at] + bytes([0xFF, marker]) + data[at + 2 : at + 4] + bytes([precision]) + data[at + 5 :]
 
 
+def deep_png(levels: NDArray[np.uint16]) -> bytes:
+    """A 16-bit colour PNG, which Pillow does not write."""
+    height, width, _ = levels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), levels.astype(">u2").reshape(height, -1).view(np.uint8)], 1)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    pixels = png_chunk(b"IDAT", zlib.compress(rows.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + pixels + png_chunk(b"IEND", b"")
+
+
 def tiff(
-    samples: NDArray[Any], *, order: str = "<", big: bool = False, planar: bool = False, tags: Mapping[int, int] = {}
+    samples: NDArray[Any],
+    *,
+    order: str = "<",
+    big: bool = False,
+    planar: bool = False,
+    tags: Mapping[int, int | list[int]] = {},
+    description: bytes = b"",
 ) -> bytes:
     """An uncompressed TIFF or BigTIFF of samples (H, W) or (H, W, C), written by hand; `tags` replace or add."""
     height, width, channels = (*samples.shape, 1)[:3]
@@ -57,7 +72,9 @@ def tiff(
         278: (4, [height]), 279: (4, [len(strip) for strip in strips]), 284: (3, [2 if planar else 1]),
         339: (3, [kind] * channels),
     }  # fmt: skip
-    values |= {tag: (4, [value]) for tag, value in tags.items()}
+    values |= {tag: (4, value if isinstance(value, list) else [value]) for tag, value in tags.items()} | (
+        {270: (2, list(description))} if description else {}
+    )
     return _tiff_file(order, big, b"".join(strips), values)
 
 
@@ -100,3 +117,16 @@ def _tiff_file(order: str, big: bool, body: bytes, values: Mapping[int, tuple[in
         entries += struct.pack(order + "HH" + word, tag, kind, len(numbers)) + place
     count = struct.pack(order + ("Q" if big else "H"), len(values))
     return head + body + count + entries + b"\0" * inline + extra
+
+
+def pages(
+    images: Sequence[Image.Image], description: bytes = b"", imagej: tuple[bytes, Sequence[int]] | None = None
+) -> bytes:
+    """A TIFF of several pages, whose first one has a description, and ImageJ's metadata with the sizes of its parts."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    if description:
+        tags[270] = description.decode()
+    if imagej is not None:
+        tags.tagtype[50838], tags[50838] = 4, tuple(imagej[1])
+        tags.tagtype[50839], tags[50839] = 1, imagej[0]
+    return encoded(images[0], "TIFF", save_all=True, append_images=images[1:], tiffinfo=tags)

@@ -21,6 +21,7 @@ from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
 from pipeline.evaluation.slices import worth_a_table
 from pipeline.images.load import load_image
+from pipeline.images.remarks import count_kinds
 from pipeline.model.bundle import BundleInfo, class_columns
 from pipeline.model.prediction import Prediction
 from pipeline.sources.fetch import fetch_rows
@@ -57,6 +58,11 @@ class Outcomes:
         ids = pa.array([outcome.row.image_id for outcome in self.all], pa.int64())
         rows = pc.index_in(ids, further["image_id"].combine_chunks())
         return {name: further[name].take(rows) for name in further.column_names if name != "image_id"}
+
+    @property
+    def remarks(self) -> dict[str, int]:
+        """Images by what was noticed about them."""
+        return dict(count_kinds(outcome.remark for outcome in self.scored if outcome.remark))
 
     @property
     def diseased(self) -> NDArray[np.int64] | None:
@@ -134,7 +140,8 @@ class Outcomes:
             path = str(outcome.row.member or outcome.row.uri).rsplit("/", 2)
             shown = path[-1:] if is_hidden(path[0]) else path[-2:]  # a hidden folder says nothing
             said = f"truly {name[self.truth[k]]}, called {name[called[k]]} at {self.classes[k, called[k]]:.3f}"
-            pictures.append((load_image(data, THUMBNAIL).pixels, f"{said}; {'/'.join(shown)}"))
+            pixels = load_image(data, THUMBNAIL, bit_depth=self.info.bit_depth).pixels
+            pictures.append((pixels, f"{said}; {'/'.join(shown)}"))
         return pictures
 
     def background_warning(self) -> str | None:
@@ -175,6 +182,7 @@ class Outcomes:
         called = iter(self.called(threshold))
         columns["called"] = [found and names[next(called)] for found in said]
         columns["decision"] = pa.array([found and found.decision for found in said], pa.string())
+        columns["remark"] = pa.array([outcome.remark for outcome in self.all], pa.string())
         columns["code"] = pa.array([error and error.code.value for error in why], pa.string())
         columns["message"] = pa.array([error and error.message for error in why], pa.string())
         columns |= {f"meta_{name}": values for name, values in self._further.items()}

@@ -15,6 +15,7 @@ from pipeline.base.cluster import alive_nodes, refuse_dead_node
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.resources import ClusterPlan, check, check_after_loss, places
 from pipeline.images.load import Limits, LoadedImage
+from pipeline.images.remarks import joined
 from pipeline.model.bundle import INFO, Bundle, BundleInfo
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
@@ -39,6 +40,7 @@ class Outcome:
     row: ManifestRow
     result: Prediction | ImageRejected
     format: str | None = None
+    remark: str | None = None
     background: tuple[float, ...] | None = None  # mean and spread of R, G, B along the image border, 0..255
 
 
@@ -69,7 +71,7 @@ def _bytes(fetched: Fetched[ManifestRow]) -> bytes:
 def _predict(predictor: Predictor, batch: Sequence[tuple[ManifestRow, LoadedImage]]) -> Iterator[Outcome]:
     results = predictor.predict_each([image.pixels for _, image in batch])
     for (row, image), result in zip(batch, results, strict=True):
-        yield Outcome(row, result, image.header.format, background(image.pixels))
+        yield Outcome(row, result, image.header.format, joined(image.remarks), background(image.pixels))
 
 
 def background(pixels: NDArray[np.uint8]) -> tuple[float, ...]:

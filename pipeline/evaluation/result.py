@@ -46,6 +46,7 @@ class Evaluation:
             "warnings": self.warnings,
             "configuration": configuration,
             "rejected": len(self.outcomes.rejections),
+            "remarks": self.outcomes.remarks,
         }
 
     def report(self, mistakes: int, stores: Stores) -> str:

@@ -2,10 +2,9 @@
 
 import contextlib
 import io
+import re
 import struct
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import simplejpeg
@@ -13,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, ExifTags, Image, features
 
 from pipeline.base.errors import Code, ImageRejected
-from pipeline.images.formats import foreign, heic, jpeg, jpeg2000, png, tiff
+from pipeline.images.formats import foreign, heic, jpeg, png, tiff
 from pipeline.images.formats.sniff import damaged, is_complete, sniff
+from pipeline.images.noise import decoder_remarks, heard, summed_up
+from pipeline.images.samples import Pixels, to_rgb
 
 _PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # MPO comes out of JPEG
 _FORMAT_NAMES = {"MPO": "jpeg", "JPEG2000": "jp2", "HEIF": "heic"}
@@ -22,23 +23,26 @@ _FORMAT_NAMES = {"MPO": "jpeg", "JPEG2000": "jp2", "HEIF": "heic"}
 _PLUGINS = {"jp2": ("JPEG2000", "jpg_2000"), "avif": ("AVIF", "avif"), "heic": ("HEIF", None)}
 _EXIF_ORIENTATION = ExifTags.Base.Orientation.value
 _EXIF_DAMAGE = (OSError, SyntaxError, struct.error, ValueError, TypeError, KeyError)
-_STRIP_PIXELS = 1 << 20
-_TWELVE_BITS = 4095  # what many cameras fill of 16 bits
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b")
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one worker a core
 Image.MAX_IMAGE_PIXELS = None  # `pipeline.images.Limits` is the guard, with a code instead of a warning
 
 
-def decode_jpeg(data: bytes, size: int, *, has_exif: bool) -> NDArray[np.uint8]:
-    """(H, W, 3), upright, no side below `size` where the image has as many pixels. Raises ImageRejected."""
+def decode_jpeg(data: bytes, size: int, *, may_be_turned: bool) -> Pixels:
+    """Upright, no side below `size` where the image has as many pixels. Raises ImageRejected."""
     try:
-        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size, strict=True))
+        levels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size, strict=True))
     except (ValueError, KeyError) as error:  # every warning of libjpeg is an error here
         is_whole = is_complete(data, "jpeg") and (jpeg.is_harmless(str(error)) or not _turbo_reads(data))
         if not is_whole:
             raise damaged(data, "jpeg", error) from error
         return decode_pillow(data)
-    return _orient(pixels, _jpeg_orientation(data)) if has_exif else pixels
+    if not may_be_turned:
+        return Pixels(levels)
+    with heard() as said:
+        orientation = _jpeg_orientation(data)
+    return Pixels(_orient(levels, orientation), decoder_remarks(said))
 
 
 def _turbo_reads(data: bytes) -> bool:
@@ -58,11 +62,15 @@ def _jpeg_orientation(data: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 where there is none or it is damaged."""
+    """Orientation 1..8 by EXIF, else by XMP; 1 where there is none or it is damaged."""
     try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        value = image.getexif().get(_EXIF_ORIENTATION)
     except _EXIF_DAMAGE:
-        return 1
+        value = None
+    if value is None:  # Pillow reads XMP too, but only one of its spellings
+        xmp = image.info.get("xmp")
+        found = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
+        value = int(found[1]) if found else 1
     return value if value in range(1, 9) else 1
 
 
@@ -81,9 +89,8 @@ def open_pillow(data: bytes) -> Image.Image:
 
 
 def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a damaged header is reported by its exception, not on stderr
-        return Image.open(io.BytesIO(data), formats=_plugins(sniff(data)))
+    with heard():  # what counts is said again when it is decoded
+        return Image.open(io.BytesIO(tiff.for_pillow(data)), formats=_plugins(sniff(data)))
 
 
 def _plugins(name: str | None) -> tuple[str, ...]:
@@ -110,117 +117,55 @@ def _unreadable(data: bytes, error: Exception) -> ImageRejected:
     return damaged(data, name, error)
 
 
-def decode_pillow(data: bytes) -> NDArray[np.uint8]:
+def decode_pillow(data: bytes, bit_depth: int | None = None) -> Pixels:
+    """Upright, at full size. `bit_depth`: of 16-bit samples, those that count. Raises ImageRejected."""
     try:
-        return _pillow_pixels(data)
+        return _pillow_pixels(data, bit_depth)
     except ImageRejected as rejected:
         lean = png.only_pixels(data) if rejected.code is Code.CORRUPT and data.startswith(png.MAGIC) else None
         if lean is None:
             raise
-        return _pillow_pixels(lean)
+        return _pillow_pixels(lean, bit_depth)
 
 
-def _pillow_pixels(data: bytes) -> NDArray[np.uint8]:
+def _pillow_pixels(data: bytes, bit_depth: int | None) -> Pixels:
+    is_libtiff = _is_read_by_libtiff(data)
+    said: list[str] = []
+    try:
+        with heard(from_libtiff=is_libtiff) as said:
+            pixels = _loaded(data, bit_depth)
+    except ImageRejected as rejected:
+        raise _with_reason(rejected, said) from rejected
+    return replace(pixels, remarks=(*pixels.remarks, *decoder_remarks(said)))
+
+
+def _loaded(data: bytes, bit_depth: int | None) -> Pixels:
     image = open_pillow(data)
     name = format_name(image)
     try:
-        with image, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with image:
             image.load()
-            _refuse_invisible(image)
-            pixels = _to_rgb(image, _sample_range(image, data, name))
             orientation = _orientation(image)
+            pixels = to_rgb(image, data, bit_depth)
     except ImageRejected:
         raise
     except MemoryError as error:
         raise ImageRejected(Code.TOO_MANY_PIXELS, "not enough memory to decode it; lower --max-pixels") from error
     except Exception as error:  # every other failure of a decoder is damage in the bytes
         raise damaged(data, name, error) from error
-    _refuse_almost_black(pixels, data, name)
-    return _orient(pixels, orientation)
+    return replace(pixels, levels=_orient(pixels.levels, orientation))
 
 
-@dataclass(frozen=True)
-class _SampleRange:
-    """What is white among the samples of one channel, and whether it is 0."""
-
-    top: float
-    is_inverted: bool = False
+def _is_read_by_libtiff(data: bytes) -> bool:
+    page = tiff.first_page(data) if data[:4] in tiff.MAGICS else None
+    return page is not None and page.compression != 1
 
 
-def _sample_range(image: Image.Image, data: bytes, name: str) -> _SampleRange:
-    """Of single-channel samples of more than 8 bits. Raises ImageRejected where their scale is anybody's guess."""
-    if image.mode == "I":
-        raise ImageRejected(Code.UNSUPPORTED_FORMAT, "32-bit samples; save as 8 or 16 bits a channel")
-    if image.mode == "F":
-        for strip in _strips(image):
-            samples = np.asarray(strip)
-            if not np.isfinite(samples).all() or samples.min(initial=0) < 0 or samples.max(initial=0) > 1:
-                raise ImageRejected(Code.UNSUPPORTED_FORMAT, "float samples outside 0..1; save as 8 or 16 bits")
-        return _SampleRange(1.0)
-    if not image.mode.startswith("I;16"):
-        return _SampleRange(255.0)
-    if name == "jp2" and (frame := jpeg2000.read_frame(data)) is not None and frame.bits < 16:
-        return _SampleRange(65535.0)  # brought to 16 bits by the decoder
-    page = tiff.first_page(data) if name == "tiff" else None
-    is_inverted = page is not None and page.zero_is_white
-    highest = max(int(np.asarray(strip).max(initial=0)) for strip in _strips(image))
-    is_twelve_bits = highest <= _TWELVE_BITS and not is_inverted
-    return _SampleRange(_TWELVE_BITS if is_twelve_bits else 65535.0, is_inverted)
-
-
-def _refuse_invisible(image: Image.Image) -> None:
-    """On white nothing of it would be left: a model would be shown an empty sheet."""
-    alpha = image.getbands()[-1]
-    if alpha in ("A", "a") and image.getchannel(alpha).getextrema() == (0, 0):
-        raise ImageRejected(Code.UNSUPPORTED_FORMAT, "every pixel is transparent; save it without an alpha channel")
-
-
-def _refuse_almost_black(pixels: NDArray[np.uint8], data: bytes, name: str) -> None:
-    """Colour samples of 16 bits come with their high bytes alone: of a camera's 12 bits too little is left."""
-    page = tiff.first_page(data) if name == "tiff" else None
-    is_deep = png.is_deep(data) if name == "png" else page is not None and page.bits == 16 and page.samples > 1
-    if is_deep and 0 < pixels.max(initial=0) <= _TWELVE_BITS >> 8:
-        raise ImageRejected(Code.UNSUPPORTED_FORMAT, "12 bits or fewer in 16-bit colour samples; save as 8 bits")
-
-
-def _strips(image: Image.Image) -> Iterator[Image.Image]:
-    """The image in strips: whole copies in other modes on the way would each be as large again."""
-    width, height = image.size
-    rows = max(1, _STRIP_PIXELS // max(1, width))
-    if rows >= height:
-        yield image
-        return
-    for top in range(0, height, rows):
-        yield image.crop((0, top, width, min(top + rows, height)))
-
-
-def _to_rgb(image: Image.Image, samples: _SampleRange) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 from any Pillow mode."""
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    top = 0
-    for strip in _strips(image):
-        pixels[top : top + strip.height] = _strip_to_rgb(strip, samples)
-        top += strip.height
-    return pixels
-
-
-def _strip_to_rgb(image: Image.Image, samples: _SampleRange) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64)
-        wide = int(samples.top) - wide if samples.is_inverted else wide
-        return _gray((wide * 255 // int(samples.top)).astype(np.uint8))
-    if image.mode == "F":
-        return _gray(np.rint(np.asarray(image) * 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        colored = image.convert("RGBA")
-        paper = Image.new("RGBA", colored.size, "white")
-        image = Image.alpha_composite(paper, colored)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _gray(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(levels[:, :, None], 3, axis=2)
+def _with_reason(rejected: ImageRejected, said: list[str]) -> ImageRejected:
+    """With what the decoder said of the damage."""
+    if not said or rejected.code not in (Code.CORRUPT, Code.TRUNCATED):
+        return rejected
+    return ImageRejected(rejected.code, f"{rejected.message} ({summed_up(said)})", rejected.stage)
 
 
 def _orient(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

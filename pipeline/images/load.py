@@ -5,9 +5,10 @@ target, then one bilinear step. Everything else, and any JPEG that turbo cannot 
 through Pillow, is reduced by whole factors with area averaging, then takes the same bilinear step. Against a plain
 Pillow resize the result differs by about one level on average; what counts is that all users share it.
 
-Rules: the whole field is kept (aspect ratio is not), EXIF orientation is applied, alpha lies on white, the first
-frame or page is used, 16-bit samples are scaled to 8 (gray ones that fill 12 bits by those), float samples must lie in
-0..1, ICC profiles are ignored. What would have to be guessed is refused.
+Rules: the whole field is kept (aspect ratio is not), orientation by EXIF or XMP is applied, alpha lies on white, the
+first frame or page is used (three pages that are called red, green and blue are one image), 16-bit samples are scaled
+to 8 by the bits that count (`pipeline/images/depth.py`), float samples must lie in 0..1, ICC profiles are ignored. What
+would have to be guessed is refused, or remarked on.
 """
 
 import hashlib
@@ -24,6 +25,8 @@ from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.decoders import decode_jpeg, decode_pillow, format_name, open_pillow
 from pipeline.images.formats import dicom, jpeg, jpeg2000, pnm, tiff
 from pipeline.images.formats.sniff import damaged, sniff
+from pipeline.images.remarks import remark
+from pipeline.images.samples import Pixels
 
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".tif", ".tiff", ".btf", ".tf8", ".tf2", ".bmp", ".dib",
@@ -33,6 +36,7 @@ IMAGE_SUFFIXES = frozenset({
 _FREE_SCANS, _MAX_SCANNED = 20, 100  # more scans than any encoder makes; passes over an image of --max-pixels
 
 cv2.setNumThreads(1)  # one worker a core: threads of our own would only fight each other
+cv2.utils.logging.setLogLevel(0)  # what it cannot read is a code here, not a line on stderr
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,12 @@ class Preprocessing:
     """
 
     size: int
-    version: int = 2
+    version: int = 3
     color: str = "RGB, alpha on white, ICC ignored"
     resize: str = "DCT n/8 or area by whole factors, then bilinear (exact) to size x size, aspect not kept"
-    orientation: str = "EXIF applied"
+    orientation: str = "EXIF, else XMP applied"
+    depth: str = "of 16 bits those fixed, else stated, else guessed of gray by percentile; colour never guessed"
+    bit_depth: int | None = None  # fixed by --bit-depth, whatever files state
 
     def digest(self) -> str:
         """SHA-256, hex, of the rules above."""
@@ -75,7 +81,7 @@ class Header:
     width: int
     height: int
     frames: int = 1
-    has_exif: bool = False  # of a JPEG
+    may_be_turned: bool = False  # of a JPEG: it holds what may be an orientation
 
 
 @dataclass(frozen=True)
@@ -84,21 +90,26 @@ class LoadedImage:
 
     pixels: NDArray[np.uint8]  # (size, size, 3), RGB
     header: Header
+    remarks: tuple[str, ...] = ()  # what was noticed on the way; see `pipeline/images/remarks.py`
 
 
-def load_image(data: bytes, size: int, limits: Limits = Limits()) -> LoadedImage:
+def load_image(data: bytes, size: int, limits: Limits = Limits(), bit_depth: int | None = None) -> LoadedImage:
     """Decode, orient and resize one encoded image to uint8 (size, size, 3), RGB.
 
+    `bit_depth`: how many bits of 16-bit samples count, whatever the file states; None: as it says, or a guess.
     Raises ImageRejected with code empty, too_large, too_many_pixels, unsupported_format, truncated or corrupt.
     """
     header = read_header(data, limits)
     if header.format == "jpeg":
-        pixels = decode_jpeg(data, size, has_exif=header.has_exif)
+        pixels = decode_jpeg(data, size, may_be_turned=header.may_be_turned)
     elif header.format in _DECODERS:
-        pixels = _DECODERS[header.format](data)
+        pixels = Pixels(_DECODERS[header.format](data))
     else:
-        pixels = decode_pillow(data)
-    return LoadedImage(_resize(pixels, size), header)
+        pixels = decode_pillow(data, bit_depth)
+    remarks = pixels.remarks
+    if header.frames > pixels.frames:
+        remarks = (*remarks, remark("first of several frames used", f"{header.frames} frames"))
+    return LoadedImage(_resize(pixels.levels, size), header, remarks)
 
 
 def read_header(data: bytes, limits: Limits = Limits()) -> Header:
@@ -131,7 +142,7 @@ def _jpeg_header(data: bytes, limits: Limits) -> Header:
         size = f"{frame.width}x{frame.height}"
         message = f"{scans} scans of {size} pixels are too much work; save it as a baseline JPEG"
         raise ImageRejected(Code.TOO_MANY_PIXELS, message)
-    return Header("jpeg", frame.width, frame.height, has_exif=frame.has_exif)
+    return Header("jpeg", frame.width, frame.height, may_be_turned=frame.may_be_turned)
 
 
 def _tiff_header(data: bytes, limits: Limits) -> Header:

@@ -40,6 +40,7 @@ class BundleInfo(BaseModel):
     classes: tuple[str, ...]
     positive_classes: tuple[str, ...] = ()  # empty: the classes say nothing about disease, so no decision is made
     input_size: int = Field(ge=8, le=4096)  # pixels, square
+    bit_depth: int | None = None  # of 16-bit samples, fixed by --bit-depth; null: as files say
     preprocessing_digest: str
     weights_sha256: str
     graph_sha256: str
@@ -79,6 +80,11 @@ class BundleInfo(BaseModel):
     def outputs(self) -> int:
         """Logits an image."""
         return 1 if self.task == "binary" else len(self.classes)
+
+    @property
+    def pixels(self) -> Preprocessing:
+        """Today's rules from bytes to pixels, as this model takes them; `preprocessing_digest` may be of older ones."""
+        return Preprocessing(self.input_size, bit_depth=self.bit_depth)
 
     def identity(self) -> str:
         """SHA-256, hex, of everything that decides a prediction: weights, calibration, decision rule, pixels."""
@@ -154,6 +160,22 @@ class Bundle:
             changes["review_band"] = (max(0.0, threshold - below), min(1.0, threshold + above))
         return replace(self, info=self.info.model_copy(update=changes))
 
+    def with_bit_depth(self, bit_depth: int | None) -> "Bundle":
+        """The same model for images of so many bits in 16, and so with another identity; None: as it is."""
+        if bit_depth in (None, self.info.bit_depth):
+            return self
+        info = self.info.model_copy(update={"bit_depth": bit_depth})
+        return replace(self, info=info.model_copy(update={"preprocessing_digest": info.pixels.digest()}))
+
+    def depth_note(self, trained: int | None) -> str:
+        """A sentence where a model that learned from images of one fixed depth is shown others, else empty."""
+        if trained is None or self.info.bit_depth == trained:
+            return ""
+        return (
+            f"the model learned from images with --bit-depth {trained}, these are read with {self.info.bit_depth}: its "
+            "probabilities hold where white means the same in both"
+        )
+
 
 def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], stores: Stores = Stores()) -> Bundle:
     """Write `files` (by relative name), then `bundle.json`. The digests of weights and graph are filled in here."""
@@ -180,7 +202,7 @@ def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = Fa
     except (ValueError, AttributeError) as error:
         found = problems(error) if isinstance(error, ValidationError) else first_line(error)
         raise InputError(f"{path}: damaged ({found}); publish the model again") from error
-    expected = Preprocessing(info.input_size).digest()
+    expected = info.pixels.digest()
     if info.preprocessing_digest != expected and not of_any_pixels:
         raise InputError(
             f"bundle {uri}: is of other pixel rules (digest {info.preprocessing_digest[:12]}, this leukoray has "

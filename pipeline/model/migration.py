@@ -7,7 +7,6 @@ probabilities moved (`Change`), and the bundle keeps it.
 from dataclasses import asdict, dataclass, replace
 
 from pipeline import __version__
-from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import CARD, INFO, Bundle, read_bundle, write_bundle
 from pipeline.model.registry import ModelFolder
 
@@ -30,7 +29,7 @@ class Change:
 
 def under_todays_rules(bundle: Bundle) -> Bundle:
     """The same files with today's digest, as another version; not written. The bundle itself where it has them."""
-    digest = Preprocessing(bundle.info.input_size).digest()
+    digest = bundle.info.pixels.digest()
     if bundle.info.preprocessing_digest == digest:
         return bundle
     changes = {"preprocessing_digest": digest, "version": f"{bundle.info.version}-px{digest[:8]}"}

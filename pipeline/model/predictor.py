@@ -37,7 +37,7 @@ class Predictor:
 
     def load(self, data: bytes, limits: Limits = Limits()) -> LoadedImage:
         """Decode one encoded image for this model. Raises ImageRejected."""
-        return load_image(data, self.size, limits)
+        return load_image(data, self.size, limits, self.info.bit_depth)
 
     def predict_each(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction | ImageRejected]:
         """One forward pass over decoded images, uint8 (S, S, 3), RGB: one result an image, in order.

@@ -30,6 +30,7 @@ class Counts(_Entry):
     skipped: int = 0
     deleted_at_source: int = 0  # of earlier runs, gone since
     codes: Mapping[str, int] = {}  # quarantined, by Code
+    remarks: Mapping[str, int] = {}  # scored all the same, by what was noticed
     skipped_reasons: Mapping[str, int] = {}
     left_out: Mapping[str, int] = {}  # files that are no images, by reason; not listed
     uncounted: int = 0  # archives and folders that could not be read to their end
@@ -59,6 +60,7 @@ class ModelUsed(_Entry):
     temperature: float = 1.0
     positive_classes: tuple[str, ...] = ()  # empty: its classes say nothing about disease
     preprocessing_digest: str = ""
+    bit_depth: int | None = None  # fixed for 16-bit samples
     synthetic: bool = False  # trained on generated images
 
     @classmethod

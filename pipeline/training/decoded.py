@@ -7,7 +7,7 @@ so that the reader can count it. Every rank is dealt a known number of rows, so 
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import OUTAGE_CODES, ImageRejected, IncompleteError, PlatformError
 from pipeline.base.resources import DECODE_CPUS
 from pipeline.images.load import load_image
+from pipeline.images.remarks import count_kinds, joined
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.rows import Access, read_rows
 from pipeline.storage.stores import Stores
@@ -43,46 +44,51 @@ def decoded_schema(size: int) -> pa.Schema:
             pa.field("target", pa.int64(), nullable=False),
             pa.field("code", pa.string()),
             pa.field("message", pa.string()),
+            pa.field("remark", pa.string()),
             pa.field("pixels", pa.binary(pixel_bytes(size)), nullable=False),
         ]
     )
 
 
-def decode(rows: pa.Table, size: int, stores: Stores = Stores()) -> pa.Table:
+def decode(rows: pa.Table, size: int, stores: Stores = Stores(), bit_depth: int | None = None) -> pa.Table:
     """Fetch and decode rows of ROW_SCHEMA to `decoded_schema(size)`: one row out for every row in."""
     pixels = np.zeros((rows.num_rows, size, size, 3), dtype=np.uint8)
     ids: list[int] = []
     targets: list[int] = []
     codes: list[str | None] = []
     messages: list[str | None] = []
+    remarks: list[str | None] = []
     for number, fetched in enumerate(fetch_rows(read_rows(rows, TargetRow), stores)):
-        rejected = fetched.rejected
+        rejected, noticed = fetched.rejected, None
         if fetched.data is not None:
             try:
-                pixels[number] = load_image(fetched.data, size).pixels
+                image = load_image(fetched.data, size, bit_depth=bit_depth)
+                pixels[number], noticed = image.pixels, joined(image.remarks)
             except ImageRejected as error:
                 rejected = error
         ids.append(fetched.row.image_id)
         targets.append(fetched.row.target)
         codes.append(rejected.code.value if rejected else None)
         messages.append(f"{fetched.row.place}: {rejected.message}" if rejected else None)
+        remarks.append(noticed)
     packed = pa.Array.from_buffers(pa.binary(pixel_bytes(size)), len(ids), [None, pa.py_buffer(pixels)])
     return pa.Table.from_arrays(
-        [pa.array(ids, pa.int64()), pa.array(targets, pa.int64()), _strings(codes), _strings(messages), packed],
+        [
+            pa.array(ids, pa.int64()),
+            pa.array(targets, pa.int64()),
+            *(pa.array(texts, pa.string()) for texts in (codes, messages, remarks)),
+            packed,
+        ],
         schema=decoded_schema(size),
     )
 
 
-def _strings(values: list[str | None]) -> pa.Array:
-    return pa.array(values, pa.string())
-
-
-def decoded(rows: pa.Table, size: int, stores: Stores, cpus: float) -> "ray.data.Dataset":
+def decoded(rows: pa.Table, size: int, stores: Stores, cpus: float, bit_depth: int | None = None) -> "ray.data.Dataset":
     """A dataset of `decoded_schema(size)`, lazily fetched and decoded, in several blocks however few the rows."""
     import ray.data
 
     def decode_block(block: pa.Table) -> pa.Table:
-        return decode(block, size, stores)
+        return decode(block, size, stores, bit_depth)
 
     blocks = _blocks(rows, size, parallel=max(2, 2 * int(cpus)))
     return ray.data.from_arrow(blocks).map_batches(
@@ -108,11 +114,12 @@ def fits_object_store(images: int, size: int, store_bytes: float) -> bool:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Images that could not be used, by code, with the first message of each."""
+    """Images that could not be used, by code, with the first message of each; and what was noticed about the others."""
 
     total: int
     codes: dict[str, int]
     examples: dict[str, str]
+    remarks: dict[str, int] = field(default_factory=dict)  # images by kind
 
     @property
     def count(self) -> int:
@@ -137,17 +144,20 @@ class Rejected:
 
 
 def rejected(tables: Iterator[pa.Table] | list[pa.Table]) -> Rejected:
-    """Count rejected rows in blocks that have at least `code` and `message`."""
+    """Count rejected rows in blocks that have at least `code` and `message`, and remarks where they have `remark`."""
     total = 0
     codes: Counter[str] = Counter()
     examples: dict[str, str] = {}
+    remarks: Counter[str] = Counter()
     for table in tables:
         total += table.num_rows
+        if "remark" in table.column_names:
+            remarks += count_kinds(table["remark"].drop_null().to_pylist())
         bad = table.filter(pc.is_valid(table["code"]))
         for code, message in zip(bad["code"].to_pylist(), bad["message"].to_pylist(), strict=True):
             codes[code] += 1
             examples.setdefault(code, message)
-    return Rejected(total, dict(codes), examples)
+    return Rejected(total, dict(codes), examples, dict(remarks))
 
 
 @dataclass(frozen=True)

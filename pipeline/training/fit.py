@@ -117,7 +117,8 @@ def _datasets(
         for rank, share in enumerate(deal(table, settings.workers, settings.seed)):
             dealt[name.format(rank=rank)] = share
     datasets = {
-        name: decoded(share, settings.input_size, stores, in_all(nodes, "CPU")) for name, share in dealt.items()
+        name: decoded(share, settings.input_size, stores, in_all(nodes, "CPU"), settings.bit_depth)
+        for name, share in dealt.items()
     }
     if not held:
         check(replace(plan, beside_cpus=DECODE_CPUS), nodes)
@@ -126,11 +127,14 @@ def _datasets(
     started = time.monotonic()
     datasets = {name: dataset.materialize() for name, dataset in datasets.items()}
     print(f"decoded {total} images in {time.monotonic() - started:.1f} s", flush=True)
+    columns = ["code", "message", "remark"]
     lost = rejected(
         table
         for dataset in datasets.values()
-        for table in dataset.select_columns(["code", "message"]).iter_batches(batch_size=None, batch_format="pyarrow")
+        for table in dataset.select_columns(columns).iter_batches(batch_size=None, batch_format="pyarrow")
     )
+    for kind, count in lost.remarks.items():
+        print(f"{count} images: {kind}", flush=True)
     return datasets, True, lost
 
 

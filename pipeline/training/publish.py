@@ -15,7 +15,6 @@ from pipeline import __version__
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.metrics import Temperature, Threshold, fit_temperature, threshold_for
 from pipeline.evaluation.report.card import render_card
-from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GRAPH, HISTORY, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import to_onnx, to_safetensors
@@ -78,7 +77,8 @@ def publish(
         classes=rows.classes,
         positive_classes=rows.positive_classes,
         input_size=settings.input_size,
-        preprocessing_digest=Preprocessing(settings.input_size).digest(),
+        bit_depth=settings.bit_depth,
+        preprocessing_digest=settings.pixels.digest(),
         weights_sha256=digest,
         graph_sha256=hashlib.sha256(graph).hexdigest(),
         temperature=rule.temperature.value,
@@ -124,6 +124,7 @@ def _account(trained: Trained, settings: Settings, rows: LabelledRows, rule: _Ru
         "monitor": settings.monitor,
         "images": {"train": rows.train.num_rows, "validation": rows.validation.num_rows},
         "rejected": trained.rejected.codes,
+        "remarks": trained.rejected.remarks,
         "temperature_rule": rule.temperature.reason,
         "threshold_rule": rule.threshold.rule if rule.threshold else "",
         "history": trained.state.history,

@@ -32,6 +32,11 @@ class Settings:
     amp: bool  # bfloat16 on CUDA
     workers: int
     seed: int
+    bit_depth: int | None = None  # of 16-bit samples; None: as files say
+
+    @property
+    def pixels(self) -> Preprocessing:
+        return Preprocessing(self.input_size, bit_depth=self.bit_depth)
 
     @property
     def outputs(self) -> int:
@@ -44,7 +49,5 @@ class Settings:
 
     def digest(self, *others: str) -> str:
         """SHA-256, hex, of the settings and what else decides the weights: manifest, starting weights, pixel rules."""
-        pixels = Preprocessing(self.input_size)
-        # 0.1 named its runs without the pixel rules, which were version 2: those go on
-        rules = [] if pixels.version == 2 else [pixels.digest()]
-        return hashlib.sha256(json.dumps([asdict(self), *others, *rules], sort_keys=True).encode()).hexdigest()
+        deciding = [asdict(self), *others, self.pixels.digest()]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

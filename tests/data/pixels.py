@@ -29,6 +29,7 @@ def images() -> dict[str, bytes]:
         "rgb.png": Image.fromarray(pixels),
         "alpha.png": Image.fromarray(np.concatenate([pixels, alpha.astype(np.uint8)], axis=2)),
         "gray16.png": Image.fromarray(pixels[..., 0].astype(np.uint16) * 257),
+        "gray12.png": Image.fromarray(pixels[..., 0].astype(np.uint16) * 16),
     }
     return {**found, **{name: _encoded(image) for name, image in shapes.items()}}
 

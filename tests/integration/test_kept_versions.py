@@ -38,9 +38,19 @@ def left(request: pytest.FixtureRequest) -> Kept:
 
 
 @pytest.fixture
-def kept(left: Kept, s3: S3Server) -> Kept:
+def stored(left: Kept, s3: S3Server) -> Kept:
     left.restore(s3.client())
     return left
+
+
+@pytest.fixture
+def kept(stored: Kept, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """As if today's pixel rules were still those of the version, which gave the same pixels of these images."""
+    [digest] = {
+        json.loads(data)["preprocessing_digest"] for key, data in stored.objects.items() if key.endswith("/bundle.json")
+    }
+    monkeypatch.setattr(Preprocessing, "digest", lambda self: digest)
+    return stored
 
 
 @pytest.fixture
@@ -188,13 +198,28 @@ def test_a_kept_model_is_evaluated_on_its_kept_manifest_as_before(kept: Kept, s3
 
 
 @pytest.mark.slow
-def test_an_unfinished_kept_training_is_continued(kept: Kept, s3: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {key.split("/")[3] for key in kept.objects if key.startswith("models/cells/.runs/")}
-    assert train.command([*kept.training, "--num-cpus", "4", *s3.flags]) == 0
+def test_an_unfinished_kept_training_starts_over_under_todays_pixel_rules(
+    stored: Kept, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {key.split("/")[3] for key in stored.objects if key.startswith("models/cells/.runs/")}
+    assert train.command([*stored.training, "--num-cpus", "4", *s3.flags]) == 0
     told = capsys.readouterr().out
-    assert "epoch   6/6" in told and "epoch   1/6" not in told, "the first epoch was done by the version"
+    assert "epoch   1/6" in told and "epoch   6/6" in told
     walked = s3.stores.of(MODEL).walk(f"{MODEL}/.runs")
-    assert {item.uri.removeprefix(f"{MODEL}/.runs/").split("/")[0] for item in walked} == before
+    assert {item.uri.removeprefix(f"{MODEL}/.runs/").split("/")[0] for item in walked} > before
+
+
+def test_a_kept_model_is_brought_to_todays_pixel_rules_and_says_the_same_of_8_bit_images(
+    stored: Kept, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scoring = [*stored.scoring, "--out", f"{ROOT}/scores", "--workers", "1", *s3.flags]
+    assert score.command(scoring) == 3
+    assert "is of other pixel rules" in capsys.readouterr().err
+    assert migrate.command([MODEL, "--scores", f"{ROOT}/scores", *s3.flags]) == 0
+    assert "probabilities move by 0.0000 on average, 0.0000 at most; 0 decisions change" in capsys.readouterr().out
+    assert score.command(scoring) == 0
+    before = both_nights(s3)
+    assert_same(rows(s3, latest(s3, f"{ROOT}/scores")), before)
 
 
 @pytest.fixture

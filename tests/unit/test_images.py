@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from pipeline.base.errors import Code, ImageRejected
-from pipeline.images import decoders
+from pipeline.images import samples
 from pipeline.images.load import Limits, Preprocessing, load_image, read_header
-from tests.images import encoded, png_chunk, scene, tiff, with_jpeg_frame, with_png_chunk
+from tests.images import deep_png, encoded, png_chunk, scene, tiff, with_jpeg_frame, with_png_chunk
 from tests.searches import search
 
 SIZE = 48
@@ -111,6 +111,8 @@ GOOD: dict[str, tuple[Callable[[], bytes], Image.Image, float]] = {  # bytes, wh
     "planar tiff": (lambda: tiff(np.asarray(scene()), planar=True), scene(), 0),
     "big-endian tiff": (lambda: tiff(np.asarray(scene()), order=">"), scene(), 0),
     "bigtiff": (lambda: tiff(np.asarray(scene()), big=True), scene(), 0),
+    "big-endian bigtiff": (lambda: tiff(np.asarray(scene()), big=True, order=">"), scene(), 0),
+    "big-endian bigtiff in planes": (lambda: tiff(np.asarray(scene()), big=True, order=">", planar=True), scene(), 0),
     "jpeg with bytes between segments": (lambda: _JPEG.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1), scene(), 2),
     "jpeg of an unknown JFIF revision": (lambda: _JPEG.replace(b"JFIF\0\1\1", b"JFIF\0\2\5", 1), scene(), 2),
     "png with megabytes of text": (
@@ -147,6 +149,48 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert off_by(data, reference(upright)) <= 2
 
 
+def xmp(orientation: int, spelling: str) -> bytes:
+    said = {
+        "attribute": f'<rdf:Description tiff:Orientation="{orientation}"/>',
+        "single quotes": f"<rdf:Description tiff:Orientation = '{orientation}'/>",
+        "element": f"<tiff:Orientation>{orientation}</tiff:Orientation>",
+    }[spelling]
+    return f"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF>{said}</rdf:RDF></x:xmpmeta>".encode()
+
+
+def with_xmp(kind: str, packet: bytes, **options: Any) -> bytes:
+    if kind == "PNG":
+        return with_png_chunk(encoded(scene(), kind), png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet))
+    return encoded(scene(), kind, xmp=packet, **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("spelling", ["attribute", "single quotes", "element"])
+def test_an_orientation_that_only_xmp_tells_is_applied(kind: str, orientation: int, spelling: str) -> None:
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    wanted = load_image(encoded(scene(), kind, exif=exif, **options), SIZE).pixels
+    assert off_by(with_xmp(kind, xmp(orientation, spelling), **options), wanted) == 0
+
+
+def test_exif_is_believed_before_xmp() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alone = encoded(scene(), "JPEG", quality=95, exif=exif)
+    assert (
+        off_by(encoded(scene(), "JPEG", quality=95, exif=exif, xmp=xmp(3, "attribute")), load_image(alone, SIZE).pixels)
+        == 0
+    )
+
+
+def test_xmp_turns_a_png_whose_other_text_is_damaged() -> None:
+    turned = with_xmp("PNG", xmp(6, "attribute"))
+    damaged = with_png_chunk(turned, png_chunk(b"tEXt", b"a\0b")[:-1] + b"?")
+    assert off_by(damaged, load_image(turned, SIZE).pixels) == 0
+
+
 def test_ycck_reads_like_cmyk() -> None:
     data = encoded(scene().convert("CMYK"), "JPEG", quality=95)
     at = data.index(b"Adobe") + 11  # the transform byte: 0 CMYK, 2 YCCK
@@ -173,17 +217,6 @@ def test_any_shape_is_brought_to_the_model_size(width: int, height: int) -> None
 _DEEP = np.asarray(scene()).astype(np.uint16)
 
 
-def png_of(samples: NDArray[np.uint16]) -> bytes:
-    """A 16-bit colour PNG, which Pillow does not write."""
-    height, width, _ = samples.shape
-    rows = np.concatenate(
-        [np.zeros((height, 1), np.uint8), samples.astype(">u2").reshape(height, -1).view(np.uint8)], 1
-    )
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    pixels = png_chunk(b"IDAT", zlib.compress(rows.tobytes()))
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + pixels + png_chunk(b"IEND", b"")
-
-
 REFUSED: dict[str, tuple[Callable[[], bytes], Code]] = {
     "no bytes": (lambda: b"", Code.EMPTY),
     "one byte": (lambda: b"\xff", Code.UNSUPPORTED_FORMAT),
@@ -202,7 +235,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Code]] = {
     "jpeg of endless scans": (lambda: jpeg_header(10_000, 10_000) + b"\xff\xda" * 200, Code.TOO_MANY_PIXELS),
     "16-bit tiff in planes": (lambda: tiff(_DEEP * 257, planar=True), Code.UNSUPPORTED_FORMAT),
     "12 bits in a 16-bit colour tiff": (lambda: tiff(_DEEP * 16), Code.UNSUPPORTED_FORMAT),
-    "12 bits in a 16-bit colour png": (lambda: png_of(_DEEP * 16), Code.UNSUPPORTED_FORMAT),
+    "12 bits in a 16-bit colour png": (lambda: deep_png(_DEEP * 16), Code.UNSUPPORTED_FORMAT),
     "32-bit tiff": (lambda: tiff(_DEEP[..., 0].astype(np.uint32)), Code.UNSUPPORTED_FORMAT),
     "signed tiff": (lambda: tiff(_DEEP[..., 0].astype(np.int16)), Code.UNSUPPORTED_FORMAT),
     "float colour tiff": (lambda: tiff(_DEEP.astype(np.float32) / 255), Code.UNSUPPORTED_FORMAT),
@@ -212,7 +245,6 @@ REFUSED: dict[str, tuple[Callable[[], bytes], Code]] = {
         lambda: tiff(_DEEP.astype(np.uint8), tags={322: 1 << 20, 323: 1 << 20}),
         Code.TOO_MANY_PIXELS,
     ),
-    "big-endian bigtiff": (lambda: tiff(_DEEP.astype(np.uint8), big=True, order=">"), Code.UNSUPPORTED_FORMAT),
     "30000x30000 tiff": (lambda: tiff(_DEEP.astype(np.uint8), tags={256: 30_000, 257: 30_000}), Code.TOO_MANY_PIXELS),
     "30000x30000 bmp": (
         lambda: _BMP[:18] + struct.pack("<ii", 30_000, 30_000) + _BMP[26:],
@@ -272,7 +304,7 @@ def test_large_images_are_converted_in_strips_to_the_same_pixels(mode: str, monk
     image = image if mode == "I;16" else image.convert(mode)
     data = encoded(image, "TIFF" if mode in ("I;16", "CMYK") else "PNG", **({"transparency": 9} if mode == "P" else {}))
     whole = load_image(data, SIZE).pixels
-    monkeypatch.setattr(decoders, "_STRIP_PIXELS", 160 * 7)
+    monkeypatch.setattr(samples, "_STRIP_PIXELS", 160 * 7)
     assert (load_image(data, SIZE).pixels == whole).all()
 
 
@@ -284,12 +316,6 @@ def test_orientation_far_behind_the_start_is_found() -> None:
     late = data[:2] + padding + data[2:]
     assert (load_image(late, SIZE).pixels == load_image(data, SIZE).pixels).all()
     assert off_by(late, reference(scene())) > 5
-
-
-@pytest.mark.parametrize("percent", range(5, 100, 5))
-def test_a_bigtiff_cut_anywhere_is_truncated(percent: int) -> None:
-    data = tiff(np.asarray(scene()), big=True)
-    assert code_of(data[: len(data) * percent // 100]) == Code.TRUNCATED
 
 
 def orientation_entry(kind: int, count: int, value: bytes) -> bytes:
@@ -351,6 +377,48 @@ def test_a_bmp_that_leaves_its_length_open_is_cut_where_its_pixels_are_missing(s
     open_end = data[:2] + bytes(4) + data[6:]
     assert code_of(open_end) is None
     assert code_of(open_end[:-4]) == code_of(data[:-4]) == Code.TRUNCATED  # up to 3 bytes only fill a row
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("percent", range(5, 100, 5))
+def test_a_bigtiff_of_either_byte_order_cut_anywhere_is_truncated(order: str, percent: int) -> None:
+    data = tiff(np.asarray(scene()), big=True, order=order)
+    assert code_of(data[: len(data) * percent // 100]) == Code.TRUNCATED
+
+
+def test_the_pages_of_a_big_endian_bigtiff_are_counted_and_turned() -> None:
+    data = tiff(np.asarray(scene()), big=True, order=">", tags={274: 3})
+    assert read_header(data).frames == 1
+    upright = Image.fromarray(np.asarray(scene())[::-1, ::-1])
+    assert off_by(data, reference(upright)) == 0
+
+
+@given(
+    order=st.sampled_from(["<", ">"]),
+    first=st.integers(0, (1 << 64) - 1) | st.integers((1 << 63) - 9, (1 << 63) + 9),
+    entries=st.binary(max_size=60),
+)
+@search(300)
+def test_no_offset_of_64_bits_breaks_the_reader_of_directories(order: str, first: int, entries: bytes) -> None:
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HHHQ", 43, 8, 0, first)
+    assert code_of(head + entries) in (Code.TRUNCATED, Code.CORRUPT, Code.UNSUPPORTED_FORMAT)
+
+
+@given(
+    order=st.sampled_from(["<", ">"]),
+    tag=st.sampled_from([256, 258, 270, 273, 279, 281, 341, 50838, 50839, 60000]),
+    kind=st.integers(0, 20),
+    number=st.integers(0, (1 << 64) - 1) | st.integers(0, 9),
+    value=st.integers(0, (1 << 64) - 1),
+)
+@search(300)
+def test_no_entry_of_64_bits_breaks_the_reader_of_directories(
+    order: str, tag: int, kind: int, number: int, value: int
+) -> None:
+    data = tiff(np.asarray(scene(16, 12)), big=True, order=order, tags={tag: 7})
+    at = data.rindex(struct.pack(order + "HH", tag, 4))
+    entry = struct.pack(order + "HHQQ", tag, kind, number, value)
+    code_of(data[:at] + entry + data[at + 20 :], Limits(max_pixels=4_000_000))
 
 
 KINDS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _DECODED = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # 0xF7: JPEG-LS (ITU-T T.87)
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # markers without a length
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 
 # Warnings of libjpeg that leave every pixel as it was. Bytes before a restart marker (D0 to D7) are not among them.
@@ -16,13 +17,13 @@ _HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])|JFIF revisi
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame header. `has_exif`: an Exif segment came before it."""
+    """A frame header. `may_be_turned`: a segment before it may hold an orientation."""
 
     marker: int
     precision: int  # bits a sample
     width: int
     height: int
-    has_exif: bool
+    may_be_turned: bool
 
     @property
     def is_decoded(self) -> bool:
@@ -41,7 +42,7 @@ class Frame:
 
 def read_frame(data: bytes) -> Frame | None:
     """The frame header of a file that begins with SOI; None where there is none before the first scan."""
-    at, has_exif = 2, False
+    at, may_be_turned = 2, False
     while True:
         at = data.find(b"\xff", at)
         while at != -1 and data[at + 1 : at + 2] == b"\xff":  # fill bytes
@@ -59,9 +60,16 @@ def read_frame(data: bytes) -> Frame | None:
             if at + 9 > len(data):
                 return None
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
-            return Frame(marker, data[at + 4], width, height, has_exif)
-        has_exif = has_exif or (marker == _APP1 and data[at + 4 : at + 10] == b"Exif\0\0")
+            return Frame(marker, data[at + 4], width, height, may_be_turned)
+        may_be_turned = may_be_turned or (marker == _APP1 and _may_turn(data, at + 4, at + 2 + length))
         at += 2 + length
+
+
+def _may_turn(data: bytes, begin: int, end: int) -> bool:
+    """Whether an APP1 segment is Exif, or XMP that speaks of an orientation."""
+    if data.startswith(b"Exif\0\0", begin):
+        return True
+    return data.startswith(_XMP, begin) and data.find(b"tiff:Orientation", begin, end) != -1
 
 
 def scans(data: bytes) -> int:

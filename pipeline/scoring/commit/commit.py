@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.cluster import own_errors
 from pipeline.base.errors import IncompleteError
+from pipeline.images.remarks import count_kinds
 from pipeline.scoring.commit.compact import Compactor, group_parts
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.commit.subjects import roll_up
@@ -98,13 +99,16 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
     """
     rows: Counter[str] = Counter()
     codes: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
     failed_before, again, uncounted = folder.table(FAILED_BEFORE)["image_id"], 0, 0
     for item in written:
         kind = item.name.split("/", 1)[0]
         with folder.open(item.name) as file:
             parquet = pq.ParquetFile(file)
             rows[kind] += parquet.metadata.num_rows
-            if kind == "quarantine":
+            if kind == "predictions":
+                remarks.update(count_kinds(parquet.read(columns=["remark"])["remark"].drop_null().to_pylist()))
+            elif kind == "quarantine":
                 table = parquet.read(columns=["code", "image_id", IS_UNCOUNTED])
                 uncounted += pc.sum(table[IS_UNCOUNTED], min_count=0).as_py()
                 table = table.filter(pc.invert(table[IS_UNCOUNTED]))
@@ -120,6 +124,7 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
         skipped=rows["skipped"] - unchanged,
         deleted_at_source=rows["deleted"],
         codes=dict(codes),
+        remarks=dict(remarks),
         skipped_reasons={reason: count for reason, count in plan.skipped.items() if reason not in UNCOUNTED},
         left_out=dict(left_out),
         uncounted=uncounted + unchanged,

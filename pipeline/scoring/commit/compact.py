@@ -76,8 +76,10 @@ def _shape(table: pa.Table, schema: pa.Schema, constants: dict[str, Any], meta: 
             columns.append(pa.array([constants[field.name]] * table.num_rows, field.type))
         elif field.name in meta:
             columns.append(pc.map_lookup(table["meta"].combine_chunks(), meta[field.name], "first"))
-        else:
+        elif field.name in table.column_names:
             columns.append(table[field.name].cast(field.type))
+        else:  # of a part that an older version wrote
+            columns.append(pa.nulls(table.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -38,7 +38,11 @@ class Thumbnail:
 
 
 def load_pictures(
-    rows: Sequence[Mapping[str, Any]], limits: Limits = Limits(), stores: Stores = Stores(), seconds: float = SECONDS
+    rows: Sequence[Mapping[str, Any]],
+    limits: Limits = Limits(),
+    stores: Stores = Stores(),
+    seconds: float = SECONDS,
+    bit_depth: int | None = None,
 ) -> dict[int, Thumbnail]:
     """A picture for every image id in `rows` (of predictions or quarantine)."""
     deadline = time.monotonic() + seconds
@@ -63,7 +67,7 @@ def load_pictures(
             ids = ids - {place.image_id for place in found}
         pictures |= {image_id: Thumbnail(None, reason) for image_id in ids}
     places.sort(key=lambda place: (place.access is Access.STREAM, place.uri))  # one pass an archive
-    pictures |= dict(_load(places, wanted, limits, stores))
+    pictures |= dict(_load(places, wanted, limits, stores, bit_depth))
     return pictures
 
 
@@ -115,7 +119,11 @@ def _find_members(
 
 
 def _load(
-    places: Sequence[ListingRow], wanted: Mapping[int, Mapping[str, Any]], limits: Limits, stores: Stores
+    places: Sequence[ListingRow],
+    wanted: Mapping[int, Mapping[str, Any]],
+    limits: Limits,
+    stores: Stores,
+    bit_depth: int | None,
 ) -> Iterator[tuple[int, Thumbnail]]:
     if not places:
         return
@@ -130,6 +138,6 @@ def _load(
             yield image_id, Thumbnail(None, "replaced since it was scored")
         else:
             try:
-                yield image_id, Thumbnail(load_image(fetched.data, SIDE, limits).pixels)
+                yield image_id, Thumbnail(load_image(fetched.data, SIDE, limits, bit_depth).pixels)
             except ImageRejected as error:
                 yield image_id, Thumbnail(None, f"no picture: {error.code.value}")

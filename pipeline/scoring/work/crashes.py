@@ -35,6 +35,7 @@ class Suspects:
     stores: Stores
     rules: ReadRules
     size: int  # the model's input, pixels
+    bit_depth: int | None = None
 
     def ids(self, number: int) -> list[int]:
         """Ids of all images of a shard, in its order. An archive is read for them."""
@@ -48,7 +49,7 @@ class Suspects:
                 continue
             if fetched.data is not None:
                 with contextlib.suppress(ImageRejected):
-                    load_image(fetched.data, self.size, self.rules.limits)
+                    load_image(fetched.data, self.size, self.rules.limits, self.bit_depth)
             left.remove(fetched.row.image_id)
             if not left:
                 break
@@ -70,8 +71,9 @@ class Crashes:
 
     def __init__(self, ray: Any, task: ScoringTask) -> None:
         self._ray = ray
+        info = task.bundle.info
         rules = ReadRules.of(task.request, names_of(task.stores))
-        self._suspects = Suspects(task.folder, task.stores, rules, task.bundle.info.input_size)
+        self._suspects = Suspects(task.folder, task.stores, rules, info.input_size, info.bit_depth)
         self._deaths: Counter[int] = Counter()  # of workers, by the shards that they had open
         self._in_a_row = 0
         self._found: dict[int, frozenset[int]] = {}

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.load import Header, LoadedImage
+from pipeline.images.remarks import joined
 from pipeline.model.bundle import Bundle, class_columns
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
@@ -37,7 +38,7 @@ _CUDA_BATCH = 128
 CHUNK_ROWS = 1024  # of an archive, in one piece of its part
 # Columns of a part, by the record that has them as fields.
 _AS_LISTED = ("image_id", "uri", "member", "subject_id", "meta")
-_AS_FETCHED = ("etag", "size_bytes", "attempts", "scored_at")
+_AS_FOUND = ("etag", "size_bytes", "attempts", "scored_at", "remark")
 _AS_DECODED = ("width", "height", "format")
 _AS_PREDICTED = ("class_name", "probability", "decision")
 _AS_REJECTED = ("stage", "code", "message")
@@ -73,6 +74,7 @@ class RowResult:
     header: Header | None
     result: Prediction | ImageRejected
     scored_at: datetime
+    remark: str | None = None
 
     @classmethod
     def of(
@@ -220,7 +222,8 @@ class ShardScorer:
             said = self.predictor.predict_each([image.pixels for _, image in images])
             now = datetime.now(UTC)
             for (item, image), result in zip(images, said, strict=True):
-                results[item.row.image_id] = RowResult.of(item, image.header, result, now)
+                found = RowResult.of(item, image.header, result, now)
+                results[item.row.image_id] = replace(found, remark=joined(image.remarks)) if image.remarks else found
             account.seconds["predict"] += time.perf_counter() - begin
 
     def _map(self, function: Callable[[Fetched[ShardRow]], Any], items: list[Fetched[ShardRow]]) -> Iterable[Any]:
@@ -244,7 +247,7 @@ class ShardScorer:
         account.codes = dict(Counter(item.code.value for item in rejected if item is not None))
         account.scored = len(rows) - sum(account.codes.values())
         columns: dict[str, list[Any]] = {}
-        for items, names in ((rows, _AS_LISTED), (found, _AS_FETCHED), (headers, _AS_DECODED), (said, _AS_PREDICTED),
+        for items, names in ((rows, _AS_LISTED), (found, _AS_FOUND), (headers, _AS_DECODED), (said, _AS_PREDICTED),
                              (rejected, _AS_REJECTED)):  # fmt: skip
             columns |= {name: [None if item is None else getattr(item, name) for item in items] for name in names}
         for index, name in enumerate(class_columns(self.predictor.info.classes)):
