@@ -1,9 +1,11 @@
 """`leukoray <job> ...`: one command in front of the job files."""
 
+import functools
 import importlib
 import sys
 
-from jobs.common import EXIT_CODES, finish
+from jobs.common import EXIT_CODES, finish, give_up, told
+from jobs.ending import ends_when_told
 from pipeline import __version__
 
 JOBS = {
@@ -49,7 +51,11 @@ def main() -> None:
     if arguments[0] not in JOBS:
         print(f"leukoray: no job {arguments[0]!r}; one of {', '.join(JOBS)}", file=sys.stderr)
         finish(2)
-    job = importlib.import_module(f"jobs.{arguments[0]}")
+    try:
+        with ends_when_told(functools.partial(give_up, f"leukoray {arguments[0]}")):
+            job = importlib.import_module(f"jobs.{arguments[0]}")  # with torch, which takes seconds
+    except KeyboardInterrupt as error:
+        finish(told(f"leukoray {arguments[0]}", error))
     finish(job.command(arguments[1:]))
 
 

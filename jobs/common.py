@@ -5,14 +5,13 @@ import functools
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import JobConfig, NamingConfig, effective, parse
+from jobs.ending import ends_when_told, is_terminated
 from pipeline.base.errors import IncompleteError, InputError, LeukorayError, PlatformError, UsageError
 from pipeline.base.head import on_lost_head
 from pipeline.storage.stores import Stores
@@ -37,24 +36,7 @@ EXIT_CODES = {
 _WRONG_PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-_signals: list[int] = []
-
-
-def _terminate(signum: int, frame: types.FrameType | None) -> None:
-    """SIGTERM, as sent by `ray job stop`, systemd and Kubernetes: handled like Ctrl-C.
-
-    It is noted, because Ray's core swallows what a handler raises in the middle of a `ray.wait` and raises a
-    KeyboardInterrupt of its own.
-    """
-    _signals.append(signum)
-    raise KeyboardInterrupt
-
-
-def raise_if_terminated() -> None:
-    """Raise KeyboardInterrupt when SIGTERM came and what it raised was swallowed, as in a callback or an import."""
-    if _signals:
-        raise KeyboardInterrupt
-
+_INTERRUPTED = "interrupted; what was finished is kept, the same command continues"
 
 Command = Callable[[Sequence[str]], int]
 
@@ -68,23 +50,32 @@ def _run(
     prog: str, config_class: type[Config], main: Callable[[Config], None], examples: str, argv: Sequence[str]
 ) -> int:
     debug = "--debug" in argv  # until the configuration, which may come from elsewhere, is known
-    if threading.current_thread() is threading.main_thread():
-        _signals.clear()
-        signal.signal(signal.SIGTERM, _terminate)
     on_lost_head(functools.partial(_end, prog))
     try:
-        config = parse(config_class, argv, prog=prog, epilog=examples)
-        debug = config.debug
-        main(config)
+        with ends_when_told(functools.partial(give_up, prog)):
+            config = parse(config_class, argv, prog=prog, epilog=examples)
+            debug = config.debug
+            main(config)
         return 0
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray's own handler exits so while it starts
             raise
-        code, message = _outcome(error)
-        if debug or (code == BUG and not isinstance(error, LeukorayError)):
-            traceback.print_exception(error)
-        print(f"{prog}: {message}", file=sys.stderr, flush=True)
-        return code
+        return told(prog, error, debug=debug)
+
+
+def told(prog: str, error: BaseException, *, debug: bool = False) -> int:
+    """Print what ended a job in one line, of a bug all that is known; its exit code."""
+    code, message = _outcome(error)
+    if debug or (code == BUG and not isinstance(error, LeukorayError)):
+        traceback.print_exception(error)
+    print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def give_up(prog: str, signum: int) -> None:
+    """The end of a process that was told to end and hangs. Written past `sys.stderr`, whose lock may be taken."""
+    os.write(2, f"{prog}: {_INTERRUPTED}\n".encode())
+    os._exit(TERMINATED if signum == signal.SIGTERM else INTERRUPTED)
 
 
 def _end(prog: str, error: PlatformError) -> None:
@@ -101,9 +92,8 @@ def start(command: Command) -> None:
 def _outcome(error: BaseException) -> tuple[int, str]:
     """Exit code and the one line to print."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        is_terminated = _signals or isinstance(error, SystemExit)
-        code = TERMINATED if is_terminated else INTERRUPTED
-        return code, "interrupted; what was finished is kept, the same command continues"
+        code = TERMINATED if is_terminated() or isinstance(error, SystemExit) else INTERRUPTED
+        return code, _INTERRUPTED
     if isinstance(error, StoreError):
         error = error.refusal()
     if isinstance(error, OSError) and error.errno in _DISK_FULL:

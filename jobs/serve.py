@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.common import Clock, job, job_stores, raise_if_terminated, start
+from jobs.common import Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
+from jobs.ending import end_in_order, raise_if_terminated
 from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node
 from pipeline.base.errors import PlatformError
 from pipeline.base.resources import ClusterPlan, check
@@ -73,6 +74,7 @@ def main(config: ServeConfig) -> None:
     with _stop_signals() as stop, connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         stop.arm()  # Ray has put a handler of its own there
         raise_if_terminated()
+        end_in_order()
         plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
         check(plan, alive_nodes(ray))
         refuse_unshared(ray, job_stores(config), [join(bundle.uri, INFO)])

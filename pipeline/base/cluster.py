@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import LeukorayError, PlatformError, UsageError
+from pipeline.base.guard import Guard
 from pipeline.base.head import assert_answers, head_watched
 from pipeline.base.resources import Node
 from pipeline.base.text import first_line
@@ -40,15 +41,21 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
     if _is_joined():  # a test session or the driver
         yield sys.modules["ray"]
         return
-    ray = _started(target, num_cpus, worker_logs)
+    guard = Guard() if target is None else None
     try:
-        with head_watched(ray):
-            yield ray
+        with guard.marking() if guard is not None else contextlib.nullcontext():
+            ray = _started(target, num_cpus, worker_logs)
+        try:
+            with head_watched(ray):
+                yield ray
+        finally:
+            # Ray ends a process, with a code of its own, in which a thread calls it after its shutdown. Such a thread
+            # is left only where the process is about to end, which a local Ray notices.
+            if not any(thread.is_alive() for thread in _calling):
+                ray.shutdown()
     finally:
-        # Ray ends a process, with a code of its own, in which a thread calls it after its shutdown. Such a thread is
-        # left only where the process is about to end, which a local Ray notices.
-        if not any(thread.is_alive() for thread in _calling):
-            ray.shutdown()
+        if guard is not None:
+            guard.release()
 
 
 def calling_ray(call: Callable[[], None], name: str) -> threading.Thread:
@@ -66,6 +73,7 @@ def _started(target: str | None, num_cpus: int | None, worker_logs: bool) -> Any
         _private_token()
         # Ray would start a worker a core ahead of time, whether or not the job asks for so many.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it answers SIGTERM with a dump of the stack
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -68,6 +68,8 @@ def open_archive(info: ObjectInfo, path: str, options: ListingOptions, store: St
         yield Ignored(info.uri, "older than --since")
     elif not options.opens_compressed and archives.is_compressed_tar(path):
         yield Entry(info.uri, info.size, info.etag, info.mtime, access=Access.ARCHIVE, meta={"path": path})
+    elif (what := archives.unread_archive(path)) is not None:
+        yield Problem(info.uri, None, Code.UNSUPPORTED_FORMAT, what, info.size, info.etag)
     else:
         yield from _members(info, path, filters, store)
 
@@ -83,11 +85,11 @@ def _members(info: ObjectInfo, path: str, filters: Filters, store: Store) -> Ite
 
 def filtered(found: Found, path: str, mtime: float, filters: Filters) -> Found:
     """What was found in the archive at `path`, as filters leave it. They know of images, also of those that are not
-    read; other problems may hide any number of images and stay."""
+    read; other problems may hide any number of images and stay, unless they are excluded by name."""
     if isinstance(found, Ignored) or found.member is None:
         return found
-    if isinstance(found, Problem) and archives.unread(found.member) is None:
-        return found
+    if isinstance(found, Problem) and (archives.unread(found.member) is None or archives.holds_many("", found.member)):
+        filters = Filters(exclude=filters.exclude)
     refused = filters.refuse_member(path, found.member, mtime)
     return Ignored(found.uri, refused) if refused else found
 
@@ -121,7 +123,7 @@ def _is_dicom(info: ObjectInfo, path: str, store: Store) -> bool:
 
 
 def one_object(info: ObjectInfo, path: str, options: ListingOptions, store: Store) -> Iterator[Found]:
-    if archives.is_archive(path):
+    if archives.is_archive(path) or archives.unread_archive(path) is not None:
         yield from open_archive(info, path, options, store)
         return
     refused = options.filters.refuse([path], info.mtime)

@@ -377,7 +377,9 @@ def test_webdataset_sidecars_become_columns(tiny_bundle: Bundle, tmp_path: Path)
     }
 
 
-def test_compressed_and_nested_archives_and_their_damage_are_accounted_for(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_compressed_and_nested_archives_and_their_damage_are_accounted_for(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "in"
     source.mkdir()
     files = contents(12, bad=False)
@@ -391,13 +393,17 @@ def test_compressed_and_nested_archives_and_their_damage_are_accounted_for(tiny_
         packed.writestr("inner.tar", inner.getvalue())
     (source / "cut.tar").write_bytes(inner.getvalue()[: len(inner.getvalue()) // 2])
     (source / "empty.zip").write_bytes(b"")
-    assert score(source, "--model", tiny_bundle.uri, "--out", tmp_path / "out", share=0.5) == 0
+    arguments = (source, "--model", tiny_bundle.uri, "--out", tmp_path / "out")
+    assert score(*arguments) == 4
+    assert "listed at least" in capsys.readouterr().out
     run = only_run(tmp_path / "out")
     counts = read_run(run)["counts"]
-    assert counts["listed"] == counts["scored"] + counts["quarantined"]
+    assert counts["listed"] == counts["scored"] + counts["quarantined"] and counts["uncounted"] == 2
     assert counts["scored"] >= 4 * 12 + 4
+    assert (run / "_SUCCESS").read_text().strip() == "incomplete"
     bad = {(Path(row["uri"]).name, row["code"]) for row in rows(run, "quarantine").to_pylist()}
     assert ("empty.zip", "empty") in bad and ("cut.tar", "truncated") in bad
+    assert score(*arguments) == 4 and score(*arguments, "--accept-damaged-archives") == 0 and score(*arguments) == 0
 
 
 def _add(archive: tarfile.TarFile, files: dict[str, bytes]) -> None:

@@ -1,11 +1,13 @@
 """Scoring under faults, each in a process and a Ray of its own: no image is lost or doubled, and the user is told."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.model.bundle import Bundle
@@ -174,17 +176,37 @@ def test_a_full_disk_stops_the_run_and_the_same_command_finishes_it(bundle: Bund
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_so_and_continues(number: int, code: int, bundle: Bundle, tmp_path: Path) -> None:
+def _marked(mark: dict[str, str]) -> list[list[str]]:
+    """Command lines of the processes that have this in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if mark.items() <= process.environ().items() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.cmdline()[:3])
+    return found
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_run_told_to_end_says_one_line_leaves_nothing_and_continues(
+    number: int, code: int, bundle: Bundle, tmp_path: Path
+) -> None:
     source = write_files(tmp_path / "in", mixed_files(500, (640, 480)))
     arguments = [str(source), "--model", bundle.uri, "--out", str(tmp_path / "out"), "--max-error-share", "0.2"]
-    process = subprocess.Popen(score_command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    mark = {"LEUKORAY_TEST_RUN": tmp_path.name}
+    environment = {**os.environ, **mark}
+    process = subprocess.Popen(score_command(*arguments), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out").glob("run-*/_work/parts/part-*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code and "continues" in errors, errors
+    told = time.monotonic()
+    errors = "" if number == signal.SIGKILL else process.communicate(timeout=60)[1]
+    assert process.wait() == code
+    own = [line for line in errors.splitlines() if not line.startswith("score  ")]
+    assert len(own) == (number != signal.SIGKILL) and all("continues" in line for line in own), errors
+    while (left := _marked(mark)) and time.monotonic() - told < 10:
+        time.sleep(0.1)
+    assert not left, f"of Ray there are still {left}"
     assert run_score(*arguments).returncode == 0
     run = read_run(only_run(tmp_path / "out"))
     assert run["continued"] and run["progress"]["resumed_images"] > 0

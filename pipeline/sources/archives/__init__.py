@@ -28,6 +28,7 @@ from pipeline.sources.archives.members import (
     suffix,
     unread,
 )
+from pipeline.sources.archives.other_kinds import unread_archive
 from pipeline.sources.archives.walk import list_archive, read_archive, stream_members
 from pipeline.sources.archives.zips import SLACK_BYTES, read_zip_member
 
@@ -49,4 +50,5 @@ __all__ = [
     "stream_members",
     "suffix",
     "unread",
+    "unread_archive",
 ]

@@ -10,6 +10,7 @@ from pipeline.base.errors import Code
 from pipeline.images.formats import foreign
 from pipeline.images.load import IMAGE_SUFFIXES
 from pipeline.sources.archives.damage import Damaged
+from pipeline.sources.archives.other_kinds import unread_archive
 from pipeline.sources.junk import is_junk
 from pipeline.sources.rows import NESTED, Access, place_of
 from pipeline.storage.ranged import RangedFile
@@ -23,7 +24,10 @@ _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
 _DICOM_NAME = re.compile(r"(?:IM|IMG|IMAGE)[-_]?\d+|\d+(?:\.\d+){5,}", re.IGNORECASE)  # IM000001, or a UID
 _MAX_INT64 = 2**63 - 1
-_MAGICS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
+_MAGICS = {
+    b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x1f\x9d": "compress",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def is_compressed_tar(name: str) -> bool:
 def holds_many(uri: str, member: str | None) -> bool:
     """Whether what failed stands for an unknown number of images: an archive, or a folder, named with a slash."""
     name = uri if member is None else member
-    return name.endswith("/") or is_archive(name)
+    return name.endswith("/") or is_archive(name) or unread_archive(name) is not None
 
 
 def is_image(name: str) -> bool:
@@ -101,8 +105,8 @@ def is_image(name: str) -> bool:
 
 
 def unread(name: str) -> str | None:
-    """What an image is that is not read, by its name, and what to do; None for all other files."""
-    return foreign.by_suffix(suffix(name))
+    """What an image or an archive is that is not read, by its name, and what to do; None for all other files."""
+    return foreign.by_suffix(suffix(name)) or unread_archive(name)
 
 
 @dataclass
@@ -134,8 +138,15 @@ class Place:
 
 
 def readable(name: str) -> str:
-    """A name that Parquet can hold: bytes that are no UTF-8 become U+FFFD. Members are read by offset, not name."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A name that Parquet can hold: one whose bytes are no UTF-8 is read as Latin-1, in which every byte is a letter.
+
+    Names stay different so, which tell classes apart. Members are read by offset, not name.
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def _is_unsafe(member: str) -> bool:

@@ -19,6 +19,7 @@ from pipeline.sources.archives.members import (
     classify,
     is_archive,
     is_image,
+    readable,
     suffix,
     window,
 )
@@ -31,6 +32,8 @@ _SIDECAR_LIMIT_BYTES = 64 * 1024
 _EXTENSIONS = frozenset(
     {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 )
+_GNU_MAGIC = b"ustar  \0"
+_FURTHER_VOLUME = b"M"  # of GNU tar
 _MAX_HEADER_BYTES = 1 << 20  # of a name or other extension, which tarfile reads into memory
 _MAX_STREAMED_BYTES = 1 << 36  # of a member: tarfile skips it in steps of 10 kB, however far behind the end it reaches
 _SAMPLE_FILES = 16  # names that share much before a dot must not keep a whole archive waiting
@@ -87,6 +90,9 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
+        prefix = tarfile.nts(buf[345:500], encoding, errors)  # type: ignore[attr-defined]
+        if buf[257:265] == _GNU_MAGIC and prefix:  # there GNU tar keeps times, in incremental archives
+            header.name = header.name.removeprefix(prefix + "/")
         if header.size < 0:
             raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
         if header.type in _EXTENSIONS and header.size > _MAX_HEADER_BYTES:
@@ -151,7 +157,9 @@ class Tar(tarfile.TarFile):
         """What to say when there are no more members."""
         if not self.has_end:
             yield place.problem(
-                None, Code.TRUNCATED, "no end-of-archive mark: the archive was cut; what was before is used"
+                None,
+                Code.TRUNCATED,
+                "no end-of-archive mark: the archive was cut, or goes on in another volume; what was before is used",
             )
 
 
@@ -159,14 +167,64 @@ class _StreamedTar(Tar):
     max_bytes = _MAX_STREAMED_BYTES
 
 
+class Links:
+    """Images that are links to files of other names, which hold the bytes: their targets come before or after them.
+
+    A link to an image is only counted: the image is listed under the name that has the bytes.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._others: dict[str, tuple[int, int]] = {}  # files that are no images: first byte, length
+        self._waiting: list[tuple[str, str, bool]] = []  # name, target, whether it is a hard link
+
+    def add_file(self, member: tarfile.TarInfo) -> None:
+        """A file that is no image by its name."""
+        if suffix(member.name) not in _SIDECARS and not is_archive(member.name) and not is_junk(member.name):
+            self._others[posixpath.normpath(member.name)] = (member.offset_data, member.size)
+
+    def add(self, member: tarfile.TarInfo) -> Iterator[Problem | Ignored]:
+        """A member that is no file."""
+        if member.type == _FURTHER_VOLUME:
+            message = "a further volume of a tar; unpack all volumes with tar -xM and pack them anew"
+            yield self._place.problem(None, Code.TRUNCATED, message)
+        elif not is_image(member.name) or member.isdir() or is_junk(member.name):
+            return
+        elif not (member.islnk() or member.issym()):
+            yield self._place.ignored(member.name, "link inside an archive")
+        else:
+            folder = "" if member.islnk() else posixpath.dirname(member.name)
+            target = posixpath.normpath(posixpath.join(folder, member.linkname))
+            self._waiting.append((member.name, target, member.islnk()))
+
+    def settle(self, size: int, *, is_streamed: bool) -> Iterator[Found]:
+        """What the links are, once all files are known. `size`: of the archive."""
+        for name, target, is_hard in self._waiting:
+            start, length = self._others.get(target, (0, 0))
+            if target in self._others and is_streamed:
+                message = f"a link to {readable(target)}, whose name is no image's; unpack the archive, or rename that"
+                yield self._place.problem(name, Code.UNSUPPORTED_FORMAT, message, length)
+            elif target in self._others and start + length <= size:
+                at, refused = (self._place.base or 0) + start, classify(name, self._place, length)
+                where = {"access": Access.RANGE, "offset": at, "stored_bytes": length}
+                yield refused or self._place.entry(name, length, **where)
+            elif is_hard and not is_image(target):
+                message = f"a hard link to {readable(target)}, which is not in the archive; pack it anew"
+                yield self._place.problem(name, Code.TRUNCATED, message)
+            else:
+                yield self._place.ignored(name, "link inside an archive")
+
+
 def list_tar(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
-    samples = Samples()
+    samples, links = Samples(), Links(place)
     with Tar.over(file, "r:") as archive:
         try:
             for member in archive.files():
                 if not member.isreg():
-                    yield from not_a_file(member, place)
+                    yield from links.add(member)
                     continue
+                if not is_image(member.name):
+                    links.add_file(member)
                 yield from (item for item, _ in samples.begin(member.name))
                 if suffix(member.name) in _SIDECARS and (handle := archive.contents(member)):
                     samples.add_sidecar(member, handle)
@@ -176,13 +234,8 @@ def list_tar(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) 
             yield from (item for item, _ in samples.end())
             raise
         yield from (item for item, _ in samples.end())
+        yield from links.settle(size, is_streamed=False)
         yield from archive.end(place)
-
-
-def not_a_file(member: tarfile.TarInfo, place: Place) -> Iterator[Ignored]:
-    """Links and devices named like images are counted; a link's image is listed under the name that has the bytes."""
-    if is_image(member.name) and not member.isdir():
-        yield place.ignored(member.name, "link inside an archive")
 
 
 def _tar_member(

@@ -6,7 +6,6 @@ import gzip
 import itertools
 import lzma
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import IO, cast
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.base.errors import Code
 from pipeline.sources.archives.damage import Damaged, reading
+from pipeline.sources.archives.directories import read_directories
 from pipeline.sources.archives.members import (
     COMPRESSED,
     Entry,
@@ -24,12 +24,14 @@ from pipeline.sources.archives.members import (
     classify,
     is_archive,
     is_compressed_tar,
+    is_image,
     other_kind,
     suffix,
     window,
 )
-from pipeline.sources.archives.tars import Held, Samples, Tar, list_tar, not_a_file
-from pipeline.sources.archives.zips import list_zip, members_of, needs_unpacking, open_member, read_zip_member
+from pipeline.sources.archives.tars import Held, Links, Samples, Tar, list_tar
+from pipeline.sources.archives.zips import list_zip, needs_unpacking, open_member, read_zip_member
+from pipeline.sources.archives.zstd import HEADER_BYTES, refuse_long_window
 from pipeline.sources.junk import is_junk
 from pipeline.sources.rows import Access
 from pipeline.storage.local import translated
@@ -102,7 +104,7 @@ def _walk(name: str, file: IO[bytes], size: int, place: Place, take: Take) -> It
         kind = other_kind(name, file.read(512))
         file.seek(0)
     if kind is not None:
-        message = f"{name}: holds {kind} data; rename it by what it is"
+        message = f"{name}: holds {kind} data; rename it by what it is, or pack it anew"
         yield place.problem(None, Code.UNSUPPORTED_FORMAT, message), None
     elif is_compressed_tar(name):
         yield from _walk_stream(name, file, place, take)
@@ -125,20 +127,33 @@ def _decompressed(name: str, file: IO[bytes]) -> IO[bytes]:
         if kind == "gz":
             return cast(IO[bytes], gzip.GzipFile(fileobj=file))
         if kind == "zst":
+            refuse_long_window(_head(file))
             return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
         return cast(IO[bytes], bz2.BZ2File(file) if kind == "bz2" else lzma.LZMAFile(file))
 
 
+def _head(file: IO[bytes]) -> bytes:
+    """The first bytes, which stay to be read; not all files here can seek."""
+    peek = getattr(file, "peek", None)
+    if peek is not None:
+        return bytes(peek(HEADER_BYTES)[:HEADER_BYTES])
+    head = file.read(HEADER_BYTES)
+    file.seek(0)
+    return head
+
+
 def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterator[Held]:
     """Members of a compressed tar front to back."""
-    samples = Samples()
+    samples, links = Samples(), Links(place)
     with Tar.over(_decompressed(name, file), "r|") as archive:
         try:
             for member in archive.files():
                 handle = archive.contents(member)
                 if handle is None:
-                    yield from ((item, None) for item in not_a_file(member, place))
+                    yield from ((item, None) for item in links.add(member))
                     continue
+                if not is_image(member.name):
+                    links.add_file(member)
                 yield from samples.begin(member.name)
                 if is_archive(member.name) and not place.prefix and not is_junk(member.name):
                     yield from _walk_hidden(member.name, handle, member.size, place.inside(member.name), take)
@@ -158,6 +173,7 @@ def _walk_stream(name: str, file: IO[bytes], place: Place, take: Take) -> Iterat
             yield from samples.end()
             raise
         yield from samples.end()
+        yield from ((item, None) for item in links.settle(0, is_streamed=True))
         yield from ((problem, None) for problem in archive.end(place))
 
 
@@ -249,11 +265,9 @@ def _walk_outer(info: ObjectInfo, file: IO[bytes], take: Take) -> Iterator[Held]
     if is_compressed_tar(info.uri):
         yield from _walk_stream(info.uri, file, place, take)
     elif suffix(info.uri) == ".zip":
-        with reading:
-            archive = zipfile.ZipFile(file)
-        with archive:
-            for item in filter(needs_unpacking, members_of(archive)):
-                with open_member(archive, item) as handle:
+        for directory in read_directories(file, info.size):
+            for item in filter(needs_unpacking, directory.members):
+                with open_member(directory.archive, item) as handle:
                     yield from _walk_hidden(item.filename, handle, item.file_size, place.inside(item.filename), take)
     else:
         with Tar.over(file, "r:") as tar:

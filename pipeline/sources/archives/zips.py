@@ -3,11 +3,12 @@
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from pipeline.base.errors import Code
 from pipeline.sources.archives.damage import Damaged, reading
+from pipeline.sources.archives.directories import IS_UTF8, decoded_name, read_at, read_directories
 from pipeline.sources.archives.members import (
     Found,
     OpenNested,
@@ -21,62 +22,40 @@ from pipeline.sources.junk import is_junk
 from pipeline.sources.rows import Access
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
+_MEMBER_MARK = b"PK\x03\x04"
 SLACK_BYTES = 256  # a local header may carry more extra fields than the directory
-_IS_UTF8 = 0x800  # flag of a member: APPNOTE appendix D
 _MOST_SLACK_BYTES = 1 << 17  # two extra fields of the greatest length there is
 
 
 def list_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
-    with reading:
-        try:
-            archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile:
-            archive = None
-    if archive is None:
-        yield from _recover_zip(file, size, place, open_nested)
-        return
-    with archive:
-        members = members_of(archive)
-        if members and min(item.header_offset for item in members) > 0 and _begins_with_member(file):
-            yield from _recover_zip(file, size, place, open_nested)  # the directory is that of a zip inside
+    """Members of all zips in a file, and of what lies before them where that begins as a zip and has no directory."""
+    directories = read_directories(file, size)
+    begin = directories[0].begin if directories else size
+    if not directories or (begin > 0 and _begins_with_member(file)):
+        recovered, reached = _headers(file, size)
+        over = [item for item, start in recovered if item.header_offset < begin < start + item.compress_size]
+        is_inside = any(is_archive(item.filename) for item in over)  # the directory is that of a zip inside
+        if over and not is_inside:  # this zip is cut, and another follows
+            reached = over[0].header_offset
+            recovered = [(item, start) for item, start in recovered if item.header_offset < reached]
+        yield from _recover_zip(file, size, recovered, reached, place, open_nested)
+        if is_inside:
             return
-        for item in members:
+    for directory in directories:
+        for item in directory.members:
             name = item.filename
             if not name:
                 yield place.problem("", Code.CORRUPT, "a member without a name; pack it anew", item.file_size)
             elif name.endswith("/"):
                 continue
             elif is_archive(name) and not place.prefix and not is_junk(name):
-                yield from _nested_zip_member(file, archive, item, place, open_nested)
+                yield from _nested_zip_member(file, directory.archive, item, place, open_nested)
             else:
                 yield from _zip_member(size, place, item)
 
 
-def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The directory of a zip, with its names as they were meant."""
-    members = archive.infolist()
-    for item in members:
-        if not item.flag_bits & _IS_UTF8 and not item.filename.isascii():
-            item.filename = _decoded(item.filename.encode("cp437", "replace"), is_marked=False)
-    return members
-
-
-def _decoded(raw: bytes, *, is_marked: bool) -> str:
-    """A member's name. Without the mark for UTF-8 it may be UTF-8 all the same (macOS writes so), else it is cp437."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw.decode("utf-8" if is_marked else "cp437", "replace")
-
-
 def _begins_with_member(file: IO[bytes]) -> bool:
-    return _read_at(file, 0, 4) == b"PK\x03\x04"
-
-
-def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
-    with reading:
-        file.seek(offset)
-        return file.read(size)
+    return read_at(file, 0, 4) == _MEMBER_MARK
 
 
 def _zip_member(size: int, place: Place, item: zipfile.ZipInfo) -> Iterator[Found]:
@@ -121,7 +100,7 @@ def _nested_zip_member(
             with open_member(archive, item) as handle:
                 yield from open_nested(item.filename, handle, item.file_size, place, None)
             return
-        start = item.header_offset + data_start(_read_at(file, item.header_offset, _LOCAL_HEADER.size))
+        start = item.header_offset + data_start(read_at(file, item.header_offset, _LOCAL_HEADER.size))
     except Damaged as error:
         yield place.problem(item.filename, Code.CORRUPT, f"an archive that cannot be opened: {error}", item.file_size)
         return
@@ -137,7 +116,7 @@ def open_member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> IO[bytes]:
 
 def data_start(header: bytes) -> int:
     """Bytes from a zip local header to the member's data. Raises Damaged if it is no such header."""
-    if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+    if len(header) < _LOCAL_HEADER.size or header[:4] != _MEMBER_MARK:
         raise Damaged(Code.CORRUPT, "no local file header where the directory says")
     fields = _LOCAL_HEADER.unpack(header[: _LOCAL_HEADER.size])
     return _LOCAL_HEADER.size + int(fields[9]) + int(fields[10])
@@ -190,28 +169,41 @@ def _check_sum(stored: bytes, flags: int, end: int) -> int | None:
     return int(struct.unpack_from("<I", stored, at)[0]) if at + 4 <= len(stored) else None
 
 
-def _recover_zip(file: IO[bytes], size: int, place: Place, open_nested: OpenNested) -> Iterator[Found]:
-    """Members of a zip whose directory is missing or damaged, by walking the local headers from the front."""
-    position, found = 0, 0
+def _headers(file: IO[bytes], size: int) -> tuple[list[tuple[zipfile.ZipInfo, int]], int]:
+    """([member, first byte of its data], where no more follow), by walking the local headers from the front."""
+    position, found = 0, list[tuple[zipfile.ZipInfo, int]]()
     while True:
-        header = _read_at(file, position, _LOCAL_HEADER.size)
-        if header[:4] != b"PK\x03\x04" or len(header) < _LOCAL_HEADER.size:
-            break
+        header = read_at(file, position, _LOCAL_HEADER.size)
+        if header[:4] != _MEMBER_MARK or len(header) < _LOCAL_HEADER.size:
+            return found, position
         _, _, flags, method, _, _, _, stored, whole, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        raw = _read_at(file, position + _LOCAL_HEADER.size, name_length)
+        raw = read_at(file, position + _LOCAL_HEADER.size, name_length)
         start = position + data_start(header)
         if flags & 0x8 or start + stored > size:  # sizes follow the data, or the data is cut
-            break
-        item = zipfile.ZipInfo(_decoded(raw, is_marked=bool(flags & _IS_UTF8)) or "unnamed")
+            return found, position
+        item = zipfile.ZipInfo(decoded_name(raw, is_marked=bool(flags & IS_UTF8)) or "unnamed")
         item.flag_bits, item.compress_type, item.header_offset = flags, method, position
         item.compress_size, item.file_size, item.extra = stored, whole, b"\0" * extra_length
+        found.append((item, start))
+        position = start + stored
+
+
+def _recover_zip(
+    file: IO[bytes],
+    size: int,
+    members: Sequence[tuple[zipfile.ZipInfo, int]],
+    reached: int,
+    place: Place,
+    open_nested: OpenNested,
+) -> Iterator[Found]:
+    """Members of a zip whose directory is missing or damaged, as `_headers` found them."""
+    for item, start in members:
         if is_archive(item.filename) and not place.prefix and not is_junk(item.filename):
             yield from _recovered_archive(file, item, start, place, open_nested)
         elif not item.filename.endswith("/"):
             yield from _zip_member(size, place, item)
-        found += 1
-        position = start + stored
-    message = f"no readable zip directory; {found} members before byte {position} of {size} are used, the rest is lost"
+    found = len(members)
+    message = f"no readable zip directory; {found} members before byte {reached} of {size} are used, the rest is lost"
     yield place.problem(None, Code.TRUNCATED if found or size > 4 else Code.CORRUPT, message)
 
 
