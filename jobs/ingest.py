@@ -69,6 +69,9 @@ class IngestConfig(NamingConfig):
         None, description="CSV or Parquet, one row an image: path, label or class_name, subject_id, split, site, others"
     )
     subjects: str | None = Field(None, description="CSV or Parquet, one row a subject: subject_id, site, others")
+    subjects_shared: bool | None = Field(
+        None, description="a subject's name that is in several folders is one person (--no-...: another one in each)"
+    )
     contradictions: str | None = Field(
         None, description="contradictions.csv of an earlier manifest, with yes beside the labels that count"
     )
@@ -138,6 +141,7 @@ def _options(config: IngestConfig, stores: Stores) -> IngestOptions:
         site_pattern=config.site_pattern,
         labels=config.labels,
         subjects=config.subjects,
+        subjects_shared=config.subjects_shared,
         contradictions=config.contradictions,
         near_copies=config.near_copies,
         split_rule=config.split_rule,

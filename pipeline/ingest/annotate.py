@@ -17,6 +17,7 @@ from pipeline.ingest.label_table import ALIASES, TableLabels, annotate_from_tabl
 from pipeline.ingest.layouts import GENERIC, LAYOUTS, Layout, annotate, left_out, recognize
 from pipeline.ingest.split_names import split_named
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
+from pipeline.ingest.subject_places import about_both_labels, told_apart
 from pipeline.ingest.subject_table import join_subjects
 from pipeline.sources.listing import base_folder
 from pipeline.sources.manifest import MANIFEST_SCHEMA
@@ -39,6 +40,7 @@ class IngestOptions:
     site_pattern: str | None = None
     labels: str | None = None
     subjects: str | None = None
+    subjects_shared: bool | None = None
     contradictions: str | None = None
     near_copies: bool = True
     split_rule: SplitRule = "auto"
@@ -57,6 +59,7 @@ class Annotated:
     labels_from: str  # 'paths', 'sidecars' or the URI of a table
     said: list[str]  # what a person should know, in sentences
     further: list[Column] = field(default_factory=list)
+    names_subjects: bool = False  # a table or sidecars do, as ids of people, wherever their images lie
 
 
 def annotate_all(listing: Listing, roots: Sequence[str], options: IngestOptions, stores: Stores) -> Annotated:
@@ -71,10 +74,13 @@ def annotate_all(listing: Listing, roots: Sequence[str], options: IngestOptions,
     found.rows = with_subjects(
         found.rows, listing.paths, subject_pattern=options.subject_pattern, subject_blocks=options.subject_blocks
     )
-    if options.subjects is not None:
-        _join_subjects(found, options.subjects, stores)
     if options.site_pattern is not None:
         found.rows = with_sites(found.rows, listing.paths, options.site_pattern)
+    if options.subject_pattern or (found.layout.name in GENERIC and not found.names_subjects):
+        found.rows, said = told_apart(found.rows, listing.paths, options.subjects_shared)
+        found.said += [*said, *about_both_labels(found.rows, listing.paths)]
+    if options.subjects is not None:
+        _join_subjects(found, options.subjects, stores)
     return found
 
 
@@ -100,7 +106,8 @@ def _by_layout_or_table(
     if labels is None:
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
         if own is not None:
-            return Annotated(layout, own.annotations, "sidecars", [], own.further)
+            names_subjects = any(row.subject_id for row in own.annotations)
+            return Annotated(layout, own.annotations, "sidecars", [], own.further, names_subjects)
         if options.split_rule == "auto" and layout.name == "class-folders":
             said += remarks.about_parts(paths)
         return Annotated(layout, of_paths, "paths", said)
@@ -111,7 +118,8 @@ def _by_layout_or_table(
         read_table(labels, stores), paths, base=base, folder=inside, is_part=options.lists_part,
         needs_class=not paths_tell,
     )  # fmt: skip
-    found = Annotated(layout, table.annotations, labels, table.said, table.further)
+    names_subjects = any(row.subject_id for row in table.annotations)
+    found = Annotated(layout, table.annotations, labels, table.said, table.further, names_subjects)
     if not is_forced and layout.name in GENERIC and (table.tells_class or not paths_tell):
         found.layout = LAYOUTS["table"]
     else:

@@ -38,7 +38,7 @@ _MAX_CLASSES = 64  # more folders than this are dates or patients, not classes
 
 
 @lru_cache(maxsize=65_536)  # a folder holds many files
-def _telling_folders(folder: str) -> tuple[str, ...]:
+def telling_folders(folder: str) -> tuple[str, ...]:
     """Names within a folder's path that may name a class or a subject, outermost first."""
     telling = []
     for name in folder.split("/"):
@@ -79,7 +79,7 @@ def telling_folder(path: str) -> tuple[str, str] | None:
     folder = path.rpartition("/")[0]
     while folder:
         above, _, name = folder.rpartition("/")
-        if _telling_folders(name):
+        if telling_folders(name):
             return above, name
         folder = above
     return None
@@ -88,7 +88,7 @@ def telling_folder(path: str) -> tuple[str, str] | None:
 def read_last_folder(path: str) -> Annotation | None:
     """The last telling folder is the class."""
     folder = path.rpartition("/")[0]
-    names = _telling_folders(folder)
+    names = telling_folders(folder)
     return Annotation(names[-1], common_label(names[-1]), split=given_split(folder)) if names else None
 
 
@@ -98,7 +98,7 @@ def reader(paths: Sequence[str]) -> Read:
     'class/file', 'class/subject/file' or 'subject/class/file', in each case with a folder of the same name everywhere
     allowed above the files.
     """
-    telling = [names for path in paths if (names := _telling_folders(normalize(path).rpartition("/")[0]))]
+    telling = [names for path in paths if (names := telling_folders(normalize(path).rpartition("/")[0]))]
     last = {names[-1] for names in telling}
     nothing_said = len(last) == 1 and common_label(*last) is None and all(len(names) > 1 for names in telling)
     nothing_said = nothing_said and not _may_be_subject(*last)  # of the first patient in an archive, say
@@ -106,7 +106,7 @@ def reader(paths: Sequence[str]) -> Read:
     wrapper = _wrapper([names[: len(names) - depth] for names in telling])
 
     def names_of(folder: str) -> tuple[str, ...]:
-        names = _telling_folders(folder)
+        names = telling_folders(folder)
         begin = len(wrapper) if names[: len(wrapper)] == wrapper else 0
         return names[begin : len(names) - depth]
 

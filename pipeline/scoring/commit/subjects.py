@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.evaluation.intervals import wilson_interval
+from pipeline.ingest.class_names import folded
 from pipeline.storage.parquet import described
 
 TOP_K = 10
@@ -44,13 +45,18 @@ class _Sums:
 
 
 def roll_up(batches: Iterator[pa.Table], run_id: str) -> pa.Table:
-    """SUBJECT_SCHEMA, most suspicious subject first, from tables of subject_id, probability, decision, image_id."""
+    """SUBJECT_SCHEMA, most suspicious subject first, from tables of subject_id, probability, decision, image_id.
+
+    Subjects that are spelled in several ways ('Patient_01', 'patient-01') are one row, under the first spelling.
+    """
     sums: dict[str, _Sums] = {}
+    names: dict[str, str] = {}
     for table in batches:
         known = table.filter(pc.is_valid(table["subject_id"]))
         columns = [known[name].to_pylist() for name in ("subject_id", "probability", "decision", "image_id")]
         for subject, probability, decision, image_id in zip(*columns, strict=True):
-            one = sums.setdefault(subject, _Sums())
+            name = names.setdefault(folded(subject), subject)
+            one = sums.setdefault(name, _Sums())
             one.images += 1
             one.positive += decision == "positive"
             one.review += decision == "review"

@@ -1,4 +1,7 @@
-"""Which subject a path names: by the user's pattern, else by the layout that the paths have."""
+"""Which subject a path names: by the user's pattern, else by the layout that the paths have.
+
+A bare name ('patient_01') carries the site that the path names, or its folder where several folders have that name.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +9,8 @@ from dataclasses import dataclass
 from pipeline.base.errors import InputError
 from pipeline.ingest import layouts
 from pipeline.ingest.annotation import subject_reader
-from pipeline.ingest.layouts import Layout
+from pipeline.ingest.layouts import GENERIC, Layout
+from pipeline.ingest.subject_places import clash, place_of, with_place
 
 SAMPLE = 2000  # paths that decide the layout
 
@@ -17,6 +21,7 @@ class SubjectPaths:
 
     layout: Layout
     pattern: Callable[[str], str | None] | None
+    carries_place: bool = False  # also where the folder is no site by its name
 
     @classmethod
     def of(cls, paths: Sequence[str], pattern: str | None) -> "SubjectPaths":
@@ -24,10 +29,16 @@ class SubjectPaths:
             layout = layouts.recognize(paths) if paths else layouts.LAYOUTS["flat"]
         except InputError:  # several data sets side by side: fine for scoring, but their subjects stay unknown
             layout = layouts.LAYOUTS["flat"]
-        return cls(layout, subject_reader(pattern) if pattern else None)
+        if pattern:
+            return cls(layout, subject_reader(pattern))
+        return cls(layout, None, clash([layout.annotate(path) for path in paths], paths))
 
     def subject(self, path: str) -> str | None:
         if self.pattern is not None:
             return self.pattern(path)
-        names_subjects = self.layout.block_size is None  # blocks are made of labelled sets only
-        return self.layout.annotate(path).subject_id if names_subjects else None
+        row = self.layout.annotate(path)
+        if row.subject_id is None or self.layout.block_size is not None:  # blocks are made of labelled sets only
+            return None
+        place = place_of(path, row)
+        is_carried = self.layout.name in GENERIC and (place.is_site or self.carries_place)
+        return with_place(row.subject_id, place) if is_carried else row.subject_id
