@@ -129,24 +129,25 @@ def decode_pillow(data: bytes, bit_depth: int | None = None) -> Pixels:
 
 
 def _pillow_pixels(data: bytes, bit_depth: int | None) -> Pixels:
-    is_libtiff = _is_read_by_libtiff(data)
+    page = tiff.first_page(data) if data[:4] in tiff.MAGICS else None
+    is_libtiff = page is not None and page.compression != 1
     said: list[str] = []
     try:
         with heard(from_libtiff=is_libtiff) as said:
-            pixels = _loaded(data, bit_depth)
+            pixels = _loaded(data, page, bit_depth)
     except ImageRejected as rejected:
         raise _with_reason(rejected, said) from rejected
     return replace(pixels, remarks=(*pixels.remarks, *decoder_remarks(said)))
 
 
-def _loaded(data: bytes, bit_depth: int | None) -> Pixels:
+def _loaded(data: bytes, page: tiff.Page | None, bit_depth: int | None) -> Pixels:
     image = open_pillow(data)
     name = format_name(image)
     try:
         with image:
             image.load()
             orientation = _orientation(image)
-            pixels = to_rgb(image, data, bit_depth)
+            pixels = to_rgb(image, data, page, bit_depth)
     except ImageRejected:
         raise
     except MemoryError as error:
@@ -154,11 +155,6 @@ def _loaded(data: bytes, bit_depth: int | None) -> Pixels:
     except Exception as error:  # every other failure of a decoder is damage in the bytes
         raise damaged(data, name, error) from error
     return replace(pixels, levels=_orient(pixels.levels, orientation))
-
-
-def _is_read_by_libtiff(data: bytes) -> bool:
-    page = tiff.first_page(data) if data[:4] in tiff.MAGICS else None
-    return page is not None and page.compression != 1
 
 
 def _with_reason(rejected: ImageRejected, said: list[str]) -> ImageRejected:

@@ -32,9 +32,13 @@ class Depth:
         return (1 << self.bits) - 1
 
     def levels(self, samples: NDArray[Any]) -> NDArray[np.uint8]:
-        """uint16 samples of any shape as 0..255; what lies above white is white."""
+        """uint16 samples of any shape as 0..255; what lies above white is white.
+
+        Rounded, so that an 8-bit image that was stretched to fewer than 16 bits comes back as it was; all 16 are cut.
+        """
         within = np.minimum(samples, self.top).astype(np.uint32)
-        return np.asarray(within * 255 // self.top, np.uint8)
+        half = self.top // 2 if self.bits < CONTAINER_BITS else 0
+        return np.asarray((within * 255 + half) // self.top, np.uint8)
 
 
 def count_levels(samples: Iterable[NDArray[Any]], bits: int = CONTAINER_BITS) -> NDArray[np.int64]:

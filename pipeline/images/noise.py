@@ -5,6 +5,7 @@ may be at work is file descriptor 2 led into a file, one image at a time in this
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -89,7 +90,8 @@ def _show(message: Warning | str, *others: Any, **named: Any) -> None:
 
 @contextlib.contextmanager
 def _read_stderr(lines: list[str]) -> Iterator[None]:
-    with _stderr, tempfile.TemporaryFile() as file:
+    with _stderr:
+        file = _file()
         try:
             kept = os.dup(_STDERR)
         except OSError:  # closed: nothing can be printed
@@ -106,6 +108,12 @@ def _read_stderr(lines: list[str]) -> Iterator[None]:
             _sort_out(file, lines)
 
 
+@functools.cache
+def _file() -> IO[bytes]:
+    """Of this process, without a name, empty between images."""
+    return tempfile.TemporaryFile()
+
+
 def _flush() -> None:
     with contextlib.suppress(Exception):  # a closed or replaced stderr is not ours to mend
         sys.stderr.flush()
@@ -115,7 +123,10 @@ def _sort_out(file: IO[bytes], lines: list[str]) -> None:
     if not file.seek(0, os.SEEK_END):
         return
     file.seek(0)
-    for line in file.read().decode("utf-8", "replace").splitlines():
+    said = file.read().decode("utf-8", "replace")
+    file.truncate(0)
+    file.seek(0)
+    for line in said.splitlines():
         if _LIBTIFF.fullmatch(line.strip()):
             if len(lines) < _MAX_LINES:
                 lines.append(line.strip())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.depth import CONTAINER_BITS, Depth, count_levels, depth_of, highest
@@ -61,9 +61,11 @@ def told_by(data: bytes, page: tiff.Page | None, stack: Stack | None, fixed: int
     return Told(stated, fixed, page.zero_is_white, page.bits == CONTAINER_BITS and page.samples > 1)
 
 
-def to_rgb(image: Image.Image, data: bytes, fixed: int | None) -> Pixels:
-    """The pixels of a loaded image, with its other pages where they are its colours. Raises ImageRejected."""
-    page = tiff.first_page(data) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+def to_rgb(image: Image.Image, data: bytes, page: tiff.Page | None, fixed: int | None) -> Pixels:
+    """The pixels of a loaded image, with its other pages where they are its colours. Raises ImageRejected.
+
+    `page`: the first of a TIFF, else None. `fixed`: by --bit-depth.
+    """
     stack = read_stack(page) if page is not None else None
     told = told_by(data, page, stack, fixed)
     if page is not None and stack is not None:
