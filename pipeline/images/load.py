@@ -103,7 +103,7 @@ def load_image(data: bytes, size: int, limits: Limits = Limits(), bit_depth: int
     if header.format == "jpeg":
         pixels = decode_jpeg(data, size, may_be_turned=header.may_be_turned)
     elif header.format in _DECODERS:
-        pixels = Pixels(_DECODERS[header.format](data))
+        pixels = Pixels(*_DECODERS[header.format](data, bit_depth))
     else:
         pixels = decode_pillow(data, bit_depth)
     remarks = pixels.remarks

@@ -132,7 +132,7 @@ def _whole_samples(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
             return samples
     raise ImageRejected(
         Code.UNSUPPORTED_FORMAT,
-        f"16-bit colour samples that do not fill 16 bits, in a {image.mode} image; save it as RGB of 8 bits a channel",
+        f"colour of fewer bits in 16, as {image.format} of mode {image.mode}; save it as RGB of 8 bits a channel",
     )
 
 

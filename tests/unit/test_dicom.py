@@ -123,7 +123,16 @@ def test_colours_of_a_jpeg_are_converted_once_whatever_the_header_says(
 
 def test_dark_samples_are_measured_by_the_bits_stored_and_not_by_the_brightest() -> None:
     data = dicom(np.full((64, 64), 100, np.uint16), BitsStored=10)
-    assert load_image(data, SIZE).pixels.max() == 100 * 255 // 1023
+    assert load_image(data, SIZE).pixels.max() == round(100 * 255 / 1023)
+
+
+def test_all_16_bits_stored_say_nothing_of_samples_that_do_not_fill_them() -> None:
+    data = dicom(DEEP * 16)
+    assert load_image(data, SIZE).remarks == ("depth guessed as 12 bits",) and off_by(data, Image.fromarray(GRAY)) < 1
+    assert load_image(data, SIZE, bit_depth=16).pixels.max() < 20
+    color = dicom(RGB.astype(np.uint16) * 16)
+    assert "--bit-depth 12" in refusal(color).message
+    assert load_image(color, SIZE, bit_depth=12).pixels.max() > 200
 
 
 REFUSED: dict[str, Callable[[], bytes]] = {

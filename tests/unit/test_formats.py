@@ -168,6 +168,14 @@ def test_more_pixels_than_the_limit_are_refused_before_decoding(data: bytes) -> 
     assert refusal(data).code is Code.TOO_MANY_PIXELS
 
 
+def test_a_pnm_of_all_16_bits_is_measured_by_its_samples() -> None:
+    found = load_image(raw_pnm(DEEP * 16, 65535), SIZE)
+    assert found.remarks == ("depth guessed as 12 bits",)
+    assert (load_image(raw_pnm(DEEP * 16, 65535), SIZE, bit_depth=12).pixels == found.pixels).all()
+    with pytest.raises(ImageRejected, match="--bit-depth 12"):
+        load_image(raw_pnm(np.asarray(scene()).astype(np.uint16) * 16, 65535), SIZE)
+
+
 @pytest.mark.parametrize("data", [b"P5 0 4 255\n", b"P5 4 4 70000\n" + b"\0" * 64, b"P2 2 2 255\n1 2 x 4"])
 def test_a_pnm_that_makes_no_sense_is_corrupt(data: bytes) -> None:
     assert refusal(data).code is Code.CORRUPT

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base.errors import Code, ImageRejected
+from pipeline.images.depth import CONTAINER_BITS, count_levels, depth_of
 from pipeline.images.formats import jpeg, jpeg2000
 
 if TYPE_CHECKING:
@@ -69,24 +70,27 @@ def read_header(data: bytes) -> Header:
         return _header(_dataset(data))
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB. White is what BitsStored holds; window and rescaling are not applied. Raises ImageRejected."""
+def decode(data: bytes, bit_depth: int | None = None) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """(H, W, 3) RGB, and what was noticed. Raises ImageRejected.
+
+    White is what BitsStored or `bit_depth` hold, where the former is not all 16; window and rescaling are not applied.
+    """
     with _reading():
         dataset = _dataset(data)
         header = _header(dataset)
         syntax = _syntax(data)
         frame = _checked_frame(dataset, header, syntax)
         if header.samples == 3 and syntax in _JPEG:
-            return _jpeg_colors(frame, header)
+            return _jpeg_colors(frame, header), ()
         pixels = np.asarray(_pydicom().pixels.pixel_array(dataset, index=0))
         if header.photometric == "PALETTE COLOR":
             colors = np.asarray(_pydicom().pixels.apply_color_lut(pixels, dataset))
-            return _levels(colors, int(dataset[_PALETTE[0]].value[2]))
-        levels = _levels(_stored(pixels, header), header.bits)
+            return _levels(colors, int(dataset[_PALETTE[0]].value[2])), ()
+        levels, remarks = _deep_levels(_stored(pixels, header), header, bit_depth)
         if header.samples == 3:
-            return levels
+            return levels, remarks
         gray = 255 - levels if header.photometric == "MONOCHROME1" else levels
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        return np.repeat(gray[:, :, None], 3, axis=2), remarks
 
 
 @functools.cache
@@ -253,6 +257,18 @@ def _stored(pixels: NDArray[Any], header: Header) -> NDArray[Any]:
         return pixels
     offset = 1 << (header.bits - 1) if header.is_signed else 0
     return (pixels.astype(np.int32) + offset) & ((1 << header.bits) - 1)
+
+
+def _deep_levels(
+    samples: NDArray[Any], header: Header, bit_depth: int | None
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    if header.bits <= 8:
+        return _levels(samples, header.bits), ()
+    stated = header.bits if header.bits < CONTAINER_BITS else None
+    depth = depth_of(
+        count_levels([samples]), fixed=bit_depth, stated=stated, can_guess=header.photometric == "MONOCHROME2"
+    )
+    return depth.levels(samples), depth.remarks
 
 
 def _levels(samples: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import Code, ImageRejected
+from pipeline.images.depth import count_levels, depth_of
 
 _NUMBER = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})")
 _HEADER_BYTES = 4096
@@ -48,19 +49,23 @@ def read_header(data: bytes) -> Header:
     return Header(kind, digit <= 3, width, height, top, at + 1)
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB. Raises ImageRejected."""
+def decode(data: bytes, bit_depth: int | None = None) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """(H, W, 3) RGB, and what was noticed. `bit_depth`: of 16-bit samples, those that count. Raises ImageRejected."""
     header = read_header(data)
     samples = _plain(data, header) if header.is_plain else _raw(data, header)
     if samples.size < header.samples:
         message = f"pnm ends too early ({len(data)} bytes): {samples.size} of {header.samples} samples"
         raise ImageRejected(Code.TRUNCATED, message)
     shaped = samples[: header.samples].reshape(header.height, header.width, -1)
-    if header.top != 255:
+    remarks: tuple[str, ...] = ()
+    if header.top == 65535:  # what writers put who do not know
+        depth = depth_of(count_levels([shaped]), fixed=bit_depth, can_guess=header.kind != 3)
+        shaped, remarks = depth.levels(shaped), depth.remarks
+    elif header.top != 255:
         shaped = (np.minimum(shaped, header.top).astype(np.uint32) * 255 // header.top).astype(np.uint8)
     if header.kind == 1:  # 1 is black
         shaped = 255 - shaped
-    return np.ascontiguousarray(np.broadcast_to(shaped, (header.height, header.width, 3)), np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(shaped, (header.height, header.width, 3)), np.uint8), remarks
 
 
 def _raw(data: bytes, header: Header) -> NDArray[np.integer]:
