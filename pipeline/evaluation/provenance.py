@@ -1,5 +1,6 @@
 """What stands beside the figures of a split: what speaks against them, and what someone needs to repeat them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.model.bundle import Bundle
 from pipeline.sources.manifest import SPLITS, Manifest
 
+_NAMED = 8  # sites in one line
 _PACKAGES = ("ray", "onnxruntime", "numpy")
 
 
@@ -56,6 +58,7 @@ def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampl
         "Manifest": manifest.uri,
         "Manifest digest": manifest.info.digest,
         "Source": ", ".join(manifest.info.source),
+        **({"Images by site": sites} if (sites := _sites(manifest)) else {}),
         "Split rule": manifest.info.split_rule or info.split_rule,
         "Images in train / validation / test": " / ".join(f"{len(manifest.split(split)):,}" for split in SPLITS),
         f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
@@ -67,7 +70,15 @@ def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampl
     }
 
 
+def _sites(manifest: Manifest) -> str:
+    """'north 1,120, south 1,121', the largest first; empty where none is known."""
+    counts = Counter(manifest.table["site"].drop_null().to_pylist()).most_common()
+    more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
+    return ", ".join(f"{site} {count:,}" for site, count in counts[:_NAMED]) + more
+
+
 def data_facts(manifest: Manifest) -> Mapping[str, Any]:
     """What a model card says of the data."""
     facts = {"Source": ", ".join(manifest.info.source) or "–", "Layout": manifest.info.layout or "–"}
+    facts |= {"Sites": sites} if (sites := _sites(manifest)) else {}
     return facts | {f"Images in {split}": f"{len(manifest.split(split)):,}" for split in SPLITS}

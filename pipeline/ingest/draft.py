@@ -83,6 +83,7 @@ def ingest(
     table = _manifest_table(listing.table, annotations, split.splits, found.further)
     synthetic = found.layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
     labels = [] if options.classes.say_labels else remarks.about_labels(annotations)
+    labels += remarks.about_sites(annotations)
     said = [*found.said, *merged, *labels, *remarks.about_copies(alike.copies, alike.contradictions, split)]
     said += [*remarks.about_near_copies(alike.near, annotations, split, listing.paths), *split.warnings]
     own_words = options.subject_pattern or options.subject_blocks or found.labels_from != "paths"

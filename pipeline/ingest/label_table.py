@@ -75,6 +75,8 @@ def annotate_from_table(
     """
     rows, roles = distinct(rows), roles_of(rows)
     columns = {role: rows.column(name).to_pylist() for role, name in roles.items()}
+    if folded(roles.get("split", "split")) != "split" and not any(map(_is_split, columns["split"])):
+        del roles["split"], columns["split"]  # 'set' and 'subset' may mean anything
     _check_columns(rows, columns)
     names = [as_text(value) or "" for value in columns["path"]]
     found = locate(names, paths, base=base, folder=folder)
@@ -166,9 +168,8 @@ def _about_matches(names: Sequence[str], found: Located, paths: Sequence[str], i
         is_partial = len(bare) > _FEW * len(paths) and not is_part
         sentence = f"{len(missing):,} of {len(names):,} rows of the table of labels name no image of the source: {told}"
         if len(missing) == len(names) or (2 * len(missing) >= len(names) and is_partial):
-            listed = _some([f"'{path}'" for path in paths[:_EXAMPLES]])
             raise InputError(
-                f"{sentence}; listed are e.g. {listed}; write the paths relative to the source, or their "
+                f"{sentence}; listed is e.g. '{paths[0]}'; write the paths relative to the source, or their "
                 "file names, or leave out the rows of images that lie elsewhere"
             )
         said.append(sentence)
@@ -264,6 +265,11 @@ def _label_text(value: Any) -> str | None:
     """As `as_text`; '1.0', which pandas writes where a column of integers has a gap, is '1'."""
     text = as_text(value)
     return _WHOLE.sub(r"\1", text) if text is not None else None
+
+
+def _is_split(value: Any) -> bool:
+    text = as_text(value)
+    return text is not None and split_named(text) is not None
 
 
 def _splits(values: Sequence[Any]) -> list[Split | None]:

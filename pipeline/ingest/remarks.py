@@ -14,6 +14,7 @@ from pipeline.ingest.split_names import unread_parts
 from pipeline.ingest.splits import SplitResult
 
 _EXAMPLES = 3
+_NAMED = 5  # sites in a sentence
 
 
 def about_layout(
@@ -58,6 +59,18 @@ def about_labels(annotations: Sequence[Annotation]) -> list[str]:
                 f"images of class {name} are labelled {'positive' if ones else 'negative'} ({ones or zeros})"
             )
     return [f"{warning}: check the labels, or is the class a kind of cell?" for warning in warnings]
+
+
+def about_sites(annotations: Sequence[Annotation]) -> list[str]:
+    """That the site tells the label, where it does: the commonest way to learn something else than the disease."""
+    sites = {label: {row.site for row in annotations if row.is_used and row.label == label} for label in (0, 1)}
+    if None in sites[0] | sites[1] or not (sites[0] and sites[1]) or sites[0] & sites[1]:
+        return []
+    ones, zeros = (", ".join(sorted(map(str, sites[label]))[:_NAMED]) for label in (1, 0))
+    return [
+        f"the site tells the label: all positive images are of {ones}, all negative ones of {zeros}; a model may learn "
+        "the site (its stain, its camera) and not the disease"
+    ]
 
 
 def about_copies(

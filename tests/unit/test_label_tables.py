@@ -139,6 +139,14 @@ def test_columns_of_0_and_1_that_are_no_classes_are_not_taken_for_them() -> None
     assert [column.field.name for column in found.further] == ["male", "female"]
 
 
+def test_a_column_set_that_names_no_split_is_a_further_one() -> None:
+    rows = pa.table({"path": ["1"], "label": ["1"], "Set": ["B-ALL"]})
+    found = annotate_from_table(rows, ["1.png"])
+    assert found.annotations[0].split is None and [column.field.name for column in found.further] == ["Set"]
+    with pytest.raises(InputError, match=r"split column .* holds B-ALL"):
+        annotate_from_table(rows.rename_columns(["path", "label", "split"]), ["1.png"])
+
+
 # ---- files -------------------------------------------------------------------------------------------------
 
 

@@ -159,3 +159,11 @@ def test_the_site_is_read_from_the_path_a_table_or_a_table_of_subjects(tmp_path:
         assert draft.table["age"].to_pylist() == [0, 1, 2] * 4
     with pytest.raises(UsageError, match=r"--site-pattern '.Q.' finds a site in no path"):
         ingest([source], IngestOptions(site_pattern="(Q)"))
+
+
+def test_a_site_that_tells_the_label_is_told(tmp_path: Path) -> None:
+    source = put(tmp_path, *(f"{folder}/{n}.jpg" for folder in ("A/blast", "B/healthy") for n in "123"))
+    options = IngestOptions(site_pattern="(.)/")
+    assert "all positive images are of A, all negative ones of B" in said(ingest([source], options))
+    put(tmp_path, "A/healthy/9.jpg")
+    assert "the site tells" not in said(ingest([source], options))
