@@ -1,12 +1,13 @@
 """A table of subjects (age, sex, hospital; one row each) joined to the images by the subject's id.
 
 Ids are compared without regard to case, blanks, `_` and `-`; then, where that is unambiguous, by the number in them
-('7' and 'Patient_07').
+('7' and 'Patient_07'). Where several sites count anew, the site tells whose row it is.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -16,6 +17,8 @@ from pipeline.ingest.class_names import folded
 from pipeline.ingest.further_columns import Column, further_columns
 from pipeline.ingest.label_table import ALIASES, as_text, distinct, roles_of
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 _EXAMPLES = 3
 # A number, alone or behind a word for 'patient': what is left of other ids means something.
 _NUMBERED = re.compile(r"(?:patient|pat|pt|p|subject|subj|sub|s|case|donor|person|id)? ?0*(\d+)")
@@ -41,43 +44,80 @@ def join_subjects(table: pa.Table, images: Sequence[Annotation], taken: Iterable
     if "subject_id" not in roles:
         have, known = ", ".join(table.column_names), ", ".join(ALIASES["subject_id"])
         raise InputError(f"the table of subjects has the columns {have}, none of which is a subject; call one {known}")
-    subjects = sorted({row.subject_id for row in images if row.subject_id is not None and not row.is_block})
+    named = {row.subject_id: row.site for row in images if row.subject_id is not None and not row.is_block}
+    subjects = dict(sorted(named.items()))
     if not subjects:
         raise UsageError(
             "--subjects: no subject of the images is known to join it by (blocks of file numbers are none); "
             "name them with --subject-pattern, or in a table of labels"
         )
     ids = [as_text(value) or "" for value in table[roles["subject_id"]].to_pylist()]
-    row_of = _match(ids, subjects, table, roles["subject_id"])
-    said = _about(ids, subjects, row_of)
+    sites = table[roles["site"]].to_pylist() if "site" in roles else [None] * table.num_rows
+    of_row = [as_text(site) for site in sites]
     names = [name for name in table.column_names if name.strip() and name not in roles.values()]
+    _check_rows(ids, of_row, table.select(names))
+    row_of = _match(ids, of_row, subjects)
+    said = _about(ids, list(subjects), row_of)
     rows = [None if image.is_block else row_of.get(image.subject_id or "") for image in images]
     further = [column.at(rows) for column in further_columns(table, names, "subject", taken)]
-    sites = table[roles["site"]].to_pylist() if "site" in roles else [None] * table.num_rows
-    return JoinedSubjects([as_text(sites[row]) if row is not None else None for row in rows], further, said)
+    return JoinedSubjects([of_row[row] if row is not None else None for row in rows], further, said)
 
 
-def _match(ids: Sequence[str], subjects: Sequence[str], table: pa.Table, column: str) -> dict[str, int]:
-    """Subject -> row of the table, whose `column` holds `ids`. Raises InputError where two rows of one differ."""
+def _match(ids: Sequence[str], sites: Sequence[str | None], subjects: Mapping[str, str | None]) -> dict[str, int]:
+    """Subject -> row of the table, whose rows have `ids` and `sites`. `subjects` -> their sites.
+
+    By site and id where the table has both, else by the id, else by its number: each where that is one row and one
+    subject.
+    """
+    rows = {_full(site, name): row for row, (name, site) in enumerate(zip(ids, sites, strict=True)) if name}
+    found: dict[str, int] = {}
+    for subject, site in subjects.items():
+        row = rows.get(folded(subject), rows.get(_full(site, _bare(subject))))
+        if row is not None:
+            found[subject] = row
+    left = _alone((folded(_bare(subject)), subject) for subject in subjects if subject not in found)
+    free = _alone((folded(ids[row]), row) for row in rows.values() if row not in found.values())
+    found |= {subject: free[name] for name, subject in left.items() if name in free}
+    numbers = _alone((_number(name), subject) for name, subject in left.items() if subject not in found)
+    by_number = _alone((_number(name), row) for name, row in free.items())
+    taken = set(found.values())
+    return found | {
+        subject: by_number[number]
+        for number, subject in numbers.items()
+        if number and number in by_number and by_number[number] not in taken
+    }
+
+
+def _full(site: str | None, name: str) -> str:
+    return folded(f"{site}/{name}" if site else name)
+
+
+def _bare(subject: str) -> str:
+    """Without the place that was put before it, because others have the same number ('siteA/patient_01')."""
+    place, _, name = subject.rpartition("/")
+    return name if any(letter.isalpha() for letter in place) else subject
+
+
+def _number(name: str) -> str | None:
+    """Of a name that is nothing but a numbered patient."""
+    found = _NUMBERED.fullmatch(name)
+    return found[1] if found else None
+
+
+def _alone(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, Value]:
+    """Keys that stand before one value only."""
+    found: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return {key: values[0] for key, values in found.items() if len(values) == 1}
+
+
+def _check_rows(ids: Sequence[str], sites: Sequence[str | None], table: pa.Table) -> None:
+    """Raise InputError where two rows of one subject differ."""
     rows: dict[str, int] = {}
-    for row, name in enumerate(map(folded, ids)):
-        if name and (first := rows.setdefault(name, row)) != row:
-            _refuse_contradiction(table.drop_columns(column), first, row, ids[row])
-    found = {subject: rows[folded(subject)] for subject in subjects if folded(subject) in rows}
-    numbers, taken = _by_number(rows), set(found.values())
-    for number, subject in _by_number({s: s for s in subjects if s not in found}).items():
-        if number in numbers and rows[numbers[number]] not in taken:
-            found[subject] = rows[numbers[number]]
-    return found
-
-
-def _by_number(names: Iterable[str]) -> dict[str, str]:
-    """The number of each name that is nothing but a numbered patient -> the name, of numbers that one name has."""
-    of: dict[str, list[str]] = {}
-    for name in names:
-        if number := _NUMBERED.fullmatch(folded(name)):
-            of.setdefault(number[1], []).append(name)
-    return {number: found[0] for number, found in of.items() if len(found) == 1}
+    for row, (name, site) in enumerate(zip(ids, sites, strict=True)):
+        if name and (first := rows.setdefault(_full(site, name), row)) != row:
+            _refuse_contradiction(table, first, row, name)
 
 
 def _refuse_contradiction(table: pa.Table, first: int, row: int, subject: str) -> None:
@@ -106,7 +146,8 @@ def _about(ids: Sequence[str], subjects: Sequence[str], row_of: Mapping[str, int
             f"{'; '.join(said)}: the ids do not fit; name the subjects as the table does with --subject-pattern, or "
             "correct the table"
         )
-    by_number = [(subject, ids[row]) for subject, row in row_of.items() if folded(subject) != folded(ids[row])]
+    spelled = ((subject, ids[row], {folded(subject), folded(_bare(subject))}) for subject, row in row_of.items())
+    by_number = [(subject, name) for subject, name, spellings in spelled if folded(name) not in spellings]
     if by_number:
         subject, name = by_number[0]
         said.append(f"{len(by_number):,} subjects are found in the table by number, e.g. {subject!r} as {name!r}")

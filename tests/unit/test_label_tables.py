@@ -249,6 +249,20 @@ def test_subjects_are_joined_by_their_number_where_that_is_unambiguous() -> None
         join_subjects(table, subjects_of("AML1"), [])
 
 
+def test_people_of_one_number_in_two_sites_find_their_own_rows_or_none() -> None:
+    images = [Annotation("x", None, f"{site}/patient_1", site=site) for site in ("siteA", "siteB")]
+    by_site = pa.table({"patient": ["1", "patient 1"], "site": ["siteA", "SITEB"], "age": [5, 6]})
+    full = by_site.set_column(0, "patient", pa.array(["patient_1", "patient_1"]))
+    assert join_subjects(full, images, []).further[0].values.to_pylist() == [5, 6]
+    written = pa.table({"patient": ["siteA/patient_1", "siteB/Patient 1"], "age": [5, 6]})
+    assert join_subjects(written, images, []).further[0].values.to_pylist() == [5, 6]
+    with pytest.raises(InputError, match="2 of 2 subjects have no row"):  # one row, and two people it may be
+        join_subjects(pa.table({"patient": ["patient_1"], "age": [5]}), images, [])
+    one = [Annotation("x", None, "siteA/patient_1"), Annotation("x", None, "siteB/patient_2")]
+    two = pa.table({"patient": ["patient_1", "2"], "age": [5, 6]})
+    assert join_subjects(two, one, []).further[0].values.to_pylist() == [5, 6]
+
+
 def test_subjects_without_a_row_are_told_and_half_of_them_refused() -> None:
     table = pa.table({"patient": ["a", "b", "c"], "age": [5, 6, 7]})
     assert (
