@@ -220,8 +220,8 @@ def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
         _say(f"  {line}")
     if run.model.synthetic:
         _say(SYNTHETIC)
-    if run.pixel_note:
-        _say(run.pixel_note)
+    for note in filter(None, (run.pixel_note, run.depth_note)):
+        _say(note)
     _say(f"{pace.images_per_s:.0f} img/s over {human_time(pace.elapsed_s)}; results in {result.folder.uri}")
     _say(f"next: leukoray summary {result.folder.uri}")
     if run.status == INCOMPLETE:

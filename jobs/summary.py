@@ -60,8 +60,7 @@ def account(summary: Summary) -> list[str]:
     lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
     if model.synthetic:
         lines.append(advice.SYNTHETIC)
-    if run.pixel_note:
-        lines.append(run.pixel_note)
+    lines += filter(None, (run.pixel_note, run.depth_note))
     if summary.uncounted:
         lines.append(
             f"{run.status}: {counts.uncounted:,} archives or folders hold an unknown number of images"

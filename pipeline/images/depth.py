@@ -15,7 +15,8 @@ from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.remarks import remark
 
 CONTAINER_BITS = 16
-_GUESSED = (8, 10, 12, 14, CONTAINER_BITS)  # what analogue-digital converters give
+GUESSED = "depth guessed as "  # begins the remark on a guess
+_DEPTHS = (8, 10, 12, 14, CONTAINER_BITS)  # what analogue-digital converters give
 _OUTLIERS = 1000  # one sample in so many may be a hot pixel
 _BURNT_IN = 0.05  # share of samples at the very top that may be a scale bar or a caption drawn into the image
 
@@ -77,7 +78,7 @@ def depth_of(
         return Depth(fixed, (remark(f"depth fixed at {fixed} bits, the file states {stated}"),) if is_other else ())
     if stated is not None and not found >> stated:
         return Depth(stated)
-    guess = next(bits for bits in _GUESSED if not found >> bits)
+    guess = next(bits for bits in _DEPTHS if not found >> bits)
     if guess == CONTAINER_BITS:
         return Depth(guess)
     if not can_guess:
@@ -86,4 +87,4 @@ def depth_of(
             f"--bit-depth, e.g. --bit-depth {guess}, or save it with 8 bits"
         )
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
-    return Depth(guess, (remark(f"depth guessed as {guess} bits"),))
+    return Depth(guess, (remark(f"{GUESSED}{guess} bits"),))

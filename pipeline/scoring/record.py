@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.images.depth import GUESSED
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.request import Request, Workforce
 
@@ -120,6 +121,18 @@ class RunRecord(_Entry):
         return (
             f"this output holds rows of the model under {len(self.pixel_rules)} pixel rules ({rows}; this run has "
             f"{self.model.preprocessing_digest[:12]}): compare probabilities of one preprocessing_digest only"
+        )
+
+    @property
+    def depth_note(self) -> str:
+        """A sentence where images of the run were guessed to have different depths, else empty."""
+        guessed = [kind for kind in self.counts.remarks if kind.startswith(GUESSED)]
+        if len(guessed) < 2:
+            return ""
+        bits = " and ".join(sorted(kind.removeprefix(GUESSED) for kind in guessed))
+        return (
+            f"16-bit images were guessed to have {bits}: where one camera took them, the darker ones are read too "
+            "bright; fix their depth with --bit-depth"
         )
 
     @property

@@ -21,7 +21,7 @@ from serving.routes import create_app
 from serving.settings import ModelChoice, ServingSettings, read_choice
 from tests.bundles import make_bundle, said_of
 from tests.dicoms import PATIENT, dicom
-from tests.images import scene
+from tests.images import encoded, scene
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -76,6 +76,12 @@ def test_answer_equals_the_predictor_for_every_format(make: Callable[..., Engine
     assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert answer["decision"] == expected.decision
     assert answer["image"] == {"format": kind.lower(), "width": 90, "height": 70, "size_bytes": len(data)}
+
+
+def test_an_answer_says_what_was_noticed_about_the_image(make: Callable[..., Engine]) -> None:
+    deep = encoded(Image.fromarray(np.asarray(scene().convert("L")).astype(np.uint16) * 16), "PNG")
+    for data, remarks in ((picture(), []), (deep, ["depth guessed as 12 bits"])):
+        assert call(make(), "POST", "/predict", content=data).json()["remarks"] == remarks
 
 
 def test_a_dicom_is_answered_without_a_word_of_its_header(make: Callable[..., Engine]) -> None:

@@ -1,18 +1,26 @@
-"""What was noticed about images is a column, is counted and told; a fixed depth is another model, and is told."""
+"""What was noticed about images is kept, counted and told by every job; a fixed depth is another model, and is told."""
 
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from jobs import migrate, score, summary
+from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.predict import predict_rows
 from pipeline.model.bundle import Bundle, read_bundle
+from pipeline.model.predictor import Predictor
 from pipeline.scoring.commit.compact import _shape
 from pipeline.scoring.schemas import part_schema, prediction_schema
+from pipeline.sources.manifest import Manifest
+from pipeline.training.decoded import decode, rejected
+from pipeline.training.rows import labelled_rows
 from tests.bundles import make_bundle
 from tests.images import encoded, scene, tiff
 from tests.scoring_sources import picture, rows, score_here, write_files
+from tests.training_data import cell_images, manifest_of
 
 GRAY12 = np.asarray(scene().convert("L")).astype(np.uint16) * 16
 RGB12 = np.asarray(scene()).astype(np.uint16) * 16
@@ -88,3 +96,38 @@ def test_a_part_of_an_older_version_has_no_remark() -> None:
         ("threshold", "model_name", "model_version", "model_sha256", "preprocessing_digest", "run_id")
     )
     assert _shape(table, prediction_schema(["a", "b"], []), constants, {})["remark"].to_pylist() == [None]
+
+
+def test_guesses_of_several_depths_in_one_run_are_told(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_files(tmp_path / "in", {"a.tif": tiff(GRAY12), "b.tif": tiff(GRAY12 // 8)})
+    folder, record = score_here([source], bundle, tmp_path / "out")
+    assert record["counts"]["remarks"] == {"depth guessed as 10 bits": 1, "depth guessed as 12 bits": 1}
+    assert summary.command([folder.uri]) == 0
+    assert "guessed to have 10 bits and 12 bits" in capsys.readouterr().out
+    assert "Several depths" in (Path(folder.uri) / "summary.html").read_text()
+
+
+def deep_manifest(folder: Path) -> Manifest:
+    """Cells of which each third is gray of 12 bits."""
+    found = cell_images(folder / "cells", 12)
+    for row in found[::3]:
+        path = Path(row["uri"])
+        with Image.open(path) as image:
+            levels = np.asarray(image.convert("L")).astype(np.uint16)
+        path.write_bytes(encoded(Image.fromarray(levels * 16), "PNG"))
+    return manifest_of(found, folder / "manifest")
+
+
+def test_training_and_evaluation_keep_and_count_remarks(bundle: Bundle, tmp_path: Path) -> None:
+    manifest = deep_manifest(tmp_path)
+    table = decode(labelled_rows(manifest).train, 16)
+    deep = table["remark"].drop_null().to_pylist()
+    assert deep and set(deep) == {"depth guessed as 12 bits"}
+    assert rejected([table]).remarks == {"depth guessed as 12 bits": len(deep)}
+    assert rejected([decode(labelled_rows(manifest).train, 16, bit_depth=12)]).remarks == {}
+
+    outcomes = Outcomes(bundle.info, predict_rows(Predictor(bundle), manifest.split("train")))
+    assert outcomes.remarks == {"depth guessed as 12 bits": len(deep)}
+    assert outcomes.table(0.5)["remark"].drop_null().to_pylist() == deep
