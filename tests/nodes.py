@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,8 @@ class Box:
     def __init__(self, name: str) -> None:
         self.name = name
         command = ["unshare", *_OWN, "--fork", "--kill-child", "--mount-proc", "cat"]
-        self._unshare = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._unshare = subprocess.Popen(command, stdin=subprocess.PIPE, **quiet)
         deadline = time.monotonic() + _PATIENCE_S
         while not (found := psutil.Process(self._unshare.pid).children()) or found[0].name() != "cat":
             assert time.monotonic() < deadline, f"{name}: no namespaces"
@@ -59,11 +61,20 @@ class Box:
     def run(self, *command: str) -> None:
         subprocess.run(self.inside(*command), check=True, timeout=_PATIENCE_S)
 
+    def runs(self, name: str) -> bool:
+        """Whether a process in here is called so."""
+        own = os.readlink(f"/proc/{self.pid}/ns/pid")
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if name in " ".join(process.cmdline()) and os.readlink(f"/proc/{process.pid}/ns/pid") == own:
+                    return True
+        return False
+
     def kill(self) -> None:
         """All processes at once, as a power cut does: they are those of the namespace whose first one ends."""
-        with contextlib.suppress(ProcessLookupError):
+        if self._unshare.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
-        self._unshare.wait(_PATIENCE_S)
+            self._unshare.wait(_PATIENCE_S)
 
 
 @dataclass
@@ -125,6 +136,15 @@ class Nodes:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
         return subprocess.Popen((on or self.head).inside(*command), env=self.environment, text=True, **options)
 
+    def wait_for_head(self) -> None:
+        """Until it listens: what joins it gives up after a while."""
+        host, port = HEAD.split(":")
+        listens = self.head.inside("bash", "-c", f"exec 3<>/dev/tcp/{host}/{port}")
+        deadline = time.monotonic() + _PATIENCE_S
+        while subprocess.run(listens, capture_output=True).returncode:
+            assert time.monotonic() < deadline, self.log.read_text()[-2000:]
+            time.sleep(0.2)
+
     def wait_for(self, count: int) -> None:
         """Until the cluster has so many nodes alive."""
         program = f"""
@@ -156,7 +176,7 @@ def cluster(folder: Path, cpus: Sequence[int], unshared: Sequence[Path] = ()) ->
         for number, count in enumerate(cpus, start=1):
             nodes.start(count)
             if number == 1:
-                nodes.wait_for(1)
+                nodes.wait_for_head()
         nodes.wait_for(len(cpus))
         yield nodes
     finally:
@@ -169,9 +189,7 @@ def main() -> int:
     parser.add_argument("--unshared", type=Path, nargs="*", default=[])
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
-    folder = Path(f"/tmp/nodes-{os.getpid()}")
-    folder.mkdir()
-    with cluster(folder, options.cpus, options.unshared) as nodes:
+    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder), options.cpus, options.unshared) as nodes:
         print("nodes, and a process in each to end it with:", {box.name: box.pid for box in nodes.boxes}, flush=True)
         return subprocess.run(nodes.head.inside(*options.command), env=nodes.environment).returncode
 

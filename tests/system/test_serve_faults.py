@@ -202,4 +202,23 @@ def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[B
                 timeout=120,
             )
             assert intruder.returncode == 5 and "already serves" in intruder.stderr, intruder.stderr
-            assert served_sha(url) == new.info.identity()
+            assert "--replace" in intruder.stderr and served_sha(url) == new.info.identity()
+
+            def announced(process: subprocess.Popen[bytes], log: Path) -> bool:
+                assert process.poll() is None, log.read_text()
+                return "Ctrl-C stops it" in log.read_text()
+
+            log, command = tmp_path / "usurper.log", [*command, "--replace"]
+            with started(*command, log=log, RAY_AUTH_MODE="disabled") as usurper:
+                until(lambda: announced(usurper, log), "the announcement")
+                assert served_sha(url) == old.info.identity()
+                usurper.kill()
+            assert served_sha(url) == old.info.identity(), "it is left behind"
+            elsewhere = free_port()
+            heir_log = tmp_path / "heir.log"
+            command[command.index(str(port))] = str(elsewhere)
+            with started(*command, log=heir_log, RAY_AUTH_MODE="disabled") as heir:
+                until(lambda: announced(heir, heir_log), "the announcement")
+                assert served_sha(f"http://127.0.0.1:{elsewhere}") == old.info.identity()
+                heir.send_signal(signal.SIGTERM)
+                assert heir.wait(PATIENCE_S) == 0, heir_log.read_text()
