@@ -183,7 +183,7 @@ def _shared(ray: Any, config: DoctorConfig) -> Iterator[Finding]:
     inside = (file.uri for uri in named if not is_s3(uri) for file in itertools.islice(stores.of(uri).walk(uri), 1))
     out = absolute(config.out)
     try:
-        refuse_unshared(ray, stores, itertools.chain(named, inside), out if stores.of(out).is_folder(out) else None)
+        refuse_unshared(ray, stores, itertools.chain(named, inside), out if Path(out).is_dir() else None)
     except PlatformError as error:
         yield Finding("fail", "ray", str(error))
 

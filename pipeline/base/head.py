@@ -13,6 +13,7 @@ from pipeline.base.errors import PlatformError
 _ANSWER_S = 10.0
 _LOOK_EVERY_S = 2.0
 _RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_WAY_ON = "what is done is kept: run the same command again, with the address of a living head"
 
 _end: Callable[[PlatformError], None] | None = None
 
@@ -42,12 +43,8 @@ def head_watched(ray: Any) -> Iterator[None]:
                 seen = time.monotonic()
             except OSError:
                 if time.monotonic() - seen > patience_s and _end is not None and not over.is_set():
-                    _end(
-                        PlatformError(
-                            f"Ray's head at {address} is gone; what is done is kept: run the same command again, with "
-                            "the address of a living head"
-                        )
-                    )
+                    _end(PlatformError(f"Ray's head at {address} is gone; {_WAY_ON}"))
+                    return
 
     threading.Thread(target=watch, daemon=True, name="head").start()
     try:

@@ -40,9 +40,9 @@ def refuse_unshared(ray: Any, stores: Stores, read: Iterable[str], written: str 
         unseen = _asked(ray, others, marks) if marks else {}
     for uri, names in unseen.items():
         path = uri.rpartition("/")[0] if uri.rpartition("/")[2].startswith(_PROBE) else uri
-        verb = "do" if len(names) > 1 else "does"
+        more = f", and {len(names) - 1} more," if len(names) > 1 else ""
         raise PlatformError(
-            f"{' and '.join(names)} {verb} not see {path} as this node does; use s3://, or a folder that every node "
+            f"node {names[0]}{more} does not see {path} as this node does; use s3://, or a folder that every node "
             "mounts under the same name"
         )
 
@@ -79,7 +79,7 @@ def _asked(ray: Any, nodes: Sequence[Mapping[str, Any]], marks: dict[str, str]) 
     for name, answer in answers.items():
         with contextlib.suppress(*gone):
             for uri in ray.get(answer):
-                found[uri].append(f"node {name}")
+                found[uri].append(name)
     return found
 
 

@@ -1,0 +1,99 @@
+"""All nodes must see the same files: a probe is read on each, and leaves nothing behind. Other nodes are pretended."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.base.errors import PlatformError
+from pipeline.storage import shared
+from pipeline.storage.shared import refuse_unshared, spaced
+from pipeline.storage.stores import Stores
+
+
+class GoneError(Exception):
+    """What Ray raises for a task on a node that died."""
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, *others: str, look: Callable[[Any], Any] = lambda seen: seen) -> Any:
+    """Ray with this node and others; `look` may change what is seen there, or raise."""
+    monkeypatch.setattr(shared, "on_node", lambda node_id: node_id)
+    names = ["own", *others]
+    nodes = [{"NodeID": n, "Alive": True, "NodeManagerHostname": n, "NodeManagerAddress": "10.0.0.9"} for n in names]
+    return SimpleNamespace(
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "own"),
+        nodes=lambda: nodes,
+        remote=lambda **_: lambda function: SimpleNamespace(remote=lambda marks: lambda: look(function(marks))),
+        get=lambda answer: answer(),
+        exceptions=SimpleNamespace(NodeDiedError=GoneError, TaskUnschedulableError=GoneError),
+    )
+
+
+def test_one_node_is_asked_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def read() -> Any:
+        raise AssertionError("looked at")
+        yield
+
+    refuse_unshared(cluster(monkeypatch), Stores(), read(), str(tmp_path))
+
+
+def test_a_probe_is_there_while_nodes_look_and_what_a_killed_process_left_goes_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "_probe-of-a-killed-process").write_bytes(b"")
+    (tmp_path / "part.parquet").write_bytes(b"")
+    seen: list[list[str]] = []
+
+    def look(unseen: list[str]) -> list[str]:
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        return unseen
+
+    refuse_unshared(cluster(monkeypatch, "b", "c", look=look), Stores(), [], str(tmp_path))
+    assert len(seen) == 2 and all(len(names) == 2 and names[0].startswith("_probe-") for names in seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["part.parquet"]
+
+
+def test_a_node_that_does_not_see_the_output_is_named_with_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def look(_: list[str]) -> list[str]:
+        return [str(path) for path in tmp_path.iterdir()]
+
+    with pytest.raises(PlatformError, match=rf"node b \(10.0.0.9\), and 1 more, does not see {tmp_path} as"):
+        refuse_unshared(cluster(monkeypatch, "b", "c", look=look), Stores(), [], str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_another_on_a_node_is_not_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    image = tmp_path / "cell.jpg"
+    image.write_bytes(b"one")
+    ray = cluster(monkeypatch, "b")
+    refuse_unshared(ray, Stores(), [str(image), str(tmp_path)])
+    real = shared._unseen
+
+    def elsewhere(marks: dict[str, str]) -> list[str]:
+        image.write_bytes(b"two")
+        return real(marks)
+
+    monkeypatch.setattr(shared, "_unseen", elsewhere)
+    with pytest.raises(PlatformError, match=r"node b .* does not see .*/cell\.jpg"):
+        refuse_unshared(ray, Stores(), [str(image), str(tmp_path)])
+
+
+def test_s3_a_file_that_is_gone_and_a_node_that_died_are_nobody_s_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def look(_: list[str]) -> list[str]:
+        raise GoneError
+
+    refuse_unshared(cluster(monkeypatch, "b", look=look), Stores(), [str(tmp_path)], str(tmp_path))
+    refuse_unshared(cluster(monkeypatch, "b"), Stores(), ["s3://lab/a.jpg", str(tmp_path / "gone")], "s3://lab/out")
+
+
+@pytest.mark.parametrize("count", [0, 1, 19, 20, 21, 1_000_003])
+def test_some_of_many_are_tried_from_the_first_on(count: int) -> None:
+    found = list(spaced(count))
+    assert len(found) <= 20 and found[:1] == [0][:count] and all(number < count for number in found)
+    assert count <= 20 or found[-1] >= 0.9 * count
