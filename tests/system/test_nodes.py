@@ -90,6 +90,7 @@ def test_scoring_outlives_nodes_takes_new_ones_and_goes_on_after_the_loss_of_its
         nodes.wait_for(3)
 
         out = tmp_path / "headless"
+        nodes.environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "20"  # a minute, where nobody says so
         run = scoring(nodes, archive, bundle, out, on=last)
         nodes.head.kill()
         said, _ = run.communicate(timeout=PATIENCE_S)
