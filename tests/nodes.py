@@ -25,6 +25,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "10.77.0.1:6379"
 _PATIENCE_S = 120
+# How soon a dead node is noticed: after half a minute, where nobody says so
+_SOON = {"RAY_health_check_failure_threshold": "3", "RAY_health_check_timeout_ms": "3000"}
 _OWN = ("--net", "--mount", "--uts", "--pid")
 
 
@@ -171,7 +173,7 @@ def cluster(folder: Path, cpus: Sequence[int], unshared: Sequence[Path] = ()) ->
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LEUKORAY_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ours = {"HOME": str(folder), "PATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    nodes = Nodes(kept | ours, folder / "nodes.log", unshared)
+    nodes = Nodes(kept | ours | _SOON, folder / "nodes.log", unshared)
     try:
         for number, count in enumerate(cpus, start=1):
             nodes.start(count)

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.base.errors import PlatformError
 
 _ANSWER_S = 10.0
-_LOOK_EVERY_S = 2.0
+_LOOK_EVERY_S, _LOOK_S = 2.0, 3.0
+_SHARE = 2 / 3  # of Ray's patience; the rest is for a busy machine
 _RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _WAY_ON = "what is done is kept: run the same command again, with the address of a living head"
 
@@ -30,16 +31,16 @@ def on_lost_head(end: Callable[[PlatformError], None]) -> None:
 
 @contextlib.contextmanager
 def head_watched(ray: Any) -> Iterator[None]:
-    """Look at the head's port. It may stay away for three quarters of the time that Ray itself waits for it."""
+    """Look at the head's port. It may stay away for two thirds of the time that Ray itself waits for it."""
     address = ray.get_runtime_context().gcs_address
-    patience_s = 0.75 * float(os.environ.get(_RAYS_PATIENCE, "60"))
+    patience_s = _SHARE * float(os.environ.get(_RAYS_PATIENCE, "60"))
     over = threading.Event()
 
     def watch() -> None:
         seen = time.monotonic()
         while not over.wait(_LOOK_EVERY_S):
             try:
-                assert_answers(address)
+                assert_answers(address, _LOOK_S)
                 seen = time.monotonic()
             except OSError:
                 if time.monotonic() - seen > patience_s and _end is not None and not over.is_set():
@@ -53,8 +54,8 @@ def head_watched(ray: Any) -> Iterator[None]:
         over.set()
 
 
-def assert_answers(target: str | None) -> None:
+def assert_answers(target: str | None, timeout_s: float = _ANSWER_S) -> None:
     """Ray itself tries for minutes to reach an address where nothing listens. Raises OSError."""
     host, _, port = (target or "").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()

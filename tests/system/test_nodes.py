@@ -13,7 +13,7 @@ from pipeline.model.bundle import Bundle
 from tests import nodes as machine
 from tests.bundles import make_bundle
 from tests.nodes import HEAD, Box, Nodes, cluster
-from tests.scoring_sources import contents, only_run, read_run, rows, score_command, write_files
+from tests.scoring_sources import contents, only_run, read_run, rows, run_score, score_command, write_files
 from tests.training_data import cell_images, manifest_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -90,14 +90,13 @@ def test_scoring_outlives_nodes_takes_new_ones_and_goes_on_after_the_loss_of_its
         nodes.wait_for(3)
 
         out = tmp_path / "headless"
-        nodes.environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "20"  # a minute, where nobody says so
+        nodes.environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "30"  # a minute, where nobody says so
         run = scoring(nodes, archive, bundle, out, on=last)
         nodes.head.kill()
         said, _ = run.communicate(timeout=PATIENCE_S)
         assert run.returncode == 5 and said.splitlines()[-1].startswith("leukoray score: Ray's head at"), said
-    arguments = [str(archive), "--model", bundle.uri, "--out", str(out), "--workers", "3"]
-    again = subprocess.run(score_command(*arguments), cwd=machine.ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout.splitlines()[1].startswith("continuing"), again.stdout + again.stderr
+    again = run_score(str(archive), "--model", bundle.uri, "--out", str(out), "--workers", "2", timeout_s=PATIENCE_S)
+    assert again.returncode == 0 and "continuing run-" in again.stdout, again.stdout + again.stderr
     assert read_run(only_run(out))["progress"]["resumed_images"] > 0
     assert rows(only_run(out)).num_rows == IMAGES
 
