@@ -24,6 +24,7 @@ from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
 from pipeline.sources.filters import Filters, parse_since
 from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, ManifestInfo, write_manifest
+from pipeline.sources.masks import MASKS, masks_note
 from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -258,6 +259,8 @@ def _left_out(draft: ManifestDraft) -> list[str]:
     if tally.left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.left_out.most_common())
         lines += _field("left out", f"{sum(tally.left_out.values()):,}: {reasons}")
+    if tally.left_out[MASKS]:
+        lines += _field("masks", masks_note(tally.left_out[MASKS], draft.listing.masks))
     if problems:
         codes = ", ".join(f"{count:,} {code}" for code, count in Counter(str(p.code) for p in problems).most_common())
         lines += _field("problems", f"{tally.problems:,} not in the manifest, see problems.json: {codes}")

@@ -22,6 +22,7 @@ from pipeline.scoring.request import Request, RunOptions, Workforce
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.summary.advice import SYNTHETIC
 from pipeline.sources.filters import parse_since
+from pipeline.sources.masks import MASKS, masks_note
 from pipeline.sources.pseudonyms import names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute
@@ -206,6 +207,8 @@ def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: st
     about = f"about {human_time(seconds)} on {workers} workers" if seconds is not None else "time unknown"
     skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
     _say(f"dry run: {plan.known_images} images listed{skipped}, {plan.problems} could not be listed")
+    if plan.masks:
+        _say(masks_note(plan.left_out[MASKS], plan.masks))
     _say(f"would score {plan.rows} images, {plan.bytes / 1e6:.1f} MB, {about}; nothing was written")
 
 
@@ -253,6 +256,8 @@ def _counted(counts: Counts, uncounted: list[str]) -> list[str]:
     if counts.left_out:
         reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(counts.left_out.items(), key=lambda item: -item[1]))
         lines.append(f"left out    {sum(counts.left_out.values()):6d}  {reasons}")
+    if counts.masks:
+        lines.append(masks_note(counts.left_out[MASKS], counts.masks))
     if counts.deleted_at_source:
         lines.append(f"{counts.deleted_at_source} images of earlier runs are gone from the source (deleted/)")
     return lines

@@ -8,6 +8,7 @@ from pipeline.scoring.record import INCOMPLETE, TOO_MANY_ERRORS
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail, load_pictures
 from pipeline.scoring.summary.summary import REASONS, Summary, find_run, stages, summarize, throughput
+from pipeline.sources.masks import MASKS, masks_note
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -67,6 +68,8 @@ def account(summary: Summary) -> list[str]:
             + ("; mend them and run again" if run.status == INCOMPLETE else ", which is accepted")
         )
         lines += [f"  {place}" for place in summary.uncounted]
+    if counts.masks:
+        lines.append(masks_note(counts.left_out[MASKS], counts.masks))
     if run.status == TOO_MANY_ERRORS:
         share, limit = 100 * run.error_share, 100 * run.max_error_share
         lines.append(f"too many errors: {share:.1f} % quarantined, at most {limit:g} % were accepted")

@@ -1,17 +1,18 @@
 """Sources to one sorted listing with the paths that layouts look at: the same source gives the same manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import InputError
-from pipeline.sources.archives import Problem
+from pipeline.sources.archives import Entry, Problem
 from pipeline.sources.filters import Filters
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_sources, path_below
+from pipeline.sources.masks import MASKS, MASKS_NAMED, Masks
 from pipeline.sources.pseudonyms import names_of
-from pipeline.sources.rows import LISTING_SCHEMA, ListingRow, read_rows, to_table
+from pipeline.sources.rows import LISTING_SCHEMA, ListingRow, place_of, read_rows, to_table
 from pipeline.storage.stores import Stores
 
 _BATCH_ROWS = 8192
@@ -27,6 +28,7 @@ class Listing:
     meta: dict[str, dict[str, str]]  # WebDataset sidecars by path
     problems: list[Problem]
     tally: Tally
+    masks: list[str]  # masks and annotations that were left out, the first of them
 
 
 def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: int | None) -> Listing:
@@ -35,7 +37,8 @@ def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: 
     base, names = base_folder(roots), names_of(stores)
     batches, waiting = list[pa.Table](), list[ListingRow]()
     paths, meta = list[str](), dict[str, dict[str, str]]()
-    for found in list_sources(roots, tally, filters, stores, limit):
+    masks: list[str] = []
+    for found in _without_masks(list_sources(roots, tally, filters, stores, limit), base, filters, tally, masks):
         if isinstance(found, Problem):
             if len(problems) < _KEPT_PROBLEMS:
                 problems.append(names.found(found))
@@ -55,7 +58,28 @@ def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: 
     order = pc.sort_indices(keys, sort_keys=[("path", "ascending"), ("id", "ascending")])
     table, paths = table.take(order), keys["path"].take(order).to_pylist()
     _refuse_doubles(table)
-    return Listing(table, paths, meta, problems, tally)
+    return Listing(table, paths, meta, problems, tally, [names.scrubbed(place, [place]) for place in masks])
+
+
+def _without_masks(
+    found: Iterable[Entry | Problem], base: str, filters: Filters, tally: Tally, named: list[str]
+) -> Iterator[Entry | Problem]:
+    """All but masks and annotations, which are counted in `tally`; the first are added to `named`."""
+    masks, suspects = Masks(filters.include), list[Entry]()
+    for item in found:
+        if isinstance(item, Entry) and item.image_id is None and masks.is_suspect(path_below(item, base)):
+            suspects.append(item)
+        else:
+            yield item
+    for item, is_mask in zip(suspects, masks.find(path_below(item, base) for item in suspects), strict=True):
+        if not is_mask:
+            yield item
+            continue
+        tally.images -= 1
+        tally.bytes -= item.size_bytes
+        tally.left_out[MASKS] += 1
+        if len(named) < MASKS_NAMED:
+            named.append(place_of(item.uri, item.member))
 
 
 def _nothing_found(roots: Sequence[str], tally: Tally, problems: Sequence[Problem]) -> str:

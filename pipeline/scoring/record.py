@@ -34,6 +34,7 @@ class Counts(_Entry):
     remarks: Mapping[str, int] = {}  # scored all the same, by what was noticed
     skipped_reasons: Mapping[str, int] = {}
     left_out: Mapping[str, int] = {}  # files that are no images, by reason; not listed
+    masks: tuple[str, ...] = ()  # the first of left_out's masks
     uncounted: int = 0  # archives and folders that could not be read to their end
     uncounted_unchanged: int = 0  # of these, those that an earlier run met as they are: rows of skipped/
     uncounted_accepted: int = 0  # of these, those that an earlier run was to accept

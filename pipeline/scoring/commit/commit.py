@@ -4,6 +4,7 @@ Every step gives the same files when it is done again, so a kill anywhere is men
 removed only after `_SUCCESS` is there.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from pipeline.scoring.run_folder import FAILED_BEFORE, PARTS_LIST, RECORD, SUBJE
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IS_UNCOUNTED
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.parts import ArchiveSummary, all_part_sizes, read_summary
+from pipeline.sources.masks import MASKS_NAMED
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
         remarks=dict(remarks),
         skipped_reasons={reason: count for reason, count in plan.skipped.items() if reason not in UNCOUNTED},
         left_out=dict(left_out),
+        masks=tuple(itertools.islice((*plan.masks, *(place for one in archives for place in one.masks)), MASKS_NAMED)),
         uncounted=uncounted + unchanged,
         uncounted_unchanged=unchanged,
         uncounted_accepted=plan.skipped.get(ACCEPTED_UNCOUNTED, 0),

@@ -20,10 +20,11 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import ArchiveRow
 from pipeline.sources.archives import Entry, Ignored, Problem, holds_many
-from pipeline.sources.listing import Tally, base_folder, entry_row, list_named, list_sources, path_below
+from pipeline.sources.listing import Tally, base_folder, entry_id, entry_row, list_named, list_sources, path_below
+from pipeline.sources.masks import MASKS, MASKS_NAMED, Masks
 from pipeline.sources.objects import ListingOptions, open_archive
 from pipeline.sources.pseudonyms import Names, names_of
-from pipeline.sources.rows import Access, image_id
+from pipeline.sources.rows import Access, image_id, place_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo
 
@@ -48,14 +49,16 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     subjects = SubjectPaths.of(paths, request.subject_pattern)
     files = PlanFiles(folder, request.model_sha256, begin)
     selection = Selection(request, ledger, retry)
-    sorter = _Sorter(files, selection, subjects, base, names)
+    sorter = _Sorter(files, selection, subjects, base, names, Masks(request.include))
     for item in itertools.chain(head, found):
         sorter.take(item)
         if sorter.new_images == request.limit:
             break
+    is_cut = sorter.new_images == request.limit
     found.close()
     _refuse_nothing(sources, tally)
     sorter.settle_archives(options, is_dry)
+    masks = sorter.settle_masks(request.limit, is_cut=is_cut)
     if meets_all:
         for table in find_deleted(ledger, Reach(sources, options.filters, sorter.unlisted, names)):
             files.deleted.add(table)
@@ -63,7 +66,7 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     if plan.listed != sorter.listed:
         raise PlatformError(f"{folder.uri}: listed {sorter.listed}, wrote {plan.listed}; run again")
     listing_s = (datetime.now(UTC) - begin).total_seconds()
-    plan = replace(plan, pixel_rules=dict(ledger.pixel_rules), listing_s=listing_s)
+    plan = replace(plan, pixel_rules=dict(ledger.pixel_rules), listing_s=listing_s, masks=masks[:MASKS_NAMED])
     write_plan(folder, plan)
     return plan
 
@@ -90,10 +93,17 @@ class _Sorter:
     """Puts each thing that was listed where it belongs: to be scored, done already, a problem, or not asked for."""
 
     def __init__(
-        self, files: PlanFiles, selection: Selection, subjects: SubjectPaths, base: str, names: Names
-    ) -> None:  # fmt: skip
+        self,
+        files: PlanFiles,
+        selection: Selection,
+        subjects: SubjectPaths,
+        base: str,
+        names: Names,
+        masks: Masks,
+    ) -> None:
         self._files, self._selection, self._subjects, self._base = files, selection, subjects, base
-        self._names = names
+        self._names, self._masks = names, masks
+        self._suspects: list[Entry] = []  # masks, perhaps
         self.listed = 0  # images and problems that were asked for, whatever becomes of them
         self.new_images = 0  # to be scored, without those that an earlier run has tried
         self.left_out: Counter[str] = Counter()  # in archives that were opened after the listing
@@ -110,12 +120,17 @@ class _Sorter:
                 self._files.add_problem(number, shown)
         elif item.access is Access.ARCHIVE:
             self._archives.append(item)
+        elif item.image_id is None and self._masks.is_suspect(path_below(item, self._base)):
+            self._suspects.append(item)
         else:
-            named = self._names.found(item)
-            row = entry_row(named)
-            if self._is_open(row.image_id, item.uri, named):
-                self.new_images += self._selection.is_new(row.image_id, named)
-                self._files.shards.add(shard_row(row, self._subject(row.image_id, item), named.meta))
+            self._take_image(item)
+
+    def _take_image(self, item: Entry) -> None:
+        named = self._names.found(item)
+        row = entry_row(named)
+        if self._is_open(row.image_id, item.uri, named):
+            self.new_images += self._selection.is_new(row.image_id, named)
+            self._files.shards.add(shard_row(row, self._subject(row.image_id, item), named.meta))
 
     def _is_open(self, number: int, uri: str, item: Entry | Problem) -> bool:
         """Asked for, and not done by an earlier run. `uri`: where it lies; `item`: as outputs name it."""
@@ -152,6 +167,26 @@ class _Sorter:
             elif verdicts[named.uri] == NEW:
                 self.unlisted.add(entry.uri)  # what it holds is not known yet
                 self._files.shards.add_archive(shard_row(entry_row(named), None, named.meta))
+
+    def settle_masks(self, limit: int | None, *, is_cut: bool) -> list[str]:
+        """Suspects: those that are masks are left out, and named here; the others are images.
+
+        Of a listing that was cut short what is no mask for sure waits for a later one.
+        """
+        of_archives: Counter[str] = Counter()
+        left_out: list[str] = []
+        are_masks = self._masks.find(path_below(item, self._base) for item in self._suspects)
+        for item, is_mask in zip(self._suspects, are_masks, strict=True):
+            named = self._names.found(item)
+            if is_mask:
+                self._selection.ledger.see(entry_id(named))
+                left_out.append(place_of(named.uri, named.member))
+                of_archives[named.uri] += 1
+            elif not is_cut and self.new_images != limit:
+                self._take_image(item)
+        self.left_out += Counter({MASKS: len(left_out)})
+        self._files.opened = [replace(row, images=row.images - of_archives[row.uri]) for row in self._files.opened]
+        return left_out
 
     def _open(self, entry: Entry, options: ListingOptions) -> None:
         info = ObjectInfo(entry.uri, entry.size_bytes, entry.etag, entry.mtime)

@@ -35,6 +35,7 @@ class Plan:
     skipped: dict[str, int] = field(default_factory=dict)  # by reason
     pixel_rules: dict[str, int] = field(default_factory=dict)  # rows of the model in earlier runs, by digest
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by reason
+    masks: list[str] = field(default_factory=list)  # the first of left_out's masks
     files: list[Written] = field(default_factory=list)  # of skipped/ and deleted/
     layout: str = ""
     started_at: str = ""  # ISO 8601, UTC

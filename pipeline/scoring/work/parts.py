@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,8 @@ class ArchiveSummary:
     is_complete: bool
     left_out: dict[str, int]
     meta_keys: list[str]
+    mask_ids: list[int] = field(default_factory=list)  # scored before their originals came, and no part of the output
+    masks: list[str] = field(default_factory=list)  # where the first of them lie
 
     def metadata(self) -> dict[bytes, bytes]:
         """For the schema of the file."""
@@ -87,6 +89,7 @@ def read_part(folder: RunFolder, number: int, is_archive: bool) -> Iterator[pa.T
         if not pc.all(pc.equal(table["etag"], summary.etag), min_count=0).as_py():
             what = f"holds images of another version of {summary.uri}"
             raise IncompleteError(f"{folder.file(name)}: {what}; delete it and run again")
+        table = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(summary.mask_ids, pa.int64()))))
         rows += table.num_rows
         yield table
     if rows != summary.listed:

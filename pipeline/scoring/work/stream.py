@@ -18,6 +18,7 @@ from pipeline.sources.archives import Damaged, Entry, Found, Ignored, Problem, r
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.filters import NO_FILTERS, Filters
 from pipeline.sources.listing import base_folder, entry_row, path_below
+from pipeline.sources.masks import MASKS, Masks
 from pipeline.sources.objects import filtered
 from pipeline.sources.outage import assert_up
 from pipeline.sources.pseudonyms import Names, RealNames, names_of
@@ -58,16 +59,26 @@ class ArchiveStream:
         self.is_complete = True  # nothing in it is worth another try while the archive stays the same
         self.bytes_read = 0  # of the archive as it is stored
         self.has_ended = False
+        self.masks: dict[int, str] = {}  # by id, and where each lies; known at the end
 
     def __iter__(self) -> Iterator[Fetched[ShardRow]]:
         found = self._fetched()
         head = list(itertools.islice(found, _SAMPLE))
         paths = [self._path_of(item) for item in head if item.row.member is not None]
         rule = SubjectPaths.of(paths, self._rules.subject_pattern)
+        masks, suspects = Masks(self._rules.filters.include), list[tuple[str, ShardRow]]()
         for item in itertools.chain(head, found):
-            subject = item.row.subject_id or (rule.subject(self._path_of(item)) if item.row.member else None)
+            path = self._path_of(item)
+            subject = item.row.subject_id or (rule.subject(path) if item.row.member else None)
             self.listed += 1
+            is_image = item.rejected is None or item.rejected.stage is not Stage.LIST
+            if item.row.member is not None and is_image and masks.is_suspect(path):
+                suspects.append((path, item.row))
             yield replace(item, row=replace(item.row, subject_id=self._names.subject(subject)))
+        are_masks = masks.find(path for path, _ in suspects)
+        self.masks = {row.image_id: row.place for (_, row), is_mask in zip(suspects, are_masks, strict=True) if is_mask}
+        self.listed -= len(self.masks)
+        self.left_out += Counter({MASKS: len(self.masks)})
         self.has_ended = True
 
     def _path_of(self, item: Fetched[ShardRow]) -> str:

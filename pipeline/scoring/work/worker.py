@@ -28,6 +28,7 @@ from pipeline.scoring.schemas import ShardRow, part_schema
 from pipeline.scoring.work.parts import ArchiveSummary
 from pipeline.scoring.work.stream import ArchiveStream, ReadRules
 from pipeline.sources.fetch import Fetched
+from pipeline.sources.masks import MASKS_NAMED
 from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import Access
 from pipeline.storage.parquet import to_parquet
@@ -147,7 +148,8 @@ class ShardScorer:
             if stream.has_ended:
                 summary = ArchiveSummary(
                     row.uri, row.etag, row.size_bytes, chunk, stream.listed, stream.is_complete,
-                    dict(stream.left_out), sorted(stream.meta_keys),
+                    dict(stream.left_out), sorted(stream.meta_keys), list(stream.masks),
+                    list(stream.masks.values())[:MASKS_NAMED],
                 )  # fmt: skip
                 account.weight = row.size_bytes - before
                 self._write(folder, part_file(number), rows, outcomes, account, summary.metadata())
