@@ -41,9 +41,9 @@ def ends_when_told(give_up: Callable[[int], None]) -> Iterator[None]:
     _noted.clear()
     heard, told = os.pipe()
     os.set_blocking(told, False)
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(heard, give_up), name="ending", daemon=True)
     watch.start()
@@ -62,7 +62,8 @@ def end_in_order() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+def interrupt(signum: int, frame: types.FrameType | None) -> None:
+    """The handler of both signals."""
     _noted.append(signum)
     raise KeyboardInterrupt
 

@@ -4,6 +4,7 @@ Only starts and stops: the application is `serving.app:build`, as in a Serve con
 """
 
 import contextlib
+import io
 import json
 import logging
 import signal
@@ -19,7 +20,7 @@ from pydantic import Field
 
 from jobs.common import Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
-from jobs.ending import end_in_order, raise_if_terminated
+from jobs.ending import end_in_order, interrupt, raise_if_terminated
 from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node
 from pipeline.base.errors import PlatformError
 from pipeline.base.resources import ClusterPlan, check
@@ -71,19 +72,24 @@ def main(config: ServeConfig) -> None:
     is_local = cluster_target(config.address) is None
     if is_local:
         check_port(config.host, config.port)
-    with _stop_signals() as stop, connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
-        stop.arm()  # Ray has put a handler of its own there
-        raise_if_terminated()
-        end_in_order()
+    with (
+        contextlib.ExitStack() as quiet,
+        _stop_signals() as stop,
+        connected(config.address, config.num_cpus, worker_logs=config.debug) as ray,
+    ):
         plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
         check(plan, alive_nodes(ray))
         refuse_unshared(ray, job_stores(config), [join(bundle.uri, INFO)])
         if not is_local:
             make_room(config.replace)
         with _running(config, bundle, is_local):
+            stop.arm()
+            raise_if_terminated()
+            end_in_order()  # requests that are in work are answered
             _announce(config, bundle, clock)
             stop.wait(lambda: refuse_dead_node(ray))
             print("stopping ...", flush=True)
+            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray calls it a failure
 
 
 def checked_bundle(config: ServeConfig) -> Bundle:
@@ -144,7 +150,7 @@ class _Stop:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._event.is_set():
-            raise KeyboardInterrupt
+            interrupt(number, frame)
         self._event.set()
 
     def wait(self, look: Callable[[], None]) -> None:
