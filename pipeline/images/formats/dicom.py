@@ -9,6 +9,7 @@ import functools
 import io
 import itertools
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ _WANTED = [
     "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", *_PALETTE,
 ]  # fmt: skip
+_UNHEARD = ("ignore", None, Warning, re.compile(r"pydicom\b"), 0)  # of warnings, which quote the header
 _SAVE = "save it as PNG or TIFF"
 
 
@@ -109,17 +111,17 @@ def _pydicom() -> ModuleType:
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
     """Whatever pydicom and its decoders raise, without what they say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except ImageRejected:
-            raise
-        except MemoryError:
-            message = "not enough memory to decode it; lower --max-pixels"
-            raise ImageRejected(Code.TOO_MANY_PIXELS, message) from None
-        except Exception as error:
-            raise ImageRejected(Code.CORRUPT, f"damaged dicom: {type(error).__name__} while reading it") from None
+    if _UNHEARD not in warnings.filters:  # those who catch warnings undo it; images are decoded in threads, so not here
+        warnings.filterwarnings("ignore", module=r"pydicom\b")
+    try:
+        yield
+    except ImageRejected:
+        raise
+    except MemoryError:
+        message = "not enough memory to decode it; lower --max-pixels"
+        raise ImageRejected(Code.TOO_MANY_PIXELS, message) from None
+    except Exception as error:
+        raise ImageRejected(Code.CORRUPT, f"damaged dicom: {type(error).__name__} while reading it") from None
 
 
 def _dataset(data: bytes) -> "Dataset":
