@@ -176,6 +176,10 @@ def test_a_pnm_of_all_16_bits_is_measured_by_its_samples() -> None:
         load_image(raw_pnm(np.asarray(scene()).astype(np.uint16) * 16, 65535), SIZE)
 
 
+def test_a_plain_pnm_without_samples_is_truncated_and_not_black() -> None:
+    assert refusal(b"P2 1 1 255\n  \n").code is Code.TRUNCATED
+
+
 @pytest.mark.parametrize("data", [b"P5 0 4 255\n", b"P5 4 4 70000\n" + b"\0" * 64, b"P2 2 2 255\n1 2 x 4"])
 def test_a_pnm_that_makes_no_sense_is_corrupt(data: bytes) -> None:
     assert refusal(data).code is Code.CORRUPT

@@ -85,4 +85,4 @@ def _plain(data: bytes, header: Header) -> NDArray[np.integer]:
         return np.frombuffer(re.sub(rb"[^01]", b"", text), np.uint8) - ord("0")
     if not _NUMBERS.fullmatch(text):  # numpy would end there with a warning
         raise ImageRejected(Code.CORRUPT, "a plain PNM with something else than numbers among its samples")
-    return np.fromstring(text, np.int64, sep=" ").clip(0, 65535).astype(np.uint16)
+    return np.fromstring(text.strip(), np.int64, sep=" ").clip(0, 65535).astype(np.uint16)
