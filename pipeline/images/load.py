@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.decoders import decode_jpeg, decode_pillow, format_name, open_pillow
-from pipeline.images.formats import dicom, jpeg, jpeg2000, pnm, tiff
+from pipeline.images.formats import dicom, foreign, jpeg, jpeg2000, pnm, tiff
 from pipeline.images.formats.sniff import damaged, sniff
 from pipeline.images.remarks import remark
 from pipeline.images.samples import Pixels
@@ -149,6 +149,9 @@ def _tiff_header(data: bytes, limits: Limits) -> Header:
     page = tiff.first_page(data)
     if page is None:
         raise damaged(data, "tiff", ValueError("its directory lies behind its end"))
+    slide = foreign.by_tiff(page)
+    if slide is not None:
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, slide)
     refused = page.refused()
     if refused is not None:
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, f"{refused}; save it with 8 or 16 bits a channel, LZW or none")
@@ -166,6 +169,9 @@ def _jpeg2000_header(data: bytes, limits: Limits) -> Header:
     if frame.components > 4 or frame.bits > 16:
         message = f"JPEG 2000 of {frame.components} components of {frame.bits} bits; save it as RGB of 8 bits"
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
+    with open_pillow(data) as image:  # it believes the file's header, and takes memory for that as well
+        if image.size != (frame.width, frame.height):
+            raise ImageRejected(Code.CORRUPT, "damaged jp2: its header and its codestream say different sizes")
     return Header("jp2", frame.width, frame.height)
 
 

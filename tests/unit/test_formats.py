@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.formats import heic, jpeg2000
 from pipeline.images.load import Limits, load_image, read_header
-from tests.images import encoded, jpeg_tiff, scene
+from tests.images import encoded, jpeg_tiff, scene, tiff
 from tests.searches import search
 
 SIZE = 48
@@ -160,9 +160,17 @@ def hidden(width: int, height: int) -> bytes:
     return data[:at] + siz(width, height, max(width, height))
 
 
+def test_a_jpeg_2000_whose_header_says_another_size_than_its_codestream_is_corrupt() -> None:
+    data = bytearray(WHOLE["jpeg 2000"])
+    at = data.index(b"ihdr") + 4
+    data[at : at + 4] = b"IIRS"
+    assert refusal(bytes(data)).code is Code.CORRUPT
+    assert refusal(hidden(30_000, 30_000)).code is Code.CORRUPT
+
+
 @pytest.mark.parametrize(
     "data",
-    [siz(30_000, 30_000, 30_000), hidden(30_000, 30_000), b"P6 30000 30000 255\n", b"P1 99999 99999\n1"],
+    [siz(30_000, 30_000, 30_000), b"P6 30000 30000 255\n", b"P1 99999 99999\n1"],
 )
 def test_more_pixels_than_the_limit_are_refused_before_decoding(data: bytes) -> None:
     assert refusal(data).code is Code.TOO_MANY_PIXELS
@@ -237,6 +245,30 @@ def test_what_is_no_image_is_refused_by_its_name(name: str) -> None:
     error = refusal(NAMED[name])
     assert error.code is Code.UNSUPPORTED_FORMAT
     assert name in error.message
+
+
+def slide(**options: Any) -> bytes:
+    return encoded(scene(), "TIFF", save_all=True, append_images=[scene(40, 30)], **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: slide(description="Aperio Image Library v12\n160x120"), "Aperio"),
+        (lambda: slide(description='<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'), "Leica"),
+        (lambda: slide(tiffinfo={65420: 1}), "Hamamatsu"),
+        (lambda: tiff(np.asarray(scene()), tags={34412: 1}), "Zeiss"),
+        (lambda: tiff(np.asarray(scene()), tags={50706: 1}), "raw data of a camera"),
+    ],
+    ids=["svs", "scn", "ndpi", "lsm", "dng"],
+)
+def test_a_whole_slide_saved_as_tif_is_refused_by_its_name(make: Callable[[], bytes], name: str) -> None:
+    error = refusal(make())
+    assert error.code is Code.UNSUPPORTED_FORMAT and name in error.message
+
+
+def test_a_field_cut_out_of_a_slide_by_its_makers_program_is_an_image() -> None:
+    assert off_by(encoded(scene(), "TIFF", description="Aperio Image Library v12\n160x120"), scene()) == 0
 
 
 def test_no_text_of_a_file_that_is_no_image_reaches_the_message() -> None:

@@ -154,6 +154,21 @@ def _registered(uid: str) -> str:
 
 def _header(dataset: "Dataset") -> Header:
     """Raises ImageRejected for what is not read, and for what is missing."""
+    _refuse_kind(dataset)
+    header = Header(
+        width=int(dataset.Columns),
+        height=int(dataset.Rows),
+        samples=int(dataset.SamplesPerPixel),
+        photometric=str(dataset.PhotometricInterpretation),
+        bits=int(dataset.BitsStored),
+        allocated=int(dataset.BitsAllocated),
+        is_signed=int(dataset.get("PixelRepresentation", 0)) == 1,
+    )
+    _refuse_pixels(header, dataset)
+    return header
+
+
+def _refuse_kind(dataset: "Dataset") -> None:
     kind = str(dataset.get("SOPClassUID", ""))
     if kind == _WHOLE_SLIDE:
         raise ImageRejected(
@@ -169,15 +184,9 @@ def _header(dataset: "Dataset") -> Header:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise _refused(f"of {frames} frames")
-    header = Header(
-        width=int(dataset.Columns),
-        height=int(dataset.Rows),
-        samples=int(dataset.SamplesPerPixel),
-        photometric=str(dataset.PhotometricInterpretation),
-        bits=int(dataset.BitsStored),
-        allocated=int(dataset.BitsAllocated),
-        is_signed=int(dataset.get("PixelRepresentation", 0)) == 1,
-    )
+
+
+def _refuse_pixels(header: Header, dataset: "Dataset") -> None:
     photometrics = {1: _GRAY, 3: _COLOR}.get(header.samples, frozenset())
     if header.photometric not in photometrics:
         raise _refused("of colours that are not read")
@@ -185,10 +194,11 @@ def _header(dataset: "Dataset") -> Header:
         raise _refused(f"of {header.bits} bits in {header.allocated}")
     if header.photometric == "PALETTE COLOR" and any(name not in dataset for name in _PALETTE):
         raise _refused("with a palette in segments")
+    if header.is_signed and header.bits == CONTAINER_BITS:
+        raise _refused("of signed samples of 16 bits")  # their scale would be a guess
     is_sane = 0 < header.bits <= header.allocated and int(dataset.get("HighBit", header.bits - 1)) == header.bits - 1
     if not is_sane or not header.width or not header.height:
         raise ImageRejected(Code.CORRUPT, "damaged dicom: bits or size that cannot be")
-    return header
 
 
 def _refused(what: str) -> ImageRejected:

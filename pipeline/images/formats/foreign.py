@@ -6,6 +6,8 @@ Whoever lists sources asks by suffix, so that no such file is left out without a
 import re
 from collections.abc import Mapping
 
+from pipeline.images.formats.tiff import Page
+
 _TILES = "cut whole slides into tiles of one field first, e.g. with QuPath or vips dzsave"
 _FIELDS = "export its fields as TIFF or PNG, whole slides in tiles, e.g. with QuPath or Fiji"
 _DEVELOP = "develop it into TIFF or PNG"
@@ -101,9 +103,31 @@ _TEXTS = tuple(
 )
 
 
+# Marks of TIFFs that are no plain images: text in the first ImageDescription, and tags of a maker's own.
+_SLIDE_TEXTS = (
+    (b"Aperio", _UNREAD[".svs"]), (b"leica-microsystems.com/scn", _UNREAD[".scn"]),
+    (b"<PerkinElmer-QPI", _UNREAD[".qptiff"]), (b"DPUfsImport", f"a whole slide of Philips; {_TILES}"),
+)  # fmt: skip
+_SLIDE_TAGS = {65420: _UNREAD[".ndpi"], 65421: _UNREAD[".ndpi"]}
+_OTHER_TAGS = {34412: _UNREAD[".lsm"], 33628: _UNREAD[".stk"], 50706: _UNREAD[".dng"]}
+
+
 def by_suffix(suffix: str) -> str | None:
     """What files of such a suffix (`.svs`, lower case) are and what to do; None of no images, and of those read."""
     return _UNREAD.get(suffix)
+
+
+def by_tiff(page: Page) -> str | None:
+    """What a TIFF with this first page is, and what to do; None for images.
+
+    A slide has several pages; one that its maker's program has cut out of it keeps the marks, and is an image.
+    """
+    found = next((_OTHER_TAGS[tag] for tag in sorted(page.tags & _OTHER_TAGS.keys())), None)
+    if found is not None or not page.has_more:
+        return found
+    start = page.description[:_TEXT_BYTES]
+    by_text = next((what for mark, what in _SLIDE_TEXTS if mark in start), None)
+    return by_text or next((_SLIDE_TAGS[tag] for tag in sorted(page.tags & _SLIDE_TAGS.keys())), None)
 
 
 def by_content(data: bytes) -> str | None:

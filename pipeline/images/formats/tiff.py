@@ -5,7 +5,7 @@ cannot tell a cut file, nor one that announces tags of gigabytes; and it takes n
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ class Page:
     description: bytes
     imagej_counts: tuple[int, ...]
     imagej_data: bytes
+    tags: frozenset[int]  # all, also those that are not read
+    has_more: bool  # pages behind it
 
     def refused(self) -> str | None:
         """Why files of this kind are not read, None where they are."""
@@ -80,7 +82,8 @@ def first_page(data: bytes) -> Page | None:
     """None where the directory, or a value it names, lies behind the last byte."""
     try:
         file = _File(data)
-        tags = file.tags(file.first)
+        entries, following = file.directory(file.first)
+        tags = file.tags(entries)
     except struct.error:
         return None
 
@@ -108,6 +111,8 @@ def first_page(data: bytes) -> Page | None:
         description=bytes(tags.get(Tag.ImageDescription, ())),
         imagej_counts=tags.get(IMAGEJ_COUNTS, ()),
         imagej_data=bytes(tags.get(IMAGEJ_DATA, ())),
+        tags=frozenset(entry.tag for entry in entries),
+        has_more=following != 0,
     )
 
 
@@ -156,10 +161,10 @@ class _File:
         (following,) = self.read(self._word, at + size * number) if at + size * number < len(self.data) else (0,)
         return entries, int(following)
 
-    def tags(self, at: int) -> dict[int, tuple[Any, ...]]:
+    def tags(self, entries: Sequence[_Entry]) -> dict[int, tuple[Any, ...]]:
         """Values by tag of those that are read here."""
         tags: dict[int, tuple[Any, ...]] = {}
-        for entry in self.directory(at)[0]:
+        for entry in entries:
             if entry.tag in _WANTED and entry.kind in _TYPES:
                 values = self._values(entry)
             elif entry.kind in _TOLD.get(entry.tag, ()):
