@@ -34,10 +34,12 @@ def decode_jpeg(data: bytes, size: int, *, may_be_turned: bool) -> Pixels:
     try:
         levels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size, strict=True))
     except (ValueError, KeyError) as error:  # every warning of libjpeg is an error here
-        is_whole = is_complete(data, "jpeg") and (jpeg.is_harmless(str(error)) or not _turbo_reads(data))
-        if not is_whole:
+        is_harmless = jpeg.is_harmless(str(error))
+        if not is_complete(data, "jpeg") or not (is_harmless or not _turbo_reads(data)):
             raise damaged(data, "jpeg", error) from error
-        return decode_pillow(data)
+        pixels = decode_pillow(data)
+        said = [str(error)] if is_harmless else []
+        return replace(pixels, remarks=(*pixels.remarks, *decoder_remarks(said)))
     if not may_be_turned:
         return Pixels(levels)
     with heard() as said:

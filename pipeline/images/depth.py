@@ -17,6 +17,7 @@ from pipeline.images.remarks import remark
 CONTAINER_BITS = 16
 GUESSED = "depth guessed as "  # begins the remark on a guess
 _DEPTHS = (8, 10, 12, 14, CONTAINER_BITS)  # what analogue-digital converters give
+_PIECE = 1 << 20  # samples that are widened at a time
 _OUTLIERS = 1000  # one sample in so many may be a hot pixel
 _BURNT_IN = 0.05  # share of samples at the very top that may be a scale bar or a caption drawn into the image
 
@@ -37,16 +38,22 @@ class Depth:
 
         Rounded, so that an 8-bit image that was stretched to fewer than 16 bits comes back as it was; all 16 are cut.
         """
-        within = np.minimum(samples, self.top).astype(np.uint32)
         half = self.top // 2 if self.bits < CONTAINER_BITS else 0
-        return np.asarray((within * 255 + half) // self.top, np.uint8)
+        levels = np.empty(samples.shape, np.uint8)
+        rows = max(1, _PIECE * len(samples) // max(1, samples.size))
+        for row in range(0, len(samples), rows):
+            within = np.minimum(samples[row : row + rows], self.top).astype(np.uint32)
+            levels[row : row + rows] = (within * 255 + half) // self.top
+        return levels
 
 
 def count_levels(samples: Iterable[NDArray[Any]], bits: int = CONTAINER_BITS) -> NDArray[np.int64]:
     """(2^bits,): how many of unsigned samples, given in pieces, have each value."""
     counts = np.zeros(1 << bits, np.int64)
     for piece in samples:
-        counts += np.bincount(piece.reshape(-1), minlength=len(counts))
+        flat = piece.reshape(-1)
+        for start in range(0, len(flat), _PIECE):
+            counts += np.bincount(flat[start : start + _PIECE], minlength=len(counts))
     return counts
 
 

@@ -32,7 +32,6 @@ class _Ears(threading.local):
 
 _ears = _Ears()
 _stderr = threading.Lock()
-_show_elsewhere: Callable[..., Any] = warnings.showwarning
 
 
 @contextlib.contextmanager
@@ -59,12 +58,11 @@ def summed_up(lines: Sequence[str]) -> str:
 
 
 def _listen() -> None:
-    """Have warnings of Pillow shown by `_show`. Tests and other users of `catch_warnings` may undo it, so each time."""
-    global _show_elsewhere
-    if warnings.showwarning is not _show:
-        _show_elsewhere = warnings.showwarning
+    """Have what Pillow says shown by `_show` and `_LogHandler`; each time, for users of `catch_warnings` undo it."""
+    shown_by = warnings.showwarning
+    if getattr(shown_by, "func", None) is not _show:
         warnings.filterwarnings("always", module=r"PIL\.")  # not once a place, as by default: once an image
-        warnings.showwarning = _show
+        warnings.showwarning = functools.partial(_show, shown_by)
 
     if not any(isinstance(handler, _LogHandler) for handler in _PILLOW_LOG.handlers):
         _PILLOW_LOG.addHandler(_LogHandler())
@@ -81,9 +79,9 @@ class _LogHandler(logging.Handler):
             _ears.lines.append(" ".join(record.getMessage().split()))
 
 
-def _show(message: Warning | str, *others: Any, **named: Any) -> None:
+def _show(elsewhere: Callable[..., None], message: Warning | str, *others: Any, **named: Any) -> None:
     if _ears.lines is None:
-        _show_elsewhere(message, *others, **named)
+        elsewhere(message, *others, **named)
     else:
         _ears.lines.append(" ".join(str(message).split()))
 

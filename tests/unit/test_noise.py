@@ -69,6 +69,24 @@ def test_what_others_warn_of_and_print_passes_on(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err == "(raylet) a line of another thread\n"
 
 
+def test_a_harmless_warning_of_libjpeg_is_a_remark() -> None:
+    plain = encoded(scene(), "JPEG")
+    assert load_image(plain, SIZE).remarks == ()
+    [said] = load_image(plain.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1), SIZE).remarks
+    assert said.startswith("decoder warned: ") and "extraneous bytes" in said
+
+
+def test_a_caught_warning_of_others_leaves_later_ones_to_be_shown() -> None:
+    load_image(FAX, SIZE)
+    with warnings.catch_warnings(record=True) as inside:
+        warnings.simplefilter("always")
+        load_image(FAX, SIZE)
+        warnings.warn("while caught", UserWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="afterwards"):
+        warnings.warn("afterwards", UserWarning, stacklevel=1)
+    assert [str(item.message) for item in inside] == ["while caught"]
+
+
 def test_images_decoded_side_by_side_keep_their_own_remarks(capfd: pytest.CaptureFixture[str]) -> None:
     bad = flipped(FAX, 0.3)
     images = [bad if number % 3 == 0 else FAX for number in range(60)]
