@@ -122,14 +122,20 @@ def _from_deep_color(image: Image.Image, levels: NDArray[np.uint8], data: bytes,
 
 def _whole_samples(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     """(H, W, 3) uint16, RGB, through OpenCV, which must find the high bytes that Pillow found. Raises ImageRejected."""
-    try:
-        found = cv2.imdecode(np.frombuffer(tiff.for_pillow(data), np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        found = None
-    if image.mode == "RGB" and found is not None and found.dtype == np.uint16 and found.shape == (*image.size[::-1], 3):
-        samples: NDArray[np.uint16] = np.asarray(found[..., ::-1], np.uint16)
-        if ((samples >> 8) == np.asarray(image)).all():
-            return samples
+    readable = None
+    if image.format == "PNG":
+        readable = png.bare(data)  # OpenCV takes memory for whatever length a chunk announces
+    elif image.format == "TIFF":
+        readable = tiff.for_pillow(data)
+    if image.mode == "RGB" and readable is not None:
+        try:
+            found = cv2.imdecode(np.frombuffer(readable, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            found = None
+        if found is not None and found.dtype == np.uint16 and found.shape == (image.height, image.width, 3):
+            samples: NDArray[np.uint16] = np.asarray(found[..., ::-1], np.uint16)
+            if ((samples >> 8) == np.asarray(image)).all():
+                return samples
     raise ImageRejected(
         Code.UNSUPPORTED_FORMAT,
         f"colour of fewer bits in 16, as {image.format} of mode {image.mode}; save it as RGB of 8 bits a channel",

@@ -12,7 +12,7 @@ from pydicom import uid
 
 from pipeline.images.formats import heic
 from tests.dicoms import compressed, dicom, with_jpeg
-from tests.images import encoded, jpeg_tiff, scene, tiff
+from tests.images import deep_png, encoded, jpeg_tiff, pages, png_chunk, scene, tiff, with_png_chunk
 
 SMALL = scene(24, 16)
 GRAY = SMALL.convert("L")
@@ -34,6 +34,24 @@ def _heif(image: Image.Image) -> bytes:
     return encoded(image, "HEIF")
 
 
+_OME = (
+    b"<OME><Pixels SizeC='3' SizeZ='1' SizeT='1' SignificantBits='12'>"
+    b"<Channel Name='R'/><Channel Name='G'/><Channel Name='B'/></Pixels></OME>"
+)
+_IMAGEJ = b"ImageJ=1.54f\nimages=3\nchannels=3\nmode=composite\n"
+_LEVELS, _NONE = bytes(range(256)), bytes(256)
+_LUTS = (b"IJIJluts\0\0\0\3" + (_LEVELS + 3 * _NONE) * 2 + _LEVELS, [12, 768, 768, 768])
+_XMP = b"<x:xmpmeta><rdf:Description tiff:Orientation='6'/></x:xmpmeta>"
+
+
+def _stacks() -> list[bytes]:
+    planes = [Image.fromarray(RGB[..., channel]) for channel in range(3)]
+    return [
+        pages(planes, _IMAGEJ, _LUTS), pages(planes, _OME), tiff(RGB, big=True, order=">", description=_OME),
+        tiff(np.asarray(RGB).astype(np.uint16) * 16, tags={281: [4095] * 3}), tiff(DEEP, description=_OME),
+    ]  # fmt: skip
+
+
 def _raw_pnm() -> list[bytes]:
     return [b"P2\n# a\n2 2\n9\n1 2 3 4\n", b"P1 3 2 101010", b"P5 2 2 4095\n" + bytes(8), b"P4 9 1\n\xaa\x80"]
 
@@ -42,15 +60,18 @@ IMAGES: dict[str, Callable[[], list[bytes]]] = {
     "jpeg": lambda: [
         encoded(SMALL, "JPEG", exif=_exif()), encoded(SMALL, "JPEG", progressive=True), encoded(GRAY, "JPEG"),
         encoded(SMALL.convert("CMYK"), "JPEG"), encoded(SMALL, "JPEG", restart_marker_blocks=1),
+        encoded(SMALL, "JPEG", xmp=_XMP),
     ],
     "png": lambda: [
         encoded(SMALL, "PNG", exif=_exif()), encoded(SMALL.quantize(8), "PNG", transparency=3),
         encoded(Image.fromarray(DEEP), "PNG"), encoded(SMALL.convert("LA"), "PNG"), _film("PNG"),
+        with_png_chunk(deep_png(RGB.astype(np.uint16) * 16), png_chunk(b"sBIT", b"\x0c\x0c\x0c")),
+        with_png_chunk(encoded(SMALL, "PNG"), png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _XMP)),
     ],
     "tiff": lambda: [
         encoded(SMALL, "TIFF", compression="tiff_lzw"), encoded(SMALL, "TIFF", compression="jpeg"), _film("TIFF"),
         jpeg_tiff(SMALL, 16), jpeg_tiff(SMALL, old=True),
-        tiff(DEEP), tiff(RGB, big=True), tiff(RGB, planar=True), tiff(RGB, order=">"),
+        *_stacks(), tiff(DEEP), tiff(RGB, big=True), tiff(RGB, planar=True), tiff(RGB, order=">"),
         encoded(Image.fromarray(DEEP.astype(np.float32) / 4096), "TIFF"),
         encoded(GRAY.convert("1"), "TIFF", compression="group4"),
     ],

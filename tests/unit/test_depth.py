@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.depth import count_levels, depth_of, highest
+from pipeline.images.formats import png
 from pipeline.images.load import LoadedImage, Preprocessing, load_image
 from tests.bundles import make_bundle, said_of
 from tests.images import deep_png, encoded, png_chunk, scene, tiff, with_png_chunk
@@ -136,6 +137,15 @@ def test_colour_of_a_stated_depth_is_scaled_by_it() -> None:
         with_png_chunk(deep_png(of_bits(RGB, 12)), sbit(12, 3)),
     ):
         assert off_by(loaded(data), RGB) <= 1 and not loaded(data).remarks
+
+
+def test_a_chunk_that_announces_gigabytes_is_not_handed_on() -> None:
+    data = deep_png(of_bits(RGB, 12))
+    at = data.index(b"IDAT") - 4
+    endless = data[:at] + struct.pack(">I", 0xCB0DAEFF) + b"tEXt" + data[at:]
+    assert png.bare(endless) is None and png.bare(data) == data, "OpenCV would take it for what is announced"
+    with pytest.raises(ImageRejected):
+        loaded(endless, 12)
 
 
 def test_a_hot_pixel_does_not_make_dark_colour_pass_for_16_bits() -> None:
