@@ -9,7 +9,7 @@ ROOM   ?=
 LIMIT  ?= 100
 SEED   ?= 1
 MINUTES ?= 10
-PACKAGES ?= browser
+PACKAGES ?= browser ceph
 PYTHON ?= python3
 
 BIN    := $(abspath $(VENV))/bin

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the system packages that groups of tests want: packages.sh GROUP...   Groups: browser.
+# Install the system packages that groups of tests want: packages.sh GROUP...   Groups: browser, ceph.
 #
 # Only where apt-get and root are there. It never fails: where it cannot install it says so in a line, and the tests
 # that want the package are skipped and named at the end of the run.
@@ -9,13 +9,15 @@ apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=1 -o Acqu
 
 for group in "$@"; do
     case $group in
-    browser) package=chromium program=chromium ;;
-    *) echo "packages: no group '$group'; groups: browser" >&2 && exit 2 ;;
+    browser) packages=chromium program=chromium ;;
+    ceph) packages="ceph-mon ceph-osd radosgw ceph-common" program=radosgw ;;
+    *) echo "packages: no group '$group'; groups: browser, ceph" >&2 && exit 2 ;;
     esac
     command -v "$program" >/dev/null && continue
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "packages: installing $package ($group)"
-        { apt update && apt install -y --no-install-recommends "$package"; } && continue
+        echo "packages: installing $packages ($group)"
+        # shellcheck disable=SC2086 - one word a package
+        { apt update && apt install -y --no-install-recommends $packages; } && continue
     fi
-    echo "packages: $package ($group) is missing and could not be installed here; tests that want it are left out"
+    echo "packages: $packages ($group) is missing and could not be installed here; tests that want it are left out"
 done

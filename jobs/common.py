@@ -14,6 +14,7 @@ from jobs.config import JobConfig, NamingConfig, effective, parse
 from jobs.ending import ends_when_told, is_terminated
 from pipeline.base.errors import IncompleteError, InputError, LeukorayError, PlatformError, UsageError
 from pipeline.base.head import on_lost_head
+from pipeline.storage.abilities import for_writing
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
 from pipeline.storage.uris import absolute
@@ -133,6 +134,11 @@ def job_stores(config: JobConfig) -> Stores:
 
         return with_pseudonyms(stores, absolute(config.pseudonymize))
     return stores
+
+
+def writing_stores(config: JobConfig, out: str, *, single_writer: bool) -> Stores:
+    """As `job_stores`, for a job that locks `out`: its store is asked what it heeds. Raises PlatformError."""
+    return for_writing(job_stores(config), out, single_writer=single_writer, say=functools.partial(print, flush=True))
 
 
 def show_config(config: JobConfig, names: "Names | None" = None) -> None:

@@ -20,12 +20,15 @@ from pipeline.base.cluster import alive_nodes, cluster_target, connected, has_cl
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.base.machine import nvidia_cards, shared_memory_warning, usable_cores, usable_memory
 from pipeline.base.resources import ClusterPlan, Node, check, in_all, sizes, training_plan
+from pipeline.storage.abilities import ask
 from pipeline.storage.shared import refuse_unshared
+from pipeline.storage.types import Conditions
 from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
   leukoray doctor
   leukoray doctor --source s3://lab/2026/ --s3-endpoint https://minio.lab:9000
+  leukoray doctor --out s3://lab/results                            # what this store can do
   leukoray doctor --address head:6379 --model out/demo/models
 
 Exit codes: 0 nothing failed (warnings may remain), 5 something must be changed first.
@@ -211,6 +214,35 @@ def source(config: DoctorConfig) -> Iterator[Finding]:
         yield Finding("fail", name, f"{uri}: nothing there; check the path")
 
 
+def out(config: DoctorConfig) -> Iterator[Finding]:
+    """What the store of --out heeds, asked with a few small objects that are removed again."""
+    if not is_s3(config.out):
+        return
+    uri, stores = absolute(config.out), job_stores(config)
+    try:
+        found = ask(stores, uri)
+    except LeukorayError as error:
+        yield Finding("fail", "--out", str(error))
+        return
+    yield Finding("ok", "--out", f"{uri}: objects can be written, read and removed")
+    if found.conditions is Conditions.NONE:
+        text = "conditional writes are not heeded: two runs are not kept apart; use --single-writer, or another store"
+        yield Finding("warn", "--out locks", text)
+    else:
+        spelled = " without quotes" if found.conditions is Conditions.BARE else ""
+        text = f"a second create and a wrong ETag are refused, the right ETag{spelled} is taken: one run at a time"
+        yield Finding("ok", "--out locks", text)
+    yield _ability(found.ranges, "ranges", "parts of objects can be read", "archives cannot be read from this store")
+    refused = "uploads that arrive damaged are refused"
+    yield _ability(found.checks_digests, "digests", refused, "the store does not notice uploads that arrive damaged")
+    keys = "names of 1,024 bytes are taken"
+    yield _ability(found.long_keys, "names", keys, "names of 1,024 bytes are refused: keep --out and partitions short")
+
+
+def _ability(has: bool, name: str, good: str, bad: str) -> Finding:
+    return Finding("ok" if has else "warn", f"--out {name}", good if has else bad)
+
+
 def model(config: DoctorConfig) -> Iterator[Finding]:
     if config.model is None:
         return
@@ -229,7 +261,7 @@ def _gib(n_bytes: int) -> str:
 
 
 CHECKS: tuple[Callable[[DoctorConfig], Iterator[Finding]], ...] = (
-    versions, cores, memory, shared_memory, disk, gpu, authentication, cluster, source, model,
+    versions, cores, memory, shared_memory, disk, gpu, authentication, cluster, source, out, model,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from jobs.common import job, job_stores, show_config, start
+from jobs.common import job, job_stores, show_config, start, writing_stores
 from jobs.config import NamingConfig, positional
 from pipeline.base.cluster import alive_nodes, cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
@@ -76,6 +76,9 @@ class ScoreConfig(NamingConfig):
     max_pixels: int = Field(Limits.max_pixels, ge=1, description="refuse larger images, from the header")
     max_frames: int = Field(Limits.max_frames, ge=1, description="refuse films and stacks of more frames")
     wait_for_lock: float = Field(0.0, ge=0, description="seconds to wait for another run on the same output")
+    single_writer: bool = Field(
+        False, description="only this run ever writes to --out: for S3 stores that heed no conditional writes"
+    )
     stall: float = Field(60.0, gt=0, description="say what is stuck after so many seconds without progress")
 
 
@@ -84,6 +87,8 @@ def main(config: ScoreConfig) -> None:
     out = _out(config)
     if stores.of(out).head(out) is not None:
         raise InputError(f"--out {out}: is a file; name a folder or prefix for the runs")
+    if not config.dry_run:
+        stores = writing_stores(config, out, single_writer=config.single_writer)
     bundle = _bundle(config, stores)
     request = _request(config, bundle, stores)
     if config.dry_run:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, job, job_stores, show_config, start
+from jobs.common import Clock, job, show_config, start, writing_stores
 from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import alive_nodes, connected
 from pipeline.base.errors import UsageError
@@ -79,7 +79,9 @@ class TrainConfig(NamingConfig):
     review_margin: float | None = Field(
         None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
     )
-
+    single_writer: bool = Field(
+        False, description="only this run ever writes to --out: for S3 stores that heed no conditional writes"
+    )
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
 
     @field_validator("manifest", "out")
@@ -94,11 +96,12 @@ class TrainConfig(NamingConfig):
 
 
 def main(config: TrainConfig) -> None:
-    clock, stores = Clock(), job_stores(config)
+    clock, model = Clock(), join(config.out, config.name)
     show_config(config)
+    stores = writing_stores(config, model, single_writer=config.single_writer)
     manifest = read_manifest(config.manifest, stores)
     rows = _checked_rows(manifest, config)
-    folder = ModelFolder(join(config.out, config.name), stores)
+    folder = ModelFolder(model, stores)
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes)
     initial = _initial_weights(config, rows, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:

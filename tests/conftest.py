@@ -1,13 +1,16 @@
 """What all tests share: one S3 for the session, how long hypothesis searches, and what a run did not test."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 from hypothesis import settings
 
 import tests.searches  # noqa: F401 - makes the profiles
 from tests.servers import CREDENTIALS, S3Server, moto_server
+from tests.stores import ceph_store, missing, rclone_store
 
 settings.load_profile("fast")  # `--hypothesis-profile thorough` loads the other one after this
 
@@ -18,6 +21,29 @@ def s3() -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch, moto_server() as server:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph(s3: S3Server) -> Iterator[S3Server]:
+    """Ceph's gateway, with the keys of `s3`."""
+    with started_store("ceph", ceph_store) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone(s3: S3Server) -> Iterator[S3Server]:
+    """rclone's server, with the keys of `s3`."""
+    with started_store("rclone", rclone_store) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started_store(name: str, start: Callable[[], AbstractContextManager[S3Server]]) -> Iterator[S3Server]:
+    reason = missing(name)
+    if reason:
+        pytest.skip(reason)
+    with start() as server:
         yield server
 
 

@@ -16,14 +16,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import boto3
 from aiohttp import web
 
 from pipeline.storage.stores import Stores
-from pipeline.storage.types import S3Settings
+from pipeline.storage.types import Conditions, S3Settings
 
 REGION = "us-east-1"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": REGION}
@@ -41,6 +41,7 @@ class S3Server:
 
     endpoint: str
     bucket: str = "cells"  # there from the beginning
+    conditions: Conditions = Conditions.QUOTED
 
     def at(self, endpoint: str) -> "S3Server":
         """The same store behind another address."""
@@ -48,7 +49,7 @@ class S3Server:
 
     @property
     def stores(self) -> Stores:
-        return Stores(S3Settings(endpoint=self.endpoint, region=REGION))
+        return Stores(S3Settings(endpoint=self.endpoint, region=REGION, conditions=self.conditions))
 
     @property
     def flags(self) -> list[str]:
@@ -125,6 +126,7 @@ class Faults:
     broken: frozenset[str] = frozenset()  # key suffixes that always answer 500
     expired_keys: set[str] = field(default_factory=set)  # access keys whose token has expired
     is_down: bool = False  # every request fails with 503
+    conditions: Literal["heeded", "bare", "ignored", "unknown"] = "heeded"  # of PUTs; bare: ETags without quotes alone
     lost_answers: int = 0  # so many PUTs more are done, but their answers never arrive
     before_get: Callable[[str, int], None] | None = None  # (path, how many object GETs so far)
     seen: Callable[[str, Mapping[str, str]], None] | None = None  # ('GET /bucket/key?query', headers) of each request
@@ -230,7 +232,11 @@ class _Handler:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
-        headers = {k: v for k, v in request.headers.items() if k.lower() != "host"}
+        headers = dict(request.headers)  # with the Host, which is signed
+        if request.method == "PUT":
+            refusal = _put_condition(headers, self._faults.conditions)
+            if refusal is not None:
+                return refusal
         async with request.app[_SESSION].request(
             request.method,
             self._endpoint + request.raw_path,
@@ -261,6 +267,23 @@ class _Handler:
                 await response.write(body)
             await response.write_eof()
             return response
+
+
+def _put_condition(headers: dict[str, str], kind: str) -> web.Response | None:
+    """Headers as they go on to a store that takes conditions as it should, or the refusal of one that does not."""
+    given = {name for name in headers if name.lower() in ("if-match", "if-none-match")}
+    if kind == "unknown" and given:
+        return _error(501, "NotImplemented")
+    if kind == "ignored":
+        for name in given:
+            del headers[name]
+    if kind == "bare":
+        for name in given:
+            if name.lower() == "if-match":
+                if headers[name].startswith('"'):
+                    return _error(412, "PreconditionFailed")
+                headers[name] = f'"{headers[name]}"'
+    return None
 
 
 def _error(status: int, code: str) -> web.Response:

@@ -179,6 +179,7 @@ class _HiddenStore:
     names: Pseudonyms
     stores: Stores
     is_remote: bool
+    is_conditional = False  # nothing is written here
 
     @contextlib.contextmanager
     def _real(self, token: str) -> Iterator[tuple[Store, str]]:

@@ -40,6 +40,7 @@ class LocalStore:
     """The local (or network-mounted) file system."""
 
     is_remote = False
+    is_conditional = True
 
     def read(self, uri: str) -> Bytes:
         try:

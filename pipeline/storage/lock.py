@@ -2,7 +2,8 @@
 
 On disk the kernel's advisory lock ends with its process. On S3 the lock is an object made by a conditional PUT and
 renewed by compare-and-swap; one whose process is seen to be gone, or that was not renewed for `EXPIRY_S`, is taken
-over. Whoever finds one looks on until it is renewed (its owner lives: refused) or ends.
+over. Whoever finds one looks on until it is renewed (its owner lives: refused) or ends. On a store that heeds no
+conditions there is none: only somebody who vouches for a single writer comes so far (pipeline/storage/abilities.py).
 """
 
 import contextlib
@@ -45,8 +46,12 @@ def locked(
         "pid": os.getpid(),
         "since": time.time(),
         "process": _process_identity(os.getpid()),
+        "lease": uuid.uuid4().hex,  # by which a renewal is known as ours though its answer never came
     }
     store = stores.of(out)
+    if not store.is_conditional:
+        yield lambda: None
+        return
     if store.is_remote:
         watch, place = _Watch(), join(out, NAME)
         lease = _acquire(lambda: _Lease.take(store, place, owner, watch), out, wait_s, advice)
@@ -163,12 +168,10 @@ class _Lease:
                 held = store.read(uri)
             except StoreError:
                 raise _HeldError("just released") from None
-            if held.data == body:  # made by us, only the answer was lost and the request sent again
-                return cls(store, uri, owner, held.etag)
             holder = json.loads(held.data)
             if watch.age_s(held.etag) < EXPIRY_S and not _is_gone(holder):
                 raise _HeldError(_describe(holder), held.etag)
-            etag = _swap(store, uri, body, held.etag)
+            etag = store.replace(uri, body, held.etag)
             if etag is None:
                 raise _HeldError("just taken over by another run")
         return cls(store, uri, owner, etag)
@@ -176,7 +179,7 @@ class _Lease:
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
-                etag = _swap(self._store, self._uri, _body(self._owner), self._etag)
+                etag = self._renew()
             except StoreError as error:
                 if time.monotonic() - self._renewed > EXPIRY_S:
                     self._lost = f"could not be renewed for {EXPIRY_S:g} s ({error})"
@@ -186,6 +189,20 @@ class _Lease:
                 self._lost = "another run took it over"
                 return
             self._etag, self._renewed = etag, time.monotonic()
+
+    def _renew(self) -> str | None:
+        """The etag of one more renewal, None where the lock is no longer ours. Raises StoreError."""
+        etag = self._store.replace(self._uri, _body(self._owner), self._etag)
+        if etag is not None:
+            return etag
+        try:
+            found = self._store.read(self._uri)
+        except StoreError as error:
+            if error.code is Code.NOT_FOUND:
+                return None
+            raise
+        is_ours = json.loads(found.data).get("lease") == self._owner["lease"]  # one that was given up as failed arrived
+        return self._store.replace(self._uri, _body(self._owner), found.etag) if is_ours else None
 
     def check(self) -> None:
         if self._lost is None and time.monotonic() - self._renewed > EXPIRY_S:  # this process was asleep, say
@@ -198,24 +215,10 @@ class _Lease:
         self._thread.join(timeout=60)
         if self._lost is None:
             with contextlib.suppress(StoreError):  # it expires by itself
-                if _swap(self._store, self._uri, _body(self._owner), self._etag) is not None:  # still ours
+                if self._renew() is not None:  # still ours
                     self._store.delete(self._uri)
 
 
 def _body(owner: dict[str, Any]) -> bytes:
     """No two are alike, so that one can be known again."""
     return json.dumps({**owner, "renewed": time.time(), "nonce": uuid.uuid4().hex}).encode()
-
-
-def _swap(store: Store, uri: str, body: bytes, etag: str) -> str | None:
-    """Compare-and-swap that knows its own work: a request whose answer was lost is sent again and finds itself."""
-    swapped = store.replace(uri, body, etag)
-    if swapped is not None:
-        return swapped
-    try:
-        found = store.read(uri)
-    except StoreError as error:
-        if error.code is Code.NOT_FOUND:
-            return None
-        raise
-    return found.etag if found.data == body else None

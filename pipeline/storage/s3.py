@@ -4,7 +4,9 @@ botocore's own retries end where the response body begins, so they are switched 
 whole operations, with full jitter (AWS Architecture Blog, 'Exponential Backoff And Jitter', 2015).
 """
 
+import base64
 import functools
+import hashlib
 import io
 import random
 import threading
@@ -21,7 +23,17 @@ from botocore.config import Config as BotoConfig
 
 from pipeline.base.errors import OUTAGE_CODES, Code
 from pipeline.storage.ranged import RangedFile
-from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, S3Settings, StoreError, replaced
+from pipeline.storage.types import (
+    Bytes,
+    Conditions,
+    Level,
+    ObjectInfo,
+    OnFailure,
+    S3Settings,
+    StoreError,
+    UnsupportedError,
+    replaced,
+)
 
 Result = TypeVar("Result")
 
@@ -29,6 +41,7 @@ _DELETES_AT_ONCE = 16
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled"}
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_UNKNOWN = {"NotImplemented", "MethodNotAllowed", "InvalidArgument", "MissingContentLength"}
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 10.0
 _QUICK_ATTEMPTS = 3
 
@@ -53,8 +66,26 @@ def _objects(uri: str, answer: dict[str, Any]) -> Iterator[ObjectInfo]:
     bucket, _ = _split(uri)
     for item in answer.get("Contents", ()):
         if not item["Key"].endswith("/"):
-            modified = item["LastModified"].timestamp()
-            yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'), modified)
+            yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], _etag(item), _modified(item))
+
+
+def _modified(answer: dict[str, Any]) -> float:
+    """In whole seconds: some stores list fractions that the headers of HTTP cannot hold."""
+    return float(int(answer["LastModified"].timestamp()))
+
+
+def _etag(answer: dict[str, Any]) -> str:
+    """The version of an object, from any answer that describes it.
+
+    Gateways in front of what knows no hashes give an empty ETag: then it is the second of the last change.
+    """
+    return str(answer.get("ETag", "")).strip('"') or f"{int(_modified(answer)):x}"
+
+
+def _upload(data: bytes) -> dict[str, Any]:
+    """The body of a PUT, with the digest by which any S3 notices that it arrived otherwise (RFC 1864)."""
+    digest = hashlib.md5(data, usedforsecurity=False).digest()
+    return {"Body": data, "ContentMD5": base64.b64encode(digest).decode()}
 
 
 class S3Store:
@@ -64,6 +95,7 @@ class S3Store:
 
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
+        self.is_conditional = settings.conditions is not Conditions.NONE
         self._lock = threading.Lock()
         self._clients: dict[float, Any] = {}
         self._payer = {"RequestPayer": "requester"} if settings.requester_pays else {}
@@ -85,7 +117,7 @@ class S3Store:
             "max_pool_connections": settings.pool,
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "s3": {"addressing_style": "path" if settings.endpoint else "auto"},
-            # Checksums in trailers are refused by several S3-compatible stores; TLS and ETags remain.
+            # Checksums in trailers are refused by several S3-compatible stores; Content-MD5 is known to all.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
@@ -117,7 +149,8 @@ class S3Store:
                 expired = isinstance(error, failures.ClientError) and _code(error) in _EXPIRED
                 if expired:
                     self._forget_clients()
-                is_final = failure.code not in (Code.IO_ERROR, Code.TIMEOUT) and not expired
+                is_passing = failure.code in (Code.IO_ERROR, Code.TIMEOUT) and not isinstance(failure, UnsupportedError)
+                is_final = not is_passing and not expired
                 if is_final or attempt == self.settings.max_attempts:
                     raise failure from error
                 time.sleep(random.uniform(0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2**attempt)))
@@ -126,6 +159,8 @@ class S3Store:
     def _translate(self, error: Exception, uri: str, attempts: int) -> StoreError | None:
         """Our error for a client's, None for one that is no store failure."""
         where = f"{uri} (endpoint {self.settings.endpoint or 'AWS'})"
+        if isinstance(error, StoreError):
+            return error
         if isinstance(error, failures.ClientError):
             return _refused(error, where, attempts)
         if isinstance(error, failures.NoCredentialsError | failures.PartialCredentialsError):
@@ -139,15 +174,18 @@ class S3Store:
             return StoreError(Code.IO_ERROR, f"{where}: {error}; {attempts} attempts", attempts)
         return None
 
-    def _get(self, uri: str, **conditions: str) -> Bytes:
+    def _get(self, uri: str, **part: str) -> Bytes:
         bucket, key = _split(uri)
 
         def operation(client: Any) -> tuple[bytes, str]:
-            answer = client.get_object(Bucket=bucket, Key=key, **conditions, **self._payer)
+            answer = client.get_object(Bucket=bucket, Key=key, **part, **self._payer)
+            if part and "ContentRange" not in answer:
+                answer["Body"].close()
+                raise UnsupportedError(Code.IO_ERROR, f"{uri}: the store sends whole objects where a part is asked for")
             data = answer["Body"].read()
             if len(data) != answer["ContentLength"]:
                 raise OSError(f"body ended after {len(data)} of {answer['ContentLength']} bytes")
-            return data, answer["ETag"].strip('"')
+            return data, _etag(answer)
 
         (data, etag), attempts = self._retry(uri, operation)
         return Bytes(data, etag, attempts)
@@ -158,10 +196,10 @@ class S3Store:
     def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes:
         if size == 0:
             return Bytes(b"", etag or "", 1)
-        conditions = {"Range": f"bytes={offset}-{offset + size - 1}"}
-        if etag is not None:
-            conditions["IfMatch"] = f'"{etag}"'
-        return self._get(uri, **conditions)
+        got = self._get(uri, Range=f"bytes={offset}-{offset + size - 1}")
+        if etag is not None and got.etag != etag:  # looked at here: not every store heeds an If-Match
+            raise replaced(uri, got.attempts)
+        return got
 
     def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
         """A seekable view of one object version; every read is one ranged GET."""
@@ -182,7 +220,17 @@ class S3Store:
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = _split(uri)
-        self._retry(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
+        self._retry(uri, lambda client: client.put_object(Bucket=bucket, Key=key, **_upload(data)))
+
+    def checks_digests(self, uri: str) -> bool:
+        """Whether bytes that arrive otherwise than they were sent are refused; writes to `uri` where not."""
+        bucket, key = _split(uri)
+        another = _upload(b"sent")["ContentMD5"]
+        try:
+            self._retry(uri, lambda c: c.put_object(Bucket=bucket, Key=key, Body=b"came", ContentMD5=another))
+        except StoreError:
+            return True
+        return False
 
     def create(self, uri: str, data: bytes) -> str | None:
         """Conditional PUT: the new etag, or None when somebody was first."""
@@ -190,23 +238,34 @@ class S3Store:
 
     def replace(self, uri: str, data: bytes, etag: str) -> str | None:
         """Compare-and-swap: the new etag, or None when the object is no longer the one with `etag`."""
-        return self._put_if(uri, data, IfMatch=f'"{etag}"')
+        return self._put_if(uri, data, IfMatch=etag if self.settings.conditions is Conditions.BARE else f'"{etag}"')
 
     def _put_if(self, uri: str, data: bytes, **condition: str) -> str | None:
         bucket, key = _split(uri)
 
         def operation(client: Any) -> str | None:
             try:
-                answer = client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+                answer = client.put_object(Bucket=bucket, Key=key, **_upload(data), **condition)
             except failures.ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
                 is_gone = "IfMatch" in condition and _code(error) in _MISSING - {"NoSuchBucket"}
-                if status in (409, 412) or is_gone:
+                if status == 412 or is_gone:
                     return None
                 raise
             return str(answer["ETag"]).strip('"')
 
-        return self._retry(uri, operation)[0]
+        etag = self._retry(uri, operation)[0]
+        return self._own(uri, data) if etag is None else etag
+
+    def _own(self, uri: str, data: bytes) -> str | None:
+        """The etag where these bytes lie there already: written by a request whose answer was lost on the way."""
+        try:
+            found = self.read(uri)
+        except StoreError as error:
+            if error.code is Code.NOT_FOUND:
+                return None
+            raise
+        return found.etag if found.data == data else None
 
     def head(self, uri: str) -> ObjectInfo | None:
         bucket, key = _split(uri)
@@ -218,7 +277,7 @@ class S3Store:
             if error.code == Code.NOT_FOUND:
                 return None
             raise
-        return ObjectInfo(uri, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"].timestamp())
+        return ObjectInfo(uri, answer["ContentLength"], _etag(answer), _modified(answer))
 
     def is_folder(self, uri: str) -> bool:
         """True when keys lie below the prefix. Raises StoreError for a bucket that is missing or refused."""
@@ -277,6 +336,9 @@ def _refused(error: Any, where: str, attempts: int) -> StoreError:
         return replaced(where, attempts)
     if status == 416:
         return StoreError(Code.CHANGED, f"{where}: shorter than when it was listed", attempts)
+    if status in (405, 501) or code in _UNKNOWN:
+        message = f"{where}: this store does not take what was sent: {code} (HTTP {status})"
+        return UnsupportedError(Code.IO_ERROR, message, attempts)
     return StoreError(Code.IO_ERROR, f"{where}: {code} (HTTP {status}) after {attempts} attempts", attempts)
 
 

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 from pipeline.base.errors import OUTAGE_CODES, Code, InputError, LeukorayError, PlatformError
@@ -28,12 +29,30 @@ class StoreError(LeukorayError):
         return InputError(message or str(self))
 
     def __reduce__(self) -> tuple[type, tuple[Code, str, int]]:
-        return StoreError, (self.code, str(self), self.attempts)
+        return type(self), (self.code, str(self), self.attempts)
+
+
+class UnsupportedError(StoreError):
+    """The store does not know the request, or a part of it: sending it again would not help."""
+
+    def refusal(self, message: str | None = None) -> LeukorayError:
+        return PlatformError(str(self))
+
+
+class Conditions(StrEnum):
+    """How a store wants the ETag of a conditional PUT spelled, or that it does not look at conditions."""
+
+    QUOTED = "quoted"  # RFC 9110, 13.1.1
+    BARE = "bare"
+    NONE = "none"
 
 
 @dataclass(frozen=True)
 class S3Settings:
-    """How every client of this project, boto3 or PyArrow, reaches S3. Empty fields follow the AWS_* variables."""
+    """How every process of this project reaches S3. Empty fields follow the AWS_* variables.
+
+    `conditions` is what the store that is written to was found to honour (pipeline/storage/abilities.py).
+    """
 
     endpoint: str | None = None
     region: str | None = None
@@ -44,6 +63,7 @@ class S3Settings:
     quick_timeout_s: float = 3.0  # the first attempts: an image arrives in well under a second or is stuck
     patient_timeout_s: float = 30.0  # the later ones
     pool: int = 64  # connections a process keeps
+    conditions: Conditions = Conditions.QUOTED
 
     @classmethod
     def from_config(cls, config: Any) -> "S3Settings":
@@ -93,10 +113,12 @@ class Store(Protocol):
     """What the library needs of a store. URIs are absolute. Failures are StoreErrors; a write appears whole or not.
 
     `create` and `replace` are conditional: they give the new etag, or None when somebody was first (`create`: there is
-    an object already; `replace`: it is no longer the one with `etag`).
+    an object already; `replace`: it is no longer the one with `etag`). Their bytes must be unlike anybody else's: a
+    request whose answer was lost is sent again, and knows by them what it wrote itself.
     """
 
     is_remote: bool  # a request takes milliseconds and is paid for: many at once, neighbours together
+    is_conditional: bool  # `create` and `replace` keep what they promise
 
     def read(self, uri: str) -> Bytes: ...
     def read_range(self, uri: str, offset: int, size: int, etag: str | None = None) -> Bytes: ...

@@ -1,8 +1,10 @@
 """What the library asks of a store, asked of the disk and of S3 alike."""
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Barrier
 
@@ -12,10 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import Code
 from pipeline.storage.local import LocalStore
-from pipeline.storage.stores import Stores
-from pipeline.storage.types import ObjectInfo, S3Settings, Store, StoreError
-from tests.integration.conftest import S3Server
-from tests.servers import Faults, faulty_proxy
+from pipeline.storage.types import ObjectInfo, Store, StoreError
+from tests.servers import Faults, S3Server, faulty_proxy
 
 QUICK = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 THREADS = 8
@@ -38,13 +38,33 @@ Place = tuple[Store, Callable[[], str]]
 @pytest.fixture(params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """A store, and what gives an empty place in it each time it is called."""
+    with place_on(request, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(params=["disk", "s3", "ceph", "rclone"])
+def any_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """As `place`, on real stores too, which are too slow to be searched by hypothesis."""
+    with place_on(request, tmp_path) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def place_on(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "disk":
         yield LocalStore(), lambda: f"{tmp_path}/{uuid.uuid4().hex}"
         return
-    s3: S3Server = request.getfixturevalue("s3")
-    with faulty_proxy(s3.endpoint, Faults()) as endpoint:
-        store = Stores(S3Settings(endpoint, "us-east-1")).of("s3://")
-        yield store, lambda: f"s3://{s3.bucket}/contract/{uuid.uuid4().hex}"
+    server: S3Server = request.getfixturevalue(request.param)
+    is_mock = request.param == "s3"  # its PUTs go one by one through the proxy, as they do in a store
+    with faulty_proxy(server.endpoint, Faults()) if is_mock else nullcontext(server.endpoint) as endpoint:
+        yield server.at(endpoint).stores.of("s3://"), lambda: f"s3://{server.bucket}/contract/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["disk", "s3", "ceph"])
+def conditional(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """As `any_place`, where conditions are heeded."""
+    with place_on(request, tmp_path) as found:
+        yield found
 
 
 def filled(place: Place, tree: dict[str, bytes]) -> tuple[Store, str]:
@@ -61,9 +81,7 @@ def found_below(root: str, infos: Iterator[ObjectInfo]) -> dict[str, int]:
     return dict(found)
 
 
-@given(tree=trees)
-@QUICK
-def test_what_was_written_is_read_walked_and_described(place: Place, tree: dict[str, bytes]) -> None:
+def assert_is_read_walked_and_described(place: Place, tree: dict[str, bytes]) -> None:
     store, root = filled(place, tree)
     assert found_below(root, store.walk(root)) == {path: len(data) for path, data in tree.items()}
     assert store.is_folder(root) == bool(tree)
@@ -78,7 +96,11 @@ def test_what_was_written_is_read_walked_and_described(place: Place, tree: dict[
 
 @given(tree=trees)
 @QUICK
-def test_levels_divide_a_folder_into_its_own_files_and_the_folders_in_it(place: Place, tree: dict[str, bytes]) -> None:
+def test_what_was_written_is_read_walked_and_described(place: Place, tree: dict[str, bytes]) -> None:
+    assert_is_read_walked_and_described(place, tree)
+
+
+def assert_levels_divide(place: Place, tree: dict[str, bytes]) -> None:
     store, root = filled(place, tree)
 
     def below(prefix: str) -> Iterator[ObjectInfo]:
@@ -95,6 +117,12 @@ def test_levels_divide_a_folder_into_its_own_files_and_the_folders_in_it(place: 
     assert sorted(first) == sorted(f"{root}/{path}" for path in tree if "/" not in path)
 
 
+@given(tree=trees)
+@QUICK
+def test_levels_divide_a_folder_into_its_own_files_and_the_folders_in_it(place: Place, tree: dict[str, bytes]) -> None:
+    assert_levels_divide(place, tree)
+
+
 @given(tree=trees, begin=st.text(st.sampled_from("ab1-./ü"), max_size=4))
 @QUICK
 def test_objects_are_found_by_how_their_uri_begins(place: Place, tree: dict[str, bytes], begin: str) -> None:
@@ -104,11 +132,7 @@ def test_objects_are_found_by_how_their_uri_begins(place: Place, tree: dict[str,
     assert set(found) == {path for path in tree if path.startswith(begin)}
 
 
-@given(data=st.binary(max_size=60), offset=st.integers(0, 70), size=st.integers(1, 70))
-@QUICK
-def test_a_range_holds_what_lies_there_of_the_version_asked_for(
-    place: Place, data: bytes, offset: int, size: int
-) -> None:
+def assert_a_range_is_of_its_version(place: Place, data: bytes, offset: int, size: int) -> None:
     store, root = filled(place, {"x": data})
     uri = f"{root}/x"
     info = store.head(uri)
@@ -122,8 +146,24 @@ def test_a_range_holds_what_lies_there_of_the_version_asked_for(
     assert changed.value.code is Code.CHANGED
 
 
-def test_what_is_not_there_is_said(place: Place) -> None:
-    store, new = place
+@given(data=st.binary(max_size=60), offset=st.integers(0, 70), size=st.integers(1, 70))
+@QUICK
+def test_a_range_holds_what_lies_there_of_the_version_asked_for(
+    place: Place, data: bytes, offset: int, size: int
+) -> None:
+    assert_a_range_is_of_its_version(place, data, offset, size)
+
+
+def test_a_real_store_keeps_objects_as_the_mock_does(any_place: Place) -> None:
+    tree = {"a/b/1": b"one", "a/2": b"", "ab 1": b"plus", "ü%/.x-": b"name", "3": b"3" * 100_000}
+    assert_is_read_walked_and_described(any_place, tree)
+    assert_levels_divide(any_place, tree)
+    assert_a_range_is_of_its_version(any_place, b"0123456789", 3, 4)
+    assert_a_range_is_of_its_version(any_place, b"0123456789", 7, 70)
+
+
+def test_what_is_not_there_is_said(any_place: Place) -> None:
+    store, new = any_place
     root = new()
     assert store.head(f"{root}/none") is None
     assert not store.is_folder(root)
@@ -137,15 +177,15 @@ def test_what_is_not_there_is_said(place: Place) -> None:
     store.delete_tree(root)
 
 
-def test_a_tree_is_deleted_and_its_neighbours_are_not(place: Place) -> None:
-    store, root = filled(place, {"a/1": b"1", "a/b/2": b"2", "ab": b"3", "c": b"4"})
+def test_a_tree_is_deleted_and_its_neighbours_are_not(any_place: Place) -> None:
+    store, root = filled(any_place, {"a/1": b"1", "a/b/2": b"2", "ab": b"3", "c": b"4"})
     store.delete_tree(f"{root}/a")
     store.delete(f"{root}/c")
     assert set(found_below(root, store.walk(root))) == {"ab"}
 
 
-def test_create_writes_only_where_nothing_is(place: Place) -> None:
-    store, new = place
+def test_create_writes_only_where_nothing_is(conditional: Place) -> None:
+    store, new = conditional
     uri = f"{new()}/x"
     etag = store.create(uri, b"first")
     info = store.head(uri)
@@ -154,8 +194,8 @@ def test_create_writes_only_where_nothing_is(place: Place) -> None:
     assert store.read(uri).data == b"first"
 
 
-def test_replace_writes_only_over_the_version_named(place: Place) -> None:
-    store, new = place
+def test_replace_writes_only_over_the_version_named(conditional: Place) -> None:
+    store, new = conditional
     uri = f"{new()}/x"
     assert store.replace(uri, b"none", "0-0") is None
     assert store.head(uri) is None
@@ -180,8 +220,8 @@ def winners(act: Callable[[int], str | None]) -> list[int]:
         return [number for number, etag in enumerate(pool.map(run, range(THREADS))) if etag is not None]
 
 
-def test_of_many_who_create_at_once_one_wins_and_its_bytes_stay(place: Place) -> None:
-    store, new = place
+def test_of_many_who_create_at_once_one_wins_and_its_bytes_stay(conditional: Place) -> None:
+    store, new = conditional
     for _ in range(10):
         uri = f"{new()}/lock"
         won = winners(lambda number, uri=uri: store.create(uri, b"%d" % number))  # type: ignore[misc]
@@ -189,8 +229,8 @@ def test_of_many_who_create_at_once_one_wins_and_its_bytes_stay(place: Place) ->
         assert store.read(uri).data == b"%d" % won[0]
 
 
-def test_of_many_who_replace_one_version_at_once_one_wins(place: Place) -> None:
-    store, new = place
+def test_of_many_who_replace_one_version_at_once_one_wins(conditional: Place) -> None:
+    store, new = conditional
     for _ in range(10):
         uri = f"{new()}/lock"
         etag = store.create(uri, b"free")

@@ -19,6 +19,7 @@ class Memory:
     """Objects with etags, as far as a lock needs a store; `before` is called with the name of each operation."""
 
     is_remote = True
+    is_conditional = True
 
     def __init__(self, before: Callable[[str], None] = lambda operation: None) -> None:
         self.objects: dict[str, Bytes] = {}
@@ -171,3 +172,32 @@ def _wait(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.02)
+
+
+def test_a_renewal_that_was_given_up_and_arrived_all_the_same_is_known_as_ours(quick: None) -> None:
+    memory = Memory()
+    lost = [0]
+
+    def replace_and_fail(uri: str, data: bytes, etag: str) -> str | None:
+        swapped = Memory.replace(memory, uri, data, etag)
+        if swapped and lost[0] < 2:
+            lost[0] += 1
+            raise StoreError(Code.TIMEOUT, f"{uri}: no answer in time")
+        return swapped
+
+    memory.replace = replace_and_fail  # type: ignore[method-assign]
+    with lock.locked(OUT, "ours", stores(memory)) as check:
+        deadline = time.monotonic() + 5
+        while lost[0] < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        check()
+    assert lost[0] == 2 and not memory.objects
+
+
+def test_where_conditions_are_not_heeded_nothing_is_held() -> None:
+    memory = Memory()
+    memory.is_conditional = False
+    with lock.locked(OUT, "ours", stores(memory)) as check:
+        assert not memory.objects
+        check()

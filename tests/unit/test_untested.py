@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.stores import PROGRAMS, missing
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,6 +40,12 @@ def test_a_package_that_is_missing_is_installed_once(machine: Path) -> None:
     assert update.endswith(" update") and install.endswith(" chromium")
 
 
+def test_a_group_may_be_several_packages(machine: Path) -> None:
+    assert packages(machine, "ceph").returncode == 0
+    install = (machine / "asked").read_text().splitlines()[-1]
+    assert install.endswith(" ceph-mon ceph-osd radosgw ceph-common")
+
+
 @pytest.mark.parametrize(
     ("name", "does"), [("id", "echo 1000"), ("apt-get", "exit 100")], ids=["not root", "apt-get fails"]
 )
@@ -51,6 +59,18 @@ def test_where_it_cannot_be_installed_the_tests_go_on(machine: Path, name: str, 
 def test_a_group_that_does_not_exist_is_refused(machine: Path) -> None:
     done = packages(machine, "browsers")
     assert done.returncode == 2 and "no group 'browsers'" in done.stderr
+
+
+def test_real_stores_are_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CI", "1")
+    assert missing("rclone") == "rclone as a store: not in continuous integration"
+    monkeypatch.delenv("CI")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert missing("ceph") == "ceph as a store: ceph is missing (infra/packages.sh ceph, as root with apt-get)"
+    for name in PROGRAMS["ceph"]:
+        program(tmp_path, name, "")
+    assert missing("ceph") is None
 
 
 def test_what_a_run_left_out_is_named_once_at_its_end(tmp_path: Path) -> None:
