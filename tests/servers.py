@@ -127,6 +127,8 @@ class Faults:
     expired_keys: set[str] = field(default_factory=set)  # access keys whose token has expired
     is_down: bool = False  # every request fails with 503
     conditions: Literal["heeded", "bare", "ignored", "unknown"] = "heeded"  # of PUTs; bare: ETags without quotes alone
+    conflicts: int = 0  # so many PUTs more meet another one in flight
+    ignores_ranges: bool = False  # whole objects come
     lost_answers: int = 0  # so many PUTs more are done, but their answers never arrive
     before_get: Callable[[str, int], None] | None = None  # (path, how many object GETs so far)
     seen: Callable[[str, Mapping[str, str]], None] | None = None  # ('GET /bucket/key?query', headers) of each request
@@ -214,6 +216,9 @@ class _Handler:
             if self._random.random() < faults.share:
                 kind = self._random.choice(faults.kinds)
                 faults.failed += 1
+        if request.method == "PUT" and faults.conflicts > 0:
+            faults.conflicts -= 1
+            return _error(409, "ConditionalRequestConflict")
         if request.method == "PUT" and faults.lost_answers > 0:
             faults.lost_answers -= 1
             kind = "lost"
@@ -233,6 +238,8 @@ class _Handler:
             request.transport.abort()
             return web.Response()
         headers = dict(request.headers)  # with the Host, which is signed
+        if self._faults.ignores_ranges:
+            headers.pop("Range", None)
         if request.method == "PUT":
             refusal = _put_condition(headers, self._faults.conditions)
             if refusal is not None:

@@ -43,13 +43,20 @@ def _found(program: str) -> str | None:
 
 
 @contextlib.contextmanager
-def rclone_store() -> Iterator[S3Server]:
-    """rclone's server over a folder: it heeds no conditions."""
+def rclone_store(etag_hash: str = "MD5") -> Iterator[S3Server]:
+    """rclone's server over a folder: it heeds no conditions. Without `etag_hash` its ETags are empty."""
     with tempfile.TemporaryDirectory(prefix="rclone-") as folder, _processes() as start:
         server = S3Server(f"http://127.0.0.1:{free_port()}", conditions=Conditions.NONE)
         served = Path(folder, "served")
         (served / server.bucket).mkdir(parents=True)
-        options = ["--addr", server.endpoint.removeprefix("http://"), "--auth-key", f"{_KEY},{_SECRET}"]
+        options = [
+            "--addr",
+            server.endpoint.removeprefix("http://"),
+            "--auth-key",
+            f"{_KEY},{_SECRET}",
+            "--etag-hash",
+            etag_hash,
+        ]
         config = ["--config", f"{folder}/rclone.conf", "--cache-dir", f"{folder}/cache"]
         start("rclone", "serve", "s3", *options, *config, str(served))
         _wait_for(server.endpoint)

@@ -1,4 +1,6 @@
-"""A store as PyArrow's file system, for Ray Train: its checkpoints go the way of all other bytes.
+"""A store as PyArrow's file system, for Ray Train: its notes and checkpoints go the way of all other bytes.
+
+Write through it from Python alone: PyArrow's `copy_files` passes over what an upload raises when it is closed.
 
 PyArrow has an S3 client of its own, which was left for three reasons. It uploads in chunks with checksums in trailers
 (Ceph's gateway answers 411), it makes an object for every folder (rclone's server answers 500), and it knows nothing of
@@ -27,16 +29,18 @@ def arrow_filesystem(uri: str, stores: Stores = Stores()) -> tuple[FileSystem, s
 
 
 class _Upload(io.BytesIO):
-    """Becomes an object when it is closed."""
+    """Becomes an object when it is closed. Raises StoreError then."""
 
     def __init__(self, stores: Stores, uri: str) -> None:
         super().__init__()
         self._stores, self._uri = stores, uri
 
     def close(self) -> None:
-        if not self.closed:
-            self._stores.of(self._uri).write(self._uri, self.getvalue())
+        if self.closed:
+            return
+        data = self.getvalue()
         super().close()
+        self._stores.of(self._uri).write(self._uri, data)
 
 
 class _StoreFiles(FileSystemHandler):

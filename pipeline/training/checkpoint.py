@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.storage.stores import Stores
+from pipeline.storage.uris import join
 from pipeline.training.validation import Scores
 
 Weights = dict[str, Tensor]
@@ -65,6 +67,15 @@ def save(folder: Path, state: State, model: nn.Module, optimizer: torch.optim.Op
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     np.savez(folder / "validation.npz", **asdict(best.scores))
     (folder / "state.json").write_text(json.dumps(asdict(state)))
+
+
+def upload(folder: Path, uri: str, stores: Stores) -> None:
+    """Every file, under `uri`. Raises StoreError.
+
+    Ray would copy them through PyArrow, which passes over a failure that a file meets when it is closed.
+    """
+    for path in sorted(folder.iterdir()):
+        stores.of(uri).write(join(uri, path.name), path.read_bytes())
 
 
 def read_state(folder: Path) -> State:

@@ -83,6 +83,8 @@ def fit(
         None if initial is None else ray.put(initial),
         mailbox,
         max_error_share,
+        run.uri,
+        run.stores,
     )
     trainer = _trainer(assignment, datasets, plan, run)
     board = Board(run.board, run.stores)
@@ -232,6 +234,15 @@ def _explained(error: Exception) -> Exception:
     """A platform's failure in a sentence; a bug of ours as it is."""
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
     controller: Exception | None = getattr(error, "controller_failure", None)
+    ours = next((failure for failure in (*failures, controller) if isinstance(failure, LeukorayError)), None)
+    if ours is not None:
+        ours.__cause__ = error
+        return ours
+    if isinstance(
+        error, ray.exceptions.RayActorError
+    ):  # Ray's controller, which begins with a note in the run's folder
+        *_, last = str(error).strip().splitlines() or [type(error).__name__]
+        return PlatformError(f"training could not start: {last}; the same command tries again")
     died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
     if controller is None and not any(isinstance(failure, died) for failure in failures):
         return error

@@ -1,5 +1,6 @@
 """One worker: the loop over epochs. Every rank takes the same number of steps and reports equally often."""
 
+import functools
 import math
 import os
 import tempfile
@@ -18,6 +19,9 @@ from torch import nn
 
 from pipeline.base.errors import IncompleteError, PlatformError
 from pipeline.model.architectures import CellClassifier, build
+from pipeline.storage.arrow import arrow_filesystem
+from pipeline.storage.stores import Stores
+from pipeline.storage.uris import join
 from pipeline.training import checkpoint
 from pipeline.training.augment import augment
 from pipeline.training.checkpoint import Best, State
@@ -43,6 +47,8 @@ class Assignment:
     initial: Any  # ObjectRef of safetensors bytes, or None to start from the seed
     mailbox: Any  # actor handle of progress.Mailbox
     max_error_share: float  # of damaged images, over both splits
+    run_uri: str  # folder of the checkpoints
+    stores: Stores
 
 
 @dataclass
@@ -215,5 +221,13 @@ def _report(worker: _Worker, state: State, best: Best, row: dict[str, float]) ->
         return
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), state, worker.model, worker.optimizer, best)
-        ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        made = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(row, checkpoint=made, checkpoint_upload_fn=functools.partial(_upload, worker.assignment))
     worker.sender.epoch(row, state)
+
+
+def _upload(assignment: Assignment, made: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    uri = join(assignment.run_uri, name)
+    checkpoint.upload(Path(made.path), uri, assignment.stores)
+    filesystem, path = arrow_filesystem(uri, assignment.stores)
+    return ray.train.Checkpoint(path, filesystem)

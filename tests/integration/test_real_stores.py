@@ -21,11 +21,12 @@ from pipeline.base.errors import PlatformError
 from pipeline.model.registry import resolve
 from pipeline.storage import lock
 from pipeline.storage.abilities import Abilities, ask, ask_conditions, for_writing
-from pipeline.storage.types import Conditions
+from pipeline.storage.types import Conditions, StoreError, UnsupportedError
 from serving.settings import ServingSettings
 from tests.live import live
 from tests.scoring_sources import ROOT, score_command
 from tests.servers import REGION, Faults, S3Server, faulty_proxy
+from tests.stores import missing, rclone_store
 from tests.training_data import CLASSES, cell_images
 
 KNOWN = {
@@ -91,6 +92,42 @@ def test_who_may_write_where_no_conditions_are_heeded_must_vouch_for_it(s3: S3Se
     assert len(said) == 1 and "no lock is held" in said[0]
     assert for_writing(s3.stores, folder, single_writer=True, say=said.append).of(folder).is_conditional
     assert len(said) == 1, "a vouched store that can lock does"
+
+
+def test_a_store_that_sends_whole_objects_for_parts_is_refused_and_told(s3: S3Server) -> None:
+    folder = f"s3://{s3.bucket}/parts"
+    with faulty_proxy(s3.endpoint, Faults(ignores_ranges=True)) as proxy:
+        stores = s3.at(proxy).stores
+        assert not ask(stores, folder).ranges
+        stores.of(folder).write(f"{folder}/x", b"0123456789")
+        with pytest.raises(UnsupportedError, match="sends whole objects where a part is asked for"):
+            stores.of(folder).read_range(f"{folder}/x", 2, 3)
+
+
+def test_a_write_that_meets_another_in_flight_is_sent_again(s3: S3Server) -> None:
+    uri = f"s3://{s3.bucket}/conflict/x"
+    faults = Faults(conflicts=2)
+    with faulty_proxy(s3.endpoint, faults) as proxy:
+        etag = s3.at(proxy).stores.of(uri).create(uri, b"ours")
+        assert etag is not None and s3.stores.of(uri).read(uri).data == b"ours"
+        faults.conflicts = 2
+        assert s3.at(proxy).stores.of(uri).replace(uri, b"newer", etag) is not None
+
+
+def test_where_etags_are_empty_a_version_is_told_by_its_time(s3: S3Server) -> None:
+    reason = missing("rclone")
+    if reason:
+        pytest.skip(reason)
+    with rclone_store(etag_hash="") as server:
+        store, uri = server.stores.of("s3://"), f"s3://{server.bucket}/a/x"
+        store.write(uri, b"12345")
+        listed = store.head(uri)
+        assert listed is not None and listed.etag and list(store.walk(f"s3://{server.bucket}/a")) == [listed]
+        assert store.read_range(uri, 1, 2, listed.etag).data == b"23"
+        time.sleep(1.1)
+        store.write(uri, b"54321")
+        with pytest.raises(StoreError, match="replaced since it was listed"):
+            store.read_range(uri, 1, 2, listed.etag)
 
 
 @pytest.mark.parametrize("name", ["ceph", "s3"])
