@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -35,7 +36,7 @@ KNOWN = {
     "rclone": Abilities(Conditions.NONE, ranges=True, checks_digests=True, long_keys=True),
 }
 IMAGES = 45
-TRAIN = ["--input-size", "32", "--batch-size", "8", "--workers", "1", "--cpus-per-worker", "0.5", "--epochs", "1"]
+TRAIN = ["--input-size", "32", "--batch-size", "8", "--workers", "2", "--cpus-per-worker", "0.5", "--epochs", "1"]
 
 
 @pytest.fixture(params=sorted(KNOWN))
@@ -169,12 +170,17 @@ def test_the_whole_way_goes_on_a_store(
     assert train.command([*training, *vouched]) == 0
     bundle = resolve(f"{models}/leukoray", store.stores)
     assert bundle.info.classes == tuple(sorted(CLASSES))
+    assert bundle.info.positive_classes == ("early", "late")
     assert bundle.file("report/history.json")
     assert not [item for item in store.stores.of(models).walk(models) if "checkpoint_0" in item.uri], "closed"
     report = f"{root}/report"
     assert evaluate.command([manifest, "--model", models, "--out", report, "--split", "validation", *store.flags]) == 0
-    measured = json.loads(store.stores.of(report).read(f"{report}/metrics.json").data)
-    assert measured["images"] == bundle.info.training["images"]["validation"]
+    measured = json.loads(read(store, f"{report}/metrics.json"))
+    assert measured["images"] == bundle.info.training["images"]["validation"] > 0
+    predicted = pq.read_table(pa.BufferReader(read(store, f"{report}/predictions.parquet")))
+    right = pc.mean(pc.equal(predicted["class_name"], predicted["called"])).as_py()
+    assert right == pytest.approx(measured["metrics"]["accuracy"]["value"])
+    assert b"not a medical device" in read(store, f"{report}/report.html").lower()
 
     scoring = [f"{root}/cells", "--model", models, "--out", scores, *store.flags]
     if name == "rclone":
@@ -193,6 +199,10 @@ def test_the_whole_way_goes_on_a_store(
     with live(settings) as url:
         answer = httpx.post(f"{url}/predict", content=next(iter(paths)).read_bytes(), timeout=60)
     assert answer.status_code == 200 and answer.json()["class_name"] in CLASSES
+
+
+def read(store: S3Server, uri: str) -> bytes:
+    return store.stores.of(uri).read(uri).data
 
 
 def _kill_one_while_it_runs(
@@ -226,10 +236,10 @@ def counts(store: S3Server, scores: str) -> list[tuple[int, int, int, int]]:
     found, place = [], store.stores.of(scores)
     for item in sorted(place.walk(scores), key=lambda item: item.uri):
         if item.uri.endswith("/run.json"):
-            said = json.loads(place.read(item.uri).data)["counts"]
+            said = json.loads(read(store, item.uri))["counts"]
             run = item.uri.rpartition("/")[0]
             files = [file.uri for file in place.walk(f"{run}/predictions")]
-            rows = [pq.read_table(pa.BufferReader(place.read(file).data))["image_id"] for file in files]
+            rows = [pq.read_table(pa.BufferReader(read(store, file)))["image_id"] for file in files]
             ids = [value for column in rows for value in column.to_pylist()]
             assert len(ids) == len(set(ids)) == said["scored"]
             found.append((said["listed"], said["scored"], said["quarantined"], said["skipped"]))

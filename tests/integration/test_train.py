@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,7 +20,6 @@ from pipeline.model.registry import ModelFolder, resolve
 from pipeline.model.torch_engine import TorchRunner
 from pipeline.training.decoded import decode, rejected
 from pipeline.training.rows import deal, labelled_rows
-from tests.servers import S3Server
 from tests.training_data import cell_images, manifest_of
 
 SMALL = [
@@ -121,35 +118,6 @@ def test_a_killed_run_continues_and_ends_where_the_unbroken_run_did(
     resumed = resolve(str(tmp_path / "leukoray")).info
     assert [row["epoch"] for row in resumed.training["history"]] == list(range(1, resumed.training["epochs_run"] + 1))
     assert resumed.weights_sha256 == trained.info.weights_sha256
-
-
-def test_many_classes_train_and_are_measured_from_and_to_s3(
-    ray_cluster: Any, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = cell_images(tmp_path / "images", 45, classes=3)
-    for row in rows:
-        key = "three/" + Path(row["uri"]).name
-        s3.client().upload_file(row["uri"], s3.bucket, key)
-        row |= {
-            "uri": f"s3://{s3.bucket}/{key}",
-            "etag": s3.client().head_object(Bucket=s3.bucket, Key=key)["ETag"].strip('"'),
-        }
-    manifest = manifest_of(rows, f"s3://{s3.bucket}/three-manifest", s3.stores).uri
-    flags = ["--task", "multiclass", "--epochs", "1", *s3.flags]
-    assert run_train(manifest, f"s3://{s3.bucket}/models", *flags) == 0
-    bundle = resolve(f"s3://{s3.bucket}/models/leukoray", s3.stores)
-    assert bundle.info.classes == ("early", "healthy", "late")
-    assert bundle.info.positive_classes == ("early", "late")
-    assert bundle.file("report/history.json")
-    out = f"s3://{s3.bucket}/three-report"
-    assert evaluate.command([manifest, "--model", bundle.uri, "--split", "validation", "--out", out, *s3.flags]) == 0
-    store = s3.stores.of(out)
-    metrics = json.loads(store.read(f"{out}/metrics.json").data)
-    assert metrics["images"] == bundle.info.training["images"]["validation"] == 15
-    predictions = pq.read_table(pa.BufferReader(store.read(f"{out}/predictions.parquet").data))
-    right = pc.equal(predictions["class_name"], predictions["called"])
-    assert pc.mean(right).as_py() == pytest.approx(metrics["metrics"]["accuracy"]["value"])
-    assert b"not a medical device" in store.read(f"{out}/report.html").data.lower()
 
 
 def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_the_bundle_alone(
