@@ -1,5 +1,6 @@
 """What every job shares: from a command line to an exit code, and how a person is told about it."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -97,6 +98,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return code, _INTERRUPTED
     if isinstance(error, StoreError):
         error = error.refusal()
+    if isinstance(error, BrokenPipeError):
+        return PlatformError.exit_code, "what read its output has ended; read all of it, or write it to a file"
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return PlatformError.exit_code, f"disk full: {error}; free space and run again"
     if isinstance(error, _WRONG_PLACE):
@@ -122,8 +125,9 @@ def _known_cause(error: BaseException) -> LeukorayError | None:
 
 def finish(code: int) -> None:
     """End the process with `code` now. PyArrow's S3 threads can abort an ordinary exit (apache/arrow 50188)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -34,7 +34,7 @@ class Guard:
         if not Path("/proc/self/environ").exists():
             return
         heard, self._pipe = os.pipe()
-        try:
+        with contextlib.suppress(FileNotFoundError):  # no shell, no guard
             subprocess.run(
                 ["sh", "-c", _SCRIPT, "sh", self._mark],
                 stdin=heard,
@@ -43,8 +43,7 @@ class Guard:
                 start_new_session=True,  # what a terminal sends to all does not reach it
                 check=False,
             )
-        finally:
-            os.close(heard)
+        os.close(heard)
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:

@@ -42,6 +42,7 @@ class FailedTask(Exception):
         (FailedTask(InputError("of a worker")), 3, "of a worker"),
         (OSError(errno.ENOSPC, "No space left on device"), 5, "disk full"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), 3, "/x: No such file or directory"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 5, "what read its output has ended"),
         (KeyboardInterrupt(), 130, "the same command continues"),
         (SystemExit(signal.SIGTERM), 143, "the same command continues"),
     ],

@@ -77,6 +77,7 @@ def test_an_accepted_archive_is_no_alarm_until_it_changes(bundle: Bundle, tmp_pa
     _, still_later = score([source], bundle, out, "run-4")
     assert [run["status"] for run in (accepted, later, still_later)] == ["complete"] * 3
     assert later["counts"]["uncounted"] == later["counts"]["uncounted_accepted"] == 1
+    assert score([source], bundle, out, "run-4b", limit=5)[1]["status"] == "complete", "also where it is listed anew"
     write_files(source, {"a.tar.gz": cut_tar("w:gz")[:-50]})
     assert score([source], bundle, out, "run-5")[1]["status"] == "incomplete", "another archive than the accepted one"
     write_files(source, {"a.tar.gz": tar(contents(40, bad=False), "w:gz")})

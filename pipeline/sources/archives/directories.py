@@ -36,12 +36,8 @@ def read_directories(file: IO[bytes], size: int) -> list[Directory]:
     """
     found: list[Directory] = []
     end = size
-    while end > 0 and (at := _end_record(file, end, is_last=not found)) is not None:
-        with reading:
-            try:
-                archive = zipfile.ZipFile(_cut(file, at, size))
-            except zipfile.BadZipFile:
-                break
+    while end > 0 and (last := _last_zip(file, end, size)) is not None:
+        archive, at = last
         members = members_of(archive)
         begin = min((item.header_offset for item in members), default=at)
         found.insert(0, Directory(archive, members, begin))
@@ -49,6 +45,29 @@ def read_directories(file: IO[bytes], size: int) -> list[Directory]:
             break
         end = begin
     return found
+
+
+def _last_zip(file: IO[bytes], end: int, size: int) -> tuple[zipfile.ZipFile, int] | None:
+    """(the zip that ends at `end`, where its end record lies). Looks as seldom as it can: each look is a request."""
+    at = end - _END.size
+    if end == size and at >= 0:
+        record = read_at(file, at, _END.size)
+        is_usual = record[:8] == _END_MARK + bytes(4) and record[12:16] != bytes(4) and record[20:] == bytes(2)
+        if is_usual and (archive := _opened(file)) is not None:
+            return archive, at
+    found = _end_record(file, end, is_last=end == size)
+    if found is None:
+        return None
+    archive = _opened(_cut(file, found, size))
+    return (archive, found) if archive is not None else None
+
+
+def _opened(file: IO[bytes]) -> zipfile.ZipFile | None:
+    with reading:
+        try:
+            return zipfile.ZipFile(file)
+        except zipfile.BadZipFile:
+            return None
 
 
 def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:

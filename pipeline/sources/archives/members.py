@@ -122,7 +122,9 @@ class Place:
         return Place(self.info, readable(self.prefix + member) + NESTED, base, self.ordinals)
 
     def problem(self, member: str | None, code: Code, message: str, size: int = 0) -> Problem:
+        """Of a member, or of the archive as a whole, whose length is then that of the object."""
         name = readable(self.prefix + member) if member is not None else (self.prefix.removesuffix(NESTED) or None)
+        size = self.info.size if name is None else size
         return Problem(self.info.uri, name, code, message, min(size, _MAX_INT64), self.info.etag)
 
     def ignored(self, member: str, reason: str) -> Ignored:
