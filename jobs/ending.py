@@ -44,13 +44,13 @@ def ends_when_told(give_up: Callable[[int], None]) -> Iterator[None]:
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
         before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    others = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(heard, give_up), name="ending", daemon=True)
     watch.start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(others)
         os.close(told)
         watch.join()
         for number, handler in before.items():

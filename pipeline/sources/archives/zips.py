@@ -66,7 +66,7 @@ def _zip_member(size: int, place: Place, item: zipfile.ZipInfo) -> Iterator[Foun
     elif item.flag_bits & 0x1:
         yield place.problem(name, Code.UNSUPPORTED_FORMAT, "an encrypted zip member; unpack it first", item.file_size)
     elif item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        message = f"zip compression method {item.compress_type}; only stored and deflated are read"
+        message = f"zip compression method {item.compress_type}; only stored and deflated are read: pack it anew"
         yield place.problem(name, Code.UNSUPPORTED_FORMAT, message, item.file_size)
     elif item.header_offset + item.compress_size > size:
         yield place.problem(name, Code.TRUNCATED, "the archive ends inside this member", item.file_size)
