@@ -15,6 +15,7 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import predict_split
 from pipeline.evaluation.report import words
 from pipeline.evaluation.result import Evaluation, evaluation
+from pipeline.images.unit import refuse_mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import resolve
 from pipeline.sources.manifest import SPLITS, Manifest, read_manifest
@@ -59,6 +60,7 @@ def main(config: EvaluateConfig) -> None:
     show_config(config)
     manifest, published = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
     bundle = published.with_bit_depth(config.bit_depth)
+    refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
     if note := bundle.depth_note(published.info.bit_depth):
         print(note)
     if config.target_sensitivity is not None and manifest.info.split_rule == "test":

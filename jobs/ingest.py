@@ -15,6 +15,7 @@ from jobs.config import NamingConfig, effective, positional
 from pipeline import __version__
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.evaluation.sample_size import few_of, what_is_enough
+from pipeline.images.unit import DESCRIBED, Unit
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
@@ -42,6 +43,10 @@ Research software, not a medical device.
 """
 
 _EXAMPLES_SHOWN = 5
+_UNIT_UNKNOWN = (
+    "nobody has said what an image shows: --unit cell (one white cell) or --unit field (many). A model of one says "
+    "nothing of the other, which is only noticed where it is known"
+)
 
 
 class IngestConfig(NamingConfig):
@@ -70,6 +75,7 @@ class IngestConfig(NamingConfig):
         None, description="CSV or Parquet, one row an image: path, label or class_name, subject_id, split, site, others"
     )
     subjects: str | None = Field(None, description="CSV or Parquet, one row a subject: subject_id, site, others")
+    unit: Unit | None = Field(None, description="what an image shows: one white cell, or a field with many")
     subjects_shared: bool | None = Field(
         None, description="a subject's name that is in several folders is one person (--no-...: another one in each)"
     )
@@ -143,6 +149,7 @@ def _options(config: IngestConfig, stores: Stores) -> IngestOptions:
         labels=config.labels,
         subjects=config.subjects,
         subjects_shared=config.subjects_shared,
+        unit=config.unit,
         contradictions=config.contradictions,
         near_copies=config.near_copies,
         split_rule=config.split_rule,
@@ -170,6 +177,7 @@ def _info(draft: ManifestDraft, config: IngestConfig, names: Names) -> ManifestI
         split_rule=draft.split.rule,
         split_reason=draft.split.reason,
         units=draft.units,
+        unit=draft.unit,
         warnings=draft.warnings,
         synthetic=draft.is_synthetic,
         pseudonym_key_id=names.key_id,
@@ -198,6 +206,7 @@ def account(draft: ManifestDraft, written: Manifest, seconds: float) -> list[str
     if draft.is_synthetic:
         lines.insert(0, "SYNTHETIC images: figures made from them say nothing about real blood")
     lines += _field("layout", f"{layout.name}: {layout.title}")
+    lines += _field("unit", DESCRIBED[draft.unit] if draft.unit else _UNIT_UNKNOWN)
     if draft.labels_from != "paths":
         lines += _field("labels", f"from {draft.labels_from}")
     lines += _columns(draft)

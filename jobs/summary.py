@@ -61,7 +61,7 @@ def account(summary: Summary) -> list[str]:
     lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
     if model.synthetic:
         lines.append(advice.SYNTHETIC)
-    lines += filter(None, (run.pixel_note, run.depth_note))
+    lines += filter(None, (run.pixel_note, run.depth_note, run.unit_note))
     if summary.uncounted:
         lines.append(
             f"{run.status}: {counts.uncounted:,} archives or folders hold an unknown number of images"
@@ -117,10 +117,13 @@ def _subjects(summary: Summary) -> list[str]:
         return []
     shown = summary.subjects[:_SUBJECTS_SHOWN]
     width = min(32, max(7, *(len(row["subject_id"]) for row in shown)))
-    lines = ["", "most suspicious subjects (share positive with its 95 % Wilson interval)"]
+    of_fields = summary.run.unit == "field"
+    how = "by their highest probabilities: an image is a field" if of_fields else "share positive, 95 % Wilson interval"
+    lines = ["", f"most suspicious subjects ({how})"]
     lines.append(f"  {'subject':<{width}}  {'images':>7}  {'positive':>8}  {'share':>15}  {'mean':>5}  {'top':>5}")
     for row in shown:
-        interval = f"{100 * row['share_positive']:3.0f} % ({100 * row['share_low']:.0f}-{100 * row['share_high']:.0f})"
+        share, low, high = (row[name] for name in ("share_positive", "share_low", "share_high"))
+        interval = f"{100 * share:3.0f} % ({100 * low:.0f}-{100 * high:.0f})" if share is not None else "-"
         lines.append(
             f"  {row['subject_id'][:width]:<{width}}  {row['n_images']:>7,}  {row['n_positive']:>8,}  {interval:>15}  "
             f"{row['mean_probability']:5.3f}  {row['top_mean_probability']:5.3f}"

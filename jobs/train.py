@@ -102,7 +102,7 @@ def main(config: TrainConfig) -> None:
     manifest = read_manifest(config.manifest, stores)
     rows = _checked_rows(manifest, config)
     folder = ModelFolder(model, stores)
-    folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes)
+    folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
     initial = _initial_weights(config, rows, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)

@@ -10,6 +10,7 @@ from pipeline import __version__
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import Threshold
 from pipeline.evaluation.outcomes import Outcomes
+from pipeline.images.unit import DESCRIBED
 from pipeline.model.bundle import Bundle
 from pipeline.sources.manifest import SPLITS, Manifest
 
@@ -24,6 +25,10 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
         notes.append(f"This is the {split} split: the model, its threshold or its epoch were chosen by it.")
     if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
         notes.append("The manifest is not the one of training: images of training may be among those measured here.")
+    if (bundle.info.unit is None) != (manifest.info.unit is None):
+        known, unknown = ("manifest", "model") if bundle.info.unit is None else ("model", "manifest")
+        unit = DESCRIBED[bundle.info.unit or manifest.info.unit]
+        notes.append(f"An image of the {known} shows {unit}; of the {unknown} that is not known, so it is not checked.")
     if outcomes.rejections:
         codes = ", ".join(sorted({error.code.value for error in outcomes.rejections}))
         count = f"{len(outcomes.rejections)} of {len(outcomes.all)}"
@@ -57,6 +62,7 @@ def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampl
         "Trained": info.created_at,
         "Manifest": manifest.uri,
         "Manifest digest": manifest.info.digest,
+        "An image shows": DESCRIBED[manifest.info.unit],
         "Source": ", ".join(manifest.info.source),
         **({"Images by site": sites} if (sites := _sites(manifest)) else {}),
         "Split rule": manifest.info.split_rule or info.split_rule,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from pipeline.base.errors import InputError, UsageError
+from pipeline.images.unit import Unit
 from pipeline.ingest import remarks
 from pipeline.ingest.annotation import UNKNOWN, Annotation, with_sites, with_subjects
 from pipeline.ingest.class_names import folded
@@ -41,6 +42,7 @@ class IngestOptions:
     labels: str | None = None
     subjects: str | None = None
     subjects_shared: bool | None = None
+    unit: Unit | None = None
     contradictions: str | None = None
     near_copies: bool = True
     split_rule: SplitRule = "auto"

@@ -6,7 +6,7 @@ Takes and gives plain strings. A name that can be read both ways says nothing: w
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _NEGATIVE_WORDS = frozenset({"healthy", "normal", "benign", "hem", "control", "controls", "nonmalignant"})
 _DISEASE_WORDS = frozenset(
@@ -29,6 +29,15 @@ _NO_CELL_OF_HEALTH = re.compile(
     r"|erythro|normoblast|\bnrbc|\brbc|plasma|immature|promyelocyt|promonocyt|prolymphocyt|\big\b|metamyelocyt|myelocyt",
     re.IGNORECASE,
 )
+
+_CELL_TYPE = re.compile(r"lymphocyt|monocyt|neutrophil|eosinophil|basophil|myelocyt|blast\b|plasma cell", re.IGNORECASE)
+_ENOUGH_CELL_TYPES = 3
+
+
+def are_cell_types(class_names: Collection[str]) -> bool:
+    """Whether the classes are, by their names, kinds of cells: then an image shows one of them."""
+    kinds = sum(_CELL_TYPE.search(folded(name)) is not None for name in class_names)
+    return kinds >= max(_ENOUGH_CELL_TYPES, len(class_names) / 2)
 
 
 def folded(name: str) -> str:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.base.errors import InputError
+from pipeline.images.unit import Unit
 from pipeline.ingest import remarks, splits
 from pipeline.ingest.alike import Alike, find_alike
 from pipeline.ingest.annotate import IngestOptions, annotate_all
 from pipeline.ingest.annotation import Annotation, units_of
+from pipeline.ingest.class_names import are_cell_types
 from pipeline.ingest.class_rules import apply_rules, one_spelling
 from pipeline.ingest.further_columns import Column
 from pipeline.ingest.gather import Listing, read_sources
@@ -46,6 +48,7 @@ class ManifestDraft:
     ignored: list[str]  # classes in no split, by the user's word
     units: str  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
     alike: Alike
+    unit: Unit | None  # what an image shows
 
     @property
     def positive(self) -> dict[str, int]:
@@ -80,7 +83,8 @@ def ingest(
     verdicts, near_copies = options.contradictions, options.near_copies
     alike = find_alike(listing.table, annotations, verdicts=verdicts, near_copies=near_copies, stores=stores)
     split, annotations = split_images(alike.annotations, listing.paths, alike.groups, found.layout, options)
-    table = _manifest_table(listing.table, annotations, split.splits, found.further)
+    unit = options.unit or found.layout.unit or _unit_of_classes(annotations)
+    table = _manifest_table(listing.table, annotations, split.splits, unit, found.further)
     synthetic = found.layout.name == "leukoray-samples" or any(_is_marked_synthetic(root, stores) for root in roots)
     labels = [] if options.classes.say_labels else remarks.about_labels(annotations)
     labels += remarks.about_sites(annotations)
@@ -99,6 +103,7 @@ def ingest(
         ignored=sorted({str(row.class_name) for row in annotations if row.is_ignored}),
         units=units_of(annotations),
         alike=alike,
+        unit=unit,
     )
 
 
@@ -131,11 +136,20 @@ def _is_marked_synthetic(root: str, stores: Stores) -> bool:
     return stores.of(root).head(join(folder, _SYNTHETIC_MARK)) is not None
 
 
+def _unit_of_classes(annotations: Sequence[Annotation]) -> Unit | None:
+    names = {row.class_name for row in annotations if row.class_name is not None}
+    return "cell" if are_cell_types(names) else None
+
+
 def _manifest_table(
-    listing: pa.Table, annotations: Sequence[Annotation], split: Sequence[str | None], further: Sequence[Column]
+    listing: pa.Table,
+    annotations: Sequence[Annotation],
+    split: Sequence[str | None],
+    unit: Unit | None,
+    further: Sequence[Column],
 ) -> pa.Table:
     columns = {field.name: [getattr(row, field.name, None) for row in annotations] for field in manifest.LABEL_FIELDS}
-    columns["split"] = list(split)
+    columns |= {"split": list(split), "unit": [unit] * len(annotations)}
     table = listing
     for field in manifest.LABEL_FIELDS:
         table = table.append_column(field, pa.array(columns[field.name], field.type))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.base.errors import InputError, UsageError
+from pipeline.images.unit import Unit
 from pipeline.ingest.annotation import UNKNOWN, Annotation, block_id, normalize, with_subjects
 from pipeline.ingest.class_folders import given_split, names_classes, read_last_folder, reader, telling_folder
 from pipeline.ingest.splits import SplitRule
@@ -27,7 +28,8 @@ class Layout:
 
     `read` gives an Annotation, or None for a path that is not of this layout. `positive` maps class to label
     (None: the classes have no positive or negative meaning, or are matched by common words). `block_size`:
-    this many consecutive file numbers of a class stand in for one patient, where names carry no subject.
+    this many consecutive file numbers of a class stand in for one patient, where names carry no subject. `unit`: what
+    an image shows, where all images of the set show the same.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Layout:
     why: str
     positive: Mapping[str, int] | None = None
     block_size: int | None = None
+    unit: Unit | None = None
     caveats: tuple[str, ...] = ()
     subject_caveats: tuple[str, ...] = ()  # they hold unless the user says what a subject is
 
@@ -129,6 +132,7 @@ _CATALOGUE = (
         read=_read_samples,
         split_rule="subjects",
         why="stain and camera vary by subject, so a subject must stay on one side",
+        unit="field",
         caveats=("the images are synthetic: figures measured on them say nothing about real cells",),
     ),
     Layout(
@@ -137,6 +141,7 @@ _CATALOGUE = (
         example="dataset2-master/images/TRAIN/EOSINOPHIL/_0_1169.jpeg",
         read=_read_kaggle,
         split_rule="given",
+        unit="cell",
         why="TRAIN and TEST were made from different originals by rotating and flipping, so only the given "
         "split keeps the siblings of one original together; TEST_SIMPLE holds the originals of TEST and goes with it",
         caveats=(
@@ -152,6 +157,7 @@ _CATALOGUE = (
         split_rule="subjects",
         why="the file names carry the subject, so no subject is on two sides",
         positive=_C_NMC_LABELS,
+        unit="cell",
     ),
     Layout(
         name="taleqani-all",
@@ -162,6 +168,7 @@ _CATALOGUE = (
         why="names carry no patient, but one patient's files tend to be numbered consecutively: blocks of 36 "
         "numbers of a class (3,256 images of 89 patients) stand in for patients",
         positive=_TALEQANI_LABELS,
+        unit="field",
         block_size=36,
         caveats=("stain and background differ by class, so figures stay optimistic",),
         subject_caveats=("blocks only stand in for patients: a patient at a block's edge can be on two sides",),
@@ -177,6 +184,7 @@ _CATALOGUE = (
         why="the public files carry no patient and many cell types are rare (11 to 80 images), so images are "
         "split at random within each type, as in the paper",
         positive=_AML_LABELS,
+        unit="cell",
         subject_caveats=("cells of one of the 200 patients are on both sides: figures are optimistic",),
     ),
     Layout(

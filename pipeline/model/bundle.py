@@ -17,6 +17,7 @@ from pipeline.base.errors import InputError, UsageError
 from pipeline.base.text import column_names, first_line, problems
 from pipeline.base.versions import check_version
 from pipeline.images.load import Preprocessing
+from pipeline.images.unit import Unit
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
@@ -48,6 +49,7 @@ class BundleInfo(BaseModel):
     threshold: float = Field(0.5, ge=0, le=1)  # on the positive probability
     review_band: tuple[float, float] | None = None  # [low, high): decision 'review' instead of a side
     synthetic: bool = False  # trained on generated images
+    unit: Unit | None = None  # what the images of training show; null where nobody has said
     metrics: dict[str, Any] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
     manifest_digest: str = ""
     split_rule: str = ""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.base.errors import InputError
 from pipeline.base.text import problems
 from pipeline.base.versions import check_version
+from pipeline.images.unit import Unit, mismatch
 from pipeline.model.bundle import INFO, Bundle, read_bundle
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -90,7 +91,9 @@ class ModelFolder:
             self.point_to(bundle)
         return verdict
 
-    def refuse_other_task(self, task: str, classes: Sequence[str], positive_classes: Sequence[str]) -> None:
+    def refuse_other_task(
+        self, task: str, classes: Sequence[str], positive_classes: Sequence[str], unit: Unit | None = None
+    ) -> None:
         """Raise InputError when the best model answers another question, which its readers rely on."""
         pointer = self.pointer()
         current = self._named_by(pointer) if pointer is not None else None
@@ -102,6 +105,8 @@ class ModelFolder:
                 f"{self.uri}: its best model tells {', '.join(info.classes)} apart, this manifest would teach "
                 f"{', '.join(classes)}; give the new model a name of its own with --name"
             )
+        if found := mismatch(info.unit, unit):
+            raise InputError(f"{self.uri}: {found}; give the new model a name of its own with --name")
 
     def best(self, pointer: Pointer) -> Bundle:
         """The bundle that the pointer names. Raises InputError when it was written for another than lies there now."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.images.depth import GUESSED
+from pipeline.images.unit import Unit
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.request import Request, Workforce
 
@@ -64,6 +65,7 @@ class ModelUsed(_Entry):
     preprocessing_digest: str = ""
     bit_depth: int | None = None  # fixed for 16-bit samples
     synthetic: bool = False  # trained on generated images
+    unit: Unit | None = None  # what the images of training show
 
     @classmethod
     def of(cls, bundle: Bundle) -> "ModelUsed":
@@ -102,6 +104,8 @@ class RunRecord(_Entry):
     model: ModelUsed
     request: Request
     layout: str = ""  # of the source's paths
+    unit: Unit | None = None  # what the images show: by their layout or manifest, else what the model's do
+    unit_note: str = ""  # where the model was made of other images
     pixel_rules: Mapping[str, int] = {}  # rows of any version of the model in the output so far, by digest
     continued: bool = False  # after an interruption
     started_at: str

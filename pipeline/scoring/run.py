@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pipeline import __version__
 from pipeline.base.cluster import connected
 from pipeline.base.errors import InputError
+from pipeline.images.unit import mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
 from pipeline.scoring.plan.freeze import make_plan
@@ -19,6 +20,7 @@ from pipeline.scoring.request import Request, RunOptions
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import SCHEMA_VERSION
 from pipeline.scoring.task import ScoringTask
+from pipeline.scoring.unit import unit_of_sources, unit_scored
 from pipeline.scoring.work.driver import score_shards
 from pipeline.scoring.work.progress import Progress
 from pipeline.storage.lock import locked
@@ -98,6 +100,8 @@ def make_record(
         model=ModelUsed.of(task.bundle),
         request=task.request,
         layout=plan.layout,
+        unit=unit_scored(task),
+        unit_note=mismatch(task.bundle.info.unit, unit_of_sources(task)) or "",
         pixel_rules=_pixel_rules(task, counts),
         continued=continues,
         started_at=plan.started_at,

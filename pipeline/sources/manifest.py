@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.base.errors import InputError
 from pipeline.base.text import first_line
 from pipeline.base.versions import check_version
+from pipeline.images.unit import Unit
 from pipeline.sources.pseudonyms import names_of
 from pipeline.sources.rows import LOCATION_FIELDS, ListingRow, read_rows
 from pipeline.storage.parquet import described, to_parquet
@@ -37,6 +38,7 @@ LABEL_FIELDS = [
     described("subject_id", pa.string(), "patient; null where the source names none"),
     described("split", pa.string(), "train, validation or test"),
     described("site", pa.string(), "hospital or laboratory; null where nothing names one"),
+    described("unit", pa.string(), "what the image shows: cell (one white cell) or field (many); null unknown"),
 ]
 MANIFEST_SCHEMA = pa.schema(
     LOCATION_FIELDS + LABEL_FIELDS, metadata={"leukoray.manifest_version": str(MANIFEST_VERSION)}
@@ -52,6 +54,7 @@ class ManifestRow(ListingRow):
     subject_id: str | None
     split: str | None
     site: str | None = None
+    unit: str | None = None
 
 
 class Counts(BaseModel):
@@ -92,6 +95,7 @@ class ManifestInfo(BaseModel):
     split_rule: str = ""  # given, subjects, images, test (all of it, by the user's word) or none
     split_reason: str = ""  # a sentence
     units: str = "subjects"  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
+    unit: Unit | None = None  # what an image shows, where it is known
     warnings: list[str] = []  # sentences
     synthetic: bool = False
     pseudonym_key_id: str | None = None  # of the key that hides paths and subjects

@@ -85,6 +85,7 @@ def publish(
         threshold=rule.threshold.value if rule.threshold else 0.5,
         review_band=rule.band,
         synthetic=manifest.info.synthetic,
+        unit=manifest.info.unit,
         metrics={"validation": _metrics(trained.best.scores, settings.task, rule)},
         manifest_digest=manifest.info.digest,
         split_rule=manifest.info.split_rule,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.base.cluster import own_errors
 from pipeline.base.errors import IncompleteError
 from pipeline.images.remarks import count_kinds
+from pipeline.images.unit import Unit
 from pipeline.scoring.commit.compact import Compactor, group_parts
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.commit.subjects import roll_up
@@ -27,6 +28,7 @@ from pipeline.scoring.record import Counts, RunRecord
 from pipeline.scoring.run_folder import FAILED_BEFORE, PARTS_LIST, RECORD, SUBJECTS, SUCCESS, WORK, RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IS_UNCOUNTED
 from pipeline.scoring.task import ScoringTask
+from pipeline.scoring.unit import unit_scored
 from pipeline.scoring.work.parts import ArchiveSummary, all_part_sizes, read_summary
 from pipeline.sources.masks import MASKS_NAMED
 
@@ -70,7 +72,7 @@ def commit(ray: Any, task: ScoringTask, sizes: Sizes = Sizes()) -> Committed:
     written = [item for result in results for item in result]
     written += _archives(folder, plan, archives)
     written += plan.files
-    written += _subjects(folder, written)
+    written += _subjects(folder, written, unit_scored(task))
     return Committed(written, _count(folder, plan, archives, written))
 
 
@@ -82,11 +84,11 @@ def _archives(folder: RunFolder, plan: Plan, summaries: Sequence[ArchiveSummary]
     return series.finish()
 
 
-def _subjects(folder: RunFolder, written: Sequence[Written]) -> list[Written]:
+def _subjects(folder: RunFolder, written: Sequence[Written], unit: Unit | None) -> list[Written]:
     """SUBJECTS, where a subject is known."""
     names = [item.name for item in written if item.name.startswith("predictions/")]
     columns = ["subject_id", "probability", "decision", "image_id"]
-    table = roll_up((batch for name in names for batch in folder.batches(name, columns)), folder.run_id)
+    table = roll_up((batch for name in names for batch in folder.batches(name, columns)), folder.run_id, unit)
     if not table.num_rows:
         return []
     file = OutputFile(table.schema)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.evaluation.intervals import wilson_interval
+from pipeline.images.unit import Unit
 from pipeline.ingest.class_names import folded
 from pipeline.storage.parquet import described
 
@@ -24,12 +25,13 @@ SUBJECT_SCHEMA = pa.schema(
         described("n_images", pa.int64(), "images scored"),
         described("n_positive", pa.int64(), "of these decided positive"),
         described("n_review", pa.int64(), "of these left to a person"),
-        described("share_positive", pa.float64(), "n_positive / n_images"),
+        described("share_positive", pa.float64(), "n_positive / n_images; null where the images are fields"),
         described("share_low", pa.float64(), "lower limit of share_positive, Wilson, 95 %"),
         described("share_high", pa.float64(), "upper limit"),
         described("mean_probability", pa.float64(), "mean over all images"),
         described("top_mean_probability", pa.float64(), f"mean of the {TOP_K} highest"),
         described("top_image_ids", pa.list_(pa.int64()), f"images of the {TOP_K} highest, most suspicious first"),
+        described("unit", pa.string(), "what the images show: cell or field; null unknown"),
         described("run_id", pa.string(), "run that wrote the row"),
     ]
 )
@@ -44,10 +46,12 @@ class _Sums:
     top: list[tuple[float, int]] = field(default_factory=list)
 
 
-def roll_up(batches: Iterator[pa.Table], run_id: str) -> pa.Table:
+def roll_up(batches: Iterator[pa.Table], run_id: str, unit: Unit | None = None) -> pa.Table:
     """SUBJECT_SCHEMA, most suspicious subject first, from tables of subject_id, probability, decision, image_id.
 
-    Subjects that are spelled in several ways ('Patient_01', 'patient-01') are one row, under the first spelling.
+    A share of positive images is a share of cells only where an image is a cell: of fields it is null, and subjects are
+    ordered by their highest probabilities. Spellings of a subject ('Patient_01', 'patient-01') are one row, under the
+    first.
     """
     sums: dict[str, _Sums] = {}
     names: dict[str, str] = {}
@@ -63,24 +67,24 @@ def roll_up(batches: Iterator[pa.Table], run_id: str) -> pa.Table:
             one.probability += probability
             push = heapq.heappush if len(one.top) < TOP_K else heapq.heappushpop
             push(one.top, (probability, image_id))
-    rows = [_row(subject, one, run_id) for subject, one in sums.items()]
-    rows.sort(key=lambda row: (-row["share_low"], row["subject_id"]))
+    rows = [_row(subject, one, unit) | {"run_id": run_id} for subject, one in sums.items()]
+    order = "top_mean_probability" if unit == "field" else "share_low"
+    rows.sort(key=lambda row: (-row[order], row["subject_id"]))
     return pa.Table.from_pylist(rows, SUBJECT_SCHEMA)
 
 
-def _row(subject: str, one: _Sums, run_id: str) -> dict[str, Any]:
+def _row(subject: str, one: _Sums, unit: Unit | None) -> dict[str, Any]:
     interval = wilson_interval(one.positive, one.images)
+    shares = (one.positive / one.images, interval.low, interval.high) if unit != "field" else (None,) * 3
     top: Sequence[tuple[float, int]] = sorted(one.top, reverse=True)
     return {
         "subject_id": subject,
         "n_images": one.images,
         "n_positive": one.positive,
         "n_review": one.review,
-        "share_positive": one.positive / one.images,
-        "share_low": interval.low,
-        "share_high": interval.high,
+        **dict(zip(("share_positive", "share_low", "share_high"), shares, strict=True)),
         "mean_probability": one.probability / one.images,
         "top_mean_probability": sum(p for p, _ in top) / len(top),
         "top_image_ids": [image_id for _, image_id in top],
-        "run_id": run_id,
+        "unit": unit,
     }
