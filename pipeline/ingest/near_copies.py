@@ -19,9 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.base.errors import ImageRejected
 from pipeline.base.machine import usable_cores
-from pipeline.images.load import load_image
+from pipeline.images.load import Limits, load_image
 from pipeline.ingest.likeness import AGREEMENT, KEY_LENGTH, REACH, SIDE, Floats, agreement, keys, small_picture
-from pipeline.sources.fetch import Fetched, fetch_rows
+from pipeline.sources.fetch import Fetched
+from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import ListingRow, read_rows
 from pipeline.storage.stores import Stores
 
@@ -81,7 +82,7 @@ def _read(rows: Sequence[ListingRow], pictures: NDArray[np.uint8], stores: Store
     found = np.full((len(rows), KEY_LENGTH), np.nan, np.float32)
     unread = 0
     with ThreadPoolExecutor(usable_cores()) as pool:
-        fetched = fetch_rows(rows, stores)
+        fetched = fetch_while_up(rows, stores, Limits())
         while batch := list(itertools.islice(fetched, _BATCH)):
             small = {
                 place[item.row.image_id]: picture for item, picture in zip(batch, pool.map(_small, batch), strict=True)
