@@ -128,18 +128,23 @@ def _assign(
 ) -> SplitResult:
     subjects = [row.subject_id for row in rows]
     group = joined(alike)
+    is_by_site = rule == "sites"
+    if is_by_site and not any(row.site for row in rows if row.is_used):
+        raise UsageError("--split-rule sites: no site is known; give --site-pattern, or a table with a column 'site'")
     result = splits.assign_splits(
         _names(rows),
-        subjects,
+        [f"site {row.site}" if row.site else row.subject_id for row in rows] if is_by_site else subjects,
         [row.split for row in rows],
         keys=paths,
         groups=[group.get(row) for row in range(len(paths))],
         labels=[row.label for row in rows],
         fractions=options.fractions,
         seed=options.seed,
-        rule=rule,
-        units=units_of(rows),
+        rule="subjects" if is_by_site else rule,
+        units="sites" if is_by_site else units_of(rows),
     )
+    if is_by_site and result.rule == "subjects":
+        result = replace(result, rule="sites")
     if result.rule != "images":
         splits.check_leaks(subjects, result.splits, keys=paths)
     return result

@@ -19,7 +19,7 @@ from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.split_units import FREE, Ints, Rows, Units, make_units
 from pipeline.sources.manifest import SPLITS
 
-SplitRule = Literal["auto", "subjects", "images", "given"]
+SplitRule = Literal["auto", "subjects", "sites", "images", "given"]
 Use = Literal["split", "test"]  # what the images are for
 FRACTIONS = (0.7, 0.15, 0.15)  # of train, validation and test
 

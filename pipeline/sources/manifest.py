@@ -92,7 +92,7 @@ class ManifestInfo(BaseModel):
     source: list[str] = []  # URIs
     layout: str = ""  # name of an ingest layout
     labels_from: str = "paths"  # 'paths', 'sidecars' or the URI of a table
-    split_rule: str = ""  # given, subjects, images, test (all of it, by the user's word) or none
+    split_rule: str = ""  # given, subjects, sites, images, test (all of it, by the user's word) or none
     split_reason: str = ""  # a sentence
     units: str = "subjects"  # what `subject_id` names: 'subjects', or 'blocks' of consecutive file numbers
     unit: Unit | None = None  # what an image shows, where it is known

@@ -1,6 +1,7 @@
 """The user's word is the last: given splits, flags and tables hold on every layout, or the refusal says why."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,17 @@ def test_a_site_that_tells_the_label_is_told(tmp_path: Path) -> None:
     assert "all positive images are of A, all negative ones of B" in said(ingest([source], options))
     put(tmp_path, "A/healthy/9.jpg")
     assert "the site tells" not in said(ingest([source], options))
+
+
+def test_every_site_is_in_one_split_where_the_user_wants_it(tmp_path: Path) -> None:
+    names = [f"{site}/{kind}/{site}{n}.jpg" for site in "ABCDE" for kind in ("blast", "healthy") for n in range(4)]
+    source = put(tmp_path / "in", *names)
+    options = IngestOptions(split_rule="sites", site_pattern=r"^(\w)/", subject_pattern=r"(\w\d)\.")
+    draft = ingest([source], options)
+    assert draft.split.rule == "sites" and draft.split.reason.startswith("every site is in one split only")
+    pairs = set(zip(draft.table["site"].to_pylist(), draft.table["split"].to_pylist(), strict=True))
+    assert len(pairs) == 5 and {split for _, split in pairs} == {"train", "validation", "test"}
+    with pytest.raises(UsageError, match="no site is known"):
+        ingest([source], IngestOptions(split_rule="sites"))
+    with pytest.raises(InputError, match="subjects are in more than one split"):
+        ingest([source], replace(options, subject_pattern=r"(\d)\.", subjects_shared=True))
