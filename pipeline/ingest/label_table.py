@@ -74,6 +74,8 @@ def annotate_from_table(
     where they are half of all: but for a table of a larger set, where nearly every image has found its row.
     """
     rows, roles = distinct(rows), roles_of(rows)
+    if not rows.num_rows:
+        raise InputError("the table of labels has no rows; give one a row for each image")
     columns = {role: rows.column(name).to_pylist() for role, name in roles.items()}
     if folded(roles.get("split", "split")) != "split" and not any(map(_is_split, columns["split"])):
         del roles["split"], columns["split"]  # 'set' and 'subset' may mean anything

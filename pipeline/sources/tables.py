@@ -15,6 +15,7 @@ from pipeline.storage.types import StoreError
 SUFFIXES = (".csv", ".parquet")
 _DELIMITERS = ",;\t"
 _SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\1*\r?\n', re.IGNORECASE)  # Excel's own first line
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # xlsx and ods, xls
 _QUOTED = re.compile(r'"[^"]*"')
 _NOTHING = ["", "NaN", "nan", "NULL", "null"]
 
@@ -41,6 +42,8 @@ def read_table(uri: str, stores: Stores = Stores()) -> pa.Table:
 
 
 def _read_csv(data: bytes) -> pa.Table:
+    if data.startswith(_WORKBOOKS):
+        raise ValueError("it is a workbook of a spreadsheet; save it as CSV")
     text = _decoded(data).lstrip("\r\n")
     if said := _SEPARATOR.match(text):
         text, delimiter = text[said.end() :], said[1]

@@ -165,6 +165,18 @@ def test_a_table_that_a_spreadsheet_wrote_is_read(text: str, tmp_path: Path) -> 
     assert [column.to_pylist() for column in table.columns[:2]] == [["1.png"], ["7, 8"]]
 
 
+@pytest.mark.parametrize("beginning", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])
+def test_a_workbook_is_named_as_one(beginning: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(beginning + bytes(100))
+    with pytest.raises(InputError, match="a workbook of a spreadsheet; save it as CSV"):
+        read_table(str(tmp_path / "t.csv"))
+
+
+def test_a_table_without_rows_is_refused() -> None:
+    with pytest.raises(InputError, match="has no rows"):
+        annotate_from_table(pa.table({"path": [], "label": []}), ["1.png"])
+
+
 # ---- further columns ---------------------------------------------------------------------------------------
 
 
