@@ -46,7 +46,8 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
         with guard.marking() if guard is not None else contextlib.nullcontext():
             ray = _started(target, num_cpus, worker_logs)
         try:
-            with head_watched(ray):
+            # A local Ray has no head to lose; its port may lie on an address that goes away with the network.
+            with head_watched(ray) if target is not None else contextlib.nullcontext():
                 yield ray
         finally:
             # Ray ends a process, with a code of its own, in which a thread calls it after its shutdown. Such a thread
