@@ -1,7 +1,8 @@
 """What is known of each listed image, by its path, a table of labels or a sidecar, and by what the user says on top."""
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -116,10 +117,11 @@ def _by_layout_or_table(
     base, folder = base_folder(roots), posixpath.dirname(labels)
     inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
     paths_tell = layout.name not in ("flat", "table")
-    table = annotate_from_table(
-        read_table(labels, stores), paths, base=base, folder=inside, is_part=options.lists_part,
-        needs_class=not paths_tell,
-    )  # fmt: skip
+    rows = read_table(labels, stores)
+    with _named(labels):
+        table = annotate_from_table(
+            rows, paths, base=base, folder=inside, is_part=options.lists_part, needs_class=not paths_tell
+        )
     names_subjects = any(row.subject_id for row in table.annotations)
     found = Annotated(layout, table.annotations, labels, table.said, table.further, names_subjects)
     if not is_forced and layout.name in GENERIC and (table.tells_class or not paths_tell):
@@ -185,11 +187,21 @@ def _is_said_of_image(key: str, text: str) -> bool:
     return key not in ALIASES["path"] and (key not in ALIASES["split"] or split_named(text) is not None)
 
 
+@contextmanager
+def _named(uri: str) -> Iterator[None]:
+    """Errors about a table say which file it is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{uri}: {error}") from error
+
+
 def _join_subjects(found: Annotated, uri: str, stores: Stores) -> None:
     """Site and further columns of a table of subjects, for the images of each."""
     table = read_table(absolute(uri), stores)
     taken = [*MANIFEST_SCHEMA.names, *(column.field.name for column in found.further)]
-    joined = join_subjects(table, found.rows, taken)
+    with _named(uri):
+        joined = join_subjects(table, found.rows, taken)
     found.rows = [replace(row, site=row.site or site) for row, site in zip(found.rows, joined.sites, strict=True)]
     found.further += joined.further
     found.said += joined.said

@@ -182,3 +182,11 @@ def test_every_site_is_in_one_split_where_the_user_wants_it(tmp_path: Path) -> N
         ingest([source], IngestOptions(split_rule="sites"))
     with pytest.raises(InputError, match="subjects are in more than one split"):
         ingest([source], replace(options, subject_pattern=r"(\d)\.", subjects_shared=True))
+
+
+def test_a_table_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", *CLASSES)
+    bad = table(tmp_path / "bad.csv", "a,b", "1,2")
+    for options in (IngestOptions(labels=bad), IngestOptions(subjects=bad, subject_pattern=r"(\d)\.")):
+        with pytest.raises(InputError, match=r"bad\.csv: the table of \w+ has the columns a, b"):
+            ingest([source], options)
