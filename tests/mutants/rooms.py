@@ -35,7 +35,7 @@ SCORING_TESTS = ("tests/unit/test_scoring*.py",)
 ROOMS = {
     "images": Room(
         ("pipeline/images/*.py", "pipeline/images/formats/*.py"),
-        ("tests/unit/test_images.py",),
+        tuple(f"tests/unit/test_{name}.py" for name in ("images", "formats", "dicom", "depth", "channels", "noise")),
     ),
     "predictor": Room(
         ("pipeline/model/predictor.py", "pipeline/model/prediction.py"),
