@@ -308,7 +308,7 @@ def _scarcity(draft: ManifestDraft) -> list[str]:
     for split in sorted(images, key=SPLITS.index):
         counts = {kind: len(found) for kind, found in units.get(split, {}).items()}
         if found := few_of(dict(sorted(counts.items())), dict(sorted(images[split].items())), draft.units):
-            few.append(f"{split} has {', '.join(found)}")
+            few.append(f"{split} has {found}")
     return [f"few for a figure: {'; '.join(few)}; {what_is_enough(draft.units)}"] if few else []
 
 

@@ -110,7 +110,7 @@ def about_near_copies(
     if not found.pairs:
         return said
     torn = torn_pairs(found.pairs, result)
-    kept = "kept on one side of the split"
+    kept = "kept on one side of the split" if any(result.splits) else "to be kept together"
     if torn:
         examples = "; ".join(
             f"{paths[pair.first]} ({result.splits[pair.first]}) and {paths[pair.second]} ({result.splits[pair.second]})"
