@@ -27,6 +27,7 @@ from pipeline.sources.filters import Filters, parse_since
 from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, ManifestInfo, write_manifest
 from pipeline.sources.masks import MASKS, masks_note
 from pipeline.sources.pseudonyms import Names, names_of
+from pipeline.sources.tables import text_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -136,7 +137,7 @@ def _rules(config: IngestConfig, stores: Stores) -> ClassRules:
     if config.classes is None:
         return rules
     where = absolute(config.classes)
-    return ClassRules.from_yaml(stores.of(where).read(where).data.decode(), where).joined(rules)
+    return ClassRules.from_yaml(text_of(stores.of(where).read(where).data), where).joined(rules)
 
 
 def _options(config: IngestConfig, stores: Stores) -> IngestOptions:

@@ -1,6 +1,7 @@
 """What is known of each listed image, by its path, a table of labels or a sidecar, and by what the user says on top."""
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,13 @@ import pyarrow as pa
 from pipeline.base.errors import InputError, UsageError
 from pipeline.images.unit import Unit
 from pipeline.ingest import remarks
-from pipeline.ingest.annotation import UNKNOWN, Annotation, with_sites, with_subjects
+from pipeline.ingest.annotation import UNKNOWN, Annotation, normalize, with_sites, with_subjects
+from pipeline.ingest.class_folders import given_split, patient_folder
 from pipeline.ingest.class_names import folded
 from pipeline.ingest.class_rules import ClassRules
 from pipeline.ingest.further_columns import Column
 from pipeline.ingest.gather import Listing
-from pipeline.ingest.label_table import ALIASES, TableLabels, annotate_from_table, roles_of
+from pipeline.ingest.label_table import ALIASES, TableLabels, annotate_from_table, is_truth, roles_of
 from pipeline.ingest.layouts import GENERIC, LAYOUTS, Layout, annotate, left_out, recognize
 from pipeline.ingest.split_names import split_named
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
@@ -82,6 +84,9 @@ def annotate_all(listing: Listing, roots: Sequence[str], options: IngestOptions,
     if options.subject_pattern or (found.layout.name in GENERIC and not found.names_subjects):
         found.rows, said = told_apart(found.rows, listing.paths, options.subjects_shared)
         found.said += [*said, *about_both_labels(found.rows, listing.paths)]
+    is_told = found.labels_from != "paths" and any(row.split for row in found.rows)
+    if options.split_rule == "auto" and options.use == "split" and not is_told and any(r.is_used for r in found.rows):
+        found.said += remarks.about_parts(listing.paths)
     if options.subjects is not None:
         _join_subjects(found, options.subjects, stores)
     return found
@@ -110,9 +115,8 @@ def _by_layout_or_table(
         own = _from_sidecars(listing) if layout.name == "flat" and listing.meta else None
         if own is not None:
             names_subjects = any(row.subject_id for row in own.annotations)
-            return Annotated(layout, own.annotations, "sidecars", [], own.further, names_subjects)
-        if options.split_rule == "auto" and layout.name == "class-folders":
-            said += remarks.about_parts(paths)
+            rows, kept = _with_what_folders_say(own.annotations, of_paths, paths)
+            return Annotated(layout, rows, "sidecars", [*_about_flags(listing), *kept], own.further, names_subjects)
         return Annotated(layout, of_paths, "paths", said)
     base, folder = base_folder(roots), posixpath.dirname(labels)
     inside = folder[len(base) + 1 :] if folder.startswith(f"{base}/") else ""
@@ -126,10 +130,35 @@ def _by_layout_or_table(
     found = Annotated(layout, table.annotations, labels, table.said, table.further, names_subjects)
     if not is_forced and layout.name in GENERIC and (table.tells_class or not paths_tell):
         found.layout = LAYOUTS["table"]
+        found.rows, kept = _with_what_folders_say(table.annotations, of_paths, paths)
+        found.said = [*table.said, *kept]
     else:
         found.said = [*said, *table.said, *_about_overruled(table.annotations, of_paths)]
         found.rows = [_merged(row, known) for row, known in zip(table.annotations, of_paths, strict=True)]
     return found
+
+
+def _with_what_folders_say(
+    rows: Sequence[Annotation], of_paths: Sequence[Annotation], paths: Sequence[str]
+) -> tuple[list[Annotation], list[str]]:
+    """Labels of a table or of sidecars that name no split, or no subject: both as the folders tell them.
+
+    Otherwise a test set kept in a folder of its own would be mixed into training by a table of labels beside it.
+    """
+    split_known, subject_known = any(row.split for row in rows), any(row.subject_id for row in rows)
+    result, counts = [], Counter[str]()
+    for row, known, path in zip(rows, of_paths, paths, strict=True):
+        if row == UNKNOWN:
+            result.append(row)
+            continue
+        folder = normalize(path).rpartition("/")[0]
+        split = row.split if split_known else given_split(folder)
+        subject = row.subject_id if subject_known else known.subject_id or patient_folder(folder)
+        counts["splits"] += split is not None and not split_known
+        counts["subjects"] += subject is not None and not subject_known
+        result.append(replace(row, split=split, subject_id=subject))
+    said = [f"{what} of {count:,} images are those that their folders name" for what, count in counts.items() if count]
+    return result, said
 
 
 def _about_overruled(said: Sequence[Annotation], of_paths: Sequence[Annotation]) -> list[str]:
@@ -184,7 +213,22 @@ def _from_sidecars(listing: Listing) -> TableLabels | None:
 
 def _is_said_of_image(key: str, text: str) -> bool:
     """Which image a sidecar describes is told by where it lies, by nothing in it; 'subset' may mean anything."""
-    return key not in ALIASES["path"] and (key not in ALIASES["split"] or split_named(text) is not None)
+    is_split = key in ALIASES["split"] and split_named(text) is not None
+    return is_split or not (key in ALIASES["path"] or key in ALIASES["split"] or _is_split_flag(key, text))
+
+
+def _is_split_flag(key: str, text: str) -> bool:
+    return split_named(key) is not None and is_truth(text)
+
+
+def _about_flags(listing: Listing) -> list[str]:
+    """Keys such as `is_test`, of which nothing is made: whoever wrote them may have kept a test set apart."""
+    flags = {key for found in listing.meta.values() for key, text in found.items() if _is_split_flag(key, text)}
+    return [
+        f"{key.upper()} OF THE SIDECARS SEEMS TO SAY WHICH IMAGES ARE KEPT APART, AND IS NOT READ: give a table with a "
+        "column 'split' (--labels)"
+        for key in sorted(flags)
+    ]
 
 
 @contextmanager

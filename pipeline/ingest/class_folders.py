@@ -74,6 +74,11 @@ def given_split(folder: str) -> Split | None:
     return next((split for split in found if split is not None), None)
 
 
+def patient_folder(folder: str) -> str | None:
+    """The innermost folder that is a patient by its name: 'P01', 'patient_7'."""
+    return next((name for name in reversed(telling_folders(folder)) if _PATIENT.fullmatch(name)), None)
+
+
 def telling_folder(path: str) -> tuple[str, str] | None:
     """(the folders above, the last folder that may name a class) of a normalized path, None where there is none."""
     folder = path.rpartition("/")[0]
@@ -196,4 +201,6 @@ def names_classes(read: Read, paths: Sequence[str]) -> bool:
         return False
     if any(common_label(name) is not None for name in names):
         return True
+    if sum(_PATIENT.fullmatch(annotation.class_name or "") is not None for annotation in found) > len(found) / 2:
+        return False
     return len(names) > 1 and all(re.search(r"[A-Za-z]{2}", name) or _FAB.fullmatch(name) for name in names)

@@ -11,16 +11,39 @@ from collections.abc import Collection, Iterable, Mapping
 _NEGATIVE_WORDS = frozenset({"healthy", "normal", "benign", "hem", "control", "controls", "nonmalignant"})
 _DISEASE_WORDS = frozenset(
     {"leukemia", "leukaemia", "leukemias", "leukaemias", "leukemic", "leukaemic", "aml", "apl", "cml", "cll"}
-    | {"malignant", "cancer", "cancerous", "abnormal"}
+    | {"malignant", "malignancy", "cancer", "cancerous", "abnormal"}
     | {(_ALL := "ALL")}  # acute lymphoblastic leukemia: 'all' is a word of every day
     | {"blast", "blasts", "lymphoblast", "lymphoblasts", "myeloblast", "myeloblasts", "monoblast", "monoblasts"}
 )
 _SAYS_NO = frozenset({"negative", "neg"})
+_SAYS = _SAYS_NO | {"positive", "pos"}
 _NEGATIONS = frozenset({"non", "not", "no", "without"})
+_SUBTYPES = frozenset({"apl"})  # of an acute leukemia: 'non-APL' is the rest of them, where it is not health
+# What makes of a disease something that can be read both ways: 'leukemia-free', 'AML in remission', 'kein Blast'.
+_DOUBTS = frozenset(
+    {"free", "absent", "absence", "excluded", "exclude", "remission", "cured", "never", "neither", "nor", "minus"}
+    | {"rule", "ruled", "suspected", "suspicious", "suspicion", "possible", "possibly", "probable", "questionable"}
+    | {"vs", "versus", "like", "mimic", "mimics", "karyotype", "cytogenetics", "cytogenetically", "quality"}
+    | {"kein", "keine", "nicht", "ohne", "sin", "sans", "pas", "sem", "senza", "bez", "geen"}
+)
+# Beside these, 'positive' and 'negative' are said of the image; beside others of a marker: 'BCR-ABL negative'.
+_OF_IMAGES = frozenset(
+    {"class", "classes", "label", "labels", "cell", "cells", "image", "images", "sample", "samples", "case", "cases"}
+    | {"patient", "patients", "group", "smear", "smears", "field", "fields", "result", "set", "folder", "the", "is"}
+    | {"train", "training", "val", "validation", "test", "testing", "data", "all", "control", "controls"}
+    | {"cancer", "cancerous", "malignant", "for", "wbc", "true"}
+)
 # What may stand between a negation and the disease that it denies: 'no evidence of acute leukemia'.
 _BETWEEN = frozenset(
     {"acute", "chronic", "any", "evidence", "sign", "signs", "of", "the", "a", "visible"}
     | {"lymphoblastic", "lymphocytic", "lymphoid", "myeloid", "myelogenous", "promyelocytic"}
+)
+# A disease, however it is written or compounded ('LeukemiaCells', 'T-all', 'megakaryoblast', 'Lymphom').
+_DISEASE_WITHIN = re.compile(
+    r"blast|leuk(?:a?e|ä)m|leuc[eé]m|lymphoma?s?\b|myelom|malign|cancer|abnormal|unhealthy|disease|dysplas|remission"
+    r"|лейк(?:оз|ем)|бласт|白血病|\b(?:mds|cmml|mpal|mpn|a[mp]l|c[lm]l|[bt] all)\b"
+    r"|\bpr[eo] [bt]\b|\b(?:not|non) ?(?:normal|healthy|benign)",
+    re.IGNORECASE,
 )
 # Parts of the names of what is on a smear and is no mature white cell: healthy only where somebody says so.
 _NO_CELL_OF_HEALTH = re.compile(
@@ -29,6 +52,11 @@ _NO_CELL_OF_HEALTH = re.compile(
     r"|erythro|normoblast|\bnrbc|\brbc|plasma|immature|promyelocyt|promonocyt|prolymphocyt|\big\b|metamyelocyt|myelocyt",
     re.IGNORECASE,
 )
+
+_UNSURE = re.compile(r"\?|\w[-\N{MINUS SIGN}](?=\s*$)")  # 'blast?', and 'ALL-' beside 'ALL+'
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+_DASH = re.compile("[\u2010-\u2015\u2212]")
+_MINUS = re.compile(r"(?:^\s*)-(?=\d)|(?<=\w)-(?=\s*$)")
 
 _CELL_TYPE = re.compile(r"lymphocyt|monocyt|neutrophil|eosinophil|basophil|myelocyt|blast\b|plasma cell", re.IGNORECASE)
 _ENOUGH_CELL_TYPES = 3
@@ -41,8 +69,14 @@ def are_cell_types(class_names: Collection[str]) -> bool:
 
 
 def folded(name: str) -> str:
-    """What two spellings of one class (or subject) have in common: composed letters, no case, one kind of separator."""
-    return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFC", name).casefold()).strip()
+    """What two spellings of one class (or subject) have in common: composed letters, no case, one kind of separator.
+
+    Letters of full width and invisible ones are looked past, and so is the kind of a dash. A minus is no separator:
+    '-1' is not '1', and 'CD34-' not 'CD34'.
+    """
+    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name)).casefold()
+    plain = _MINUS.sub("\N{MINUS SIGN}", _DASH.sub("-", plain))
+    return re.sub(r"[\s_\-]+", " ", plain).strip()
 
 
 def spellings(names: Iterable[str]) -> dict[str, str]:
@@ -64,7 +98,9 @@ def twins(spelling: Mapping[str, str]) -> dict[str, list[str]]:
 
 def is_no_cell_of_health(class_name: str) -> bool:
     """Whether a class is, by its name, no mature white cell: debris, platelets, precursors, what nobody could tell."""
-    return common_label(class_name) == 1 or _NO_CELL_OF_HEALTH.search(folded(class_name)) is not None
+    label, name = common_label(class_name), folded(class_name)
+    names_disease = _DISEASE_WITHIN.search(name) or not _DISEASE_WORDS.isdisjoint(_words(class_name))
+    return label == 1 or (label is None and bool(names_disease)) or _NO_CELL_OF_HEALTH.search(name) is not None
 
 
 def common_label(class_name: str) -> int | None:
@@ -76,19 +112,24 @@ def common_label(class_name: str) -> int | None:
     words = _words(class_name)
     of_health = _NEGATIVE_WORDS & set(words)
     readings = {_reading(words, place) for place, word in enumerate(words) if word in _DISEASE_WORDS}
+    if (readings or of_health) and (_DOUBTS & set(words) or _UNSURE.search(class_name)):
+        return None
     if readings:
         label = readings.pop() if len(readings) == 1 else None
         return label if not of_health or label == 0 else None
     if _NEGATIONS & set(words):
         return None
-    positive, negative = bool({"positive", "pos"} & set(words)), bool(of_health or _SAYS_NO & set(words))
-    return None if positive == negative else int(positive)
+    if said := _SAYS & set(words):
+        is_of_image = all(word in _OF_IMAGES | _SAYS | _NEGATIVE_WORDS or len(word) == 1 for word in words)
+        signs = {word in _SAYS_NO for word in said} | ({True} if of_health else set())
+        return int(not signs.pop()) if is_of_image and len(signs) == 1 else None
+    return 0 if of_health else None
 
 
 def _words(name: str) -> list[str]:
     """The words in lower case; 'nonleukemic' is two. 'ALL' is the disease in capitals, or as the whole name."""
     words: list[str] = []
-    for written in re.findall(r"[A-Za-z]+", name):
+    for written in re.findall(r"[A-Za-z]+", unicodedata.normalize("NFKC", name)):
         word = written.casefold()
         if word.startswith("non") and (word[3:] in _DISEASE_WORDS or word[3:] == "all"):
             words.append("non")
@@ -105,6 +146,8 @@ def _reading(words: list[str], place: int) -> int | None:
     while before and before[-1] in _BETWEEN:
         before.pop()
     denied = before[-1:] and before[-1] in _NEGATIONS
+    if denied and words[place] in _SUBTYPES:
+        return None
     if denied or before[-2:] in (["negative", "for"], ["neg", "for"]) or after in (["negative"], ["neg"]):
         return 0 if not _NEGATIONS & set(before[:-1]) else None
     says_no = _NEGATIONS & set(before) or (after and after[-1] in _NEGATIONS) or _SAYS_NO & set(words)

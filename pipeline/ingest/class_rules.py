@@ -16,6 +16,10 @@ from pipeline.ingest.class_names import common_label, folded, is_no_cell_of_heal
 
 _OPEN = "?"  # in a draft, where nobody has said
 _WORDS = ("positive", "negative", "ignore")
+# What people write for these, and no class is called.
+_NO_WORDS = frozenset(
+    {"", "pos", "neg", "true", "false", "yes", "no", "1", "0", "ignored", "exclude", "excluded", "skip"}
+)
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,14 @@ class ClassRules:
     @classmethod
     def from_yaml(cls, text: str, where: str) -> "ClassRules":
         """A mapping of class names to 'positive', 'negative', 'ignore', or the name of another class."""
-        try:
-            found = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise InputError(f"{where}: no YAML ({error}); write lines such as `blast: positive`") from error
-        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-            raise InputError(f"{where}: must map class names to positive, negative, ignore or another class name")
-        said = {str(name): str(value) for name, value in found.items()}
+        said = _mapping(text, where)
         if open_ones := [name for name, value in said.items() if value == _OPEN]:
             raise InputError(f"{where}: {', '.join(open_ones)}: still {_OPEN!r}; say what each is, or delete its line")
-        of = {word: tuple(name for name, value in said.items() if value == word) for word in _WORDS}
-        renamed = {name: value for name, value in said.items() if value not in _WORDS}
+        if unclear := [f"{name}: {value}" for name, value in said.items() if folded(value) in _NO_WORDS]:
+            raise InputError(f"{where}: {'; '.join(unclear)}: write positive, negative, ignore or another class name")
+        word_of = {name: folded(value) for name, value in said.items() if folded(value) in _WORDS}
+        of = {word: tuple(name for name, said_word in word_of.items() if said_word == word) for word in _WORDS}
+        renamed = {name: value for name, value in said.items() if name not in word_of}
         return cls(of["positive"], of["negative"], of["ignore"], renamed)
 
     def joined(self, other: "ClassRules") -> "ClassRules":
@@ -54,6 +55,24 @@ class ClassRules:
             self.ignored + other.ignored,
             {**self.renamed, **other.renamed},
         )
+
+
+def _mapping(text: str, where: str) -> dict[str, str]:
+    """Keys and values as they are written: to YAML itself `no` is no name, and the last of two lines wins."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: no YAML ({error}); write lines such as `blast: positive`") from error
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    if (node is not None and not pairs) or not all(isinstance(one, yaml.ScalarNode) for pair in pairs for one in pair):
+        raise InputError(f"{where}: must map class names to positive, negative, ignore or another class name")
+    said: dict[str, str] = {}
+    spelling: dict[str, str] = {}
+    for key, value in pairs:
+        name = spelling.setdefault(folded(key.value), key.value)
+        if said.setdefault(name, value.value.strip()) != value.value.strip():
+            raise InputError(f"{where}: {name} is both {said[name]!r} and {value.value!r}; keep one line a class")
+    return said
 
 
 def one_spelling(annotations: Sequence[Annotation]) -> tuple[list[Annotation], list[str]]:
@@ -81,12 +100,21 @@ def one_spelling(annotations: Sequence[Annotation]) -> tuple[list[Annotation], l
 def _labels_of_twins(
     annotations: Sequence[Annotation], classes: Mapping[str, str], merged: Mapping[str, list[str]]
 ) -> dict[str | None, int | None]:
-    """The one label of each class that was merged; None where its spellings disagree."""
+    """The one label of each class that was merged; None where its spellings disagree.
+
+    Where one spelling alone has both labels, these are said of images and not of classes: each image keeps its own.
+    """
     found: dict[str, set[int]] = {}
     for row in annotations:
         if row.class_name is not None and row.label is not None and classes[row.class_name] in merged:
-            found.setdefault(classes[row.class_name], set()).add(row.label)
-    return {name: next(iter(labels)) if len(labels) == 1 else None for name, labels in found.items()}
+            found.setdefault(row.class_name, set()).add(row.label)
+    result: dict[str | None, int | None] = {}
+    for chosen, names in merged.items():
+        of_spelling = [found[name] for name in names if name in found]
+        if of_spelling and all(len(labels) == 1 for labels in of_spelling):
+            labels = set.union(*of_spelling)
+            result[chosen] = labels.pop() if len(labels) == 1 else None
+    return result
 
 
 def apply_rules(annotations: Sequence[Annotation], rules: ClassRules) -> list[Annotation]:
@@ -97,11 +125,9 @@ def apply_rules(annotations: Sequence[Annotation], rules: ClassRules) -> list[An
     """
     counts = Counter(row.class_name for row in annotations if row.class_name is not None)
     names = _Names(counts)
-    new_name = {names.find("--classes", old): new for old, new in rules.renamed.items()}
-    renamed = [
-        replace(row, class_name=new_name.get(row.class_name, row.class_name)) if row.class_name is not None else row
-        for row in annotations
-    ]
+    spelled = spellings([*counts, *rules.renamed.values()])
+    new_name = {names.find("--classes", old): spelled[new] for old, new in rules.renamed.items()}
+    renamed = _renamed(annotations, new_name)
     after = Counter(row.class_name for row in renamed if row.class_name is not None)
     table, ignored = _label_table(after, rules)
     return [
@@ -114,6 +140,25 @@ def apply_rules(annotations: Sequence[Annotation], rules: ClassRules) -> list[An
         else row
         for row in renamed
     ]
+
+
+def _renamed(annotations: Sequence[Annotation], new_name: Mapping[str, str]) -> list[Annotation]:
+    """With the names of the classes that they belong to, and the labels of these where only a name told one."""
+    labels: dict[str, set[int | None]] = {}
+    for row in annotations:
+        if row.class_name and row.class_name in new_name.values() and row.class_name not in new_name:
+            labels.setdefault(row.class_name, set()).add(row.label)
+    result = []
+    for row in annotations:
+        if row.class_name is None or row.class_name not in new_name:
+            result.append(row)
+            continue
+        name, label = new_name[row.class_name], row.label
+        if label == common_label(row.class_name):
+            known = labels.get(name, {common_label(name)})
+            label = next(iter(known)) if len(known) == 1 else None
+        result.append(replace(row, class_name=name, label=label))
+    return result
 
 
 class _Names:

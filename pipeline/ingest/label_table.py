@@ -35,6 +35,10 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 _LABEL_WORDS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
+_NOTHING = frozenset(
+    {"", "na", "n/a", "#n/a", "n.a.", "<na>", "nan", "none", "null", "nil", "-", "--", "?", "k.a.", "missing"}
+)
+_NOBODY = frozenset({"unknown", "unbekannt", "unk", "anonymous", "anonymized", "anonymised"})
 _WHOLE = re.compile(r"^(\d+)\.0+$")
 _NAMED = 5  # rows named in an error
 _EXAMPLES = 3  # of each reason
@@ -79,11 +83,16 @@ def annotate_from_table(
     columns = {role: rows.column(name).to_pylist() for role, name in roles.items()}
     if folded(roles.get("split", "split")) != "split" and not any(map(_is_split, columns["split"])):
         del roles["split"], columns["split"]  # 'set' and 'subset' may mean anything
+    found_split = _split_column(rows, roles) if "split" not in roles else None
+    if found_split is not None:
+        roles["split"], columns["split"] = found_split, rows[found_split].to_pylist()
     _check_columns(rows, columns)
     names = [as_text(value) or "" for value in columns["path"]]
     found = locate(names, paths, base=base, folder=folder)
     _check_matches(names, found)
     said = _about_matches(names, found, paths, is_part)
+    if found_split is not None:
+        said.append(f"the column {found_split!r} of the table holds train and test, and is taken for the given split")
     classes: list[str] = []
     if not columns.keys() & {"label", "class_name"} and (needs_class or len(columns) == 1):
         classes, of_row, odd = _one_hot(rows, roles)
@@ -108,6 +117,31 @@ def roles_of(rows: pa.Table, roles: Sequence[str] = tuple(ALIASES)) -> dict[str,
         if rows.column_names.count(name) > 1:
             raise InputError(f"the table has several columns called {name!r}; keep one")
     return {role: name for role, name in found.items() if name is not None}
+
+
+def _split_column(rows: pa.Table, roles: Mapping[str, str]) -> str | None:
+    """The column that holds nothing but words for train, validation and test, whatever it is called.
+
+    Raises InputError where several do, and for a flag such as `is_test`: an overlooked test set is trained on.
+    """
+    others = [name for name in rows.column_names if name not in roles.values()]
+    words = {name: {text for value in _values(rows[name]) if (text := as_text(value))} for name in others}
+    flags = [name for name in others if split_named(name) and words[name] and all(map(is_truth, words[name]))]
+    parts = {name: {split_named(text) for text in words[name]} for name in others}
+    found = [name for name in others if len(parts[name]) > 1 and None not in parts[name]]
+    if flags and not found:
+        raise InputError(
+            f"the column {flags[0]!r} of the table of labels seems to say which images are kept apart; write a column "
+            "'split' with train, validation and test, or give it another name"
+        )
+    if len(found) > 1:
+        raise InputError(f"the columns {_some(found)} of the table of labels all hold splits; call one of them 'split'")
+    return found[0] if found else None
+
+
+def is_truth(text: str) -> bool:
+    """0 or 1, true or false, yes or no."""
+    return _is_set(text) is not None or text.casefold() in ("yes", "no")
 
 
 def distinct(rows: pa.Table) -> pa.Table:
@@ -191,8 +225,13 @@ def _some(items: Sequence[str]) -> str:
 def _class_columns(rows: pa.Table, taken: Iterable[str]) -> list[str]:
     """Columns that hold nothing but 0 and 1, and both of them: each may be a class."""
     others = [name for name in rows.column_names if name.strip() and name not in taken]
-    found = [name for name in others if {_is_set(value) for value in rows[name].unique().to_pylist()} == {True, False}]
+    found = [name for name in others if {_is_set(value) for value in _values(rows[name])} == {True, False}]
     return found if len(found) >= _FEWEST_CLASSES else []
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Each value once; none of a nested column."""
+    return [] if pa.types.is_nested(column.type) else column.unique().to_pylist()
 
 
 def _is_set(value: Any) -> bool | None:
@@ -240,7 +279,7 @@ def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotati
             classes = labels
             words = {value: common_label(value) for value in known}
     splits = _splits(columns.get("split", nothing))
-    subjects = [as_text(value) for value in columns.get("subject_id", nothing)]
+    subjects = [_subject(value) for value in columns.get("subject_id", nothing)]
     sites = [as_text(value) for value in columns.get("site", nothing)]
     result = []
     for label, class_name, subject, split, site in zip(labels, classes, subjects, splits, sites, strict=True):
@@ -253,20 +292,29 @@ def _annotations(columns: Mapping[str, list[Any]], n_rows: int) -> list[Annotati
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text: 3.0 is '3', True is 'true', empty and NaN are None."""
+    """A cell as text: 3.0 is '3', True is 'true', empty and NaN are None, and what people write for them.
+
+    'NA' taken for a name would make one subject of all whose subject is not known.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip() or None
+    text = str(value).strip()
+    return text if text.casefold() not in _NOTHING else None
 
 
 def _label_text(value: Any) -> str | None:
     """As `as_text`; '1.0', which pandas writes where a column of integers has a gap, is '1'."""
     text = as_text(value)
     return _WHOLE.sub(r"\1", text) if text is not None else None
+
+
+def _subject(value: Any) -> str | None:
+    text = _label_text(value)
+    return text if text is not None and text.casefold() not in _NOBODY else None
 
 
 def _is_split(value: Any) -> bool:

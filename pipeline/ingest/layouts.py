@@ -15,6 +15,7 @@ from pipeline.base.errors import InputError, UsageError
 from pipeline.images.unit import Unit
 from pipeline.ingest.annotation import UNKNOWN, Annotation, block_id, normalize, with_subjects
 from pipeline.ingest.class_folders import given_split, names_classes, read_last_folder, reader, telling_folder
+from pipeline.ingest.class_names import common_label
 from pipeline.ingest.splits import SplitRule
 
 _RECOGNIZED_SHARE = 0.5  # of all paths: public sets carry unlabelled parts (30 % of C-NMC 2019)
@@ -271,9 +272,9 @@ def _class_folders(paths: Sequence[str]) -> Layout:
 
 
 def left_out(paths: Sequence[str], layout: Layout) -> Counter[str]:
-    """Folders beside those of the layout's classes that it does not read -> images in them.
+    """Folders that the layout does not read -> images in them: beside those of its classes, or named for a label.
 
-    They are classes as well: a set of the same habits with more of them, say.
+    They are classes as well: a set of the same habits with more of them, say, or another source.
     """
     if layout.name in GENERIC:
         return Counter()
@@ -287,7 +288,9 @@ def left_out(paths: Sequence[str], layout: Layout) -> Counter[str]:
             read.add(folder[0])
         else:
             unread[folder] += 1
-    return Counter({name: count for (above, name), count in unread.items() if above in read})
+    return Counter(
+        {name: count for (above, name), count in unread.items() if above in read or common_label(name) is not None}
+    )
 
 
 def annotate(

@@ -14,6 +14,7 @@ from pipeline.ingest.split_names import unread_parts
 from pipeline.ingest.splits import SplitResult
 
 _EXAMPLES = 3
+_PARTS_NAMED = 12
 _NAMED = 5  # sites in a sentence
 
 
@@ -34,7 +35,8 @@ def about_parts(paths: Sequence[str]) -> list[str]:
     parts, others_are_named = unread_parts([normalize(path).rpartition("/")[0] for path in paths])
     if not parts:
         return []
-    named = ", ".join(parts)
+    more = len(parts) - _PARTS_NAMED
+    named = ", ".join(parts[:_PARTS_NAMED]) + (f" and {more} more" if more > 0 else "")
     if others_are_named:
         raise InputError(
             f"{named}: beside folders of train, validation or test, but which of them is not said; rename it, give a "

@@ -44,7 +44,7 @@ def read_table(uri: str, stores: Stores = Stores()) -> pa.Table:
 def _read_csv(data: bytes) -> pa.Table:
     if data.startswith(_WORKBOOKS):
         raise ValueError("it is a workbook of a spreadsheet; save it as CSV")
-    text = _decoded(data).lstrip("\r\n")
+    text = text_of(data).lstrip("\r\n")
     if said := _SEPARATOR.match(text):
         text, delimiter = text[said.end() :], said[1]
     else:
@@ -58,7 +58,8 @@ def _read_csv(data: bytes) -> pa.Table:
     return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
 
 
-def _decoded(data: bytes) -> str:
+def text_of(data: bytes) -> str:
+    """A file that somebody has edited: UTF-8, UTF-16 by its mark, or else Windows-1252."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
     try:

@@ -13,7 +13,7 @@ from pipeline.ingest.annotation import Annotation
 from pipeline.ingest.class_names import common_label, folded, is_no_cell_of_health
 from pipeline.ingest.class_rules import ClassRules, apply_rules, draft_of_rules, one_spelling
 from pipeline.ingest.layouts import annotate, recognize
-from pipeline.ingest.split_names import split_named
+from pipeline.ingest.split_names import split_named, unread_parts
 from pipeline.sources.manifest import read_manifest
 from tests.images import encoded, scene
 from tests.unit.test_archives import tar_bytes
@@ -47,10 +47,41 @@ def labels(rows: Sequence[Annotation]) -> list[int | None]:
         ("BCR-ABL negative ALL", None),
         ("AML, no blasts", None),
         ("not non-leukemia", None),
+        ("leukemia-free", None),
+        ("blasts absent", None),
+        ("AML in remission", None),
+        ("Kein Blast", None),
+        ("ALL-", None),
+        ("ALL+", 1),
+        ("blast?", None),
+        ("non-APL", None),  # of a set of acute leukemias: another one
+        ("BCR-ABL negative", None),
+        ("MPO positive", None),
+        ("negative cells", 0),
+        ("normal karyotype", None),
+        ("quality control", None),
     ],
 )
 def test_a_negation_counts_only_where_it_denies_the_disease(name: str, label: int | None) -> None:
     assert common_label(name) == label
+
+
+@pytest.mark.parametrize("other", ["1", "CD34", "Bla st"])
+def test_a_minus_and_a_blank_within_a_word_are_no_spelling(other: str) -> None:
+    twin = {"1": "-1", "CD34": "CD34-"}.get(other, "Blast")
+    assert folded(twin) != folded(other)
+
+
+@pytest.mark.parametrize(
+    "twin", ["Blast \u2013 L1", "\uff22\uff4c\uff41\uff53\uff54 L1", "Blast\u200b\u00a0L1", "blast\u2011L1"]
+)
+def test_dashes_full_width_and_invisible_letters_are_spellings(twin: str) -> None:
+    assert folded(twin) == folded("Blast - L1")
+
+
+def test_labels_of_images_stay_where_a_spelling_has_both() -> None:
+    rows = [Annotation("Lympho", 1), Annotation("Lympho", 0), Annotation("lympho", 1), Annotation("lympho")]
+    assert labels(one_spelling(rows)[0]) == [1, 0, 1, None]
 
 
 @pytest.mark.parametrize("twin", ["blast", "BLAST", " Blast ", "Bla\u0308st", "Sternberg_Reed"])
@@ -131,6 +162,23 @@ def test_a_file_of_rules_is_drafted_edited_and_read_back() -> None:
     ]  # fmt: skip
 
 
+def test_a_file_of_rules_is_read_as_it_is_written() -> None:
+    rules = ClassRules.from_yaml("no: negative\n1.0: Positive\nx: IGNORE\ny: ' z '", "f")
+    assert rules == ClassRules(("1.0",), ("no",), ("x",), {"y": "z"})
+
+
+@pytest.mark.parametrize("text", ["a: pos", "a: ''", "a: true", "a: positive\nA: negative", "a: positive\na: ignore"])
+def test_what_may_mean_something_else_in_a_file_of_rules_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        ClassRules.from_yaml(text, "f")
+
+
+def test_a_class_that_is_put_into_another_has_its_label_and_its_spelling() -> None:
+    rules = ClassRules(renamed={"Smudge": "blast", "healthy": "Blast"})
+    rows = apply_rules(of("Blast", "Smudge", "healthy"), rules)
+    assert [(row.class_name, row.label) for row in rows] == [("Blast", 1)] * 3
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [b]", "a: {", "a: 1"])
 def test_a_file_that_is_no_mapping_of_names_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"classes\.yaml"):
@@ -195,6 +243,9 @@ def test_classes_that_a_known_layout_would_leave_out_are_named(
         ("02_test", "test"), ("VALIDATION", "validation"), ("Hold-out", "test"), ("heldout_set", "test"),
         ("eval", "test"), ("dev", "validation"), ("test_positive", None), ("ALL_test", None), ("latest", None),
         ("TrainedNurse", None), ("blast", None), ("", None), ("train_test", None),
+        ("testset", "test"), ("traindata", "train"), ("train_aug", "train"), ("train_val", "train"),
+        ("Validaci\u00f3n", "validation"), ("Testdaten", "test"), ("\u6d4b\u8bd5\u96c6", "test"),
+        ("external validation", None), ("external test", "test"), ("PBC_train", None),
     ],
 )  # fmt: skip
 def test_parts_of_a_set_are_read_inside_names(folder: str, split: str | None) -> None:
@@ -207,7 +258,9 @@ def test_a_given_test_set_never_flows_into_training(parts: tuple[str, ...]) -> N
     assert {row[0] for row in found} == {"blast", "healthy"} and {row[3] for row in found} == {"train", "test"}
 
 
-@pytest.mark.parametrize("parts", [("Train", "set_b"), ("training", "Final phase"), ("test", "kept")])
+@pytest.mark.parametrize(
+    "parts", [("Train", "set_b"), ("training", "Final phase"), ("test", "kept"), ("train", "external_validation")]
+)
 def test_a_part_beside_given_ones_that_is_not_understood_is_refused(
     parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +279,16 @@ def test_parts_that_nobody_names_are_warned_of_in_capitals(
     assert job.command([str(source), "--out", str(tmp_path / "m")]) == 0
     assert ("SETA, SETB: IF ONE OF THESE" in " ".join(capsys.readouterr().out.split())) == warned
     assert any("KEPT APART" in note for note in read_manifest(str(tmp_path / "m")).info.warnings) == warned
+
+
+def test_parts_within_the_names_of_classes_are_warned_of() -> None:
+    assert unread_parts(["train_ALL", "test_ALL", "train_hem", "test_hem"])[0]
+    assert unread_parts(["a/C-NMC_training", "a/C-NMC_test"]) == (["C-NMC_test", "C-NMC_training"], False)
+    assert unread_parts(["test_positive", "test_negative"]) == ([], False)
+
+
+def test_folders_of_patients_alone_are_no_classes() -> None:
+    assert recognize([f"patient_{number:02d}/1.png" for number in range(9)]).name == "flat"
 
 
 # ---- the command -------------------------------------------------------------------------------------------

@@ -147,6 +147,26 @@ def test_a_column_set_that_names_no_split_is_a_further_one() -> None:
         annotate_from_table(rows.rename_columns(["path", "label", "split"]), ["1.png"])
 
 
+@pytest.mark.parametrize(("name", "words"), [("Usage", ("Training", "PublicTest")), ("fold", ("train", "test"))])
+def test_a_split_is_found_under_another_name(name: str, words: tuple[str, str]) -> None:
+    rows = pa.table({"path": ["1", "2"], "label": ["1", "0"], name: list(words)})
+    found = annotate_from_table(rows, ["1.png", "2.png"])
+    assert [row.split for row in found.annotations] == ["train", "test"] and name in found.said[0]
+
+
+def test_a_flag_of_a_split_is_asked_about() -> None:
+    rows = pa.table({"path": ["1", "2"], "ALL": ["1", "0"], "hem": ["0", "1"], "is_test": ["0", "1"]})
+    with pytest.raises(InputError, match=r"'is_test' .* write a column 'split'"):
+        annotate_from_table(rows, ["1.png", "2.png"])
+
+
+@pytest.mark.parametrize("nobody", ["NA", "n/a", "-", "None", "unknown", "#N/A"])
+def test_no_subject_is_nobody_and_not_one_person(nobody: str) -> None:
+    rows = pa.table({"path": ["1", "2", "3"], "label": ["1", "NA", "0"], "patient": [nobody, "7.0", "7"]})
+    found = annotate_from_table(rows, ["1.png", "2.png", "3.png"]).annotations
+    assert [row.subject_id for row in found] == [None, "7", "7"] and [row.label for row in found] == [1, None, 0]
+
+
 # ---- files -------------------------------------------------------------------------------------------------
 
 

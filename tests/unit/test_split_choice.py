@@ -29,6 +29,9 @@ def table(path: Path, *rows: str) -> str:
     return str(path)
 
 
+OPTIONS = IngestOptions(near_copies=False)
+
+
 def splits(draft: ManifestDraft) -> dict[str, str]:
     return dict(zip(draft.listing.paths, draft.table["split"].to_pylist(), strict=True))
 
@@ -101,6 +104,28 @@ def test_a_table_overrules_folders_and_says_so(tmp_path: Path) -> None:
 
 KAGGLE = [f"images/{part}/{name}/_0_{n}.jpeg" for part in ("TRAIN", "TEST") for name in ("EOSINOPHIL", "MONOCYTE")
           for n in range(20)]  # fmt: skip
+
+
+@pytest.mark.parametrize("below", ["", "x/", "y{}/"])
+def test_a_table_of_labels_leaves_a_test_folder_a_test_set(below: str, tmp_path: Path) -> None:
+    paths = [f"{part}/{below.format(n % 2)}{n}.png" for part in ("train", "testset") for n in range(12)]
+    labels = table(tmp_path / "l.csv", "path,label", *(f"{path},{n % 2}" for n, path in enumerate(paths)))
+    draft = ingest([put(tmp_path / "in", *paths)], replace(OPTIONS, labels=labels))
+    assert {path for path, split in splits(draft).items() if split == "test"} == set(paths[12:])
+    assert "splits of 24 images are those that their folders name" in said(draft)
+
+
+def test_a_table_of_labels_leaves_patients_together(tmp_path: Path) -> None:
+    paths = [f"P{patient:02d}/{n}.png" for patient in range(12) for n in range(4)]
+    labels = table(tmp_path / "l.csv", "path,label", *(f"{path},{n % 2}" for n, path in enumerate(paths)))
+    draft = ingest([put(tmp_path / "in", *paths)], replace(OPTIONS, labels=labels))
+    assert draft.split.rule == "subjects" and len(set(draft.table["subject_id"].to_pylist())) == 12
+
+
+def test_labelled_folders_of_another_source_are_not_left_out(tmp_path: Path) -> None:
+    put(tmp_path, *(f"a/{code}/{code}_000{n}.tiff" for code in ("MYO", "LYT") for n in range(5)), "b/blast/1.png")
+    with pytest.raises(InputError, match=r"blast \(1 images\)"):
+        ingest([str(tmp_path / "a"), str(tmp_path / "b")], OPTIONS)
 
 
 def test_fractions_divide_what_is_not_given_and_are_refused_where_all_is(tmp_path: Path) -> None:
