@@ -15,6 +15,7 @@ from pipeline.images.formats.channels import Stack, colour_pages, read_stack
 
 _STRIP_PIXELS = 1 << 20
 _ALPHA = ("A", "a")
+_HALF, _VISIBLE = 128, 1000  # of alpha; one pixel in so many has to be seen
 _FULL_BYTE = 64  # high bytes of samples that fill more than 14 bits reach it
 
 
@@ -85,9 +86,18 @@ def to_rgb(image: Image.Image, data: bytes, page: tiff.Page | None, fixed: int |
 
 def _refuse_invisible(image: Image.Image) -> None:
     """On white nothing of it would be left: a model would be shown an empty sheet."""
-    alpha = image.getbands()[-1]
-    if alpha in _ALPHA and image.getchannel(alpha).getextrema() == (0, 0):
-        raise ImageRejected(Code.UNSUPPORTED_FORMAT, "every pixel is transparent; save it without an alpha channel")
+    if "transparency" not in image.info and image.getbands()[-1] not in _ALPHA:
+        return
+    seen = sum(int(np.count_nonzero(_alpha(strip) >= _HALF)) for strip in _strips(image))
+    if seen * _VISIBLE < image.width * image.height:
+        which = "nearly every" if seen else "every"
+        message = f"{which} pixel is transparent; save it without an alpha channel or a transparent colour"
+        raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
+
+
+def _alpha(strip: Image.Image) -> NDArray[np.uint8]:
+    band = strip.getbands()[-1]
+    return np.asarray(strip.getchannel(band) if band in _ALPHA else strip.convert("RGBA").getchannel("A"))
 
 
 def _from_floats(image: Image.Image) -> Pixels:

@@ -24,13 +24,14 @@ _EXAMPLES = 3
 MASKS_NAMED = 20  # of those, so many are told by name
 _WORDS = (
     r"(?:masks?|segm?|segmentations?|segmented|annot|annotated|annotations?|experts?|gt|ground[ _-]?truth"
-    r"|overlays?|contours?|labels?)"
+    r"|overlays?|contours?|labels?|masken?|masques?|m[aá]scaras?)"
 )
 _SUFFIX = re.compile(rf"(?P<stem>.+?)[ _.-]+{_WORDS}[ _-]?\d*", re.IGNORECASE)
 _PREFIX = re.compile(rf"{_WORDS}[ _.-]+(?P<stem>.+)", re.IGNORECASE)
 _BREAKS = re.compile(r"[ _.!-]+")
 # Folders: words that no class of cells has, wherever in a name; names that a class may have; and what lies beside them.
-_STRONG = re.compile(r"masks?|annotations?|groundtruths?|ground truth|areaforexperts?\d*")
+_STRONG = re.compile(r"masks?|masken?|masques?|m[aá]scaras?|annotations?|groundtruths?|ground truth|areaforexperts?\d*")
+_TWO = re.compile(r"[ _.-]+([^\W\d_]+)[ _.-]+([^\W\d_]+)\Z")  # `7_nucleus_mask`, `7_segmentation_mask`
 _WEAK = re.compile(r"segm?|segmentations?|segmented|gt|labels?|contours?|overlays?", re.IGNORECASE)
 _IMAGES = re.compile(r"(?:images?|imgs?|originals?|raw|rgb|jpegimages|inputs?)(?:[ _.!-].*)?", re.IGNORECASE)
 
@@ -61,7 +62,7 @@ class Masks:
     def is_suspect(self, path: str) -> bool:
         """Whether it may be a mask: then `find` decides, once all paths were shown. If not it may be an original."""
         folder, stem = _split(path)
-        sounds = _is_mask_folder(folder) or _SUFFIX.fullmatch(stem) or _PREFIX.fullmatch(stem)
+        sounds = _is_mask_folder(folder) or _SUFFIX.fullmatch(stem) or _PREFIX.fullmatch(stem) or _two_words(stem)
         if sounds and not self._is_asked_for(path):
             return True
         self._keys.append(_key(folder, stem))
@@ -158,7 +159,13 @@ def _is_strong(name: str) -> bool:
 def _stems(stem: str) -> tuple[str, ...]:
     """The name itself, then what it is without a word for masks."""
     found = (pattern.fullmatch(stem) for pattern in (_SUFFIX, _PREFIX))
-    return (stem, *(match["stem"] for match in found if match))
+    return (stem, *(match["stem"] for match in found if match), *filter(None, [_two_words(stem)]))
+
+
+def _two_words(stem: str) -> str | None:
+    """What a name is without its last two words, where one of them is a mask's beyond doubt."""
+    found = _TWO.search(stem)
+    return stem[: found.start()] if found and any(_STRONG.fullmatch(word.lower()) for word in found.groups()) else None
 
 
 def _suspect(path: str) -> _Suspect:

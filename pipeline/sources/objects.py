@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import Code
-from pipeline.images.formats.sniff import DICOM_HEAD_BYTES, is_dicom
+from pipeline.images.formats.sniff import DICOM_HEAD_BYTES, sniff
 from pipeline.sources import archives
 from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, matches
@@ -14,6 +14,13 @@ from pipeline.sources.junk import OF_A_PROGRAM, is_junk
 from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
+
+# What lies beside images by the thousand and is none; `.ovr` and `.thm` are small copies of an image.
+_NO_IMAGES = frozenset({
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md", ".html", ".htm", ".pdf", ".log",
+    ".ini", ".db", ".parquet", ".npy", ".npz", ".mat", ".h5", ".cls", ".xyc", ".py", ".ipynb", ".xls", ".xlsx", ".doc",
+    ".docx", ".ovr", ".thm",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,26 +107,45 @@ def objects(root: Root, infos: Iterable[ObjectInfo], options: ListingOptions, st
         path = root.path(info.uri)
         if is_junk(path):
             yield Ignored(info.uri, OF_A_PROGRAM)
-        elif _is_wanted(info, path, options.filters, store):
+        elif _is_wanted(path, options.filters):
             yield from one_object(info, path, options, store)
         else:
-            yield Ignored(info.uri, archives.suffix(path) or "no suffix")
+            yield from _by_content(info, path, options, store)
 
 
-def _is_wanted(info: ObjectInfo, path: str, filters: Filters, store: Store) -> bool:
+def _is_wanted(path: str, filters: Filters) -> bool:
+    """Whether a file is looked at for its name."""
     if archives.is_image(path) or archives.is_archive(path) or archives.unread(path) is not None:
         return True
-    return matches([path], filters.include) if filters.include else _is_dicom(info, path, store)
+    return bool(filters.include) and matches([path], filters.include)
 
 
-def _is_dicom(info: ObjectInfo, path: str, store: Store) -> bool:
-    """By content, where names tell nothing: on disk alone, since on S3 each such look is a request that is paid."""
-    if store.is_remote or archives.suffix(path) or info.size < DICOM_HEAD_BYTES:
-        return False
+def _by_content(info: ObjectInfo, path: str, options: ListingOptions, store: Store) -> Iterator[Found]:
+    """A file whose name is no image's: one without a suffix is read where its first bytes are, another is named."""
+    ending = archives.suffix(path)
+    kind = None if options.filters.include or ending in _NO_IMAGES else _sniffed(info, store)
+    if kind is None:
+        yield Ignored(info.uri, ending or "no suffix")
+    elif kind == "dicom" or not ending:
+        yield from one_object(info, path, options, store)
+    elif refused := options.filters.refuse([path], info.mtime):
+        yield Ignored(info.uri, refused)
+    else:
+        message = (
+            f"{kind} by its first bytes, and named {ending}; rename it, or leave it out with --exclude '*{ending}'"
+        )
+        yield Problem(info.uri, None, Code.UNSUPPORTED_FORMAT, message, info.size, info.etag)
+
+
+def _sniffed(info: ObjectInfo, store: Store) -> str | None:
+    """The format that the first bytes name: on disk alone, since on S3 each such look is a request that is paid."""
+    if store.is_remote or not info.size:
+        return None
     try:
-        return is_dicom(store.read_range(info.uri, 0, DICOM_HEAD_BYTES).data)
+        kind = sniff(store.read_range(info.uri, 0, min(info.size, DICOM_HEAD_BYTES)).data)
     except StoreError:
-        return False
+        return None
+    return kind if kind != "pnm" else None  # text may begin so
 
 
 def one_object(info: ObjectInfo, path: str, options: ListingOptions, store: Store) -> Iterator[Found]:

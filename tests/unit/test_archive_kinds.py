@@ -1,5 +1,6 @@
 """Archives as people and programs make them: each gives its images, or says by name why not and what to do."""
 
+import gzip
 import io
 import struct
 import subprocess
@@ -226,3 +227,43 @@ def test_what_the_tools_of_this_machine_make_is_read(tool: str, tmp_path: Path) 
         read = {str(member).removeprefix("./"): data for member, data in images(found)}
         assert read.items() >= {"\xfc b.jpg": b"second"}.items() and b"first" in read.values(), name
         assert problems(found) == [], name
+
+
+def test_folders_that_windows_has_parted_by_backslashes_are_folders(tmp_path: Path) -> None:
+    data = zipped({"A#blast#1.jpg": b"first", "A#2.jpg": b"second"}).replace(b"#", b"\\")
+    at = -1
+    while (at := data.find(b"PK\x01\x02", at + 1)) >= 0:
+        data = data[: at + 5] + b"\0" + data[at + 6 :]  # made by DOS
+    found = found_in(tmp_path, "a.zip", data)
+    assert {item.member for item in found if isinstance(item, Entry)} == {"A/blast/1.jpg", "A/2.jpg"}
+    rows = [entry_row(item) for item in found if isinstance(item, Entry)]
+    assert sorted(fetched.data for fetched in fetch_rows(rows)) == [b"first", b"second"]  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.tar.gz"])
+def test_text_in_the_place_of_an_archive_is_called_what_it_is(name: str, tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 9\n"
+    for data, said in ((pointer, "git lfs pull"), (b"<!DOCTYPE html><html>login</html>" * 40, "an HTML page")):
+        [problem] = found_in(tmp_path, name, data)
+        assert isinstance(problem, Problem) and problem.code is Code.UNSUPPORTED_FORMAT and said in problem.message
+        assert holds_many(problem.uri, None)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_tar_whose_end_was_never_copied_is_no_whole_one(name: str, tmp_path: Path) -> None:
+    mode = "w:gz" if name.endswith("gz") else "w"
+    whole = tarred(list(DATA.items()))
+    for data, images in ((whole + bytes(1 << 21), 3), (bytes(1 << 21), 0), (whole[:1024] + bytes(1 << 21) + whole, 1)):
+        packed = gzip.compress(data) if mode == "w:gz" else data
+        found = found_in(tmp_path, name, packed)
+        [problem] = [item for item in found if isinstance(item, Problem)]
+        assert (problem.code, len(found) - 1) == (Code.TRUNCATED, images)
+        assert "nothing but zeros" in problem.message
+    padded = whole + bytes(1 << 18) + whole  # tapes and cat
+    found = found_in(tmp_path, name, gzip.compress(padded) if mode == "w:gz" else padded)
+    assert len(found) == 6 and all(isinstance(item, Entry) for item in found)
+
+
+def test_compressed_bytes_without_a_zero_are_no_text(tmp_path: Path) -> None:
+    data = gzip.compress(tarred(list(DATA.items())), mtime=0x01010101)
+    assert data[:2] == b"\x1f\x8b" and len(found_in(tmp_path, "a.tar.gz", data)) == 3

@@ -226,3 +226,11 @@ def test_flipped_bytes_give_pixels_or_a_code_and_never_the_patient(
         except ImageRejected as error:
             assert error.message and "Muster" not in error.message
     assert "Muster" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_the_index_of_a_medium_is_called_one() -> None:
+    made = dataset(np.zeros((4, 4), np.uint8))
+    made.file_meta.MediaStorageSOPClassUID, made.file_meta.MediaStorageSOPInstanceUID = "1.2.840.10008.1.3.10", "1.2.3"
+    del made.SOPClassUID, made.PixelData
+    refused = refusal(written(made))
+    assert refused.code is Code.UNSUPPORTED_FORMAT and "Media Storage Directory" in str(refused)

@@ -282,8 +282,22 @@ def test_an_image_of_which_nothing_is_to_be_seen_is_refused(mode: str) -> None:
     image = scene().convert(mode)
     image.putalpha(0)
     assert code_of(encoded(image, "PNG")) is Code.UNSUPPORTED_FORMAT
-    image.putpixel((3, 3), (9, 9, 9, 1) if mode == "RGBA" else (9, 1))
+    image.putpixel((3, 3), (9, 9, 9, 255) if mode == "RGBA" else (9, 255))
+    assert code_of(encoded(image, "PNG")) is Code.UNSUPPORTED_FORMAT
+    image.putalpha(3)  # on white it is white all the same
+    assert code_of(encoded(image, "PNG")) is Code.UNSUPPORTED_FORMAT
+    image.putalpha(0)
+    image.paste(scene().crop((0, 0, 16, 16)).convert(mode), (0, 0))
     assert code_of(encoded(image, "PNG")) is None
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_palette_of_which_nothing_is_to_be_seen_is_refused(kind: str) -> None:
+    image = Image.new("P", (40, 30), 3)
+    image.putpalette(list(range(48)))
+    assert code_of(encoded(image, kind, transparency=3)) is Code.UNSUPPORTED_FORMAT
+    image.paste(5, (0, 0, 9, 9))
+    assert code_of(encoded(image, kind, transparency=3)) is None
 
 
 def test_a_directory_that_leads_back_to_itself_ends() -> None:

@@ -77,3 +77,15 @@ def test_columns_of_what_was_said_of_images_are_read_alike_by_all_tools(tmp_path
     ):
         assert names == schema.names
         assert values == tuple(row.values())
+
+
+def test_partitions_that_readers_pass_over_are_refused() -> None:
+    with pytest.raises(UsageError, match="begin with _"):
+        Partition.parse(r"_site=/site-(\w+)/")
+
+
+def test_a_long_value_of_a_partition_is_a_folder_that_disks_can_hold() -> None:
+    partition = Partition.parse("folder=(.*)")
+    one, other = (partition.value("ä" * 300 + end) for end in ("1", "2"))
+    assert one != other and len(f"folder={one}".encode()) < 200
+    assert partition.value("a/b c") == "a_b_c"

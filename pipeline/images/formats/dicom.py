@@ -169,7 +169,9 @@ def _header(dataset: "Dataset") -> Header:
 
 
 def _refuse_kind(dataset: "Dataset") -> None:
-    kind = str(dataset.get("SOPClassUID", ""))
+    kind = str(
+        dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", "")
+    )  # a DICOMDIR: the latter
     if kind == _WHOLE_SLIDE:
         raise ImageRejected(
             Code.UNSUPPORTED_FORMAT, "tiles of a whole slide in DICOM; save each as an image of its own"

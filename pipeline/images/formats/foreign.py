@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pipeline.images.formats.tiff import Page
 
-_TILES = "cut whole slides into tiles of one field first, e.g. with QuPath or vips dzsave"
+_TILES = "cut whole slides into tiles of one field first, e.g. with QuPath or vips dzsave --depth one"
 _FIELDS = "export its fields as TIFF or PNG, whole slides in tiles, e.g. with QuPath or Fiji"
 _DEVELOP = "develop it into TIFF or PNG"
 _CONVERT = "save it as PNG or TIFF"

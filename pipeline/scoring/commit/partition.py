@@ -1,5 +1,6 @@
 """Hive partitioning of the output: `key=value` folders, the value taken from where an image lies."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import pyarrow.compute as pc
 from pipeline.base.errors import UsageError
 from pipeline.scoring.schemas import prediction_schema, quarantine_schema
 from pipeline.sources.rows import place_of
+
+_MOST_BYTES = 160  # of a value: no folder's name may have more than 255, its key and `=` included
 
 
 def _columns() -> set[str]:
@@ -32,6 +35,10 @@ class Partition:
             raise UsageError(f"--partition-by {text!r}: not a pattern ({error})") from error
         if not re.fullmatch(r"\w+", key) or groups != 1:
             raise UsageError(f"--partition-by {text!r}: give KEY=REGEX with one group, e.g. 'site=/site-([^/]+)/'")
+        if key.startswith("_"):
+            raise UsageError(
+                f"--partition-by {text!r}: readers pass over folders that begin with _; choose another name"
+            )
         if key.casefold() in _columns() or key.casefold().startswith(("prob_", "meta_")):
             raise UsageError(
                 f"--partition-by {text!r}: {key} is a column of the files too, and readers refuse such folders; choose "
@@ -42,7 +49,13 @@ class Partition:
     def value(self, path: str) -> str:
         found = re.search(self.pattern, path)
         text = found.group(1) if found else None  # a group may have no part in the match
-        return re.sub(r"[^\w.-]", "_", text) if text else "__HIVE_DEFAULT_PARTITION__"
+        if not text:
+            return "__HIVE_DEFAULT_PARTITION__"
+        value = re.sub(r"[^\w.-]", "_", text)
+        if len(value.encode()) <= _MOST_BYTES:
+            return value
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return f"{value.encode()[: _MOST_BYTES - 17].decode('utf-8', 'ignore')}-{digest}"
 
     def split(self, table: pa.Table) -> list[tuple[str, pa.Table]]:
         """(folder with a slash behind it, its rows) of a table with `uri` and `member`."""

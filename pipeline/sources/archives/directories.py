@@ -17,6 +17,7 @@ _END = struct.Struct("<4s4H2LH")  # signature, disk, disk of the directory, entr
 _END_MARK, _ZIP64_MARK, _ENTRY_MARK = b"PK\x05\x06", b"PK\x06\x07", b"PK\x01\x02"
 _ZIP64_LOCATOR_BYTES = 20
 _MOST_COMMENT_BYTES = 0xFFFF
+_MADE_BY_DOS = 0  # also what Windows writes: APPNOTE 4.4.2
 IS_UTF8 = 0x800  # flag of a member: APPNOTE appendix D
 
 
@@ -76,7 +77,13 @@ def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     for item in members:
         if not item.flag_bits & IS_UTF8 and not item.filename.isascii():
             item.filename = decoded_name(item.filename.encode("cp437", "replace"), is_marked=False)
+        item.filename = with_slashes(item.filename, item.create_system)
     return members
+
+
+def with_slashes(name: str, system: int) -> str:
+    """Older programs of Windows part folders by backslashes (against APPNOTE 4.4.17), which would hide the classes."""
+    return name.replace("\\", "/") if system == _MADE_BY_DOS and "/" not in name else name
 
 
 def decoded_name(raw: bytes, *, is_marked: bool) -> str:

@@ -10,8 +10,8 @@ from pipeline.base.errors import Code
 from pipeline.images.formats import foreign
 from pipeline.images.load import IMAGE_SUFFIXES
 from pipeline.sources.archives.damage import Damaged
-from pipeline.sources.archives.other_kinds import unread_archive
-from pipeline.sources.junk import is_junk
+from pipeline.sources.archives.other_kinds import unread_archive, unwrapped
+from pipeline.sources.junk import OF_A_PROGRAM, is_junk
 from pipeline.sources.rows import NESTED, Access, place_of
 from pipeline.storage.ranged import RangedFile
 from pipeline.storage.types import ObjectInfo, StoreError
@@ -22,7 +22,10 @@ COMPRESSED = {
 }  # fmt: skip
 _COMPRESSED_ENDINGS = tuple(COMPRESSED)
 PLAIN = {".tar": "tar", ".zip": "zip"}
-_DICOM_NAME = re.compile(r"(?:IM|IMG|IMAGE)[-_]?\d+|\d+(?:\.\d+){5,}", re.IGNORECASE)  # IM000001, or a UID
+# IM000001, or a UID, before which receivers put the modality (`SC.1.2.840...`)
+_DICOM_NAME = re.compile(r"(?:IM|IMG|IMAGE)[-_]?\d+|(?:[A-Z]{2,4}[._-])?\d+(?:\.\d+){5,}", re.IGNORECASE)
+_VERSION = re.compile(r";\d+$")  # what CDs have behind each name (ISO 9660)
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # none of a text; all archives begin with some
 _MAX_INT64 = 2**63 - 1
 _MAGICS = {
     b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip",
@@ -77,11 +80,17 @@ Found = Entry | Problem | Ignored
 
 
 def suffix(name: str) -> str:
-    """`.tar.gz` for compressed tars, the last suffix in lower case otherwise."""
-    lower = name.lower()
+    """`.tar.gz` for compressed tars, the last suffix in lower case otherwise; without what media put behind it."""
+    lower = plain(name).lower()
     if lower.endswith(_COMPRESSED_ENDINGS):  # one test for the many names that are none
         return next(ending for ending in COMPRESSED if lower.endswith(ending))
     return posixpath.splitext(lower)[1]
+
+
+def plain(name: str) -> str:
+    """The name without blanks and a version of a CD behind it, which say nothing of the kind of a file."""
+    name = name.rstrip()
+    return _VERSION.sub("", name) if ";" in name else name
 
 
 def is_archive(name: str) -> bool:
@@ -101,12 +110,19 @@ def holds_many(uri: str, member: str | None) -> bool:
 
 def is_image(name: str) -> bool:
     """Whether a file is read for its name; those of DICOM files are often without a suffix."""
-    return suffix(name) in IMAGE_SUFFIXES or _DICOM_NAME.fullmatch(posixpath.basename(name)) is not None
+    return suffix(name) in IMAGE_SUFFIXES or _DICOM_NAME.fullmatch(posixpath.basename(plain(name))) is not None
 
 
 def unread(name: str) -> str | None:
     """What an image or an archive is that is not read, by its name, and what to do; None for all other files."""
-    return foreign.by_suffix(suffix(name)) or unread_archive(name)
+    return foreign.by_suffix(suffix(name)) or unread_archive(name) or _wrapped(name)
+
+
+def _wrapped(name: str) -> str | None:
+    """What a single image is that lies behind a compression, a cipher, or half a download: `x.dcm.gz`, `x.jpg.gpg`."""
+    inner, what = unwrapped(name)
+    ending = suffix(inner) if what is not None else ""
+    return what if ending in IMAGE_SUFFIXES or foreign.by_suffix(ending) is not None else None
 
 
 @dataclass
@@ -165,15 +181,21 @@ def other_kind(name: str, head: bytes) -> str | None:
     return found if found is not None and found != expected else None
 
 
+def text_instead(head: bytes) -> str | None:
+    """What text takes the place of an archive that begins so, as a Git LFS pointer or a server's page; None else."""
+    return None if _CONTROL.search(head) else foreign.by_content(head)
+
+
 def classify(member: str, place: Place, size: int) -> Problem | Ignored | None:
     """Why a member is not an image to read, None if it is one."""
     if is_archive(member) and not is_junk(member):
         return place.problem(member, Code.UNSUPPORTED_FORMAT, "archives nested deeper than one; unpack a level", size)
     if is_junk(member):
-        return place.ignored(member, suffix(readable(member)) or "no suffix")
-    if (what := unread(member)) is not None:
-        return place.problem(member, Code.UNSUPPORTED_FORMAT, what, size)
+        return place.ignored(member, OF_A_PROGRAM)
     if not is_image(member):
+        what = unread(member)
+        if what is not None:
+            return place.problem(member, Code.UNSUPPORTED_FORMAT, what, size)
         return place.ignored(member, suffix(readable(member)) or "no suffix")
     if _is_unsafe(member):
         return place.problem(member, Code.UNSAFE_PATH, "member name leaves the archive; rename it", size)

@@ -36,6 +36,7 @@ _GNU_MAGIC = b"ustar  \0"
 _FURTHER_VOLUME = b"M"  # of GNU tar
 _MAX_HEADER_BYTES = 1 << 20  # of a name or other extension, which tarfile reads into memory
 _MAX_STREAMED_BYTES = 1 << 36  # of a member: tarfile skips it in steps of 10 kB, however far behind the end it reaches
+_MOST_PADDING = 1 << 20  # between and behind tars; more zeros are a copy that was broken off, or a hole in one
 _SAMPLE_FILES = 16  # names that share much before a dot must not keep a whole archive waiting
 # What was found, with its bytes, with why they cannot be had, or with neither where it is only listed.
 Held = tuple[Found, bytes | Damaged | None]
@@ -106,6 +107,10 @@ class _Header(tarfile.TarInfo):
             header = super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             tar.has_end = True
+            tar.padding += tarfile.BLOCKSIZE
+            if tar.padding > _MOST_PADDING:
+                message = f"nothing but zeros up to byte {tar.offset}, as where a copy was broken off"
+                raise tarfile.ReadError(f"unexpected end of data, {message}") from None
             raise
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             raise
@@ -118,7 +123,7 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"{where} at byte {tar.offset} ({error})") from None
         if not 0 <= header.size <= tar.max_bytes:  # extended headers may say another size
             raise tarfile.ReadError(f"damaged header at byte {tar.offset} (a size of {header.size} bytes)")
-        tar.has_end = False
+        tar.has_end, tar.padding = False, 0
         return header
 
 
@@ -130,6 +135,7 @@ class Tar(tarfile.TarFile):
 
     tarinfo = _Header
     has_end = False
+    padding = 0  # bytes of zeros since the last member
     max_bytes = (1 << 63) - 1
 
     @classmethod

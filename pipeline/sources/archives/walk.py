@@ -27,6 +27,7 @@ from pipeline.sources.archives.members import (
     is_image,
     other_kind,
     suffix,
+    text_instead,
     window,
 )
 from pipeline.sources.archives.tars import Held, Links, Samples, Tar, list_tar
@@ -38,6 +39,7 @@ from pipeline.storage.local import translated
 from pipeline.storage.types import ObjectInfo, StoreError
 
 _NESTED_LIMIT_BYTES = 2 << 30
+_HEAD_BYTES = 512
 
 
 # What is wanted of a member that is reached in one pass: its bytes, or None where it is only to be listed.
@@ -101,9 +103,12 @@ def _walk(name: str, file: IO[bytes], size: int, place: Place, take: Take) -> It
         yield place.problem(None, Code.EMPTY, f"{name}: an archive of zero bytes"), None
         return
     with reading:
-        kind = other_kind(name, file.read(512))
+        head = file.read(_HEAD_BYTES)
+        kind = other_kind(name, head)
         file.seek(0)
-    if kind is not None:
+    if (what := text_instead(head)) is not None:
+        yield place.problem(None, Code.UNSUPPORTED_FORMAT, f"{name}: {what}"), None
+    elif kind is not None:
         message = f"{name}: holds {kind} data; rename it by what it is, or pack it anew"
         yield place.problem(None, Code.UNSUPPORTED_FORMAT, message), None
     elif is_compressed_tar(name):
