@@ -31,6 +31,12 @@ _PART = re.compile(
 )
 _RANGE = re.compile(r"(\d+)\s*[-–_]\s*(\d+)")  # of file numbers: '0001-1000'
 _PATIENT = re.compile(r"(?:patient|pat|pt|p|subject|subj|sub|s|case|donor|person|id)[-_ ]?\d+", re.IGNORECASE)
+# What is taken of a patient: below or above one it says nothing; alone it is the best that is known of who is who.
+_OF_PATIENT = re.compile(
+    r"(?:slide|smear|film|section|scan|field|fov|view|roi|region|tile|patch|visit|sample|specimen|image|img|frame)s?"
+    r"[-_ ]?\w{0,4}",
+    re.IGNORECASE,
+)
 _FAB = re.compile(r"(?:L[1-3]|M[0-7][a-z]?)", re.IGNORECASE)  # subtypes of the French-American-British classification
 _MOST = 0.95  # of the images: a few stray folders do not change how all others are read
 _RECOGNIZED_SHARE = 0.5
@@ -53,6 +59,8 @@ def telling_folders(folder: str) -> tuple[str, ...]:
         )
         if stem and not is_plain:
             telling.append(stem)
+    if any(_PATIENT.fullmatch(name) for name in telling):
+        telling = [name for name in telling if not _OF_PATIENT.fullmatch(name)]
     return tuple(telling)
 
 
@@ -157,6 +165,8 @@ def _is_class_level(pairs: Pairs, flat: Counter[str]) -> bool:
         return True
     if flat.total() > (1 - _MOST) * (flat.total() + pairs.total()):
         return False
+    if _most(pairs, lambda upper, lower: _PATIENT.fullmatch(lower) and not _PATIENT.fullmatch(upper)):
+        return True  # however it is called: 'NPM1', 'PML_RARA'
     several = len({upper for upper, _ in pairs}) > 1
     return several and _most(pairs, lambda upper, lower: not re.search(r"\d", upper) and _may_be_subject(lower))
 

@@ -58,13 +58,17 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 _MINUS = re.compile(r"(?:^\s*)-(?=\d)|(?<=\w)-(?=\s*$)")
 
-_CELL_TYPE = re.compile(r"lymphocyt|monocyt|neutrophil|eosinophil|basophil|myelocyt|blast\b|plasma cell", re.IGNORECASE)
+_CELL_TYPE = re.compile(
+    r"(?:lympho|mono|myelo)cyt(?!i[ck])|neutrophil|eosinophil|basophil|blasts?\b|plasma cell", re.IGNORECASE
+)
+_VIEW = re.compile(r"smear|\bfields?\b|\bslides?\b|leuk(?:a?e|ä)mi", re.IGNORECASE)  # 'monocytic leukemia' is no cell
 _ENOUGH_CELL_TYPES = 3
 
 
 def are_cell_types(class_names: Collection[str]) -> bool:
     """Whether the classes are, by their names, kinds of cells: then an image shows one of them."""
-    kinds = sum(_CELL_TYPE.search(folded(name)) is not None for name in class_names)
+    names = [folded(name) for name in class_names]
+    kinds = sum(_CELL_TYPE.search(name) is not None and _VIEW.search(name) is None for name in names)
     return kinds >= max(_ENOUGH_CELL_TYPES, len(class_names) / 2)
 
 

@@ -126,7 +126,7 @@ def _split_column(rows: pa.Table, roles: Mapping[str, str]) -> str | None:
     """
     others = [name for name in rows.column_names if name not in roles.values()]
     words = {name: {text for value in _values(rows[name]) if (text := as_text(value))} for name in others}
-    flags = [name for name in others if split_named(name) and words[name] and all(map(is_truth, words[name]))]
+    flags = [name for name in others if split_named(name) and len(words[name]) > 1 and all(map(is_truth, words[name]))]
     parts = {name: {split_named(text) for text in words[name]} for name in others}
     found = [name for name in others if len(parts[name]) > 1 and None not in parts[name]]
     if flags and not found:

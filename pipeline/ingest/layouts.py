@@ -74,7 +74,7 @@ _TALEQANI = re.compile(r"(?:^|/)WBC-(?:Malignant-(?=[EP])|(?=B))(Benign|Early|Pr
 _ALL_IDB = re.compile(r"(?:^|/)Im\d{3,}_([01])\.\w+$", re.IGNORECASE)
 _AML_CODES = "BAS|EBO|EOS|KSC|LYA|LYT|MMZ|MOB|MON|MYB|MYO|NGB|NGS|PMB|PMO"
 _AML = re.compile(rf"(?:^|/)({_AML_CODES})_\d{{4}}\.tiff?$")  # bone marrow of the same authors: five digits, .jpg
-_SAMPLES = re.compile(r"(?:^|/)(S\d{3,})_\d+\.\w+$")
+_SAMPLES = re.compile(r"(?:^|/)(?:leukemia|healthy)/(?:[^/]+/)*(S\d{3,})_\d{4,}\.\w+$")  # S is no rare letter
 
 _TALEQANI_LABELS = {"Benign": 0, "Early": 1, "Pre": 1, "Pro": 1}
 _ALL_IDB_LABELS = {"healthy": 0, "lymphoblast": 1}

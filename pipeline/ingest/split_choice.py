@@ -64,15 +64,15 @@ def _is_test_only(given: Sequence[Split | None], options: IngestOptions) -> bool
 
 def _choose(given: Sequence[Split | None], has_subjects: bool, layout: Layout, options: IngestOptions) -> SplitRule:
     """The user's rule, else 'given' where folders or a table tell parts apart, else the layout's."""
-    if options.split_rule != "auto":
-        return options.split_rule
     parts = set(given)
-    if len(parts) == 1 and (part := parts.pop()) in ("validation", "test"):
+    if options.split_rule in ("auto", "given") and parts and parts <= {"validation", "test"}:
+        named = " or ".join(sorted(map(repr, parts), reverse=True))
         raise InputError(
-            f"every labelled image is in '{part}' by its folder or table: --use test makes a manifest for testing "
+            f"every labelled image is in {named} by its folder or table: --use test makes a manifest for testing "
             "alone, --split-rule subjects (or images) splits them anew"
         )
-    parts = set(given)
+    if options.split_rule != "auto":
+        return options.split_rule
     if layout.split_rule in ("auto", "given"):
         return "given" if parts - {None} else layout.split_rule
     if len(parts) > 1:  # train beside nothing else says what is to be trained on, not what is kept apart

@@ -132,6 +132,25 @@ def test_a_stray_file_does_not_change_how_all_others_are_read(
     assert len({a.class_name for a in found} - {None}) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "class_name", "subject"),
+    [
+        ("{c}/patient_{n}/slide_1/x.png", "hem", "patient_3"),
+        ("patient_{n}/slide_{n}/{c}/x.png", "hem", "patient_3"),
+        ("patient_{n}/Field 2/{c}/x.png", "hem", "patient_3"),
+        ("data/NPM1_{c}/patient{n}/x.tif", "NPM1_hem", "patient3"),
+    ],
+)
+def test_slides_and_fields_of_a_patient_are_neither_class_nor_subject(path: str, class_name: str, subject: str) -> None:
+    paths = [path.format(c=("ALL", "hem")[n % 2], n=n) for n in range(1, 9)]
+    found = annotate(paths, recognize(paths))[2]
+    assert (found.class_name, found.subject_id) == (class_name, subject)
+
+
+def test_specimen_numbers_of_a_hospital_are_not_taken_for_the_samples() -> None:
+    assert recognize([f"{name}/S{n:05d}_1.tif" for name in ("ALL", "Normal") for n in range(9)]).name == "class-folders"
+
+
 def test_dates_and_many_folders_are_not_classes() -> None:
     assert recognize(["2024-01-01/1.jpg", "2024-01-02/1.jpg"]).name == "flat"
     assert recognize([f"patient{i}/x.jpg" for i in range(100)]).name == "flat"

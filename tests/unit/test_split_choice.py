@@ -158,6 +158,12 @@ def test_given_parts_that_are_all_test_are_asked_about_or_taken_by_the_users_wor
     assert ingest([source], IngestOptions(split_rule="images")).split.rule == "images"
 
 
+def test_given_parts_without_one_to_train_on_are_asked_about(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", *(f"{part}/{c}/{n}.png" for part in ("val", "test") for c in "ab" for n in range(5)))
+    with pytest.raises(InputError, match="'validation' or 'test' by its folder or table: --use test"):
+        ingest([source], replace(OPTIONS, layout="class-folders"))
+
+
 def test_images_given_for_training_are_test_by_the_users_word_and_said(tmp_path: Path) -> None:
     source = put(tmp_path, *(f"train/{path}" for path in CLASSES), *(f"test/{path}" for path in CLASSES))
     draft = ingest([source], IngestOptions(use="test"))

@@ -53,6 +53,8 @@ def test_a_known_layout_tells_the_unit_and_the_word_of_the_user_is_the_last(tmp_
 
 def test_classes_that_are_kinds_of_cells_tell_that_an_image_is_a_cell() -> None:
     assert are_cell_types(["Blast_no_lineage_spec", "Promyelocyte", "Segmented_neutrophils", "Smudge_cells"])
+    assert not are_cell_types(["Monocytic", "Myelocytic", "Lymphocytic leukemia", "healthy"])
+    assert not are_cell_types(["lymphocyte field", "monocyte_smears", "blast slide"])
     assert are_cell_types(["basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "platelet"])
     for names in (["leukemia", "healthy"], ["blast", "normal"], ["Benign", "Early", "Pre", "Pro"], []):
         assert not are_cell_types(names)
