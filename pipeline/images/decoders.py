@@ -5,6 +5,7 @@ import io
 import re
 import struct
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -65,15 +66,14 @@ def _jpeg_orientation(data: bytes) -> int:
 
 def _orientation(image: Image.Image) -> int:
     """Orientation 1..8 by EXIF, else by XMP; 1 where there is none or it is damaged."""
-    try:
+    value: Any = None
+    with contextlib.suppress(*_EXIF_DAMAGE):
         value = image.getexif().get(_EXIF_ORIENTATION)
-    except _EXIF_DAMAGE:
-        value = None
-    if value is None:  # Pillow reads XMP too, but only one of its spellings
+    if value not in range(1, 9):  # Pillow reads XMP too, but only one of its spellings; 0 says that nobody knows
         xmp = image.info.get("xmp")
         found = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
-        value = int(found[1]) if found else 1
-    return value if value in range(1, 9) else 1
+        value = found[1] if found else 1
+    return int(value)
 
 
 def open_pillow(data: bytes) -> Image.Image:

@@ -17,6 +17,8 @@ from pipeline.images.remarks import remark
 CONTAINER_BITS = 16
 GUESSED = "depth guessed as "  # begins the remark on a guess
 _DEPTHS = (8, 10, 12, 14, CONTAINER_BITS)  # what analogue-digital converters give
+# Pixels on the smooth edges of letters: so many for a white one; small letters are edges all over, of one pixel in 200.
+_EDGES, _SMALL_PRINT = 4, 200
 _PIECE = 1 << 20  # samples that are widened at a time
 _OUTLIERS = 1000  # one sample in so many may be a hot pixel
 _BURNT_IN = 0.05  # share of samples at the very top that may be a scale bar or a caption drawn into the image
@@ -59,11 +61,13 @@ def count_levels(samples: Iterable[NDArray[Any]], bits: int = CONTAINER_BITS) ->
 
 def highest(counts: NDArray[np.int64]) -> int:
     """The value that all but a few hot pixels, and marks that were drawn into the image, stay within."""
-    total = int(counts.sum())
-    marks = int(counts[-1])
-    if 0 < marks <= _BURNT_IN * total and counts[1:-1].any():
-        counts, total = counts[:-1], total - marks
-    hot = max(total // _OUTLIERS, min(4, total // 16))
+    total, edges = int(counts.sum()), 0
+    top = len(counts) - max(1, len(counts) >> 8)  # what is white in 8 bits, however it was made 16
+    marks = int(counts[top:].sum())
+    if 0 < marks <= _BURNT_IN * total and counts[1:top].any():
+        edges = min(max(_EDGES * marks, total // _SMALL_PRINT), int(_BURNT_IN * total))
+        counts, total = counts[:top], total - marks
+    hot = max(total // _OUTLIERS, min(4, total // 16), edges)
     return int(np.searchsorted(np.cumsum(counts), total - hot))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.depth import count_levels, depth_of, highest
@@ -75,6 +75,19 @@ def test_a_scale_bar_drawn_in_white_does_not_flip_the_guess() -> None:
     samples = of_bits(GRAY, 12)
     samples[100:108, 20:100] = 65535  # 3 % of the field
     assert loaded(tiff(samples)).remarks == ("depth guessed as 12 bits",)
+
+
+@pytest.mark.parametrize("size", [10, 16, 28])
+@pytest.mark.parametrize("white", [65535, 65280])  # of 8 bits, by 257 or by 256
+def test_a_caption_with_smooth_edges_does_not_flip_the_guess(size: int, white: int) -> None:
+    field = np.tile(GRAY, (4, 4))
+    drawn = Image.new("L", field.shape[::-1])
+    ImageDraw.Draw(drawn).text((20, 20), "50 µm 40x", 255, font=ImageFont.load_default(size))
+    share = np.asarray(drawn) / 255
+    assert ((share > 0.1) & (share < 0.9)).sum() > 100
+    captioned = (of_bits(field, 12) * (1 - share) + white * share).astype(np.uint16)
+    assert loaded(tiff(captioned)).remarks == ("depth guessed as 12 bits",)
+    assert loaded(tiff(captioned, tags={MAX_SAMPLE: 4095})).remarks == ()
 
 
 def test_black_is_black_at_any_depth() -> None:

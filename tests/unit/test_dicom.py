@@ -145,6 +145,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "JPEG Lossless": lambda: with_codestream(b"\xff\xd8\xff\xd9", RGB.shape, uid.JPEGLossless),
     "Deflated": lambda: dicom(RGB).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99\0")
     .replace(b"\x02\0\x10\0UI\x14\0", b"\x02\0\x10\0UI\x17\0"),
+    "not the lowest": lambda: dicom(DEEP, BitsStored=12, HighBit=15),
     "signed samples": lambda: dicom(DEEP.astype(np.int16)),
     "colours": lambda: dicom(RGB, PhotometricInterpretation="HSV"),
 }  # fmt: skip

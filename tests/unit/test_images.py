@@ -175,6 +175,14 @@ def test_an_orientation_that_only_xmp_tells_is_applied(kind: str, orientation: i
     assert off_by(with_xmp(kind, xmp(orientation, spelling), **options), wanted) == 0
 
 
+def test_an_exif_orientation_of_0_says_nothing() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 0
+    both = encoded(scene(), "JPEG", quality=95, exif=exif, xmp=xmp(6, "attribute"))
+    alone = encoded(scene(), "JPEG", quality=95, xmp=xmp(6, "attribute"))
+    assert (load_image(both, SIZE).pixels == load_image(alone, SIZE).pixels).all()
+
+
 def test_exif_is_believed_before_xmp() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

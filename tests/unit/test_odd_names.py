@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.errors import Code
+from pipeline.base.errors import Code, ImageRejected
+from pipeline.images.load import load_image
 from pipeline.sources.archives import holds_many, is_archive, is_image, unread, unread_archive
 from pipeline.sources.filters import Filters
 from pipeline.sources.junk import is_junk
@@ -120,3 +121,27 @@ def test_what_further_disks_and_programs_leave_is_rubbish(name: str) -> None:
 )
 def test_names_of_peoples_own_are_no_rubbish(name: str) -> None:
     assert not is_junk(name)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x02\0\0\0UL\x04\0" + bytes(40), "without the preamble"),
+        (b"../../.git/annex/objects/Xx/Yy/SHA256E-s9--0f.jpg", "git annex get"),
+        (b"data:image/jpeg;base64,/9j/4AAQ", "base64"),
+        (b"iVBORw0KGgoAAAANSUhEUg", "base64"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n", "an answer of a server"),
+        ("<!DOCTYPE html><html>Anmelden</html>".encode("utf-16"), "an HTML page"),
+        (b"-----BEGIN PGP MESSAGE-----\n\nhQ", "PGP"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_image_is_called_what_it_is(data: bytes, said: str) -> None:
+    with pytest.raises(ImageRejected, match=said) as caught:
+        load_image(data, 32)
+    assert caught.value.code is Code.UNSUPPORTED_FORMAT
+
+
+def test_a_message_is_the_same_in_every_process() -> None:
+    with pytest.raises(ImageRejected) as caught:
+        load_image(bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(100), 32)
+    assert " at 0x" not in caught.value.message

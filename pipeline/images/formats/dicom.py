@@ -177,7 +177,7 @@ def _refuse_kind(dataset: "Dataset") -> None:
             Code.UNSUPPORTED_FORMAT, "tiles of a whole slide in DICOM; save each as an image of its own"
         )
     if kind and kind not in _READ:
-        message = f"a DICOM of kind {_registered(kind)}: no photograph; leave it out with --exclude"
+        message = f"a DICOM of kind {_registered(kind)}, which is not read; leave it out with --exclude"
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
     if "PixelData" not in dataset:  # pydicom gives none that is cut, and with it nothing of what came before
         raise ImageRejected(Code.TRUNCATED, "dicom ends before its pixels do")
@@ -198,9 +198,10 @@ def _refuse_pixels(header: Header, dataset: "Dataset") -> None:
         raise _refused("with a palette in segments")
     if header.is_signed and header.bits == CONTAINER_BITS:
         raise _refused("of signed samples of 16 bits")  # their scale would be a guess
-    is_sane = 0 < header.bits <= header.allocated and int(dataset.get("HighBit", header.bits - 1)) == header.bits - 1
-    if not is_sane or not header.width or not header.height:
+    if not 0 < header.bits <= header.allocated or not header.width or not header.height:
         raise ImageRejected(Code.CORRUPT, "damaged dicom: bits or size that cannot be")
+    if int(dataset.get("HighBit", header.bits - 1)) != header.bits - 1:  # older devices kept them in the upper bits
+        raise _refused("whose bits that count are not the lowest ones")
 
 
 def _refused(what: str) -> ImageRejected:

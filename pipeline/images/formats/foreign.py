@@ -75,6 +75,7 @@ _SIGNS: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, what they say
     (0, b"SIMPLE  =", _UNREAD[".fits"]),
     (0, b"NRRD0", _UNREAD[".nrrd"]),
     (0, b"\x08\x00\x00\x00\x04\x00\x00\x00", "DICOM data without the header of a file; write it as one (Part 10)"),
+    (0, b"\x02\x00\x00\x00UL", "DICOM data without the preamble of a file; write it as one (Part 10)"),
     (0, b"\x08\x00\x05\x00", "DICOM data without the header of a file; write it as one (Part 10)"),
     (0, b"version https://git-lfs.github.com/", "a Git LFS pointer, not the image itself; run git lfs pull"),
     (0, b"/annex/objects/", "a git-annex pointer, not the image itself; run git annex get"),
@@ -97,6 +98,10 @@ _TEXTS = tuple(
         (rb"<(?:!doctype html|html|head)\b", f"an HTML page, as of a login or an error; {_SAVED}"),
         (rb"(?:<\?xml.*?)?<error\b.{0,9}<code>", f"a store's error message (XML); {_SAVED}"),
         (rb"(?:<\?xml.*?)?<svg\b", f"a drawing (SVG); {_CONVERT}"),
+        (rb"[^\s]{0,400}\.git/annex/objects/", "a git-annex link, not the image itself; run git annex get"),
+        (rb"data:image/|/9j/|iVBORw0KGgo", "an image written as text (base64); decode it"),
+        (rb"HTTP/[12]", f"an answer of a server with its head; {_SAVED}"),
+        (rb"-----BEGIN PGP", "encrypted by PGP; decrypt it"),
         (rb"<\?xml\b", f"XML; {_SAVED}"),
         (rb'[\[{]\s*(?:[\[{\]}"]|$)', f"JSON, as of a server's answer; {_SAVED}"),
     )
@@ -136,6 +141,8 @@ def by_content(data: bytes) -> str | None:
         if data[offset : offset + len(sign)] == sign:
             return what
     start = data[:_TEXT_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        start = start.decode("utf-16", "ignore").encode().lstrip()
     found = next((what for pattern, what in _TEXTS if pattern.match(start)), None)
     if found is None and not data.strip(b"\0"):
         return "only zero bytes, as of a copy that was broken off; copy it again"

@@ -1,5 +1,6 @@
 """Which format the first bytes name, whether a file reaches its own end, and what to call its damage."""
 
+import re
 import struct
 
 from pipeline.base.errors import Code, ImageRejected
@@ -7,6 +8,7 @@ from pipeline.base.text import first_line
 from pipeline.images.formats import boxes, jpeg, jpeg2000, png, tiff
 
 DICOM_HEAD_BYTES = 132
+_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")  # in what Pillow says; another one in each process
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
@@ -80,7 +82,7 @@ def _bmp_bytes(data: bytes) -> int:
 
 
 def damaged(data: bytes, name: str, error: Exception) -> ImageRejected:
-    detail = first_line(error)
+    detail = _ADDRESS.sub("", first_line(error))
     if is_complete(data, name):
         return ImageRejected(Code.CORRUPT, f"damaged {name}: {detail}")
     return ImageRejected(Code.TRUNCATED, f"{name} ends too early ({len(data)} bytes): {detail}")
