@@ -131,7 +131,7 @@ def _by_layout_or_table(
     if not is_forced and layout.name in GENERIC and (table.tells_class or not paths_tell):
         found.layout = LAYOUTS["table"]
         found.rows, kept = _with_what_folders_say(table.annotations, of_paths, paths)
-        found.said = [*table.said, *kept]
+        found.said = [*table.said, *kept, *_about_other_labels(table.annotations, of_paths)]
     else:
         found.said = [*said, *table.said, *_about_overruled(table.annotations, of_paths)]
         found.rows = [_merged(row, known) for row, known in zip(table.annotations, of_paths, strict=True)]
@@ -165,6 +165,15 @@ def _about_overruled(said: Sequence[Annotation], of_paths: Sequence[Annotation])
     pairs = [(row.split, known.split) for row, known in zip(said, of_paths, strict=True)]
     count = sum(split is not None and known is not None and split != known for split, known in pairs)
     return [f"the table gives {count:,} images another split than their folders do; the table holds"] if count else []
+
+
+def _about_other_labels(said: Sequence[Annotation], of_paths: Sequence[Annotation]) -> list[str]:
+    """Where names of folders contradict the table: rows may have slipped, or folders may say what a patient has."""
+    pairs = [(row.label, known.label) for row, known in zip(said, of_paths, strict=True)]
+    count = sum(label is not None and known is not None and label != known for label, known in pairs)
+    if not count:
+        return []
+    return [f"the table gives {count:,} images another label than the names of their folders; the table holds"]
 
 
 def _merged(first: Annotation, second: Annotation) -> Annotation:

@@ -53,7 +53,7 @@ _NO_CELL_OF_HEALTH = re.compile(
     re.IGNORECASE,
 )
 
-_UNSURE = re.compile(r"\?|\w[-\N{MINUS SIGN}](?=\s*$)")  # 'blast?', and 'ALL-' beside 'ALL+'
+_UNSURE = re.compile(r"\?|\w ?[-\N{MINUS SIGN}](?=\s*$)")  # 'blast?', and 'ALL-' beside 'ALL+'
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _DASH = re.compile("[\u2010-\u2015\u2212]")
 _MINUS = re.compile(r"(?:^\s*)-(?=\d)|(?<=\w)-(?=\s*$)")

@@ -115,6 +115,14 @@ def test_a_table_of_labels_leaves_a_test_folder_a_test_set(below: str, tmp_path:
     assert "splits of 24 images are those that their folders name" in said(draft)
 
 
+def test_labels_of_a_table_against_those_of_folders_are_told(tmp_path: Path) -> None:
+    paths = [f"{c}/{n}.png" for c in ("healthy", "leukemia") for n in range(20)]
+    labels = table(tmp_path / "l.csv", "path,label", *(f"{path},{int(n > 16)}" for n, path in enumerate(paths)))
+    draft = ingest([put(tmp_path / "in", *paths)], replace(OPTIONS, labels=labels))
+    assert sum(draft.table["label"].to_pylist()) == 23
+    assert "the table gives 3 images another label than the names of their folders" in said(draft)
+
+
 def test_a_table_of_labels_leaves_patients_together(tmp_path: Path) -> None:
     paths = [f"P{patient:02d}/{n}.png" for patient in range(12) for n in range(4)]
     labels = table(tmp_path / "l.csv", "path,label", *(f"{path},{n % 2}" for n, path in enumerate(paths)))
