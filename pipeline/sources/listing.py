@@ -16,6 +16,7 @@ from pipeline.sources.archives import Entry, Found, Ignored, Problem
 from pipeline.sources.filters import Filters, UriPattern
 from pipeline.sources.objects import ListingOptions, Source
 from pipeline.sources.opening import expand, open_named, open_source
+from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.sources.rows import Access, ListingRow, image_id, place_of
 from pipeline.sources.side_by_side import side_by_side
 from pipeline.sources.tables import is_table
@@ -56,18 +57,19 @@ def list_sources(
     """
     options = ListingOptions(filters, stores, opens_compressed)
     opened = [open_source(root, options) for root in expand(sources, stores)]
-    yield from _counted(_distinct(opened) if drop_doubles else _all_of(opened), tally, limit)
+    found = _distinct(opened) if drop_doubles else _all_of(opened)
+    yield from _counted(found, tally, limit, names_of(stores))
 
 
 def list_named(uris: Sequence[str], base: str, tally: Tally, options: ListingOptions) -> Iterator[Entry | Problem]:
     """As `list_sources`, of single objects; what is missing is a Problem. Filters see their paths below `base`."""
-    yield from _counted(_all_of([open_named(uris, base, options)]), tally, None)
+    yield from _counted(_all_of([open_named(uris, base, options)]), tally, None, names_of(options.stores))
 
 
-def _counted(items: Iterator[Found], tally: Tally, limit: int | None) -> Iterator[Entry | Problem]:
+def _counted(items: Iterator[Found], tally: Tally, limit: int | None, names: Names) -> Iterator[Entry | Problem]:
     for found in items:
         if isinstance(found, Ignored):
-            tally.left_out[found.reason] += 1
+            tally.left_out[names.reason(found.reason)] += 1
             continue
         if isinstance(found, Problem):
             tally.problems += 1

@@ -16,7 +16,7 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
 
 # What lies beside images by the thousand and is none; `.ovr` and `.thm` are small copies of an image.
-_NO_IMAGES = frozenset({
+NO_IMAGES = frozenset({
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md", ".html", ".htm", ".pdf", ".log",
     ".ini", ".db", ".parquet", ".npy", ".npz", ".mat", ".h5", ".cls", ".xyc", ".py", ".ipynb", ".xls", ".xlsx", ".doc",
     ".docx", ".ovr", ".thm",
@@ -123,7 +123,7 @@ def _is_wanted(path: str, filters: Filters) -> bool:
 def _by_content(info: ObjectInfo, path: str, options: ListingOptions, store: Store) -> Iterator[Found]:
     """A file whose name is no image's: one without a suffix is read where its first bytes are, another is named."""
     ending = archives.suffix(path)
-    kind = None if options.filters.include or ending in _NO_IMAGES else _sniffed(info, store)
+    kind = None if options.filters.include or ending in NO_IMAGES else _sniffed(info, store)
     if kind is None:
         yield Ignored(info.uri, ending or "no suffix")
     elif kind == "dicom" or not ending:
@@ -131,9 +131,7 @@ def _by_content(info: ObjectInfo, path: str, options: ListingOptions, store: Sto
     elif refused := options.filters.refuse([path], info.mtime):
         yield Ignored(info.uri, refused)
     else:
-        message = (
-            f"{kind} by its first bytes, and named {ending}; rename it, or leave it out with --exclude '*{ending}'"
-        )
+        message = f"{kind} by its first bytes, but not by its name; rename it, or leave it out with --exclude"
         yield Problem(info.uri, None, Code.UNSUPPORTED_FORMAT, message, info.size, info.etag)
 
 

@@ -18,7 +18,9 @@ from functools import cached_property
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from pipeline.base.errors import Code, InputError, PlatformError
-from pipeline.sources.archives import Entry, Problem, is_archive, is_image, suffix
+from pipeline.images.load import IMAGE_SUFFIXES
+from pipeline.sources.archives import Entry, Problem, is_archive, suffix
+from pipeline.sources.objects import NO_IMAGES
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, Store, StoreError
 from pipeline.storage.uris import is_hidden, is_s3
@@ -26,6 +28,7 @@ from pipeline.storage.uris import is_hidden, is_s3
 _DISK, _S3, _MEMBER = "hidden-disk:", "hidden-s3:", "hidden-member:"
 _SUBJECT = re.compile(r"ps-[0-9a-f]{16}")
 _KEY_BYTES = 32
+_TELLING = NO_IMAGES | IMAGE_SUFFIXES  # suffixes that tell a kind of file
 Found = TypeVar("Found", bound=Entry | Problem)
 
 
@@ -42,6 +45,7 @@ class Names(Protocol):
     def subject(self, subject: str | None) -> str | None: ...
     def found(self, found: Found) -> Found: ...
     def scrubbed(self, text: str, names: Sequence[str]) -> str: ...
+    def reason(self, reason: str) -> str: ...
 
 
 class RealNames:
@@ -67,6 +71,9 @@ class RealNames:
 
     def scrubbed(self, text: str, names: Sequence[str]) -> str:
         return text
+
+    def reason(self, reason: str) -> str:
+        return reason
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,13 @@ class Pseudonyms:
             text = text.replace(name, "(hidden)").replace(posixpath.basename(name) or name, "(hidden)")
         return text
 
+    def reason(self, reason: str) -> str:
+        """Why a file is left out, without a suffix that may be a part of its name (`findings.mueller`)."""
+        return reason if not reason.startswith(".") or reason in _TELLING else "another suffix"
+
     def _hide(self, kind: str, name: str) -> str:
         """`FOLDER/NAME`, each hidden; what the name ends with stays where readers go by it."""
-        end = "/" if name.endswith("/") else suffix(name) if is_image(name) or is_archive(name) else ""
+        end = "/" if name.endswith("/") else suffix(name) if _tells_nothing(name) else ""
         folder, slash, last = name.removesuffix("/").rpartition("/")
         parts = [folder, last] if slash else [last]
         secrets = (self._cipher.encrypt(part.encode("utf-8", "surrogateescape"), [kind.encode()]) for part in parts)
@@ -144,6 +155,11 @@ class Pseudonyms:
             message = f"{token[:40]}…: a pseudonym of another key; give --pseudonymize the one that it was made with"
             raise InputError(message) from error
         return b"/".join(found).decode("utf-8", "surrogateescape") + ("/" if text.endswith("/") else "")
+
+
+def _tells_nothing(name: str) -> bool:
+    """Whether a suffix is one of all images or archives of a kind; behind a UID it is the last part of that."""
+    return suffix(name) in IMAGE_SUFFIXES or is_archive(name)
 
 
 def names_of(stores: Stores) -> Names:

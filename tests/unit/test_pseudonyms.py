@@ -210,3 +210,19 @@ def test_who_has_the_key_can_ask_for_names(key_file: str, stores: Stores, capsys
     assert capsys.readouterr().out == f"{subject}\n"
     assert reveal.command([str(subject), "--pseudonymize", key_file]) == 3
     assert reveal.command([token]) == 2
+
+
+def test_what_follows_the_last_dot_of_a_name_may_be_a_name(bundle: Bundle, stores: Stores, tmp_path: Path) -> None:
+    files = {
+        "a/findings.mueller": b"text",
+        "a/c.okafor": picture(1),
+        "a/1.2.3.4.5.6.7.19450101": picture(2),
+        "b.txt": b"",
+    }
+    files["a.tar"] = tar({"a/findings.smith_john": b"text", "a/x.jpg": picture(3)})
+    files["a.tgz"] = tar({"a/findings.mueller": b"text", "a/x.jpg": picture(4)}, "w:gz")
+    source = write_files(tmp_path / "in", files)
+    _, record = score_here([source], bundle, tmp_path / "out", stores=stores, pseudonym_key_id=names_of(stores).key_id)
+    assert_no_patient(tmp_path / "out")
+    assert not any("19450101" in text for _, text in written(tmp_path / "out"))
+    assert record["counts"]["scored"] == 3 and record["counts"]["left_out"] == {"another suffix": 3, ".txt": 1}

@@ -193,7 +193,7 @@ class _Sorter:
         listed, codes = 0, set[Code]()
         for found in open_archive(info, entry.meta["path"], options, options.stores.of(entry.uri)):
             if isinstance(found, Ignored):
-                self.left_out[found.reason] += 1
+                self.left_out[self._names.reason(found.reason)] += 1
                 continue
             if isinstance(found, Problem):
                 codes.add(found.code)

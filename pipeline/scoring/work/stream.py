@@ -102,7 +102,7 @@ class ArchiveStream:
     def _one(self, item: Found, data: bytes | Damaged | None, info: ObjectInfo) -> Iterator[Fetched[ShardRow]]:
         item = filtered(item, self._path, info.mtime, self._rules.filters)
         if isinstance(item, Ignored):
-            self.left_out[item.reason] += 1
+            self.left_out[self._names.reason(item.reason)] += 1
         elif isinstance(item, Problem):
             yield self._failed(item, Stage.LIST)
         else:
