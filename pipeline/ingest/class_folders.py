@@ -46,22 +46,20 @@ _MAX_CLASSES = 64  # more folders than this are dates or patients, not classes
 @lru_cache(maxsize=65_536)  # a folder holds many files
 def telling_folders(folder: str) -> tuple[str, ...]:
     """Names within a folder's path that may name a class or a subject, outermost first."""
-    telling = []
-    for name in folder.split("/"):
-        stem = _ARCHIVE_SUFFIX.sub("", name)
-        if stem != name and common_label(stem) is None:
-            continue  # 'shard-000.tar' is no class, 'leukemia.zip' is
-        is_plain = (
-            stem.casefold() in _PLAIN_FOLDERS
-            or split_named(stem) is not None
-            or _PART.fullmatch(stem)
-            or _is_range(stem)
-        )
-        if stem and not is_plain:
-            telling.append(stem)
+    telling = [stem for name in folder.split("/") if (stem := _telling(name)) is not None]
     if any(_PATIENT.fullmatch(name) for name in telling):
         telling = [name for name in telling if not _OF_PATIENT.fullmatch(name)]
     return tuple(telling)
+
+
+@lru_cache(maxsize=65_536)
+def _telling(name: str) -> str | None:
+    """A folder's name without the suffix of an archive; None where it says nothing of class or subject."""
+    stem = _ARCHIVE_SUFFIX.sub("", name)
+    if not stem or (stem != name and common_label(stem) is None):
+        return None  # 'shard-000.tar' is no class, 'leukemia.zip' is
+    is_plain = stem.casefold() in _PLAIN_FOLDERS or split_named(stem) is not None
+    return None if is_plain or _PART.fullmatch(stem) or _is_range(stem) else stem
 
 
 def _is_range(name: str) -> bool:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 
 _NEGATIVE_WORDS = frozenset({"healthy", "normal", "benign", "hem", "control", "controls", "nonmalignant"})
 _DISEASE_WORDS = frozenset(
@@ -107,6 +108,7 @@ def is_no_cell_of_health(class_name: str) -> bool:
     return label == 1 or (label is None and bool(names_disease)) or _NO_CELL_OF_HEALTH.search(name) is not None
 
 
+@lru_cache(maxsize=65_536)  # asked for every image
 def common_label(class_name: str) -> int | None:
     """Label of a class by common words: 'Non-Leukemia' 0, '[Malignant] Pre-B' 1, 'LYMPHOCYTE' None.
 

@@ -72,9 +72,10 @@ def _words(folder: str) -> list[str]:
     return words
 
 
-def _parts_meant(folder: str) -> set[Split]:
+@lru_cache(maxsize=65_536)
+def _parts_meant(folder: str) -> frozenset[Split]:
     """The parts that words in a name mean, whatever else it says: 'leukemia_test', 'C-NMC_training'."""
-    return {SPLIT_NAMES[word] for word in _words(folder) if word in SPLIT_NAMES}
+    return frozenset(SPLIT_NAMES[word] for word in _words(folder) if word in SPLIT_NAMES)
 
 
 def unread_parts(folders: Sequence[str]) -> tuple[list[str], bool]:
