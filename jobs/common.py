@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import functools
+import io
 import os
 import signal
 import sys
 import time
 import traceback
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,6 +42,9 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _INTERRUPTED = "interrupted; what was finished is kept, the same command continues"
 
+# For this machine's own endpoint: a proxy that the environment names for the world does not know it
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 Command = Callable[[Sequence[str]], int]
 
 
@@ -51,6 +56,7 @@ def job(name: str, config_class: type[Config], main: Callable[[Config], None], e
 def _run(
     prog: str, config_class: type[Config], main: Callable[[Config], None], examples: str, argv: Sequence[str]
 ) -> int:
+    _print_anything()
     debug = "--debug" in argv  # until the configuration, which may come from elsewhere, is known
     on_lost_head(functools.partial(_end, prog))
     try:
@@ -65,12 +71,19 @@ def _run(
         return told(prog, error, debug=debug)
 
 
+def _print_anything() -> None:
+    """Names that the terminal's encoding lacks, or that no encoding has, are printed escaped and end no job."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def told(prog: str, error: BaseException, *, debug: bool = False) -> int:
     """Print what ended a job in one line, of a bug all that is known; its exit code."""
     code, message = _outcome(error)
-    if debug or (code == BUG and not isinstance(error, LeukorayError)):
-        traceback.print_exception(error)
-    print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # whoever read stderr may have ended too
+        if debug or (code == BUG and not isinstance(error, LeukorayError)):
+            traceback.print_exception(error)
+        print(f"{prog}: {message}", file=sys.stderr, flush=True)
     return code
 
 

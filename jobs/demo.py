@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, job, job_stores, start
+from jobs.common import DIRECT, Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.story import Story, typed_command
 from pipeline.base.errors import PlatformError
@@ -222,7 +222,7 @@ def wait_until_ready(url: str, is_running: Callable[[], bool]) -> bool:
 def ask(url: str, data: bytes | None = None, media_type: str = "application/octet-stream") -> dict[str, Any]:
     """The JSON answer of a GET, or of a POST of `data`. Raises PlatformError."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": media_type}), timeout=60) as it:
+        with DIRECT.open(urllib.request.Request(url, data, {"Content-Type": media_type}), timeout=60) as it:
             return dict(json.load(it))
     except urllib.error.HTTPError as error:
         raise PlatformError(f"{url} answered {error.code}: {error.read().decode(errors='replace')[:300]}") from error

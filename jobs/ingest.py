@@ -128,7 +128,7 @@ def _write_classes(config: IngestConfig, filters: Filters, stores: Stores) -> No
         raise UsageError(f"--write-classes {path}: is there already; name another file, or delete it")
     options = replace(_options(config, stores), classes=ClassRules(ignored=tuple(config.ignore)))
     rows = list_classes(config.source, options, filters, stores, config.limit)
-    path.write_text(draft_of_rules(rows))
+    path.write_text(draft_of_rules(rows), encoding="utf-8")
     print(f"classes written to {path}; edit it, then give it back with --classes {path}", flush=True)
 
 

@@ -12,13 +12,12 @@ import socket
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import Field
 
-from jobs.common import Clock, job, job_stores, start
+from jobs.common import DIRECT, Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.ending import end_in_order, interrupt, raise_if_terminated
 from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node
@@ -235,7 +234,7 @@ def _announce(config: ServeConfig, bundle: Bundle, clock: Clock) -> None:
 
 def _ready(url: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=30) as answer:
+        with DIRECT.open(f"{url}/readyz", timeout=30) as answer:
             return dict(json.load(answer))
     except (urllib.error.URLError, TimeoutError, ValueError) as error:
         raise PlatformError(

@@ -7,6 +7,7 @@ conditions there is none: only somebody who vouches for a single writer comes so
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,7 @@ from pipeline.storage.uris import join
 NAME = "_lock"
 RENEW_S = 5.0
 EXPIRY_S = 30.0
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -124,7 +126,18 @@ def _is_gone(owner: dict[str, Any]) -> bool:
     return bool(_process_identity(int(owner["pid"])) != theirs)
 
 
+def _owner_in(data: bytes | str) -> dict[str, Any]:
+    """Who a lock names; empty where what lies there was not written by a lock, or not wholly."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _describe(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "unknown owner"
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(owner.get("since", 0))))
     return f"{owner.get('run_id')}, process {owner.get('pid')} on {owner.get('host')} since {started}"
 
@@ -134,13 +147,15 @@ def _lock_file(path: Path, owner: dict[str, Any]) -> IO[str]:
     file = open(path, "a+")  # noqa: SIM115 - closing it is what releases the lock
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.seek(0)
-        try:
-            holder = _describe(json.loads(file.read() or "{}"))
-        except ValueError:
-            holder = "unknown owner"
+        holder = _describe(_owner_in(file.read()))
         file.close()
+        if error.errno not in _HELD:
+            raise PlatformError(
+                f"{path}: this file system cannot lock ({error.strerror}), so two runs could write here at once "
+                "unnoticed; choose an --out elsewhere, or have it mounted with locks (Lustre: -o flock)"
+            ) from None
         raise _HeldError(holder) from None
     file.truncate(0)
     file.write(json.dumps(owner))
@@ -166,9 +181,11 @@ class _Lease:
         if etag is None:
             try:
                 held = store.read(uri)
-            except StoreError:
+            except StoreError as error:
+                if error.code is not Code.NOT_FOUND:
+                    raise
                 raise _HeldError("just released") from None
-            holder = json.loads(held.data)
+            holder = _owner_in(held.data)
             if watch.age_s(held.etag) < EXPIRY_S and not _is_gone(holder):
                 raise _HeldError(_describe(holder), held.etag)
             etag = store.replace(uri, body, held.etag)
@@ -201,7 +218,7 @@ class _Lease:
             if error.code is Code.NOT_FOUND:
                 return None
             raise
-        is_ours = json.loads(found.data).get("lease") == self._owner["lease"]  # one that was given up as failed arrived
+        is_ours = _owner_in(found.data).get("lease") == self._owner["lease"]  # one that was given up as failed arrived
         return self._store.replace(self._uri, _body(self._owner), found.etag) if is_ours else None
 
     def check(self) -> None:

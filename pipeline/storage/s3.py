@@ -26,6 +26,7 @@ from pipeline.storage.ranged import RangedFile
 from pipeline.storage.types import (
     Bytes,
     Conditions,
+    EndpointError,
     Level,
     ObjectInfo,
     OnFailure,
@@ -42,6 +43,8 @@ _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "Re
 _DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled"}
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _UNKNOWN = {"NotImplemented", "MethodNotAllowed", "InvalidArgument", "MissingContentLength"}
+_FINAL = (UnsupportedError, EndpointError)  # whatever their code
+_NO_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # not what a cut connection says
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 10.0
 _QUICK_ATTEMPTS = 3
 
@@ -124,12 +127,12 @@ class S3Store:
         if settings.anonymous:
             options["signature_version"] = botocore.UNSIGNED
         # A new session reads credentials anew, so that rotated ones are picked up after an expiry.
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=settings.endpoint,
-            region_name=settings.region,
-            config=BotoConfig(**options),
-        )
+        config, session = BotoConfig(**options), boto3.session.Session()
+        try:
+            return session.client("s3", endpoint_url=settings.endpoint, region_name=settings.region, config=config)
+        except ValueError as error:
+            message = f"{error}; an S3 endpoint is an address such as http://HOST:PORT or https://HOST"
+            raise EndpointError(Code.IO_ERROR, message) from error
 
     def _forget_clients(self) -> None:
         with self._lock:
@@ -149,7 +152,7 @@ class S3Store:
                 expired = isinstance(error, failures.ClientError) and _code(error) in _EXPIRED
                 if expired:
                     self._forget_clients()
-                is_passing = failure.code in (Code.IO_ERROR, Code.TIMEOUT) and not isinstance(failure, UnsupportedError)
+                is_passing = failure.code in (Code.IO_ERROR, Code.TIMEOUT) and not isinstance(failure, _FINAL)
                 is_final = not is_passing and not expired
                 if is_final or attempt == self.settings.max_attempts:
                     raise failure from error
@@ -168,6 +171,12 @@ class S3Store:
             return StoreError(Code.ACCESS_DENIED, message, attempts)
         if isinstance(error, failures.ReadTimeoutError | failures.ConnectTimeoutError | TimeoutError):
             return StoreError(Code.TIMEOUT, f"{where}: no answer in time, {attempts} attempts", attempts)
+        if isinstance(error, failures.SSLError) and any(sign in str(error) for sign in _NO_TLS):
+            advice = "AWS_CA_BUNDLE=FILE trusts a store's own certificate, http:// is for a store without TLS"
+            return EndpointError(Code.IO_ERROR, f"{where}: no trusted TLS connection: {error}; {advice}", attempts)
+        if isinstance(error, KeyError):  # of what every S3 says of every object
+            message = f"{where}: what answers there is no S3, its answer has no {error}; check the endpoint"
+            return EndpointError(Code.IO_ERROR, message, attempts)
         if isinstance(error, failures.ParamValidationError | ValueError):
             return StoreError(Code.NOT_FOUND, f"{where}: not a valid S3 URI: {error}", attempts)
         if isinstance(error, failures.BotoCoreError | urllib3.exceptions.HTTPError | OSError):
@@ -271,13 +280,17 @@ class S3Store:
         bucket, key = _split(uri)
         if not key:
             return None
+
+        def operation(client: Any) -> ObjectInfo:
+            answer = client.head_object(Bucket=bucket, Key=key, **self._payer)
+            return ObjectInfo(uri, answer["ContentLength"], _etag(answer), _modified(answer))
+
         try:
-            answer, _ = self._retry(uri, lambda c: c.head_object(Bucket=bucket, Key=key, **self._payer))
+            return self._retry(uri, operation)[0]
         except StoreError as error:
             if error.code == Code.NOT_FOUND:
                 return None
             raise
-        return ObjectInfo(uri, answer["ContentLength"], _etag(answer), _modified(answer))
 
     def is_folder(self, uri: str) -> bool:
         """True when keys lie below the prefix. Raises StoreError for a bucket that is missing or refused."""

@@ -39,6 +39,13 @@ class UnsupportedError(StoreError):
         return PlatformError(str(self))
 
 
+class EndpointError(StoreError):
+    """What listens at the endpoint is no S3, or cannot be spoken with: asking again would not help."""
+
+    def refusal(self, message: str | None = None) -> LeukorayError:
+        return PlatformError(str(self))
+
+
 class Conditions(StrEnum):
     """How a store wants the ETag of a conditional PUT spelled, or that it does not look at conditions."""
 

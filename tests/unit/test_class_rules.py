@@ -355,3 +355,18 @@ def test_a_sidecar_describes_its_own_image_only(tmp_path: Path) -> None:
     table = read_manifest(str(tmp_path / "m")).table
     found = dict(zip(table["member"].to_pylist(), table["class_name"].to_pylist(), strict=True))
     assert found == {f"{number:03d}.png": "blast" if number < 6 else "LYT" for number in range(12)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_a_file_of_classes_is_read_as_editors_write_it(tmp_path: Path, encoding: str) -> None:
+    for place, name in enumerate(("gesünd", "Blästen")):
+        for number in range(3):
+            path = tmp_path / "in" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(scene(20 + number, 20 + place), "PNG"))
+    classes, out = tmp_path / "classes.yaml", tmp_path / "manifest"
+    classes.write_bytes("gesünd: negative\r\nBlästen: positive\r\n".encode(encoding))
+    assert job.command([str(tmp_path / "in"), "--classes", str(classes), "--out", str(out), "--no-near-copies"]) == 0
+    table = read_manifest(str(out)).table
+    found = set(zip(table["class_name"].to_pylist(), table["label"].to_pylist(), strict=True))
+    assert found == {("gesünd", 0), ("Blästen", 1)}

@@ -1,7 +1,11 @@
 """From a failure to an exit code and one line."""
 
+import contextlib
 import errno
+import io
+import os
 import signal
+import sys
 
 import pytest
 
@@ -73,3 +77,23 @@ def test_other_ends_of_a_process_stay_what_they_are() -> None:
     with pytest.raises(SystemExit) as end:
         ends(SystemExit(7))
     assert end.value.code == 7
+
+
+def test_what_a_terminal_cannot_show_is_printed_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(config: Plain) -> None:
+        print("Bl\u00e4sten \u6f22 bl\udce4st")
+
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert job("example", Plain, main)([]) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"Bl\xe4sten \\u6f22 bl\\udce4st\n"  # type: ignore[attr-defined]
+
+
+def test_a_stderr_that_nobody_reads_any_more_leaves_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stderr", os.fdopen(writing, "w", buffering=1))
+    assert ends(InputError("m: none here")) == 3
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.close()

@@ -1,8 +1,10 @@
 """The lock on a remote store at the moments that no two real processes can be brought to meet in."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -201,3 +203,36 @@ def test_where_conditions_are_not_heeded_nothing_is_held() -> None:
     with lock.locked(OUT, "ours", stores(memory)) as check:
         assert not memory.objects
         check()
+
+
+@pytest.mark.parametrize("left", [b"", b"<html>", b"[]", b"{"])
+def test_what_no_lock_wrote_is_taken_over_as_one_of_a_dead_run(quick: None, left: bytes) -> None:
+    memory = Memory()
+    memory.create(f"{OUT}/_lock", left)
+    with lock.locked(OUT, "ours", stores(memory)) as check:
+        check()
+        assert b"ours" in memory.objects[f"{OUT}/_lock"].data
+
+
+def test_a_lock_that_cannot_be_read_is_no_other_run() -> None:
+    memory = Memory()
+    held(memory)
+
+    def fail(operation: str) -> None:
+        if operation == "read":
+            raise StoreError(Code.ACCESS_DENIED, f"{OUT}/_lock: access denied")
+
+    memory.before = fail
+    with pytest.raises(StoreError, match="access denied"), lock.locked(OUT, "ours", stores(memory)):
+        pass
+
+
+def test_a_file_system_without_locks_is_named_and_is_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with pytest.raises(PlatformError, match="_lock: this file system cannot lock"):
+        lock.locked(str(tmp_path), "ours", Stores()).__enter__()
