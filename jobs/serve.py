@@ -20,7 +20,7 @@ from pydantic import Field
 from jobs.common import DIRECT, Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.ending import end_in_order, interrupt, raise_if_terminated
-from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node
+from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node, tell_waiting
 from pipeline.base.errors import PlatformError
 from pipeline.base.resources import ClusterPlan, check
 from pipeline.images.load import Limits
@@ -81,6 +81,7 @@ def main(config: ServeConfig) -> None:
         refuse_unshared(ray, job_stores(config), [join(bundle.uri, INFO)])
         if not is_local:
             make_room(config.replace)
+        tell_waiting(ray, plan)
         with _running(config, bundle, is_local):
             stop.arm()
             raise_if_terminated()

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from jobs.common import Clock, job, show_config, start, writing_stores
 from jobs.config import NamingConfig, effective, positional
-from pipeline.base.cluster import alive_nodes, connected
+from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check, training_plan
@@ -109,6 +109,7 @@ def main(config: TrainConfig) -> None:
         plan = training_plan(nodes, config.workers, config.cpus_per_worker, config.use_gpu)
         check(plan, nodes)
         _announce(rows, plan, config.batch_size)
+        tell_waiting(ray, plan)
         settings = _settings(config, rows, plan.workers)
         digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())
         with held_run(folder, digest) as training_run:

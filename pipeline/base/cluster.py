@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.base.errors import LeukorayError, PlatformError, UsageError
 from pipeline.base.guard import Guard
 from pipeline.base.head import assert_answers, head_watched
-from pipeline.base.resources import Node
+from pipeline.base.resources import ClusterPlan, Node, waiting
 from pipeline.base.text import first_line
 
 _calling: list[threading.Thread] = []
@@ -149,6 +149,12 @@ def _private_token() -> None:
 def alive_nodes(ray: Any) -> list[Node]:
     """What each node that is alive has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def tell_waiting(ray: Any, plan: ClusterPlan) -> None:
+    """Say it where others hold what the plan needs: Ray waits for them without a word."""
+    if (said := waiting(plan, ray.available_resources())) is not None:
+        print(said, flush=True)
 
 
 def on_own_node(ray: Any) -> Any:

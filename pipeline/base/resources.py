@@ -97,6 +97,15 @@ def check_after_loss(plan: ClusterPlan, nodes: Sequence[Node], way_on: str) -> N
         raise PlatformError(f"a node was lost: {shortage}; {way_on}")
 
 
+def waiting(plan: ClusterPlan, free: Node) -> str | None:
+    """What a plan that fits waits for until others end, in a sentence; None where there is room now."""
+    kinds = (("CPU", plan.cpus), ("GPU", plan.gpus))
+    if not free or all(free.get(name, 0.0) + _ROUNDING >= need for name, need in kinds):  # none: not known yet
+        return None
+    left = _amount(free.get("CPU", 0.0), free.get("GPU", 0.0) if plan.gpus else 0.0)
+    return f"{plan.job} waits for room: it needs {_amount(plan.cpus, plan.gpus)}, others leave {left} at the moment"
+
+
 def _shortage(plan: ClusterPlan, nodes: Sequence[Node]) -> str | None:
     room = places(plan, nodes)
     if room >= plan.workers:

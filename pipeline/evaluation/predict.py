@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.cluster import alive_nodes, refuse_dead_node
+from pipeline.base.cluster import alive_nodes, refuse_dead_node, tell_waiting
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.resources import ClusterPlan, check, check_after_loss, places
 from pipeline.images.load import Limits, LoadedImage
@@ -111,6 +111,7 @@ def predict_split(
     plan = ClusterPlan("evaluate", 1, cpus_per_worker, gpus_per_worker)
     plan = replace(plan, workers=workers or max(1, min(places(plan, nodes), len(tasks))))
     check(plan, nodes)
+    tell_waiting(ray, replace(plan, workers=1))
     refuse_unshared(ray, stores, [join(bundle.uri, INFO), *(wanted[index].uri for index in spaced(len(wanted)))])
     outcomes: list[Outcome] = []
     for part in _spread(ray, plan, bundle, tasks, stores):

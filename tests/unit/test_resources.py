@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import PlatformError
-from pipeline.base.resources import ClusterPlan, Node, check, check_after_loss, places, training_plan
+from pipeline.base.resources import ClusterPlan, Node, check, check_after_loss, places, training_plan, waiting
 
 
 def nodes(*cpus: float) -> list[Node]:
@@ -83,3 +83,16 @@ def test_places_are_as_many_as_the_best_packing_holds(
         if min(itertools.chain.from_iterable(left)) >= 0:
             best = max(best, sum(counts))
     assert places(ClusterPlan("score", 1, cpus, gpus, beside_cpus=beside), found) == best
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        ({"CPU": 2.0}, None),
+        ({}, None),
+        ({"memory": 1.0}, "train waits for room: it needs 2 CPUs, others leave 0 CPUs at the moment"),
+        ({"CPU": 1.5}, "train waits for room: it needs 2 CPUs, others leave 1.5 CPUs at the moment"),
+    ],
+)
+def test_a_plan_that_others_leave_no_room_for_says_what_it_waits_for(free: Node, said: str | None) -> None:
+    assert waiting(ClusterPlan("train", 2, 1.0), free) == said
