@@ -1,5 +1,6 @@
 """Where everything of a run lies, and which runs an output holds. Both have their store, and read and write by it."""
 
+import contextlib
 import io
 import json
 import re
@@ -88,12 +89,12 @@ class RunFolder:
         self.store.delete_tree(self.file(name))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        with self.open(name) as file:
+        with self._sound(name), self.open(name) as file:
             return pq.ParquetFile(file).read(columns=columns)
 
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of one file piece by piece, so that memory does not grow with the file."""
-        with self.open(name) as file:
+        with self._sound(name), self.open(name) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns):
                 yield pa.Table.from_batches([batch])
 
@@ -105,7 +106,26 @@ class RunFolder:
             if error.code is Code.NOT_FOUND:
                 return []
             raise
-        return [item["name"] for item in listed if item["name"].startswith(f"{kind}/")]
+        except ValueError as error:
+            raise self._damaged(PARTS_LIST, error) from error
+        try:
+            return [item["name"] for item in listed if item["name"].startswith(f"{kind}/")]
+        except (TypeError, KeyError, AttributeError) as error:
+            raise self._damaged(PARTS_LIST, error) from error
+
+    @contextlib.contextmanager
+    def _sound(self, name: str) -> Iterator[None]:
+        """What Arrow finds wrong in a file is one line with its name; failures of the disk are left as they are."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name: str, error: Exception) -> InputError:
+        advice = "bring it back from a copy, or delete the folder of this run and score again"
+        return InputError(f"{self.file(name)}: damaged ({first_line(error)}); {advice}")
 
     def rows(self, kind: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """All rows of one kind, piece by piece."""

@@ -100,3 +100,12 @@ def test_a_run_on_s3_travels_to_other_processes_with_its_settings() -> None:
     there = pickle.loads(pickle.dumps(run))
     assert there == run and there.file(RECORD) == "s3://cells/scores/night/run.json"
     assert there.store is stores.of("s3://cells/scores")
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1PAR1", b"<html>", b"null", b'[{"rows": 1}]'])
+@pytest.mark.parametrize("name", ["parts.json", "predictions/part-00000.parquet"])
+def test_a_damaged_file_of_a_run_is_one_clear_line(run: RunFolder, name: str, data: bytes) -> None:
+    assert run.has(name)
+    run.write(name, data)
+    with pytest.raises(InputError, match=f"{name}: damaged .*; bring it back from a copy, or delete the folder"):
+        list(run.rows("predictions", ["image_id"]))
