@@ -89,12 +89,12 @@ class RunFolder:
         self.store.delete_tree(self.file(name))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        with self._sound(name), self.open(name) as file:
+        with self.sound(name), self.open(name) as file:
             return pq.ParquetFile(file).read(columns=columns)
 
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of one file piece by piece, so that memory does not grow with the file."""
-        with self._sound(name), self.open(name) as file:
+        with self.sound(name), self.open(name) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns):
                 yield pa.Table.from_batches([batch])
 
@@ -114,7 +114,7 @@ class RunFolder:
             raise self._damaged(PARTS_LIST, error) from error
 
     @contextlib.contextmanager
-    def _sound(self, name: str) -> Iterator[None]:
+    def sound(self, name: str) -> Iterator[None]:
         """What Arrow finds wrong in a file is one line with its name; failures of the disk are left as they are."""
         try:
             yield

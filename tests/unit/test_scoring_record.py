@@ -109,3 +109,5 @@ def test_a_damaged_file_of_a_run_is_one_clear_line(run: RunFolder, name: str, da
     run.write(name, data)
     with pytest.raises(InputError, match=f"{name}: damaged .*; bring it back from a copy, or delete the folder"):
         list(run.rows("predictions", ["image_id"]))
+    with pytest.raises(InputError, match=f"{name}: damaged"):
+        summarize(run)

@@ -151,7 +151,7 @@ Place = tuple[int, int, int]  # file, row group, row
 
 
 def _row_groups(folder: RunFolder, name: str, columns: Sequence[str] | None) -> Iterator[tuple[int, pa.Table]]:
-    with folder.open(name) as file:
+    with folder.sound(name), folder.open(name) as file:
         parquet = pq.ParquetFile(file)
         for group in range(parquet.num_row_groups):
             yield group, parquet.read_row_group(group, columns=columns)
@@ -240,7 +240,7 @@ def _rows_at(folder: RunFolder, files: Sequence[str], places: Sequence[Place]) -
     """The rows at some places, in their order; each row group is read once."""
     found: dict[Place, dict[str, Any]] = {}
     for number, group in sorted({place[:2] for place in places}):
-        with folder.open(files[number]) as file:
+        with folder.sound(files[number]), folder.open(files[number]) as file:
             table = pq.ParquetFile(file).read_row_group(group, columns=_SHOWN)
         for place in places:
             if place[:2] == (number, group):
@@ -251,7 +251,7 @@ def _rows_at(folder: RunFolder, files: Sequence[str], places: Sequence[Place]) -
 def _subjects(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
     if not folder.has(SUBJECTS):  # no image of a known subject
         return [], 0
-    with folder.open(SUBJECTS) as file:
+    with folder.sound(SUBJECTS), folder.open(SUBJECTS) as file:
         parquet = pq.ParquetFile(file)
         rows = parquet.read_row_group(0).slice(0, MAX_SUBJECTS).to_pylist()
         return rows, parquet.metadata.num_rows
