@@ -27,7 +27,7 @@ from pipeline.training.augment import augment
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Rejected
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
-from pipeline.training.progress import Sender
+from pipeline.training.progress import STANDING, Sender
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard, open_shard
 from pipeline.training.validation import Scores, average_buffers, gather, measure, validate
@@ -219,11 +219,11 @@ def _report(worker: _Worker, state: State, best: Best, row: dict[str, float]) ->
     if worker.rank:
         ray.train.report(row)
         return
+    reported = row | {name: getattr(state, name) for name in STANDING}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), state, worker.model, worker.optimizer, best)
         made = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(row, checkpoint=made, checkpoint_upload_fn=functools.partial(_upload, worker.assignment))
-    worker.sender.epoch(row, state)
+        ray.train.report(reported, checkpoint=made, checkpoint_upload_fn=functools.partial(_upload, worker.assignment))
 
 
 def _upload(assignment: Assignment, made: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 _STEP_EVERY_S = 0.5
 _PLAIN_STEP_EVERY_S = 15.0
+STANDING = ("best_epoch", "finished")  # reported beside the row of an epoch
 
 
 class Mailbox:
@@ -60,15 +61,20 @@ class Sender:
             {"kind": "step", "epoch": epoch, "step": step, "steps": steps, "loss": float(loss), "rate": images_per_s}
         )
 
-    def epoch(self, row: dict[str, float], state: Any) -> None:
-        self._post({"kind": "epoch", "row": row, "best_epoch": state.best_epoch, "finished": state.finished})
-
 
 class Announcer(UserCallback):
-    """Tells the reader when workers fail and Ray starts them again. Runs in Ray Train's controller."""
+    """Tells the reader of epochs, and when workers fail and Ray starts them again. Runs in Ray Train's controller.
+
+    An epoch is told when its checkpoint is in the controller's books: what was shown is not done again after a kill.
+    """
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        row = dict(metrics[0])
+        standing = {name: row.pop(name) for name in STANDING}
+        self._mailbox.post.remote({"kind": "epoch", "row": row, **standing})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
