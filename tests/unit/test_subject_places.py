@@ -104,7 +104,14 @@ def test_subjects_of_scored_images_carry_the_site_as_well() -> None:
     }
     assert len(set(scored_subjects(grid("berlin", "paris")))) == 6, "kept apart where nobody can be asked"
     assert len(set(scored_subjects(grid("2026-11-01", "2026-11-02")))) == 3
-    assert set(scored_subjects(grid("siteA", "siteB"), r"(patient_\d+)")) == {f"patient_{n:02d}" for n in range(3)}
+
+
+def test_a_pattern_names_one_person_a_site_and_is_the_last_word_on_other_folders() -> None:
+    pattern = r"(patient_\d+)"
+    assert len(set(scored_subjects(grid("siteA", "siteB"), pattern))) == 6
+    assert set(scored_subjects(grid("berlin", "paris"), pattern)) == {f"patient_{n:02d}" for n in range(3)}
+    assert scored_subjects(["siteA/x/patient_01/1.png"], r"^(.*patient_\d+)") == ["siteA/x/patient_01"]
+    assert scored_subjects(["siteA/x/unnamed/1.png"], pattern) == [None]
 
 
 def test_spellings_of_a_subject_are_one_row_of_the_roll_up() -> None:

@@ -1,14 +1,15 @@
 """Which subject a path names: by the user's pattern, else by the layout that the paths have.
 
-A bare name ('patient_01') carries the site that the path names, or its folder where several folders have that name.
+A bare name ('patient_01') carries the site that the path names; one that the layout tells also its folder, where
+several folders have that name.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.base.errors import InputError
 from pipeline.ingest import layouts
-from pipeline.ingest.annotation import subject_reader
+from pipeline.ingest.annotation import Annotation, subject_reader
 from pipeline.ingest.layouts import GENERIC, Layout
 from pipeline.ingest.subject_places import clash, place_of, with_place
 
@@ -34,11 +35,16 @@ class SubjectPaths:
         return cls(layout, None, clash([layout.annotate(path) for path in paths], paths))
 
     def subject(self, path: str) -> str | None:
-        if self.pattern is not None:
-            return self.pattern(path)
         row = self.layout.annotate(path)
+        if self.pattern is not None:
+            return self._by_pattern(path, replace(row, subject_id=self.pattern(path)))
         if row.subject_id is None or self.layout.block_size is not None:  # blocks are made of labelled sets only
             return None
         place = place_of(path, row)
         is_carried = self.layout.name in GENERIC and (place.is_site or self.carries_place)
         return with_place(row.subject_id, place) if is_carried else row.subject_id
+
+    def _by_pattern(self, path: str, row: Annotation) -> str | None:
+        place = place_of(path, row)
+        is_told = row.subject_id is None or place.name in row.subject_id  # the pattern may take the site in
+        return row.subject_id if is_told or not place.is_site else with_place(str(row.subject_id), place)
