@@ -29,6 +29,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip()[:200] if lines else type(error).__name__
 
 
+def last_line(error: BaseException) -> str:
+    """As `first_line`, of the last: where a traceback that travelled as text says what it is about."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:200] if lines else type(error).__name__
+
+
 def problems(error: ValidationError, whole: str = "the whole") -> str:
     """What a record was refused for, field by field; `whole` names what lies in no single field."""
     return "; ".join(

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.base.cluster import on_node
 from pipeline.base.errors import PlatformError
+from pipeline.base.text import last_line
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join, local_path
@@ -20,6 +21,7 @@ from pipeline.storage.uris import join, local_path
 _PROBE = "_probe-"
 _SAMPLE = 20
 _COMPARED_BYTES = 64 << 10
+_ANSWER_S = 180.0  # a busy node may take a minute to start a process
 
 
 def refuse_unshared(ray: Any, stores: Stores, read: Iterable[str], written: str | None = None) -> None:
@@ -67,7 +69,10 @@ def _probe(folder: str) -> Iterator[dict[str, str]]:
 
 
 def _asked(ray: Any, nodes: Sequence[Mapping[str, Any]], marks: dict[str, str]) -> dict[str, list[str]]:
-    """What is not seen, and the nodes that do not see it. A node that dies meanwhile is no longer asked."""
+    """What is not seen, and the nodes that do not see it. A node that dies meanwhile is no longer asked.
+
+    Raises PlatformError for a node that cannot be asked: work sent there would fail or hang as well.
+    """
     answers = {
         f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": ray.remote(
             num_cpus=0, scheduling_strategy=on_node(node["NodeID"])
@@ -77,9 +82,19 @@ def _asked(ray: Any, nodes: Sequence[Mapping[str, Any]], marks: dict[str, str]) 
     gone = (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)
     found: dict[str, list[str]] = defaultdict(list)
     for name, answer in answers.items():
-        with contextlib.suppress(*gone):
-            for uri in ray.get(answer):
+        try:
+            for uri in ray.get(answer, timeout=_ANSWER_S):
                 found[uri].append(name)
+        except gone:
+            continue
+        except ray.exceptions.GetTimeoutError as error:
+            message = f"node {name} did not look at {len(marks)} paths within {_ANSWER_S:.0f} s: is a mount of it dead?"
+            raise PlatformError(message) from error
+        except ray.exceptions.RayError as error:
+            raise PlatformError(
+                f"node {name} cannot run this package ({last_line(error)}); install the same version on every node, or "
+                "send the code with `ray job submit --working-dir`"
+            ) from error
     return found
 
 

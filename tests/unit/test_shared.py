@@ -17,6 +17,14 @@ class GoneError(Exception):
     """What Ray raises for a task on a node that died."""
 
 
+class FailedError(Exception):
+    """What Ray raises for a task that could not be done."""
+
+
+class LateError(FailedError):
+    """What Ray raises for an answer that did not come in time."""
+
+
 def cluster(monkeypatch: pytest.MonkeyPatch, *others: str, look: Callable[[Any], Any] = lambda seen: seen) -> Any:
     """Ray with this node and others; `look` may change what is seen there, or raise."""
     monkeypatch.setattr(shared, "on_node", lambda node_id: node_id)
@@ -26,8 +34,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch, *others: str, look: Callable[[Any],
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "own"),
         nodes=lambda: nodes,
         remote=lambda **_: lambda function: SimpleNamespace(remote=lambda marks: lambda: look(function(marks))),
-        get=lambda answer: answer(),
-        exceptions=SimpleNamespace(NodeDiedError=GoneError, TaskUnschedulableError=GoneError),
+        get=lambda answer, timeout: answer(),
+        exceptions=SimpleNamespace(
+            NodeDiedError=GoneError, TaskUnschedulableError=GoneError, GetTimeoutError=LateError, RayError=FailedError
+        ),
     )
 
 
@@ -97,3 +107,22 @@ def test_some_of_many_are_tried_from_the_first_on(count: int) -> None:
     found = list(spaced(count))
     assert len(found) <= 20 and found[:1] == [0][:count] and all(number < count for number in found)
     assert count <= 20 or found[-1] >= 0.9 * count
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LateError(), r"node b \(10\.0\.0\.9\) did not look at 1 paths within 180 s"),
+        (FailedError("Traceback\n  File x\nModuleNotFoundError: No module named 'pipeline'"),
+         r"node b .* cannot run this package \(ModuleNotFoundError: No module named 'pipeline'\); install"),
+    ],
+)  # fmt: skip
+def test_a_node_that_cannot_be_asked_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, message: str
+) -> None:
+    def fail(unseen: list[str]) -> list[str]:
+        raise error
+
+    with pytest.raises(PlatformError, match=message):
+        refuse_unshared(cluster(monkeypatch, "b", look=fail), Stores(), [], str(tmp_path))
+    assert not list(tmp_path.iterdir()), "the probe is gone"
