@@ -25,14 +25,17 @@ def as_word(value: object) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says in its first line with words, at most 200 characters; its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip()[:200] if lines else type(error).__name__
+    return _line(error, 0)
 
 
 def last_line(error: BaseException) -> str:
     """As `first_line`, of the last: where a traceback that travelled as text says what it is about."""
+    return _line(error, -1)
+
+
+def _line(error: BaseException, at: int) -> str:
     lines = str(error).strip().splitlines()
-    return lines[-1].strip()[:200] if lines else type(error).__name__
+    return lines[at].strip()[:200] if lines else type(error).__name__
 
 
 def problems(error: ValidationError, whole: str = "the whole") -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from pipeline.base.errors import InputError
 from pipeline.ingest import layouts
-from pipeline.ingest.annotation import Annotation, subject_reader
+from pipeline.ingest.annotation import subject_reader
 from pipeline.ingest.layouts import GENERIC, Layout
-from pipeline.ingest.subject_places import clash, place_of, with_place
+from pipeline.ingest.subject_places import clash, is_bare, place_of, with_place
 
 SAMPLE = 2000  # paths that decide the layout
 
@@ -35,16 +35,18 @@ class SubjectPaths:
         return cls(layout, None, clash([layout.annotate(path) for path in paths], paths))
 
     def subject(self, path: str) -> str | None:
-        row = self.layout.annotate(path)
         if self.pattern is not None:
-            return self._by_pattern(path, replace(row, subject_id=self.pattern(path)))
+            return self._by_pattern(path, self.pattern(path))
+        row = self.layout.annotate(path)
         if row.subject_id is None or self.layout.block_size is not None:  # blocks are made of labelled sets only
             return None
         place = place_of(path, row)
         is_carried = self.layout.name in GENERIC and (place.is_site or self.carries_place)
         return with_place(row.subject_id, place) if is_carried else row.subject_id
 
-    def _by_pattern(self, path: str, row: Annotation) -> str | None:
-        place = place_of(path, row)
-        is_told = row.subject_id is None or place.name in row.subject_id  # the pattern may take the site in
-        return row.subject_id if is_told or not place.is_site else with_place(str(row.subject_id), place)
+    def _by_pattern(self, path: str, subject: str | None) -> str | None:
+        if subject is None or not is_bare(subject):
+            return subject
+        place = place_of(path, replace(self.layout.annotate(path), subject_id=subject))
+        is_told = place.name in subject  # the pattern may take the site in
+        return subject if is_told or not place.is_site else with_place(subject, place)
