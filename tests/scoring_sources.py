@@ -28,7 +28,6 @@ from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.progress import Progress
 from pipeline.scoring.work.stream import ReadRules
 from pipeline.scoring.work.worker import CHUNK_ROWS, ShardScorer
-from pipeline.sources.pseudonyms import names_of
 from pipeline.storage.stores import Stores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,7 +168,7 @@ class Here:
         """Every shard to its part."""
         task = self.task
         scorer = ShardScorer(
-            task.bundle, task.stores, ReadRules.of(task.request, names_of(task.stores)), chunk_rows=self.chunk_rows
+            task.bundle, task.stores, ReadRules.of(task.request, task.stores), chunk_rows=self.chunk_rows
         )
         progress = Progress(task.plan, 0, 1, lambda text: None)
         for number in range(task.plan.shards):

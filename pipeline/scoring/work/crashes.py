@@ -19,7 +19,6 @@ from pipeline.scoring.schemas import ShardRow
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.stream import ArchiveStream, ReadRules
 from pipeline.sources.fetch import Fetched, fetch_rows
-from pipeline.sources.pseudonyms import names_of
 from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 
@@ -72,7 +71,7 @@ class Crashes:
     def __init__(self, ray: Any, task: ScoringTask) -> None:
         self._ray = ray
         info = task.bundle.info
-        rules = ReadRules.of(task.request, names_of(task.stores))
+        rules = ReadRules.of(task.request, task.stores)
         self._suspects = Suspects(task.folder, task.stores, rules, info.input_size, info.bit_depth)
         self._deaths: Counter[int] = Counter()  # of workers, by the shards that they had open
         self._in_a_row = 0

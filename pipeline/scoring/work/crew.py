@@ -15,7 +15,6 @@ from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.work.stream import ReadRules
 from pipeline.scoring.work.worker import Account, ShardScorer
-from pipeline.sources.pseudonyms import names_of
 from pipeline.storage.stores import Stores
 
 
@@ -80,7 +79,7 @@ class Crew:
             max_restarts=0,
         )(ScoringActor)
         threads = max(1, int(workforce.cpus_per_worker))
-        actor = actor_class.remote(task.bundle, task.stores, ReadRules.of(task.request, names_of(task.stores)), threads)
+        actor = actor_class.remote(task.bundle, task.stores, ReadRules.of(task.request, task.stores), threads)
         return Worker(actor, placed=actor.doing.remote())
 
     def at_work(self) -> list[Worker]:

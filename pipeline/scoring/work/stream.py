@@ -21,7 +21,7 @@ from pipeline.sources.listing import base_folder, entry_row, path_below
 from pipeline.sources.masks import MASKS, Masks
 from pipeline.sources.objects import filtered
 from pipeline.sources.outage import assert_up
-from pipeline.sources.pseudonyms import Names, RealNames, names_of
+from pipeline.sources.pseudonyms import names_of
 from pipeline.sources.rows import Access, image_id
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, StoreError, as_listed
@@ -39,10 +39,10 @@ class ReadRules:
     subject_pattern: str | None = None
 
     @classmethod
-    def of(cls, request: Request, names: Names = RealNames()) -> "ReadRules":
+    def of(cls, request: Request, stores: Stores = Stores()) -> "ReadRules":
         """Without `since`: which archives are young enough was decided when they were listed."""
         filters = Filters(request.include, request.exclude)
-        base = base_folder(list(map(names.real_path, request.sources)))
+        base = base_folder(list(map(names_of(stores).real_path, request.sources)))
         return cls(request.limits, filters, base, request.subject_pattern)
 
 
