@@ -28,7 +28,8 @@ if typing.TYPE_CHECKING:
     from pipeline.sources.pseudonyms import Names
 
 
-_OF_SOURCES = ("source", "sources", "labels")  # fields that name what lies in a source
+# Fields that name what lies in a source, or beside it
+_OF_SOURCES = ("source", "sources", "labels", "subjects", "classes", "contradictions")
 
 
 class JobConfig(BaseModel):

@@ -226,3 +226,20 @@ def test_what_follows_the_last_dot_of_a_name_may_be_a_name(bundle: Bundle, store
     assert_no_patient(tmp_path / "out")
     assert not any("19450101" in text for _, text in written(tmp_path / "out"))
     assert record["counts"]["scored"] == 3 and record["counts"]["left_out"] == {"another suffix": 3, ".txt": 1}
+
+
+def test_paths_of_tables_given_beside_a_source_are_hidden_as_it_is(
+    tmp_path: Path, key_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = ("blast", "healthy")
+    files = {f"{kind}/P{n}/{n}.jpg": picture(n + 10 * kinds.index(kind)) for kind in kinds for n in range(4)}
+    source = write_files(tmp_path / "data", files)
+    beside = tmp_path / "mueller"
+    beside.mkdir()
+    (beside / "patients.csv").write_text("subject_id,sex\n" + "".join(f"P{n},f\n" for n in range(4)))
+    (beside / "classes.yaml").write_text("blast: positive\nhealthy: negative\n")
+    tables = ["--subjects", str(beside / "patients.csv"), "--classes", str(beside / "classes.yaml")]
+    assert ingest.command([str(source), "--out", str(tmp_path / "m"), "--pseudonymize", key_file, *tables]) == 0
+    assert_no_patient(tmp_path / "m")
+    told = capsys.readouterr()
+    assert "mueller" not in told.out + told.err
