@@ -27,7 +27,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
-.PHONY: help demo serve test lint format reference bench bench-score mutants fuzz chaos clean
+.PHONY: help demo serve test lint format reference bench bench-score bench-train mutants fuzz chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -90,6 +90,9 @@ bench: $(VENV)/.installed-bench ## speed against the usual ways and against the 
 
 bench-score: $(VENV)/.installed-bench ## batch scoring alone, at length
 	$(BIN)/python -m tests.benchmarks.bench_score $(ARGS)
+
+bench-train: $(VENV)/.installed-bench ## training beside torchrun's DDP and Lightning: hours; ARGS='--sizes 224x224 --workers 2' a part
+	$(BIN)/python -m tests.benchmarks.bench_train $(ARGS)
 
 mutants: $(VENV)/.installed-test ## break the code LIMIT times a room and count what its tests notice: hours; ROOM='lock leaks'
 	$(BIN)/python -m tests.mutants $(ROOM) --limit $(LIMIT) --seed $(SEED)

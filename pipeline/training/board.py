@@ -19,9 +19,10 @@ class Board:
         self._writer = SummaryWriter(str(self._folder))
 
     def add(self, row: dict[str, float]) -> None:
+        """The scalars of an epoch, at the time it ended: a continued run shows its first epochs where they were."""
         for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+            if name not in ("epoch", "ended_at"):
+                self._writer.add_scalar(_tag(name), value, int(row["epoch"]), walltime=row["ended_at"])
         self._writer.flush()
         self._copy()
 
@@ -37,3 +38,11 @@ class Board:
         store = self._stores.of(self._uri)
         for path in self._folder.iterdir():
             store.write(join(self._uri, path.name), path.read_bytes())
+
+
+def _tag(name: str) -> str:
+    """`group/name`, which TensorBoard folds: what is learnt, what validation says, how fast it goes."""
+    group, _, rest = name.partition("_")
+    if group == "val":
+        return f"val/{rest}"
+    return {"train_loss": "train/loss", "learning_rate": "train/learning_rate"}.get(name, f"speed/{name}")

@@ -30,8 +30,9 @@ from pipeline.training import checkpoint
 from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Rejected, decoded, fits_object_store, rejected
+from pipeline.training.display import Display
 from pipeline.training.loop import TRAIN, VALIDATION, Assignment, train_worker
-from pipeline.training.progress import Announcer, Display, Mailbox
+from pipeline.training.progress import Announcer, Mailbox
 from pipeline.training.rows import LabelledRows, deal
 from pipeline.training.run_folder import TrainingRun
 from pipeline.training.settings import Settings

@@ -27,6 +27,7 @@ from pipeline.training.augment import augment
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Rejected
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
+from pipeline.training.pace import Pace
 from pipeline.training.progress import STANDING, Sender
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard, open_shard
@@ -81,7 +82,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
     refusal = _refusal(worker)
     while not state.finished and refusal is None:
         started = time.monotonic()
-        loss = _train_epoch(worker, state.epoch)
+        loss, pace = _train_epoch(worker, state.epoch)
         if not all(gather(math.isfinite(loss))):
             return {"refused": f"the loss is not finite in epoch {state.epoch + 1}; lower --learning-rate"}
         average_buffers(worker.model)
@@ -89,7 +90,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
         refusal = _refusal(worker) or _missing(worker, scores)
         if refusal:
             break
-        row = _row(worker, state, loss, scores, time.monotonic() - started)
+        row = _row(worker, state, loss, scores, pace, time.monotonic() - started)
         if not math.isfinite(row[worker.settings.monitor]):
             return {"refused": f"{worker.settings.monitor} is not defined: a class has no usable validation image left"}
         state = state.after(row, worker.settings.monitor, worker.settings.patience, worker.settings.epochs)
@@ -164,8 +165,8 @@ def _missing(worker: _Worker, scores: Scores) -> str | None:
     return f"validation saw {found} of {worker.assignment.validation_rows} images; please report this"
 
 
-def _train_epoch(worker: _Worker, epoch: int) -> float:
-    """Mean training loss of this rank's batches. `epoch` counts from 0."""
+def _train_epoch(worker: _Worker, epoch: int) -> tuple[float, Pace]:
+    """Mean training loss of this rank's batches, and how fast they went. `epoch` counts from 0."""
     settings = worker.settings
     seed = _seed(settings.seed, epoch, worker.rank)
     torch.manual_seed(seed)  # dropout: the same after a restart
@@ -173,8 +174,8 @@ def _train_epoch(worker: _Worker, epoch: int) -> float:
     loss_of = make_loss(settings, worker.assignment.class_counts, worker.device)
     worker.ddp.train()
     total = torch.zeros((), device=worker.device)
-    started = time.monotonic()
-    for step, batch in enumerate(worker.train.batches(worker.steps, settings.batch_size, seed)):
+    pace = Pace()
+    for step, batch in enumerate(pace.waiting_for(worker.train.batches(worker.steps, settings.batch_size, seed))):
         images, targets = batch.images.to(worker.device), batch.targets.to(worker.device)
         if settings.augment:
             images = augment(images, generator)
@@ -191,26 +192,31 @@ def _train_epoch(worker: _Worker, epoch: int) -> float:
         worker.optimizer.step()
         total += loss.detach()
         done = (step + 1) * settings.batch_size * settings.workers
-        worker.sender.step(epoch + 1, step + 1, worker.steps, total / (step + 1), done / (time.monotonic() - started))
-    return float(total / worker.steps)
+        worker.sender.step(epoch + 1, step + 1, worker.steps, total / (step + 1), done, pace)
+    mean = float(total / worker.steps)  # waits for a GPU
+    pace.end()
+    return mean, pace
 
 
 def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
 
 
-def _row(worker: _Worker, state: State, loss: float, scores: Scores, seconds: float) -> dict[str, float]:
-    """One line of the history, the same on every rank."""
+def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace, seconds: float) -> dict[str, float]:
+    """One line of the history, the same on every rank. Images/s are those of training, validation left out."""
     settings = worker.settings
-    images = worker.steps * settings.batch_size * settings.workers
-    seconds = max(gather(seconds))
+    paces = gather((seconds, pace.seconds, pace.waiting_share))
+    seconds, train_seconds = (max(values[part] for values in paces) for part in (0, 1))
     return {
         "epoch": state.epoch + 1,
         "train_loss": float(np.mean(gather(loss))),
         **measure(scores, settings.task),
         "learning_rate": worker.optimizer.param_groups[0]["lr"],
         "seconds": seconds,
-        "images_per_s": (images + len(scores.image_ids)) / seconds,
+        "train_seconds": train_seconds,
+        "images_per_s": worker.steps * settings.batch_size * settings.workers / train_seconds,
+        "waiting_share": float(np.mean([values[2] for values in paces])),
+        "ended_at": max(gather(time.time())),
     }
 
 

@@ -1,11 +1,16 @@
 """The arithmetic and tables of the benchmarks; nothing is timed."""
 
+import csv
+import json
 import math
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pipeline.sources.manifest import read_manifest
 from tests.benchmarks.measure import (
     Measured,
     agreement,
@@ -18,6 +23,9 @@ from tests.benchmarks.measure import (
 )
 from tests.benchmarks.memory import Trace, growth
 from tests.benchmarks.rounds import Budget, result_table
+from tests.benchmarks.train_inputs import training_set
+from tests.benchmarks.train_measure import Trained, Trainer, figures, our_timeline, printed_timeline, run, table
+from tests.benchmarks.train_timeline import Timeline
 
 
 def test_steady_rate_leaves_start_and_stragglers_out():
@@ -98,3 +106,51 @@ def test_a_spent_budget_leaves_out_and_names_what_does_not_fit():
     assert budget.allows("short", 1.0)
     assert not budget.allows("long", 1000.0)
     assert budget.left_out == ["long"]
+
+
+def test_training_is_told_by_its_moments():
+    line = Timeline(100, first_step_at=12.0, epochs=[(10.0, 20.0), (25.0, 30.0), (35.0, 40.0)], decode_s=10.0)
+    found = figures(line, 4.0, 43.0, [(5.0, 0.0), (13.0, 1.0), (30.0, 0.5), (42.0, 0.0)])
+    assert (found.rate_first, found.rate_later) == (5.0, 20.0)
+    assert (found.seconds_to_first_step, found.seconds_after_last_step, found.seconds_total) == (8.0, 3.0, 39.0)
+    assert found.gpu_idle == 0.25
+    assert math.isnan(figures(line, 4.0, 43.0).gpu_idle)
+
+
+def test_our_own_moments_come_from_the_history_and_from_what_is_shown(tmp_path):
+    speed = {"seconds": 12.0, "train_seconds": 10.0, "images_per_s": 9.6, "val_auc": 0.75}
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    record = {"training": {"history": [speed | {"ended_at": 112.0}, speed | {"ended_at": 125.0}]}}
+    (tmp_path / "model" / "1" / "bundle.json").write_text(json.dumps(record))
+    lines = [(95.0, "decoded 120 images in 4.5 s"), (101.0, "epoch   1/2  step 1/3  loss 0.7"), (113.0, "epoch   1/2")]
+    line = our_timeline(tmp_path, lines)
+    assert line == Timeline(96, 101.0, [(100.0, 110.0), (113.0, 123.0)], auc=0.75, decode_s=4.5)
+    with pytest.raises(RuntimeError, match="no step was shown"):
+        our_timeline(tmp_path, lines[:1])
+
+
+def test_the_table_of_training_says_what_ours_is_of_each():
+    fast, slow = (
+        Trained(40.0, 5.0, 2.0, 100.0, 120.0, 0.9, math.nan),
+        Trained(80.0, 10.0, 1.0, 50.0, 60.0, 0.9, math.nan),
+    )
+    header, _, ours, rival = table({"ours": [fast], "rival": [slow]}, "ours").splitlines()
+    assert "GPU" not in header
+    assert ours == "| ours | 100 | 120 | 40.0 | 5.0 | 2.0 | 0.900 | 1 |"
+    assert rival == "| rival | 50 [2.00x] | 60 [2.00x] | 80.0 [0.50x] | 10.0 [0.50x] | 1.0 [2.00x] | 0.900 | 1 |"
+
+
+def test_a_failed_trainer_is_named_with_the_end_of_its_output(tmp_path):
+    command = [sys.executable, "-c", "print('no memory'); raise SystemExit(3)"]
+    with pytest.raises(RuntimeError, match=r"rival failed \(3\): no memory"):
+        run(Trainer("rival", command, printed_timeline), gpu=False)
+
+
+def test_both_sides_get_the_same_images_of_the_asked_size(tmp_path):
+    found = training_set(tmp_path, 10, 64, 48)
+    with found.listing.open() as file:
+        listed = {(row["path"], int(row["label"]), row["split"]) for row in csv.DictReader(file)}
+    rows = read_manifest(str(found.manifest)).table.select(["uri", "label", "split"]).to_pylist()
+    assert {(row["uri"], row["label"], row["split"]) for row in rows} == listed
+    assert (found.train, found.validation, len(listed)) == (10, 2, 12)
+    assert {Image.open(path).size for path, _, _ in listed} == {(64, 48)}

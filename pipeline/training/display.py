@@ -1,0 +1,110 @@
+"""What a person sees while workers train: a refreshed line on a terminal, plain lines elsewhere (job logs).
+
+Takes events as they come, whatever brings them: dictionaries with a `kind` of `started`, `step`, `epoch` or `note`.
+"""
+
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pipeline.base.text import human_time
+
+if TYPE_CHECKING:
+    from pipeline.training.board import Board
+
+Event = dict[str, Any]
+_PLAIN_STEP_EVERY_S = 15.0
+
+
+class Display:
+    """Shows events, and hands the rows of epochs on to the board."""
+
+    def __init__(self, epochs: int, monitor: str, board: "Board", out: TextIO | None = None) -> None:
+        self._epochs, self._monitor, self._board = epochs, monitor, board
+        self._out = out or sys.stdout
+        self._live = self._out.isatty()
+        self._next_plain = 0.0  # the first step is told at once: it says that training runs
+        self._left = _TimeLeft(epochs)
+
+    def show(self, events: list[Event]) -> None:
+        for number, event in enumerate(events):
+            if event["kind"] == "started":
+                self._started(event)
+            elif event["kind"] == "epoch":
+                self._epoch(event)
+            elif event["kind"] == "note":
+                self._line(event["text"])
+            elif number + 1 == len(events) or events[number + 1]["kind"] != "step":  # the newest of several
+                self._step(event)
+
+    def _started(self, event: Event) -> None:
+        self._line(f"training on {event['how']}")
+        if event["history"]:
+            self._line(f"continuing after epoch {len(event['history'])}, from its checkpoint")
+        self._next_plain = 0.0
+        for row in event["history"]:
+            self._board.add(row)
+
+    def _epoch(self, event: Event) -> None:
+        row = event["row"]
+        self._board.add(row)
+        epoch = int(row["epoch"])
+        self._left.epoch_took(row["seconds"])
+        left = 0.0 if event["finished"] else self._left.after(epoch)
+        extra = "" if self._monitor == "val_auc" else f"  bal. acc. {row['val_balanced_accuracy']:.3f}"
+        self._line(
+            f"epoch {epoch:>3}/{self._epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+            f"val AUC {row['val_auc']:.4f}{extra}  {_speed(row, left)}"
+            f"{'  best' if event['best_epoch'] == epoch else ''}"
+        )
+
+    def _step(self, event: Event) -> None:
+        left = self._left.within(event["epoch"], event["step"], event["steps"])
+        text = (
+            f"epoch {event['epoch']:>3}/{self._epochs}  step {event['step']}/{event['steps']}  "
+            f"loss {event['loss']:.4f}  {_speed(event, left)}"
+        )
+        if self._live:  # a line that is broken could not be taken back
+            self._out.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            self._out.flush()
+        elif time.monotonic() >= self._next_plain:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._next_plain = time.monotonic() + _PLAIN_STEP_EVERY_S
+        start = "\r\x1b[K" if self._live else ""
+        self._out.write(f"{start}{text}\n")
+        self._out.flush()
+
+
+def _speed(event: Event, left_s: float | None) -> str:
+    left = "" if left_s is None else f"left <= {human_time(left_s)}  "
+    return f"{event['images_per_s']:.0f} images/s  {left}waiting {event['waiting_share']:.0%}"
+
+
+class _TimeLeft:
+    """Seconds until the last epoch ends, from whole epochs where there were any, else from the steps of the first."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._seconds: list[float] = []
+        self._seen: tuple[int, int, float] | None = None  # epoch, step and moment of the first step seen of an epoch
+
+    def epoch_took(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    def after(self, epoch: int) -> float:
+        return (self._epochs - epoch) * sum(self._seconds) / len(self._seconds)
+
+    def within(self, epoch: int, step: int, steps: int) -> float | None:
+        """None until there is something to tell it by."""
+        now = time.monotonic()
+        if self._seen is None or self._seen[0] != epoch:
+            self._seen = (epoch, step, now)
+        if self._seconds:
+            return (self._epochs - epoch + 1 - step / steps) * sum(self._seconds) / len(self._seconds)
+        _, first, began = self._seen
+        if step == first:
+            return None
+        return ((self._epochs - epoch + 1) * steps - step) * (now - began) / (step - first)
