@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import JobConfig, NamingConfig, effective, parse
-from jobs.ending import ends_when_told, is_terminated
+from jobs.ending import ends_when_told, hear_no_more, is_terminated
 from pipeline.base.errors import IncompleteError, InputError, LeukorayError, PlatformError, UsageError
 from pipeline.base.head import on_lost_head
 from pipeline.storage.abilities import for_writing
@@ -68,6 +68,8 @@ def _run(
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray's own handler exits so while it starts
             raise
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            hear_no_more()
         return told(prog, error, debug=debug)
 
 
@@ -138,6 +140,7 @@ def _known_cause(error: BaseException) -> LeukorayError | None:
 
 def finish(code: int) -> None:
     """End the process with `code` now. PyArrow's S3 threads can abort an ordinary exit (apache/arrow 50188)."""
+    hear_no_more()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()

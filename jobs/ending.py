@@ -50,11 +50,21 @@ def ends_when_told(give_up: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        if _noted:
+            hear_no_more()
+            before = {}
         signal.set_wakeup_fd(others)
         os.close(told)
         watch.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hear_no_more() -> None:
+    """The process is at its end: a signal more, of an impatient hand, must not break into it."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def end_in_order() -> None:

@@ -1,7 +1,7 @@
 """Train a network data-parallel on Ray, calibrate it, and publish it as a bundle."""
 
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -20,10 +20,12 @@ from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 from pipeline.training.fit import Trained, fit
-from pipeline.training.publish import Published, publish
 from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.training.publish import Published
 
 _SHARED = (
     "architecture", "input_size", "bit_depth", "epochs", "batch_size", "learning_rate", "optimizer", "weight_decay",
@@ -114,14 +116,32 @@ def main(config: TrainConfig) -> None:
         digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())
         with held_run(folder, digest) as training_run:
             share = config.max_error_share
-            trained = fit(settings, rows, plan, training_run, initial=initial, max_error_share=share)
+            trained = fit(
+                settings,
+                rows,
+                plan,
+                training_run,
+                initial=initial,
+                max_error_share=share,
+                meanwhile=_prepare_publishing,
+            )
             training_run.check_lock()
+            from pipeline.training.publish import publish
+
             published = publish(
                 trained, settings, rows, manifest, folder, configuration=effective(config),
                 target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
             )  # fmt: skip
             training_run.close(published.bundle.info.version)
     _account(trained, published, training_run, config, clock)
+
+
+def _prepare_publishing() -> None:
+    """Load what is needed only after training: seconds that nobody waits for while workers start."""
+    import pipeline.training.publish  # noqa: F401
+    from pipeline.model.export import warm_up
+
+    warm_up()
 
 
 def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
@@ -177,7 +197,7 @@ def _announce(rows: LabelledRows, plan: ClusterPlan, batch_size: int) -> None:
 
 
 def _account(
-    trained: Trained, published: Published, training_run: TrainingRun, config: TrainConfig, clock: Clock
+    trained: Trained, published: "Published", training_run: TrainingRun, config: TrainConfig, clock: Clock
 ) -> None:
     state, info = trained.state, published.bundle.info
     metric, value = info.monitored

@@ -17,6 +17,7 @@ from pipeline.base.head import assert_answers, head_watched
 from pipeline.base.resources import ClusterPlan, Node, waiting
 from pipeline.base.text import first_line
 
+_CALLS_END_S = 10.0  # where nothing failed: what was begun is ending by itself
 _calling: list[threading.Thread] = []
 
 
@@ -49,6 +50,8 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
             # A local Ray has no head to lose; its port may lie on an address that goes away with the network.
             with head_watched(ray) if target is not None else contextlib.nullcontext():
                 yield ray
+                for thread in _calling:
+                    thread.join(_CALLS_END_S)
         finally:
             # Ray ends a process, with a code of its own, in which a thread calls it after its shutdown. Such a thread
             # is left only where the process is about to end, which a local Ray notices.
@@ -155,11 +158,6 @@ def tell_waiting(ray: Any, plan: ClusterPlan) -> None:
     """Say it where others hold what the plan needs: Ray waits for them without a word."""
     if (said := waiting(plan, ray.available_resources())) is not None:
         print(said, flush=True)
-
-
-def on_own_node(ray: Any) -> Any:
-    """Scheduling of a helper on the node of this process: another node's loss does not end it."""
-    return on_node(ray.get_runtime_context().get_node_id())
 
 
 def on_node(node_id: str) -> Any:

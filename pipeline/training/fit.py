@@ -3,23 +3,19 @@
 Ray Train (V2) continues from the last checkpoint in the run's folder.
 """
 
-import contextlib
 import logging
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
-from pipeline.base.cluster import alive_nodes, calling_ray, on_own_node, refuse_dead_node
+from pipeline.base.cluster import alive_nodes, calling_ray, refuse_dead_node
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.base.resources import DECODE_CPUS, ClusterPlan, check, check_after_loss, in_all
 from pipeline.base.text import first_line
@@ -31,8 +27,9 @@ from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Rejected, decoded, fits_object_store, rejected
 from pipeline.training.display import Display
+from pipeline.training.group import ProcessGroup, Trainer, train_environment
 from pipeline.training.loop import TRAIN, VALIDATION, Assignment, train_worker
-from pipeline.training.progress import Announcer, Mailbox
+from pipeline.training.progress import Announcer, Mailbox, checkpoint_name
 from pipeline.training.rows import LabelledRows, deal
 from pipeline.training.run_folder import TrainingRun
 from pipeline.training.settings import Settings
@@ -61,10 +58,12 @@ def fit(
     *,
     initial: bytes | None,
     max_error_share: float,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train, or continue, a run.
 
     `initial`: weights to start from, as safetensors; None: random. `max_error_share` of the images may be damaged.
+    `meanwhile` is called once while workers start, for what takes seconds and is needed when they end.
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying, a node does not see
     the files, or one is lost without which the plan does not fit.
     """
@@ -74,7 +73,7 @@ def fit(
     refuse_unshared(ray, run.stores, images, run.uri)
     datasets, held, lost = _datasets(settings, rows, plan, run.stores)
     lost.refuse_too_many(max_error_share)
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_own_node(ray))(Mailbox).remote()
+    mailbox = Mailbox()
     assignment = Assignment(
         settings,
         rows.train.num_rows,
@@ -90,14 +89,11 @@ def fit(
     trainer = _trainer(assignment, datasets, plan, run)
     board = Board(run.board, run.stores)
     try:
-        result = _fit_and_show(trainer, plan, mailbox, Display(settings.epochs, settings.monitor, board))
+        name = _fit_and_show(trainer, plan, mailbox, Display(settings.epochs, settings.monitor, board), meanwhile)
     finally:
         board.close()
-    if result.return_value:
-        raise _Refused(result.return_value["refused"])
-    with result.checkpoint.as_directory() as folder:
-        state, best = checkpoint.read_state(Path(folder)), checkpoint.read_best(Path(folder))
-    return Trained(state, best, lost)
+    with run.checkpoint(name) as folder:
+        return Trained(checkpoint.read_state(folder), checkpoint.read_best(folder), lost)
 
 
 class _Refused(LeukorayError):
@@ -143,7 +139,7 @@ def _datasets(
 
 def _trainer(
     assignment: Assignment, datasets: dict[str, ray.data.Dataset], plan: ClusterPlan, run: TrainingRun
-) -> TorchTrainer:
+) -> Trainer:
     filesystem, path = arrow_filesystem(run.uri, run.stores)
     folder, name = path.rsplit("/", 1)
     per_worker = {"CPU": plan.cpus_per_worker} | ({"GPU": 1.0} if plan.gpus else {})
@@ -151,11 +147,11 @@ def _trainer(
     def loop() -> dict[str, str] | None:
         return train_worker(assignment)
 
-    return TorchTrainer(
+    return Trainer(
         loop,
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),  # they are dealt already, none dropped
-        torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+        backend_config=ProcessGroup("nccl" if plan.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=per_worker
         ),
@@ -168,14 +164,18 @@ def _trainer(
                 max_failures=_WORKER_RESTARTS, controller_failure_limit=_CONTROLLER_RESTARTS
             ),
             callbacks=[Announcer(assignment.mailbox)],
-            worker_runtime_env={"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def _fit_and_show(trainer: TorchTrainer, plan: ClusterPlan, mailbox: Any, display: Display) -> Any:
-    """Run `trainer.fit` in a thread, so that the main thread shows events and Ctrl-C stops at once."""
+def _fit_and_show(
+    trainer: Trainer, plan: ClusterPlan, mailbox: Mailbox, display: Display, meanwhile: Callable[[], None]
+) -> str:
+    """The name of the last checkpoint, as soon as it is whole: Ray Train ends its workers while others go on.
+
+    `trainer.fit` runs in a thread, so that the main thread shows events and Ctrl-C stops at once.
+    """
     outcome: dict[str, Any] = {}
 
     def run() -> None:
@@ -184,8 +184,9 @@ def _fit_and_show(trainer: TorchTrainer, plan: ClusterPlan, mailbox: Any, displa
         except Exception as error:  # handed to the main thread, which raises it
             outcome["error"] = error
 
-    with _train_environment():
+    with train_environment(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0"):
         thread = calling_ray(run, "fit")
+        meanwhile()
         looked = time.monotonic()
         while thread.is_alive():
             thread.join(_POLL_S)
@@ -193,42 +194,23 @@ def _fit_and_show(trainer: TorchTrainer, plan: ClusterPlan, mailbox: Any, displa
                 looked = time.monotonic()
                 refuse_dead_node(ray)
                 check_after_loss(plan, alive_nodes(ray), _WAY_ON)
-            display.show(_events(mailbox))
-    display.show(_events(mailbox))
+            if (last := _shown(mailbox, display)) is not None:
+                return last
+    if (last := _shown(mailbox, display)) is not None:
+        return last
     if "error" in outcome:
         raise _explained(outcome["error"])
-    return outcome["result"]
+    result = outcome["result"]
+    if result.return_value:
+        raise _Refused(result.return_value["refused"])
+    return checkpoint_name(result.checkpoint.path)
 
 
-def _events(mailbox: Any) -> Any:
-    try:
-        return ray.get(mailbox.take.remote())
-    except ray.exceptions.RayActorError as error:  # its node went away, and with it this run's Ray or a part of it
-        message = "a node of this training run died; the same command continues from the last epoch"
-        raise PlatformError(message) from error
-
-
-_TRAIN_ENVIRONMENT = {
-    # Ray Train looks at its workers every 2 s, which is also how long a finished one waits to be seen
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # importing torch can take minutes on a busy machine; the default of 60 s would start over each time. A plan that
-    # can never be placed is refused before
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    # one more process to start, whose warnings nothing here acts on: checkpoints come every epoch anyway
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
-
-
-@contextlib.contextmanager
-def _train_environment() -> Iterator[None]:
-    """Ray Train reads these from the driver's environment; what the user has set stays."""
-    added = {name: value for name, value in _TRAIN_ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
+def _shown(mailbox: Mailbox, display: Display) -> str | None:
+    """Show what came; the name of the checkpoint that ends the run, once there is one."""
+    events = mailbox.take()
+    display.show(events)
+    return next((event["checkpoint"] for event in events if event["kind"] == "epoch" and event["finished"]), None)
 
 
 def _explained(error: Exception) -> Exception:

@@ -28,7 +28,7 @@ from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Rejected
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
 from pipeline.training.pace import Pace
-from pipeline.training.progress import STANDING, Sender
+from pipeline.training.progress import STANDING, Mailbox, Sender
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard, open_shard
 from pipeline.training.validation import Scores, average_buffers, gather, measure, validate
@@ -46,7 +46,7 @@ class Assignment:
     class_counts: tuple[int, ...]  # of the train split
     held: bool  # decoded images stay in the object store
     initial: Any  # ObjectRef of safetensors bytes, or None to start from the seed
-    mailbox: Any  # actor handle of progress.Mailbox
+    mailbox: Mailbox
     max_error_share: float  # of damaged images, over both splits
     run_uri: str  # folder of the checkpoints
     stores: Stores

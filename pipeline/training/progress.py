@@ -1,12 +1,16 @@
-"""How events of training come to the driver, which shows them: rank 0 posts them to a small actor.
+"""How events of training come to the driver, which shows them: rank 0 and Ray Train's controller post them.
 
 No torch here: Ray Train's controller imports it.
 """
 
+import json
+import os
+import secrets
 import time
-from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from ray.experimental import internal_kv
 from ray.train import UserCallback
 
 from pipeline.base.text import first_line
@@ -17,46 +21,78 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STEP_EVERY_S = 0.5
+_NEWEST = "~step"  # sorts behind the times
 STANDING = ("best_epoch", "finished")  # reported beside the row of an epoch
 
 
+def checkpoint_name(path: str) -> str:
+    """Which of a run's checkpoints lies at a path of Ray Train's file system."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
 class Mailbox:
-    """A Ray actor: events on their way from rank 0 to the driver, the newest kept when nobody reads."""
+    """Events on their way from a run to the driver, in the key-value store of the cluster's head.
+
+    No process of ours holds them: a node that is lost takes none along. A few hundred bytes an event, taken out by the
+    driver; what a killed driver leaves is forgotten with the cluster.
+    """
 
     def __init__(self) -> None:
-        self._events: deque[Event] = deque(maxlen=10_000)
+        self._prefix = f"leukoray-training-{secrets.token_hex(8)}/"
+        self._seen = b""  # of the event that only the newest of counts
 
     def post(self, event: Event) -> None:
-        self._events.append(event)
+        """For the driver to see once. Waits for the head to have it."""
+        kept = f"{time.time_ns():020d}-{os.getpid()}"
+        internal_kv._internal_kv_put(self._prefix + kept, json.dumps(event))
+
+    def replace(self, event: Event) -> None:
+        """Takes the place of the one before, whether that was seen or not."""
+        internal_kv._internal_kv_put(self._prefix + _NEWEST, json.dumps(event))
 
     def take(self) -> list[Event]:
-        taken = list(self._events)
-        self._events.clear()
-        return taken
+        """What came since the last look, in order, the replaceable one last."""
+        events = []
+        for key in sorted(internal_kv._internal_kv_list(self._prefix)):
+            value = internal_kv._internal_kv_get(key)
+            if key.endswith(_NEWEST.encode()):
+                if value == self._seen:
+                    continue
+                self._seen = value
+            else:
+                internal_kv._internal_kv_del(key)
+            events.append(json.loads(value))
+        return events
+
+    def close(self) -> None:
+        """Forget what nobody will look at."""
+        internal_kv._internal_kv_del(self._prefix, del_by_prefix=True)
 
 
 class Sender:
-    """Rank 0's end; silent on other ranks. Nothing here waits."""
+    """Rank 0's end; silent on other ranks. Nothing here waits: a thread hands on, and of steps only the newest."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Mailbox | None) -> None:
         self._mailbox = mailbox
         self._next_step = 0.0
-
-    def _post(self, event: Event) -> None:
-        if self._mailbox is not None:
-            self._mailbox.post.remote(event)
+        self._handing = ThreadPoolExecutor(1, "progress") if mailbox is not None else None
+        self._handed: Future[None] | None = None
 
     def started(self, history: list[dict[str, float]], how: str) -> None:
-        self._post({"kind": "started", "history": history, "how": how})
+        if self._mailbox is not None and self._handing is not None:
+            self._handing.submit(self._mailbox.post, {"kind": "started", "history": history, "how": how})
 
     def step(self, epoch: int, step: int, steps: int, loss: "Tensor", images: int, pace: Pace) -> None:
-        """`step` of `steps` is done; `images` of the epoch so far, over all ranks."""
+        """`step` of `steps` is done; `images` of the epoch so far, over all ranks. Reads `loss` only now and then."""
         now = time.monotonic()
-        if self._mailbox is None or now < self._next_step:
+        if self._mailbox is None or self._handing is None or now < self._next_step:
+            return
+        if self._handed is not None and not self._handed.done():  # the head is busy, or away
             return
         self._next_step = now + _STEP_EVERY_S
         speed = {"images_per_s": images / pace.seconds, "waiting_share": pace.waiting_share}
-        self._post({"kind": "step", "epoch": epoch, "step": step, "steps": steps, "loss": float(loss), **speed})
+        event = {"kind": "step", "epoch": epoch, "step": step, "steps": steps, "loss": float(loss), **speed}
+        self._handed = self._handing.submit(self._mailbox.replace, event)
 
 
 class Announcer(UserCallback):
@@ -65,16 +101,17 @@ class Announcer(UserCallback):
     An epoch is told when its checkpoint is in the controller's books: what was shown is not done again after a kill.
     """
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         row = dict(metrics[0])
         standing = {name: row.pop(name) for name in STANDING}
-        self._mailbox.post.remote({"kind": "epoch", "row": row, **standing})
+        name = checkpoint_name(checkpoint.path)
+        self._mailbox.post({"kind": "epoch", "row": row, "checkpoint": name, **standing})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
             what = f"{type(error).__name__}: {first_line(error)}"
             text = f"worker {rank} failed ({what}); continuing from the last checkpoint"
-            self._mailbox.post.remote({"kind": "note", "text": text})
+            self._mailbox.post({"kind": "note", "text": text})

@@ -6,6 +6,7 @@ closed; the next starts beside it.
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,19 @@ class TrainingRun:
     def board(self) -> str:
         """Where TensorBoard's files lie; they stay when the run is closed."""
         return join(self.uri, "tensorboard")
+
+    @contextlib.contextmanager
+    def checkpoint(self, name: str) -> Iterator[Path]:
+        """The files of a checkpoint, on this machine."""
+        uri = join(self.uri, name)
+        if not is_s3(uri):
+            yield Path(uri)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            store = self.stores.of(uri)
+            for item in store.walk(uri):
+                Path(folder, item.uri.rsplit("/", 1)[-1]).write_bytes(store.read(item.uri).data)
+            yield Path(folder)
 
     def close(self, version: str) -> None:
         """Note that the run's result is published, and remove its checkpoints."""

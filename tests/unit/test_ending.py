@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -53,6 +54,22 @@ def test_a_job_that_is_told_to_end_says_one_line_and_ends(what: str, number: int
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (code, _LINE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_impatient_hand_gets_the_same_one_line(number: int) -> None:
+    """Signals come again while the job ends and while the process does."""
+    slow = "import sys; sys.stderr.flush = lambda: time.sleep(1)"
+    job = _JOB.replace("WHAT", "time.sleep(60)").replace("ending._GRACE_S = 0.5", slow)
+    process = subprocess.Popen(
+        [sys.executable, "-c", job], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    for _ in range(100):
+        process.send_signal(number)
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (143 if number == signal.SIGTERM else 130, _LINE)
 
 
 _STARTER = """

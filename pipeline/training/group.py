@@ -1,0 +1,130 @@
+"""Ray Train as this trainer uses it: the process group of the workers, and none of the processes nothing depends on.
+
+A process of Ray costs about a second of a core to start, a further one to import torch. So the controller, which only
+watches, never imports torch, and what a private or a short-lived cluster does not need is left out.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+_JOIN_TIMEOUT_S = 1800  # of the slowest worker, and of any exchange later: torch's own default
+# Left out: a process that frees the workers' places when the controller alone dies (its death ends the job here, and
+# with it the places), and one that deals out data sets where none are given.
+_CLEANER, _DATASETS = "PlacementGroupCleanerCallback", "DatasetsCallback"
+_ENVIRONMENT = {
+    # Ray Train looks at its workers every 2 s, which is also how long a finished one waits to be seen
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # importing torch can take minutes on a busy machine; the default of 60 s would start over each time. A plan that
+    # can never be placed is refused before
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # a folder of its own for each worker, which nothing here writes to
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass
+class ProcessGroup(BackendConfig):
+    """torch.distributed over all workers: what `ray.train.torch.TorchConfig` sets up, without torch in the controller.
+
+    `backend` is 'gloo' or 'nccl'.
+    """
+
+    backend: str = "gloo"
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _Setup
+
+    @property
+    def train_func_context(self) -> type[contextlib.AbstractContextManager[None]]:
+        return _OnDevice
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"backend": self.backend}
+
+
+class _OnDevice(contextlib.AbstractContextManager[None]):
+    """The training thread's GPU is the worker's: CUDA keeps that for each thread."""
+
+    def __enter__(self) -> None:
+        import torch
+        from ray.train.torch import get_device
+
+        device = get_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class _Setup(Backend):
+    """Runs in the controller."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, ProcessGroup)
+        host, port = worker_group.execute_single(0, _address)
+        joining = worker_group.execute_async(_join, backend_config.backend, host, port)
+        ray.get(joining)
+
+
+def _address() -> tuple[str, int]:
+    from ray.train._internal.utils import get_address_and_port
+
+    found: tuple[str, int] = get_address_and_port()
+    return found
+
+
+def _join(backend: str, host: str, port: int) -> None:
+    """One worker's part. Torch's variables are set, since other libraries look at them."""
+    import torch.distributed
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    os.environ |= {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+        # a variable of the process, not of its runtime environment: one of those has Ray start a process of its own
+        "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+    }
+    torch.distributed.init_process_group(
+        backend, init_method="env://", rank=rank, world_size=world, timeout=timedelta(seconds=_JOIN_TIMEOUT_S)
+    )
+
+
+class Trainer(DataParallelTrainer):
+    """Without the callbacks that would start processes for nothing."""
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        needless = {_CLEANER} if self.datasets else {_CLEANER, _DATASETS}
+        made: list[RayTrainCallback] = super()._create_default_callbacks()
+        return [callback for callback in made if type(callback).__name__ not in needless]
+
+
+@contextlib.contextmanager
+def train_environment(**more: str) -> Iterator[None]:
+    """Ray Train reads these from the driver's environment; what the user has set stays."""
+    wanted = _ENVIRONMENT | more
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
