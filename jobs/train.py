@@ -13,9 +13,11 @@ from pipeline.base.errors import UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check, training_plan
 from pipeline.ingest.splits import check_leaks
-from pipeline.model.architectures import build, check_architecture, start_from
+from pipeline.model.architectures import build, check_architecture
+from pipeline.model.bundle import Norm
 from pipeline.model.export import to_safetensors
 from pipeline.model.registry import ModelFolder
+from pipeline.model.starting_weights import check_start, start_from
 from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from pipeline.training.publish import Published
 
 _SHARED = (
-    "architecture", "input_size", "bit_depth", "epochs", "batch_size", "learning_rate", "optimizer", "weight_decay",
-    "warmup_epochs", "clip_norm", "patience", "balance", "augment", "amp", "seed",
+    "architecture", "norm", "input_size", "bit_depth", "epochs", "batch_size", "learning_rate", "optimizer",
+    "weight_decay", "warmup_epochs", "clip_norm", "patience", "balance", "augment", "amp", "seed",
 )  # fmt: skip
 EXAMPLES = """examples:
   leukoray train manifest/                                          # the small network, on this machine
@@ -55,6 +57,10 @@ class TrainConfig(NamingConfig):
         None, ge=8, le=16, description="bits that count in 16-bit samples (default: as files state, else a guess)"
     )
     weights: str = Field("none", description="start from: none, imagenet, or a .pth or .safetensors file")
+    norm: Norm = Field(
+        "batch",
+        description="batch normalization as it is, frozen (with the statistics of the weights), or group in its place",
+    )
     task: Literal["auto", "binary", "multiclass"] = Field(
         "auto", description="auto: binary where the manifest labels positive and negative, else by class names"
     )
@@ -146,7 +152,8 @@ def _prepare_publishing() -> None:
 
 def _checked_rows(manifest: Manifest, config: TrainConfig) -> LabelledRows:
     """The rows to learn from. Raises UsageError or InputError before anything is started."""
-    check_architecture(config.architecture, config.input_size)
+    check_architecture(config.architecture, config.input_size, config.norm)
+    check_start(config.weights, config.norm)
     if manifest.info.split_rule == "images":  # asked for at ingest, which warned; evaluate's report repeats it
         for warning in manifest.info.warnings:
             print(f"warning: {warning}", flush=True)
@@ -172,7 +179,7 @@ def _initial_weights(config: TrainConfig, rows: LabelledRows, stores: Stores) ->
     if config.weights == "none":
         return None
     torch.manual_seed(config.seed)
-    model = build(config.architecture, 1 if rows.task == "binary" else len(rows.classes))
+    model = build(config.architecture, 1 if rows.task == "binary" else len(rows.classes), config.norm)
     print(f"weights: {start_from(model, config.architecture, config.weights, stores)}", flush=True)
     return to_safetensors(model)
 

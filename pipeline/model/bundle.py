@@ -22,6 +22,8 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
+Norm = Literal["batch", "frozen", "group"]  # what `model.norms` makes of a network
+
 BUNDLE_VERSION = 1
 WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "MODEL_CARD.md"
 HISTORY, REPORT = "report/history.json", "report/report.html"
@@ -36,6 +38,7 @@ class BundleInfo(BaseModel):
     name: str
     version: str
     architecture: str
+    norm: Norm = "batch"
     task: Literal["binary", "multiclass"]
     # binary: ("negative", "positive") and one logit; multiclass: one logit a class, in this order
     classes: tuple[str, ...]

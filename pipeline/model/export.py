@@ -24,7 +24,7 @@ _OPSET = 20
 
 
 def to_safetensors(model: torch.nn.Module) -> bytes:
-    """All weights and buffers, in the names of `pipeline.model.architectures`."""
+    """All weights and buffers, by the names in the network."""
     return save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
 
 

@@ -7,8 +7,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from pipeline.base.errors import InputError
-from pipeline.model.architectures import CellClassifier, build
+from pipeline.model.architectures import build
 from pipeline.model.bundle import BundleInfo
+from pipeline.model.cell_classifier import CellClassifier
 
 
 class TorchRunner:
@@ -29,7 +30,7 @@ class TorchRunner:
 
 def load_model(info: BundleInfo, weights: bytes) -> CellClassifier:
     """The network of a bundle with its weights. Raises InputError when they do not fit the architecture."""
-    model = build(info.architecture, info.outputs)
+    model = build(info.architecture, info.outputs, info.norm)
     try:
         model.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from pipeline.model.architectures import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier
 
 Unfreeze = Literal["head", "last", "all"]
 

@@ -18,7 +18,9 @@ from safetensors.torch import load
 from torch import nn
 
 from pipeline.base.errors import IncompleteError, PlatformError
-from pipeline.model.architectures import CellClassifier, build
+from pipeline.model.architectures import build
+from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.norms import synchronise
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
@@ -108,7 +110,7 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(settings.seed)
     device = ray.train.torch.get_device()
-    model = build(settings.architecture, settings.outputs)
+    model = build(settings.architecture, settings.outputs, settings.norm)
     if assignment.initial is not None:
         model.load_state_dict(load(ray.get(assignment.initial)))
     model = _on_device(model, device, context.get_world_size())
@@ -132,7 +134,7 @@ def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellC
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         if world > 1:  # gloo has no fast road for it, and the statistics are averaged each epoch anyway
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # children, in place
+            synchronise(model)
     return model.to(memory_format=torch.channels_last).to(device)
 
 

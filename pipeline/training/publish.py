@@ -22,6 +22,7 @@ from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder, Verdict, new_version
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
+from pipeline.training.checkpoint import Best
 from pipeline.training.fit import Trained
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
@@ -64,15 +65,14 @@ def publish(
     review_margin: float | None = None,
 ) -> Published:
     """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names."""
-    model = build(settings.architecture, settings.outputs)
-    model.load_state_dict(trained.best.weights)
-    weights, graph = to_safetensors(model), to_onnx(model, settings.input_size)
+    weights, graph = _exported(trained.best, settings)
     rule = _fit_rule(trained.best.scores, rows, target_sensitivity, review_margin)
     digest = hashlib.sha256(weights).hexdigest()
     info = BundleInfo(
         name=folder.uri.rsplit("/", 1)[-1],
         version=new_version(digest),
         architecture=settings.architecture,
+        norm=settings.norm,
         task=settings.task,
         classes=rows.classes,
         positive_classes=rows.positive_classes,
@@ -102,6 +102,13 @@ def publish(
     }
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold)
+
+
+def _exported(best: Best, settings: Settings) -> tuple[bytes, bytes]:
+    """Weights and graph."""
+    model = build(settings.architecture, settings.outputs, settings.norm)
+    model.load_state_dict(best.weights)
+    return to_safetensors(model), to_onnx(model, settings.input_size)
 
 
 def _fit_rule(scores: Scores, rows: LabelledRows, target_sensitivity: float | None, margin: float | None) -> _Rule:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pipeline.images.load import Preprocessing
+from pipeline.model.bundle import Norm
 from pipeline.training.rows import Task
 
 Optimizer = Literal["adam", "adamw"]
@@ -32,6 +33,7 @@ class Settings:
     amp: bool  # bfloat16 on CUDA
     workers: int
     seed: int
+    norm: Norm = "batch"
     bit_depth: int | None = None  # of 16-bit samples; None: as files say
 
     @property

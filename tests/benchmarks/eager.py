@@ -6,8 +6,8 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from pipeline.model.architectures import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.model.bundle import WEIGHTS, read_bundle
+from pipeline.model.cell_classifier import IMAGENET_MEAN, IMAGENET_STD
 
 MEAN, STD = list(IMAGENET_MEAN), list(IMAGENET_STD)
 

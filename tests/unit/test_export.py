@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipeline.base.errors import PlatformError
-from pipeline.model.architectures import ARCHITECTURES, CellClassifier, build
+from pipeline.model.architectures import ARCHITECTURES, build
 from pipeline.model.bundle import BundleInfo
+from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.export import check_parity, to_onnx, to_safetensors
 from pipeline.model.torch_engine import TorchRunner, load_model
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.model.architectures import ARCHITECTURES, build, check_architecture, start_from
+from pipeline.model.architectures import ARCHITECTURES, build, check_architecture
 from pipeline.model.export import to_safetensors
+from pipeline.model.starting_weights import start_from
 from pipeline.training.augment import Strength, augment
 
 LARGE = ("resnet50", "densenet121", "efficientnet_b0")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.architectures import ARCHITECTURES, CellClassifier, build
+from pipeline.model.architectures import ARCHITECTURES, build
+from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.trainable import MOST_LAYERS, features, freeze, head_of, last_of, layers_of
 
 IMAGES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

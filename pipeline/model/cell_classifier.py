@@ -1,0 +1,67 @@
+"""What every network is here: uint8 images in, logits out, pixels scaled inside, so that all users do it alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Channels = tuple[float, float, float]  # red, green, blue
+
+
+class CellClassifier(nn.Module):
+    """uint8 (B, S, S, 3), RGB -> logits float32 (B, outputs). `fixed_statistics`: BatchNorm never follows the batch."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: str,
+        mean: Channels = IMAGENET_MEAN,
+        std: Channels = IMAGENET_STD,
+        *,
+        fixed_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head  # path of the classifier in the backbone, `fc`
+        self.fixed_statistics = fixed_statistics
+        self.register_buffer("shift", (torch.tensor(mean) * 255.0).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", (torch.tensor(std) * 255.0).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, S, S), channels last in memory
+        normalised = (pixels - self.shift) / self.scale
+        logits: Tensor = self.backbone(normalised)
+        return logits.float()  # (B, outputs)
+
+    def train(self, mode: bool = True) -> "CellClassifier":
+        """As ever, but a BatchNorm whose weights do not train keeps its statistics too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _NormBase) and (self.fixed_statistics or not _trains(module)):
+                module.eval()
+        return self
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one named network is made. `smallest_size` in pixels is what its strides can still divide."""
+
+    make: Callable[[int], nn.Module]
+    head: str  # path of its classifier, which no weights of another question bring
+    pretrained: str | None = None  # torchvision's name for its ImageNet weights
+    smallest_size: int = 32
+    weights_package: str | None = None  # of the extra `pretrained`: its ImageNet weights, with no network
+    mean: Channels = IMAGENET_MEAN  # of pixels / 255
+    std: Channels = IMAGENET_STD
