@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import JobConfig, NamingConfig, effective, parse
 from jobs.ending import ends_when_told, hear_no_more, is_terminated
-from pipeline.base.errors import IncompleteError, InputError, LeukorayError, PlatformError, UsageError
+from pipeline.base.errors import (
+    IncompleteError,
+    InputError,
+    LeukorayError,
+    NotBetterThanChanceError,
+    PlatformError,
+    UsageError,
+)
 from pipeline.base.head import on_lost_head
 from pipeline.storage.abilities import for_writing
 from pipeline.storage.stores import Stores
@@ -34,6 +41,7 @@ EXIT_CODES = {
     InputError.exit_code: "input",
     IncompleteError.exit_code: "data incomplete",
     PlatformError.exit_code: "environment",
+    NotBetterThanChanceError.exit_code: "trained, but not better than chance: best.json stays",
     INTERRUPTED: "interrupted",
     TERMINATED: "ended by SIGTERM",
 }

@@ -8,6 +8,7 @@ from jobs.common import job, job_stores, start
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import InputError, LeukorayError, UsageError
 from pipeline.model.bundle import read_bundle
+from pipeline.model.chance import NOT_SHOWN
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import ModelFolder, version_uris
 from pipeline.storage.stores import Stores
@@ -40,6 +41,8 @@ def main(config: PromoteConfig) -> None:
         Predictor(bundle, engine="onnx").probe()
         pointer = ModelFolder(uri, stores).point_to(bundle)
         print(f"{uri}: best is now {config.version} ({pointer.metric} {_number(pointer.value)})")
+        if bundle.info.against_chance is not None and not bundle.info.against_chance.is_shown:
+            print(f"warning: this version is {bundle.info.against_chance}")
     if config.list:
         _print_versions(uri, stores)
 
@@ -57,7 +60,8 @@ def _print_versions(uri: str, stores: Stores) -> None:
             print(f"{shown}  unusable: {error}")
             continue
         metric, value = info.monitored
-        print(f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}")
+        doubt = f"  {NOT_SHOWN}" if info.against_chance is not None and not info.against_chance.is_shown else ""
+        print(f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}{doubt}")
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from jobs.common import Clock, job, show_config, start, writing_stores
 from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
-from pipeline.base.errors import UsageError
+from pipeline.base.errors import NotBetterThanChanceError, UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check, training_plan
 from pipeline.ingest.splits import check_leaks
@@ -25,6 +25,7 @@ from pipeline.training.fit import Trained, fit
 from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
+from pipeline.training.suspicion import suspicion
 
 if TYPE_CHECKING:
     from pipeline.training.publish import Published
@@ -139,7 +140,7 @@ def main(config: TrainConfig) -> None:
                 target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
             )  # fmt: skip
             training_run.close(published.bundle.info.version)
-    _account(trained, published, training_run, config, clock)
+    _account(trained, published, rows, training_run, config, clock)
 
 
 def _prepare_publishing() -> None:
@@ -204,8 +205,9 @@ def _announce(rows: LabelledRows, plan: ClusterPlan, batch_size: int) -> None:
 
 
 def _account(
-    trained: Trained, published: "Published", training_run: TrainingRun, config: TrainConfig, clock: Clock
-) -> None:
+    trained: Trained, published: "Published", rows: LabelledRows, training_run: TrainingRun, config: TrainConfig,
+    clock: Clock,
+) -> None:  # fmt: skip
     state, info = trained.state, published.bundle.info
     metric, value = info.monitored
     if trained.rejected.count:
@@ -221,9 +223,17 @@ def _account(
         )
     kind = "synthetic images; " if info.synthetic else ""
     print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")
+    if doubt := suspicion(state.history, str(info.training["monitor"]), rows.counts("validation")):
+        print(f"note: {doubt}")
+    print(info.against_chance)
     print(published.verdict.reason)
     print(f"TensorBoard: tensorboard --logdir {training_run.board}")
     model = join(config.out, config.name) if published.verdict.is_best else published.bundle.uri
+    if published.verdict.guesses:
+        raise NotBetterThanChanceError(
+            f"{info.version} is kept, but {published.verdict.reason}; use it all the same with `leukoray promote "
+            f"{join(config.out, config.name)} --version {info.version}`"
+        )
     print(f"{clock.seconds:.0f} s. Next: leukoray evaluate {config.manifest} --model {model}")
 
 

@@ -25,8 +25,11 @@ def load_model(uri: str, settings: ServingSettings, threshold: float | None = No
     """
     bundle = resolve(uri, settings.stores).with_threshold(threshold)
     predictor = Predictor(bundle, engine=settings.engine, threads=settings.threads)
-    record = {name: getattr(bundle.info, name) for name in ModelInfo.model_fields if name != "sha256"}
-    info = ModelInfo(sha256=predictor.model_sha256, **record)
+    record = {name: getattr(bundle.info, name) for name in ModelInfo.model_fields if hasattr(bundle.info, name)}
+    judged = bundle.info.against_chance
+    info = ModelInfo(
+        sha256=predictor.model_sha256, better_than_chance=None if judged is None else judged.is_shown, **record
+    )
     predictor.probe()
     return LoadedModel(predictor, info)
 

@@ -2,6 +2,7 @@
 
 POST /predict   one image as the body, or several as multipart/form-data
 GET  /healthz   the process answers      GET /readyz   the model answers
+GET  /model     which model, and whether it was shown to be better than chance
 GET  /          the page                 GET /docs     this interface; /openapi.json for programs
 """
 
@@ -32,7 +33,17 @@ from serving.intake import (
 )
 from serving.model import LoadedModel
 from serving.pages import docs_page, front_page
-from serving.schemas import NOTICE, Alive, BatchBody, ErrorBody, ErrorDetail, FileAnswer, PredictionBody, Ready
+from serving.schemas import (
+    NOTICE,
+    Alive,
+    BatchBody,
+    ErrorBody,
+    ErrorDetail,
+    FileAnswer,
+    ModelBody,
+    PredictionBody,
+    Ready,
+)
 
 Handler = Callable[..., Any]
 _NAMES = {404: "not_found", 405: "method_not_allowed"}
@@ -268,6 +279,13 @@ def _state_routes(engine: Engine) -> APIRouter:
             needs_api_key=bool(settings.api_key_sha256),
             refused=engine.refused,
         )
+
+    @_get(router, "/model", summary="The model that answers now, and whether it was shown to be better than chance")
+    async def model() -> ModelBody:
+        current = engine.model
+        judged = current.predictor.info.against_chance
+        text = None if judged is None else str(judged)
+        return ModelBody(**dict(current.info), against_chance=judged, against_chance_text=text)
 
     return router
 

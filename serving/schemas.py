@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.model.chance import AgainstChance
+
 NOTICE = "Research software, not a medical device."
 
 Decision = Literal["positive", "negative", "review"]
@@ -62,6 +64,17 @@ class ModelInfo(_Body):
     threshold: float
     review_band: tuple[float, float] | None
     synthetic: bool = Field(description="trained on generated images")
+    better_than_chance: bool | None = Field(
+        None, description="shown on validation images; null: published by a version that did not ask"
+    )
+
+
+class ModelBody(ModelInfo):
+    """`against_chance` says what `better_than_chance` rests on; `against_chance_text` says it in a sentence."""
+
+    against_chance: AgainstChance | None = None
+    against_chance_text: str | None = None
+    notice: str = NOTICE
 
 
 class Provenance(_Body):

@@ -37,6 +37,12 @@ class PlatformError(LeukorayError):
     exit_code = 5
 
 
+class NotBetterThanChanceError(LeukorayError):
+    """A model was trained and kept, but nothing shows that it does more than guess, so it replaces no best one."""
+
+    exit_code = 6
+
+
 class Stage(StrEnum):
     """Where on its way an image was rejected."""
 

@@ -23,6 +23,9 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
     notes = list(manifest.info.warnings)
     if split != "test":
         notes.append(f"This is the {split} split: the model, its threshold or its epoch were chosen by it.")
+    judged = bundle.info.against_chance
+    if judged is not None and not judged.is_shown:
+        notes.append(f"The model was published as {judged}.")
     if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
         notes.append("The manifest is not the one of training: images of training may be among those measured here.")
     if (bundle.info.unit is None) != (manifest.info.unit is None):

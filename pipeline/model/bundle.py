@@ -18,6 +18,7 @@ from pipeline.base.text import column_names, first_line, problems
 from pipeline.base.versions import check_version
 from pipeline.images.load import Preprocessing
 from pipeline.images.unit import Unit
+from pipeline.model.chance import AgainstChance
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
@@ -54,6 +55,7 @@ class BundleInfo(BaseModel):
     synthetic: bool = False  # trained on generated images
     unit: Unit | None = None  # what the images of training show; null where nobody has said
     metrics: dict[str, Any] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
+    against_chance: AgainstChance | None = None  # null: published by a version that did not ask
     manifest_digest: str = ""
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration

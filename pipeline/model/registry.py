@@ -14,7 +14,8 @@ from pipeline.base.errors import InputError
 from pipeline.base.text import problems
 from pipeline.base.versions import check_version
 from pipeline.images.unit import Unit, mismatch
-from pipeline.model.bundle import INFO, Bundle, read_bundle
+from pipeline.model.bundle import INFO, Bundle, BundleInfo, read_bundle
+from pipeline.model.chance import NOT_SHOWN
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
@@ -42,6 +43,7 @@ class Verdict:
 
     is_best: bool
     reason: str
+    guesses: bool = False  # kept back because its validation interval includes chance
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class ModelFolder:
     def point_if_better(self, bundle: Bundle) -> Verdict:
         """Move the pointer when there is none, or when the bundle's metric is not worse than the one it names.
 
-        A model of real images always takes the place of one of synthetic images, and never the other way round.
+        A model of real images takes the place of one of synthetic images, and never the other way round. One whose
+        validation interval includes chance takes nobody's; one that was shown to be better than chance takes that of
+        one that was not.
         """
         verdict = self._judge(bundle)
         if verdict.is_best:
@@ -137,21 +141,36 @@ class ModelFolder:
         current = self._named_by(pointer)
         if current is None:
             return Verdict(True, f"best.json points to it: {pointer.version}, which it named, cannot be used")
-        if current.info.synthetic != bundle.info.synthetic:
-            if current.info.synthetic:
-                return Verdict(True, f"best.json points to it: {pointer.version} had learnt from synthetic images only")
-            return Verdict(False, f"best.json stays at {pointer.version}, which has learnt from real images")
-        metric, value = bundle.info.monitored
-        if pointer.metric != metric or pointer.value is None or not math.isfinite(pointer.value):
-            return Verdict(True, f"best.json points to it: {pointer.version} was judged by another metric")
-        against = f"{pointer.version}, whose {metric} is {pointer.value:.4f}"
-        if current.info.manifest_digest != bundle.info.manifest_digest:
-            against += (
-                " on the validation images of another manifest, a rough comparison: evaluate both on one test split"
-            )
-        if value is None or value < pointer.value:
-            return Verdict(False, f"best.json stays at {against}")
-        return Verdict(True, f"best.json points to it, no longer to {against}")
+        judged = _by_kind(pointer, current.info, bundle.info)
+        return judged if judged is not None else _by_metric(pointer, current.info, bundle.info)
+
+
+def _by_kind(pointer: Pointer, old: BundleInfo, new: BundleInfo) -> Verdict | None:
+    """What decides before any comparison of metrics; None where they are to be compared."""
+    judged, before = new.against_chance, old.against_chance
+    if judged is not None and judged.includes_chance:
+        return Verdict(False, f"best.json stays at {pointer.version}: this one is {judged}", guesses=True)
+    if old.synthetic != new.synthetic:
+        if old.synthetic:
+            return Verdict(True, f"best.json points to it: {pointer.version} had learnt from synthetic images only")
+        return Verdict(False, f"best.json stays at {pointer.version}, which has learnt from real images")
+    if judged is not None and before is not None and judged.is_shown != before.is_shown:
+        if judged.is_shown:
+            return Verdict(True, f"best.json points to it, no longer to {pointer.version}, which was {NOT_SHOWN}")
+        return Verdict(False, f"best.json stays at {pointer.version}, which was shown to be better than chance")
+    return None
+
+
+def _by_metric(pointer: Pointer, old: BundleInfo, new: BundleInfo) -> Verdict:
+    metric, value = new.monitored
+    if pointer.metric != metric or pointer.value is None or not math.isfinite(pointer.value):
+        return Verdict(True, f"best.json points to it: {pointer.version} was judged by another metric")
+    against = f"{pointer.version}, whose {metric} is {pointer.value:.4f}"
+    if old.manifest_digest != new.manifest_digest:
+        against += " on the validation images of another manifest, a rough comparison: evaluate both on one test split"
+    if value is None or value < pointer.value:
+        return Verdict(False, f"best.json stays at {against}")
+    return Verdict(True, f"best.json points to it, no longer to {against}")
 
 
 def new_version(digest: str = "") -> str:

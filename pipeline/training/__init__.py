@@ -1,6 +1,6 @@
 """Data-parallel training on Ray Train, from labelled rows to a published bundle.
 
-Read in this order: settings -> shard (one rank's images) -> objective (loss, learning rate) -> validation (every image
-once, gathered) -> checkpoint -> loop (one worker) -> group (Ray Train's workers) -> progress (events), display, board
-(what a person sees) -> fit (the driver) -> publish (the bundle).
+Read in this order: settings -> shard (one rank's images) -> objective (loss, learning rate) -> statistics (of
+normalization), validation (every image once, gathered), suspicion -> checkpoint -> loop (one worker) -> group (Ray
+Train's workers) -> progress (events), display, board (what a person sees) -> fit (the driver) -> publish (the bundle).
 """

@@ -22,26 +22,31 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands after `epoch` epochs. `history` has one row an epoch, epochs counted from 1."""
+    """Where a run stands after `epoch` epochs and `step` optimizer steps. `history` has a row an epoch, from 1."""
 
     epoch: int = 0
+    step: int = 0
     best_epoch: int = 0
     best_metric: float = float("-inf")
     best_loss: float = float("inf")
-    stale_epochs: int = 0  # since the metric was last beaten
+    beaten_at: int = 0  # the step at which the metric was last beaten
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def after(self, row: dict[str, float], monitor: str, patience: int, epochs: int) -> "State":
-        """The state one epoch on. A tie goes to the lower validation loss, but does not buy more patience."""
+    def after(self, row: dict[str, float], monitor: str, patience: int, steps: int) -> "State":
+        """The state one epoch on, `row["step"]` optimizer steps into the run.
+
+        It ends at `steps`, or `patience` steps after the metric was last beaten (0: never early). A tie goes to the
+        lower validation loss, but does not buy more patience.
+        """
         metric, loss = row[monitor], row["val_loss"]
         beaten = metric > self.best_metric + 1e-6
         better = beaten or (metric > self.best_metric - 1e-6 and loss < self.best_loss)
-        epoch = self.epoch + 1
-        stale = 0 if beaten else self.stale_epochs + 1
+        epoch, step = self.epoch + 1, int(row["step"])
+        beaten_at = step if beaten else self.beaten_at
         moved = replace(
-            self, epoch=epoch, stale_epochs=stale, history=[*self.history, row],
-            finished=epoch >= epochs or bool(patience and stale >= patience),
+            self, epoch=epoch, step=step, beaten_at=beaten_at, history=[*self.history, row],
+            finished=step >= steps or bool(patience and step - beaten_at >= patience),
         )  # fmt: skip
         if not better:
             return moved

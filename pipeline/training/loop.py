@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from pipeline.training.pace import Pace
 from pipeline.training.progress import STANDING, Mailbox, Sender
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard, open_shard
+from pipeline.training.statistics import MOST_IMAGES, measure_statistics, measuring
+from pipeline.training.suspicion import suspicion
 from pipeline.training.validation import Scores, average_buffers, gather, measure, validate
 
 TRAIN, VALIDATION = "train-{rank}", "validation-{rank}"  # names of the datasets, one a rank
@@ -87,7 +90,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
         loss, pace = _train_epoch(worker, state.epoch)
         if not all(gather(math.isfinite(loss))):
             return {"refused": f"the loss is not finite in epoch {state.epoch + 1}; lower --learning-rate"}
-        average_buffers(worker.model)
+        _settle(worker, state.epoch)
         scores = validate(worker.model, worker.validation, worker.settings, worker.device)
         refusal = _refusal(worker) or _missing(worker, scores)
         if refusal:
@@ -95,7 +98,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
         row = _row(worker, state, loss, scores, pace, time.monotonic() - started)
         if not math.isfinite(row[worker.settings.monitor]):
             return {"refused": f"{worker.settings.monitor} is not defined: a class has no usable validation image left"}
-        state = state.after(row, worker.settings.monitor, worker.settings.patience, worker.settings.epochs)
+        state = _moved(worker, state, row, scores)
         if best is None or state.best_epoch == state.epoch:
             best = Best(checkpoint.weights_of(worker.model), scores)
         _report(worker, state, best, row)
@@ -204,6 +207,35 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
 
 
+def _settle(worker: _Worker, epoch: int) -> None:
+    """Make normalization statistics fit the weights, the same on every rank, after epoch `epoch` (from 0)."""
+    settings = worker.settings
+    average_buffers(worker.model)
+    images = worker.assignment.train_rows
+    layers = measuring(worker.model, (epoch + 1) * worker.steps, images)
+    count = -(-min(images, MOST_IMAGES) // (settings.batch_size * settings.workers)) if layers else 0
+    seed = _seed(settings.seed, epoch, worker.rank, 1)
+    generator = torch.Generator().manual_seed(seed)
+
+    def seen() -> Iterator[torch.Tensor]:
+        for batch in worker.train.batches(count, settings.batch_size, seed):
+            pixels = batch.images.to(worker.device)
+            yield augment(pixels, generator) if settings.augment else pixels
+
+    measure_statistics(worker.model, layers, seen())
+
+
+def _moved(worker: _Worker, state: State, row: dict[str, float], scores: Scores) -> State:
+    """The state after the epoch of `row`; says once when the loss falls while validation stays at chance."""
+    settings, steps = worker.settings, worker.steps
+    after = state.after(row, settings.monitor, settings.patience * steps, settings.epochs * steps)
+    counts = np.bincount(scores.targets, minlength=len(settings.classes)).tolist()
+    before, now = (suspicion(each.history, settings.monitor, counts) for each in (state, after))
+    if now and not before:
+        worker.sender.note(f"note: {now}")
+    return after
+
+
 def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace, seconds: float) -> dict[str, float]:
     """One line of the history, the same on every rank. Images/s are those of training, validation left out."""
     settings = worker.settings
@@ -211,6 +243,7 @@ def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace,
     seconds, train_seconds = (max(values[part] for values in paces) for part in (0, 1))
     return {
         "epoch": state.epoch + 1,
+        "step": (state.epoch + 1) * worker.steps,
         "train_loss": float(np.mean(gather(loss))),
         **measure(scores, settings.task),
         "learning_rate": worker.optimizer.param_groups[0]["lr"],

@@ -79,8 +79,14 @@ class Sender:
         self._handed: Future[None] | None = None
 
     def started(self, history: list[dict[str, float]], how: str) -> None:
+        self._post({"kind": "started", "history": history, "how": how})
+
+    def note(self, text: str) -> None:
+        self._post({"kind": "note", "text": text})
+
+    def _post(self, event: Event) -> None:
         if self._mailbox is not None and self._handing is not None:
-            self._handing.submit(self._mailbox.post, {"kind": "started", "history": history, "how": how})
+            self._handing.submit(self._mailbox.post, event)
 
     def step(self, epoch: int, step: int, steps: int, loss: "Tensor", images: int, pace: Pace) -> None:
         """`step` of `steps` is done; `images` of the epoch so far, over all ranks. Reads `loss` only now and then."""

@@ -9,14 +9,18 @@ from importlib.metadata import version as installed
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import __version__
+from pipeline.evaluation.chance import against_chance
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.metrics import Temperature, Threshold, fit_temperature, threshold_for
 from pipeline.evaluation.report.card import render_card
 from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GRAPH, HISTORY, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.chance import AgainstChance
 from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder, Verdict, new_version
@@ -66,7 +70,8 @@ def publish(
 ) -> Published:
     """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names."""
     weights, graph = _exported(trained.best, settings)
-    rule = _fit_rule(trained.best.scores, rows, target_sensitivity, review_margin)
+    scores = trained.best.scores
+    rule = _fit_rule(scores, rows, target_sensitivity, review_margin)
     digest = hashlib.sha256(weights).hexdigest()
     info = BundleInfo(
         name=folder.uri.rsplit("/", 1)[-1],
@@ -86,7 +91,8 @@ def publish(
         review_band=rule.band,
         synthetic=manifest.info.synthetic,
         unit=manifest.info.unit,
-        metrics={"validation": _metrics(trained.best.scores, settings.task, rule)},
+        metrics={"validation": _metrics(scores, settings.task, rule)},
+        against_chance=_judged(scores, trained, settings, manifest),
         manifest_digest=manifest.info.digest,
         split_rule=manifest.info.split_rule,
         training={**configuration, **_account(trained, settings, rows, rule)},
@@ -94,12 +100,8 @@ def publish(
         versions=_versions(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    files = {
-        WEIGHTS: weights,
-        GRAPH: graph,
-        CARD: render_card(info, data=_data_facts(manifest, rows)).encode(),
-        HISTORY: json.dumps(trained.state.history, indent=2).encode(),
-    }
+    card, history = render_card(info, data=_data_facts(manifest, rows)), json.dumps(trained.state.history, indent=2)
+    files = {WEIGHTS: weights, GRAPH: graph, CARD: card.encode(), HISTORY: history.encode()}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold)
 
@@ -109,6 +111,23 @@ def _exported(best: Best, settings: Settings) -> tuple[bytes, bytes]:
     model = build(settings.architecture, settings.outputs, settings.norm)
     model.load_state_dict(best.weights)
     return to_safetensors(model), to_onnx(model, settings.input_size)
+
+
+def _judged(scores: Scores, trained: Trained, settings: Settings, manifest: Manifest) -> AgainstChance:
+    """Whether these scores, the best of all validations of the run, are better than chance."""
+    subjects, looks = subjects_of(scores, manifest), max(1, len(trained.state.history))
+    classes = probabilities(scores.logits)
+    return against_chance(
+        scores.targets, classes, subjects, task=settings.task, looks=looks, called=manifest.info.units
+    )
+
+
+def subjects_of(scores: Scores, manifest: Manifest) -> list[str | None]:
+    """The subject of each score, None where the manifest knows none."""
+    ids = manifest.table["image_id"].combine_chunks()
+    rows = pc.index_in(pa.array(scores.image_ids, pa.int64()), ids)
+    found: list[str | None] = manifest.table["subject_id"].take(rows).to_pylist()
+    return found
 
 
 def _fit_rule(scores: Scores, rows: LabelledRows, target_sensitivity: float | None, margin: float | None) -> _Rule:

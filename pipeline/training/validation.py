@@ -66,7 +66,7 @@ def _joined(parts: list[NDArray[Any]], dtype: type, width: int) -> NDArray[Any]:
 
 
 def measure(scores: Scores, task: str) -> dict[str, float]:
-    """What an epoch reports: unweighted loss and the metrics at the natural operating point."""
+    """What an epoch reports: unweighted loss, spread of the logits, metrics at the natural operating point."""
     classes = probabilities(scores.logits)
     truth = scores.targets
     chosen = np.clip(classes[np.arange(len(truth)), truth], 1e-12, 1.0)
@@ -74,6 +74,7 @@ def measure(scores: Scores, task: str) -> dict[str, float]:
     is_binary = task == "binary"
     metrics = binary_metrics(truth, classes[:, 1], 0.5) if is_binary else multiclass_metrics(truth, classes)
     found["val_auc"] = metrics["roc_auc" if is_binary else "roc_auc_macro"]
+    found["val_spread"] = float(scores.logits.std(axis=0).mean()) if len(truth) else math.nan
     found |= {f"val_{name}": metrics[name] for name in ("accuracy", "balanced_accuracy")}
     return {name: value if math.isfinite(value) else float("nan") for name, value in found.items()}
 

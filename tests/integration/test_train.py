@@ -158,6 +158,30 @@ def test_promote_refuses_a_version_that_is_not_there(trained: Bundle, capsys: py
     assert "no bundle here" in capsys.readouterr().err
 
 
+def test_labels_that_mean_nothing_give_no_best_model(
+    ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of its name is published with the statement; the next is kept, and ends with a code of its own."""
+    rows = cell_images(tmp_path / "images", 96)
+    for row, label in zip(rows, np.random.default_rng(3).permutation([0, 1] * 48).tolist(), strict=True):
+        row["label"], row["class_name"] = label, ("healthy", "early")[label]
+    uri, out = manifest_of(rows, tmp_path / "manifest").uri, tmp_path / "models"
+    assert run_train(uri, out, "--epochs", "4") == 0
+    first = resolve(str(out))
+    assert "not shown to be better than chance (0.5): validation roc_auc" in capsys.readouterr().out
+    assert "**Not shown to be better than chance" in first.file(CARD).decode()
+    assert first.info.against_chance is not None and first.info.against_chance.units == 32
+    flags = ["--split", "validation", "--bootstrap", "100", "--out", str(tmp_path / "report")]
+    assert evaluate.command([uri, "--model", first.uri, *flags]) == 0
+    assert "published as not shown to be better than chance" in (tmp_path / "report" / "report.html").read_text()
+    assert run_train(uri, out, "--epochs", "4", "--seed", "1") == 6
+    found = capsys.readouterr()
+    assert f"best.json stays at {first.info.version}" in found.out and "leukoray promote" in found.err
+    assert resolve(str(out)).info.version == first.info.version
+    versions = {path.parent.name for path in (out / "leukoray").glob("*/bundle.json")}
+    assert len(versions) == 2 and f"{(versions - {first.info.version}).pop()} is kept" in found.err
+
+
 def test_every_row_is_dealt_to_one_rank(manifest: str) -> None:
     from pipeline.sources.manifest import read_manifest
 

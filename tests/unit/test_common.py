@@ -11,7 +11,7 @@ import pytest
 
 from jobs.common import EXIT_CODES, job
 from jobs.config import JobConfig
-from pipeline.base.errors import Code, IncompleteError, InputError, PlatformError, UsageError
+from pipeline.base.errors import Code, IncompleteError, InputError, NotBetterThanChanceError, PlatformError, UsageError
 from pipeline.storage.types import StoreError
 
 
@@ -41,6 +41,7 @@ class FailedTask(Exception):
         (InputError("m: none here"), 3, "m: none here"),
         (IncompleteError("too many"), 4, "too many"),
         (PlatformError("no cores"), 5, "no cores"),
+        (NotBetterThanChanceError("it guesses"), 6, "it guesses"),
         (StoreError(Code.NOT_FOUND, "s3://a/b: gone"), 3, "s3://a/b: gone"),
         (StoreError(Code.TIMEOUT, "s3://a/b: silent"), 5, "the store does not answer (s3://a/b: silent)"),
         (FailedTask(InputError("of a worker")), 3, "of a worker"),

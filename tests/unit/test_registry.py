@@ -9,6 +9,7 @@ import pytest
 from jobs import promote
 from pipeline.base.errors import Code, InputError, PlatformError
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
+from pipeline.model.chance import AgainstChance
 from pipeline.model.registry import ModelFolder, Verdict, resolve
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
@@ -51,6 +52,37 @@ def test_real_images_win_over_synthetic_ones_whatever_the_metric(tmp_path: Path,
     assert judged(tmp_path, version(tmp_path, 2, value)).is_best
     verdict = judged(tmp_path, version(tmp_path, 3, 1.0, synthetic=True))
     assert not verdict.is_best and best(tmp_path) == "v2" and "real images" in verdict.reason
+
+
+def against(low: float | None) -> AgainstChance:
+    high = None if low is None else 0.95
+    return AgainstChance(
+        metric="roc_auc", value=0.9, chance=0.5, low=low, high=high, confidence=0.95, unit="subject", units=12
+    )
+
+
+SHOWN, GUESSES, UNTOLD = against(0.7), against(0.4), against(None)
+
+
+def test_a_model_that_may_guess_takes_nobodys_place_whatever_its_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judged(tmp_path, version(tmp_path, 1, 0.6, synthetic=True, against_chance=SHOWN)).is_best
+    verdict = judged(tmp_path, version(tmp_path, 2, 0.99, against_chance=GUESSES))
+    assert verdict.guesses and not verdict.is_best and best(tmp_path) == "v1"
+    assert "not shown to be better than chance (0.5)" in verdict.reason
+    assert promote.command([str(tmp_path), "--version", "v2", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "warning: this version is not shown to be better than chance" in said
+    assert [line.endswith("not shown to be better than chance") for line in said.splitlines()[-2:]] == [False, True]
+
+
+def test_one_that_was_shown_to_be_better_takes_the_place_of_one_that_was_not(tmp_path: Path) -> None:
+    assert judged(tmp_path, version(tmp_path, 1, 0.9, against_chance=GUESSES)).is_best  # the first, and said so
+    assert judged(tmp_path, version(tmp_path, 2, 0.95, against_chance=UNTOLD)).is_best
+    assert judged(tmp_path, version(tmp_path, 3, 0.7, against_chance=SHOWN)).is_best
+    verdict = judged(tmp_path, version(tmp_path, 4, 1.0, against_chance=UNTOLD))
+    assert not verdict.is_best and not verdict.guesses and best(tmp_path) == "v3"
 
 
 def test_an_undefined_metric_never_wins(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.evaluation.report import (
     words,
 )
 from pipeline.model.bundle import BundleInfo
+from pipeline.model.chance import AgainstChance
 
 PROVENANCE = {"Model": "demo / v1", "Model SHA-256": "9f" * 32, "Split rule": "subject-disjoint, seed 0"}
 HISTORY = [
@@ -253,6 +254,17 @@ def test_card_tables_are_not_broken_by_blank_lines() -> None:
     assert len(rules) >= 2
     for number in rules:
         assert lines[number - 1].startswith("|") and lines[number + 1].startswith("|")
+
+
+def test_card_says_at_its_top_that_a_model_was_not_shown_to_be_better_than_chance() -> None:
+    judged = AgainstChance(
+        metric="roc_auc", value=0.6, chance=0.5, low=0.4, high=0.8, confidence=0.95, unit="subject", units=9
+    )
+    top, _, details = render_card(info(against_chance=judged)).partition("## Model details")
+    assert "**Not shown to be better than chance (0.5): validation roc_auc 0.600, 95 % interval 0.400 to 0.800" in top
+    assert "| Against chance | not shown" in details
+    shown = render_card(info(against_chance=judged.model_copy(update={"low": 0.55})))
+    assert "| Against chance | better than chance (0.5)" in shown and "not shown" not in shown.lower()
 
 
 def test_card_before_evaluation_says_so() -> None:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.base.errors import UsageError
+from pipeline.model.chance import AgainstChance
 from serving.engine import Engine
 from serving.model import load_model
 from serving.routes import create_app
@@ -236,7 +237,7 @@ def test_keys_are_asked_for_only_where_images_go(make: Callable[..., Engine]) ->
     )
     for headers in ({"x-api-key": "one"}, {"authorization": "Bearer two"}, {"authorization": "bearer  two"}):
         assert call(engine, "POST", "/predict", content=picture(), headers=headers).status_code == 200
-    for path in ("/", "/docs", "/healthz", "/readyz"):
+    for path in ("/", "/docs", "/healthz", "/readyz", "/model"):
         assert call(engine, "GET", path).status_code == 200
     assert call(engine, "GET", "/readyz").json()["needs_api_key"] is True
 
@@ -364,7 +365,7 @@ def test_openapi_tells_of_keys_ids_and_waiting(make: Callable[..., Engine]) -> N
     assert "X-API-Key" in call(make(), "GET", "/docs").text
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/readyz", "/model"])
 def test_head_answers_as_get_does_without_a_body(make: Callable[..., Engine], path: str) -> None:
     engine = make()
     head, get = call(engine, "HEAD", path), call(engine, "GET", path)
@@ -440,6 +441,24 @@ def test_another_threshold_takes_the_review_band_along(tmp_path: Path) -> None:
     assert bundle.with_threshold(0.9).info.review_band == pytest.approx((0.8, 1.0))
     with pytest.raises(UsageError, match=r"0\.\.1"):
         bundle.with_threshold(40)
+
+
+def test_the_model_tells_whether_it_was_shown_to_be_better_than_chance(
+    make: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine = make()
+    told = call(engine, "GET", "/model").json()
+    assert (told["better_than_chance"], told["against_chance"]) == (None, None)  # of an older bundle
+    judged = AgainstChance(
+        metric="roc_auc", value=0.6, chance=0.5, low=0.4, high=0.8, confidence=0.95, unit="subject", units=9
+    )
+    guesses = make_bundle(tmp_path / "guesses", size=48, against_chance=judged)
+    asyncio.run(engine.swap(ModelChoice(model=guesses.uri)))
+    told = call(engine, "GET", "/model").json()
+    assert told["sha256"] == guesses.info.identity() and told["against_chance"] == judged.model_dump()
+    assert told["against_chance_text"].startswith("not shown to be better than chance (0.5): validation roc_auc 0.600")
+    answer = call(engine, "POST", "/predict", content=picture(), headers=JPEG).json()
+    assert answer["model"]["better_than_chance"] is False
 
 
 def test_new_model_takes_over_or_is_refused(make: Callable[..., Engine], tmp_path: Path) -> None:
