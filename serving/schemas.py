@@ -58,6 +58,7 @@ class ModelInfo(_Body):
     architecture: str
     preprocessing_digest: str
     input_size: int
+    turns: int = Field(1, description="of an image, whose logits are averaged: forward passes an image")
     task: str
     classes: tuple[str, ...]
     positive_classes: tuple[str, ...]

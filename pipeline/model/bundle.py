@@ -19,6 +19,7 @@ from pipeline.base.versions import check_version
 from pipeline.images.load import Preprocessing
 from pipeline.images.unit import Unit
 from pipeline.model.chance import AgainstChance
+from pipeline.model.turns import Turns
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
@@ -49,6 +50,7 @@ class BundleInfo(BaseModel):
     preprocessing_digest: str
     weights_sha256: str
     graph_sha256: str
+    turns: Turns = 1  # of an image, whose logits are averaged
     temperature: float = Field(1.0, gt=0)  # logits are divided by it (Guo et al. 2017)
     threshold: float = Field(0.5, ge=0, le=1)  # on the positive probability
     review_band: tuple[float, float] | None = None  # [low, high): decision 'review' instead of a side
@@ -104,7 +106,7 @@ class BundleInfo(BaseModel):
             "threshold": self.threshold,
             "review_band": self.review_band,
             "preprocessing": self.preprocessing_digest,
-        }
+        } | ({"turns": self.turns} if self.turns > 1 else {})  # a bundle of one turn is what it was before turns were
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from pipeline.base.errors import Code, ImageRejected, InputError, Stage
 from pipeline.images.load import Limits, LoadedImage, load_image
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
 from pipeline.model.prediction import Prediction, predictions
+from pipeline.model.turns import over_turns
 
 Engine = Literal["auto", "onnx", "torch"]
 
@@ -40,13 +41,13 @@ class Predictor:
         return load_image(data, self.size, limits, self.info.bit_depth)
 
     def predict_each(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction | ImageRejected]:
-        """One forward pass over decoded images, uint8 (S, S, 3), RGB: one result an image, in order.
+        """One forward pass a turn over decoded images, uint8 (S, S, 3), RGB: one result an image, in order.
 
         An image whose logits are not finite is rejected (predict_failed); its neighbours keep their answers.
         """
         if not len(images):
             return []
-        logits = self._run(np.stack(images))  # float32 (B, 1 or C)
+        logits = over_turns(self._run, np.stack(images), self.info.turns)  # float32 (B, 1 or C)
         if logits.shape[1] != self.info.outputs:
             found, names = logits.shape[1], len(self.info.classes)
             raise InputError(f"bundle {self.bundle.uri}: {found} outputs for {names} classes; publish the model again")

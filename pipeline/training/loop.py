@@ -101,6 +101,8 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
         state = _moved(worker, state, row, scores)
         if best is None or state.best_epoch == state.epoch:
             best = Best(checkpoint.weights_of(worker.model), scores)
+        if state.finished:
+            best = _over_turns(worker, best)
         _report(worker, state, best, row)
     return {"refused": refusal} if refusal else None
 
@@ -234,6 +236,15 @@ def _moved(worker: _Worker, state: State, row: dict[str, float], scores: Scores)
     if now and not before:
         worker.sender.note(f"note: {now}")
     return after
+
+
+def _over_turns(worker: _Worker, best: Best) -> Best:
+    """The best weights with what they say of validation as the bundle will ask them, over all turns."""
+    if worker.settings.turns == 1:
+        return best
+    worker.model.load_state_dict(best.weights)
+    scores = validate(worker.model, worker.validation, worker.settings, worker.device, worker.settings.turns)
+    return Best(best.weights, scores)
 
 
 def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace, seconds: float) -> dict[str, float]:

@@ -86,6 +86,7 @@ def publish(
         preprocessing_digest=settings.pixels.digest(),
         weights_sha256=digest,
         graph_sha256=hashlib.sha256(graph).hexdigest(),
+        turns=settings.turns,
         temperature=rule.temperature.value,
         threshold=rule.threshold.value if rule.threshold else 0.5,
         review_band=rule.band,

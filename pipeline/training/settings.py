@@ -7,6 +7,7 @@ from typing import Literal
 
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import Norm
+from pipeline.model.turns import Turns
 from pipeline.training.rows import Task
 
 Optimizer = Literal["adam", "adamw"]
@@ -34,6 +35,7 @@ class Settings:
     workers: int
     seed: int
     norm: Norm = "batch"
+    turns: Turns = 1  # of an image in prediction; epochs are compared by one
     bit_depth: int | None = None  # of 16-bit samples; None: as files say
 
     @property

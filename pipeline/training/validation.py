@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.evaluation.definitions import binary_metrics, multiclass_metrics
 from pipeline.model.prediction import probabilities
+from pipeline.model.turns import Turns, over_turns
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard
 
@@ -38,14 +39,18 @@ def gather(value: Any) -> list[Any]:
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, shard: Shard, settings: Settings, device: torch.device) -> Scores:
-    """Logits of all ranks' validation images. Raises RuntimeError when an image came twice."""
+def validate(model: nn.Module, shard: Shard, settings: Settings, device: torch.device, turns: Turns = 1) -> Scores:
+    """Logits of all ranks' validation images, averaged over `turns`. Raises RuntimeError when an image came twice."""
     model.eval()
+
+    def forward(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(model(torch.from_numpy(images).to(device)).float().cpu().numpy())
+
     ids, targets, logits = [], [], []
     for batch in shard.once(settings.batch_size):
         ids.append(batch.image_ids)
         targets.append(batch.targets.numpy())
-        logits.append(model(batch.images.to(device)).float().cpu().numpy())
+        logits.append(over_turns(forward, batch.images.numpy(), turns))
     own = Scores(
         _joined(ids, np.int64, 1), _joined(targets, np.int64, 1), _joined(logits, np.float32, settings.outputs)
     )
