@@ -13,7 +13,7 @@ from pipeline.base.errors import NotBetterThanChanceError, UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check, training_plan
 from pipeline.ingest.splits import check_leaks
-from pipeline.model.architectures import build, check_architecture
+from pipeline.model.architectures import build, check_architecture, full_name
 from pipeline.model.bundle import Norm
 from pipeline.model.export import to_safetensors
 from pipeline.model.registry import ModelFolder
@@ -187,6 +187,7 @@ def _initial_weights(config: TrainConfig, rows: LabelledRows, stores: Stores) ->
 
 def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings:
     shared = {name: getattr(config, name) for name in _SHARED}
+    shared["architecture"] = full_name(config.architecture)
     return Settings(task=rows.task, classes=rows.classes, workers=workers, **shared)
 
 

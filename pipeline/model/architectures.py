@@ -1,6 +1,7 @@
 """Architectures by name. `build(name, outputs)` gives a `CellClassifier` around a backbone with fresh weights.
 
-The plain CNNs and EfficientNet-Lite have modules of their own; the others are torchvision's, with a new classifier.
+The plain CNNs and EfficientNet-Lite have modules of their own; the others are torchvision's, with a new classifier,
+or timm's (`timm_networks`).
 """
 
 import functools
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.base.errors import UsageError
+from pipeline.model import timm_networks
 from pipeline.model.bundle import Norm
 from pipeline.model.cell_classifier import Architecture, CellClassifier
 from pipeline.model.efficientnet_lite import LITE_MEAN, LITE_STD, EfficientNetLite
@@ -85,21 +87,28 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def architecture_of(name: str) -> Architecture:
     """How the named network is made. Raises UsageError for an unknown name."""
+    if name.startswith(timm_networks.PREFIX):
+        return timm_networks.architecture(name)
     if name not in ARCHITECTURES:
-        raise UsageError(f"--architecture {name!r}: unknown; one of {', '.join(ARCHITECTURES)}")
+        known = ", ".join(ARCHITECTURES)
+        raise UsageError(f"--architecture {name!r}: unknown; one of {known}, or timm:NAME with the extra 'timm'")
     return ARCHITECTURES[name]
 
 
+def full_name(name: str) -> str:
+    """What a bundle calls it, so that it can be made again: of timm's networks with the tag of its weights."""
+    return timm_networks.full_name(name) if name.startswith(timm_networks.PREFIX) else name
+
+
 def check_architecture(name: str, input_size: int, norm: Norm = "batch") -> None:
-    """Raise UsageError for an unknown name, an input that is too small for it, a norm that it cannot have."""
+    """Raise UsageError for an unknown name, an input of a size that it cannot take, a norm that it cannot have."""
     recipe = architecture_of(name)
     if input_size < recipe.smallest_size:
         raise UsageError(f"--input-size {input_size}: {name} needs at least {recipe.smallest_size} pixels")
-    if norm != "batch":
-        with torch.device("meta"):
-            network = recipe.make(1)
-        if not has_batch_norm(network):
-            raise UsageError(f"--norm {norm}: {name} has no batch normalization that it could replace; leave it out")
+    if recipe.only_size not in (None, input_size):
+        raise UsageError(f"--input-size {input_size}: {name} takes {recipe.only_size} only")
+    if norm != "batch" and not has_batch_norm(recipe.make(1)):
+        raise UsageError(f"--norm {norm}: {name} has no batch normalization that it could replace; leave it out")
 
 
 def build(architecture: str, outputs: int, norm: Norm = "batch") -> CellClassifier:

@@ -56,7 +56,9 @@ def _trains(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one named network is made. `smallest_size` in pixels is what its strides can still divide."""
+    """How one named network is made. `smallest_size` in pixels is what its strides can still divide; `only_size` of one
+    that takes no other; `hub` gives weights over the network.
+    """
 
     make: Callable[[int], nn.Module]
     head: str  # path of its classifier, which no weights of another question bring
@@ -65,3 +67,5 @@ class Architecture:
     weights_package: str | None = None  # of the extra `pretrained`: its ImageNet weights, with no network
     mean: Channels = IMAGENET_MEAN  # of pixels / 255
     std: Channels = IMAGENET_STD
+    only_size: int | None = None
+    hub: Callable[[], dict[str, Tensor]] | None = None

@@ -76,10 +76,13 @@ def start_from(model: CellClassifier, architecture: str, weights: str, stores: S
 
 
 def _imagenet(architecture: str, stores: Stores) -> dict[str, Tensor]:
-    package = architecture_of(architecture).weights_package
+    recipe = architecture_of(architecture)
+    if recipe.hub is not None:
+        return recipe.hub()
+    package = recipe.weights_package
     if package is not None:
         return _read_state(_file_of_package(package, architecture), stores)
-    name = architecture_of(architecture).pretrained
+    name = recipe.pretrained
     if name is None:
         known = ", ".join(key for key, value in ARCHITECTURES.items() if value.pretrained or value.weights_package)
         raise UsageError(

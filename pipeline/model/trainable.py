@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.model.cell_classifier import CellClassifier
 
@@ -19,7 +18,6 @@ Unfreeze = Literal["head", "last", "all"]
 MOST_LAYERS = 13
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def head_of(model: CellClassifier) -> nn.Module:
@@ -48,7 +46,7 @@ def layers_of(model: CellClassifier) -> list[list[nn.Parameter]]:
     """Every parameter once, stem first, head last; at most `MOST_LAYERS` before the head, of equally many blocks."""
     head = list(head_of(model).parameters())
     of_head = {id(parameter) for parameter in head}
-    blocks = [[p for p in block if id(p) not in of_head] for block in _joined(_parts(model.backbone))]
+    blocks = [[p for p in block if id(p) not in of_head] for block in _joined(_parts(model.backbone, head_of(model)))]
     blocks = [block for block in blocks if block]
     count = min(MOST_LAYERS, len(blocks))
     layers: list[list[nn.Parameter]] = [[] for _ in range(count)]
@@ -80,24 +78,33 @@ def freeze(model: CellClassifier, unfreeze: Unfreeze) -> list[nn.Parameter]:
     return chosen
 
 
-def _parts(module: nn.Module) -> Iterator[tuple[bool, list[nn.Parameter]]]:
-    """Parameters of blocks in the order of the tree, each with whether it belongs to the part before it.
+def _parts(module: nn.Module, head: nn.Module) -> Iterator[tuple[bool, list[nn.Parameter]]]:
+    """Parameters in the order of the tree, each lot with whether it goes with the one before it.
 
-    A block is what is neither a mere list of modules nor, as the stages of timm's networks, has one called `blocks`.
+    A lot is a module that is neither a mere list of others, nor has one called `blocks`, as the stages of timm's
+    networks have, nor holds the head. Norms, which have no matrices, go with what they follow; tokens and position
+    embeddings, which a module holds itself, with its first part.
     """
-    yield False, list(module.parameters(recurse=False))
+    own = list(module.parameters(recurse=False))
+    if own:
+        yield False, own
+    after_own = bool(own)
     for child in module.children():
-        if isinstance(child, _CONTAINERS) or hasattr(child, "blocks"):
-            yield from _parts(child)
+        holds_head = child is not head and any(part is head for part in child.modules())
+        if isinstance(child, _CONTAINERS) or hasattr(child, "blocks") or holds_head:
+            parts = _parts(child, head)
         else:
-            yield isinstance(child, _NORMS), list(child.parameters())
+            parameters = list(child.parameters())
+            parts = iter([(all(value.ndim < 2 for value in parameters), parameters)])
+        for goes_along, parameters in parts:
+            yield goes_along or after_own, parameters
+            after_own = after_own and not parameters
 
 
 def _joined(parts: Iterator[tuple[bool, list[nn.Parameter]]]) -> Iterator[list[nn.Parameter]]:
-    """Norms to what they follow, tokens and position embeddings to the stem that they come before."""
     block: list[nn.Parameter] = []
-    for follows, parameters in parts:
-        if block and parameters and not follows:
+    for goes_along, parameters in parts:
+        if block and not goes_along:
             yield block
             block = []
         block += parameters

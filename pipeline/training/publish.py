@@ -24,6 +24,7 @@ from pipeline.model.chance import AgainstChance
 from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder, Verdict, new_version
+from pipeline.model.timm_networks import PREFIX as TIMM
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
 from pipeline.training.checkpoint import Best
@@ -98,7 +99,7 @@ def publish(
         split_rule=manifest.info.split_rule,
         training={**configuration, **_account(trained, settings, rows, rule)},
         reference_scores=_reference(rule.values),
-        versions=_versions(),
+        versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     card, history = render_card(info, data=_data_facts(manifest, rows)), json.dumps(trained.state.history, indent=2)
@@ -189,6 +190,7 @@ def _data_facts(manifest: Manifest, rows: LabelledRows) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value != ""}
 
 
-def _versions() -> dict[str, str]:
-    packages = {name: installed(name) for name in _PACKAGES}
+def _versions(architecture: str) -> dict[str, str]:
+    whose = ("timm",) if architecture.startswith(TIMM) else ()
+    packages = {name: installed(name) for name in (*_PACKAGES, *whose)}
     return {"leukoray": __version__, "python": platform.python_version(), **packages}

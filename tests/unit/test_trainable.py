@@ -31,7 +31,7 @@ def order_of_use(model: CellClassifier) -> list[nn.Parameter]:
     return used
 
 
-def test_layers_hold_every_parameter_once_in_the_order_of_use(model: CellClassifier) -> None:
+def assert_layers_follow_the_use(model: CellClassifier) -> None:
     layers = layers_of(model)
     depth = {id(parameter): number for number, layer in enumerate(layers) for parameter in layer}
     assert sum(len(layer) for layer in layers) == len(depth) == len(list(model.parameters()))
@@ -41,12 +41,20 @@ def test_layers_hold_every_parameter_once_in_the_order_of_use(model: CellClassif
     assert {id(parameter) for parameter in layers[-1]} == {id(parameter) for parameter in head_of(model).parameters()}
 
 
-def test_what_goes_into_the_head_gives_the_logits(model: CellClassifier) -> None:
+def assert_features_give_the_logits(model: CellClassifier) -> None:
     model.train()
     pooled = features(model, IMAGES)
     assert model.training and pooled.ndim == 2 and len(pooled) == len(IMAGES) and not pooled.requires_grad
     with torch.no_grad():
         torch.testing.assert_close(head_of(model).eval()(pooled), model.eval()(IMAGES))
+
+
+def test_layers_hold_every_parameter_once_in_the_order_of_use(model: CellClassifier) -> None:
+    assert_layers_follow_the_use(model)
+
+
+def test_what_goes_into_the_head_gives_the_logits(model: CellClassifier) -> None:
+    assert_features_give_the_logits(model)
 
 
 def trained(model: CellClassifier, learning_rate: float = 0.1) -> set[str]:
