@@ -52,7 +52,7 @@ class TrainConfig(NamingConfig):
     name: str = Field(
         "leukoray", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name in the registry"
     )
-    architecture: str = Field("cnn", description="network, e.g. cnn, cnn-se, resnet18, densenet121, efficientnet-lite0")
+    architecture: str = Field("cnn", description="network, e.g. cnn, resnet18, efficientnet-lite0, timm:NAME")
     input_size: int = Field(128, ge=16, le=1024, description="pixels, square, that images are brought to")
     bit_depth: int | None = Field(
         None, ge=8, le=16, description="bits that count in 16-bit samples (default: as files state, else a guess)"
