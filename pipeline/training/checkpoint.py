@@ -3,6 +3,7 @@
 last.safetensors  best.safetensors  optimizer.pt (tensors; loaded with weights_only)  validation.npz  state.json
 """
 
+import io
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
+from pipeline.training.run_folder import STATE
 from pipeline.training.validation import Scores
 
 Weights = dict[str, Tensor]
+Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,31 @@ def weights_of(model: nn.Module) -> Weights:
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
 
 
-def save(folder: Path, state: State, model: nn.Module, optimizer: torch.optim.Optimizer, best: Best) -> None:
-    save_file(weights_of(model), folder / "last.safetensors")
-    save_file(best.weights, folder / "best.safetensors")
-    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-    np.savez(folder / "validation.npz", **asdict(best.scores))
-    (folder / "state.json").write_text(json.dumps(asdict(state)))
+def packed(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, best: Best) -> Files:
+    """A checkpoint's files by name; the one that says that it is whole comes last."""
+    arrays, tensors = io.BytesIO(), io.BytesIO()
+    np.savez(arrays, **asdict(best.scores))
+    torch.save(optimizer.state_dict(), tensors)
+    return {
+        "last.safetensors": save(weights_of(model)),
+        "best.safetensors": save(best.weights),
+        "optimizer.pt": tensors.getvalue(),
+        "validation.npz": arrays.getvalue(),
+        STATE: json.dumps(asdict(state)).encode(),
+    }
 
 
-def upload(folder: Path, uri: str, stores: Stores) -> None:
-    """Every file, under `uri`. Raises StoreError.
+def upload(files: Files, uri: str, stores: Stores) -> None:
+    """Every file, under `uri`, in the order given. Raises StoreError, PlatformError where a disk is full.
 
     Ray would copy them through PyArrow, which passes over a failure that a file meets when it is closed.
     """
-    for path in sorted(folder.iterdir()):
-        stores.of(uri).write(join(uri, path.name), path.read_bytes())
+    for name, data in files.items():
+        stores.of(uri).write(join(uri, name), data)
 
 
 def read_state(folder: Path) -> State:
-    return State(**json.loads((folder / "state.json").read_text()))
+    return State(**json.loads((folder / STATE).read_text()))
 
 
 def read_best(folder: Path) -> Best:

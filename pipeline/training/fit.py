@@ -16,10 +16,11 @@ import ray.train
 from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.base.cluster import alive_nodes, calling_ray, refuse_dead_node
-from pipeline.base.errors import LeukorayError, PlatformError
+from pipeline.base.errors import IncompleteError, LeukorayError, PlatformError
 from pipeline.base.resources import DECODE_CPUS, ClusterPlan, check, check_after_loss, in_all
 from pipeline.base.text import first_line
 from pipeline.storage.arrow import arrow_filesystem
+from pipeline.storage.local import translated
 from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
 from pipeline.training import checkpoint
@@ -29,9 +30,9 @@ from pipeline.training.decoded import Rejected, decoded, fits_object_store, reje
 from pipeline.training.display import Display
 from pipeline.training.group import ProcessGroup, Trainer, train_environment
 from pipeline.training.loop import TRAIN, VALIDATION, Assignment, train_worker
-from pipeline.training.progress import Announcer, Mailbox, checkpoint_name
+from pipeline.training.progress import REFUSAL, Announcer, Mailbox, checkpoint_name
 from pipeline.training.rows import LabelledRows, deal
-from pipeline.training.run_folder import TrainingRun
+from pipeline.training.run_folder import TrainingRun, checkpoint_files
 from pipeline.training.settings import Settings
 
 _WORKER_RESTARTS = 3
@@ -84,22 +85,26 @@ def fit(
         mailbox,
         max_error_share,
         run.uri,
+        run.mend(),
         run.stores,
     )
     trainer = _trainer(assignment, datasets, plan, run)
     board = Board(run.board, run.stores)
     try:
-        name = _fit_and_show(trainer, plan, mailbox, Display(settings.epochs, settings.monitor, board), meanwhile)
+        display = Display(settings.epochs, settings.monitor, board)
+        name = _fit_and_show(trainer, plan, assignment, display, meanwhile)
     finally:
         board.close()
-    with run.checkpoint(name) as folder:
+    with checkpoint_files(run.uri, name, run.stores) as folder:
         return Trained(checkpoint.read_state(folder), checkpoint.read_best(folder), lost)
 
 
 class _Refused(LeukorayError):
-    """Training cannot give a model from these data or settings; a restart would not help."""
+    """Training cannot give a model from these data or settings, or on this machine; a restart would not help."""
 
-    exit_code = 4
+    def __init__(self, message: str, exit_code: int = IncompleteError.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def _datasets(
@@ -170,7 +175,7 @@ def _trainer(
 
 
 def _fit_and_show(
-    trainer: Trainer, plan: ClusterPlan, mailbox: Mailbox, display: Display, meanwhile: Callable[[], None]
+    trainer: Trainer, plan: ClusterPlan, assignment: Assignment, display: Display, meanwhile: Callable[[], None]
 ) -> str:
     """The name of the last checkpoint, as soon as it is whole: Ray Train ends its workers while others go on.
 
@@ -194,12 +199,12 @@ def _fit_and_show(
                 looked = time.monotonic()
                 refuse_dead_node(ray)
                 check_after_loss(plan, alive_nodes(ray), _WAY_ON)
-            if (last := _shown(mailbox, display)) is not None:
+            if (last := _shown(assignment.mailbox, display)) is not None:
                 return last
-    if (last := _shown(mailbox, display)) is not None:
+    if (last := _shown(assignment.mailbox, display)) is not None:
         return last
     if "error" in outcome:
-        raise _explained(outcome["error"])
+        raise _explained(outcome["error"], assignment.run_uri)
     result = outcome["result"]
     if result.return_value:
         raise _Refused(result.return_value["refused"])
@@ -207,16 +212,24 @@ def _fit_and_show(
 
 
 def _shown(mailbox: Mailbox, display: Display) -> str | None:
-    """Show what came; the name of the checkpoint that ends the run, once there is one."""
+    """Show what came; the name of the checkpoint that ends the run, once there is one.
+
+    Raises what a worker failed with where starting it again would not help, as of a disk that is full.
+    """
     events = mailbox.take()
-    display.show(events)
+    display.show([event for event in events if event["kind"] != REFUSAL])
+    for event in events:
+        if event["kind"] == REFUSAL:
+            raise _Refused(event["text"], event["exit_code"])
     return next((event["checkpoint"] for event in events if event["kind"] == "epoch" and event["finished"]), None)
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: Exception, run_uri: str) -> Exception:
     """A platform's failure in a sentence; a bug of ours as it is."""
-    failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
     controller: Exception | None = getattr(error, "controller_failure", None)
+    if isinstance(controller, OSError) and not isinstance(controller, LeukorayError):  # it writes Ray's notes
+        return translated(controller, run_uri)
+    failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
     ours = next((failure for failure in (*failures, controller) if isinstance(failure, LeukorayError)), None)
     if ours is not None:
         ours.__cause__ = error

@@ -1,13 +1,10 @@
 """One worker: the loop over epochs. Every rank takes the same number of steps and reports equally often."""
 
-import functools
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,16 +19,16 @@ from pipeline.base.errors import IncompleteError, PlatformError
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.norms import synchronise
-from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.stores import Stores
-from pipeline.storage.uris import join
 from pipeline.training import checkpoint
 from pipeline.training.augment import augment
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Rejected
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
 from pipeline.training.pace import Pace
-from pipeline.training.progress import STANDING, Mailbox, Sender
+from pipeline.training.progress import STANDING, Mailbox, Sender, checkpoint_name
+from pipeline.training.reports import Reports
+from pipeline.training.run_folder import checkpoint_files
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard, open_shard
 from pipeline.training.statistics import MOST_IMAGES, measure_statistics, measuring
@@ -54,6 +51,7 @@ class Assignment:
     mailbox: Mailbox
     max_error_share: float  # of damaged images, over both splits
     run_uri: str  # folder of the checkpoints
+    resume: str | None  # a checkpoint to start from where Ray Train knows of none
     stores: Stores
 
 
@@ -70,6 +68,7 @@ class _Worker:
     train: Shard
     validation: Shard
     sender: Sender
+    reports: Reports
 
     @property
     def settings(self) -> Settings:
@@ -122,9 +121,10 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     optimizer = make_optimizer(settings, model)
     state, best = State(), None
     saved = ray.train.get_checkpoint()
-    if saved is not None:
-        with saved.as_directory() as folder:
-            state, best = checkpoint.restore(Path(folder), model, optimizer)
+    name = assignment.resume if saved is None else checkpoint_name(saved.path)
+    if name is not None:
+        with checkpoint_files(assignment.run_uri, name, assignment.stores) as folder:
+            state, best = checkpoint.restore(folder, model, optimizer)
     sender = Sender(assignment.mailbox if rank == 0 else None)
     train, validation = (
         open_shard(ray.train.get_dataset_shard(name.format(rank=rank)), settings.input_size, held=assignment.held)
@@ -132,7 +132,8 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     )
     sender.started(state.history, f"{device.type}, {threads} thread{'s' if threads > 1 else ''} a worker")
     ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
-    return _Worker(assignment, rank, device, model, ddp, optimizer, train, validation, sender), state, best
+    reports = Reports(rank, assignment.run_uri, assignment.stores)
+    return _Worker(assignment, rank, device, model, ddp, optimizer, train, validation, sender, reports), state, best
 
 
 def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellClassifier:
@@ -267,19 +268,6 @@ def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace,
 
 
 def _report(worker: _Worker, state: State, best: Best, row: dict[str, float]) -> None:
-    """Hand the epoch to Ray Train; rank 0 brings the checkpoint. All ranks wait until it is stored."""
-    if worker.rank:
-        ray.train.report(row)
-        return
+    """Hand the epoch to Ray Train; rank 0 brings the checkpoint."""
     reported = row | {name: getattr(state, name) for name in STANDING}
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), state, worker.model, worker.optimizer, best)
-        made = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(reported, checkpoint=made, checkpoint_upload_fn=functools.partial(_upload, worker.assignment))
-
-
-def _upload(assignment: Assignment, made: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    uri = join(assignment.run_uri, name)
-    checkpoint.upload(Path(made.path), uri, assignment.stores)
-    filesystem, path = arrow_filesystem(uri, assignment.stores)
-    return ray.train.Checkpoint(path, filesystem)
+    worker.reports.send(reported, lambda: checkpoint.packed(state, worker.model, worker.optimizer, best))

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ray.experimental import internal_kv
 from ray.train import UserCallback
 
+from pipeline.base.errors import LeukorayError
 from pipeline.base.text import first_line
+from pipeline.storage.types import StoreError
 from pipeline.training.display import Event
 from pipeline.training.pace import Pace
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _STEP_EVERY_S = 0.5
 _NEWEST = "~step"  # sorts behind the times
+REFUSAL = "refusal"  # the event of an error of ours: workers that start again would meet it again
 STANDING = ("best_epoch", "finished")  # reported beside the row of an epoch
 
 
@@ -117,6 +120,11 @@ class Announcer(UserCallback):
         self._mailbox.post({"kind": "epoch", "row": row, "checkpoint": name, **standing})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, LeukorayError):
+                ours = error.refusal() if isinstance(error, StoreError) else error
+                self._mailbox.post({"kind": REFUSAL, "text": str(ours), "exit_code": ours.exit_code})
+                return
         for rank, error in worker_exceptions.items():
             what = f"{type(error).__name__}: {first_line(error)}"
             text = f"worker {rank} failed ({what}); continuing from the last checkpoint"

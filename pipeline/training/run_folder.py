@@ -18,6 +18,8 @@ from pipeline.storage.uris import is_s3, join
 
 _RUNS = ".runs"
 _PUBLISHED = "published.json"
+_CHECKPOINT = "checkpoint_"  # how Ray Train names them
+STATE = "state.json"  # written last: a checkpoint that has it is whole
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own record of a run's checkpoints
 
 
@@ -34,39 +36,59 @@ class TrainingRun:
         """Where TensorBoard's files lie; they stay when the run is closed."""
         return join(self.uri, "tensorboard")
 
-    @contextlib.contextmanager
-    def checkpoint(self, name: str) -> Iterator[Path]:
-        """The files of a checkpoint, on this machine."""
-        uri = join(self.uri, name)
-        if not is_s3(uri):
-            yield Path(uri)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            store = self.stores.of(uri)
-            for item in store.walk(uri):
-                Path(folder, item.uri.rsplit("/", 1)[-1]).write_bytes(store.read(item.uri).data)
-            yield Path(folder)
-
     def close(self, version: str) -> None:
         """Note that the run's result is published, and remove its checkpoints."""
         store = self.stores.of(self.uri)
         store.write(join(self.uri, _PUBLISHED), json.dumps({"version": version}).encode())
         for item in list(store.walk(self.uri)):
-            if item.uri.removeprefix(self.uri.rstrip("/") + "/").startswith("checkpoint_"):
+            if item.uri.removeprefix(self.uri.rstrip("/") + "/").startswith(_CHECKPOINT):
                 store.delete(item.uri)
         if not is_s3(self.uri):  # their folders as well
-            for folder in Path(self.uri).glob("checkpoint_*"):
+            for folder in Path(self.uri).glob(f"{_CHECKPOINT}*"):
                 store.delete_tree(str(folder))
 
-    def drop_torn_snapshot(self) -> None:
-        """Ray writes its snapshot in place; killed in that moment, it would refuse the folder for ever."""
-        path = join(self.uri, _SNAPSHOT)
-        try:
-            found = self.stores.read_if_there(path)
-            json.loads(b"{}" if found is None else found)
-        except ValueError:
-            print(f"{path}: torn by an interruption; this run starts over", flush=True)
+    def mend(self) -> str | None:
+        """The checkpoint to go on from, where Ray Train's books do not say one that is whole.
+
+        Ray writes its snapshot in place: a kill or a full disk in that moment leaves a part of it, and Ray would refuse
+        the folder for ever.
+        """
+        path, whole = join(self.uri, _SNAPSHOT), self._whole_checkpoints()
+        found = self.stores.read_if_there(path)
+        if found is not None and _named_by(found) <= set(whole) and _named_by(found):
+            return None
+        if found is not None:
+            print(f"{path}: damaged by an interruption; the checkpoints beside it are used", flush=True)
             self.stores.of(path).delete(path)
+        return whole[-1] if whole else None
+
+    def _whole_checkpoints(self) -> list[str]:
+        """By name, which begins with the time."""
+        walked = (item.uri.rsplit("/", 2) for item in self.stores.of(self.uri).walk(self.uri))
+        return sorted(name for _, name, file in walked if name.startswith(_CHECKPOINT) and file == STATE)
+
+
+def _named_by(snapshot: bytes) -> set[str]:
+    """The checkpoints that Ray Train's books name; none where they are damaged."""
+    try:
+        books = json.loads(snapshot)
+        return {result["checkpoint_dir_name"] for result in books["checkpoint_results"]}
+    except (ValueError, TypeError, KeyError):
+        return set()
+
+
+@contextlib.contextmanager
+def checkpoint_files(run_uri: str, name: str, stores: Stores) -> Iterator[Path]:
+    """The folder of a run's checkpoint, on this machine. Raises StoreError."""
+    uri = join(run_uri, name)
+    if not is_s3(uri):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        store = stores.of(uri)
+        for item in store.walk(uri):
+            Path(folder, item.uri.rsplit("/", 1)[-1]).write_bytes(store.read(item.uri).data)
+        yield Path(folder)
 
 
 @contextlib.contextmanager
@@ -79,7 +101,6 @@ def held_run(model: ModelFolder, digest: str) -> Iterator[TrainingRun]:
             if uri != _unfinished(model, digest):
                 continue
             run = TrainingRun(uri, model.stores, check_lock)
-            run.drop_torn_snapshot()
             yield run
             return
 

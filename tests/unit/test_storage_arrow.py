@@ -102,14 +102,13 @@ def test_a_write_that_fails_is_told() -> None:
         file.write(b"x")
 
 
-def test_a_checkpoint_that_cannot_be_stored_is_an_error(tmp_path: Path) -> None:
-    for name in ("best", "state.json"):
-        (tmp_path / name).write_bytes(name.encode())
+def test_a_checkpoint_that_cannot_be_stored_is_an_error() -> None:
+    files = {"best": b"best", "state.json": b"state.json"}
     memory = Memory()
-    checkpoint.upload(tmp_path, f"{RUN}/checkpoint_1", mounted(memory))
+    checkpoint.upload(files, f"{RUN}/checkpoint_1", mounted(memory))
     assert memory.objects == {f"{RUN}/checkpoint_1/best": b"best", f"{RUN}/checkpoint_1/state.json": b"state.json"}
     with pytest.raises(StoreError, match="access denied"):
-        checkpoint.upload(tmp_path, f"{RUN}/checkpoint_2", mounted(Memory(refused=("state.json",))))
+        checkpoint.upload(files, f"{RUN}/checkpoint_2", mounted(Memory(refused=("state.json",))))
 
 
 def test_it_is_the_same_in_another_process() -> None:
