@@ -1,6 +1,8 @@
 """Train a network data-parallel on Ray, calibrate it, and publish it as a bundle."""
 
+import functools
 import hashlib
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,10 +24,12 @@ from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 from pipeline.training.fit import Trained, fit
+from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
 from pipeline.training.suspicion import suspicion
+from pipeline.training.tracking import Described, Tracker, check_tracking_uri, tracking_uri
 
 if TYPE_CHECKING:
     from pipeline.training.publish import Published
@@ -92,6 +96,9 @@ class TrainConfig(NamingConfig):
         False, description="only this run ever writes to --out: for S3 stores that heed no conditional writes"
     )
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
+    mlflow: str | None = Field(
+        None, description="MLflow server or sqlite:/// file to log the run to (default: $MLFLOW_TRACKING_URI)"
+    )
 
     @field_validator("manifest", "out")
     @classmethod
@@ -103,9 +110,15 @@ class TrainConfig(NamingConfig):
     def _absolute_file(cls, value: str) -> str:
         return value if value in ("none", "imagenet") else absolute(value)
 
+    @field_validator("mlflow")
+    @classmethod
+    def _without_password(cls, value: str | None) -> str | None:
+        return value if value is None else check_tracking_uri(value)
+
 
 def main(config: TrainConfig) -> None:
     clock, model = Clock(), join(config.out, config.name)
+    mlflow = tracking_uri(config.mlflow)
     show_config(config)
     stores = writing_stores(config, model, single_writer=config.single_writer)
     manifest = read_manifest(config.manifest, stores)
@@ -121,7 +134,10 @@ def main(config: TrainConfig) -> None:
         tell_waiting(ray, plan)
         settings = _settings(config, rows, plan.workers)
         digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())
-        with held_run(folder, digest) as training_run:
+        with (
+            held_run(folder, digest) as training_run,
+            _records(mlflow, manifest, settings, rows, training_run) as records,
+        ):
             share = config.max_error_share
             trained = fit(
                 settings,
@@ -130,7 +146,8 @@ def main(config: TrainConfig) -> None:
                 training_run,
                 initial=initial,
                 max_error_share=share,
-                meanwhile=_prepare_publishing,
+                log=records,
+                meanwhile=functools.partial(_meanwhile, records),
             )
             training_run.check_lock()
             from pipeline.training.publish import publish
@@ -139,12 +156,29 @@ def main(config: TrainConfig) -> None:
                 trained, settings, rows, manifest, folder, configuration=effective(config),
                 target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
             )  # fmt: skip
+            records.published(published, trained.best.scores)
             training_run.close(published.bundle.info.version)
     _account(trained, published, rows, training_run, config, clock)
 
 
-def _prepare_publishing() -> None:
-    """Load what is needed only after training: seconds that nobody waits for while workers start."""
+def _records(
+    mlflow: str | None, manifest: Manifest, settings: Settings, rows: LabelledRows, training_run: TrainingRun
+) -> Records:
+    if mlflow is None:
+        return Records(training_run, settings, rows, None)
+    described = Described(
+        parameters=asdict(settings),
+        manifest_uri=manifest.uri,
+        manifest_digest=manifest.info.digest,
+        images={split: sum(rows.counts(split)) for split in ("train", "validation")},
+        synthetic=manifest.info.synthetic,
+    )
+    return Records(training_run, settings, rows, Tracker(mlflow, described, training_run))
+
+
+def _meanwhile(records: Records) -> None:
+    """What needs no worker, and what is needed only after training: seconds that nobody waits for while they start."""
+    records.show_training_images()
     import pipeline.training.publish  # noqa: F401
     from pipeline.model.export import warm_up
 

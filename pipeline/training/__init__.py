@@ -2,5 +2,6 @@
 
 Read in this order: settings -> shard (one rank's images) -> objective (loss, learning rate) -> statistics (of
 normalization), validation (every image once, gathered), suspicion -> checkpoint -> loop (one worker) -> group (Ray
-Train's workers) -> progress (events), display, board (what a person sees) -> fit (the driver) -> publish (the bundle).
+Train's workers) -> progress (events), display, preview, board, tracking, records (what a person sees) -> fit (the
+driver) -> publish (the bundle).
 """

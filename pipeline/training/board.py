@@ -1,9 +1,14 @@
 """TensorBoard event files of a run, on disk or S3. Only the driver imports it: TensorBoard is slow to load."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3, join
@@ -25,6 +30,22 @@ class Board:
                 self._writer.add_scalar(_tag(name), value, int(row["epoch"]), walltime=row["ended_at"])
         self._writer.flush()
         self._copy()
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], epoch: int = 0) -> None:
+        """uint8 (H, W, 3) RGB."""
+        self._writer.add_image(name, pixels, epoch, dataformats="HWC")
+        self._writer.flush()
+
+    def parameters(self, parameters: Mapping[str, Any], metrics: Mapping[str, float | None]) -> None:
+        """What the run was made with and what came of it, for TensorBoard's table of runs."""
+        words = {name: value if isinstance(value, int | float) else str(value) for name, value in parameters.items()}
+        found = {f"validation/{name}": value for name, value in metrics.items() if value is not None}
+        file: Any = self._writer.file_writer  # `add_hparams` itself would make a run beside this one
+        for summary in hparams(words, found):  # type: ignore[no-untyped-call]
+            file.add_summary(summary)
+        for name, value in found.items():
+            self._writer.add_scalar(name, value)
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

@@ -6,26 +6,30 @@ Takes events as they come, whatever brings them: dictionaries with a `kind` of `
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from pipeline.base.text import human_time
-
-if TYPE_CHECKING:
-    from pipeline.training.board import Board
 
 Event = dict[str, Any]
 _PLAIN_STEP_EVERY_S = 15.0
 
 
-class Display:
-    """Shows events, and hands the rows of epochs on to the board."""
+class EpochLog(Protocol):
+    """Whoever keeps the rows of epochs."""
 
-    def __init__(self, epochs: int, monitor: str, board: "Board", out: TextIO | None = None) -> None:
-        self._epochs, self._monitor, self._board = epochs, monitor, board
+    def add(self, row: dict[str, float]) -> None: ...
+
+
+class Display:
+    """Shows events, and hands the rows of epochs on to the log."""
+
+    def __init__(self, epochs: int, monitor: str, log: EpochLog, out: TextIO | None = None) -> None:
+        self._epochs, self._monitor, self._log = epochs, monitor, log
         self._out = out or sys.stdout
         self._live = self._out.isatty()
         self._next_plain = 0.0  # the first step is told at once: it says that training runs
         self._left = _TimeLeft(epochs)
+        self._epoch_shown = 0
 
     def show(self, events: list[Event]) -> None:
         for number, event in enumerate(events):
@@ -44,12 +48,12 @@ class Display:
             self._line(f"continuing after epoch {len(event['history'])}, from its checkpoint")
         self._next_plain = 0.0
         for row in event["history"]:
-            self._board.add(row)
+            self._log.add(row)
 
     def _epoch(self, event: Event) -> None:
         row = event["row"]
-        self._board.add(row)
-        epoch = int(row["epoch"])
+        self._log.add(row)
+        self._epoch_shown = epoch = int(row["epoch"])
         self._left.epoch_took(row["seconds"])
         left = 0.0 if event["finished"] else self._left.after(epoch)
         extra = "" if self._monitor == "val_auc" else f"  bal. acc. {row['val_balanced_accuracy']:.3f}"
@@ -60,6 +64,8 @@ class Display:
         )
 
     def _step(self, event: Event) -> None:
+        if event["epoch"] <= self._epoch_shown:  # it was overtaken by the end of its epoch
+            return
         left = self._left.within(event["epoch"], event["step"], event["steps"])
         text = (
             f"epoch {event['epoch']:>3}/{self._epochs}  step {event['step']}/{event['steps']}  "

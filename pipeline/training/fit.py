@@ -24,10 +24,9 @@ from pipeline.storage.local import translated
 from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
 from pipeline.training import checkpoint
-from pipeline.training.board import Board
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Rejected, decoded, fits_object_store, rejected
-from pipeline.training.display import Display
+from pipeline.training.display import Display, EpochLog
 from pipeline.training.group import ProcessGroup, Trainer, train_environment
 from pipeline.training.loop import TRAIN, VALIDATION, Assignment, train_worker
 from pipeline.training.progress import REFUSAL, Announcer, Mailbox, checkpoint_name
@@ -59,11 +58,13 @@ def fit(
     *,
     initial: bytes | None,
     max_error_share: float,
+    log: EpochLog,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train, or continue, a run.
 
     `initial`: weights to start from, as safetensors; None: random. `max_error_share` of the images may be damaged.
+    `log` is told of every epoch.
     `meanwhile` is called once while workers start, for what takes seconds and is needed when they end.
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying, a node does not see
     the files, or one is lost without which the plan does not fit.
@@ -89,12 +90,8 @@ def fit(
         run.stores,
     )
     trainer = _trainer(assignment, datasets, plan, run)
-    board = Board(run.board, run.stores)
-    try:
-        display = Display(settings.epochs, settings.monitor, board)
-        name = _fit_and_show(trainer, plan, assignment, display, meanwhile)
-    finally:
-        board.close()
+    display = Display(settings.epochs, settings.monitor, log)
+    name = _fit_and_show(trainer, plan, assignment, display, meanwhile)
     with checkpoint_files(run.uri, name, run.stores) as folder:
         return Trained(checkpoint.read_state(folder), checkpoint.read_best(folder), lost)
 

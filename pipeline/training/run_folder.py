@@ -32,6 +32,10 @@ class TrainingRun:
     check_lock: Callable[[], None]
 
     @property
+    def model_name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 3)[-3]
+
+    @property
     def board(self) -> str:
         """Where TensorBoard's files lie; they stay when the run is closed."""
         return join(self.uri, "tensorboard")
