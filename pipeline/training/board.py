@@ -13,6 +13,8 @@ from torch.utils.tensorboard.summary import hparams
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3, join
 
+_LEARNT = ("train_loss", "learning_rate", "step")
+
 
 class Board:
     """TensorBoard event files under `uri`; for S3 they are written locally and copied up after each epoch."""
@@ -66,4 +68,4 @@ def _tag(name: str) -> str:
     group, _, rest = name.partition("_")
     if group == "val":
         return f"val/{rest}"
-    return {"train_loss": "train/loss", "learning_rate": "train/learning_rate"}.get(name, f"speed/{name}")
+    return f"train/{name.removeprefix('train_')}" if name in _LEARNT else f"speed/{name}"
