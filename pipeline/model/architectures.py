@@ -1,7 +1,7 @@
 """Architectures by name. `build(name, outputs)` gives a `CellClassifier` around a backbone with fresh weights.
 
-The plain CNNs and EfficientNet-Lite have modules of their own; the others are torchvision's, with a new classifier,
-or timm's (`timm_networks`).
+The plain CNNs, EfficientNet-Lite and DinoBloom's transformer have modules of their own; the others are torchvision's,
+with a new classifier, or timm's (`timm_networks`).
 """
 
 import functools
@@ -18,6 +18,7 @@ from pipeline.model.cell_classifier import Architecture, CellClassifier
 from pipeline.model.efficientnet_lite import LITE_MEAN, LITE_STD, EfficientNetLite
 from pipeline.model.norms import by_groups, has_batch_norm
 from pipeline.model.plain_cnn import HEAD_DROPOUT, PlainCnn
+from pipeline.model.vision_transformer import PATCH, VisionTransformer, with_our_positions
 
 
 def _torchvision(name: str) -> Any:
@@ -65,6 +66,16 @@ def _lite(number: int, *, width: float, depth: float, dropout: float) -> Archite
     )
 
 
+def _dinobloom(width: int) -> Architecture:
+    return Architecture(
+        functools.partial(VisionTransformer, width=width),
+        "head",
+        smallest_size=4 * PATCH,
+        multiple_of=PATCH,
+        adapt=with_our_positions,
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn": Architecture(PlainCnn, "classifier", smallest_size=16),
     "cnn-se": Architecture(lambda outputs: PlainCnn(outputs, excite=True), "classifier", smallest_size=16),
@@ -82,6 +93,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "efficientnet-lite0": _lite(0, width=1.0, depth=1.0, dropout=0.2),
     "efficientnet-lite1": _lite(1, width=1.0, depth=1.1, dropout=0.2),
     "efficientnet-lite2": _lite(2, width=1.1, depth=1.2, dropout=0.3),
+    "dinobloom-s": _dinobloom(384),
+    "dinobloom-b": _dinobloom(768),
 }
 
 
@@ -105,6 +118,12 @@ def check_architecture(name: str, input_size: int, norm: Norm = "batch") -> None
     recipe = architecture_of(name)
     if input_size < recipe.smallest_size:
         raise UsageError(f"--input-size {input_size}: {name} needs at least {recipe.smallest_size} pixels")
+    if input_size % recipe.multiple_of:
+        below = input_size - input_size % recipe.multiple_of
+        raise UsageError(
+            f"--input-size {input_size}: {name} needs a multiple of {recipe.multiple_of}, as {below} or "
+            f"{below + recipe.multiple_of}"
+        )
     if recipe.only_size not in (None, input_size):
         raise UsageError(f"--input-size {input_size}: {name} takes {recipe.only_size} only")
     if norm != "batch" and not has_batch_norm(recipe.make(1)):

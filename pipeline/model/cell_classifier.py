@@ -57,7 +57,7 @@ def _trains(module: nn.Module) -> bool:
 @dataclass(frozen=True)
 class Architecture:
     """How one named network is made. `smallest_size` in pixels is what its strides can still divide; `only_size` of one
-    that takes no other; `hub` gives weights over the network.
+    that takes no other. `hub` gives weights over the network, `adapt` brings a file's tensors to our shapes.
     """
 
     make: Callable[[int], nn.Module]
@@ -68,4 +68,6 @@ class Architecture:
     mean: Channels = IMAGENET_MEAN  # of pixels / 255
     std: Channels = IMAGENET_STD
     only_size: int | None = None
+    multiple_of: int = 1  # pixels
     hub: Callable[[], dict[str, Tensor]] | None = None
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None

@@ -111,7 +111,7 @@ def _file_of_package(package: str, architecture: str) -> str:
     )
 
 
-_STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put it
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "teacher")  # where training scripts put it; DINOv2 the last
 
 
 def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
@@ -146,6 +146,9 @@ def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
 def _take_over(model: CellClassifier, state: dict[str, Tensor], source: str, architecture: str) -> Loaded:
     own = model.state_dict()
     found = {_own_name(key): value for key, value in state.items()}
+    adapt = architecture_of(architecture).adapt
+    if adapt is not None:
+        found = adapt(found)
     taken = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
     fresh = tuple(sorted(set(own) - set(taken)))
     left_out = tuple(sorted(set(found) - set(taken)))

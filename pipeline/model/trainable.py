@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.base.errors import UsageError
 from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.lora import adapt
 
-Unfreeze = Literal["head", "last", "all"]
+Unfreeze = Literal["head", "last", "lora", "all"]
 
 # as many as a ViT with twelve blocks has before its head: a decay of 0.75 a layer leaves the stem a fortieth.
 # Deeper networks group their blocks, as ConvNeXt's authors do for the same reason (arXiv:2201.03545, appendix A)
@@ -63,14 +65,21 @@ def last_of(model: CellClassifier) -> list[nn.Parameter]:
 
 
 def freeze(model: CellClassifier, unfreeze: Unfreeze) -> list[nn.Parameter]:
-    """Let `head`, `last` (`last_of`) or `all` train and nothing else; what trains, in the order of depth.
+    """Let `head`, `last` (`last_of`), `lora` (`lora.adapt`, and the head) or `all` train and nothing else; what trains.
 
-    A BatchNorm whose weights do not train keeps its statistics as well (`CellClassifier.train`).
+    A BatchNorm whose weights do not train keeps its statistics as well (`CellClassifier.train`). Raises UsageError
+    where there is no attention to adapt.
     """
-    if unfreeze == "all":
+    chosen = list(head_of(model).parameters())
+    if unfreeze == "lora":
+        added = adapt(model)
+        if not added:
+            raise UsageError("--unfreeze lora: the network has no attention to adapt; use --unfreeze last")
+        chosen = [*added, *chosen]
+    elif unfreeze == "last":
+        chosen = last_of(model)
+    elif unfreeze == "all":
         chosen = [parameter for layer in layers_of(model) for parameter in layer]
-    else:
-        chosen = last_of(model) if unfreeze == "last" else list(head_of(model).parameters())
     training = {id(parameter) for parameter in chosen}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in training)

@@ -22,6 +22,7 @@ from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GRAPH, HISTORY, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.chance import AgainstChance
 from pipeline.model.export import to_onnx, to_safetensors
+from pipeline.model.lora import merged
 from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder, Verdict, new_version
 from pipeline.model.timm_networks import PREFIX as TIMM
@@ -111,7 +112,7 @@ def publish(
 def _exported(best: Best, settings: Settings) -> tuple[bytes, bytes]:
     """Weights and graph."""
     model = build(settings.architecture, settings.outputs, settings.norm)
-    model.load_state_dict(best.weights)
+    model.load_state_dict(merged(best.weights))
     return to_safetensors(model), to_onnx(model, settings.input_size)
 
 

@@ -15,8 +15,8 @@ from pipeline.model.export import check_parity, to_onnx, to_safetensors
 from pipeline.model.torch_engine import TorchRunner, load_model
 
 QUICK = ("cnn", "cnn-se")
-# of the same blocks as resnet18 and efficientnet-lite0
-DEEPER = ("resnet34", "resnet50", "efficientnet-lite1", "efficientnet-lite2")
+# of the same blocks as resnet18, efficientnet-lite0 and dinobloom-s
+DEEPER = ("resnet34", "resnet50", "efficientnet-lite1", "efficientnet-lite2", "dinobloom-b")
 
 
 def _trained_looking(name: str, outputs: int) -> CellClassifier:

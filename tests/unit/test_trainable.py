@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from pipeline.model.architectures import ARCHITECTURES, build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.trainable import MOST_LAYERS, features, freeze, head_of, last_of, layers_of
+from tests.unit.test_export import DEEPER
 
 IMAGES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=ARCHITECTURES, scope="module")
+@pytest.fixture(params=[name for name in ARCHITECTURES if name not in DEEPER], scope="module")
 def model(request: pytest.FixtureRequest) -> CellClassifier:
     torch.manual_seed(0)
     return build(str(request.param), 3)
