@@ -129,7 +129,7 @@ def ingest(story: Story, source: str, manifest: str, stores: Stores) -> bool:
 def train(story: Story, manifest: str, name: str, *given: str) -> str:
     """Train on two workers. The folder of the model's versions, with best.json."""
     registry = story.path("models")
-    flags = ("--out", registry, "--name", name, "--workers", "2", *given)
+    flags = ("--out", registry, "--name", name, "--workers", "2", "--cache", story.path("pixels"), *given)
     story.step("train", story.path(manifest), *flags, shown="epoch")
     model = str(Path(registry, name))
     best = ModelFolder(model).pointer()

@@ -22,7 +22,8 @@ from pipeline.model.registry import ModelFolder
 from pipeline.model.starting_weights import check_start, start_from
 from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.stores import Stores
-from pipeline.storage.uris import absolute, join
+from pipeline.storage.uris import absolute, is_s3, join
+from pipeline.training.cache import PixelCache, default_root
 from pipeline.training.fit import Trained, fit
 from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows, labelled_rows
@@ -86,6 +87,12 @@ class TrainConfig(NamingConfig):
     )
     cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker holds (default: by cores)")
     use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
+    cache: str | None = Field(
+        None, description="folder of decoded images on each node; none: no cache (default: ~/.cache/leukoray/pixels)"
+    )
+    cache_bytes: int | None = Field(
+        None, ge=0, description="size of all files of the cache (default: half of what its disk has free)"
+    )
     target_sensitivity: float | None = Field(
         None, gt=0, le=1, description="choose the threshold for this sensitivity on validation (default: Youden's J)"
     )
@@ -104,6 +111,13 @@ class TrainConfig(NamingConfig):
     @classmethod
     def _absolute(cls, value: str) -> str:
         return absolute(value)
+
+    @field_validator("cache")
+    @classmethod
+    def _absolute_folder(cls, value: str | None) -> str | None:
+        if value is not None and is_s3(value):
+            raise ValueError("must lie on a disk of the node itself: it is mapped into memory")
+        return value if value in (None, "none") else absolute(value)
 
     @field_validator("weights")
     @classmethod
@@ -138,17 +152,10 @@ def main(config: TrainConfig) -> None:
             held_run(folder, digest) as training_run,
             _records(mlflow, manifest, settings, rows, training_run) as records,
         ):
-            share = config.max_error_share
             trained = fit(
-                settings,
-                rows,
-                plan,
-                training_run,
-                initial=initial,
-                max_error_share=share,
-                log=records,
-                meanwhile=functools.partial(_meanwhile, records),
-            )
+                settings, rows, plan, training_run, initial=initial, max_error_share=config.max_error_share,
+                cache=_cache(config, settings), log=records, meanwhile=functools.partial(_meanwhile, records),
+            )  # fmt: skip
             training_run.check_lock()
             from pipeline.training.publish import publish
 
@@ -217,6 +224,12 @@ def _initial_weights(config: TrainConfig, rows: LabelledRows, stores: Stores) ->
     model = build(config.architecture, 1 if rows.task == "binary" else len(rows.classes), config.norm)
     print(f"weights: {start_from(model, config.architecture, config.weights, stores)}", flush=True)
     return to_safetensors(model)
+
+
+def _cache(config: TrainConfig, settings: Settings) -> PixelCache | None:
+    if config.cache == "none":
+        return None
+    return PixelCache(config.cache or default_root(), settings.pixels, config.cache_bytes)
 
 
 def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings:

@@ -15,6 +15,14 @@ from tests.stores import ceph_store, missing, rclone_store
 settings.load_profile("fast")  # `--hypothesis-profile thorough` loads the other one after this
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images of the tests lie in their folder, not in the home of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """The S3 of all tests; whatever is started after it (Ray's workers, commands) has its credentials."""

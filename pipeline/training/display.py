@@ -1,6 +1,7 @@
 """What a person sees while workers train: a refreshed line on a terminal, plain lines elsewhere (job logs).
 
-Takes events as they come, whatever brings them: dictionaries with a `kind` of `started`, `step`, `epoch` or `note`.
+Takes events as they come, whatever brings them: dictionaries with a `kind` of `started`, `step`, `epoch`, `note`
+or `left out`.
 """
 
 import shutil
@@ -9,6 +10,7 @@ import time
 from typing import Any, Protocol, TextIO
 
 from pipeline.base.text import human_time
+from pipeline.training.rejected import Rejected
 
 Event = dict[str, Any]
 _PLAIN_STEP_EVERY_S = 15.0
@@ -30,6 +32,7 @@ class Display:
         self._next_plain = 0.0  # the first step is told at once: it says that training runs
         self._left = _TimeLeft(epochs)
         self._epoch_shown = 0
+        self.rejected: Rejected | None = None  # the latest that was told
 
     def show(self, events: list[Event]) -> None:
         for number, event in enumerate(events):
@@ -39,6 +42,8 @@ class Display:
                 self._epoch(event)
             elif event["kind"] == "note":
                 self._line(event["text"])
+            elif event["kind"] == "left out":
+                self._left_out(event)
             elif number + 1 == len(events) or events[number + 1]["kind"] != "step":  # the newest of several
                 self._step(event)
 
@@ -49,6 +54,13 @@ class Display:
         self._next_plain = 0.0
         for row in event["history"]:
             self._log.add(row)
+
+    def _left_out(self, event: Event) -> None:
+        known = self.rejected.remarks if self.rejected is not None else {}
+        self.rejected = Rejected(*(event[name] for name in ("total", "codes", "examples", "remarks")))
+        for kind, count in self.rejected.remarks.items():
+            if known.get(kind) != count:
+                self._line(f"{count} images: {kind}")
 
     def _epoch(self, event: Event) -> None:
         row = event["row"]

@@ -1,38 +1,36 @@
-"""The driver's side of training: decode, place the workers, show progress, come back with the best weights.
+"""The driver's side of training: begin to decode, place the workers, show progress, come back with the best weights.
 
 Ray Train (V2) continues from the last checkpoint in the run's folder.
 """
 
-import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
-import ray.data
 import ray.train
 from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.base.cluster import alive_nodes, calling_ray, refuse_dead_node
 from pipeline.base.errors import IncompleteError, LeukorayError, PlatformError
-from pipeline.base.resources import DECODE_CPUS, ClusterPlan, check, check_after_loss, in_all
+from pipeline.base.resources import ClusterPlan, check_after_loss
 from pipeline.base.text import first_line
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.local import translated
 from pipeline.storage.shared import refuse_unshared, spaced
-from pipeline.storage.stores import Stores
 from pipeline.training import checkpoint
+from pipeline.training.cache import PixelCache
 from pipeline.training.checkpoint import Best, State
-from pipeline.training.decoded import Rejected, decoded, fits_object_store, rejected
 from pipeline.training.display import Display, EpochLog
 from pipeline.training.group import ProcessGroup, Trainer, train_environment
-from pipeline.training.loop import TRAIN, VALIDATION, Assignment, train_worker
+from pipeline.training.loop import Assignment, train_worker
 from pipeline.training.progress import REFUSAL, Announcer, Mailbox, checkpoint_name
-from pipeline.training.rows import LabelledRows, deal
+from pipeline.training.rejected import Rejected
+from pipeline.training.rows import LabelledRows
 from pipeline.training.run_folder import TrainingRun, checkpoint_files
 from pipeline.training.settings import Settings
+from pipeline.training.supply import supply
 
 _WORKER_RESTARTS = 3
 _CONTROLLER_RESTARTS = 2
@@ -58,30 +56,30 @@ def fit(
     *,
     initial: bytes | None,
     max_error_share: float,
+    cache: PixelCache | None,
     log: EpochLog,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train, or continue, a run.
 
     `initial`: weights to start from, as safetensors; None: random. `max_error_share` of the images may be damaged.
-    `log` is told of every epoch.
+    `cache`: where decoded images are kept, on each node; None: nowhere. `log` is told of every epoch.
     `meanwhile` is called once while workers start, for what takes seconds and is needed when they end.
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying, a node does not see
     the files, or one is lost without which the plan does not fit.
     """
-    images = (
-        split["uri"][index].as_py() for split in (rows.train, rows.validation) for index in spaced(split.num_rows)
-    )
+    images = (split["uri"][index].as_py() for split in rows.splits.values() for index in spaced(split.num_rows))
     refuse_unshared(ray, run.stores, images, run.uri)
-    datasets, held, lost = _datasets(settings, rows, plan, run.stores)
-    lost.refuse_too_many(max_error_share)
+    pixels = supply(rows.splits, settings.pixels, run.stores, plan, cache)
+    if not pixels.filling:
+        pixels.noted().rejected.refuse_too_many(max_error_share)
     mailbox = Mailbox()
     assignment = Assignment(
         settings,
         rows.train.num_rows,
         rows.validation.num_rows,
         tuple(rows.counts("train")),
-        held,
+        pixels,
         None if initial is None else ray.put(initial),
         mailbox,
         max_error_share,
@@ -89,11 +87,12 @@ def fit(
         run.mend(),
         run.stores,
     )
-    trainer = _trainer(assignment, datasets, plan, run)
+    trainer = _trainer(assignment, plan, run)
     display = Display(settings.epochs, settings.monitor, log)
     name = _fit_and_show(trainer, plan, assignment, display, meanwhile)
     with checkpoint_files(run.uri, name, run.stores) as folder:
-        return Trained(checkpoint.read_state(folder), checkpoint.read_best(folder), lost)
+        state, best = checkpoint.read_state(folder), checkpoint.read_best(folder)
+    return Trained(state, best, display.rejected or pixels.noted().rejected)
 
 
 class _Refused(LeukorayError):
@@ -104,44 +103,7 @@ class _Refused(LeukorayError):
         self.exit_code = exit_code
 
 
-def _datasets(
-    settings: Settings, rows: LabelledRows, plan: ClusterPlan, stores: Stores
-) -> tuple[dict[str, ray.data.Dataset], bool, Rejected]:
-    """One dataset a rank and split; decoded now and held where all of it fits, else decoded anew in each epoch."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    nodes = alive_nodes(ray)
-    total = rows.train.num_rows + rows.validation.num_rows
-    held = fits_object_store(total, settings.input_size, in_all(nodes, "object_store_memory"))
-    dealt: dict[str, pa.Table] = {}
-    for name, table in ((TRAIN, rows.train), (VALIDATION, rows.validation)):
-        for rank, share in enumerate(deal(table, settings.workers, settings.seed)):
-            dealt[name.format(rank=rank)] = share
-    datasets = {
-        name: decoded(share, settings.input_size, stores, in_all(nodes, "CPU"), settings.bit_depth)
-        for name, share in dealt.items()
-    }
-    if not held:
-        check(replace(plan, beside_cpus=DECODE_CPUS), nodes)
-        print("decoded images do not fit the object store: they are decoded again in every epoch", flush=True)
-        return datasets, False, Rejected(total, {}, {})
-    started = time.monotonic()
-    datasets = {name: dataset.materialize() for name, dataset in datasets.items()}
-    print(f"decoded {total} images in {time.monotonic() - started:.1f} s", flush=True)
-    columns = ["code", "message", "remark"]
-    lost = rejected(
-        table
-        for dataset in datasets.values()
-        for table in dataset.select_columns(columns).iter_batches(batch_size=None, batch_format="pyarrow")
-    )
-    for kind, count in lost.remarks.items():
-        print(f"{count} images: {kind}", flush=True)
-    return datasets, True, lost
-
-
-def _trainer(
-    assignment: Assignment, datasets: dict[str, ray.data.Dataset], plan: ClusterPlan, run: TrainingRun
-) -> Trainer:
+def _trainer(assignment: Assignment, plan: ClusterPlan, run: TrainingRun) -> Trainer:
     filesystem, path = arrow_filesystem(run.uri, run.stores)
     folder, name = path.rsplit("/", 1)
     per_worker = {"CPU": plan.cpus_per_worker} | ({"GPU": 1.0} if plan.gpus else {})
@@ -151,8 +113,6 @@ def _trainer(
 
     return Trainer(
         loop,
-        datasets=datasets,
-        dataset_config=ray.train.DataConfig(datasets_to_split=[]),  # they are dealt already, none dropped
         backend_config=ProcessGroup("nccl" if plan.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=per_worker

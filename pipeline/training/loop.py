@@ -12,10 +12,11 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import nn
 
-from pipeline.base.errors import IncompleteError, PlatformError
+from pipeline.base.errors import IncompleteError
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.norms import synchronise
@@ -23,19 +24,19 @@ from pipeline.storage.stores import Stores
 from pipeline.training import checkpoint
 from pipeline.training.augment import augment
 from pipeline.training.checkpoint import Best, State
-from pipeline.training.decoded import Rejected
+from pipeline.training.decoded import Noted
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
+from pipeline.training.order import share, steps_of_epoch, steps_per_epoch
 from pipeline.training.pace import Pace
 from pipeline.training.progress import STANDING, Mailbox, Sender, checkpoint_name
 from pipeline.training.reports import Reports
 from pipeline.training.run_folder import checkpoint_files
 from pipeline.training.settings import Settings
-from pipeline.training.shard import Shard, open_shard
+from pipeline.training.shard import Shard, open_shards
 from pipeline.training.statistics import MOST_IMAGES, measure_statistics, measuring
+from pipeline.training.supply import Supply
 from pipeline.training.suspicion import suspicion
 from pipeline.training.validation import Scores, average_buffers, gather, measure, validate
-
-TRAIN, VALIDATION = "train-{rank}", "validation-{rank}"  # names of the datasets, one a rank
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Assignment:
     """What the driver sends to every worker."""
 
     settings: Settings
-    train_rows: int  # dealt to all ranks
+    train_rows: int
     validation_rows: int
     class_counts: tuple[int, ...]  # of the train split
-    held: bool  # decoded images stay in the object store
+    supply: Supply
     initial: Any  # ObjectRef of safetensors bytes, or None to start from the seed
     mailbox: Mailbox
     max_error_share: float  # of damaged images, over both splits
@@ -76,24 +77,26 @@ class _Worker:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps an epoch: whole batches of the smallest shard, so that every rank can take them."""
-        return max(1, self.assignment.train_rows // self.settings.workers // self.settings.batch_size)
+        """Optimizer steps an epoch, the same on every rank."""
+        return steps_per_epoch(len(self.train.targets), self.settings.batch_size * self.settings.workers)
 
 
 def train_worker(assignment: Assignment) -> dict[str, str] | None:
-    """Train on one rank. Returns None, or why training was refused, on all ranks alike: no restart would cure it."""
+    """Train on one rank. Returns None, or why training was refused, on all ranks alike: no restart would cure it.
+
+    Raises IncompleteError when too many images cannot be used, PlatformError when the store or a disk is to blame.
+    """
     worker, state, best = _start(assignment)
-    refusal = _refusal(worker)
-    while not state.finished and refusal is None:
+    _refuse_losses(worker)
+    while not state.finished:
         started = time.monotonic()
         loss, pace = _train_epoch(worker, state.epoch)
         if not all(gather(math.isfinite(loss))):
             return {"refused": f"the loss is not finite in epoch {state.epoch + 1}; lower --learning-rate"}
         _settle(worker, state.epoch)
         scores = validate(worker.model, worker.validation, worker.settings, worker.device)
-        refusal = _refusal(worker) or _missing(worker, scores)
-        if refusal:
-            break
+        _refuse_losses(worker)
+        _refuse_gaps(worker, scores)
         row = _row(worker, state, loss, scores, pace, time.monotonic() - started)
         if not math.isfinite(row[worker.settings.monitor]):
             return {"refused": f"{worker.settings.monitor} is not defined: a class has no usable validation image left"}
@@ -103,7 +106,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
         if state.finished:
             best = _over_turns(worker, best)
         _report(worker, state, best, row)
-    return {"refused": refusal} if refusal else None
+    return None
 
 
 def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
@@ -126,10 +129,9 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
         with checkpoint_files(assignment.run_uri, name, assignment.stores) as folder:
             state, best = checkpoint.restore(folder, model, optimizer)
     sender = Sender(assignment.mailbox if rank == 0 else None)
-    train, validation = (
-        open_shard(ray.train.get_dataset_shard(name.format(rank=rank)), settings.input_size, held=assignment.held)
-        for name in (TRAIN, VALIDATION)
-    )
+    train, validation = open_shards(assignment.supply, rank, context.get_world_size())
+    for line in assignment.supply.told():
+        sender.note(line)
     sender.started(state.history, f"{device.type}, {threads} thread{'s' if threads > 1 else ''} a worker")
     ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
     reports = Reports(rank, assignment.run_uri, assignment.stores)
@@ -144,33 +146,29 @@ def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellC
     return model.to(memory_format=torch.channels_last).to(device)
 
 
-def _refusal(worker: _Worker) -> str | None:
-    """Too many damaged images, over all ranks and both splits."""
-    lost = gather((worker.train.rejected(), worker.validation.rejected()))
-    try:
-        _sum([part for pair in lost for part in pair]).refuse_too_many(worker.assignment.max_error_share)
-    except (IncompleteError, PlatformError) as error:
-        return str(error)
-    return None
+def _refuse_losses(worker: _Worker) -> None:
+    """Raise when too many images are damaged, or no other is left in a split, by what all ranks have met."""
+    train, validation = _noted(worker.assignment, worker.train), _noted(worker.assignment, worker.validation)
+    lost = Noted.union(train.total + validation.total, [train, validation]).rejected
+    worker.sender.left_out(lost)
+    lost.refuse_too_many(worker.assignment.max_error_share)
+    train.rejected.refuse_all()
+    validation.rejected.refuse_all()
 
 
-def _sum(parts: list[Rejected]) -> Rejected:
-    codes: dict[str, int] = {}
-    examples: dict[str, str] = {}
-    for part in parts:
-        for code, number in part.codes.items():
-            codes[code] = codes.get(code, 0) + number
-        examples = {**part.examples, **examples}
-    return Rejected(sum(part.total for part in parts), codes, examples)
+def _noted(assignment: Assignment, shard: Shard) -> Noted:
+    """Of a split, over all ranks: each knows all of what is held, and its own part of what is streamed."""
+    own = shard.noted()
+    return own if assignment.supply.cache is not None else Noted.union(own.total, gather(own))
 
 
-def _missing(worker: _Worker, scores: Scores) -> str | None:
-    """Whether the rows that were dealt for validation are all either scored or rejected."""
-    rejected = sum(gather(worker.validation.rejected().count))
-    found = len(scores.image_ids) + rejected
-    if found == worker.assignment.validation_rows:
-        return None
-    return f"validation saw {found} of {worker.assignment.validation_rows} images; please report this"
+def _refuse_gaps(worker: _Worker, scores: Scores) -> None:
+    """Raise when a row of the validation split is neither scored nor rejected."""
+    found = len(scores.image_ids) + _noted(worker.assignment, worker.validation).rejected.count
+    if found != worker.assignment.validation_rows:
+        raise IncompleteError(
+            f"validation saw {found} of {worker.assignment.validation_rows} images; please report this"
+        )
 
 
 def _train_epoch(worker: _Worker, epoch: int) -> tuple[float, Pace]:
@@ -183,7 +181,7 @@ def _train_epoch(worker: _Worker, epoch: int) -> tuple[float, Pace]:
     worker.ddp.train()
     total = torch.zeros((), device=worker.device)
     pace = Pace()
-    for step, batch in enumerate(pace.waiting_for(worker.train.batches(worker.steps, settings.batch_size, seed))):
+    for step, batch in enumerate(pace.waiting_for(worker.train.batches(_own_steps(worker, epoch)))):
         images, targets = batch.images.to(worker.device), batch.targets.to(worker.device)
         if settings.augment:
             images = augment(images, generator)
@@ -206,6 +204,14 @@ def _train_epoch(worker: _Worker, epoch: int) -> tuple[float, Pace]:
     return mean, pace
 
 
+def _own_steps(worker: _Worker, epoch: int) -> list[NDArray[np.int64]]:
+    """Rows of this rank's batches."""
+    settings, world = worker.settings, ray.train.get_context().get_world_size()
+    batch_size = settings.batch_size * settings.workers
+    steps = steps_of_epoch(worker.train.targets, batch_size, settings.seed, epoch, balanced=False)
+    return [share(rows, worker.rank, world) for rows in steps]
+
+
 def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
 
@@ -221,7 +227,7 @@ def _settle(worker: _Worker, epoch: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def seen() -> Iterator[torch.Tensor]:
-        for batch in worker.train.batches(count, settings.batch_size, seed):
+        for batch in worker.train.batches(_own_steps(worker, epoch)[:count]):
             pixels = batch.images.to(worker.device)
             yield augment(pixels, generator) if settings.augment else pixels
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray.experimental import internal_kv
@@ -21,6 +22,8 @@ from pipeline.training.pace import Pace
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.training.rejected import Rejected
 
 _STEP_EVERY_S = 0.5
 _NEWEST = "~step"  # sorts behind the times
@@ -73,13 +76,14 @@ class Mailbox:
 
 
 class Sender:
-    """Rank 0's end; silent on other ranks. Nothing here waits: a thread hands on, and of steps only the newest."""
+    """Rank 0's end; silent on other ranks. Steps do not wait: a thread hands them on, and of them only the newest."""
 
     def __init__(self, mailbox: Mailbox | None) -> None:
         self._mailbox = mailbox
         self._next_step = 0.0
         self._handing = ThreadPoolExecutor(1, "progress") if mailbox is not None else None
         self._handed: Future[None] | None = None
+        self._left_out: Rejected | None = None
 
     def started(self, history: list[dict[str, float]], how: str) -> None:
         self._post({"kind": "started", "history": history, "how": how})
@@ -90,6 +94,12 @@ class Sender:
     def _post(self, event: Event) -> None:
         if self._mailbox is not None and self._handing is not None:
             self._handing.submit(self._mailbox.post, event)
+
+    def left_out(self, lost: "Rejected") -> None:
+        """What is known of images that cannot be used, where it is news. Waits: the run's account rests on it."""
+        if self._mailbox is not None and self._handing is not None and lost != self._left_out:
+            self._left_out = lost
+            self._handing.submit(self._mailbox.post, {"kind": "left out", **asdict(lost)}).result()
 
     def step(self, epoch: int, step: int, steps: int, loss: "Tensor", images: int, pace: Pace) -> None:
         """`step` of `steps` is done; `images` of the epoch so far, over all ranks. Reads `loss` only now and then."""

@@ -34,6 +34,10 @@ class LabelledRows:
     train: pa.Table  # ROW_SCHEMA
     validation: pa.Table  # ROW_SCHEMA
 
+    @property
+    def splits(self) -> dict[str, pa.Table]:
+        return {"train": self.train, "validation": self.validation}
+
     def counts(self, split: str) -> list[int]:
         """Images of each class."""
         table = self.train if split == "train" else self.validation
@@ -113,9 +117,3 @@ def _refuse_gaps(uri: str, rows: LabelledRows) -> None:
                 f"{uri}: the {split} split has no image of class {', '.join(missing)}; every split needs subjects of "
                 "it that are in no other: add some, then ingest again"
             )
-
-
-def deal(table: pa.Table, ranks: int, seed: int) -> list[pa.Table]:
-    """Shuffle rows by the seed and deal them to the ranks: every row to exactly one, sizes differ by one at most."""
-    order = np.random.default_rng(seed).permutation(table.num_rows)
-    return [table.take(pa.array(order[rank::ranks])) for rank in range(ranks)]

@@ -18,8 +18,6 @@ from pipeline.model.prediction import predictions
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import ModelFolder, resolve
 from pipeline.model.torch_engine import TorchRunner
-from pipeline.training.decoded import decode, rejected
-from pipeline.training.rows import deal, labelled_rows
 from tests.training_data import cell_images, manifest_of
 
 SMALL = [
@@ -180,27 +178,6 @@ def test_labels_that_mean_nothing_give_no_best_model(
     assert resolve(str(out)).info.version == first.info.version
     versions = {path.parent.name for path in (out / "leukoray").glob("*/bundle.json")}
     assert len(versions) == 2 and f"{(versions - {first.info.version}).pop()} is kept" in found.err
-
-
-def test_every_row_is_dealt_to_one_rank(manifest: str) -> None:
-    from pipeline.sources.manifest import read_manifest
-
-    rows = labelled_rows(read_manifest(manifest)).validation
-    shares = deal(rows, 3, seed=0)
-    assert sorted(share.num_rows for share in shares) == [10, 11, 11]
-    ids = [value for share in shares for value in share["image_id"].to_pylist()]
-    assert sorted(ids) == sorted(rows["image_id"].to_pylist())
-
-
-def test_a_damaged_image_is_counted_and_named_not_dropped(manifest: str) -> None:
-    from pipeline.sources.manifest import read_manifest
-
-    rows = labelled_rows(read_manifest(manifest)).train
-    table = decode(rows, 16)
-    assert sorted(table["image_id"].to_pylist()) == sorted(rows["image_id"].to_pylist())
-    lost = rejected([table])
-    assert lost.count == 1
-    assert "cell_0000.png" in str(lost)
 
 
 @pytest.mark.parametrize(

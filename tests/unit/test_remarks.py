@@ -10,12 +10,13 @@ from PIL import Image
 from jobs import migrate, score, summary
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import predict_rows
+from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import Bundle, read_bundle
 from pipeline.model.predictor import Predictor
 from pipeline.scoring.commit.compact import _shape
 from pipeline.scoring.schemas import part_schema, prediction_schema
 from pipeline.sources.manifest import Manifest
-from pipeline.training.decoded import decode, rejected
+from pipeline.training.decoded import Noted, decode
 from pipeline.training.rows import labelled_rows
 from tests.bundles import make_bundle
 from tests.images import encoded, scene, tiff
@@ -122,11 +123,12 @@ def deep_manifest(folder: Path) -> Manifest:
 
 def test_training_and_evaluation_keep_and_count_remarks(bundle: Bundle, tmp_path: Path) -> None:
     manifest = deep_manifest(tmp_path)
-    table = decode(labelled_rows(manifest).train, 16)
+    table = decode(labelled_rows(manifest).train, Preprocessing(16)).notes
     deep = table["remark"].drop_null().to_pylist()
     assert deep and set(deep) == {"depth guessed as 12 bits"}
-    assert rejected([table]).remarks == {"depth guessed as 12 bits": len(deep)}
-    assert rejected([decode(labelled_rows(manifest).train, 16, bit_depth=12)]).remarks == {}
+    assert Noted.of([table]).rejected.remarks == {"depth guessed as 12 bits": len(deep)}
+    stated = decode(labelled_rows(manifest).train, Preprocessing(16, bit_depth=12)).notes
+    assert Noted.of([stated]).rejected.remarks == {}
 
     outcomes = Outcomes(bundle.info, predict_rows(Predictor(bundle), manifest.split("train")))
     assert outcomes.remarks == {"depth guessed as 12 bits": len(deep)}
