@@ -8,8 +8,8 @@ from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
+from pipeline.evaluation.calibration import Threshold
 from pipeline.evaluation.intervals import Resampling
-from pipeline.evaluation.metrics import Threshold
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import predict_split

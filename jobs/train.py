@@ -94,7 +94,10 @@ class TrainConfig(NamingConfig):
         None, ge=0, description="size of all files of the cache (default: half of what its disk has free)"
     )
     target_sensitivity: float | None = Field(
-        None, gt=0, le=1, description="choose the threshold for this sensitivity on validation (default: Youden's J)"
+        None,
+        gt=0,
+        le=1,
+        description="choose the threshold for this sensitivity (default: balanced accuracy)",
     )
     review_margin: float | None = Field(
         None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
@@ -266,9 +269,11 @@ def _account(
     if published.threshold is not None:
         chosen = published.threshold
         print(
-            f"threshold {chosen.value:.4f} ({chosen.rule}): on validation sensitivity {chosen.sensitivity:.3f}, "
+            f"threshold {chosen.value:.4f} ({chosen.rule}): sensitivity there {chosen.sensitivity:.3f}, "
             f"specificity {chosen.specificity:.3f}"
         )
+    if published.agreement is not None:
+        print(published.agreement)
     kind = "synthetic images; " if info.synthetic else ""
     print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")
     if doubt := suspicion(state.history, str(info.training["monitor"]), rows.counts("validation")):

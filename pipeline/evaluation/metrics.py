@@ -1,4 +1,4 @@
-"""What a model is worth: metrics of a test split, the operating point and the temperature of a validation split.
+"""What a model is worth on a split.
 
 Takes labels, probabilities and subjects as arrays, gives JSON-ready dictionaries of the metrics in `definitions`.
 An undefined value (a split with one class, a class never called) is null in JSON, never 0.
@@ -6,14 +6,12 @@ An undefined value (a split with one class, a class never called) is null in JSO
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score, roc_curve
+from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
 
 from pipeline.evaluation.cautions import cautions
 from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, ratio, weighted_multiclass
@@ -28,97 +26,6 @@ from pipeline.evaluation.intervals import (
     subject_codes,
 )
 from pipeline.evaluation.slices import slice_table
-
-ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
-TEMPERATURE_BOUNDS = (0.05, 20.0)
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """An operating point and how the validation split behaves at it. `rule` says how it was chosen."""
-
-    value: float
-    rule: str
-    sensitivity: float
-    specificity: float
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """The divisor of the logits; `reason` says how it was found, or why it was left at 1."""
-
-    value: float
-    reason: str
-
-
-def threshold_for(labels: ArrayLike, probabilities: ArrayLike, target_sensitivity: float | None = None) -> Threshold:
-    """Choose the operating point on the validation split.
-
-    Without a target: the maximum of Youden's J = sensitivity + specificity - 1. Of several maxima the one of higher
-    sensitivity is taken (a missed patient weighs more than a second look), and within the gap between two neighbouring
-    scores, where every threshold decides alike, the middle.
-
-    With a target: the highest threshold whose sensitivity is at least the target. It lies ENGINE_TOLERANCE (or half the
-    gap to the next score, if that is less) below the score it must keep, so that another engine keeps it as well.
-
-    One class only leaves nothing to choose by: 0.5, and the rule says so.
-    """
-    truth, scores = binary_arrays(labels, probabilities)
-    if not 0 < truth.sum() < len(truth):
-        return Threshold(0.5, "default 0.5: the validation split holds one class only", math.nan, math.nan)
-    if target_sensitivity is not None and not 0 < target_sensitivity <= 1:
-        raise ValueError(f"target_sensitivity must lie in (0, 1], got {target_sensitivity}")
-    alarms, sensitivity, cuts = roc_curve(truth, scores, drop_intermediate=False)
-    cuts = np.append(cuts[1:], min(0.0, scores.min()))  # drop the point 'nothing is called'; add a floor below the last
-    alarms, sensitivity = alarms[1:], sensitivity[1:]
-    if target_sensitivity is None:
-        youden = sensitivity - alarms
-        best = int(np.flatnonzero(youden >= youden.max() - 1e-12)[-1])
-        value, rule = (cuts[best] + cuts[best + 1]) / 2, "maximum of Youden's J on validation"
-    else:
-        best = int(np.flatnonzero(sensitivity >= target_sensitivity - 1e-12)[0])
-        value = cuts[best] - min(ENGINE_TOLERANCE, (cuts[best] - cuts[best + 1]) / 2)
-        rule = f"highest threshold with validation sensitivity >= {target_sensitivity:g}"
-    return Threshold(float(value), rule, float(sensitivity[best]), float(1 - alarms[best]))
-
-
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Temperature:
-    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): minimise the validation log-loss of logits / T.
-
-    Logits are (N,) or (N, 1) for two classes with one output, (N, C) for C classes. T stays at 1 where the data cannot
-    tell it: one class, a separable split (the best T is 0) or uninformative scores (the best T is infinite).
-    """
-    logits = _as_class_logits(np.asarray(logits, np.float64))
-    truth = np.asarray(labels, np.int64)
-    if len(truth) != len(logits):
-        raise ValueError(f"{len(logits)} scores but {len(truth)} labels")
-    if len(np.unique(truth)) < 2:
-        return Temperature(1.0, "not scaled: the validation split holds fewer than two classes")
-    if not np.isfinite(logits).all():
-        return Temperature(1.0, "not scaled: some scores are not finite")
-    rows = np.arange(len(truth))
-    others = logits.copy()
-    others[rows, truth] = -np.inf
-    if (logits[rows, truth] > others.max(axis=1)).all():  # the loss falls to 0 with T, and is 0 in float64 long before
-        return Temperature(1.0, "not scaled: the validation split is separated without error, no finite optimum")
-
-    def loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits / math.exp(log_temperature), axis=1)
-        return float(-scaled[rows, truth].mean())
-
-    low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    if found.x < low + 1e-3:
-        return Temperature(1.0, "not scaled: the best temperature is below what can be told")
-    if found.x > high - 1e-3:
-        return Temperature(1.0, "not scaled: the validation scores say nothing about the classes")
-    return Temperature(math.exp(found.x), f"log-loss on validation {loss(0.0):.4f} -> {found.fun:.4f}")
-
-
-def _as_class_logits(logits: Floats) -> Floats:
-    """Logits of any accepted shape as (N, C), C >= 2."""
-    single = logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
-    return np.stack([np.zeros_like(single), single], axis=1) if single.ndim == 1 else single
 
 
 def evaluate_binary(

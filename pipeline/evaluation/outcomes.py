@@ -15,8 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.base.errors import ImageRejected, InputError, UsageError
+from pipeline.evaluation.calibration import Threshold, threshold_for
 from pipeline.evaluation.intervals import Resampling, subject_codes
-from pipeline.evaluation.metrics import Threshold, evaluate_binary, evaluate_multiclass, threshold_for
+from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
 from pipeline.evaluation.slices import worth_a_table

@@ -7,8 +7,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline import __version__
+from pipeline.evaluation.calibration import Threshold
 from pipeline.evaluation.intervals import Resampling
-from pipeline.evaluation.metrics import Threshold
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.images.unit import DESCRIBED
 from pipeline.model.bundle import Bundle
@@ -26,6 +26,9 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
     judged = bundle.info.against_chance
     if judged is not None and not judged.is_shown:
         notes.append(f"The model was published as {judged}.")
+    shipped = bundle.info.calibration.get("shipped")
+    if shipped is not None and not shipped["is_alike"]:
+        notes.append("The model's scores differ from the out-of-fold ones that its threshold comes from.")
     if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
         notes.append("The manifest is not the one of training: images of training may be among those measured here.")
     if (bundle.info.unit is None) != (manifest.info.unit is None):
@@ -73,6 +76,7 @@ def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampl
         f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
         "Threshold": f"{threshold.value:.4f} ({threshold.rule})",
         "Temperature": f"{info.temperature:.4f}",
+        "Calibrated on": f"{info.calibrated_on} scores",
         "Resampling": f"{resampling.replicates} replicates, seed {resampling.seed}",
         "Evaluated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Versions": ", ".join([f"leukoray {__version__}", *packages]),

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evaluation.calibration import Threshold
 from pipeline.evaluation.intervals import Resampling
-from pipeline.evaluation.metrics import Threshold
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.provenance import basis, caveats, data_facts, provenance
 from pipeline.evaluation.report import render_card, render_report

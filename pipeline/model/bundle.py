@@ -51,6 +51,8 @@ class BundleInfo(BaseModel):
     weights_sha256: str
     graph_sha256: str
     turns: Turns = 1  # of an image, whose logits are averaged
+    # scores that temperature and threshold come from; out-of-fold: of models that did not see the image
+    calibrated_on: Literal["validation", "out-of-fold"] = "validation"
     temperature: float = Field(1.0, gt=0)  # logits are divided by it (Guo et al. 2017)
     threshold: float = Field(0.5, ge=0, le=1)  # on the positive probability
     review_band: tuple[float, float] | None = None  # [low, high): decision 'review' instead of a side
@@ -58,6 +60,7 @@ class BundleInfo(BaseModel):
     unit: Unit | None = None  # what the images of training show; null where nobody has said
     metrics: dict[str, Any] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
     against_chance: AgainstChance | None = None  # null: published by a version that did not ask
+    calibration: dict[str, Any] = {}  # images and subjects it rests on, limits, whether it fits the shipped weights
     manifest_digest: str = ""
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration

@@ -166,8 +166,9 @@ def _by_metric(pointer: Pointer, old: BundleInfo, new: BundleInfo) -> Verdict:
     if pointer.metric != metric or pointer.value is None or not math.isfinite(pointer.value):
         return Verdict(True, f"best.json points to it: {pointer.version} was judged by another metric")
     against = f"{pointer.version}, whose {metric} is {pointer.value:.4f}"
-    if old.manifest_digest != new.manifest_digest:
-        against += " on the validation images of another manifest, a rough comparison: evaluate both on one test split"
+    if (old.manifest_digest, old.calibrated_on) != (new.manifest_digest, new.calibrated_on):
+        other = "of another manifest" if old.calibrated_on == new.calibrated_on else f"({old.calibrated_on} scores)"
+        against += f" on other images {other}, a rough comparison: evaluate both on one test split"
     if value is None or value < pointer.value:
         return Verdict(False, f"best.json stays at {against}")
     return Verdict(True, f"best.json points to it, no longer to {against}")

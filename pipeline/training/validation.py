@@ -4,6 +4,7 @@ The forward passes exchange nothing, so ranks may have different numbers of batc
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,12 @@ def validate(model: nn.Module, shard: Shard, settings: Settings, device: torch.d
         ids.append(batch.image_ids)
         targets.append(batch.targets.numpy())
         logits.append(over_turns(forward, batch.images.numpy(), turns))
-    own = Scores(
-        _joined(ids, np.int64, 1), _joined(targets, np.int64, 1), _joined(logits, np.float32, settings.outputs)
-    )
-    parts = gather(own)
+    own = _concatenated(ids, np.int64, 1), _concatenated(targets, np.int64, 1)
+    return joined(gather(Scores(*own, _concatenated(logits, np.float32, settings.outputs))))
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of ranks or of folds as one, in id order. Raises RuntimeError when an image came twice."""
     whole = Scores(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_ids", "targets", "logits"))
     )
@@ -64,7 +67,7 @@ def validate(model: nn.Module, shard: Shard, settings: Settings, device: torch.d
     return Scores(whole.image_ids[order], whole.targets[order], whole.logits[order])
 
 
-def _joined(parts: list[NDArray[Any]], dtype: type, width: int) -> NDArray[Any]:
+def _concatenated(parts: list[NDArray[Any]], dtype: type, width: int) -> NDArray[Any]:
     if parts:
         return np.concatenate(parts)
     return np.empty(0 if width == 1 and dtype is np.int64 else (0, width), dtype)

@@ -21,8 +21,6 @@ from pipeline.evaluation.intervals import (
 from pipeline.evaluation.metrics import (
     evaluate_binary,
     evaluate_multiclass,
-    fit_temperature,
-    threshold_for,
 )
 from pipeline.evaluation.slices import MOST_VALUES, worth_a_table
 from tests.searches import search
@@ -196,72 +194,6 @@ def test_wilson_interval_of_known_counts() -> None:
     interval = wilson_interval(81, 263)
     assert (interval.low, interval.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
     assert wilson_interval(0, 20).low == 0.0 and math.isnan(wilson_interval(0, 0).value)
-
-
-def test_youden_threshold_lies_in_the_middle_of_the_gap() -> None:
-    chosen = threshold_for([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
-    assert chosen.value == pytest.approx(0.5) and chosen.sensitivity == chosen.specificity == 1.0
-
-
-def test_of_equal_youden_maxima_the_more_sensitive_one_is_taken() -> None:
-    chosen = threshold_for([1, 0, 1, 0], [0.9, 0.7, 0.5, 0.3])
-    assert chosen.value == pytest.approx(0.4) and chosen.sensitivity == 1.0
-
-
-@search(60)
-@given(st.integers(0, 10_000), st.floats(0.05, 1.0))
-def test_target_threshold_reaches_its_target_and_no_higher_one_does(seed: int, target: float) -> None:
-    labels, probabilities, _ = cells(60, 5, seed)
-    if labels.all() or not labels.any():
-        return
-    chosen = threshold_for(labels, probabilities, target)
-    positives = probabilities[labels == 1]
-    assert (positives >= chosen.value).mean() >= target - 1e-9
-    assert all((positives >= score).mean() < target for score in probabilities if score > chosen.value + 1e-4)
-
-
-def test_target_threshold_keeps_its_image_on_another_engine() -> None:
-    chosen = threshold_for([0, 1, 1], [0.2, 0.6, 0.9], 1.0)
-    assert 0.2 < chosen.value < 0.6 - 5e-6
-
-
-def test_threshold_of_one_class_says_that_it_is_a_default() -> None:
-    assert threshold_for([1, 1], [0.3, 0.4]).rule.startswith("default")
-
-
-@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
-def test_temperature_recovers_the_scale_of_binary_and_of_class_logits(true_temperature: float) -> None:
-    rng = np.random.default_rng(0)
-    binary = rng.normal(0, 2, 20_000)
-    labels = rng.random(20_000) < 1 / (1 + np.exp(-binary))
-    assert fit_temperature(binary * true_temperature, labels).value == pytest.approx(true_temperature, rel=0.1)
-    classes = rng.normal(0, 2, (20_000, 4))
-    drawn = (classes + rng.gumbel(size=classes.shape)).argmax(axis=1)
-    assert fit_temperature(classes * true_temperature, drawn).value == pytest.approx(true_temperature, rel=0.1)
-
-
-@pytest.mark.parametrize("scale", [1.0, 5.0, 10.0, 30.0, 60.0])
-def test_a_separated_split_tells_no_temperature_however_sure_the_model_is(scale: float) -> None:
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 40)
-    logits = (2 * labels - 1) * rng.uniform(0.3, 1.0, 80) * scale
-    assert fit_temperature(logits, labels).value == 1.0
-    three = np.eye(3)[np.arange(60) % 3] * scale
-    assert fit_temperature(three, np.arange(60) % 3).value == 1.0
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels", "reason"),
-    [
-        ([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1], "separated"),
-        ([-2.0, -1.0, 1.0, 2.0], [1, 1, 0, 0], "nothing"),
-        ([1.0, 2.0], [1, 1], "fewer than two classes"),
-        ([1.0, np.inf], [0, 1], "not finite"),
-    ],
-)
-def test_temperature_stays_at_one_with_a_reason(logits: list[float], labels: list[int], reason: str) -> None:
-    fitted = fit_temperature(logits, labels)
-    assert fitted.value == 1.0 and reason in fitted.reason
 
 
 def test_calibration_error_is_near_zero_for_honest_probabilities_and_large_for_overconfident_ones() -> None:

@@ -26,6 +26,7 @@ def render_card(
         .render(
             info=info,
             identity=info.identity(),
+            spreads=_spreads(info.calibration),
             metrics=metrics,
             data=data or {},
             warnings=list(dict.fromkeys(metrics["warnings"])) if metrics else [],
@@ -35,3 +36,16 @@ def render_card(
             synthetic_note=words.SYNTHETIC,
         )
     )
+
+
+def _spreads(calibration: Mapping[str, Any]) -> str:
+    """How many images temperature and threshold rest on, and their limits; empty for bundles that do not say."""
+    if not calibration:
+        return ""
+    limits = [
+        f"; {name} {words.number(found['low'])} to {words.number(found['high'])}"
+        for name in ("temperature", "threshold")
+        if (found := calibration.get(name)) and found["low"] is not None
+    ]
+    over = f" over {calibration['units']} {calibration['unit']}s ({100 * calibration['confidence']:g} %)"
+    return f" ({calibration['images']:,})" + "".join(limits) + (over if limits else "")

@@ -1,0 +1,312 @@
+"""From the scores of images that a model did not learn from to its temperature and its operating point.
+
+The scores are those of the validation split, or out-of-fold ones: of each training image by the model of the fold that
+did not see it. Then they are of other models than the one that is shipped, whose scores `agreement` compares with them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.stats import ks_2samp
+
+from pipeline.base.errors import UsageError
+from pipeline.evaluation.definitions import Floats, Ints, binary_arrays
+from pipeline.evaluation.intervals import percentile_limits, subject_codes
+from pipeline.model.prediction import probabilities
+
+CalibratedOn = Literal["validation", "out-of-fold"]
+ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
+TEMPERATURE_BOUNDS = (0.05, 20.0)
+_PLATEAU = 0.06  # of what it costs to call all images alike: thresholds this near to the best are as good
+_REPLICATES = 200
+_CONFIDENCE = 0.95
+_ALIKE = 0.01  # p of Kolmogorov and Smirnov above which two sets of scores may be of one distribution
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What mistakes cost, in any unit."""
+
+    missed: float  # a diseased image called healthy
+    false_alarm: float
+
+    def __str__(self) -> str:
+        return f"FN={self.missed:g},FP={self.false_alarm:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Costs":
+        """Read `FN=5,FP=1`; what is not named costs 1. Raises UsageError."""
+        found = {"FN": 1.0, "FP": 1.0}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            try:
+                cost = float(value)
+            except ValueError:
+                cost = math.nan
+            if name.strip().upper() not in found or not 0 < cost < math.inf:
+                raise UsageError(f"--costs {text!r}: two positive numbers are needed, as in FN=5,FP=1")
+            found[name.strip().upper()] = cost
+        return cls(found["FN"], found["FP"])
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """An operating point and how the scores it was chosen on behave at it. `rule` says how it was chosen."""
+
+    value: float
+    rule: str
+    sensitivity: float
+    specificity: float
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The divisor of the logits; `reason` says how it was found, or why it was left at 1."""
+
+    value: float
+    reason: str
+
+
+def threshold_for(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    target_sensitivity: float | None = None,
+    costs: Costs | None = None,
+    *,
+    on: CalibratedOn = "validation",
+) -> Threshold:
+    """Choose the operating point.
+
+    Without a target: for the highest balanced accuracy, or the lowest expected cost at the share of disease among these
+    images where `costs` are given. The optimum of few subjects is a matter of luck, so of all thresholds that are
+    nearly as good (within 6 % of what calling all images alike would cost) the middle one is taken; of two middles that
+    of higher sensitivity (a missed patient weighs more than a second look). Within the gap between two neighbouring
+    scores, where every threshold decides alike, it is the middle.
+
+    With a target: the highest threshold whose sensitivity is at least the target. It lies ENGINE_TOLERANCE (or half the
+    gap to the next score, if that is less) below the score it must keep, so that another engine keeps it as well.
+
+    One class only leaves nothing to choose by: 0.5, and the rule says so.
+    """
+    truth, scores = binary_arrays(labels, probabilities)
+    if not 0 < truth.sum() < len(truth):
+        return Threshold(0.5, f"default 0.5: the {on} images are of one class only", math.nan, math.nan)
+    if target_sensitivity is not None and not 0 < target_sensitivity <= 1:
+        raise ValueError(f"target_sensitivity must lie in (0, 1], got {target_sensitivity}")
+    if target_sensitivity is not None and costs is not None:
+        raise ValueError("a target sensitivity and costs are two rules; give one")
+    cuts, found, alarms = _cuts(truth, scores)
+    if target_sensitivity is not None:
+        chosen = int(np.flatnonzero(found >= target_sensitivity - 1e-12)[0])
+        value = cuts[chosen] - min(ENGINE_TOLERANCE, (cuts[chosen] - cuts[chosen + 1]) / 2)
+        rule = f"highest threshold with {on} sensitivity >= {target_sensitivity:g}"
+    else:
+        positives = int(truth.sum())
+        missed, alarmed = (costs.missed * positives, costs.false_alarm * (len(truth) - positives)) if costs else (1, 1)
+        loss = missed * (1 - found) + alarmed * alarms
+        good = np.flatnonzero(loss <= loss.min() + _PLATEAU * min(missed, alarmed) + 1e-12)
+        chosen = int(good[len(good) // 2])
+        value = (cuts[chosen] + cuts[chosen + 1]) / 2
+        best = f"the lowest cost at {costs}" if costs else "the highest balanced accuracy"
+        rule = f"middle of the thresholds near {best} on {on} images"
+    return Threshold(float(value), rule, float(found[chosen]), float(1 - alarms[chosen]))
+
+
+def _cuts(truth: Ints, scores: Floats) -> tuple[Floats, Floats, Floats]:
+    """Distinct scores from the highest (K,), with a floor below the last (K + 1,): called at and above each of them,
+    the share of positives that is found (K,) and of negatives that alarms (K,).
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # of each run of equal scores
+    hits = np.cumsum(truth[order])[last]
+    cuts = np.append(scores[order][last], min(0.0, float(scores.min())))
+    positives = truth.sum()
+    return cuts, hits / positives, (last + 1 - hits) / (len(truth) - positives)
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, on: CalibratedOn = "validation") -> Temperature:
+    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): minimise the log-loss of logits / T.
+
+    Logits are (N,) or (N, 1) for two classes with one output, (N, C) for C classes. T stays at 1 where the data cannot
+    tell it: one class, a separable split (the best T is 0) or uninformative scores (the best T is infinite).
+    """
+    logits = _as_class_logits(np.asarray(logits, np.float64))
+    truth = np.asarray(labels, np.int64)
+    if len(truth) != len(logits):
+        raise ValueError(f"{len(logits)} scores but {len(truth)} labels")
+    if len(np.unique(truth)) < 2:
+        return Temperature(1.0, "not scaled: there are fewer than two classes")
+    if not np.isfinite(logits).all():
+        return Temperature(1.0, "not scaled: some scores are not finite")
+    rows = np.arange(len(truth))
+    others = logits.copy()
+    others[rows, truth] = -np.inf
+    if (logits[rows, truth] > others.max(axis=1)).all():  # the loss falls to 0 with T, and is 0 in float64 long before
+        return Temperature(1.0, "not scaled: the classes are separated without error, no finite optimum")
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / math.exp(log_temperature), axis=1)
+        return float(-scaled[rows, truth].mean())
+
+    low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    if found.x < low + 1e-3:
+        return Temperature(1.0, "not scaled: the best temperature is below what can be told")
+    if found.x > high - 1e-3:
+        return Temperature(1.0, "not scaled: the scores say nothing about the classes")
+    return Temperature(math.exp(found.x), f"log-loss on {on} images {loss(0.0):.4f} -> {found.fun:.4f}")
+
+
+def _as_class_logits(logits: Floats) -> Floats:
+    """Logits of any accepted shape as (N, C), C >= 2."""
+    single = logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
+    return np.stack([np.zeros_like(single), single], axis=1) if single.ndim == 1 else single
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A calibrated number with its limits over subjects; None where too few resamples tell it."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What scores say: temperature and threshold, how far subjects let them wander, and the images they rest on."""
+
+    on: CalibratedOn
+    temperature: Temperature
+    threshold: Threshold | None  # None where no class means disease
+    diseased: NDArray[np.bool_] | None  # (N,) the truth, None likewise
+    values: Floats  # (N,) calibrated probability of disease; of the top class where none means disease
+    temperature_spread: Spread
+    threshold_spread: Spread | None
+    units: int
+    unit: str  # 'subject' or 'image'
+
+    def record(self) -> dict[str, Any]:
+        """For `bundle.json`."""
+        of = {"temperature": self.temperature_spread, "threshold": self.threshold_spread}
+        spreads = {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in of.items() if s is not None}
+        return {
+            "images": len(self.values),
+            "units": self.units,
+            "unit": self.unit,
+            "confidence": _CONFIDENCE,
+            **spreads,
+        }
+
+
+def calibrate(
+    logits: NDArray[np.float32],
+    targets: Ints,
+    subjects: Sequence[str | None] | None,
+    positive: Sequence[int],
+    *,
+    on: CalibratedOn = "validation",
+    target_sensitivity: float | None = None,
+    costs: Costs | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Fit temperature and threshold to logits (N, 1 or C), targets (N,), classes `positive` meaning disease."""
+
+    def fit(rows: Ints) -> tuple[Temperature, Threshold | None, Floats]:
+        temperature = fit_temperature(logits[rows], targets[rows], on=on)
+        values = value_of(logits[rows], temperature.value, positive)
+        if not positive:
+            return temperature, None, values
+        sick = np.isin(targets[rows], positive)
+        return temperature, threshold_for(sick, values, target_sensitivity, costs, on=on), values
+
+    temperature, threshold, values = fit(np.arange(len(targets)))
+    codes, unit = subject_codes(subjects, len(targets))
+    low_high = _limits(lambda rows: fit(rows)[:2], codes, seed)
+    return Calibration(
+        on, temperature, threshold, np.isin(targets, positive) if positive else None, values,
+        Spread(temperature.value, *low_high[0]), Spread(threshold.value, *low_high[1]) if threshold else None,
+        int(codes.max()) + 1, unit,
+    )  # fmt: skip
+
+
+def value_of(logits: NDArray[Any], temperature: float, positive: Sequence[int]) -> Floats:
+    """Calibrated probability of disease (N,) of logits (N, 1 or C); of the top class where none means disease."""
+    classes = probabilities(logits, temperature)
+    values: Floats = classes[:, list(positive)].sum(axis=1).clip(0.0, 1.0) if positive else classes.max(axis=1)
+    return values
+
+
+_Limits = tuple[float | None, float | None]
+
+
+def _limits(fit: Callable[[Ints], tuple[Temperature, Threshold | None]], codes: Ints, seed: int) -> list[_Limits]:
+    """Percentile limits of temperature and threshold, whole subjects resampled; None where there is one subject."""
+    clusters = int(codes.max()) + 1
+    if clusters < 2:
+        return [(None, None), (None, None)]
+    rows_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    rng = np.random.default_rng(seed)
+    found = np.full((2, _REPLICATES), np.nan)
+    for k in range(_REPLICATES):
+        temperature, threshold = fit(np.concatenate([rows_of[n] for n in rng.integers(0, clusters, clusters)]))
+        found[0, k] = temperature.value
+        if threshold is not None and not math.isnan(threshold.sensitivity):
+            found[1, k] = threshold.value
+    limits = [percentile_limits(row, _CONFIDENCE) for row in found]
+    return [(None, None) if math.isnan(low) else (low, high) for low, high in limits]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the shipped model's scores on images it never saw compare with those it was calibrated on."""
+
+    images: int
+    distance: float  # of Kolmogorov and Smirnov between both distributions, 0..1
+    is_alike: bool
+    positive_shipped: float | None  # share called positive by the threshold; None where nothing is decided
+    positive_calibrated: float | None
+
+    def __str__(self) -> str:
+        judged = "alike" if self.is_alike else "NOT alike, so its temperature and threshold may not fit it"
+        shares = (
+            f"; {self.positive_shipped:.1%} and {self.positive_calibrated:.1%} are called positive"
+            if self.positive_shipped is not None and self.positive_calibrated is not None
+            else ""
+        )
+        return (
+            f"scores of the shipped model on {self.images} images it never saw and the out-of-fold scores are {judged} "
+            f"(Kolmogorov-Smirnov distance {self.distance:.3f}{shares})"
+        )
+
+
+def agreement(
+    calibration: Calibration,
+    logits: NDArray[np.float32],
+    subjects: Sequence[str | None] | None,
+    calibrated_subjects: Sequence[str | None] | None,
+    positive: Sequence[int],
+) -> Agreement:
+    """Compare the shipped model's `logits` of held-out images (no labels needed) with what `calibration` rests on.
+
+    Each subject counts once, by the mean of its images' scores, so that the images of one do not make the samples look
+    larger than they are.
+    """
+    shipped = value_of(logits, calibration.temperature.value, positive)
+    means = [
+        np.bincount(codes, values) / np.bincount(codes)
+        for values, (codes, _) in (
+            (shipped, subject_codes(subjects, len(shipped))),
+            (calibration.values, subject_codes(calibrated_subjects, len(calibration.values))),
+        )
+    ]
+    p = float(ks_2samp(*means).pvalue)
+    cut = None if calibration.threshold is None else calibration.threshold.value
+    shares = [None if cut is None else float((values >= cut).mean()) for values in (shipped, calibration.values)]
+    return Agreement(len(shipped), float(ks_2samp(shipped, calibration.values).statistic), p > _ALIKE, *shares)

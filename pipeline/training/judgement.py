@@ -1,0 +1,129 @@
+"""What scores of images that a model did not learn from say of it: calibration, operating point, worth."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.evaluation.calibration import (
+    Agreement,
+    CalibratedOn,
+    Calibration,
+    Costs,
+    agreement,
+    calibrate,
+)
+from pipeline.evaluation.chance import against_chance
+from pipeline.evaluation.definitions import binary_metrics
+from pipeline.model.chance import AgainstChance
+from pipeline.model.prediction import probabilities
+from pipeline.sources.manifest import Manifest
+from pipeline.training.rows import LabelledRows
+from pipeline.training.settings import Settings
+from pipeline.training.validation import Scores, measure
+
+_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Scores of images by models that did not see them: of validation, or of all images by the models of folds.
+
+    `looks`: validations among which each of those models was chosen. `on`: which of the two. `shipped`: what the
+    weights to publish say of images that they did not see either, to be compared; None where there are none.
+    """
+
+    scores: Scores
+    looks: int
+    on: CalibratedOn = "validation"
+    shipped: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a bundle says of its model's worth and decisions."""
+
+    task: str
+    scores: Scores
+    rule: Calibration
+    against_chance: AgainstChance
+    agreement: Agreement | None  # of the shipped weights with the scores
+
+    def fields(self, review_margin: float | None) -> dict[str, Any]:
+        """Fields of `BundleInfo`. Probabilities within `review_margin` of the threshold are decided 'review'."""
+        rule, margin, threshold = self.rule, review_margin or 0.0, self.rule.threshold
+        value = 0.5 if threshold is None else threshold.value
+        has_band = threshold is not None and margin > 0
+        return {
+            "calibrated_on": rule.on,
+            "calibration": rule.record() | ({"shipped": asdict(self.agreement)} if self.agreement else {}),
+            "temperature": rule.temperature.value,
+            "threshold": value,
+            "review_band": (max(0.0, value - margin), min(1.0, value + margin)) if has_band else None,
+            "metrics": {"validation": _metrics(self.scores, self.task, rule)},
+            "against_chance": self.against_chance,
+            "reference_scores": _reference(rule),
+        }
+
+
+def judge(
+    asked: HeldOut,
+    settings: Settings,
+    rows: LabelledRows,
+    manifest: Manifest,
+    *,
+    target_sensitivity: float | None = None,
+    costs: Costs | None = None,
+) -> Judgement:
+    """Fit temperature and threshold to the scores, and ask whether they are better than chance, by subjects."""
+    scores, subjects = asked.scores, _subjects_of(asked.scores, manifest)
+    positive = [rows.classes.index(name) for name in rows.positive_classes]
+    rule = calibrate(
+        scores.logits, scores.targets, subjects, positive, on=asked.on, target_sensitivity=target_sensitivity,
+        costs=costs, seed=settings.seed,
+    )  # fmt: skip
+    worth = against_chance(
+        scores.targets, probabilities(scores.logits), subjects, task=settings.task, looks=asked.looks,
+        called=manifest.info.units,
+    )  # fmt: skip
+    return Judgement(settings.task, scores, rule, worth, _agreement(rule, asked, subjects, manifest, positive))
+
+
+def _agreement(
+    rule: Calibration, asked: HeldOut, subjects: list[str | None], manifest: Manifest, positive: Sequence[int]
+) -> Agreement | None:
+    if asked.shipped is None or not len(asked.shipped.image_ids):
+        return None
+    return agreement(rule, asked.shipped.logits, _subjects_of(asked.shipped, manifest), subjects, positive)
+
+
+def _subjects_of(scores: Scores, manifest: Manifest) -> list[str | None]:
+    """The subject of each score, None where the manifest knows none."""
+    ids = manifest.table["image_id"].combine_chunks()
+    rows = pc.index_in(pa.array(scores.image_ids, pa.int64()), ids)
+    found: list[str | None] = manifest.table["subject_id"].take(rows).to_pylist()
+    return found
+
+
+def _metrics(scores: Scores, task: str, rule: Calibration) -> dict[str, float | None]:
+    """Validation metrics at the published operating point; null where undefined."""
+    found = {name.removeprefix("val_"): value for name, value in measure(scores, task).items()}
+    found["roc_auc"] = found.pop("auc")
+    if rule.diseased is not None and rule.threshold is not None:
+        prefix = "" if task == "binary" else "disease_"
+        at_threshold = binary_metrics(rule.diseased, rule.values, rule.threshold.value)
+        found |= {prefix + name: value for name, value in at_threshold.items()}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
+
+
+def _reference(rule: Calibration) -> dict[str, Any]:
+    values = rule.values
+    return {
+        "split": rule.on,
+        "count": len(values),
+        "mean": float(values.mean()),
+        "quantiles": {f"{q:g}": float(np.quantile(values, q)) for q in _QUANTILES},
+    }
