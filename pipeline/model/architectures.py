@@ -126,8 +126,12 @@ def check_architecture(name: str, input_size: int, norm: Norm = "batch") -> None
         )
     if recipe.only_size not in (None, input_size):
         raise UsageError(f"--input-size {input_size}: {name} takes {recipe.only_size} only")
-    if norm != "batch" and not has_batch_norm(recipe.make(1)):
+    if norm != "batch" and not normalises_by_batch(name):
         raise UsageError(f"--norm {norm}: {name} has no batch normalization that it could replace; leave it out")
+
+
+def normalises_by_batch(name: str) -> bool:
+    return has_batch_norm(architecture_of(name).make(1))
 
 
 def build(architecture: str, outputs: int, norm: Norm = "batch") -> CellClassifier:

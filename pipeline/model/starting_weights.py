@@ -100,6 +100,12 @@ def _imagenet(architecture: str, stores: Stores) -> dict[str, Tensor]:
     return state
 
 
+def is_installed(architecture: str) -> bool:
+    """Whether ImageNet weights of this architecture are there without a network."""
+    package = architecture_of(architecture).weights_package
+    return package is not None and importlib.util.find_spec(package) is not None
+
+
 def _file_of_package(package: str, architecture: str) -> str:
     """The one weight file that the installed package carries, found without running any of its code."""
     found = importlib.util.find_spec(package)

@@ -1,35 +1,67 @@
-"""Random changes of a training batch that a smear could show as well: orientation, stain, light.
+"""Random changes of a training batch that another smear could show as well: orientation, place, focus, stain, light.
 
-Whole uint8 batches at once, on whatever device they lie, from one seeded generator; only training uses it.
-Stain jitter works in optical density (Beer-Lambert), where haematoxylin and eosin add up, as in Tellez et al. 2019
-(arXiv:1902.06543), with a gain a colour channel instead of a stain separation that single fields do not support well.
+Whole uint8 batches at once, on whatever device they lie, from numbers that belong to the image (`draws.py`), so that
+the same image changes alike in any batch of any worker. Stain jitter works in optical density (Beer-Lambert), where
+haematoxylin and eosin add up, as in Tellez et al. 2019 (arXiv:1902.06543), with a gain a colour channel instead of a
+stain separation that single fields do not support well.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
+
+from pipeline.training.draws import uniform
 
 
 @dataclass(frozen=True)
 class Strength:
     """Half-widths of the uniform draws; 0 switches a change off."""
 
+    turn: bool = True  # flips and quarter turns: a smear has no up
+    zoom: float = 0.1  # share of the side
+    shift: float = 0.05  # share of the side
+    blur: float = 0.15  # share of images out of focus, by up to two pixels
     density: float = 0.15  # gain of optical density, all channels together: stain strength
     hue: float = 0.08  # gain of optical density, each channel for itself: stain hue
     brightness: float = 0.08  # share of full scale added
-    turn: bool = True  # flips and quarter turns: a smear has no up
 
 
-def augment(images: Tensor, generator: torch.Generator, strength: Strength = Strength()) -> Tensor:
-    """uint8 (B, S, S, 3) -> uint8 (B, S, S, 3), changed image by image."""
-    changed = _turned(images, generator) if strength.turn else images
-    return _stained(changed, generator, strength)
+_TURN, _ZOOM, _ACROSS, _DOWN, _IS_BLURRED, _BLUR, _DENSITY, _RED, _GREEN, _BLUE, _LIGHT = range(11)
+COLUMNS = 11  # of the draws
 
 
-def _turned(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One of the eight symmetries of the square, drawn for each image."""
-    choice = torch.randint(8, (len(images),), generator=generator)  # drawn on the CPU: the same on every device
+def augmented(images: Tensor, image_ids: NDArray[np.int64], seed: int, turn: int) -> Tensor:
+    """uint8 (B, S, S, 3) -> uint8 (B, S, S, 3), as the images are seen the `turn`-th time under this seed."""
+    return augment(images, torch.from_numpy(uniform(seed, image_ids, turn, COLUMNS)))
+
+
+def augment(images: Tensor, draws: Tensor, strength: Strength = Strength()) -> Tensor:
+    """uint8 (B, S, S, 3) -> uint8 (B, S, S, 3); `draws` float32 (B, COLUMNS) in [0, 1)."""
+    if not len(images):
+        return images
+    changed = _turned(images, draws[:, _TURN]) if strength.turn else images
+    draws = draws.to(images.device)
+    pixels = changed.permute(0, 3, 1, 2).float()  # (B, 3, S, S)
+    if strength.zoom or strength.shift:
+        pixels = _moved(pixels, draws, strength)
+    if strength.blur:
+        pixels = _blurred(pixels, draws, strength.blur)
+    pixels = _stained(pixels, draws, strength)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _signed(draws: Tensor) -> Tensor:
+    """[0, 1) to [-1, 1), (B,) to (B, 1, 1, 1)."""
+    return (draws * 2.0 - 1.0).view(-1, 1, 1, 1)
+
+
+def _turned(images: Tensor, draws: Tensor) -> Tensor:
+    """One of the eight symmetries of the square for each image."""
+    choice = (draws * 8).long()
     turned = images.clone()
     for k in range(1, 8):
         rows = (choice == k).nonzero().squeeze(1).to(images.device)
@@ -39,16 +71,34 @@ def _turned(images: Tensor, generator: torch.Generator) -> Tensor:
     return turned
 
 
-def _stained(images: Tensor, generator: torch.Generator, strength: Strength) -> Tensor:
-    count = len(images)
-    common = _uniform((count, 1, 1, 1), strength.density, generator)
-    channel = _uniform((count, 1, 1, 3), strength.hue, generator)
-    light = _uniform((count, 1, 1, 1), strength.brightness, generator) * 255.0
-    gain = (1.0 + common + channel).to(images.device)  # (B, 1, 1, 3)
-    transmitted = (images.float() + 1.0) / 256.0  # (B, S, S, 3) in (0, 1]; density is -log of it
-    pixels = transmitted.pow(gain) * 256.0 - 1.0 + light.to(images.device)
-    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+def _moved(pixels: Tensor, draws: Tensor, strength: Strength) -> Tensor:
+    """Nearer or farther, and aside; what comes in from beyond the border is a mirror of what is there."""
+    scale = (1.0 + strength.zoom) ** -_signed(draws[:, _ZOOM]).view(-1)
+    place = torch.zeros((len(pixels), 2, 3), device=pixels.device)
+    place[:, 0, 0] = place[:, 1, 1] = scale
+    for axis, column in enumerate((_ACROSS, _DOWN)):
+        place[:, axis, 2] = _signed(draws[:, column]).view(-1) * 2.0 * strength.shift  # the side is 2 long
+    grid = functional.affine_grid(place, list(pixels.shape), align_corners=False)
+    return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _uniform(shape: tuple[int, ...], half_width: float, generator: torch.Generator) -> Tensor:
-    return (torch.rand(shape, generator=generator) * 2.0 - 1.0) * half_width
+def _blurred(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
+    """Some images mixed with their blur by two 3x3 means, which is nearly a Gaussian of 1.2 pixels."""
+    rows = (draws[:, _IS_BLURRED] < share).nonzero().squeeze(1)
+    if not len(rows):
+        return pixels
+    sharp = pixels[rows]
+    soft = sharp
+    for _ in range(2):
+        soft = functional.avg_pool2d(functional.pad(soft, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    blurred = pixels.clone()
+    blurred[rows] = sharp.lerp(soft, draws[rows, _BLUR].view(-1, 1, 1, 1))
+    return blurred
+
+
+def _stained(pixels: Tensor, draws: Tensor, strength: Strength) -> Tensor:
+    common = _signed(draws[:, _DENSITY]) * strength.density
+    channel = (draws[:, [_RED, _GREEN, _BLUE]] * 2.0 - 1.0).view(-1, 3, 1, 1) * strength.hue
+    light = _signed(draws[:, _LIGHT]) * strength.brightness * 255.0
+    transmitted = (pixels + 1.0) / 256.0  # (B, 3, S, S) in (0, 1]; density is -log of it
+    return transmitted.pow(1.0 + common + channel) * 256.0 - 1.0 + light

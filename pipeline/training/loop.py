@@ -3,7 +3,6 @@
 import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load
-from torch import nn
 
 from pipeline.base.errors import IncompleteError
 from pipeline.model.architectures import build
@@ -22,11 +19,10 @@ from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.norms import synchronise
 from pipeline.storage.stores import Stores
 from pipeline.training import checkpoint
-from pipeline.training.augment import augment
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Noted
+from pipeline.training.epoch import Learner
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
-from pipeline.training.order import share, steps_of_epoch, steps_per_epoch
 from pipeline.training.pace import Pace
 from pipeline.training.progress import STANDING, Mailbox, Sender, checkpoint_name
 from pipeline.training.reports import Reports
@@ -61,11 +57,7 @@ class _Worker:
     """A rank with everything it holds."""
 
     assignment: Assignment
-    rank: int
-    device: torch.device
-    model: CellClassifier
-    ddp: nn.Module
-    optimizer: torch.optim.Optimizer
+    learner: Learner
     train: Shard
     validation: Shard
     sender: Sender
@@ -76,9 +68,8 @@ class _Worker:
         return self.assignment.settings
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps an epoch, the same on every rank."""
-        return steps_per_epoch(len(self.train.targets), self.settings.batch_size * self.settings.workers)
+    def model(self) -> CellClassifier:
+        return self.learner.model
 
 
 def train_worker(assignment: Assignment) -> dict[str, str] | None:
@@ -91,10 +82,10 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
     while not state.finished:
         started = time.monotonic()
         loss, pace = _train_epoch(worker, state.epoch)
-        if not all(gather(math.isfinite(loss))):
+        if not math.isfinite(loss):
             return {"refused": f"the loss is not finite in epoch {state.epoch + 1}; lower --learning-rate"}
         _settle(worker, state.epoch)
-        scores = validate(worker.model, worker.validation, worker.settings, worker.device)
+        scores = validate(worker.model, worker.validation, worker.settings, worker.learner.device)
         _refuse_losses(worker)
         _refuse_gaps(worker, scores)
         row = _row(worker, state, loss, scores, pace, time.monotonic() - started)
@@ -134,8 +125,12 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
         sender.note(line)
     sender.started(state.history, f"{device.type}, {threads} thread{'s' if threads > 1 else ''} a worker")
     ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    loss_of = make_loss(settings, assignment.class_counts, device)
+    learner = Learner(
+        settings, rank, context.get_world_size(), device, model, ddp, optimizer, loss_of, len(train.targets)
+    )
     reports = Reports(rank, assignment.run_uri, assignment.stores)
-    return _Worker(assignment, rank, device, model, ddp, optimizer, train, validation, sender, reports), state, best
+    return _Worker(assignment, learner, train, validation, sender, reports), state, best
 
 
 def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellClassifier:
@@ -172,71 +167,34 @@ def _refuse_gaps(worker: _Worker, scores: Scores) -> None:
 
 
 def _train_epoch(worker: _Worker, epoch: int) -> tuple[float, Pace]:
-    """Mean training loss of this rank's batches, and how fast they went. `epoch` counts from 0."""
-    settings = worker.settings
-    seed = _seed(settings.seed, epoch, worker.rank)
-    torch.manual_seed(seed)  # dropout: the same after a restart
-    generator = torch.Generator().manual_seed(seed)
-    loss_of = make_loss(settings, worker.assignment.class_counts, worker.device)
-    worker.ddp.train()
-    total = torch.zeros((), device=worker.device)
-    pace = Pace()
-    for step, batch in enumerate(pace.waiting_for(worker.train.batches(_own_steps(worker, epoch)))):
-        images, targets = batch.images.to(worker.device), batch.targets.to(worker.device)
-        if settings.augment:
-            images = augment(images, generator)
-        rate = learning_rate(settings, epoch * worker.steps + step, worker.steps)
-        for group in worker.optimizer.param_groups:
-            group["lr"] = rate
-        worker.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and worker.device.type == "cuda"):
-            logits = worker.ddp(images)
-        loss = loss_of(logits.float(), targets)
-        torch.autograd.backward(loss)
-        if settings.clip_norm:
-            nn.utils.clip_grad_norm_(worker.model.parameters(), settings.clip_norm)
-        worker.optimizer.step()
-        total += loss.detach()
-        done = (step + 1) * settings.batch_size * settings.workers
-        worker.sender.step(epoch + 1, step + 1, worker.steps, total / (step + 1), done, pace)
-    mean = float(total / worker.steps)  # waits for a GPU
+    """Mean training loss of the epoch over all ranks, and how fast this one went. `epoch` counts from 0."""
+    learner, pace = worker.learner, Pace()
+    learner.ddp.train()
+    total = torch.zeros((), device=learner.device)
+    batches = worker.train.batches(learner.order(worker.train.targets, epoch))
+    for step, batch in enumerate(pace.waiting_for(batches)):
+        total += learner.step(batch, epoch, step)
+        done = (step + 1) * worker.settings.batch_size
+        shown = total * learner.world / (step + 1)  # by this rank's share alone
+        worker.sender.step(epoch + 1, step + 1, learner.steps, shown, done, pace)
+    mean = sum(gather(float(total))) / learner.steps  # waits for a GPU
     pace.end()
     return mean, pace
 
 
-def _own_steps(worker: _Worker, epoch: int) -> list[NDArray[np.int64]]:
-    """Rows of this rank's batches."""
-    settings, world = worker.settings, ray.train.get_context().get_world_size()
-    batch_size = settings.batch_size * settings.workers
-    steps = steps_of_epoch(worker.train.targets, batch_size, settings.seed, epoch, balanced=False)
-    return [share(rows, worker.rank, world) for rows in steps]
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
-
-
 def _settle(worker: _Worker, epoch: int) -> None:
     """Make normalization statistics fit the weights, the same on every rank, after epoch `epoch` (from 0)."""
-    settings = worker.settings
+    learner = worker.learner
     average_buffers(worker.model)
-    images = worker.assignment.train_rows
-    layers = measuring(worker.model, (epoch + 1) * worker.steps, images)
-    count = -(-min(images, MOST_IMAGES) // (settings.batch_size * settings.workers)) if layers else 0
-    seed = _seed(settings.seed, epoch, worker.rank, 1)
-    generator = torch.Generator().manual_seed(seed)
-
-    def seen() -> Iterator[torch.Tensor]:
-        for batch in worker.train.batches(_own_steps(worker, epoch)[:count]):
-            pixels = batch.images.to(worker.device)
-            yield augment(pixels, generator) if settings.augment else pixels
-
-    measure_statistics(worker.model, layers, seen())
+    layers = measuring(worker.model, (epoch + 1) * learner.steps, learner.images)
+    count = -(-min(learner.images, MOST_IMAGES) // worker.settings.batch_size) if layers else 0
+    batches = worker.train.batches(learner.order(worker.train.targets, epoch)[:count])
+    measure_statistics(worker.model, layers, (learner.pixels(batch, epoch) for batch in batches))
 
 
 def _moved(worker: _Worker, state: State, row: dict[str, float], scores: Scores) -> State:
     """The state after the epoch of `row`; says once when the loss falls while validation stays at chance."""
-    settings, steps = worker.settings, worker.steps
+    settings, steps = worker.settings, worker.learner.steps
     after = state.after(row, settings.monitor, settings.patience * steps, settings.epochs * steps)
     counts = np.bincount(scores.targets, minlength=len(settings.classes)).tolist()
     before, now = (suspicion(each.history, settings.monitor, counts) for each in (state, after))
@@ -250,24 +208,24 @@ def _over_turns(worker: _Worker, best: Best) -> Best:
     if worker.settings.turns == 1:
         return best
     worker.model.load_state_dict(best.weights)
-    scores = validate(worker.model, worker.validation, worker.settings, worker.device, worker.settings.turns)
+    scores = validate(worker.model, worker.validation, worker.settings, worker.learner.device, worker.settings.turns)
     return Best(best.weights, scores)
 
 
 def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace, seconds: float) -> dict[str, float]:
     """One line of the history, the same on every rank. Images/s are those of training, validation left out."""
-    settings = worker.settings
+    settings, steps = worker.settings, worker.learner.steps
     paces = gather((seconds, pace.seconds, pace.waiting_share))
     seconds, train_seconds = (max(values[part] for values in paces) for part in (0, 1))
     return {
         "epoch": state.epoch + 1,
-        "step": (state.epoch + 1) * worker.steps,
-        "train_loss": float(np.mean(gather(loss))),
+        "step": (state.epoch + 1) * steps,
+        "train_loss": loss,
         **measure(scores, settings.task),
-        "learning_rate": worker.optimizer.param_groups[0]["lr"],
+        "learning_rate": learning_rate(settings, (state.epoch + 1) * steps - 1, settings.epochs * steps),
         "seconds": seconds,
         "train_seconds": train_seconds,
-        "images_per_s": worker.steps * settings.batch_size * settings.workers / train_seconds,
+        "images_per_s": steps * settings.batch_size / train_seconds,
         "waiting_share": float(np.mean([values[2] for values in paces])),
         "ended_at": max(gather(time.time())),
     }
@@ -276,4 +234,4 @@ def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace,
 def _report(worker: _Worker, state: State, best: Best, row: dict[str, float]) -> None:
     """Hand the epoch to Ray Train; rank 0 brings the checkpoint."""
     reported = row | {name: getattr(state, name) for name in STANDING}
-    worker.reports.send(reported, lambda: checkpoint.packed(state, worker.model, worker.optimizer, best))
+    worker.reports.send(reported, lambda: checkpoint.packed(state, worker.model, worker.learner.optimizer, best))

@@ -4,49 +4,80 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.trainable import freeze, layers_of
 from pipeline.training.settings import Settings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+_FRESH_HEAD = 5.0  # times the learning rate of features that are known already (FastAI's and timm's habit is 5-10)
+
 
 def make_loss(settings: Settings, class_counts: Sequence[int], device: torch.device) -> Loss:
-    """Mean loss of logits (B, 1 or C) and targets int64 (B,): BCE for two classes, cross-entropy for more."""
-    counts = torch.tensor(class_counts, dtype=torch.float32)
-    if settings.task == "binary":
-        weight = (counts[0] / counts[1]).to(device) if settings.balance else None
+    """Losses (B,) of logits (B, 1 or C) and targets int64 (B,): BCE for two classes, cross-entropy for more.
 
-        def binary(logits: Tensor, targets: Tensor) -> Tensor:
-            return functional.binary_cross_entropy_with_logits(logits[:, 0], targets.float(), pos_weight=weight)
+    Labels are smoothed by `settings.label_smoothing` (Szegedy et al. 2016, arXiv:1512.00567). Weights of classes have
+    the mean 1 over the train split, whatever the batch, so that workers with other shares of a batch agree.
+    """
+    weights = _class_weights(settings, class_counts).to(device)
+    smoothing = settings.label_smoothing
 
-        return binary
-    weights = (counts.sum() / (len(counts) * counts)).to(device) if settings.balance else None
+    def binary(logits: Tensor, targets: Tensor) -> Tensor:
+        soft = targets.float() * (1.0 - smoothing) + 0.5 * smoothing
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], soft, reduction="none") * weights[targets]
 
     def multiclass(logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, targets, weight=weights)
+        losses = functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        return losses * weights[targets]
 
-    return multiclass
+    return binary if settings.task == "binary" else multiclass
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW; biases and normalisation are not decayed."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+def _class_weights(settings: Settings, class_counts: Sequence[int]) -> Tensor:
+    counts = torch.tensor(class_counts, dtype=torch.float32)
+    weights = torch.ones_like(counts)
+    if settings.balance == "loss":
+        weights = counts.sum() / (len(counts) * counts)
+    return weights
+
+
+def make_optimizer(settings: Settings, model: CellClassifier) -> torch.optim.Optimizer:
+    """Adam or AdamW over what `settings.unfreeze` lets train; biases and normalization are not decayed.
+
+    A layer trains slower than the one after it by `settings.layer_decay` (Bao et al. 2022, arXiv:2106.08254), a head
+    that starts fresh on known features faster than them. Each group has its share of the learning rate as `share`.
+    """
+    training = {id(parameter) for parameter in freeze(model, settings.unfreeze)}
+    layers = layers_of(model)
+    groups = []
+    for number, layer in enumerate(layers):
+        is_head = number == len(layers) - 1
+        share = settings.layer_decay ** max(0, len(layers) - 2 - number)
+        if is_head and settings.pretrained:
+            share *= _FRESH_HEAD
+        for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
+            chosen = [p for p in layer if id(p) in training and (p.ndim > 1) == is_matrix]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "share": share})
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.learning_rate)
 
 
-def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then half a cosine down to 1 % (Loshchilov & Hutter 2017, arXiv:1608.03983). `step` from 0."""
-    warmup = max(1, round(settings.warmup_epochs * steps_per_epoch))
-    total = settings.epochs * steps_per_epoch
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+
+
+def learning_rate(settings: Settings, step: int, steps: int) -> float:
+    """Linear warm-up over `settings.warmup` of all `steps`, then half a cosine down to 1 %. `step` from 0.
+
+    Loshchilov & Hutter 2017 (arXiv:1608.03983).
+    """
+    warmup = max(1, round(settings.warmup * steps))
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
-    share = (step - warmup) / max(1, total - warmup)
+    share = (step - warmup) / max(1, steps - warmup)
     return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * share)))

@@ -18,7 +18,7 @@ from pipeline.images.load import load_image
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.rows import read_rows
 from pipeline.storage.stores import Stores
-from pipeline.training.augment import augment
+from pipeline.training.augment import augmented
 from pipeline.training.rows import TargetRow
 from pipeline.training.settings import Settings
 
@@ -64,18 +64,17 @@ def some_of_each_class(rows: pa.Table, count: int, seed: int) -> pa.Table:
     return rows.take(pa.array(chosen[np.lexsort((chosen, targets[chosen]))]))
 
 
-def augmented(images: Sequence[Pixels], settings: Settings, times: int) -> list[list[Pixels]]:
-    """Each image as the first `times` epochs might see it."""
-    whole = torch.from_numpy(np.stack(images))  # uint8 (B, S, S, 3)
-    generator = torch.Generator().manual_seed(settings.seed)
-    seen = [augment(whole, generator).numpy() for _ in range(times)] if settings.augment else []
+def changes(images: Sequence[Pixels], image_ids: Sequence[int], settings: Settings, times: int) -> list[list[Pixels]]:
+    """Each image as the first `times` epochs see it."""
+    whole, ids = torch.from_numpy(np.stack(images)), np.array(image_ids, np.int64)  # uint8 (B, S, S, 3)
+    seen = [augmented(whole, ids, settings.seed, epoch).numpy() for epoch in range(times)] if settings.augment else []
     return [[epoch[number] for epoch in seen] for number in range(len(images))]
 
 
 def augmentation_sheet(rows: pa.Table, settings: Settings, stores: Stores, images: int = 8, times: int = 7) -> Pixels:
     """Some training images, each beside its random changes; uint8 (H, W, 3)."""
     read = read_images(some_of_each_class(rows, images, settings.seed), settings, stores)
-    changed = augmented([pixels for _, pixels in read], settings, times)
+    changed = changes([pixels for _, pixels in read], [row.image_id for row, _ in read], settings, times)
     lines = [
         [Tile(pixels, (settings.classes[row.target],)), *(Tile(each) for each in of_one)]
         for (row, pixels), of_one in zip(read, changed, strict=True)

@@ -7,29 +7,36 @@ from typing import Literal
 
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import Norm
+from pipeline.model.trainable import Unfreeze
 from pipeline.model.turns import Turns
 from pipeline.training.rows import Task
 
 Optimizer = Literal["adam", "adamw"]
+Balance = Literal["none", "loss", "sample"]  # rare classes weigh as much as others in the loss, or are drawn as often
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a worker must know. `batch_size` is per worker; `learning_rate` suits the batch of all workers."""
+    """Everything a worker must know. `batch_size` counts the images of one optimizer step over all workers."""
 
     architecture: str
     task: Task
     classes: tuple[str, ...]
     input_size: int
+    pretrained: bool  # starts with features that were learned elsewhere
+    unfreeze: Unfreeze  # which layers train
     epochs: int
     batch_size: int
+    accumulate: int  # parts of a worker's share of a batch that go through the network one after the other
     learning_rate: float
+    layer_decay: float  # learning rate of a layer as a share of that of the next
     optimizer: Optimizer
     weight_decay: float
-    warmup_epochs: float
+    warmup: float  # share of all steps
     clip_norm: float
     patience: int  # epochs without a better monitored metric; 0: never stop early
-    balance: bool  # weigh classes by the inverse of their count
+    label_smoothing: float
+    balance: Balance
     augment: bool
     amp: bool  # bfloat16 on CUDA
     workers: int

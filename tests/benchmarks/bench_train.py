@@ -91,7 +91,16 @@ def _ours(
 ) -> list[Trainer]:
     """A run on an empty cache, and one that finds it filled."""
     shared = [sys.executable, "-m", "jobs.train", str(images.manifest), "--architecture", architecture]
-    shared += ["--input-size", str(options.input_size), "--epochs", str(options.epochs), "--patience", "0"]
+    shared += [
+        "--weights",
+        "none",
+        "--input-size",
+        str(options.input_size),
+        "--epochs",
+        str(options.epochs),
+        "--patience",
+        "0",
+    ]
     shared += ["--batch-size", str(options.batch), "--workers", str(workers)]
     shared += ["--use-gpu" if options.gpu else "--no-use-gpu"]
     trainers = []

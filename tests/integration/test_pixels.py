@@ -299,7 +299,20 @@ def test_a_run_without_room_for_a_cache_streams_counts_and_scores_the_same_image
     images = cell_images(tmp_path / "images", 60)
     Path(images[0]["uri"]).write_bytes(b"")
     manifest = manifest_of(images, tmp_path / "manifest").uri
-    flags = ["--input-size", "24", "--epochs", "1", "--batch-size", "4", "--workers", "2", "--cache-bytes", "0"]
+    flags = [
+        "--architecture",
+        "cnn",
+        "--input-size",
+        "24",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "4",
+        "--workers",
+        "2",
+        "--cache-bytes",
+        "0",
+    ]
     assert train.command([manifest, "--out", str(tmp_path / "models"), "--cache", str(tmp_path / "cache"), *flags]) == 0
     printed = capsys.readouterr().out
     assert "no cache:" in printed and "left out: 1 of 60 images could not be used: 1 empty" in printed

@@ -36,7 +36,20 @@ KNOWN = {
     "rclone": Abilities(Conditions.NONE, ranges=True, checks_digests=True, long_keys=True),
 }
 IMAGES = 45
-TRAIN = ["--input-size", "32", "--batch-size", "8", "--workers", "2", "--cpus-per-worker", "0.5", "--epochs", "1"]
+TRAIN = [
+    "--architecture",
+    "cnn",
+    "--input-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--workers",
+    "2",
+    "--cpus-per-worker",
+    "0.5",
+    "--epochs",
+    "1",
+]
 
 
 @pytest.fixture(params=sorted(KNOWN))

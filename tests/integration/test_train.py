@@ -21,10 +21,12 @@ from pipeline.model.torch_engine import TorchRunner
 from tests.training_data import cell_images, manifest_of
 
 SMALL = [
+    "--architecture",
+    "cnn",
     "--input-size",
     "32",
     "--batch-size",
-    "8",
+    "16",
     "--workers",
     "2",
     "--cpus-per-worker",

@@ -101,7 +101,18 @@ def test_scoring_takes_a_new_node_and_goes_on_after_the_loss_of_its_head(bundle:
 
 def test_training_does_not_wait_for_ever_for_a_node_that_is_gone(tmp_path: Path) -> None:
     manifest = manifest_of(cell_images(tmp_path / "cells", 48), tmp_path / "manifest").uri
-    options = ["--input-size", "32", "--patience", "0", "--epochs", "100000", "--out", str(tmp_path / "models")]
+    options = [
+        "--architecture",
+        "cnn",
+        "--input-size",
+        "32",
+        "--patience",
+        "0",
+        "--epochs",
+        "100000",
+        "--out",
+        str(tmp_path / "models"),
+    ]
     log = tmp_path / "train.log"
     with cluster(tmp_path, [1, 1]) as nodes, log.open("w") as sink:
         run = nodes.popen(sys.executable, "-um", "jobs.train", manifest, *options, "--workers", "2",

@@ -12,7 +12,6 @@ from pipeline.base.errors import InputError, UsageError
 from pipeline.model.architectures import ARCHITECTURES, build, check_architecture
 from pipeline.model.export import to_safetensors
 from pipeline.model.starting_weights import start_from
-from pipeline.training.augment import Strength, augment
 
 LARGE = ("resnet50", "densenet121", "efficientnet_b0")
 
@@ -115,24 +114,3 @@ def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
 def test_the_plain_network_has_no_imagenet_weights() -> None:
     with pytest.raises(UsageError, match="none for cnn"):
         start_from(build("cnn", 1), "cnn", "imagenet")
-
-
-def test_augmentation_is_seeded_and_keeps_type_and_shape() -> None:
-    images = torch.randint(0, 256, (8, 20, 20, 3), dtype=torch.uint8)
-    first, again, other = (augment(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert first.dtype == torch.uint8 and first.shape == images.shape
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_turning_moves_pixels_but_changes_none() -> None:
-    images = torch.randint(0, 256, (16, 6, 6, 3), dtype=torch.uint8)
-    turned = augment(images, torch.Generator().manual_seed(0), Strength(density=0, hue=0, brightness=0))
-    assert torch.equal(turned.flatten(1).sort().values, images.flatten(1).sort().values)
-    assert not torch.equal(turned, images)
-
-
-def test_without_any_strength_nothing_changes() -> None:
-    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
-    same = augment(images, torch.Generator().manual_seed(0), Strength(0, 0, 0, turn=False))
-    assert torch.equal(same, images)

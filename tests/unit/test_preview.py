@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import train
-from jobs.train import TrainConfig
 from pipeline.model.bundle import Bundle
 from pipeline.storage.stores import Stores
 from pipeline.training.preview import (
@@ -25,6 +23,7 @@ from pipeline.training.settings import Settings
 from pipeline.training.validation import Scores
 from tests.bundles import make_bundle
 from tests.training_data import cell_images, manifest_of
+from tests.training_settings import training_settings
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +37,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, rows: LabelledRows) -> Bund
     return make_bundle(tmp_path_factory.mktemp("bundle") / "v", 32, "multiclass", classes=rows.classes, synthetic=True)
 
 
-def settings_of(rows: LabelledRows, **changes: Any) -> Settings:
-    return train._settings(TrainConfig(manifest="m", input_size=32, **changes), rows, 1)
+def settings_of(rows: LabelledRows, **changed: Any) -> Settings:
+    return training_settings(task=rows.task, classes=rows.classes, **{"augment": True, **changed})
 
 
 def test_some_images_are_as_many_of_each_class(rows: LabelledRows) -> None:

@@ -17,10 +17,10 @@ from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.prediction import Prediction, predictions
 from pipeline.model.predictor import Predictor
 from pipeline.model.turns import Turns, over_turns, turned
-from pipeline.training.settings import Settings
 from pipeline.training.shard import Batch
 from pipeline.training.validation import validate
 from tests.bundles import make_bundle
+from tests.training_settings import training_settings
 
 SIZE = 16
 
@@ -80,11 +80,7 @@ class OneShard:
 def test_both_engines_and_the_scores_of_validation_agree(trained: Bundle) -> None:
     images = list(pictures())
     onnx, torch_engine = (Predictor(trained, engine=engine).predict_each(images) for engine in ("onnx", "torch"))
-    settings = Settings(
-        architecture="cnn", task="binary", classes=("negative", "positive"), input_size=SIZE, epochs=1, batch_size=2,
-        learning_rate=1e-3, optimizer="adamw", weight_decay=0.0, warmup_epochs=0, clip_norm=0, patience=0,
-        balance=True, augment=False, amp=False, workers=1, seed=0,
-    )  # fmt: skip
+    settings = training_settings(input_size=SIZE, batch_size=2)
     torch.manual_seed(0)
     scores = validate(build("cnn", 1), OneShard(), settings, torch.device("cpu"), 4)  # type: ignore[arg-type]
     validated = predictions(trained.info, scores.logits)

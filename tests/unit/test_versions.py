@@ -17,11 +17,11 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import Output
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.stores import Stores
-from pipeline.training.settings import Settings
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, rows, write_files
 from tests.scoring_sources import score_here as score
 from tests.training_data import cell_images, manifest_of
+from tests.training_settings import training_settings
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -93,9 +93,7 @@ def test_a_model_of_other_pixel_rules_is_refused_with_the_way_on(
 
 
 def test_a_training_is_not_continued_under_other_pixel_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(
-        "cnn", "binary", ("a", "b"), 32, 1, 4, 1e-3, "adam", 0.0, 0.0, 1.0, 0, True, True, False, workers=1, seed=0
-    )
+    settings = training_settings()
     before, defaults = settings.digest("manifest"), Preprocessing.__init__.__defaults__
     assert defaults is not None
     monkeypatch.setattr(Preprocessing.__init__, "__defaults__", (defaults[0] + 1, *defaults[1:]))

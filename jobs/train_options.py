@@ -1,0 +1,140 @@
+"""What a person can choose of a training run, and what is chosen where they have not."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from jobs.config import NamingConfig, positional
+from pipeline.model.bundle import Norm
+from pipeline.model.trainable import Unfreeze
+from pipeline.model.turns import Turns
+from pipeline.storage.uris import absolute, is_s3
+from pipeline.training.recipe import Start, choose_start, planned_patience
+from pipeline.training.rows import LabelledRows
+from pipeline.training.settings import Balance
+from pipeline.training.tracking import check_tracking_uri
+
+_WORDS_FOR_WEIGHTS = ("auto", "none", "imagenet")
+
+
+class TrainConfig(NamingConfig):
+    """Train a network on a manifest's train split, choose the best epoch on its validation split, publish a bundle."""
+
+    manifest: str = positional(description="manifest made by `leukoray ingest`, a folder or s3:// prefix")
+    out: str = Field("models", description="registry: the bundle goes to <out>/<name>/<version>/")
+    name: str = Field(
+        "leukoray", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name in the registry"
+    )
+    architecture: str | None = Field(
+        None,
+        description="network, e.g. cnn, resnet18, timm:NAME (default: efficientnet-lite0 where its weights are there)",
+    )
+    input_size: int | None = Field(
+        None, ge=16, le=1024, description="pixels, square, that images are brought to (default: by network)"
+    )
+    bit_depth: int | None = Field(
+        None, ge=8, le=16, description="bits that count in 16-bit samples (default: as files state, else a guess)"
+    )
+    weights: str = Field(
+        "auto", description="start from: none, imagenet, a .pth or .safetensors file; auto: imagenet where installed"
+    )
+    unfreeze: Unfreeze = Field("all", description="what trains of a network with weights: its head, last layers or all")
+    norm: Norm | None = Field(
+        None,
+        description="batch normalization as it is, frozen (with the statistics of the weights), or group in its place "
+        "(default: frozen where it has weights)",
+    )
+    task: Literal["auto", "binary", "multiclass"] = Field(
+        "auto", description="auto: binary where the manifest labels positive and negative, else by class names"
+    )
+    epochs: int | None = Field(None, ge=1, description="passes over the train split (default: by its size)")
+    batch_size: int = Field(32, ge=1, description="images of one optimizer step, over all workers")
+    accumulate: int = Field(1, ge=1, description="parts of a worker's share of a batch, one after the other in memory")
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate (default: by start)")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a layer as a share of that of the next one"
+    )
+    optimizer: Literal["adam", "adamw"] = Field("adamw", description="optimizer")
+    weight_decay: float = Field(1e-2, ge=0, description="weight decay of matrices")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises")
+    clip_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this; 0: never")
+    patience: int | None = Field(
+        None, ge=0, description="stop after so many epochs without a better metric; 0: never (default: half of them)"
+    )
+    label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="share of certainty that labels do not claim")
+    balance: Balance | None = Field(
+        None,
+        description="rare classes weigh as much as others in the loss, or are drawn as often (sample) "
+        "(default: loss where there are more than two)",
+    )
+    augment: bool = Field(True, description="random turns, place, focus, stain and light of training images")
+    tta: Turns = Field(1, description="turned and mirrored views of an image, whose mean is the model's answer")
+    amp: bool = Field(True, description="bfloat16 arithmetic on GPUs")
+    seed: int = Field(0, ge=0, description="the same seed on the same machine gives the same model")
+    workers: int | None = Field(
+        None, ge=1, description="data-parallel workers (default: a GPU each, else 2, 1 on one core)"
+    )
+    cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker holds (default: by cores)")
+    use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
+    cache: str | None = Field(
+        None, description="folder of decoded images on each node; none: no cache (default: ~/.cache/leukoray/pixels)"
+    )
+    cache_bytes: int | None = Field(
+        None, ge=0, description="size of all files of the cache (default: half of what its disk has free)"
+    )
+    target_sensitivity: float | None = Field(
+        None, gt=0, le=1, description="choose the threshold for this sensitivity (default: balanced accuracy)"
+    )
+    review_margin: float | None = Field(
+        None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
+    )
+    single_writer: bool = Field(
+        False, description="only this run ever writes to --out: for S3 stores that heed no conditional writes"
+    )
+    max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
+    mlflow: str | None = Field(
+        None, description="MLflow server or sqlite:/// file to log the run to (default: $MLFLOW_TRACKING_URI)"
+    )
+
+    @field_validator("manifest", "out")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return absolute(value)
+
+    @field_validator("cache")
+    @classmethod
+    def _absolute_folder(cls, value: str | None) -> str | None:
+        if value is not None and is_s3(value):
+            raise ValueError("must lie on a disk of the node itself: it is mapped into memory")
+        return value if value in (None, "none") else absolute(value)
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute_file(cls, value: str) -> str:
+        return value if value in _WORDS_FOR_WEIGHTS else absolute(value)
+
+    @field_validator("mlflow")
+    @classmethod
+    def _without_password(cls, value: str | None) -> str | None:
+        return value if value is None else check_tracking_uri(value)
+
+
+def chosen_start(config: TrainConfig) -> Start:
+    """Raises UsageError for an unknown architecture."""
+    return choose_start(config.architecture, config.weights, config.input_size, config.norm)
+
+
+def with_defaults(config: TrainConfig, start: Start, rows: LabelledRows) -> TrainConfig:
+    """The configuration with nothing left open but what the cluster decides."""
+    epochs = config.epochs or start.epochs(rows.train.num_rows)
+    chosen: dict[str, Any] = {
+        "architecture": start.architecture,
+        "weights": start.weights,
+        "input_size": start.input_size,
+        "norm": start.norm,
+        "epochs": epochs,
+        "learning_rate": config.learning_rate or start.learning_rate,
+        "patience": planned_patience(epochs) if config.patience is None else config.patience,
+        "balance": config.balance or ("none" if rows.task == "binary" else "loss"),
+    }
+    return config.model_copy(update=chosen)

@@ -1,0 +1,102 @@
+"""One epoch of optimizer steps on one worker: the same steps for any number of workers that share a global batch."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.model.cell_classifier import CellClassifier
+from pipeline.training.augment import augmented
+from pipeline.training.batch import Batch
+from pipeline.training.objective import Loss, learning_rate, set_learning_rate
+from pipeline.training.order import Rows, share, steps_of_epoch, steps_per_epoch
+from pipeline.training.settings import Settings
+
+
+@dataclass
+class Learner:
+    """A rank's network and what moves it. `ddp` is `model`, or a wrap of it that averages gradients over the ranks."""
+
+    settings: Settings
+    rank: int
+    world: int
+    device: torch.device
+    model: CellClassifier
+    ddp: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss_of: Loss
+    images: int  # of the train split
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch, the same on every rank."""
+        return steps_per_epoch(self.images, self.settings.batch_size)
+
+    def order(self, targets: NDArray[np.int64], epoch: int) -> list[Rows]:
+        """What this rank takes of each global batch of an epoch (from 0)."""
+        balanced = self.settings.balance == "sample"
+        steps = steps_of_epoch(targets, self.settings.batch_size, self.settings.seed, epoch, balanced=balanced)
+        return [share(rows, self.rank, self.world) for rows in steps]
+
+    def pixels(self, batch: Batch, epoch: int) -> Tensor:
+        """The images of a batch on the device, changed as they are seen in this epoch."""
+        images = batch.images.to(self.device, non_blocking=True)
+        if not self.settings.augment:
+            return images
+        return augmented(images, batch.image_ids, self.settings.seed, epoch)
+
+    def step(self, batch: Batch, epoch: int, step: int) -> Tensor:
+        """The `step`-th optimizer step of an epoch (both from 0); this rank's part of the mean loss, float32 ()."""
+        settings = self.settings
+        torch.manual_seed(step_seed(settings.seed, epoch, step, self.rank))  # dropout: the same after a restart
+        rate = learning_rate(settings, epoch * self.steps + step, settings.epochs * self.steps)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        parts = _parts(batch, settings.accumulate)
+        for number, part in enumerate(parts):
+            with self._quiet() if number < len(parts) - 1 else contextlib.nullcontext():
+                total += self._backward(part, epoch)
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        return total
+
+    def _backward(self, part: Batch, epoch: int) -> Tensor:
+        """Add the gradient of a part of a batch. DDP takes the mean over ranks: times their number, it is the sum."""
+        settings = self.settings
+        images, targets = self.pixels(part, epoch), part.targets.to(self.device, non_blocking=True)
+        is_empty = not len(images)
+        if is_empty:  # the others wait for this rank's gradients: of a black image, times 0
+            images, targets = images.new_zeros((1, *images.shape[1:])), targets.new_zeros(1)
+        with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and self.device.type == "cuda"):
+            logits = self.ddp(images)
+        losses = self.loss_of(logits.float(), targets)
+        loss = losses.sum() * (0.0 if is_empty else 1.0 / settings.batch_size)
+        torch.autograd.backward(loss * self.world)
+        return loss.detach()
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Gradients stay on the rank: others are asked at the end of the step only."""
+        with self.ddp.no_sync() if isinstance(self.ddp, DistributedDataParallel) else contextlib.nullcontext():
+            yield
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    """A batch in `count` parts, the last ones smaller."""
+    each = max(1, -(-len(batch.image_ids) // count))
+    starts = range(0, each * count, each)
+    return [
+        Batch(batch.images[at : at + each], batch.targets[at : at + each], batch.image_ids[at : at + each])
+        for at in starts
+    ]
+
+
+def step_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])

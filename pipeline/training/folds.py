@@ -1,0 +1,135 @@
+"""Cross-validation: the images of training and validation in folds that share no subject, or no site.
+
+Each fold is held out once, while the others train; what the models say of the images they did not see is worth more
+than one small validation split. The test split stays apart.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.base.errors import InputError, UsageError
+from pipeline.ingest.near_copies_files import NEAR_COPIES_TABLE
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.rows import places_of
+from pipeline.storage.stores import Stores
+from pipeline.storage.uris import join
+from pipeline.training.rows import LabelledRows
+
+GroupBy = Literal["subject", "site"]
+
+
+def fold_numbers(manifest: Manifest, rows: LabelledRows, count: int, by: GroupBy, seed: int, stores: Stores) -> "Folds":
+    """Deal all labelled images of training and validation to `count` folds, alike in classes.
+
+    Images of one subject stay together, as do near copies of each other, and with `by` 'site' all images of a site.
+    Raises UsageError when there are fewer groups than folds, InputError where an image has no site or a class is in
+    one fold only.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    table = pa.concat_tables([rows.train, rows.validation]).sort_by("image_id")
+    groups = _groups(manifest, table["image_id"], by, stores)
+    found = len(np.unique(groups))
+    if found < count:
+        raise UsageError(f"--folds {count}: the manifest has {found} groups (--group-by {by}); use at most {found}")
+    targets = table["target"].to_numpy()
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    fold = np.zeros(len(targets), np.int64)
+    for number, (_, held_out) in enumerate(splitter.split(targets, targets, groups)):
+        fold[held_out] = number
+    folds = Folds(rows, table, fold, count)
+    folds.refuse_gaps(manifest.uri)
+    return folds
+
+
+class Folds:
+    """Rows (ROW_SCHEMA, in id order) with the fold of each."""
+
+    def __init__(self, rows: LabelledRows, table: pa.Table, fold: NDArray[np.int64], count: int) -> None:
+        self._rows, self._table, self._fold, self.count = rows, table, fold, count
+
+    def without(self, number: int) -> LabelledRows:
+        """All folds but one to train on, that one as the validation split."""
+        held_out = self._fold == number
+        return replace(
+            self._rows,
+            train=self._table.filter(pa.array(~held_out)).combine_chunks(),
+            validation=self._table.filter(pa.array(held_out)).combine_chunks(),
+        )
+
+    def whole(self) -> LabelledRows:
+        """Everything to train on, nothing to validate with."""
+        return replace(self._rows, train=self._table.combine_chunks(), validation=self._table.slice(0, 0))
+
+    def sizes(self) -> list[int]:
+        return [int(size) for size in np.bincount(self._fold, minlength=self.count)]
+
+    def fold_of(self, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        known = self._table["image_id"].to_numpy()
+        found: NDArray[np.int64] = self._fold[np.searchsorted(known, image_ids)]
+        return found
+
+    def refuse_gaps(self, uri: str) -> None:
+        """Raise InputError when a fold holds all images of a class: nothing would be left to learn it from."""
+        targets = self._table["target"].to_numpy()
+        for number in range(self.count):
+            left = set(targets[self._fold != number].tolist())
+            missing = [name for code, name in enumerate(self._rows.classes) if code not in left]
+            if missing:
+                raise InputError(
+                    f"{uri}: fold {number + 1} of {self.count} holds every image of class {', '.join(missing)}: give "
+                    "more subjects of it, or group by subject instead of site"
+                )
+
+
+def _groups(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy, stores: Stores) -> NDArray[np.int64]:
+    """A number an image, (N,): the same for images that must stay together."""
+    at = pc.index_in(image_ids, manifest.table["image_id"].combine_chunks()).to_numpy()
+    names: list[list[str | None]] = [manifest.table["subject_id"].take(pa.array(at)).to_pylist()]
+    if by == "site":
+        sites = manifest.table["site"].take(pa.array(at)).to_pylist()
+        if None in sites:
+            raise InputError(
+                f"{manifest.uri}: {sites.count(None)} images have no site; give it with `leukoray ingest "
+                "--site-pattern` or a table with a column site, or use --group-by subject"
+            )
+        names.append(sites)
+    links = [_same(column) for column in names]
+    links.append(_near_copies(manifest, at, stores))
+    return _components(len(at), np.concatenate(links))
+
+
+def _same(names: Sequence[str | None]) -> NDArray[np.int64]:
+    """Pairs (first row of a name, other row of it), int64 (P, 2)."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(name, row), row) for row, name in enumerate(names) if name is not None]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _near_copies(manifest: Manifest, at: NDArray[np.int64], stores: Stores) -> NDArray[np.int64]:
+    """Pairs of rows that ingest found to show the same."""
+    found = stores.read_if_there(join(manifest.uri, NEAR_COPIES_TABLE))
+    if found is None:
+        return np.empty((0, 2), np.int64)
+    places = places_of(manifest.table)
+    row_of = {places[number]: row for row, number in enumerate(at.tolist())}
+    read = csv.DictReader(io.StringIO(found.decode("utf-8", "surrogateescape")))
+    pairs = [(row_of.get(pair["first"], -1), row_of.get(pair["second"], -1)) for pair in read]
+    return np.array([pair for pair in pairs if -1 not in pair], np.int64).reshape(-1, 2)
+
+
+def _components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    found: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found

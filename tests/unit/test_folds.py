@@ -1,0 +1,91 @@
+"""Cross-validation folds: what stays together, what each holds, and what is refused."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.base.errors import InputError, UsageError
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, write_manifest
+from pipeline.sources.rows import image_id
+from pipeline.storage.stores import Stores
+from pipeline.training.folds import Folds, fold_numbers
+from pipeline.training.rows import labelled_rows
+from tests.training_data import manifest_row
+
+
+def _manifest(folder: Path, subjects: list[str | None], sites: list[str | None] | None = None) -> Manifest:
+    rows: list[dict[str, Any]] = []
+    folder.mkdir(exist_ok=True)
+    for number, subject in enumerate(subjects):
+        path = folder / f"{number:03d}.png"
+        path.write_bytes(b"x")
+        row = manifest_row(path, number % 2, "validation" if number < 8 else "train")
+        rows.append({**row, "subject_id": subject, "site": sites[number] if sites else None})
+    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    info = ManifestInfo(source=[str(folder)], layout="x", digest="", counts={}, unit="cell")
+    return write_manifest(str(folder / "manifest"), [table], info)
+
+
+def _folds(manifest: Manifest, count: int = 4, by: Any = "subject") -> Folds:
+    return fold_numbers(manifest, labelled_rows(manifest), count, by, 0, Stores())
+
+
+def _ids(table: pa.Table) -> set[int]:
+    return set(table["image_id"].to_pylist())
+
+
+def test_every_image_is_held_out_once_and_no_subject_is_on_both_sides(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, [f"p{number // 4}" for number in range(48)])
+    folds = _folds(manifest)
+    subject = dict(zip(manifest.table["image_id"].to_pylist(), manifest.table["subject_id"].to_pylist(), strict=True))
+    held_out: list[int] = []
+    for number in range(4):
+        rows = folds.without(number)
+        train, validation = _ids(rows.train), _ids(rows.validation)
+        assert train | validation == set(subject) and not train & validation
+        assert not {subject[i] for i in train} & {subject[i] for i in validation}
+        assert set(folds.fold_of(np.array(sorted(validation))).tolist()) == {number}
+        held_out += validation
+    assert sorted(held_out) == sorted(subject)
+    assert max(folds.sizes()) - min(folds.sizes()) <= 4
+    assert folds.whole().train.num_rows == 48 and folds.whole().validation.num_rows == 0
+
+
+def test_near_copies_stay_together_where_there_are_no_subjects(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, [None] * 40)
+    chain = [f"{tmp_path}/{n:03d}.png" for n in (1, 9, 23, 30)]
+    lines = ["first,second,agreement", *(f"{a},{b},0.99" for a, b in itertools.pairwise(chain))]
+    (tmp_path / "manifest" / "near_copies.csv").write_text("\n".join(lines))
+    folds = _folds(manifest)
+    assert len(set(folds.fold_of(np.array(sorted(image_id(path) for path in chain))).tolist())) == 1
+
+
+def test_a_site_is_held_out_whole(tmp_path: Path) -> None:
+    sites = [f"clinic{number // 16}" for number in range(48)]
+    manifest = _manifest(tmp_path, [f"p{number}" for number in range(48)], sites)
+    folds = _folds(manifest, 3, "site")
+    site = dict(zip(manifest.table["image_id"].to_pylist(), manifest.table["site"].to_pylist(), strict=True))
+    held_out = [{site[i] for i in _ids(folds.without(number).validation)} for number in range(3)]
+    assert sorted(map(sorted, held_out)) == [["clinic0"], ["clinic1"], ["clinic2"]]
+
+
+def test_more_folds_than_subjects_are_refused(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, [f"p{number // 12}" for number in range(36)])
+    with pytest.raises(UsageError, match=r"--folds 4: the manifest has 3 groups .*use at most 3"):
+        _folds(manifest)
+
+
+def test_images_without_a_site_are_refused(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, [f"p{number}" for number in range(12)], ["a"] * 6 + [None] * 6)
+    with pytest.raises(InputError, match="6 images have no site"):
+        _folds(manifest, 2, "site")
+
+
+def test_a_class_that_one_fold_holds_alone_is_refused(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, ["even" if number % 2 == 0 else f"p{number // 8}" for number in range(32)])
+    with pytest.raises(InputError, match="holds every image of class negative"):
+        _folds(manifest)

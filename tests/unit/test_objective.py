@@ -1,0 +1,70 @@
+"""Loss, optimizer groups and learning rate."""
+
+import pytest
+import torch
+
+from pipeline.model.architectures import build
+from pipeline.training.objective import learning_rate, make_loss, make_optimizer, set_learning_rate
+from tests.training_settings import training_settings
+
+CPU = torch.device("cpu")
+
+
+def test_binary_loss_is_the_log_loss_of_each_image() -> None:
+    losses = make_loss(training_settings(), [3, 1], CPU)(torch.tensor([[0.0], [2.0]]), torch.tensor([0, 1]))
+    assert losses.tolist() == pytest.approx([0.693147, 0.126928], abs=1e-5)
+
+
+def test_smoothed_labels_ask_for_less_than_certainty() -> None:
+    loss_of = make_loss(training_settings(label_smoothing=0.1), [1, 1], CPU)
+    logits = torch.linspace(-8, 8, 321)[:, None]
+    losses = loss_of(logits, torch.ones(321, dtype=torch.int64))
+    assert torch.sigmoid(logits[losses.argmin(), 0]).item() == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_weighed_classes_count_alike_over_the_split(task: str) -> None:
+    classes = ("a", "b")
+    settings = training_settings(task=task, classes=classes, balance="loss")
+    targets = torch.tensor([0] * 9 + [1])
+    losses = make_loss(settings, [9, 1], CPU)(torch.zeros(10, settings.outputs), targets)
+    assert losses[targets == 0].sum().item() == pytest.approx(losses[targets == 1].sum().item())
+    assert losses.mean().item() == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_earlier_layers_learn_slower_and_a_fresh_head_faster() -> None:
+    settings = training_settings(architecture="efficientnet-lite0", pretrained=True, layer_decay=0.5)
+    model = build("efficientnet-lite0", 1)
+    optimizer = make_optimizer(settings, model)
+    set_learning_rate(optimizer, 1.0)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    assert rate[id(model.backbone.fc.weight)] == 5.0
+    last = [rate[id(p)] for p in model.backbone.conv_head.parameters()]
+    stem = [rate[id(p)] for p in model.backbone.conv_stem.parameters()]
+    assert last == [1.0]
+    assert stem[0] == pytest.approx(0.5**12)
+
+
+def test_only_matrices_are_decayed() -> None:
+    optimizer = make_optimizer(training_settings(weight_decay=0.1), build("cnn", 1))
+    for group in optimizer.param_groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.1}
+
+
+def test_a_head_alone_leaves_the_rest_untouched() -> None:
+    model = build("efficientnet-lite0", 1)
+    optimizer = make_optimizer(training_settings(architecture="efficientnet-lite0", unfreeze="head"), model)
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {
+        id(p) for p in model.backbone.fc.parameters()
+    }
+    assert not model.backbone.conv_stem.weight.requires_grad
+
+
+def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
+    settings = training_settings(warmup=0.1)
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == pytest.approx(1e-3)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-5, rel=0.1)
