@@ -1,6 +1,7 @@
 """Makes docs/reference.md from the models: `make reference`. What is told there has its only source in the code."""
 
 import importlib
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -68,11 +69,7 @@ def page() -> str:
 
 def config_of(job: str) -> type[JobConfig]:
     """The configuration model of a job."""
-    module = importlib.import_module(f"jobs.{job}")
-    (found,) = (
-        item for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, JobConfig) and item.__module__ == module.__name__
-    )  # fmt: skip
+    found: type[JobConfig] = typing.get_type_hints(importlib.import_module(f"jobs.{job}").main)["config"]
     return found
 
 

@@ -36,12 +36,18 @@ class State:
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def after(self, row: dict[str, float], monitor: str, patience: int, steps: int) -> "State":
+    def after(self, row: dict[str, float], monitor: str | None, patience: int, steps: int) -> "State":
         """The state one epoch on, `row["step"]` optimizer steps into the run.
 
         It ends at `steps`, or `patience` steps after the metric was last beaten (0: never early). A tie goes to the
-        lower validation loss, but does not buy more patience.
+        lower validation loss, but does not buy more patience. Without a monitor the last epoch is the best, and all
+        are run.
         """
+        if monitor is None:
+            epoch, step = self.epoch + 1, int(row["step"])
+            return replace(
+                self, epoch=epoch, step=step, best_epoch=epoch, history=[*self.history, row], finished=step >= steps
+            )
         metric, loss = row[monitor], row["val_loss"]
         beaten = metric > self.best_metric + 1e-6
         better = beaten or (metric > self.best_metric - 1e-6 and loss < self.best_loss)

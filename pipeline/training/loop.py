@@ -17,6 +17,7 @@ from pipeline.base.errors import IncompleteError
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.norms import synchronise
+from pipeline.model.trainable import freeze
 from pipeline.storage.stores import Stores
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Best, State
@@ -111,6 +112,7 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     model = build(settings.architecture, settings.outputs, settings.norm)
     if assignment.initial is not None:
         model.load_state_dict(load(ray.get(assignment.initial)))
+    freeze(model, settings.unfreeze)
     model = _on_device(model, device, context.get_world_size())
     optimizer = make_optimizer(settings, model)
     state, best = State(), None
@@ -195,7 +197,8 @@ def _settle(worker: _Worker, epoch: int) -> None:
 def _moved(worker: _Worker, state: State, row: dict[str, float], scores: Scores) -> State:
     """The state after the epoch of `row`; says once when the loss falls while validation stays at chance."""
     settings, steps = worker.settings, worker.learner.steps
-    after = state.after(row, settings.monitor, settings.patience * steps, settings.epochs * steps)
+    monitor = settings.monitor if settings.choose == "best" else None
+    after = state.after(row, monitor, settings.patience * steps, settings.epochs * steps)
     counts = np.bincount(scores.targets, minlength=len(settings.classes)).tolist()
     before, now = (suspicion(each.history, settings.monitor, counts) for each in (state, after))
     if now and not before:

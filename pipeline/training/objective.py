@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model.cell_classifier import CellClassifier
-from pipeline.model.trainable import freeze, layers_of
+from pipeline.model.trainable import layers_of
 from pipeline.training.settings import Settings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -45,12 +45,11 @@ def _class_weights(settings: Settings, class_counts: Sequence[int]) -> Tensor:
 
 
 def make_optimizer(settings: Settings, model: CellClassifier) -> torch.optim.Optimizer:
-    """Adam or AdamW over what `settings.unfreeze` lets train; biases and normalization are not decayed.
+    """Adam or AdamW over what `freeze` lets train; biases and normalization are not decayed.
 
     A layer trains slower than the one after it by `settings.layer_decay` (Bao et al. 2022, arXiv:2106.08254), a head
     that starts fresh on known features faster than them. Each group has its share of the learning rate as `share`.
     """
-    training = {id(parameter) for parameter in freeze(model, settings.unfreeze)}
     layers = layers_of(model)
     groups = []
     for number, layer in enumerate(layers):
@@ -59,7 +58,7 @@ def make_optimizer(settings: Settings, model: CellClassifier) -> torch.optim.Opt
         if is_head and settings.pretrained:
             share *= _FRESH_HEAD
         for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
-            chosen = [p for p in layer if id(p) in training and (p.ndim > 1) == is_matrix]
+            chosen = [p for p in layer if p.requires_grad and (p.ndim > 1) == is_matrix]
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "share": share})
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam

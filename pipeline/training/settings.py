@@ -14,6 +14,8 @@ from pipeline.training.rows import Task
 Optimizer = Literal["adam", "adamw"]
 Balance = Literal["none", "loss", "sample"]  # rare classes weigh as much as others in the loss, or are drawn as often
 
+Choice = Literal["best", "last"]  # the epoch whose weights are kept: by validation, or whatever it says
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,6 +43,7 @@ class Settings:
     amp: bool  # bfloat16 on CUDA
     workers: int
     seed: int
+    choose: Choice = "best"
     norm: Norm = "batch"
     turns: Turns = 1  # of an image in prediction; epochs are compared by one
     bit_depth: int | None = None  # of 16-bit samples; None: as files say

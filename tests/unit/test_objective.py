@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.model.architectures import build
+from pipeline.model.trainable import freeze
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer, set_learning_rate
 from tests.training_settings import training_settings
 
@@ -54,7 +55,8 @@ def test_only_matrices_are_decayed() -> None:
 
 def test_a_head_alone_leaves_the_rest_untouched() -> None:
     model = build("efficientnet-lite0", 1)
-    optimizer = make_optimizer(training_settings(architecture="efficientnet-lite0", unfreeze="head"), model)
+    freeze(model, "head")
+    optimizer = make_optimizer(training_settings(architecture="efficientnet-lite0"), model)
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {
         id(p) for p in model.backbone.fc.parameters()
     }

@@ -1,0 +1,108 @@
+"""Train once for each fold and gather what the models say of the images that they did not see.
+
+Nothing is chosen by the fold that is held out: its model is the one after the last epoch.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.model.prediction import probabilities
+from pipeline.model.registry import ModelFolder
+from pipeline.storage.uris import join
+from pipeline.training.fit import Trained
+from pipeline.training.folds import Folds
+from pipeline.training.rows import LabelledRows
+from pipeline.training.run_folder import TrainingRun, held_run
+from pipeline.training.settings import Settings
+from pipeline.training.validation import Scores, measure
+
+Fit = Callable[[Settings, LabelledRows, TrainingRun], Trained]
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Scores of every image by the model of the folds that it is not in, in id order."""
+
+    scores: Scores
+    fold: NDArray[np.int64]  # (N,)
+    metrics: list[dict[str, float]]  # of each fold
+
+    def spread(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of a metric over the folds where it is defined."""
+        values = np.array([fold[name] for fold in self.metrics])
+        known = values[np.isfinite(values)]
+        return (float(known.mean()), float(known.std(ddof=1))) if len(known) > 1 else (float(values.mean()), np.nan)
+
+    def table(self, temperature: float, classes: tuple[str, ...]) -> pa.Table:
+        """image_id, fold, target (a class's name) and the calibrated probability of each class."""
+        said = probabilities(self.scores.logits, temperature)  # (N, C)
+        columns = {
+            "image_id": pa.array(self.scores.image_ids, pa.int64()),
+            "fold": pa.array(self.fold + 1, pa.int64()),
+            "class": pa.array([classes[target] for target in self.scores.targets], pa.string()),
+            **{f"prob_{name}": pa.array(said[:, number], pa.float64()) for number, name in enumerate(classes)},
+        }
+        return pa.table(columns)
+
+
+def cross_validate(
+    folds: Folds, settings: Settings, folder: ModelFolder, run: TrainingRun, digest: str, fit: Fit
+) -> OutOfFold:
+    """Train and score each fold, one after the other; what `run` has of them already is not done again.
+
+    Raises what `fit` raises.
+    """
+    chosen = replace(settings, choose="last")
+    parts = []
+    for number in range(folds.count):
+        path = join(run.uri, f"fold-{number + 1}.npz")
+        kept = run.stores.read_if_there(path)
+        rows = folds.without(number)
+        if kept is not None:
+            scores = _unpacked(kept)
+        else:
+            print(f"fold {number + 1} of {folds.count}: {rows.validation.num_rows} images held out", flush=True)
+            scores = _of_fold(chosen, rows, folder, f"{digest}:{number}", fit)
+            run.check_lock()
+            run.stores.of(path).write(path, _packed(scores))
+        parts.append(scores)
+        print(f"fold {number + 1} of {folds.count}: {_told(measure(scores, settings.task))}", flush=True)
+    return joined(folds, parts, settings.task)
+
+
+def joined(folds: Folds, parts: list[Scores], task: str) -> OutOfFold:
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("image_ids", "targets", "logits")
+    }
+    order = np.argsort(arrays["image_ids"], kind="stable")
+    scores = Scores(*(arrays[name][order] for name in ("image_ids", "targets", "logits")))
+    return OutOfFold(scores, folds.fold_of(scores.image_ids), [measure(part, task) for part in parts])
+
+
+def _of_fold(settings: Settings, rows: LabelledRows, folder: ModelFolder, name: str, fit: Fit) -> Scores:
+    with held_run(folder, settings.digest(name)) as run:
+        scores = fit(settings, rows, run).best.scores
+        run.check_lock()
+        run.close("held out")
+    return scores
+
+
+def _told(metrics: dict[str, float]) -> str:
+    names = (("val_auc", "ROC-AUC"), ("val_balanced_accuracy", "balanced accuracy"))
+    return ", ".join(f"{title} {metrics[name]:.4f}" for name, title in names)
+
+
+def _packed(scores: Scores) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, image_ids=scores.image_ids, targets=scores.targets, logits=scores.logits)
+    return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> Scores:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return Scores(arrays["image_ids"], arrays["targets"], arrays["logits"])
