@@ -5,8 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from jobs.config import NamingConfig, positional
-from pipeline.model.bundle import Norm
-from pipeline.model.trainable import Unfreeze
+from pipeline.model.choices import Norm, Unfreeze
 from pipeline.model.turns import Turns
 from pipeline.storage.uris import absolute, is_s3
 from pipeline.training.recipe import Start, choose_start, planned_patience

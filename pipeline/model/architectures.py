@@ -13,8 +13,8 @@ from torch import nn
 
 from pipeline.base.errors import UsageError
 from pipeline.model import timm_networks
-from pipeline.model.bundle import Norm
 from pipeline.model.cell_classifier import Architecture, CellClassifier
+from pipeline.model.choices import Norm
 from pipeline.model.efficientnet_lite import LITE_MEAN, LITE_STD, EfficientNetLite
 from pipeline.model.norms import by_groups, has_batch_norm
 from pipeline.model.plain_cnn import HEAD_DROPOUT, PlainCnn

@@ -19,12 +19,11 @@ from pipeline.base.versions import check_version
 from pipeline.images.load import Preprocessing
 from pipeline.images.unit import Unit
 from pipeline.model.chance import AgainstChance
+from pipeline.model.choices import Norm
 from pipeline.model.turns import Turns
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
-
-Norm = Literal["batch", "frozen", "group"]  # what `model.norms` makes of a network
 
 BUNDLE_VERSION = 1
 WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "MODEL_CARD.md"

@@ -14,9 +14,8 @@ from torch import Tensor
 from pipeline.base.errors import InputError, PlatformError, UsageError
 from pipeline.base.text import first_line
 from pipeline.model.architectures import ARCHITECTURES, architecture_of
-from pipeline.model.bundle import Norm
 from pipeline.model.cell_classifier import CellClassifier
-from pipeline.model.trainable import Unfreeze
+from pipeline.model.choices import Norm, Unfreeze
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute

@@ -4,16 +4,14 @@ Depth follows the tree of modules, in which every network here lists its parts i
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.base.errors import UsageError
 from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.choices import Unfreeze
 from pipeline.model.lora import adapt
-
-Unfreeze = Literal["head", "last", "lora", "all"]
 
 # as many as a ViT with twelve blocks has before its head: a decay of 0.75 a layer leaves the stem a fortieth.
 # Deeper networks group their blocks, as ConvNeXt's authors do for the same reason (arXiv:2201.03545, appendix A)

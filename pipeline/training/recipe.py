@@ -6,7 +6,7 @@ Chosen by measurement on patients that were not trained on (docs/train.md), for 
 from dataclasses import dataclass
 
 from pipeline.model.architectures import architecture_of, normalises_by_batch
-from pipeline.model.bundle import Norm
+from pipeline.model.choices import Norm
 from pipeline.model.starting_weights import is_installed
 
 KNOWN, FRESH = "efficientnet-lite0", "cnn"

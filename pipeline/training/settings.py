@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pipeline.images.load import Preprocessing
-from pipeline.model.bundle import Norm
-from pipeline.model.trainable import Unfreeze
+from pipeline.model.choices import Norm, Unfreeze
 from pipeline.model.turns import Turns
 from pipeline.training.rows import Task
 
