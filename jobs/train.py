@@ -120,7 +120,7 @@ def _meanwhile(records: Records) -> None:
 def _checked_rows(manifest: Manifest, config: TrainConfig, chosen: Start) -> LabelledRows:
     """The rows to learn from. Raises UsageError or InputError before anything is started."""
     check_architecture(chosen.architecture, chosen.input_size, chosen.norm)
-    check_start(chosen.weights, chosen.norm, config.unfreeze)
+    check_start(chosen.architecture, chosen.weights, chosen.norm, config.unfreeze)
     if manifest.info.split_rule == "images":  # asked for at ingest, which warned; evaluate's report repeats it
         for warning in manifest.info.warnings:
             print(f"warning: {warning}", flush=True)

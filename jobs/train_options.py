@@ -37,7 +37,10 @@ class TrainConfig(NamingConfig):
     weights: str = Field(
         "auto", description="start from: none, imagenet, a .pth or .safetensors file; auto: imagenet where installed"
     )
-    unfreeze: Unfreeze = Field("all", description="what trains of a network with weights: its head, last layers or all")
+    unfreeze: Unfreeze = Field(
+        "all",
+        description="what trains of a network with weights; lora: low-rank changes of attention, and the head",
+    )
     norm: Norm | None = Field(
         None,
         description="batch normalization as it is, frozen (with the statistics of the weights), or group in its place "

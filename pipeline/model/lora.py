@@ -26,18 +26,19 @@ class LowRank(nn.Module):
         return weight + self.up @ self.down
 
 
-def adapt(model: nn.Module, rank: int = RANK) -> list[nn.Parameter]:
-    """Put a `LowRank` on every query, key, value and projection of attention; their parameters, none without attention.
+def attention(model: nn.Module) -> list[nn.Linear]:
+    """What makes queries, keys and values of tokens, and what projects the answer."""
+    named = model.named_modules()
+    return [module for name, module in named if isinstance(module, nn.Linear) and name.endswith(_OF_ATTENTION)]
 
-    Where they are there already, these.
-    """
+
+def adapt(model: nn.Module, rank: int = RANK) -> list[nn.Parameter]:
+    """Put a `LowRank` on every matrix of `attention`, where there is none yet; the parameters of all."""
     found: list[nn.Parameter] = []
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name.endswith(_OF_ATTENTION):
-            if not parametrize.is_parametrized(module, "weight"):
-                parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
-            added = module.get_submodule("parametrizations.weight.0")
-            found += added.parameters()
+    for module in attention(model):
+        if not parametrize.is_parametrized(module, "weight"):
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
+        found += module.get_submodule("parametrizations.weight.0").parameters()
     return found
 
 

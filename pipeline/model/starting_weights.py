@@ -16,6 +16,7 @@ from pipeline.base.text import first_line
 from pipeline.model.architectures import ARCHITECTURES, architecture_of
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.choices import Norm, Unfreeze
+from pipeline.model.lora import attention
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute
@@ -42,8 +43,10 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def check_start(weights: str, norm: Norm, unfreeze: Unfreeze = "all") -> None:
-    """Raise UsageError where the weights to start from cannot serve what is asked of them."""
+def check_start(architecture: str, weights: str, norm: Norm, unfreeze: Unfreeze = "all") -> None:
+    """Raise UsageError where the network or the weights to start from cannot serve what is asked of them."""
+    if unfreeze == "lora" and not attention(architecture_of(architecture).make(1)):
+        raise UsageError(f"--unfreeze lora: {architecture} has no attention to adapt; use --unfreeze last")
     if weights == "none" and norm == "frozen":
         raise UsageError(
             "--norm frozen: a network that starts from the seed has no statistics to keep; give --weights imagenet or "

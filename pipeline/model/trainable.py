@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.errors import UsageError
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.choices import Unfreeze
 from pipeline.model.lora import adapt
@@ -65,15 +64,11 @@ def last_of(model: CellClassifier) -> list[nn.Parameter]:
 def freeze(model: CellClassifier, unfreeze: Unfreeze) -> list[nn.Parameter]:
     """Let `head`, `last` (`last_of`), `lora` (`lora.adapt`, and the head) or `all` train and nothing else; what trains.
 
-    A BatchNorm whose weights do not train keeps its statistics as well (`CellClassifier.train`). Raises UsageError
-    where there is no attention to adapt.
+    A BatchNorm whose weights do not train keeps its statistics as well (`CellClassifier.train`).
     """
     chosen = list(head_of(model).parameters())
     if unfreeze == "lora":
-        added = adapt(model)
-        if not added:
-            raise UsageError("--unfreeze lora: the network has no attention to adapt; use --unfreeze last")
-        chosen = [*added, *chosen]
+        chosen = [*adapt(model), *chosen]
     elif unfreeze == "last":
         chosen = last_of(model)
     elif unfreeze == "all":

@@ -57,11 +57,12 @@ def choose_start(architecture: str | None, weights: str, input_size: int | None,
             )
     if weights == AUTO:
         weights = "imagenet" if is_installed(architecture) else NONE
+    recipe, size = architecture_of(architecture), _KNOWN_SIZE if weights != NONE else _FRESH_SIZE
     keeps_statistics = weights != NONE and normalises_by_batch(architecture)
     return Start(
         architecture,
         weights,
-        input_size or architecture_of(architecture).only_size or (_KNOWN_SIZE if weights != NONE else _FRESH_SIZE),
+        input_size or recipe.only_size or size - size % recipe.multiple_of,
         norm or ("frozen" if keeps_statistics else "batch"),
         note,
     )

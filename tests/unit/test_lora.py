@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UsageError
-from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.lora import merged
+from pipeline.model.starting_weights import check_start
 from pipeline.model.trainable import freeze, head_of
 from pipeline.model.vision_transformer import VisionTransformer
 from tests.unit.test_trainable import IMAGES, assert_layers_follow_the_use
@@ -56,5 +56,6 @@ def test_asked_twice_it_is_adapted_once_and_its_state_can_be_restored() -> None:
 
 
 def test_a_network_without_attention_is_refused() -> None:
-    with pytest.raises(UsageError, match="no attention to adapt; use --unfreeze last"):
-        freeze(build("resnet18", 1), "lora")
+    with pytest.raises(UsageError, match="resnet18 has no attention to adapt; use --unfreeze last"):
+        check_start("resnet18", "imagenet", "batch", "lora")
+    check_start("dinobloom-s", "file.pth", "batch", "lora")

@@ -98,7 +98,7 @@ def test_a_bundle_of_groups_is_rebuilt_from_what_it_says_of_itself() -> None:
 )
 def test_what_the_starting_weights_cannot_serve_is_refused(weights: str, norm: str, unfreeze: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        check_start(weights, norm, unfreeze)  # type: ignore[arg-type]
-    check_start("imagenet", "frozen", "head")
-    check_start("none", "group")
+        check_start("cnn", weights, norm, unfreeze)  # type: ignore[arg-type]
+    check_start("cnn", "imagenet", "frozen", "head")
+    check_start("cnn", "none", "group")
     check_architecture("cnn", 32, "group")

@@ -32,6 +32,7 @@ def test_what_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_norms_of_the_batch_are_frozen_only_where_there_are_some() -> None:
     assert choose_start("vgg11", "file.pth", None, None).norm == "batch"
+    assert choose_start("dinobloom-s", "file.pth", None, None).input_size == 140  # ten patches
     assert choose_start("resnet18", "file.pth", None, None).norm == "frozen"
 
 
