@@ -155,6 +155,18 @@ def test_a_second_run_decodes_nothing_and_needs_no_source(
     assert again[1].noted().rejected.codes == {"truncated": DAMAGED}
 
 
+def test_two_runs_that_decode_the_same_images_at_once_do_each_other_no_harm(plan: ClusterPlan, tmp_path: Path) -> None:
+    rows, root = rows_in(tmp_path, 90), str(tmp_path / "cache")
+    both = [supplied(rows, plan, root) for _ in range(2)]
+    assert all(made.filling for made in both)
+    expected = pixels_of(rows)
+    for made in both:
+        shard, validation = open_shards(made, 0, 1)
+        met = seen(shard.batches(usable_rows(shard))) + seen(validation.once(8))
+        assert {image: (target, pixels) for image, target, pixels in met} == expected
+    assert supplied(rows, plan, root).filling == ()
+
+
 def test_only_new_images_are_decoded(plan: ClusterPlan, tmp_path: Path) -> None:
     rows, root = rows_in(tmp_path, 60), str(tmp_path / "cache")
     supplied(LabelledRows("binary", rows.classes, (), rows.train.slice(3), rows.validation), plan, root).placed()
@@ -275,6 +287,19 @@ def test_a_store_that_goes_out_ends_the_run_and_blames_no_image(
     with pytest.raises(PlatformError, match=r"the store does not answer .*; run again when it is back"):
         for _ in open_shards(made, 0, 1)[0].batches([np.arange(start, start + 10) for start in range(0, 200, 10)]):
             pass
+
+
+@pytest.mark.slow
+def test_a_store_that_goes_out_while_images_are_streamed_ends_training_as_the_platforms_fault(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = manifest_of(cell_images(tmp_path / "images", 60), tmp_path / "manifest").uri
+    stores = Stores(mounts=((str(tmp_path / "images"), StoreThatGoesOut(tmp_path / "log", 90)),))  # in epoch 2
+    monkeypatch.setattr(train, "writing_stores", lambda *_, **__: stores)
+    sizes = ["--architecture", "cnn", "--input-size", "24", "--epochs", "9", "--batch-size", "8", "--workers", "2"]
+    assert train.command([manifest, "--out", str(tmp_path / "models"), "--cache", "none", *sizes]) == 5
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("leukoray train: ")]
+    assert "the store does not answer" in line and "run again when it is back" in line
 
 
 def test_images_that_can_only_be_read_in_one_pass_are_not_streamed(

@@ -1,5 +1,6 @@
 """Several nodes, some lost, some that do not see what others see: jobs go on or end with a sentence, never hang."""
 
+import json
 import os
 import subprocess
 import sys
@@ -124,6 +125,19 @@ def test_training_does_not_wait_for_ever_for_a_node_that_is_gone(tmp_path: Path)
     assert (
         "a node was lost: train needs 2 workers of 1 CPU, this Ray has room for 1 (1 node of 1 CPU); the same" in last
     )
+
+
+def test_images_are_decoded_on_one_node_and_copied_to_the_others(tmp_path: Path) -> None:
+    manifest = manifest_of(cell_images(tmp_path / "cells", 96), tmp_path / "manifest").uri
+    cache = tmp_path / "cache"
+    with cluster(tmp_path, [1, 1], unshared=[cache]) as nodes:
+        run = nodes.popen(sys.executable, "-m", "tests.pixels_on_nodes", manifest, str(cache), HEAD)
+        said, _ = run.communicate(timeout=PATIENCE_S)
+        assert run.returncode == 0, said
+    first, second = json.loads(said.splitlines()[-1])
+    assert min(first["decoded"].values()) >= 1 and sum(first["decoded"].values()) == 3  # files
+    assert len({*first["seen"], *second["seen"]}) == 1
+    assert set(second["decoded"].values()) == {0}
 
 
 def test_what_fits_on_no_node_or_is_not_on_every_node_is_refused_before_work(bundle: Bundle, tmp_path: Path) -> None:
