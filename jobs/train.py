@@ -14,16 +14,20 @@ from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import NotBetterThanChanceError, UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check, training_plan
+from pipeline.evaluation.calibration import Costs
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
 from pipeline.model.export import to_safetensors
 from pipeline.model.registry import ModelFolder
 from pipeline.model.starting_weights import check_start, start_from
 from pipeline.sources.manifest import Manifest, read_manifest
+from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training.cache import PixelCache, default_root
+from pipeline.training.cross_validation import OUT_OF_FOLD, OutOfFold, cross_validate
 from pipeline.training.fit import Trained, fit
+from pipeline.training.folds import Folds, fold_numbers
 from pipeline.training.recipe import Start
 from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows, labelled_rows
@@ -44,6 +48,7 @@ EXAMPLES = """examples:
   leukoray train manifest/                                          # the default recipe, on this machine
   leukoray train manifest/ --architecture resnet18 --input-size 224 --weights imagenet --epochs 20
   leukoray train manifest/ --unfreeze head                          # the classifier alone
+  leukoray train manifest/ --folds 5                                # cross-validate, then train the one to use
   leukoray train manifest/ --weights resnet18.pth --architecture resnet18 --target-sensitivity 0.95
   leukoray train s3://bucket/manifest --out s3://bucket/models --workers 8 --use-gpu
   ray job submit --working-dir . -- python -m jobs.train --config train.yaml
@@ -62,6 +67,7 @@ def main(config: TrainConfig) -> None:
     show_config(config)
     if chosen.note:
         print(f"note: {chosen.note}", flush=True)
+    folds = _folds(manifest, rows, config, stores)
     folder = ModelFolder(model, stores)
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
     initial = _initial_weights(chosen, rows, config.seed, stores)
@@ -72,25 +78,57 @@ def main(config: TrainConfig) -> None:
         _announce(rows, plan)
         tell_waiting(ray, plan)
         settings = _settings(config, rows, plan.workers)
-        digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest())
+        kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
+        digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest(), kind)
         with (
             held_run(folder, digest) as training_run,
             _records(mlflow, manifest, settings, rows, training_run) as records,
         ):
-            trained = fit(
-                settings, rows, plan, training_run, initial=initial, max_error_share=config.max_error_share,
-                cache=_cache(config, settings), log=records, meanwhile=functools.partial(_meanwhile, records),
-            )  # fmt: skip
+            fit_run = functools.partial(
+                fit, plan=plan, initial=initial, max_error_share=config.max_error_share, cache=_cache(config, settings)
+            )
+            out_of_fold = None
+            if folds is not None:
+                out_of_fold = cross_validate(folds, settings, folder, training_run, digest, fit_run)
+            trained = fit_run(
+                settings, rows, run=training_run, log=records, meanwhile=functools.partial(_meanwhile, records)
+            )
             training_run.check_lock()
-            from pipeline.training.publish import publish
-
-            published = publish(
-                trained, settings, rows, manifest, folder, configuration=effective(config),
-                target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
-            )  # fmt: skip
+            published = _published(trained, settings, rows, manifest, folder, config, out_of_fold)
             records.published(published, trained.best.scores)
             training_run.close(published.bundle.info.version)
     _account(trained, published, rows, training_run, config, clock)
+
+
+def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: Stores) -> Folds | None:
+    if config.folds is None and config.group_by == "subject":
+        return None
+    folds = fold_numbers(manifest, rows, config.folds, config.group_by, config.seed, stores)
+    print(f"{folds.count} folds by {config.group_by}: {', '.join(map(str, folds.sizes()))} images held out", flush=True)
+    return folds
+
+
+def _published(
+    trained: Trained, settings: Settings, rows: LabelledRows, manifest: Manifest, folder: ModelFolder,
+    config: TrainConfig, out_of_fold: OutOfFold | None,
+) -> "Published":  # fmt: skip
+    """The bundle; with folds, calibrated by what their models say of images that they did not see."""
+    from pipeline.training.judgement import HeldOut
+    from pipeline.training.publish import publish
+
+    held_out = None
+    if out_of_fold is not None:
+        held_out = HeldOut(out_of_fold.scores, looks=1, on="out-of-fold", shipped=trained.best.scores)
+    published = publish(
+        trained, settings, rows, manifest, folder, configuration=effective(config), held_out=held_out,
+        target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
+        costs=None if config.costs is None else Costs.parse(config.costs),
+    )  # fmt: skip
+    if out_of_fold is not None:
+        info = published.bundle.info
+        published.bundle.write(OUT_OF_FOLD, to_parquet(out_of_fold.table(info.temperature, info.classes)))
+        print(out_of_fold)
+    return published
 
 
 def _records(
@@ -128,7 +166,10 @@ def _checked_rows(manifest: Manifest, config: TrainConfig, chosen: Start) -> Lab
         columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
         check_leaks(columns["subject_id"], columns["split"], keys=columns["uri"])
     rows = labelled_rows(manifest, config.task)
-    for name, value in (("target-sensitivity", config.target_sensitivity), ("review-margin", config.review_margin)):
+    for name, value in (
+        ("target-sensitivity", config.target_sensitivity), ("review-margin", config.review_margin),
+        ("costs", config.costs),
+    ):  # fmt: skip
         if value is not None and not rows.positive_classes:
             raise UsageError(
                 f"--{name}: no class of this manifest means disease, so there is no decision to tune; name the ones "
@@ -159,6 +200,7 @@ def _cache(config: TrainConfig, settings: Settings) -> PixelCache | None:
 
 def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings:
     shared = {name: getattr(config, name) for name in _SHARED}
+    costs = None if config.costs is None else Costs.parse(config.costs)
     return Settings(
         architecture=full_name(str(config.architecture)),
         task=rows.task,
@@ -166,6 +208,9 @@ def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings
         pretrained=config.weights != "none",
         workers=workers,
         turns=config.tta,
+        choose="best" if config.folds is None and config.group_by == "subject" else "last",
+        positive=tuple(rows.classes.index(name) for name in rows.positive_classes),
+        costs=None if costs is None else (costs.missed, costs.false_alarm),
         **shared,
     )
 

@@ -2,12 +2,14 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.config import NamingConfig, positional
+from pipeline.evaluation.calibration import Costs
 from pipeline.model.choices import Norm, Unfreeze
 from pipeline.model.turns import Turns
 from pipeline.storage.uris import absolute, is_s3
+from pipeline.training.folds import GroupBy
 from pipeline.training.recipe import Start, choose_start, planned_patience
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Balance
@@ -73,6 +75,10 @@ class TrainConfig(NamingConfig):
     tta: Turns = Field(1, description="turned and mirrored views of an image, whose mean is the model's answer")
     amp: bool = Field(True, description="bfloat16 arithmetic on GPUs")
     seed: int = Field(0, ge=0, description="the same seed on the same machine gives the same model")
+    folds: int | None = Field(
+        None, ge=2, description="cross-validate over so many folds first; threshold and temperature come from them"
+    )
+    group_by: GroupBy = Field("subject", description="what folds never divide; with site and no --folds, one site each")
     workers: int | None = Field(
         None, ge=1, description="data-parallel workers (default: a GPU each, else 2, 1 on one core)"
     )
@@ -86,6 +92,10 @@ class TrainConfig(NamingConfig):
     )
     target_sensitivity: float | None = Field(
         None, gt=0, le=1, description="choose the threshold for this sensitivity (default: balanced accuracy)"
+    )
+    costs: str | None = Field(
+        None,
+        description="what a miss and a false alarm cost, as FN=5,FP=1: weighs classes, chooses the threshold",
     )
     review_margin: float | None = Field(
         None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
@@ -114,6 +124,19 @@ class TrainConfig(NamingConfig):
     @classmethod
     def _absolute_file(cls, value: str) -> str:
         return value if value in _WORDS_FOR_WEIGHTS else absolute(value)
+
+    @field_validator("costs")
+    @classmethod
+    def _two_costs(cls, value: str | None) -> str | None:
+        if value is not None:
+            Costs.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_rule_for_the_threshold(self) -> "TrainConfig":
+        if self.costs is not None and self.target_sensitivity is not None:
+            raise ValueError("--costs and --target-sensitivity are two rules for one threshold: give one of them")
+        return self
 
     @field_validator("mlflow")
     @classmethod

@@ -4,8 +4,8 @@ Nothing is chosen by the fold that is held out: its model is the one after the l
 """
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,22 @@ from numpy.typing import NDArray
 from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder
 from pipeline.storage.uris import join
+from pipeline.training.display import EpochLog
 from pipeline.training.fit import Trained
 from pipeline.training.folds import Folds
+from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
 from pipeline.training.validation import Scores, measure
 
-Fit = Callable[[Settings, LabelledRows, TrainingRun], Trained]
+_SHOWN = (("val_auc", "ROC-AUC"), ("val_balanced_accuracy", "balanced accuracy"))
+OUT_OF_FOLD = "report/out_of_fold.parquet"  # in a bundle
+
+
+class Fit(Protocol):
+    def __call__(self, settings: Settings, rows: LabelledRows, *, run: TrainingRun, log: EpochLog) -> Trained:
+        """Train, or continue, `run`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,13 @@ class OutOfFold:
         values = np.array([fold[name] for fold in self.metrics])
         known = values[np.isfinite(values)]
         return (float(known.mean()), float(known.std(ddof=1))) if len(known) > 1 else (float(values.mean()), np.nan)
+
+    def __str__(self) -> str:
+        parts = []
+        for name, title in _SHOWN:
+            mean, deviation = self.spread(name)
+            parts.append(f"{title} {mean:.4f} +- {deviation:.4f}")
+        return f"out of fold, mean and standard deviation over {len(self.metrics)} folds: {', '.join(parts)}"
 
     def table(self, temperature: float, classes: tuple[str, ...]) -> pa.Table:
         """image_id, fold, target (a class's name) and the calibrated probability of each class."""
@@ -86,15 +101,15 @@ def joined(folds: Folds, parts: list[Scores], task: str) -> OutOfFold:
 
 def _of_fold(settings: Settings, rows: LabelledRows, folder: ModelFolder, name: str, fit: Fit) -> Scores:
     with held_run(folder, settings.digest(name)) as run:
-        scores = fit(settings, rows, run).best.scores
+        with Records(run, settings, rows, None) as log:
+            scores = fit(settings, rows, run=run, log=log).best.scores
         run.check_lock()
         run.close("held out")
     return scores
 
 
 def _told(metrics: dict[str, float]) -> str:
-    names = (("val_auc", "ROC-AUC"), ("val_balanced_accuracy", "balanced accuracy"))
-    return ", ".join(f"{title} {metrics[name]:.4f}" for name, title in names)
+    return ", ".join(f"{title} {metrics[name]:.4f}" for name, title in _SHOWN)
 
 
 def _packed(scores: Scores) -> bytes:

@@ -26,28 +26,39 @@ from pipeline.training.rows import LabelledRows
 GroupBy = Literal["subject", "site"]
 
 
-def fold_numbers(manifest: Manifest, rows: LabelledRows, count: int, by: GroupBy, seed: int, stores: Stores) -> "Folds":
-    """Deal all labelled images of training and validation to `count` folds, alike in classes.
+def fold_numbers(
+    manifest: Manifest, rows: LabelledRows, count: int | None, by: GroupBy, seed: int, stores: Stores
+) -> "Folds":
+    """Deal all labelled images of training and validation to `count` folds, alike in classes; None: one a group.
 
     Images of one subject stay together, as do near copies of each other, and with `by` 'site' all images of a site.
     Raises UsageError when there are fewer groups than folds, InputError where an image has no site or a class is in
     one fold only.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     table = pa.concat_tables([rows.train, rows.validation]).sort_by("image_id")
     groups = _groups(manifest, table["image_id"], by, stores)
-    found = len(np.unique(groups))
-    if found < count:
-        raise UsageError(f"--folds {count}: the manifest has {found} groups (--group-by {by}); use at most {found}")
-    targets = table["target"].to_numpy()
+    found = int(groups.max()) + 1
+    wanted = count or found
+    if found < 2:
+        raise InputError(
+            f"{manifest.uri}: all images are of one {by}, so there is nothing to hold out; leave folds out"
+        )
+    if found < wanted:
+        raise UsageError(f"--folds {wanted}: the manifest has {found} groups (--group-by {by}); use at most {found}")
+    fold = groups if wanted == found else _dealt(table["target"].to_numpy(), groups, wanted, seed)
+    folds = Folds(rows, table, fold, wanted)
+    folds.refuse_gaps(manifest.uri)
+    return folds
+
+
+def _dealt(targets: NDArray[np.int64], groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     fold = np.zeros(len(targets), np.int64)
     for number, (_, held_out) in enumerate(splitter.split(targets, targets, groups)):
         fold[held_out] = number
-    folds = Folds(rows, table, fold, count)
-    folds.refuse_gaps(manifest.uri)
-    return folds
+    return fold
 
 
 class Folds:

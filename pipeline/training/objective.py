@@ -19,29 +19,41 @@ _FRESH_HEAD = 5.0  # times the learning rate of features that are known already 
 def make_loss(settings: Settings, class_counts: Sequence[int], device: torch.device) -> Loss:
     """Losses (B,) of logits (B, 1 or C) and targets int64 (B,): BCE for two classes, cross-entropy for more.
 
-    Labels are smoothed by `settings.label_smoothing` (Szegedy et al. 2016, arXiv:1512.00567). Weights of classes have
-    the mean 1 over the train split, whatever the batch, so that workers with other shares of a batch agree.
+    Labels are smoothed by `settings.label_smoothing` (Szegedy et al. 2016, arXiv:1512.00567). Weights of classes, by
+    their rarity and by what mistakes cost, have the mean 1 over the train split, whatever the batch, so that workers
+    with other shares of a batch agree. Of two classes they move no probability: the loss sees the logit of a world in
+    which the classes are as frequent as they weigh, the network gives that of the world as it is (Elkan 2001).
     """
-    weights = _class_weights(settings, class_counts).to(device)
+    counts = torch.tensor(class_counts, dtype=torch.float32)
+    weights = _class_weights(settings, counts).to(device)
     smoothing = settings.label_smoothing
-
-    def binary(logits: Tensor, targets: Tensor) -> Tensor:
-        soft = targets.float() * (1.0 - smoothing) + 0.5 * smoothing
-        return functional.binary_cross_entropy_with_logits(logits[:, 0], soft, reduction="none") * weights[targets]
 
     def multiclass(logits: Tensor, targets: Tensor) -> Tensor:
         losses = functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
         return losses * weights[targets]
 
-    return binary if settings.task == "binary" else multiclass
+    if settings.task == "multiclass":
+        return multiclass
+    drawn = counts[0] / counts[1] if settings.balance == "sample" else torch.tensor(1.0)
+    shift = (weights[1] / weights[0] * drawn.to(device)).log()
+
+    def binary(logits: Tensor, targets: Tensor) -> Tensor:
+        soft = targets.float() * (1.0 - smoothing) + 0.5 * smoothing
+        losses = functional.binary_cross_entropy_with_logits(logits[:, 0] + shift, soft, reduction="none")
+        return losses * weights[targets]
+
+    return binary
 
 
-def _class_weights(settings: Settings, class_counts: Sequence[int]) -> Tensor:
-    counts = torch.tensor(class_counts, dtype=torch.float32)
-    weights = torch.ones_like(counts)
-    if settings.balance == "loss":
-        weights = counts.sum() / (len(counts) * counts)
-    return weights
+def _class_weights(settings: Settings, counts: Tensor) -> Tensor:
+    weights = 1.0 / counts if settings.balance == "loss" else torch.ones_like(counts)
+    if settings.costs is not None:
+        is_positive = torch.zeros_like(counts, dtype=torch.bool)
+        is_positive[list(settings.positive)] = True
+        missed, false_alarm = settings.costs
+        weights *= torch.where(is_positive, missed, false_alarm)
+    shares = torch.ones_like(counts) if settings.balance == "sample" else counts
+    return weights * shares.sum() / (weights * shares).sum()
 
 
 def make_optimizer(settings: Settings, model: CellClassifier) -> torch.optim.Optimizer:

@@ -42,6 +42,8 @@ class Settings:
     amp: bool  # bfloat16 on CUDA
     workers: int
     seed: int
+    positive: tuple[int, ...] = (1,)  # classes that mean disease
+    costs: tuple[float, float] | None = None  # of a miss, of a false alarm
     choose: Choice = "best"
     norm: Norm = "batch"
     turns: Turns = 1  # of an image in prediction; epochs are compared by one

@@ -215,3 +215,28 @@ def test_too_many_damaged_images_stop_training_with_their_codes(
     uri = manifest_of(rows, tmp_path / "manifest").uri
     assert run_train(uri, tmp_path / "models", "--epochs", "1") == 4
     assert "4 empty" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(400)
+def test_folds_say_of_every_image_what_a_model_that_did_not_see_it_says(
+    ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Subjects stay whole, threshold and temperature come from the folds, and a second command does no fold again."""
+    rows = [{**row, "subject_id": f"p{number // 4}"} for number, row in enumerate(cell_images(tmp_path / "images", 60))]
+    for number, row in enumerate(rows):
+        row["split"] = ("train", "train", "validation", "test")[number // 8 % 4]
+    manifest = manifest_of(rows, tmp_path / "manifest")
+    flags = ["--epochs", "6", "--folds", "2", "--learning-rate", "0.01"]
+    assert run_train(manifest.uri, tmp_path / "models", *flags) == 0
+    printed = capsys.readouterr().out
+    bundle = resolve(str(tmp_path / "models" / "leukoray"))
+    assert bundle.info.calibrated_on == "out-of-fold"
+    table = pq.read_table(Path(bundle.uri, "report", "out_of_fold.parquet")).to_pydict()
+    subject = {row["image_id"]: row["subject_id"] for row in rows if row["split"] != "test"}
+    assert sorted(table["image_id"]) == sorted(subject)
+    folds: dict[str, set[int]] = {}
+    for image, fold in zip(table["image_id"], table["fold"], strict=True):
+        folds.setdefault(subject[image], set()).add(fold)
+    assert all(len(found) == 1 for found in folds.values())
+    assert re.search(r"out of fold, mean and standard deviation over 2 folds: ROC-AUC [01]\.\d+ \+- ", printed)
+    assert bundle.info.reference_scores["count"] == len(subject)

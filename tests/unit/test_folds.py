@@ -30,7 +30,7 @@ def _manifest(folder: Path, subjects: list[str | None], sites: list[str | None] 
     return write_manifest(str(folder / "manifest"), [table], info)
 
 
-def _folds(manifest: Manifest, count: int = 4, by: Any = "subject") -> Folds:
+def _folds(manifest: Manifest, count: int | None = 4, by: Any = "subject") -> Folds:
     return fold_numbers(manifest, labelled_rows(manifest), count, by, 0, Stores())
 
 
@@ -67,7 +67,7 @@ def test_near_copies_stay_together_where_there_are_no_subjects(tmp_path: Path) -
 def test_a_site_is_held_out_whole(tmp_path: Path) -> None:
     sites = [f"clinic{number // 16}" for number in range(48)]
     manifest = _manifest(tmp_path, [f"p{number}" for number in range(48)], sites)
-    folds = _folds(manifest, 3, "site")
+    folds = _folds(manifest, None, "site")
     site = dict(zip(manifest.table["image_id"].to_pylist(), manifest.table["site"].to_pylist(), strict=True))
     held_out = [{site[i] for i in _ids(folds.without(number).validation)} for number in range(3)]
     assert sorted(map(sorted, held_out)) == [["clinic0"], ["clinic1"], ["clinic2"]]

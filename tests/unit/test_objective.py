@@ -1,5 +1,7 @@
 """Loss, optimizer groups and learning rate."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,14 +25,37 @@ def test_smoothed_labels_ask_for_less_than_certainty() -> None:
     assert torch.sigmoid(logits[losses.argmin(), 0]).item() == pytest.approx(0.95, abs=0.01)
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass"])
-def test_weighed_classes_count_alike_over_the_split(task: str) -> None:
-    classes = ("a", "b")
-    settings = training_settings(task=task, classes=classes, balance="loss")
+def test_weighed_classes_count_alike_over_the_split() -> None:
+    settings = training_settings(task="multiclass", classes=("a", "b"), balance="loss")
     targets = torch.tensor([0] * 9 + [1])
-    losses = make_loss(settings, [9, 1], CPU)(torch.zeros(10, settings.outputs), targets)
+    losses = make_loss(settings, [9, 1], CPU)(torch.zeros(10, 2), targets)
     assert losses[targets == 0].sum().item() == pytest.approx(losses[targets == 1].sum().item())
     assert losses.mean().item() == pytest.approx(0.693147, abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"balance": "loss"}, {"costs": (5.0, 1.0)}, {"balance": "loss", "costs": (1, 3)}])
+def test_of_two_classes_weights_move_no_probability(changes: dict[str, Any]) -> None:
+    targets = torch.tensor([0] * 9 + [1])
+    loss_of = make_loss(training_settings(**changes), [9, 1], CPU)
+    logits = torch.linspace(-6, 2, 801)
+    means = torch.stack([loss_of(logit.expand(10, 1), targets).mean() for logit in logits])
+    assert torch.sigmoid(logits[means.argmin()]).item() == pytest.approx(0.1, abs=0.002)
+
+
+def test_classes_that_are_drawn_alike_keep_their_frequency_in_the_answer() -> None:
+    drawn = torch.tensor([0, 1])  # as the balanced order gives them
+    loss_of = make_loss(training_settings(balance="sample"), [9, 1], CPU)
+    logits = torch.linspace(-6, 2, 801)
+    means = torch.stack([loss_of(logit.expand(2, 1), drawn).mean() for logit in logits])
+    assert torch.sigmoid(logits[means.argmin()]).item() == pytest.approx(0.1, abs=0.002)
+
+
+def test_what_costs_more_weighs_more() -> None:
+    targets, counts = torch.tensor([0, 1, 2]), [1, 1, 2]
+    settings = training_settings(task="multiclass", classes=("a", "b", "c"), costs=(5.0, 1.0), positive=(1, 2))
+    losses = make_loss(settings, counts, CPU)(torch.zeros(3, 3), targets)
+    assert (losses[1] / losses[0]).item() == pytest.approx(5.0)
+    assert (losses * torch.tensor(counts)).mean().item() == pytest.approx(1.098612 * 4 / 3, abs=1e-5)
 
 
 def test_earlier_layers_learn_slower_and_a_fresh_head_faster() -> None:
