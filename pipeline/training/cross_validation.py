@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder
 from pipeline.storage.uris import join
+from pipeline.training import validation
 from pipeline.training.display import EpochLog
 from pipeline.training.fit import Trained
 from pipeline.training.folds import Folds
@@ -91,11 +92,7 @@ def cross_validate(
 
 
 def joined(folds: Folds, parts: list[Scores], task: str) -> OutOfFold:
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("image_ids", "targets", "logits")
-    }
-    order = np.argsort(arrays["image_ids"], kind="stable")
-    scores = Scores(*(arrays[name][order] for name in ("image_ids", "targets", "logits")))
+    scores = validation.joined(parts)
     return OutOfFold(scores, folds.fold_of(scores.image_ids), [measure(part, task) for part in parts])
 
 

@@ -57,7 +57,8 @@ def publish(
     Temperature, threshold and metrics come from validation, or from `held_out` scores where they are given.
     """
     weights, graph = _exported(trained.best, settings)
-    asked = held_out or HeldOut(trained.best.scores, max(1, len(trained.state.history)))
+    looks = len(trained.state.history) if settings.choose == "best" else 1
+    asked = held_out or HeldOut(trained.best.scores, max(1, looks))
     judged = judge(asked, settings, rows, manifest, target_sensitivity=target_sensitivity, costs=costs)
     rule = judged.rule
     digest = hashlib.sha256(weights).hexdigest()

@@ -10,16 +10,12 @@ from pipeline.evaluation.report import render_card
 from pipeline.sources.manifest import Manifest
 from pipeline.training.judgement import HeldOut, judge
 from pipeline.training.rows import LabelledRows, labelled_rows
-from pipeline.training.settings import Settings
 from pipeline.training.validation import Scores, joined
 from tests.bundles import make_bundle
 from tests.training_data import cell_images, manifest_of
+from tests.training_settings import training_settings
 
-SETTINGS = Settings(
-    architecture="cnn", task="binary", classes=("negative", "positive"), input_size=32, epochs=1, batch_size=8,
-    learning_rate=1e-3, optimizer="adamw", weight_decay=0.0, warmup_epochs=0, clip_norm=0, patience=0, balance=True,
-    augment=False, amp=False, workers=1, seed=0,
-)  # fmt: skip
+SETTINGS = training_settings()
 
 
 @pytest.fixture(scope="module")
