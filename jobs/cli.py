@@ -13,6 +13,7 @@ JOBS = {
     "samples": "make synthetic smear images to try everything with",
     "ingest": "list a folder, bucket or archives into a manifest with labels and splits",
     "train": "train a CNN data-parallel on Ray and publish it as a bundle",
+    "tune": "search the settings of training, poor ones ended early",
     "evaluate": "measure a model on a split and write the report",
     "score": "score whole archives into Parquet, every image accounted for",
     "summary": "print and draw what a scoring run found",

@@ -149,10 +149,15 @@ def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, epilog:
     values = _from_yaml(config_class, config_file) if config_file else {}
     for option in options(config_class):
         values |= option.from_environment()
+    return validated(config_class, values | given, f"see {prog} --help")
+
+
+def validated(config_class: type[Config], values: dict[str, Any], hint: str) -> Config:
+    """Raises UsageError naming each flag, its value and what was expected; `hint` stands behind."""
     try:
-        return config_class(**values | given)
+        return config_class(**values)
     except ValidationError as error:
-        raise UsageError(f"{_explain(config_class, error)} (see {prog} --help)") from error
+        raise UsageError(f"{_explain(config_class, error)} ({hint})") from error
 
 
 class _Parser(argparse.ArgumentParser):

@@ -95,7 +95,7 @@ def fit(
     return Trained(state, best, display.rejected or pixels.noted().rejected)
 
 
-class _Refused(LeukorayError):
+class RefusedError(LeukorayError):
     """Training cannot give a model from these data or settings, or on this machine; a restart would not help."""
 
     def __init__(self, message: str, exit_code: int = IncompleteError.exit_code) -> None:
@@ -164,7 +164,7 @@ def _fit_and_show(
         raise _explained(outcome["error"], assignment.run_uri)
     result = outcome["result"]
     if result.return_value:
-        raise _Refused(result.return_value["refused"])
+        raise RefusedError(result.return_value["refused"])
     return checkpoint_name(result.checkpoint.path)
 
 
@@ -177,7 +177,7 @@ def _shown(mailbox: Mailbox, display: Display) -> str | None:
     display.show([event for event in events if event["kind"] != REFUSAL])
     for event in events:
         if event["kind"] == REFUSAL:
-            raise _Refused(event["text"], event["exit_code"])
+            raise RefusedError(event["text"], event["exit_code"])
     return next((event["checkpoint"] for event in events if event["kind"] == "epoch" and event["finished"]), None)
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.training.epoch import Learner
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
 from pipeline.training.pace import Pace
 from pipeline.training.progress import STANDING, Mailbox, Sender, checkpoint_name
-from pipeline.training.reports import Reports
+from pipeline.training.reports import Reporter, Reports
 from pipeline.training.run_folder import checkpoint_files
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard, open_shards
@@ -51,6 +52,8 @@ class Assignment:
     run_uri: str  # folder of the checkpoints
     resume: str | None  # a checkpoint to start from where Ray Train knows of none
     stores: Stores
+    threads: int | None = None  # of a worker; None: its share of the machine's cores
+    reports: Callable[[int, str, Stores], Reporter] = Reports  # of rank, `run_uri` and `stores`
 
 
 @dataclass
@@ -62,7 +65,7 @@ class _Worker:
     train: Shard
     validation: Shard
     sender: Sender
-    reports: Reports
+    reports: Reporter
 
     @property
     def settings(self) -> Settings:
@@ -104,7 +107,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
 def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     context = ray.train.get_context()
     rank, settings = context.get_world_rank(), assignment.settings
-    threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
+    threads = assignment.threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(settings.seed)
@@ -131,7 +134,7 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     learner = Learner(
         settings, rank, context.get_world_size(), device, model, ddp, optimizer, loss_of, len(train.targets)
     )
-    reports = Reports(rank, assignment.run_uri, assignment.stores)
+    reports = assignment.reports(rank, assignment.run_uri, assignment.stores)
     return _Worker(assignment, learner, train, validation, sender, reports), state, best
 
 

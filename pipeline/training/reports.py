@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 from ray.train import CheckpointUploadMode
@@ -13,6 +13,12 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Files
+
+
+class Reporter(Protocol):
+    """Takes what an epoch came to, and what makes its checkpoint."""
+
+    def send(self, metrics: dict[str, Any], files: Callable[[], Files], *, wait: bool = False) -> None: ...
 
 
 class Reports:

@@ -42,14 +42,20 @@ class TrainingRun:
 
     def close(self, version: str) -> None:
         """Note that the run's result is published, and remove its checkpoints."""
+        self.stores.of(self.uri).write(join(self.uri, _PUBLISHED), json.dumps({"version": version}).encode())
+        self.drop_checkpoints()
+
+    def drop_checkpoints(self, but: str | None = None) -> None:
+        """Remove all, or all but one, by its name."""
         store = self.stores.of(self.uri)
-        store.write(join(self.uri, _PUBLISHED), json.dumps({"version": version}).encode())
         for item in list(store.walk(self.uri)):
-            if item.uri.removeprefix(self.uri.rstrip("/") + "/").startswith(_CHECKPOINT):
+            name = item.uri.removeprefix(self.uri.rstrip("/") + "/").partition("/")[0]
+            if name.startswith(_CHECKPOINT) and name != but:
                 store.delete(item.uri)
         if not is_s3(self.uri):  # their folders as well
             for folder in Path(self.uri).glob(f"{_CHECKPOINT}*"):
-                store.delete_tree(str(folder))
+                if folder.name != but:
+                    store.delete_tree(str(folder))
 
     def mend(self) -> str | None:
         """The checkpoint to go on from, where Ray Train's books do not say one that is whole.

@@ -102,7 +102,7 @@ def _ours(
         "0",
     ]
     shared += ["--batch-size", str(options.batch), "--workers", str(workers)]
-    shared += ["--use-gpu" if options.gpu else "--no-use-gpu"]
+    shared += ["--use-gpu" if options.gpu else "--no-use-gpu", "--cache", str(out / "cache")]
     trainers = []
     for title, cleared in ((OURS, (out / "ours", out / "cache")), (AGAIN, (out / "ours",))):
         prepare = functools.partial(_empty, *cleared)

@@ -1,0 +1,184 @@
+"""Search the settings of training on Ray Tune, and say which did best on the validation split."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from jobs import train
+from jobs.common import Clock, job, show_config, start, writing_stores
+from jobs.config import Option, options, validated
+from jobs.train_options import TrainConfig, chosen_start, with_defaults
+from pipeline.base.cluster import alive_nodes, connected, tell_waiting
+from pipeline.base.errors import UsageError
+from pipeline.base.resources import ClusterPlan, Node, check, in_all, training_plan
+from pipeline.model.architectures import check_architecture
+from pipeline.model.starting_weights import check_start
+from pipeline.sources.manifest import Manifest, read_manifest
+from pipeline.storage.lock import locked
+from pipeline.storage.stores import Stores
+from pipeline.storage.uris import join
+from pipeline.training.recipe import Start
+from pipeline.training.rows import LabelledRows
+from pipeline.training.search import Candidate, first_rung, search
+from pipeline.training.search_folder import Search
+from pipeline.training.search_report import Trial, as_csv, as_table, picture, ranked
+from pipeline.training.search_space import Space, proposal, read_space
+
+TUNABLE = (
+    "architecture", "weights", "input_size", "norm", "unfreeze", "batch_size", "learning_rate", "layer_decay",
+    "optimizer", "weight_decay", "warmup", "clip_norm", "label_smoothing", "balance", "augment",
+)  # fmt: skip
+Proposals = Mapping[int, Mapping[str, str]]
+_SEARCHES, _CSV, _PICTURE = ".searches", "trials.csv", "trials.png"
+EXAMPLES = """examples:
+  leukoray tune manifest/                                           # 16 trials around the settings of `leukoray train`
+  leukoray tune manifest/ --architecture resnet18 --epochs 12 --trials 24
+  leukoray tune manifest/ --space learning_rate=1e-4..1e-2 architecture=cnn,cnn-se batch_size=16,32
+
+The same command continues an interrupted search; with more --trials it adds to it. Every option of `leukoray train`
+holds for all trials. Research software, not a medical device."""
+
+
+class TuneConfig(TrainConfig):
+    """Try settings of training, end the poor ones early, and say which did best on the validation split."""
+
+    trials: int = Field(16, ge=2, le=1000, description="settings to try; the first are those of leukoray train")
+    space: list[str] = Field(
+        ["learning_rate=1e-4..3e-3", "weight_decay=1e-3..1e-1", "label_smoothing=0,0.05,0.1"],
+        description="what to search: NAME=LOW..HIGH (by its logarithm) or NAME=ONE,OTHER",
+    )
+
+
+def main(config: TuneConfig) -> None:
+    clock, model = Clock(), join(config.out, config.name)
+    if config.folds is not None or config.group_by != "subject":
+        raise UsageError("--folds: trials share one validation split; cross-validate the best: leukoray train --folds")
+    stores = writing_stores(config, model, single_writer=config.single_writer)
+    manifest = read_manifest(config.manifest, stores)
+    space = read_space(config.space, TUNABLE)
+    start = chosen_start(config)
+    rows = train._checked_rows(manifest, config, start)
+    given = with_defaults(config, start, rows)
+    show_config(given)
+    proposals = {number: proposal(space, number, config.seed) for number in range(config.trials)}
+    candidates = _candidates(config, proposals, given.epochs, rows, stores)
+    with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
+        nodes = alive_nodes(ray)
+        plan, threads = _plan(nodes, config)
+        check(plan, nodes)
+        _announce(config, space, plan, threads, candidates[0].settings.epochs)
+        tell_waiting(ray, plan)
+        uri = join(model, _SEARCHES, _digest(config, candidates[0], manifest)[:12])
+        with locked(uri, "the same search", stores, advice="wait for it, or change --seed or --name") as check_lock:
+            settings = candidates[0].settings
+            work = Search(uri, stores, check_lock, proposals, settings.monitor, settings.epochs)
+            trials = search(
+                work, candidates, rows, plan, threads=threads, max_error_share=config.max_error_share, say=_say
+            )
+            check_lock()
+            _write(work, trials, space, rows)
+    _account(work, trials, space, config, given, clock)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _candidates(
+    config: TuneConfig,
+    proposals: Mapping[int, Mapping[str, str]],
+    epochs: int | None,
+    rows: LabelledRows,
+    stores: Stores,
+) -> dict[int, Candidate]:
+    """What each trial trains, all for `epochs`. Raises UsageError for a value that its option does not take."""
+    initial: dict[Start, bytes | None] = {}
+    made = {}
+    for number, values in proposals.items():
+        wanted = config.model_dump(exclude_unset=True) | {"epochs": epochs} | dict(values)
+        changed = validated(TuneConfig, wanted, "--space")
+        start = chosen_start(changed)
+        check_architecture(start.architecture, start.input_size, start.norm)
+        check_start(start.architecture, start.weights, start.norm, changed.unfreeze)
+        if start not in initial:
+            initial[start] = train._initial_weights(start, rows, changed.seed, stores)
+        settings = train._settings(with_defaults(changed, start, rows), rows, 1)
+        made[number] = Candidate(settings, initial[start], train._cache(changed, settings))
+    return made
+
+
+def _plan(nodes: list[Node], config: TuneConfig) -> tuple[ClusterPlan, int]:
+    """What trials hold at the same time, and the cores of each. A core each makes most of small networks."""
+    cores, gpus = int(in_all(nodes, "CPU")), int(in_all(nodes, "GPU"))
+    on_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
+    count = config.workers or min(config.trials, max(1, gpus if on_gpu else cores))
+    return training_plan(nodes, count, config.cpus_per_worker, on_gpu), max(1, cores // count)
+
+
+def _digest(config: TuneConfig, first: Candidate, manifest: Manifest) -> str:
+    """Of all that decides what a trial comes to, but not of how many there are: more may be added."""
+    others = (manifest.info.digest, hashlib.sha256(first.initial or b"").hexdigest(), json.dumps(config.space))
+    return first.settings.digest(*others)
+
+
+def _announce(config: TuneConfig, space: Space, plan: ClusterPlan, threads: int, epochs: int) -> None:
+    print(f"searching {', '.join(space)}: {config.trials} trials, the first as given", flush=True)
+    print(
+        f"{plan.workers} at the same time, {threads} core{'s' if threads > 1 else ''} each; of {epochs} epochs all get "
+        f"{first_rung(epochs)}, a third of them goes on from there",
+        flush=True,
+    )
+
+
+def _write(work: Search, trials: list[Trial], space: Space, rows: LabelledRows) -> None:
+    store = work.stores.of(work.uri)
+    title = (
+        f"{len(trials)} trials on {rows.validation.num_rows} validation images. Red: the best; hollow: ended early; "
+        "dashed: the settings as given. Not a medical device"
+    )
+    store.write(join(work.uri, _CSV), as_csv(trials, space, work.metric).encode())
+    store.write(join(work.uri, _PICTURE), picture(trials, space, work.metric, title))
+
+
+def _account(
+    work: Search, trials: list[Trial], space: Space, config: TuneConfig, given: TrainConfig, clock: Clock
+) -> None:
+    print(as_table(trials, space, work.metric, {name: str(getattr(given, name)) for name in space}))
+    print(f"* as given. table {join(work.uri, _CSV)}, picture {join(work.uri, _PICTURE)}")
+    best = ranked(trials, work.metric)[0]
+    found = "the settings as given" if not best.proposal else f"trial {best.number}"
+    print(
+        f"best on validation: {found}, {work.metric.replace('_', ' ')} {best.best(work.metric):.4f}. The best of many "
+        "on the same images is flattered: what it is worth is said by other patients (leukoray evaluate)"
+    )
+    print(f"{clock.seconds:.0f} s. Next: {command_of(config, best.proposal)}")
+
+
+def command_of(config: TuneConfig, values: Mapping[str, str]) -> str:
+    """`leukoray train` as it was given here, with the values of a trial."""
+    known = {option.name: option for option in options(TrainConfig)}
+    words = ["leukoray", "train", config.manifest]
+    given = config.model_dump(mode="json", include=config.model_fields_set & set(known) - {"manifest", "workers"})
+    for name, value in (given | dict(values)).items():
+        words += _flag(known[name], value)
+    return shlex.join(words)
+
+
+def _flag(option: Option, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if option.kind is bool:
+        is_on = value if isinstance(value, bool) else str(value).lower() in ("true", "1", "yes", "on")
+        return [option.flag if is_on else option.flag.replace("--", "--no-", 1)]
+    return [option.flag, *(map(str, value) if option.is_list else [str(value)])]
+
+
+command = job("tune", TuneConfig, main, EXAMPLES)
+
+
+if __name__ == "__main__":
+    start(command)

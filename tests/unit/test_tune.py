@@ -1,0 +1,90 @@
+"""The search job without Ray: what it refuses, what it keeps of a trial, and the command that it ends with."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import tune
+from jobs.config import parse
+from jobs.train_options import TrainConfig
+from jobs.tune import TUNABLE, TuneConfig, command_of
+from pipeline.storage.stores import Stores
+from pipeline.training.checkpoint import State
+from pipeline.training.search_folder import Search, keep
+
+ROW = {"epoch": 1, "val_auc": 0.5, "val_loss": 0.7}
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    proposals = {0: {}, 1: {"learning_rate": "0.01"}}
+    return Search(str(tmp_path / "m" / ".searches" / "abc"), Stores(), lambda: None, proposals, "val_auc", 3)
+
+
+def files(epoch: int, *, finished: bool = False) -> dict[str, bytes]:
+    rows = [ROW | {"epoch": number} for number in range(1, epoch + 1)]
+    state: dict[str, Any] = vars(State(epoch=epoch, history=rows, finished=finished))
+    return {"last.safetensors": b"weights", "state.json": json.dumps(state).encode()}
+
+
+def test_everything_that_is_searched_is_an_option_of_training() -> None:
+    assert set(TUNABLE) <= set(TrainConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [("seed=1,2", "cannot be searched"), ("batch_size=0,8", "--batch-size '0'"), ("optimizer=sgd,adam", "--optimizer")],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_starts(
+    space: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.training_data import cell_images, manifest_of
+
+    manifest = manifest_of(cell_images(tmp_path / "images", 12), tmp_path / "manifest").uri
+    assert tune.command([manifest, "--out", str(tmp_path), "--trials", "4", "--space", space]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_folds_are_for_the_best_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.command(["manifest", "--folds", "5"]) == 2
+    assert "leukoray train --folds" in capsys.readouterr().err
+
+
+def test_a_trial_has_one_checkpoint_and_then_a_record(search: Search) -> None:
+    assert search.trial(1).ending == "unfinished" and search.trial(1).history == []
+    for epoch in (1, 2):
+        keep(search.run(1), epoch, files(epoch))
+    assert [path.name for path in Path(search.run(1).uri).iterdir()] == ["checkpoint_000002"]
+    assert [row["epoch"] for row in search.trial(1).history] == [1, 2]
+    assert search.end(1).ending == "stopped"
+    assert [path.name for path in Path(search.run(1).uri).iterdir()] == ["trial.json"]
+    assert search.trial(1) == search.trials()[1]
+    assert (search.trial(1).ending, search.trial(1).proposal) == ("stopped", {"learning_rate": "0.01"})
+
+
+def test_a_checkpoint_without_its_last_file_is_none(search: Search) -> None:
+    keep(search.run(0), 1, files(1))
+    torn = Path(search.run(0).uri) / "checkpoint_000002"
+    torn.mkdir()
+    (torn / "last.safetensors").write_bytes(b"half")
+    assert len(search.trial(0).history) == 1
+
+
+def test_how_a_trial_ended_is_told(search: Search) -> None:
+    keep(search.run(0), 1, files(1, finished=True))
+    assert search.end(0).ending == "finished"
+    keep(search.run(1), 1, files(1))
+    assert search.end(1, failure="failed: the loss is not finite").ending == "failed: the loss is not finite"
+
+
+def test_the_command_of_the_best_is_the_search_with_its_values() -> None:
+    given = ["/m an/", "--out", "/o", "--no-augment", "--trials", "9", "--workers", "4", "--batch-size", "8"]
+    config = parse(TuneConfig, given, prog="tune")
+    words = shlex.split(command_of(config, {"learning_rate": "0.002", "balance": "sample", "batch_size": "16"}))
+    assert words[:3] == ["leukoray", "train", "/m an"]
+    found = parse(TrainConfig, words[2:], prog="train")
+    assert (found.learning_rate, found.batch_size, found.augment, found.balance) == (0.002, 16, False, "sample")
+    assert found.workers is None and found.out == "/o"
