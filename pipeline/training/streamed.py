@@ -21,6 +21,7 @@ from pipeline.training.decoded import Decoded, Noted, decode, pixel_bytes
 from pipeline.training.supply import Supply, arrived, telling
 
 _TASK_IMAGES, _TASK_BYTES = 64, 8 << 20  # a task decodes for tens of milliseconds, which hides what sending it costs
+_FIRST_IMAGES = 8  # the first step waits for its own images only
 
 
 class StreamedShard:
@@ -86,7 +87,7 @@ class StreamedShard:
         rest = _bundled(steps, max(1, min(_TASK_IMAGES, _TASK_BYTES // pixel_bytes(self._supply.pixels.size))))
         under_way: deque[tuple[list[NDArray[np.int64]], NDArray[np.int64], Any]] = deque()
         task = ray.remote(num_cpus=DECODE_CPUS)(telling(decode))
-        ahead = 1 + -(-2 * self._supply.cores // self._world)
+        ahead = 1 + -(-self._supply.cores // self._world)  # more would start processes that soon have nothing to do
         while True:
             for bundle in itertools.islice(rest, ahead - len(under_way)):
                 wanted = np.unique(np.concatenate(bundle))  # in row order, which is id order, as they come back
@@ -110,12 +111,13 @@ class StreamedShard:
 
 
 def _bundled(steps: Sequence[NDArray[np.int64]], images: int) -> Iterator[list[NDArray[np.int64]]]:
-    """Consecutive steps that together ask for about so many images."""
+    """Consecutive steps that together ask for about so many images, fewer at first."""
     bundle: list[NDArray[np.int64]] = []
+    enough = min(_FIRST_IMAGES, images)
     for rows in steps:
         bundle.append(rows)
-        if sum(map(len, bundle)) >= images:
+        if sum(map(len, bundle)) >= enough:
             yield bundle
-            bundle = []
+            bundle, enough = [], min(2 * enough, images)
     if bundle:
         yield bundle
