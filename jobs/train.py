@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from jobs.common import Clock, job, show_config, start, writing_stores
+from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
 from jobs.config import effective
 from jobs.train_options import TrainConfig, chosen_start, with_defaults
+from jobs.train_rehearsal import planned, tell
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import NotBetterThanChanceError, UsageError
 from pipeline.base.machine import shared_memory_warning
@@ -47,6 +48,7 @@ _SHARED = (
 EXAMPLES = """examples:
   leukoray train manifest/                                          # the default recipe, on this machine
   leukoray train manifest/ --architecture resnet18 --input-size 224 --weights imagenet --epochs 20
+  leukoray train manifest/ --dry-run                                # what that would be, and how long it takes
   leukoray train manifest/ --unfreeze head                          # the classifier alone
   leukoray train manifest/ --folds 5                                # cross-validate, then train the one to use
   leukoray train manifest/ --weights resnet18.pth --architecture resnet18 --target-sensitivity 0.95
@@ -59,7 +61,8 @@ An interrupted run is continued by the same command. Research software, not a me
 def main(config: TrainConfig) -> None:
     clock, model = Clock(), join(config.out, config.name)
     mlflow = tracking_uri(config.mlflow)
-    stores = writing_stores(config, model, single_writer=config.single_writer)
+    given = config
+    stores = job_stores(config) if config.dry_run else writing_stores(config, model, single_writer=config.single_writer)
     manifest = read_manifest(config.manifest, stores)
     chosen = chosen_start(config)
     rows = _checked_rows(manifest, config, chosen)
@@ -71,6 +74,12 @@ def main(config: TrainConfig) -> None:
     folder = ModelFolder(model, stores)
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
     initial = _initial_weights(chosen, rows, config.seed, stores)
+    if config.dry_run:
+        plan = planned(config)
+        _announce(rows, plan)
+        runs = 1 if folds is None else folds.count + 1
+        tell(config, given, _settings(config, rows, plan.workers), rows, plan, folder, initial, runs)
+        return
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
         plan = training_plan(nodes, config.workers, config.cpus_per_worker, config.use_gpu)

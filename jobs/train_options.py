@@ -104,6 +104,9 @@ class TrainConfig(NamingConfig):
         False, description="only this run ever writes to --out: for S3 stores that heed no conditional writes"
     )
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
+    dry_run: bool = Field(
+        False, description="measure a few steps, say what would be done and how long it takes, and draw what is seen"
+    )
     mlflow: str | None = Field(
         None, description="MLflow server or sqlite:/// file to log the run to (default: $MLFLOW_TRACKING_URI)"
     )

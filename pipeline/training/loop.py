@@ -112,12 +112,8 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(settings.seed)
     device = ray.train.torch.get_device()
-    model = build(settings.architecture, settings.outputs, settings.norm)
-    if assignment.initial is not None:
-        model.load_state_dict(load(ray.get(assignment.initial)))
-    freeze(model, settings.unfreeze)
-    model = _on_device(model, device, context.get_world_size())
-    optimizer = make_optimizer(settings, model)
+    initial = None if assignment.initial is None else ray.get(assignment.initial)
+    model, optimizer = begun(settings, initial, device, context.get_world_size())
     state, best = State(), None
     saved = ray.train.get_checkpoint()
     name = assignment.resume if saved is None else checkpoint_name(saved.path)
@@ -136,6 +132,18 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     )
     reports = assignment.reports(rank, assignment.run_uri, assignment.stores)
     return _Worker(assignment, learner, train, validation, sender, reports), state, best
+
+
+def begun(
+    settings: Settings, initial: bytes | None, device: torch.device, world: int
+) -> tuple[CellClassifier, torch.optim.Optimizer]:
+    """The network before its first step, and what will move it. `initial`: safetensors; None: as the seed has it."""
+    model = build(settings.architecture, settings.outputs, settings.norm)
+    if initial is not None:
+        model.load_state_dict(load(initial))
+    freeze(model, settings.unfreeze)
+    model = _on_device(model, device, world)
+    return model, make_optimizer(settings, model)
 
 
 def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellClassifier:

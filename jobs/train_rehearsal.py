@@ -1,0 +1,90 @@
+"""`leukoray train --dry-run`: what would be done, how long it would take and what the network would see."""
+
+import os
+from dataclasses import fields
+
+from jobs.train_options import TrainConfig
+from pipeline.base.cluster import alive_nodes, connected
+from pipeline.base.machine import nvidia_cards, usable_cores
+from pipeline.base.resources import ClusterPlan, Node, check, training_plan
+from pipeline.base.text import human_time
+from pipeline.model.registry import ModelFolder
+from pipeline.storage.uris import join
+from pipeline.training.preview import augmentation_sheet, png
+from pipeline.training.rehearsal import Rehearsal, rehearse
+from pipeline.training.rows import LabelledRows
+from pipeline.training.settings import Settings
+
+# What decides the model, by the names of options
+_SETTINGS = ("weights", *(each.name for each in fields(Settings)))
+_DECIDING = [name for name in _SETTINGS if name in TrainConfig.model_fields]
+_SHEET = ".runs/dry-run.png"
+
+
+def planned(config: TrainConfig) -> ClusterPlan:
+    """The plan for the cluster that would be used; a local Ray's is known without starting it. Raises PlatformError."""
+    nodes: list[Node]
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        with connected(config.address, config.num_cpus) as ray:
+            nodes = list(alive_nodes(ray))
+    else:
+        nodes = [{"CPU": config.num_cpus or usable_cores(), "GPU": nvidia_cards()}]
+    plan = training_plan(nodes, config.workers, config.cpus_per_worker, config.use_gpu)
+    check(plan, nodes)
+    return plan
+
+
+def tell(
+    config: TrainConfig,
+    given: TrainConfig,
+    settings: Settings,
+    rows: LabelledRows,
+    plan: ClusterPlan,
+    folder: ModelFolder,
+    initial: bytes | None,
+    runs: int,
+) -> None:
+    """`given` as by the user, `config` with all that was left open; `runs` with these settings: folds and the last."""
+    found = rehearse(settings, rows, plan, folder.stores, initial)
+    names = [name for name in _DECIDING if getattr(config, name) is not None]
+    for title, is_given in (("given", True), ("chosen", False)):
+        values = [f"{name}={getattr(config, name)}" for name in names if (name in given.model_fields_set) is is_given]
+        print(f"{title:<9} {'  '.join(values) or 'nothing'}")
+    print(f"{'network':<9} {_network(settings, found)}")
+    print(f"{'steps':<9} {_steps(settings, found, runs)}")
+    print(f"{'memory':<9} {_memory(plan, found)}")
+    print(f"{'time':<9} {_time(settings, rows, plan, found, runs)}")
+    uri = join(folder.uri, _SHEET)
+    folder.stores.of(uri).write(uri, png(augmentation_sheet(rows.train, settings, folder.stores)))
+    print(f"{'look at':<9} {uri}")
+    print("nothing was trained or published; without --dry-run it is")
+
+
+def _network(settings: Settings, found: Rehearsal) -> str:
+    share = found.trainable / found.parameters
+    return (
+        f"{settings.architecture}, {settings.input_size} px: {found.parameters:,} parameters, {found.trainable:,} "
+        f"of them train ({share:.0%}, --unfreeze {settings.unfreeze})"
+    )
+
+
+def _steps(settings: Settings, found: Rehearsal, runs: int) -> str:
+    several = f"{runs} runs of " if runs > 1 else ""
+    early = f"; ends after {settings.patience} epochs without a better {settings.monitor}" if settings.patience else ""
+    total = settings.epochs * found.steps
+    return f"{several}{settings.epochs} epochs of {found.steps} steps of {settings.batch_size} images: {total:,}{early}"
+
+
+def _memory(plan: ClusterPlan, found: Rehearsal) -> str:
+    where = "of the GPU " if plan.gpus else ""
+    each = f"{found.memory_bytes / 1e6:,.0f} MB {where}a worker"
+    return f"{each}, {plan.workers} of them; all images decoded fill {found.pixels_bytes / 1e6:,.0f} MB of the cache"
+
+
+def _time(settings: Settings, rows: LabelledRows, plan: ClusterPlan, found: Rehearsal, runs: int) -> str:
+    epoch_s = found.epoch_s(rows, plan.workers)
+    rate = settings.batch_size / found.step_s
+    return (
+        f"about {human_time(runs * settings.epochs * epoch_s)}, an epoch {human_time(epoch_s)} ({rate:.0f} images/s); "
+        f"to decode {human_time(found.decoding_s(rows))} where the cache has nothing, and what Ray takes to start"
+    )

@@ -1,0 +1,68 @@
+"""`leukoray train --dry-run`: it measures, tells and draws; it starts no Ray, publishes nothing and locks nothing."""
+
+import re
+from pathlib import Path
+
+import pytest
+import ray
+from PIL import Image
+
+from jobs import train
+from tests.training_data import cell_images, manifest_of
+
+SMALL = ["--architecture", "cnn", "--input-size", "32", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("cells")
+    return manifest_of(cell_images(folder / "images", 48), folder / "manifest").uri
+
+
+def rehearsed(manifest: str, out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    assert train.command([manifest, "--out", str(out), *SMALL, *more, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_plan_is_told_and_nothing_is_left_but_a_picture(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    flags = ["--architecture", "efficientnet-lite0", "--unfreeze", "head", "--epochs", "3", "--workers", "2"]
+    told = rehearsed(manifest, tmp_path, capsys, *flags)
+    assert not ray.is_initialized()
+    assert re.search(r"^workers: 2", told, re.MULTILINE)
+    assert re.search(r"^given .*\bunfreeze=head\b.*\bepochs=3\b", told, re.MULTILINE)
+    assert re.search(r"^chosen .*\blearning_rate=\S+", told, re.MULTILINE)
+    found = re.search(r"32 px: ([\d,]+) parameters, ([\d,]+) of them train", told)
+    assert found is not None
+    total, training = (int(number.replace(",", "")) for number in found.groups())
+    assert 0 < training < total / 100
+    assert "3 epochs of 4 steps of 8 images: 12" in told
+    assert re.search(r"^time +about \d+ s, an epoch \d+ s \(\d+ images/s\)", told, re.MULTILINE)
+    assert re.search(r"^memory +[\d,]+ MB a worker, 2 of them", told, re.MULTILINE)
+    [picture] = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert str(picture) in told
+    with Image.open(picture) as image:
+        assert image.width > 8 * 100
+
+
+def test_folds_take_as_many_runs_and_one_more(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    rows = [row | {"subject_id": f"s{number % 12}"} for number, row in enumerate(cell_images(tmp_path / "images", 48))]
+    for row in rows:
+        row["split"] = "validation" if row["subject_id"] in ("s4", "s5", "s10", "s11") else "train"
+    uri = manifest_of(rows, tmp_path / "manifest", split_rule="subjects").uri
+    told = rehearsed(uri, tmp_path / "out", capsys, "--epochs", "2", "--workers", "1", "--folds", "3")
+    assert "4 runs of 2 epochs" in told
+
+
+def test_a_set_without_one_usable_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = cell_images(tmp_path / "images", 12)
+    for row in rows:
+        Path(row["uri"]).write_bytes(b"damaged")
+    uri = manifest_of(rows, tmp_path / "manifest").uri
+    assert train.command([uri, "--out", str(tmp_path / "out"), *SMALL, "--workers", "1", "--dry-run"]) == 4
+    assert "can be used" in capsys.readouterr().err
