@@ -9,6 +9,7 @@ environment as JSON only, passes over a --config that does not exist, and adds 0
 
 import argparse
 import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -183,9 +184,22 @@ def _parser(config_class: type[BaseModel], prog: str, epilog: str) -> argparse.A
     return parser
 
 
+class _Loader(yaml.SafeLoader):
+    """Without YAML 1.1's numbers of base 60: `2:8` is what stands there, not 128."""
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(rf"(?!.*:)(?:{rule.pattern})", re.VERBOSE) if tag in _NUMBERS else rule) for tag, rule in rules
+    ]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _from_yaml(config_class: type[BaseModel], path: str) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(Path(path).read_bytes())
+        loaded = yaml.load(Path(path).read_bytes(), _Loader)
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror}); give a YAML file") from error
     except yaml.YAMLError as error:

@@ -53,6 +53,7 @@ EXAMPLES = """examples:
   leukoray train manifest/ --folds 5                                # cross-validate, then train the one to use
   leukoray train manifest/ --weights resnet18.pth --architecture resnet18 --target-sensitivity 0.95
   leukoray train s3://bucket/manifest --out s3://bucket/models --workers 8 --use-gpu
+  leukoray train s3://bucket/manifest --out s3://bucket/models --workers 2:8 --address auto
   ray job submit --working-dir . -- python -m jobs.train --config train.yaml
 
 An interrupted run is continued by the same command. Research software, not a medical device."""
@@ -82,11 +83,12 @@ def main(config: TrainConfig) -> None:
         return
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
-        plan = training_plan(nodes, config.workers, config.cpus_per_worker, config.use_gpu)
+        fewest, most = config.worker_range
+        plan = training_plan(nodes, most, config.cpus_per_worker, config.use_gpu, fewest)
         check(plan, nodes)
         _announce(rows, plan)
         tell_waiting(ray, plan)
-        settings = _settings(config, rows, plan.workers)
+        settings = _settings(config, rows, config.workers or str(plan.workers))
         kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
         digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest(), kind)
         with (
@@ -184,7 +186,8 @@ def _checked_rows(manifest: Manifest, config: TrainConfig, chosen: Start) -> Lab
                 f"--{name}: no class of this manifest means disease, so there is no decision to tune; name the ones "
                 "that do with `leukoray ingest --positive CLASS`, or leave it out"
             )
-    if config.workers and config.workers > rows.validation.num_rows:
+    most = config.worker_range[1]
+    if most and most > rows.validation.num_rows:
         raise UsageError(
             f"--workers {config.workers}: the validation split has {rows.validation.num_rows} images; use fewer workers"
         )
@@ -207,7 +210,7 @@ def _cache(config: TrainConfig, settings: Settings) -> PixelCache | None:
     return PixelCache(config.cache or default_root(), settings.pixels, config.cache_bytes)
 
 
-def _settings(config: TrainConfig, rows: LabelledRows, workers: int) -> Settings:
+def _settings(config: TrainConfig, rows: LabelledRows, workers: str) -> Settings:
     shared = {name: getattr(config, name) for name in _SHARED}
     costs = None if config.costs is None else Costs.parse(config.costs)
     return Settings(
@@ -229,7 +232,8 @@ def _announce(rows: LabelledRows, plan: ClusterPlan) -> None:
         counts = ", ".join(f"{number} {name}" for name, number in zip(rows.classes, rows.counts(split), strict=True))
         print(f"{split}: {sum(rows.counts(split))} images ({counts})")
     what = f"{plan.gpus_per_worker:g} GPU" if plan.gpus else f"{plan.cpus_per_worker:g} CPU"
-    print(f"workers: {plan.workers}, {what} each", flush=True)
+    workers = f"{plan.fewest} to {plan.workers}" if plan.fewest else f"{plan.workers}"
+    print(f"workers: {workers}, {what} each", flush=True)
     warning = shared_memory_warning()
     if warning:
         print(f"warning: {warning}", flush=True)

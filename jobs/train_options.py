@@ -79,8 +79,11 @@ class TrainConfig(NamingConfig):
         None, ge=2, description="cross-validate over so many folds first; threshold and temperature come from them"
     )
     group_by: GroupBy = Field("subject", description="what folds never divide; with site and no --folds, one site each")
-    workers: int | None = Field(
-        None, ge=1, description="data-parallel workers (default: a GPU each, else 2, 1 on one core)"
+    workers: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]{0,4}(:[1-9][0-9]{0,4})?$",
+        description="data-parallel workers (default: a GPU each, else 2, 1 on one core); 2:8: as many as there is room "
+        "for, fewer when a node is lost and more when one comes",
     )
     cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker holds (default: by cores)")
     use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
@@ -122,6 +125,26 @@ class TrainConfig(NamingConfig):
         if value is not None and is_s3(value):
             raise ValueError("must lie on a disk of the node itself: it is mapped into memory")
         return value if value in (None, "none") else absolute(value)
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("workers")
+    @classmethod
+    def _in_order(cls, value: str | None) -> str | None:
+        if value is not None and int(value.split(":")[0]) > int(value.split(":")[-1]):
+            raise ValueError("the first number is the fewest workers, the second the most")
+        return value
+
+    @property
+    def worker_range(self) -> tuple[int | None, int | None]:
+        """The fewest workers, where they may become fewer, and the most."""
+        if self.workers is None:
+            return None, None
+        fewest, _, most = self.workers.partition(":")
+        return (int(fewest), int(most)) if most else (None, int(fewest))
 
     @field_validator("weights")
     @classmethod

@@ -106,7 +106,7 @@ def _candidates(
         check_start(start.architecture, start.weights, start.norm, changed.unfreeze)
         if start not in initial:
             initial[start] = train._initial_weights(start, rows, changed.seed, stores)
-        settings = train._settings(with_defaults(changed, start, rows), rows, 1)
+        settings = train._settings(with_defaults(changed, start, rows), rows, "1")
         made[number] = Candidate(settings, initial[start], train._cache(changed, settings))
     return made
 
@@ -115,7 +115,7 @@ def _plan(nodes: list[Node], config: TuneConfig) -> tuple[ClusterPlan, int]:
     """What trials hold at the same time, and the cores of each. A core each makes most of small networks."""
     cores, gpus = int(in_all(nodes, "CPU")), int(in_all(nodes, "GPU"))
     on_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
-    count = config.workers or min(config.trials, max(1, gpus if on_gpu else cores))
+    count = config.worker_range[1] or min(config.trials, max(1, gpus if on_gpu else cores))
     return training_plan(nodes, count, config.cpus_per_worker, on_gpu), max(1, cores // count)
 
 

@@ -25,7 +25,7 @@ _PLAIN: dict[str, Any] = {
     "balance": "none",
     "augment": False,
     "amp": False,
-    "workers": 1,
+    "workers": "1",
     "seed": 0,
 }
 

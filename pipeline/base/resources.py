@@ -19,7 +19,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """What a job will hold at the same time."""
+    """What a job will hold at the same time: `workers`, or as many of them as there is room for, from `fewest` on."""
 
     job: str
     workers: int
@@ -27,6 +27,11 @@ class ClusterPlan:
     gpus_per_worker: float = 0.0
     beside_cpus: float = 0.0  # of one task that must find room beside the workers
     remedy: str = "lower --workers or --cpus-per-worker"
+    fewest: int | None = None  # None: all of them, always
+
+    @property
+    def needed(self) -> int:
+        return self.fewest or self.workers
 
     @property
     def cpus(self) -> float:
@@ -68,17 +73,19 @@ def training_plan(
     workers: int | None = None,
     cpus_per_worker: float | None = None,
     use_gpu: bool | None = None,
+    fewest: int | None = None,
 ) -> ClusterPlan:
-    """What training holds on these nodes; None: chosen to fit."""
+    """What training holds on these nodes; None: chosen to fit. `fewest` of the workers are enough."""
     cpus, gpus = in_all(nodes, "CPU"), sum(int(node.get("GPU", 0.0)) for node in nodes)
     on_gpu = gpus > 0 if use_gpu is None else use_gpu
     count = workers or (max(1, gpus) if on_gpu else 2 if cpus >= 2 else 1)
-    plan = ClusterPlan("train", count, cpus_per_worker or _SHARES[-1], gpus_per_worker=1.0 if on_gpu else 0.0)
+    gpus_each = 1.0 if on_gpu else 0.0
+    plan = ClusterPlan("train", count, cpus_per_worker or _SHARES[-1], gpus_per_worker=gpus_each, fewest=fewest)
     if cpus_per_worker is not None:
         return plan
     for share in _SHARES:  # a whole core each only where one is left over for Ray Data
         wish = replace(plan, cpus_per_worker=share)
-        if places(replace(wish, beside_cpus=max(share, DECODE_CPUS)), nodes) >= count:
+        if places(replace(wish, beside_cpus=max(share, DECODE_CPUS)), nodes) >= plan.needed:
             return wish
     return plan
 
@@ -99,21 +106,22 @@ def check_after_loss(plan: ClusterPlan, nodes: Sequence[Node], way_on: str) -> N
 
 def waiting(plan: ClusterPlan, free: Node) -> str | None:
     """What a plan that fits waits for until others end, in a sentence; None where there is room now."""
-    kinds = (("CPU", plan.cpus), ("GPU", plan.gpus))
+    least = replace(plan, workers=plan.needed)
+    kinds = (("CPU", least.cpus), ("GPU", least.gpus))
     if not free or all(free.get(name, 0.0) + _ROUNDING >= need for name, need in kinds):  # none: not known yet
         return None
     left = _amount(free.get("CPU", 0.0), free.get("GPU", 0.0) if plan.gpus else 0.0)
-    return f"{plan.job} waits for room: it needs {_amount(plan.cpus, plan.gpus)}, others leave {left} at the moment"
+    return f"{plan.job} waits for room: it needs {_amount(least.cpus, least.gpus)}, others leave {left} at the moment"
 
 
 def _shortage(plan: ClusterPlan, nodes: Sequence[Node]) -> str | None:
     room = places(plan, nodes)
-    if room >= plan.workers:
+    if room >= plan.needed:
         return None
     size = _amount(plan.cpus_per_worker, plan.gpus_per_worker)
     if not places(replace(plan, beside_cpus=0.0), nodes):
         return f"{plan.job}'s {size} a worker fit on no node ({sizes(nodes)})"
-    workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''} of {size}"
+    workers = f"{plan.needed} worker{'s' if plan.needed > 1 else ''} of {size}"
     beside = f" beside a task of {plan.beside_cpus:g} CPUs that decodes" if plan.beside_cpus else ""
     return f"{plan.job} needs {workers}{beside}, this Ray has room for {room} ({sizes(nodes)})"
 

@@ -1,10 +1,12 @@
 """What an interrupted run continues from: weights, optimizer, and where it was. Tensors and JSON, never code.
 
-last.safetensors  best.safetensors  optimizer.pt (tensors; loaded with weights_only)  validation.npz  state.json
+last.safetensors  best.safetensors  optimizer.pt (tensors; loaded with weights_only)  validation.npz
+statistics.safetensors (within an epoch: each rank's own)  state.json
 """
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,20 @@ from pipeline.storage.uris import join
 from pipeline.training.run_folder import STATE
 from pipeline.training.validation import Scores
 
+_LAST, _BEST, _OPTIMIZER = "last.safetensors", "best.safetensors", "optimizer.pt"
+_SCORES, _STATISTICS = "validation.npz", "statistics.safetensors"
+
 Weights = dict[str, Tensor]
 Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands after `epoch` epochs and `step` optimizer steps. `history` has a row an epoch, from 1."""
+    """Where a run stands after `epoch` epochs, `step` steps in all. `history` has a row an epoch, from 1."""
 
     epoch: int = 0
     step: int = 0
+    losses: float = 0.0  # sum of the training losses of the steps since the last whole epoch
     best_epoch: int = 0
     best_metric: float = float("-inf")
     best_loss: float = float("inf")
@@ -46,15 +52,16 @@ class State:
         if monitor is None:
             epoch, step = self.epoch + 1, int(row["step"])
             return replace(
-                self, epoch=epoch, step=step, best_epoch=epoch, history=[*self.history, row], finished=step >= steps
-            )
+                self, epoch=epoch, step=step, losses=0.0, best_epoch=epoch, history=[*self.history, row],
+                finished=step >= steps,
+            )  # fmt: skip
         metric, loss = row[monitor], row["val_loss"]
         beaten = metric > self.best_metric + 1e-6
         better = beaten or (metric > self.best_metric - 1e-6 and loss < self.best_loss)
         epoch, step = self.epoch + 1, int(row["step"])
         beaten_at = step if beaten else self.beaten_at
         moved = replace(
-            self, epoch=epoch, step=step, beaten_at=beaten_at, history=[*self.history, row],
+            self, epoch=epoch, step=step, losses=0.0, beaten_at=beaten_at, history=[*self.history, row],
             finished=step >= steps or bool(patience and step - beaten_at >= patience),
         )  # fmt: skip
         if not better:
@@ -75,17 +82,34 @@ def weights_of(model: nn.Module) -> Weights:
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
 
 
-def packed(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, best: Best) -> Files:
-    """A checkpoint's files by name; the one that says that it is whole comes last."""
-    arrays, tensors = io.BytesIO(), io.BytesIO()
-    np.savez(arrays, **asdict(best.scores))
+def packed(
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: Best | None,
+    statistics: Sequence[Weights] = (),
+) -> Files:
+    """A checkpoint's files by name; the one that says that it is whole comes last.
+
+    `statistics`: each rank's `statistics_of`, where they differ, as they do within an epoch.
+    """
+    tensors = io.BytesIO()
     torch.save(optimizer.state_dict(), tensors)
+    files = {_LAST: save(weights_of(model)), _OPTIMIZER: tensors.getvalue()}
+    if best is not None:
+        arrays = io.BytesIO()
+        np.savez(arrays, **asdict(best.scores))
+        files |= {_BEST: save(best.weights), _SCORES: arrays.getvalue()}
+    if statistics:
+        of_rank = {f"{rank}/{name}": value for rank, own in enumerate(statistics) for name, value in own.items()}
+        files[_STATISTICS] = save(of_rank)
+    return files | {STATE: json.dumps(asdict(state)).encode()}
+
+
+def statistics_of(model: nn.Module) -> Weights:
+    """What normalization layers have gathered, a copy on the CPU; empty where they gather nothing."""
     return {
-        "last.safetensors": save(weights_of(model)),
-        "best.safetensors": save(best.weights),
-        "optimizer.pt": tensors.getvalue(),
-        "validation.npz": arrays.getvalue(),
-        STATE: json.dumps(asdict(state)).encode(),
+        name: value.detach().to("cpu", copy=True) for name, value in model.named_buffers() if value.is_floating_point()
     }
 
 
@@ -102,14 +126,31 @@ def read_state(folder: Path) -> State:
     return State(**json.loads((folder / STATE).read_text()))
 
 
-def read_best(folder: Path) -> Best:
-    with np.load(folder / "validation.npz", allow_pickle=False) as arrays:
+def read_best(folder: Path) -> Best | None:
+    """None within the first epoch."""
+    if not (folder / _BEST).exists():
+        return None
+    with np.load(folder / _SCORES, allow_pickle=False) as arrays:
         scores = Scores(arrays["image_ids"], arrays["targets"], arrays["logits"])
-    return Best(load_file(folder / "best.safetensors"), scores)
+    return Best(load_file(folder / _BEST), scores)
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, Best]:
-    model.load_state_dict(load_file(folder / "last.safetensors"))
-    saved: dict[str, Any] = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+def restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int
+) -> tuple[State, Best | None]:
+    """Continue with what was saved; of ranks' own statistics with this rank's, or their mean for another `world`."""
+    model.load_state_dict(load_file(folder / _LAST))
+    saved: dict[str, Any] = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(saved)
+    if (folder / _STATISTICS).exists():
+        by_rank: dict[int, Weights] = {}
+        for key, value in load_file(folder / _STATISTICS).items():
+            of, _, name = key.partition("/")
+            by_rank.setdefault(int(of), {})[name] = value
+        own = by_rank[rank] if len(by_rank) == world else _mean(list(by_rank.values()))
+        model.load_state_dict(own, strict=False)
     return read_state(folder), read_best(folder)
+
+
+def _mean(parts: list[Weights]) -> Weights:
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}

@@ -49,8 +49,8 @@ class Display:
 
     def _started(self, event: Event) -> None:
         self._line(f"training on {event['how']}")
-        if event["history"]:
-            self._line(f"continuing after epoch {len(event['history'])}, from its checkpoint")
+        if event["step"]:
+            self._line(f"continuing after {_done(event['history'], event['step'])}, from its checkpoint")
         self._next_plain = 0.0
         for row in event["history"]:
             self._log.add(row)
@@ -126,3 +126,11 @@ class _TimeLeft:
         if step == first:
             return None
         return ((self._epochs - epoch + 1) * steps - step) * (now - began) / (step - first)
+
+
+def _done(history: list[dict[str, float]], step: int) -> str:
+    within = step - int(history[-1]["step"]) if history else step
+    steps = f"{within} step{'' if within == 1 else 's'}"
+    if not history:
+        return steps
+    return f"epoch {len(history)}" + (f" and {steps}" if within else "")

@@ -14,7 +14,11 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from pipeline.base.resources import ClusterPlan, places
+from pipeline.training.midway import Notice
 
 _JOIN_TIMEOUT_S = 1800  # of the slowest worker, and of any exchange later: torch's own default
 # Left out: a process that frees the workers' places when the controller alone dies (its death ends the job here, and
@@ -108,8 +112,52 @@ def _join(backend: str, host: str, port: int) -> None:
     )
 
 
+class LiveNodesPolicy(ElasticScalingPolicy):
+    """As many workers as have room on nodes that are alive and not about to go away.
+
+    Ray looks at the nodes every 20 s, and counts those that are being drained.
+    """
+
+    def _get_reserved_resources(self) -> Any:
+        found = super()._get_reserved_resources()
+        if not found:
+            return found
+        leaving = _leaving_nodes()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return {node: held for node, held in found.items() if node in alive and node not in leaving}
+
+
+def _leaving_nodes() -> set[str]:
+    """Nodes that are drained, as Ray Train's own watcher of preemptions sees them."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def notice(plan: ClusterPlan) -> Notice | None:
+    """What all workers know of a node of theirs that is about to go away. A meeting of all of them."""
+    if ray.train.get_preemption_info() is None:
+        return None
+    leaving = _leaving_nodes()
+    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    from pipeline.training.validation import gather  # with torch, which the controller does without
+
+    has_room = places(plan, staying) >= plan.needed
+    return Notice.LEAVE if all(gather(has_room)) else Notice.STAY
+
+
+class LeavingError(ray.exceptions.RayActorError):
+    """A worker ends because a node is about to go away: Ray Train starts the group anew, as after a preemption."""
+
+    def __init__(self) -> None:
+        super().__init__(error_msg="a node is about to go away", preempted=True)
+
+
 class Trainer(DataParallelTrainer):
-    """Without the callbacks that would start processes for nothing."""
+    """Without the callbacks that would start processes for nothing; elastic over the nodes that there are."""
+
+    def _initialize_and_run_controller(self, **controller: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            controller["scaling_policy"] = LiveNodesPolicy(self.scaling_config)
+        return super()._initialize_and_run_controller(**controller)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         needless = {_CLEANER} if self.datasets else {_CLEANER, _DATASETS}

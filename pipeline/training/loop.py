@@ -1,10 +1,11 @@
 """One worker: the loop over epochs. Every rank takes the same number of steps and reports equally often."""
 
+import functools
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load
 
 from pipeline.base.errors import IncompleteError
+from pipeline.base.resources import ClusterPlan
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.norms import synchronise
@@ -24,9 +26,11 @@ from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Noted
 from pipeline.training.epoch import Learner
+from pipeline.training.group import LeavingError, notice
+from pipeline.training.midway import Midway, Rhythm, Stop
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
 from pipeline.training.pace import Pace
-from pipeline.training.progress import STANDING, Mailbox, Sender, checkpoint_name
+from pipeline.training.progress import SAVED, STANDING, Mailbox, Sender, checkpoint_name
 from pipeline.training.reports import Reporter, Reports
 from pipeline.training.run_folder import checkpoint_files
 from pipeline.training.settings import Settings
@@ -52,6 +56,8 @@ class Assignment:
     run_uri: str  # folder of the checkpoints
     resume: str | None  # a checkpoint to start from where Ray Train knows of none
     stores: Stores
+    plan: ClusterPlan | None = None  # where Ray Train watches for nodes that are about to go away
+    saving: Rhythm | None = None  # within an epoch; None: not at all
     threads: int | None = None  # of a worker; None: its share of the machine's cores
     reports: Callable[[int, str, Stores], Reporter] = Reports  # of rank, `run_uri` and `stores`
 
@@ -66,6 +72,7 @@ class _Worker:
     validation: Shard
     sender: Sender
     reports: Reporter
+    midway: Midway
 
     @property
     def settings(self) -> Settings:
@@ -85,7 +92,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
     _refuse_losses(worker)
     while not state.finished:
         started = time.monotonic()
-        loss, pace = _train_epoch(worker, state.epoch)
+        loss, pace = _train_epoch(worker, state, best)
         if not math.isfinite(loss):
             return {"refused": f"the loss is not finite in epoch {state.epoch + 1}; lower --learning-rate"}
         _settle(worker, state.epoch)
@@ -119,19 +126,26 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     name = assignment.resume if saved is None else checkpoint_name(saved.path)
     if name is not None:
         with checkpoint_files(assignment.run_uri, name, assignment.stores) as folder:
-            state, best = checkpoint.restore(folder, model, optimizer)
+            state, best = checkpoint.restore(folder, model, optimizer, rank, context.get_world_size())
     sender = Sender(assignment.mailbox if rank == 0 else None)
     train, validation = open_shards(assignment.supply, rank, context.get_world_size())
     for line in assignment.supply.told():
         sender.note(line)
-    sender.started(state.history, f"{device.type}, {threads} thread{'s' if threads > 1 else ''} a worker")
+    workers, each = _count(context.get_world_size(), "worker"), _count(threads, "thread")
+    sender.started(state.history, state.step, f"{device.type}, {workers}, {each} each")
     ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
     loss_of = make_loss(settings, assignment.class_counts, device)
     learner = Learner(
         settings, rank, context.get_world_size(), device, model, ddp, optimizer, loss_of, len(train.targets)
     )
     reports = assignment.reports(rank, assignment.run_uri, assignment.stores)
-    return _Worker(assignment, learner, train, validation, sender, reports), state, best
+    ask = None if assignment.plan is None else functools.partial(notice, assignment.plan)
+    midway = Midway(gather, ask, assignment.saving)
+    return _Worker(assignment, learner, train, validation, sender, reports, midway), state, best
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def begun(
@@ -179,20 +193,44 @@ def _refuse_gaps(worker: _Worker, scores: Scores) -> None:
         )
 
 
-def _train_epoch(worker: _Worker, epoch: int) -> tuple[float, Pace]:
-    """Mean training loss of the epoch over all ranks, and how fast this one went. `epoch` counts from 0."""
-    learner, pace = worker.learner, Pace()
+def _train_epoch(worker: _Worker, state: State, best: Best | None) -> tuple[float, Pace]:
+    """Mean training loss of the epoch that `state` is in, over all ranks, and how fast this one went.
+
+    Raises LeavingError when a node is about to go away, after what was done until then is saved.
+    """
+    learner, pace, epoch = worker.learner, Pace(), state.epoch
+    first = state.step - epoch * learner.steps  # more than 0 after a checkpoint within the epoch
     learner.ddp.train()
     total = torch.zeros((), device=learner.device)
-    batches = worker.train.batches(learner.order(worker.train.targets, epoch))
-    for step, batch in enumerate(pace.waiting_for(batches)):
+    worker.midway.epoch_begins()
+    batches = worker.train.batches(learner.order(worker.train.targets, epoch)[first:])
+    for step, batch in enumerate(pace.waiting_for(batches), start=first):
         total += learner.step(batch, epoch, step)
-        done = (step + 1) * worker.settings.batch_size
-        shown = total * learner.world / (step + 1)  # by this rank's share alone
+        done = (step + 1 - first) * worker.settings.batch_size
+        shown = (total * learner.world + state.losses) / (step + 1)  # by this rank's share alone
         worker.sender.step(epoch + 1, step + 1, learner.steps, shown, done, pace)
-    mean = sum(gather(float(total))) / learner.steps  # waits for a GPU
+        stop = worker.midway.after_step() if step + 1 < learner.steps else None
+        if stop is not None:
+            _save_midway(worker, replace(state, step=epoch * learner.steps + step + 1), float(total), best, stop)
+    mean = (sum(gather(float(total))) + state.losses) / learner.steps  # waits for a GPU
     pace.end()
     return mean, pace
+
+
+def _save_midway(worker: _Worker, state: State, losses: float, best: Best | None, stop: Stop) -> None:
+    """Save where all workers stand within an epoch; `losses` is this rank's part of what `state.losses` lacks."""
+    began = time.monotonic()
+    everyones = gather((losses, checkpoint.statistics_of(worker.model)))
+    state = replace(state, losses=state.losses + sum(part for part, _ in everyones))
+    statistics = [own for _, own in everyones]
+    files = functools.partial(
+        checkpoint.packed, state, worker.model, worker.learner.optimizer, best, statistics if any(statistics) else ()
+    )
+    leave = stop is Stop.SAVE_AND_LEAVE
+    worker.reports.send({SAVED: state.step}, files, wait=leave)
+    if leave:
+        raise LeavingError
+    worker.midway.saved(time.monotonic() - began)
 
 
 def _settle(worker: _Worker, epoch: int) -> None:
@@ -239,7 +277,7 @@ def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace,
         "learning_rate": learning_rate(settings, (state.epoch + 1) * steps - 1, settings.epochs * steps),
         "seconds": seconds,
         "train_seconds": train_seconds,
-        "images_per_s": steps * settings.batch_size / train_seconds,
+        "images_per_s": ((state.epoch + 1) * steps - state.step) * settings.batch_size / train_seconds,
         "waiting_share": float(np.mean([values[2] for values in paces])),
         "ended_at": max(gather(time.time())),
     }
@@ -248,4 +286,6 @@ def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace,
 def _report(worker: _Worker, state: State, best: Best, row: dict[str, float]) -> None:
     """Hand the epoch to Ray Train; rank 0 brings the checkpoint."""
     reported = row | {name: getattr(state, name) for name in STANDING}
+    began = time.monotonic()
     worker.reports.send(reported, lambda: checkpoint.packed(state, worker.model, worker.learner.optimizer, best))
+    worker.midway.saved(time.monotonic() - began)

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from pipeline.training.rejected import Rejected
 
 _STEP_EVERY_S = 0.5
+_TOLD_S = 30.0
 _NEWEST = "~step"  # sorts behind the times
-REFUSAL = "refusal"  # the event of an error of ours: workers that start again would meet it again
+# Events that are not for a person: an error of ours, which workers that start again would meet again; workers that
+# failed and start again; a checkpoint within an epoch
+REFUSAL, FAILURE, SAVED = "refusal", "failure", "saved"
 STANDING = ("best_epoch", "finished")  # reported beside the row of an epoch
 
 
@@ -85,8 +88,9 @@ class Sender:
         self._handed: Future[None] | None = None
         self._left_out: Rejected | None = None
 
-    def started(self, history: list[dict[str, float]], how: str) -> None:
-        self._post({"kind": "started", "history": history, "how": how})
+    def started(self, history: list[dict[str, float]], step: int, how: str) -> None:
+        """`step`: how many are done of the whole run."""
+        self._post({"kind": "started", "history": history, "step": step, "how": how})
 
     def note(self, text: str) -> None:
         self._post({"kind": "note", "text": text})
@@ -122,20 +126,30 @@ class Announcer(UserCallback):
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
+        self._told_leaving = float("-inf")
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         row = dict(metrics[0])
+        if SAVED in row:
+            self._mailbox.post({"kind": SAVED})
+            return
         standing = {name: row.pop(name) for name in STANDING}
         name = checkpoint_name(checkpoint.path)
         self._mailbox.post({"kind": "epoch", "row": row, "checkpoint": name, **standing})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            if isinstance(error, LeukorayError):
-                ours = error.refusal() if isinstance(error, StoreError) else error
-                self._mailbox.post({"kind": REFUSAL, "text": str(ours), "exit_code": ours.exit_code})
-                return
-        for rank, error in worker_exceptions.items():
-            what = f"{type(error).__name__}: {first_line(error)}"
+        errors = [error for error in worker_exceptions.values() if isinstance(error, LeukorayError)]
+        if errors:
+            ours = errors[0].refusal() if isinstance(errors[0], StoreError) else errors[0]
+            self._mailbox.post({"kind": REFUSAL, "text": str(ours), "exit_code": ours.exit_code})
+            return
+        if all(getattr(error, "preempted", False) for error in worker_exceptions.values()):
+            if time.monotonic() - self._told_leaving > _TOLD_S:  # the workers end one after another
+                self._mailbox.post({"kind": "note", "text": "a node is about to go away: continuing on the others"})
+            self._told_leaving = time.monotonic()
+            return
+        said = {rank: f"{type(error).__name__}: {first_line(error)}" for rank, error in worker_exceptions.items()}
+        for rank, what in said.items():
             text = f"worker {rank} failed ({what}); continuing from the last checkpoint"
             self._mailbox.post({"kind": "note", "text": text})
+        self._mailbox.post({"kind": FAILURE, "text": next(iter(said.values()))})

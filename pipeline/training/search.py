@@ -27,7 +27,6 @@ from pipeline.base.resources import ClusterPlan, check_after_loss
 from pipeline.base.text import first_line
 from pipeline.training.cache import PixelCache
 from pipeline.training.checkpoint import Files
-from pipeline.training.fit import RefusedError
 from pipeline.training.group import Trainer
 from pipeline.training.loop import Assignment, train_worker
 from pipeline.training.progress import Mailbox
@@ -37,6 +36,7 @@ from pipeline.training.search_folder import Search, keep
 from pipeline.training.search_report import Trial
 from pipeline.training.settings import Settings
 from pipeline.training.supply import Supply, supply
+from pipeline.training.watch import RefusedError
 
 _RESTARTS = 2  # of a trial whose process dies
 _REDUCTION = 3  # one of so many trials that come to a rung goes on

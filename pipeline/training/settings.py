@@ -40,7 +40,7 @@ class Settings:
     balance: Balance
     augment: bool
     amp: bool  # bfloat16 on CUDA
-    workers: int
+    workers: str  # how many, or "2:8" where their number may change: sums of floats depend on it
     seed: int
     positive: tuple[int, ...] = (1,)  # classes that mean disease
     costs: tuple[float, float] | None = None  # of a miss, of a false alarm

@@ -2,7 +2,11 @@
 
 from typing import Any
 
-from pipeline.training.progress import Announcer, Mailbox
+import pytest
+
+from pipeline.base.errors import PlatformError
+from pipeline.training.group import LeavingError
+from pipeline.training.progress import FAILURE, REFUSAL, Announcer, Mailbox
 
 
 def test_events_come_once_and_in_order_from_any_process_and_of_steps_only_the_newest(ray_cluster: Any) -> None:
@@ -26,8 +30,19 @@ def test_events_come_once_and_in_order_from_any_process_and_of_steps_only_the_ne
     mailbox.close()
 
 
-def test_a_worker_that_fails_is_named_with_what_it_says(ray_cluster: Any) -> None:
+@pytest.mark.parametrize(
+    ("errors", "kinds", "said"),
+    [
+        ({1: ValueError("no more room\nsecond line")}, ["note", FAILURE], "worker 1 failed (ValueError: no more room)"),
+        ({0: OSError("closed by peer"), 1: PlatformError("the disk is full")}, [REFUSAL], "the disk is full"),
+        ({0: LeavingError(), 1: LeavingError()}, ["note"], "a node is about to go away: continuing on the others"),
+    ],
+)
+def test_workers_that_fail_are_told_by_what_follows(
+    ray_cluster: Any, errors: dict[int, Exception], kinds: list[str], said: str
+) -> None:
     mailbox = Mailbox()
-    Announcer(mailbox).after_exception(None, {1: ValueError("no more room\nsecond line")})
-    (event,) = mailbox.take()
-    assert event["kind"] == "note" and event["text"].startswith("worker 1 failed (ValueError: no more room)")
+    Announcer(mailbox).after_exception(None, errors)
+    events = mailbox.take()
+    assert [event["kind"] for event in events] == kinds
+    assert events[0]["text"].startswith(said)

@@ -2,9 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,35 +86,6 @@ def test_tensorboard_files_stay_and_checkpoints_go(trained: Bundle) -> None:
     runs = Path(trained.uri).parent / ".runs"
     assert list(runs.glob("*/tensorboard/events.out.tfevents*"))
     assert not list(runs.glob("*/checkpoint_*"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(580)  # starts a Ray of its own to kill
-def test_a_killed_run_continues_and_ends_where_the_unbroken_run_did(
-    trained: Bundle, manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The driver dies by kill -9 after its second epoch; the same command continues, to the very same weights."""
-    flags = ["--epochs", "8", "--review-margin", "0.1"]
-    command = [sys.executable, "-m", "jobs.train", manifest, "--out", str(tmp_path), *SMALL, *flags]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert driver.stdout is not None
-    lines = []
-    for line in driver.stdout:
-        lines.append(line)
-        if re.match(r"epoch +2/8 .*val loss", line):
-            break
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    assert re.match(r"epoch +2/8 .*val loss", lines[-1]), "".join(lines)
-    assert not (tmp_path / "leukoray" / "best.json").exists()
-    assert run_train(manifest, tmp_path, *flags) == 0
-    printed = capsys.readouterr().out
-    continued = re.search(r"continuing after epoch (\d+)", printed)
-    assert continued and int(continued[1]) >= 2, printed
-    assert not re.search(r"^epoch +[12]/8 .*val loss", printed, re.MULTILINE), printed
-    resumed = resolve(str(tmp_path / "leukoray")).info
-    assert [row["epoch"] for row in resumed.training["history"]] == list(range(1, resumed.training["epochs_run"] + 1))
-    assert resumed.weights_sha256 == trained.info.weights_sha256
 
 
 def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_the_bundle_alone(

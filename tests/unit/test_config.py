@@ -8,6 +8,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from jobs.config import JobConfig, effective, parse, positional
+from jobs.train_options import TrainConfig
 from pipeline.base.errors import UsageError
 
 
@@ -146,3 +147,20 @@ def test_a_configuration_is_frozen_and_shown_as_plain_values() -> None:
     with pytest.raises(ValidationError):
         config.size = 3
     assert effective(config)["color"] == "red"
+
+
+def test_two_numbers_with_a_colon_are_no_number_of_base_60(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("workers: 2:8\nbatch_size: 0x10\nlearning_rate: 1.5e-2\n")
+    found = parse(TrainConfig, ["manifest", "--config", str(tmp_path / "train.yaml")], prog="train")
+    assert (found.workers, found.batch_size, found.learning_rate) == ("2:8", 16, 0.015)
+
+
+@pytest.mark.parametrize(("given", "found"), [("4", (None, 4)), ("2:8", (2, 8)), ("3:3", (3, 3))])
+def test_workers_are_a_number_or_the_fewest_and_the_most(given: str, found: tuple[int | None, int]) -> None:
+    assert parse(TrainConfig, ["manifest", "--workers", given], prog="train").worker_range == found
+
+
+@pytest.mark.parametrize("given", ["0", "8:2", "2:", ":8", "two", "1:2:3", "2-8"])
+def test_other_workers_are_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="--workers"):
+        parse(TrainConfig, ["manifest", "--workers", given], prog="train")

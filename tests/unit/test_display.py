@@ -96,8 +96,12 @@ def test_time_left_is_told_from_the_steps_of_the_first_epoch(monkeypatch: pytest
 
 
 def test_a_continued_run_shows_its_past_where_it_was() -> None:
-    past = [ROW | {"epoch": 1, "ended_at": 1e9}, ROW | {"epoch": 2, "ended_at": 1e9}]
-    text, rows = shown({"kind": "started", "history": past, "how": "cpu"}, epoch(3, best=3), out=io.StringIO())
+    past = [ROW | {"epoch": 1, "step": 10, "ended_at": 1e9}, ROW | {"epoch": 2, "step": 20, "ended_at": 1e9}]
+    text, rows = shown(
+        {"kind": "started", "history": past, "step": int(past[-1]["step"]), "how": "cpu"},
+        epoch(3, best=3),
+        out=io.StringIO(),
+    )
     assert text.startswith("training on cpu\ncontinuing after epoch 2, from its checkpoint\n")
     assert rows == [1, 2, 3]
 

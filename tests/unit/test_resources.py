@@ -46,6 +46,17 @@ def test_after_a_loss_the_way_on_is_said() -> None:
         check_after_loss(plan, [], "again")
 
 
+def test_of_workers_from_fewest_to_most_the_fewest_must_find_room() -> None:
+    plan = training_plan(nodes(2, 2), workers=8, fewest=2)
+    assert (plan.workers, plan.cpus_per_worker) == (8, 1.0)  # as many of a core each as there will be cores
+    check(plan, nodes(2, 2))
+    check_after_loss(plan, nodes(2), "again")
+    with pytest.raises(PlatformError, match=r"train needs 2 workers of 1 CPU, this Ray has room for 1 "):
+        check_after_loss(plan, nodes(1), "again")
+    assert waiting(plan, {"CPU": 2.0}) is None
+    assert waiting(plan, {"CPU": 1.0}) == ("train waits for room: it needs 2 CPUs, others leave 1 CPU at the moment")
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 64])
 def test_training_takes_two_workers_where_there_are_two_cores(cpus: int) -> None:
     assert training_plan(nodes(cpus)).workers == (1 if cpus == 1 else 2)
