@@ -91,16 +91,8 @@ def _ours(
 ) -> list[Trainer]:
     """A run on an empty cache, and one that finds it filled."""
     shared = [sys.executable, "-m", "jobs.train", str(images.manifest), "--architecture", architecture]
-    shared += [
-        "--weights",
-        "none",
-        "--input-size",
-        str(options.input_size),
-        "--epochs",
-        str(options.epochs),
-        "--patience",
-        "0",
-    ]
+    shared += ["--weights", "none", "--input-size", str(options.input_size), "--patience", "0"]
+    shared += ["--epochs", str(options.epochs)]
     shared += ["--batch-size", str(options.batch), "--workers", str(workers)]
     shared += ["--use-gpu" if options.gpu else "--no-use-gpu", "--cache", str(out / "cache")]
     trainers = []

@@ -104,7 +104,8 @@ def our_timeline(out: Path, lines: Lines) -> Timeline:
     first_step_at = next((moment for moment, line in lines if re.search(r"epoch +1/\d+ +step", line)), None)
     if first_step_at is None:
         raise RuntimeError("no step was shown in: " + "\n".join(line for _, line in lines[-30:]))
-    decoded = [float(found[1]) for _, line in lines if (found := re.search(r"^decoded \d+ images in ([\d.]+) s", line))]
+    told = (re.search(r"^decoded [\d,]+ images in ([\d.]+) s", line) for _, line in lines)
+    decoded = [float(found[1]) for found in told if found]
     ends = [row["ended_at"] - (row["seconds"] - row["train_seconds"]) for row in history]
     epochs = [(end - row["train_seconds"], end) for end, row in zip(ends, history, strict=True)]
     images = round(history[0]["images_per_s"] * history[0]["train_seconds"])

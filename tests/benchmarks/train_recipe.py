@@ -1,8 +1,8 @@
 """What both rival trainers share: network, images with their random changes, optimizer, flags.
 
 After torchvision's guides (transforms v2 on uint8 tensors, `decode_image`, antialiased resize), which are faster than
-Pillow. The random changes are ours, written as a transform: one of the eight symmetries of a square, a gain of optical
-density, light.
+Pillow. The random changes are those of `pipeline/training/augment.py`, of the same strength and in the same order, by
+transforms of an image in the loader, as these guides have it.
 """
 
 import argparse
@@ -17,15 +17,19 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import v2
 
-from pipeline.model.architectures import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.model.cell_classifier import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.training.augment import Strength
+
+STRENGTH = Strength()
 
 
 class Stain(torch.nn.Module):
     """Gain of optical density and light, uint8 (3, S, S) to uint8 (3, S, S)."""
 
     def forward(self, image: Tensor) -> Tensor:
-        gain = 1.0 + (torch.rand(1, 1, 1) * 2 - 1) * 0.15 + (torch.rand(3, 1, 1) * 2 - 1) * 0.08
-        light = (torch.rand(1, 1, 1) * 2 - 1) * 0.08 * 255.0
+        common = (torch.rand(1, 1, 1) * 2 - 1) * STRENGTH.density
+        gain = 1.0 + common + (torch.rand(3, 1, 1) * 2 - 1) * STRENGTH.hue
+        light = (torch.rand(1, 1, 1) * 2 - 1) * STRENGTH.brightness * 255.0
         pixels = ((image.float() + 1.0) / 256.0).pow(gain) * 256.0 - 1.0 + light
         return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -35,13 +39,24 @@ class QuarterTurn(torch.nn.Module):
         return torch.rot90(image, int(torch.randint(4, ())), dims=(1, 2))
 
 
+def random_changes() -> list[torch.nn.Module]:
+    zoom, shift, mode = 1.0 + STRENGTH.zoom, STRENGTH.shift, v2.InterpolationMode.BILINEAR
+    return [
+        v2.RandomHorizontalFlip(),
+        QuarterTurn(),
+        v2.RandomAffine(0, translate=(shift, shift), scale=(1 / zoom, zoom), interpolation=mode),
+        v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.2))], p=STRENGTH.blur),
+        Stain(),
+    ]
+
+
 class Listed(Dataset[tuple[Tensor, int]]):
     """Images of one split of a CSV."""
 
     def __init__(self, listing: str, split: str, size: int) -> None:
         with open(listing, newline="") as file:
             self.rows = [(row["path"], int(row["label"])) for row in csv.DictReader(file) if row["split"] == split]
-        changes = [v2.RandomHorizontalFlip(), QuarterTurn(), Stain()] if split == "train" else []
+        changes = random_changes() if split == "train" else []
         self.transform = v2.Compose(
             [
                 v2.Resize((size, size), antialias=True),

@@ -1,6 +1,8 @@
 """The arithmetic and tables of the benchmarks; nothing is timed."""
 
 import csv
+import importlib
+import importlib.util
 import json
 import math
 import sys
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.sources.manifest import read_manifest
+from tests.benchmarks import train_recipe
 from tests.benchmarks.measure import (
     Measured,
     agreement,
@@ -122,7 +125,11 @@ def test_our_own_moments_come_from_the_history_and_from_what_is_shown(tmp_path):
     (tmp_path / "model" / "1").mkdir(parents=True)
     record = {"training": {"history": [speed | {"ended_at": 112.0}, speed | {"ended_at": 125.0}]}}
     (tmp_path / "model" / "1" / "bundle.json").write_text(json.dumps(record))
-    lines = [(95.0, "decoded 120 images in 4.5 s"), (101.0, "epoch   1/2  step 1/3  loss 0.7"), (113.0, "epoch   1/2")]
+    lines = [
+        (95.0, "decoded 1,120 images in 4.5 s"),
+        (101.0, "epoch   1/2  step 1/3  loss 0.7"),
+        (113.0, "epoch   1/2"),
+    ]
     line = our_timeline(tmp_path, lines)
     assert line == Timeline(96, 101.0, [(100.0, 110.0), (113.0, 123.0)], auc=0.75, decode_s=4.5)
     with pytest.raises(RuntimeError, match="no step was shown"):
@@ -154,3 +161,14 @@ def test_both_sides_get_the_same_images_of_the_asked_size(tmp_path):
     assert {(row["uri"], row["label"], row["split"]) for row in rows} == listed
     assert (found.train, found.validation, len(listed)) == (10, 2, 12)
     assert {Image.open(path).size for path, _, _ in listed} == {(64, 48)}
+    for split, count in (("train", 10), ("validation", 2)):
+        seen = train_recipe.Listed(str(found.listing), split, 32)
+        image, label = seen[0]
+        assert (len(seen), tuple(image.shape), label in (0, 1)) == (count, (3, 32, 32), True)
+
+
+def test_both_rivals_can_be_loaded():
+    for name in ("train_rival_ddp", "train_rival_lightning"):
+        if name == "train_rival_lightning" and importlib.util.find_spec("lightning") is None:
+            continue
+        assert importlib.import_module(f"tests.benchmarks.{name}").main
