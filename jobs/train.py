@@ -14,7 +14,7 @@ from jobs.train_rehearsal import planned, tell
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import NotBetterThanChanceError, UsageError
 from pipeline.base.machine import shared_memory_warning
-from pipeline.base.resources import ClusterPlan, check, training_plan
+from pipeline.base.resources import ClusterPlan, check
 from pipeline.evaluation.calibration import Costs
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
@@ -79,12 +79,12 @@ def main(config: TrainConfig) -> None:
         plan = planned(config)
         _announce(rows, plan)
         runs = 1 if folds is None else folds.count + 1
-        tell(config, given, _settings(config, rows, plan.workers), rows, plan, folder, initial, runs)
+        settings = _settings(config, rows, config.workers or str(plan.workers))
+        tell(config, given, settings, rows, plan, folder, initial, runs)
         return
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
-        fewest, most = config.worker_range
-        plan = training_plan(nodes, most, config.cpus_per_worker, config.use_gpu, fewest)
+        plan = config.plan(nodes)
         check(plan, nodes)
         _announce(rows, plan)
         tell_waiting(ray, plan)

@@ -1,10 +1,12 @@
 """What a person can choose of a training run, and what is chosen where they have not."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config import NamingConfig, positional
+from pipeline.base.resources import ClusterPlan, Node, training_plan
 from pipeline.evaluation.calibration import Costs
 from pipeline.model.choices import Norm, Unfreeze
 from pipeline.model.turns import Turns
@@ -145,6 +147,11 @@ class TrainConfig(NamingConfig):
             return None, None
         fewest, _, most = self.workers.partition(":")
         return (int(fewest), int(most)) if most else (None, int(fewest))
+
+    def plan(self, nodes: Sequence[Node]) -> ClusterPlan:
+        """What training holds on these nodes."""
+        fewest, most = self.worker_range
+        return training_plan(nodes, most, self.cpus_per_worker, self.use_gpu, fewest)
 
     @field_validator("weights")
     @classmethod

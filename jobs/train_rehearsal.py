@@ -6,7 +6,7 @@ from dataclasses import fields
 from jobs.train_options import TrainConfig
 from pipeline.base.cluster import alive_nodes, connected
 from pipeline.base.machine import nvidia_cards, usable_cores
-from pipeline.base.resources import ClusterPlan, Node, check, training_plan
+from pipeline.base.resources import ClusterPlan, Node, check
 from pipeline.base.text import human_time
 from pipeline.model.registry import ModelFolder
 from pipeline.storage.uris import join
@@ -29,7 +29,7 @@ def planned(config: TrainConfig) -> ClusterPlan:
             nodes = list(alive_nodes(ray))
     else:
         nodes = [{"CPU": config.num_cpus or usable_cores(), "GPU": nvidia_cards()}]
-    plan = training_plan(nodes, config.workers, config.cpus_per_worker, config.use_gpu)
+    plan = config.plan(nodes)
     check(plan, nodes)
     return plan
 

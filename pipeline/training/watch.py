@@ -72,9 +72,11 @@ def is_watched(plan: ClusterPlan) -> bool:
 
 def watching(plan: ClusterPlan) -> dict[str, str]:
     """What Ray Train is told of the nodes by environment."""
+    # Ray Train asks NCCL which of its workers makes no progress, and logs where it stands
+    hangs = {"RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1"} if plan.gpus > 1 else {}
     if not is_watched(plan):  # a process less
-        return {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-    often = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+        return hangs | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    often = hangs | {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
     # How long Ray Train waits for places that it took for free, before it looks how many there are
     return often | ({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"} if plan.fewest else {})
 

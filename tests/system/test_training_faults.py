@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import load
 
-from pipeline.model.bundle import WEIGHTS, Bundle
+from pipeline.model.bundle import Bundle
 from pipeline.model.registry import resolve
 from tests import nodes as machine
 from tests.nodes import HEAD, Box, cluster
@@ -219,38 +218,49 @@ def has_object(s3: S3Server, prefix: str, end: str) -> bool:
 
 
 def test_nodes_that_go_and_come_leave_the_same_curve(manifest: str, tmp_path: Path) -> None:
-    """Three workers of one core; a node is lost, one comes, and one says that it will go: none of it ends the run."""
+    """A node is lost, one comes, and that of rank 0 says that it will go: none of it ends the run or loses an epoch."""
     reason = machine.why_not()
     if reason:
         pytest.skip(reason)
     out, log = tmp_path / "models", tmp_path / "train.log"
     flags = [*NET, "--batch-size", "12", "--norm", "group", "--no-augment", "--epochs", "60",
              "--patience", "0", "--out", str(out), "--cache", str(tmp_path / "cache")]  # fmt: skip
-    with cluster(tmp_path, [1, 1, 1]) as nodes, log.open("w") as sink:
+    with cluster(tmp_path, [0, 1, 1]) as nodes, log.open("w") as sink:
         run = nodes.popen(sys.executable, "-uc", OFTEN, manifest, *flags, "--workers", "1:3", "--cpus-per-worker", "1",
                           "--address", HEAD, stdout=sink)  # fmt: skip
 
-        def reached(what: str) -> None:
-            until(lambda: what in log.read_text() or run.poll() is not None, what)
+        def reached(*what: str) -> None:
+            until(lambda: has_lines(log.read_text(), *what) or run.poll() is not None, str(what))
             assert run.poll() is None, log.read_text()
 
-        reached("3 workers")
-        reached("epoch   1/60  loss")
+        lost, left = "training on cpu, 1 worker,", "a node is about to go away: continuing on the others"
+        reached("training on cpu, 2 workers,", "epoch   1/60  loss")
         nodes.boxes[2].kill()
-        reached("2 workers")
+        reached(lost, "continuing after", "loss")
+        new = nodes.start(1)
+        nodes.wait_for(3)  # the head, the one that is left, which holds rank 0 now, and the new one
         drain(nodes.boxes[1], nodes.environment)
-        reached("a node is about to go away: continuing on the others")
-        reached("1 worker,")
+        reached(lost, left, "training on cpu, 1 worker,", "continuing after", "loss")
+        assert new.runs("RayTrainWorker") and not nodes.boxes[1].runs("RayTrainWorker")
         nodes.boxes[1].kill()
         assert run.wait(PATIENCE_S) == 0, log.read_text()
-    steps = [row["step"] for row in resolve(f"{out}/leukoray").info.training["history"]]
-    assert steps == sorted(set(steps))
     alone = tmp_path / "alone"
     command = [sys.executable, "-m", "jobs.train", manifest, *flags, "--out", str(alone), "--workers", "1"]
     assert subprocess.run(command, cwd=ROOT, timeout=PATIENCE_S, capture_output=True).returncode == 0
-    disturbed, whole = (load(resolve(f"{place}/leukoray").file(WEIGHTS)) for place in (out, alone))
-    for name, value in whole.items():
-        np.testing.assert_allclose(disturbed[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
+    disturbed, whole = (resolve(f"{place}/leukoray").info.training["history"] for place in (out, alone))
+    assert [row["step"] for row in disturbed] == [row["step"] for row in whole]
+    losses = ([row["train_loss"] for row in history] for history in (disturbed, whole))
+    np.testing.assert_allclose(*losses, atol=0.03)  # dropout is each worker's own; the losses fall from 0.65 to 0.12
+
+
+def has_lines(said: str, *parts: str) -> bool:
+    """Whether the parts come one after the other."""
+    at = 0
+    for part in parts:
+        at = said.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    return True
 
 
 def drain(box: Box, environment: dict[str, str]) -> None:
