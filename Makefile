@@ -38,7 +38,7 @@ help: ## this list
 	@echo "variables: VENV=$(VENV)  OUT=$(OUT)  DATA=$(or $(DATA),<synthetic samples>)  PORT=$(PORT)  PYTHON=$(PYTHON)"
 
 $(VENV)/.installed: pyproject.toml infra/setup.sh
-	@infra/setup.sh $(abspath $(VENV))
+	@infra/setup.sh $(abspath $(VENV)) pretrained
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml infra/setup.sh
