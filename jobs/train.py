@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,28 +59,26 @@ EXAMPLES = """examples:
 An interrupted run is continued by the same command. Research software, not a medical device."""
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """All that is known before anything is started."""
+
+    given: TrainConfig
+    config: TrainConfig  # with nothing left open but what the cluster decides
+    stores: Stores
+    manifest: Manifest
+    rows: LabelledRows
+    folds: Folds | None
+    folder: ModelFolder
+    initial: bytes | None  # weights to start from
+
+
 def main(config: TrainConfig) -> None:
-    clock, model = Clock(), join(config.out, config.name)
-    mlflow = tracking_uri(config.mlflow)
-    given = config
-    stores = job_stores(config) if config.dry_run else writing_stores(config, model, single_writer=config.single_writer)
-    manifest = read_manifest(config.manifest, stores)
-    chosen = chosen_start(config)
-    rows = _checked_rows(manifest, config, chosen)
-    config = with_defaults(config, chosen, rows)
-    show_config(config)
-    if chosen.note:
-        print(f"note: {chosen.note}", flush=True)
-    folds = _folds(manifest, rows, config, stores)
-    folder = ModelFolder(model, stores)
-    folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
-    initial = _initial_weights(chosen, rows, config.seed, stores)
+    clock, mlflow = Clock(), tracking_uri(config.mlflow)
+    ready = _ready(config)
+    config, rows, manifest, folder, folds = ready.config, ready.rows, ready.manifest, ready.folder, ready.folds
     if config.dry_run:
-        plan = planned(config)
-        _announce(rows, plan)
-        runs = 1 if folds is None else folds.count + 1
-        settings = _settings(config, rows, config.workers or str(plan.workers))
-        tell(config, given, settings, rows, plan, folder, initial, runs)
+        _rehearse(ready)
         return
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
@@ -90,14 +88,15 @@ def main(config: TrainConfig) -> None:
         tell_waiting(ray, plan)
         settings = _settings(config, rows, config.workers or str(plan.workers))
         kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
-        digest = settings.digest(manifest.info.digest, hashlib.sha256(initial or b"").hexdigest(), kind)
+        digest = settings.digest(manifest.info.digest, hashlib.sha256(ready.initial or b"").hexdigest(), kind)
         with (
             held_run(folder, digest) as training_run,
             _records(mlflow, manifest, settings, rows, training_run) as records,
         ):
             fit_run = functools.partial(
-                fit, plan=plan, initial=initial, max_error_share=config.max_error_share, cache=_cache(config, settings)
-            )
+                fit, plan=plan, initial=ready.initial, max_error_share=config.max_error_share,
+                cache=_cache(config, settings),
+            )  # fmt: skip
             out_of_fold = None
             if folds is not None:
                 out_of_fold = cross_validate(folds, settings, folder, training_run, digest, fit_run)
@@ -109,6 +108,33 @@ def main(config: TrainConfig) -> None:
             records.published(published, trained.best.scores)
             training_run.close(published.bundle.info.version)
     _account(trained, published, rows, training_run, config, clock)
+
+
+def _ready(given: TrainConfig) -> _Ready:
+    """Read and check what is asked for; prints the configuration. Raises UsageError, InputError, PlatformError."""
+    model = join(given.out, given.name)
+    stores = job_stores(given) if given.dry_run else writing_stores(given, model, single_writer=given.single_writer)
+    manifest = read_manifest(given.manifest, stores)
+    chosen = chosen_start(given)
+    rows = _checked_rows(manifest, given, chosen)
+    config = with_defaults(given, chosen, rows)
+    show_config(config)
+    if chosen.note:
+        print(f"note: {chosen.note}", flush=True)
+    folds = _folds(manifest, rows, config, stores)
+    folder = ModelFolder(model, stores)
+    folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
+    initial = _initial_weights(chosen, rows, config.seed, stores)
+    return _Ready(given, config, stores, manifest, rows, folds, folder, initial)
+
+
+def _rehearse(ready: _Ready) -> None:
+    config, rows, folds = ready.config, ready.rows, ready.folds
+    plan = planned(config)
+    _announce(rows, plan)
+    runs = 1 if folds is None else folds.count + 1
+    settings = _settings(config, rows, config.workers or str(plan.workers))
+    tell(config, ready.given, settings, rows, plan, ready.folder, ready.initial, runs)
 
 
 def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: Stores) -> Folds | None:
