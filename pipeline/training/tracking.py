@@ -199,6 +199,7 @@ class Tracker:
         from mlflow.entities import LoggedModelOutput, Metric
 
         info, now_ms = bundle.info, int(time.time() * 1000)
+        on = info.calibrated_on.replace("-", "_")
         model = client.create_logged_model(
             self._experiment_id,
             name=info.name,
@@ -221,7 +222,7 @@ class Tracker:
             "dataset_digest": self._described.manifest_digest[:_DIGEST_LENGTH],
         }
         found = [
-            Metric(f"validation_{name}", value, now_ms, 0, model_id=model.model_id, **of_data)
+            Metric(f"{on}_{name}", value, now_ms, 0, model_id=model.model_id, **of_data)
             for name, value in metrics.items()
             if value is not None
         ]

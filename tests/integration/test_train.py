@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import evaluate, promote, train
 from pipeline.model.bundle import CARD, WEIGHTS, Bundle
@@ -84,7 +85,9 @@ def test_the_bundle_tells_its_history_and_its_limits(trained: Bundle) -> None:
 
 def test_tensorboard_files_stay_and_checkpoints_go(trained: Bundle) -> None:
     runs = Path(trained.uri).parent / ".runs"
-    assert list(runs.glob("*/tensorboard/events.out.tfevents*"))
+    [board] = runs.glob("*/tensorboard")
+    shown = EventAccumulator(str(board)).Reload().Tags()
+    assert "augmented" in shown["images"] and {"train/loss", "val/auc", "speed/waiting_share"} <= set(shown["scalars"])
     assert not list(runs.glob("*/checkpoint_*"))
 
 
@@ -105,7 +108,8 @@ def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_th
 
 
 def test_a_target_sensitivity_of_training_is_the_bundles_rule(ray_cluster: Any, manifest: str, tmp_path: Path) -> None:
-    assert run_train(manifest, tmp_path, "--epochs", "1", "--target-sensitivity", "0.9") == 0
+    mlflow = ["--mlflow", "http://127.0.0.1:9"]  # where nobody answers, which changes nothing
+    assert run_train(manifest, tmp_path, "--epochs", "1", "--target-sensitivity", "0.9", *mlflow) == 0
     info = resolve(str(tmp_path)).info
     assert info.training["threshold_rule"] == "highest threshold with validation sensitivity >= 0.9"
     assert info.metrics["validation"]["sensitivity"] >= 0.9
