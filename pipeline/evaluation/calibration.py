@@ -11,9 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from scipy.stats import ks_2samp
 
 from pipeline.base.errors import UsageError
 from pipeline.evaluation.definitions import Floats, Ints, binary_arrays
@@ -137,6 +134,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, on: CalibratedOn = 
     tell it: one class, a separable split (the best T is 0) or uninformative scores (the best T is infinite).
     """
     logits = _as_class_logits(np.asarray(logits, np.float64))
+    from scipy.optimize import minimize_scalar  # half a second to import, and needed when training has ended
+    from scipy.special import log_softmax
+
     truth = np.asarray(labels, np.int64)
     if len(truth) != len(logits):
         raise ValueError(f"{len(logits)} scores but {len(truth)} labels")
@@ -298,6 +298,8 @@ def agreement(
     Each subject counts once, by the mean of its images' scores, so that the images of one do not make the samples look
     larger than they are.
     """
+    from scipy.stats import ks_2samp
+
     shipped = value_of(logits, calibration.temperature.value, positive)
     means = [
         np.bincount(codes, values) / np.bincount(codes)

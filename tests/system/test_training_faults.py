@@ -27,11 +27,13 @@ from tests.training_data import cell_images, manifest_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 PATIENCE_S = 600
-# As `leukoray train`, but that a checkpoint within an epoch comes every 0.2 s
+# As `leukoray train`, but that a checkpoint within an epoch comes every 0.2 s, and workers become more only when they
+# start anew
 OFTEN = """
 import sys
-from pipeline.training import midway
+from pipeline.training import fit, midway
 midway.SAVING = midway.Rhythm(0.2, 1.0)
+fit._RESIZE_EVERY_S = 1e6
 from jobs.train import command
 from jobs.common import start
 start(command)

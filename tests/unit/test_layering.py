@@ -91,3 +91,19 @@ for name in {CPU_PATH!r}:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("modules", "late"),
+    [
+        (("jobs.train",), ("scipy", "sklearn", "matplotlib", "torchvision", "onnxscript")),  # the driver
+        (("pipeline.training.loop",), ("scipy", "sklearn", "matplotlib", "torchvision", "boto3")),  # a worker
+        (("pipeline.training.group", "pipeline.training.progress"), ("torch", "scipy", "cv2")),  # Ray's controller
+    ],
+)
+def test_training_starts_without_what_only_its_end_or_others_need(
+    modules: tuple[str, ...], late: tuple[str, ...]
+) -> None:
+    program = f"import {', '.join(modules)}, sys; sys.exit(', '.join(set(sys.modules) & set({late!r})))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip() == ""
