@@ -206,7 +206,8 @@ class _Ledger(tune.Callback):
 
     def _end(self, trial: Any, failure: str | None) -> None:
         ended = self._work.end(trial.config["trial"], failure=failure and f"failed: {failure}")
-        self._say(f"trial {ended.number:>3}  {ended.ending} after {len(ended.history)} epochs")
+        epochs = f"{len(ended.history)} epoch{'' if len(ended.history) == 1 else 's'}"
+        self._say(f"trial {ended.number:>3}  {ended.ending} after {epochs}")
 
 
 class _Training(tune.Trainable):

@@ -103,7 +103,13 @@ def picture(trials: Sequence[Trial], space: Space, metric: str, title: str) -> b
 def _scatter(axes: "Axes", order: Sequence[Trial], name: str, values: Range | Choice, metric: str) -> None:
     known = [trial for trial in order if name in trial.proposal]
     if isinstance(values, Range):
+        shown = (values.low, math.sqrt(values.low * values.high), values.high)
         axes.set_xscale("log")
+        axes.set_xlim((values.low / values.high) ** 0.05 * values.low, (values.high / values.low) ** 0.05 * values.high)
+        axes.set_xticks(
+            [values.low, middle, values.high], [f"{each:.2g}" for each in (values.low, middle, values.high)]
+        )
+        axes.set_xticks([], minor=True)
         places = [float(trial.proposal[name]) for trial in known]
     else:
         axes.set_xticks(range(len(values.values)), values.values, rotation=20 if len(values.values) > 4 else 0)
