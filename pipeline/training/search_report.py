@@ -106,9 +106,7 @@ def _scatter(axes: "Axes", order: Sequence[Trial], name: str, values: Range | Ch
         shown = (values.low, math.sqrt(values.low * values.high), values.high)
         axes.set_xscale("log")
         axes.set_xlim((values.low / values.high) ** 0.05 * values.low, (values.high / values.low) ** 0.05 * values.high)
-        axes.set_xticks(
-            [values.low, middle, values.high], [f"{each:.2g}" for each in (values.low, middle, values.high)]
-        )
+        axes.set_xticks(shown, [f"{each:.2g}" for each in shown])
         axes.set_xticks([], minor=True)
         places = [float(trial.proposal[name]) for trial in known]
     else:
