@@ -131,7 +131,7 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
             state, best = checkpoint.restore(folder, model, optimizer, rank, context.get_world_size())
     sender = Sender(assignment.mailbox if rank == 0 else None)
     train, validation = open_shards(assignment.supply, rank, context.get_world_size())
-    for line in assignment.supply.told():
+    for line in assignment.supply.told() if not state.step else ():  # once, not at each start of the workers
         sender.note(line)
     workers, each = _count(context.get_world_size(), "worker"), _count(threads, "thread")
     sender.started(state.history, state.step, f"{device.type}, {workers}, {each} each")
