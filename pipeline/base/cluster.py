@@ -62,9 +62,32 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
             guard.release()
 
 
+class _Call(threading.Thread):
+    """A thread that knows itself whether it runs.
+
+    Python 3.11 takes a thread for ended when Ctrl-C comes while another one joins it.
+    """
+
+    def __init__(self, call: Callable[[], None], name: str) -> None:
+        super().__init__(target=call, name=name, daemon=True)
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._is_over.set()
+
+    def is_alive(self) -> bool:
+        return not self._is_over.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._is_over.wait(timeout)
+
+
 def calling_ray(call: Callable[[], None], name: str) -> threading.Thread:
     """Begin a call of Ray that the main thread does not wait for when something else fails."""
-    thread = threading.Thread(target=call, name=name, daemon=True)
+    thread = _Call(call, name)
     _calling.append(thread)
     thread.start()
     return thread

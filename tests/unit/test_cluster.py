@@ -1,12 +1,14 @@
 """Clusters that cannot be joined are refused at once, and a dead node is noticed."""
 
+import signal
 import socket
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.base.cluster import connected, refuse_dead_node
+from pipeline.base.cluster import calling_ray, connected, refuse_dead_node
 from pipeline.base.errors import PlatformError, UsageError
 
 
@@ -21,6 +23,27 @@ def test_a_process_notices_that_its_own_node_died_and_minds_no_other() -> None:
     refuse_dead_node(_ray([alive, {"NodeID": "b", "Alive": False}]))
     with pytest.raises(PlatformError, match="run the same command again"):
         refuse_dead_node(_ray([dead, {"NodeID": "b", "Alive": True}]))
+
+
+def test_a_call_of_ray_that_goes_on_after_ctrl_c_is_known_to_go_on() -> None:
+    """Or Ray would be shut down under it, and started anew by it."""
+    may_end = threading.Event()
+    thread = calling_ray(lambda: may_end.wait(60) and None, "call")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            thread.join(60)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert thread.is_alive()
+    may_end.set()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
