@@ -35,6 +35,7 @@ from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
 from pipeline.training.suspicion import suspicion
+from pipeline.training.teacher import Teacher, open_teacher
 from pipeline.training.tracking import Described, Tracker, tracking_uri
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class _Ready:
     folds: Folds | None
     folder: ModelFolder
     initial: bytes | None  # weights to start from
+    teacher: Teacher | None
 
 
 def main(config: TrainConfig) -> None:
@@ -86,7 +88,7 @@ def main(config: TrainConfig) -> None:
         check(plan, nodes)
         _announce(rows, plan)
         tell_waiting(ray, plan)
-        settings = _settings(config, rows, config.workers or str(plan.workers))
+        settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
         kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
         digest = settings.digest(manifest.info.digest, hashlib.sha256(ready.initial or b"").hexdigest(), kind)
         with (
@@ -94,7 +96,7 @@ def main(config: TrainConfig) -> None:
             _records(mlflow, manifest, settings, rows, training_run) as records,
         ):
             fit_run = functools.partial(
-                fit, plan=plan, initial=ready.initial, max_error_share=config.max_error_share,
+                fit, plan=plan, initial=ready.initial, teacher=ready.teacher, max_error_share=config.max_error_share,
                 cache=_cache(config, settings),
             )  # fmt: skip
             out_of_fold = None
@@ -104,7 +106,7 @@ def main(config: TrainConfig) -> None:
                 settings, rows, run=training_run, log=records, meanwhile=functools.partial(_meanwhile, records)
             )
             training_run.check_lock()
-            published = _published(trained, settings, rows, manifest, folder, config, out_of_fold)
+            published = _published(trained, settings, rows, manifest, folder, config, ready.teacher, out_of_fold)
             records.published(published, trained.best.scores)
             training_run.close(published.bundle.info.version)
     _account(trained, published, rows, training_run, config, clock)
@@ -124,8 +126,9 @@ def _ready(given: TrainConfig) -> _Ready:
     folds = _folds(manifest, rows, config, stores)
     folder = ModelFolder(model, stores)
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
+    teacher = _teacher(manifest, rows, config, stores)
     initial = _initial_weights(chosen, rows, config.seed, stores)
-    return _Ready(given, config, stores, manifest, rows, folds, folder, initial)
+    return _Ready(given, config, stores, manifest, rows, folds, folder, initial, teacher)
 
 
 def _rehearse(ready: _Ready) -> None:
@@ -133,8 +136,8 @@ def _rehearse(ready: _Ready) -> None:
     plan = planned(config)
     _announce(rows, plan)
     runs = 1 if folds is None else folds.count + 1
-    settings = _settings(config, rows, config.workers or str(plan.workers))
-    tell(config, ready.given, settings, rows, plan, ready.folder, ready.initial, runs)
+    settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
+    tell(config, ready.given, settings, rows, plan, ready.folder, ready.initial, ready.teacher, runs)
 
 
 def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: Stores) -> Folds | None:
@@ -147,7 +150,7 @@ def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: 
 
 def _published(
     trained: Trained, settings: Settings, rows: LabelledRows, manifest: Manifest, folder: ModelFolder,
-    config: TrainConfig, out_of_fold: OutOfFold | None,
+    config: TrainConfig, teacher: Teacher | None, out_of_fold: OutOfFold | None,
 ) -> "Published":  # fmt: skip
     """The bundle; with folds, calibrated by what their models say of images that they did not see."""
     from pipeline.training.judgement import HeldOut
@@ -157,7 +160,8 @@ def _published(
     if out_of_fold is not None:
         held_out = HeldOut(out_of_fold.scores, looks=1, on="out-of-fold", shipped=trained.best.scores)
     published = publish(
-        trained, settings, rows, manifest, folder, configuration=effective(config), held_out=held_out,
+        trained, settings, rows, manifest, folder, held_out=held_out,
+        configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
         target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
         costs=None if config.costs is None else Costs.parse(config.costs),
     )  # fmt: skip
@@ -230,13 +234,28 @@ def _initial_weights(chosen: Start, rows: LabelledRows, seed: int, stores: Store
     return to_safetensors(model)
 
 
+def _teacher(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: Stores) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    teacher = open_teacher(config.teacher, rows, manifest, config.bit_depth, stores)
+    info = teacher.info
+    print(f"teacher: {info.name} / {info.version}, {info.architecture}, {info.input_size} pixels", flush=True)
+    if teacher.account()["manifests"] != [manifest.info.digest]:
+        print(
+            "warning: the teacher has learnt from another manifest; images of this one's validation and test may be "
+            "among them, and figures of the new model too good",
+            flush=True,
+        )
+    return teacher
+
+
 def _cache(config: TrainConfig, settings: Settings) -> PixelCache | None:
     if config.cache == "none":
         return None
     return PixelCache(config.cache or default_root(), settings.pixels, config.cache_bytes)
 
 
-def _settings(config: TrainConfig, rows: LabelledRows, workers: str) -> Settings:
+def _settings(config: TrainConfig, rows: LabelledRows, workers: str, teacher: Teacher | None) -> Settings:
     shared = {name: getattr(config, name) for name in _SHARED}
     costs = None if config.costs is None else Costs.parse(config.costs)
     return Settings(
@@ -247,6 +266,7 @@ def _settings(config: TrainConfig, rows: LabelledRows, workers: str) -> Settings
         workers=workers,
         turns=config.tta,
         choose="best" if config.folds is None and config.group_by == "subject" else "last",
+        teacher=None if teacher is None else teacher.identity,
         positive=tuple(rows.classes.index(name) for name in rows.positive_classes),
         costs=None if costs is None else (costs.missed, costs.false_alarm),
         **shared,

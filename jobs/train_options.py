@@ -41,6 +41,11 @@ class TrainConfig(NamingConfig):
     weights: str = Field(
         "auto", description="start from: none, imagenet, a .pth or .safetensors file; auto: imagenet where installed"
     )
+    teacher: str | None = Field(
+        None,
+        description="bundle or registry of the same classes, whose answers are learnt too: a small network nears a "
+        "large one",
+    )
     unfreeze: Unfreeze = Field(
         "all",
         description="what trains of a network with weights; lora: low-rank changes of attention, and the head",
@@ -158,6 +163,11 @@ class TrainConfig(NamingConfig):
     def _absolute_file(cls, value: str) -> str:
         return value if value in _WORDS_FOR_WEIGHTS else absolute(value)
 
+    @field_validator("teacher")
+    @classmethod
+    def _absolute_bundle(cls, value: str | None) -> str | None:
+        return value if value is None else absolute(value)
+
     @field_validator("costs")
     @classmethod
     def _two_costs(cls, value: str | None) -> str | None:
@@ -169,6 +179,15 @@ class TrainConfig(NamingConfig):
     def _one_rule_for_the_threshold(self) -> "TrainConfig":
         if self.costs is not None and self.target_sensitivity is not None:
             raise ValueError("--costs and --target-sensitivity are two rules for one threshold: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_seen_before(self) -> "TrainConfig":
+        if self.teacher is not None and (self.folds is not None or self.group_by == "site"):
+            raise ValueError(
+                "--teacher and folds: the teacher has seen the images that folds hold out, so they would tell too "
+                "much; cross-validate without it"
+            )
         return self
 
     @field_validator("mlflow")

@@ -14,6 +14,7 @@ from pipeline.training.preview import augmentation_sheet, png
 from pipeline.training.rehearsal import Rehearsal, rehearse
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
+from pipeline.training.teacher import Teacher
 
 # What decides the model, by the names of options
 _SETTINGS = ("weights", *(each.name for each in fields(Settings)))
@@ -42,10 +43,11 @@ def tell(
     plan: ClusterPlan,
     folder: ModelFolder,
     initial: bytes | None,
+    teacher: Teacher | None,
     runs: int,
 ) -> None:
     """`given` as by the user, `config` with all that was left open; `runs` with these settings: folds and the last."""
-    found = rehearse(settings, rows, plan, folder.stores, initial)
+    found = rehearse(settings, rows, plan, folder.stores, initial, teacher)
     names = [name for name in _DECIDING if getattr(config, name) is not None]
     for title, is_given in (("given", True), ("chosen", False)):
         values = [f"{name}={getattr(config, name)}" for name in names if (name in given.model_fields_set) is is_given]
@@ -83,7 +85,7 @@ def _memory(plan: ClusterPlan, found: Rehearsal) -> str:
 
 def _time(settings: Settings, rows: LabelledRows, plan: ClusterPlan, found: Rehearsal, runs: int) -> str:
     epoch_s = found.epoch_s(rows, plan.workers)
-    rate = settings.batch_size / found.step_s
+    rate = settings.batch_size / found.speed.step_s
     return (
         f"about {human_time(runs * settings.epochs * epoch_s)}, an epoch {human_time(epoch_s)} ({rate:.0f} images/s); "
         f"to decode {human_time(found.decoding_s(rows))} where the cache has nothing, and what Ray takes to start"

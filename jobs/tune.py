@@ -27,6 +27,7 @@ from pipeline.training.search import Candidate, first_rung, search
 from pipeline.training.search_folder import Search
 from pipeline.training.search_report import Trial, as_csv, as_table, picture, ranked
 from pipeline.training.search_space import Space, proposal, read_space
+from pipeline.training.teacher import Teacher
 
 TUNABLE = (
     "architecture", "weights", "input_size", "norm", "unfreeze", "batch_size", "learning_rate", "layer_decay",
@@ -64,8 +65,9 @@ def main(config: TuneConfig) -> None:
     rows = train._checked_rows(manifest, config, start)
     given = with_defaults(config, start, rows)
     show_config(given)
+    teacher = train._teacher(manifest, rows, config, stores)
     proposals = {number: proposal(space, number, config.seed) for number in range(config.trials)}
-    candidates = _candidates(config, proposals, given.epochs, rows, stores)
+    candidates = _candidates(config, proposals, given.epochs, rows, teacher, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
         plan, threads = _plan(nodes, config)
@@ -77,8 +79,9 @@ def main(config: TuneConfig) -> None:
             settings = candidates[0].settings
             work = Search(uri, stores, check_lock, proposals, settings.monitor, settings.epochs)
             trials = search(
-                work, candidates, rows, plan, threads=threads, max_error_share=config.max_error_share, say=_say
-            )
+                work, candidates, rows, plan, teacher=teacher, threads=threads,
+                max_error_share=config.max_error_share, say=_say,
+            )  # fmt: skip
             check_lock()
             _write(work, trials, space, rows)
     _account(work, trials, space, config, given, clock)
@@ -93,6 +96,7 @@ def _candidates(
     proposals: Mapping[int, Mapping[str, str]],
     epochs: int | None,
     rows: LabelledRows,
+    teacher: Teacher | None,
     stores: Stores,
 ) -> dict[int, Candidate]:
     """What each trial trains, all for `epochs`. Raises UsageError for a value that its option does not take."""
@@ -106,7 +110,7 @@ def _candidates(
         check_start(start.architecture, start.weights, start.norm, changed.unfreeze)
         if start not in initial:
             initial[start] = train._initial_weights(start, rows, changed.seed, stores)
-        settings = train._settings(with_defaults(changed, start, rows), rows, "1")
+        settings = train._settings(with_defaults(changed, start, rows), rows, "1", teacher)
         made[number] = Candidate(settings, initial[start], train._cache(changed, settings))
     return made
 

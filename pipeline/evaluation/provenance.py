@@ -31,6 +31,8 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
         notes.append("The model's scores differ from the out-of-fold ones that its threshold comes from.")
     if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
         notes.append("The manifest is not the one of training: images of training may be among those measured here.")
+    if (of_teacher := _of_teacher(bundle, manifest)) is not None:
+        notes.append(of_teacher)
     if (bundle.info.unit is None) != (manifest.info.unit is None):
         known, unknown = ("manifest", "model") if bundle.info.unit is None else ("model", "manifest")
         unit = DESCRIBED[bundle.info.unit or manifest.info.unit]
@@ -43,11 +45,22 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
     return notes + ([confounded] if confounded else [])
 
 
+def _of_teacher(bundle: Bundle, manifest: Manifest) -> str | None:
+    """A sentence where what the model was taught may come from images that are measured; else None."""
+    teacher = bundle.info.training.get("teacher")
+    if teacher is None or teacher["manifests"] == [manifest.info.digest]:
+        return None
+    return (
+        f"The model learnt from the answers of {teacher['name']} / {teacher['version']}, which has learnt from another "
+        "manifest: images of that one may be among those measured here."
+    )
+
+
 def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
     """What may be said of the images measured: that they took no part in training only where it is known."""
     if split != "test":
         return f" of the {split} split"
-    if bundle.info.manifest_digest != manifest.info.digest:
+    if bundle.info.manifest_digest != manifest.info.digest or _of_teacher(bundle, manifest) is not None:
         return "; whether the model has seen them in training is not known"
     if manifest.info.split_rule == "images":
         return " that took no part in training, though other images of the same patients may have"

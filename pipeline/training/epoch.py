@@ -16,6 +16,7 @@ from pipeline.training.batch import Batch
 from pipeline.training.objective import Loss, learning_rate, set_learning_rate
 from pipeline.training.order import Rows, share, steps_of_epoch, steps_per_epoch
 from pipeline.training.settings import Settings
+from pipeline.training.teacher import Answers
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     loss_of: Loss
     images: int  # of the train split
+    teacher: Answers | None = None
 
     @property
     def steps(self) -> int:
@@ -56,15 +58,23 @@ class Learner:
         torch.manual_seed(step_seed(settings.seed, epoch, step, self.rank))  # dropout: the same after a restart
         rate = learning_rate(settings, epoch * self.steps + step, settings.epochs * self.steps)
         set_learning_rate(self.optimizer, rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        parts = _parts(batch, settings.accumulate)
-        for number, part in enumerate(parts):
-            with self._quiet() if number < len(parts) - 1 else contextlib.nullcontext():
-                total += self._backward(part, epoch)
+        total = self.gradients(batch, epoch)
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
+        return total
+
+    def gradients(self, batch: Batch, epoch: int) -> Tensor:
+        """Put the gradient of a global batch's mean loss, of which `batch` is this rank's share, into the weights.
+
+        Returns this rank's part of that loss, float32 ().
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        parts = _parts(batch, self.settings.accumulate)
+        for number, part in enumerate(parts):
+            with self._quiet() if number < len(parts) - 1 else contextlib.nullcontext():
+                total += self._backward(part, epoch)
         return total
 
     def _backward(self, part: Batch, epoch: int) -> Tensor:
@@ -75,8 +85,9 @@ class Learner:
         if is_empty:  # the others wait for this rank's gradients: of a black image, times 0
             images, targets = images.new_zeros((1, *images.shape[1:])), targets.new_zeros(1)
         with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and self.device.type == "cuda"):
+            taught = None if self.teacher is None else self.teacher(images)
             logits = self.ddp(images)
-        losses = self.loss_of(logits.float(), targets)
+        losses = self.loss_of(logits.float(), targets, taught)
         loss = losses.sum() * (0.0 if is_empty else 1.0 / settings.batch_size)
         torch.autograd.backward(loss * self.world)
         return loss.detach()

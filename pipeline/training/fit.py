@@ -27,6 +27,7 @@ from pipeline.training.rows import LabelledRows
 from pipeline.training.run_folder import TrainingRun, checkpoint_files
 from pipeline.training.settings import Settings
 from pipeline.training.supply import supply
+from pipeline.training.teacher import Teacher
 from pipeline.training.watch import WORKER_RESTARTS, RefusedError, Watch, explained, is_watched, watching
 
 _CONTROLLER_RESTARTS = 2
@@ -50,6 +51,7 @@ def fit(
     run: TrainingRun,
     *,
     initial: bytes | None,
+    teacher: Teacher | None = None,
     max_error_share: float,
     cache: PixelCache | None,
     log: EpochLog,
@@ -57,9 +59,9 @@ def fit(
 ) -> Trained:
     """Train, or continue, a run.
 
-    `initial`: weights to start from, as safetensors; None: random. `max_error_share` of the images may be damaged.
-    `cache`: where decoded images are kept, on each node; None: nowhere. `log` is told of every epoch.
-    `meanwhile` is called once while workers start, for what takes seconds and is needed when they end.
+    `initial`: weights to start from, as safetensors; None: random. `teacher`: whose answers are learnt too.
+    `max_error_share` of the images may be damaged. `cache`: where decoded ones are kept, on each node; None: nowhere.
+    `log` is told of every epoch. `meanwhile` is called once, while workers start, for what is needed when they end.
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying, a node does not see
     the files, or one is lost without which the plan does not fit.
     """
@@ -76,6 +78,7 @@ def fit(
         tuple(rows.counts("train")),
         pixels,
         None if initial is None else ray.put(initial),
+        None if teacher is None else ray.put(teacher),
         mailbox,
         max_error_share,
         run.uri,

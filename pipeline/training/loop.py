@@ -17,6 +17,7 @@ from safetensors.torch import load
 
 from pipeline.base.errors import IncompleteError
 from pipeline.base.resources import ClusterPlan
+from pipeline.base.text import human_time
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.norms import synchronise
@@ -35,6 +36,7 @@ from pipeline.training.reports import Reporter, Reports
 from pipeline.training.run_folder import checkpoint_files
 from pipeline.training.settings import Settings
 from pipeline.training.shard import Shard, open_shards
+from pipeline.training.speed import speed_of
 from pipeline.training.statistics import MOST_IMAGES, measure_statistics, measuring
 from pipeline.training.supply import Supply
 from pipeline.training.suspicion import suspicion
@@ -51,6 +53,7 @@ class Assignment:
     class_counts: tuple[int, ...]  # of the train split
     supply: Supply
     initial: Any  # ObjectRef of safetensors bytes, or None to start from the seed
+    teacher: Any  # ObjectRef of a Teacher, or None
     mailbox: Mailbox
     max_error_share: float  # of damaged images, over both splits
     run_uri: str  # folder of the checkpoints
@@ -90,6 +93,7 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
     """
     worker, state, best = _start(assignment)
     _refuse_losses(worker)
+    _tell_plan(worker, state)
     while not state.finished:
         started = time.monotonic()
         loss, pace = _train_epoch(worker, state, best)
@@ -137,8 +141,9 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     sender.started(state.history, state.step, f"{device.type}, {workers}, {each} each")
     ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
     loss_of = make_loss(settings, assignment.class_counts, device)
+    teacher = None if assignment.teacher is None else ray.get(assignment.teacher).on(device)
     learner = Learner(
-        settings, rank, context.get_world_size(), device, model, ddp, optimizer, loss_of, len(train.targets)
+        settings, rank, context.get_world_size(), device, model, ddp, optimizer, loss_of, len(train.targets), teacher
     )
     reports = assignment.reports(rank, assignment.run_uri, assignment.stores)
     ask = None if assignment.plan is None else functools.partial(notice, assignment.plan)
@@ -168,6 +173,19 @@ def _on_device(model: CellClassifier, device: torch.device, world: int) -> CellC
         if world > 1:  # gloo has no fast road for it, and the statistics are averaged each epoch anyway
             synchronise(model)
     return model.to(memory_format=torch.channels_last).to(device)
+
+
+def _tell_plan(worker: _Worker, state: State) -> None:
+    """How much is to be done and how long it will take, before it begins."""
+    settings, learner = worker.settings, worker.learner
+    if state.finished:
+        return
+    epoch_s = speed_of(learner).epoch_s(learner.steps, worker.assignment.validation_rows, learner.world)
+    total = settings.epochs * learner.steps
+    planned = f"{_count(settings.epochs, 'epoch')} of {_count(learner.steps, 'step')} of {settings.batch_size} images"
+    left = f"{total - state.step} of {total} steps left, " if state.step else ""
+    seconds = epoch_s * (total - state.step) / learner.steps
+    worker.sender.note(f"plan: {left}{planned}, about {human_time(seconds)}")
 
 
 def _refuse_losses(worker: _Worker) -> None:

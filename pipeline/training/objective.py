@@ -1,7 +1,8 @@
 """What is minimised, and how fast: loss, optimizer, learning rate."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +12,17 @@ from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.trainable import layers_of
 from pipeline.training.settings import Settings
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+
+class Loss(Protocol):
+    def __call__(self, logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
+        """Losses (B,) of logits (B, 1 or C) and targets int64 (B,); `taught`: a teacher's logits of them."""
+
 
 _FRESH_HEAD = 5.0  # times the learning rate of features that are known already (FastAI's and timm's habit is 5-10)
+
+# of what is learnt from a teacher, as in Tian et al. 2020 (arXiv:1910.10699) and Cho & Hariharan 2019
+# (arXiv:1910.01348): how far answers are softened, and their share of the loss
+TEACHER_TEMPERATURE, TEACHER_SHARE = 4.0, 0.9
 
 
 def make_loss(settings: Settings, class_counts: Sequence[int], device: torch.device) -> Loss:
@@ -23,26 +32,44 @@ def make_loss(settings: Settings, class_counts: Sequence[int], device: torch.dev
     their rarity and by what mistakes cost, have the mean 1 over the train split, whatever the batch, so that workers
     with other shares of a batch agree. Of two classes they move no probability: the loss sees the logit of a world in
     which the classes are as frequent as they weigh, the network gives that of the world as it is (Elkan 2001).
+    With a teacher most of the loss is how far its softened answers and the network's lie apart; labels keep the rest.
     """
     counts = torch.tensor(class_counts, dtype=torch.float32)
     weights = _class_weights(settings, counts).to(device)
     smoothing = settings.label_smoothing
 
-    def multiclass(logits: Tensor, targets: Tensor) -> Tensor:
+    def multiclass(logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
         losses = functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-        return losses * weights[targets]
+        return _with_teacher(losses, logits, taught) * weights[targets]
 
     if settings.task == "multiclass":
         return multiclass
     drawn = counts[0] / counts[1] if settings.balance == "sample" else torch.tensor(1.0)
     shift = (weights[1] / weights[0] * drawn.to(device)).log()
 
-    def binary(logits: Tensor, targets: Tensor) -> Tensor:
+    def binary(logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
         soft = targets.float() * (1.0 - smoothing) + 0.5 * smoothing
         losses = functional.binary_cross_entropy_with_logits(logits[:, 0] + shift, soft, reduction="none")
-        return losses * weights[targets]
+        return _with_teacher(losses, logits, taught) * weights[targets]
 
     return binary
+
+
+def _with_teacher(losses: Tensor, logits: Tensor, taught: Tensor | None) -> Tensor:
+    """Losses (B,) by labels, and with a teacher's logits mixed with the Kullback-Leibler divergence from them.
+
+    Hinton et al. 2015 (arXiv:1503.02531), times the squared temperature, so that gradients keep their size.
+    """
+    if taught is None:
+        return losses
+    own, given = (functional.log_softmax(_of_classes(each) / TEACHER_TEMPERATURE, dim=1) for each in (logits, taught))
+    apart = functional.kl_div(own, given, reduction="none", log_target=True).sum(dim=1)
+    return (1.0 - TEACHER_SHARE) * losses + TEACHER_SHARE * TEACHER_TEMPERATURE**2 * apart
+
+
+def _of_classes(logits: Tensor) -> Tensor:
+    """(B, C); a single logit is that of the second of two classes."""
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def _class_weights(settings: Settings, counts: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 import resource
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from pipeline.training.objective import make_loss
 from pipeline.training.preview import read_images, some_of_each_class
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
+from pipeline.training.speed import Speed, speed_of
+from pipeline.training.teacher import Teacher
 
-_FEWEST_STEPS, _ENOUGH_S = 2, 3.0
+_ENOUGH_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,12 @@ class Rehearsal:
     steps: int  # of an epoch
     cores: int  # that decode
     decode_s: float  # an image, on one core
-    step_s: float
-    predict_s: float  # an image of validation
+    speed: Speed
     memory_bytes: int  # of a worker; on GPUs of the GPU
     pixels_bytes: int  # of all images, decoded
 
     def epoch_s(self, rows: LabelledRows, workers: int) -> float:
-        validation: int = rows.validation.num_rows
-        return self.steps * self.step_s + self.predict_s * validation / workers
+        return self.speed.epoch_s(self.steps, rows.validation.num_rows, workers)
 
     def decoding_s(self, rows: LabelledRows) -> float:
         """Of all images, where none is in the cache."""
@@ -53,7 +52,12 @@ class Rehearsal:
 
 
 def rehearse(
-    settings: Settings, rows: LabelledRows, plan: ClusterPlan, stores: Stores, initial: bytes | None
+    settings: Settings,
+    rows: LabelledRows,
+    plan: ClusterPlan,
+    stores: Stores,
+    initial: bytes | None,
+    teacher: Teacher | None,
 ) -> Rehearsal:
     """Decode a batch, take steps with it. Raises IncompleteError where none of its images can be used."""
     device = torch.device("cuda" if plan.gpus else "cpu")
@@ -62,13 +66,13 @@ def rehearse(
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(threads)
     batch, decode_s = _batch(settings, rows.train, plan.workers, stores)
-    learners = [_learner(settings, rows, initial, device)]
+    learner = partial(_learner, settings, rows, initial, teacher, device)
+    learners = [learner()]
     learners[0].step(batch, 0, 0)
     memory = _peak_bytes(device)  # before others lie beside it in this process
-    learners += [_learner(settings, rows, initial, device) for _ in range(1, beside)]
+    learners += [learner() for _ in range(1, beside)]
     with ThreadPoolExecutor(beside, initializer=partial(torch.set_num_threads, threads)) as workers:
-        measured = list(workers.map(partial(_measured, batch=batch), learners))
-    step_s, predict_s = (statistics.fmean(each[part] for each in measured) for part in (0, 1))
+        measured = list(workers.map(partial(speed_of, batch=batch, enough_s=_ENOUGH_S), learners))
     model = learners[0].model
     return Rehearsal(
         parameters=sum(each.numel() for each in model.parameters()),
@@ -76,8 +80,7 @@ def rehearse(
         steps=learners[0].steps,
         cores=usable_cores(),
         decode_s=decode_s,
-        step_s=step_s,
-        predict_s=predict_s,
+        speed=Speed.mean(measured),
         memory_bytes=memory,
         pixels_bytes=(rows.train.num_rows + rows.validation.num_rows) * pixel_bytes(settings.input_size),
     )
@@ -98,29 +101,15 @@ def _batch(settings: Settings, train: pa.Table, workers: int, stores: Stores) ->
     return Batch(torch.from_numpy(images), targets, np.array([read[row][0].image_id for row in rows])), decode_s
 
 
-def _learner(settings: Settings, rows: LabelledRows, initial: bytes | None, device: torch.device) -> Learner:
+def _learner(
+    settings: Settings, rows: LabelledRows, initial: bytes | None, teacher: Teacher | None, device: torch.device
+) -> Learner:
     torch.manual_seed(settings.seed)
     model, optimizer = begun(settings, initial, device, world=1)
     model.train()
     loss_of = make_loss(settings, tuple(rows.counts("train")), device)
-    return Learner(settings, 0, 1, device, model, model, optimizer, loss_of, rows.train.num_rows)
-
-
-def _measured(learner: Learner, batch: Batch) -> tuple[float, float]:
-    """Seconds of a step, and of an image in validation; the first of each is warm-up."""
-    learner.step(batch, 0, 0)
-    steps: list[float] = []
-    while len(steps) < _FEWEST_STEPS or sum(steps) < _ENOUGH_S:
-        began = time.perf_counter()
-        float(learner.step(batch, 0, 1 + len(steps)))  # waits for a GPU
-        steps.append(time.perf_counter() - began)
-    learner.model.eval()
-    with torch.inference_mode():
-        for _ in range(2):
-            began = time.perf_counter()
-            learner.model(batch.images.to(learner.device)).cpu()
-            predict_s = (time.perf_counter() - began) / len(batch.images)
-    return statistics.median(steps), predict_s
+    answers = None if teacher is None else teacher.on(device)
+    return Learner(settings, 0, 1, device, model, model, optimizer, loss_of, rows.train.num_rows, answers)
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -36,6 +36,7 @@ from pipeline.training.search_folder import Search, keep
 from pipeline.training.search_report import Trial
 from pipeline.training.settings import Settings
 from pipeline.training.supply import Supply, supply
+from pipeline.training.teacher import Teacher
 from pipeline.training.watch import RefusedError
 
 _RESTARTS = 2  # of a trial whose process dies
@@ -75,19 +76,21 @@ def search(
     rows: LabelledRows,
     plan: ClusterPlan,
     *,
+    teacher: Teacher | None,
     threads: int,
     max_error_share: float,
     say: Say,
 ) -> list[Trial]:
     """Try what has not ended yet; all trials.
 
-    `candidates` by trial number. `plan.workers` trials run at the same time, each on `threads` cores. Raises
-    PlatformError where a node is lost that the plan needs, and what a trial raised where none came to anything.
+    `candidates` by trial number, all with one `teacher` or none. `plan.workers` trials run at the same time, each on
+    `threads` cores. Raises PlatformError where a node is lost that the plan needs, and what a trial raised where none
+    came to anything.
     """
     numbers = [number for number in work.proposals if work.trial(number).ending == "unfinished"]
     if numbers:
         chosen = {number: candidates[number] for number in numbers}
-        assignments = _assignments(work, chosen, rows, plan, threads, max_error_share)
+        assignments = _assignments(work, chosen, rows, plan, teacher, threads, max_error_share)
         ledger = _Ledger(work, say)
         with tempfile.TemporaryDirectory() as scratch, _environment():
             _run(_tuner(assignments, plan, _scheduler(work), ledger, scratch), plan)
@@ -101,12 +104,14 @@ def _assignments(
     candidates: Mapping[int, Candidate],
     rows: LabelledRows,
     plan: ClusterPlan,
+    teacher: Teacher | None,
     threads: int,
     max_error_share: float,
 ) -> dict[int, Assignment]:
     """All pixels that the trials need are decoded when this returns, once for all of them."""
     supplies: dict[str, Supply] = {}
     kept: dict[bytes | None, Any] = {None: None}
+    taught_by = None if teacher is None else ray.put(teacher)
     made = {}
     for number, candidate in candidates.items():
         pixels = candidate.settings.pixels
@@ -121,6 +126,7 @@ def _assignments(
             class_counts=tuple(rows.counts("train")),
             supply=supplies[pixels.digest()],
             initial=kept[candidate.initial],
+            teacher=taught_by,
             mailbox=Mailbox(),
             max_error_share=max_error_share,
             run_uri=work.run(number).uri,

@@ -48,6 +48,7 @@ class Settings:
     norm: Norm = "batch"
     turns: Turns = 1  # of an image in prediction; epochs are compared by one
     bit_depth: int | None = None  # of 16-bit samples; None: as files say
+    teacher: str | None = None  # identity of the bundle whose answers are learnt
 
     @property
     def pixels(self) -> Preprocessing:

@@ -11,11 +11,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import evaluate, promote, train
-from pipeline.model.bundle import CARD, WEIGHTS, Bundle
+from pipeline.model.bundle import CARD, WEIGHTS, Bundle, read_bundle
 from pipeline.model.prediction import predictions
 from pipeline.model.predictor import Predictor
-from pipeline.model.registry import ModelFolder, resolve
+from pipeline.model.registry import ModelFolder, resolve, version_uris
 from pipeline.model.torch_engine import TorchRunner
+from pipeline.storage.stores import Stores
 from tests.training_data import cell_images, manifest_of
 
 SMALL = [
@@ -89,6 +90,21 @@ def test_tensorboard_files_stay_and_checkpoints_go(trained: Bundle) -> None:
     shown = EventAccumulator(str(board)).Reload().Tags()
     assert "augmented" in shown["images"] and {"train/loss", "val/auc", "speed/waiting_share"} <= set(shown["scalars"])
     assert not list(runs.glob("*/checkpoint_*"))
+
+
+def test_a_published_model_teaches_another(
+    trained: Bundle, manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At another size, on two workers; the bundle says by whom."""
+    code = run_train(manifest, tmp_path, "--teacher", trained.uri, "--input-size", "24", "--epochs", "2")
+    told = capsys.readouterr()
+    assert code in (0, 6), told.err
+    assert "teacher: leukoray / " in told.out
+    assert re.search(r"^plan: 2 epochs of 4 steps of 16 images, about \d+ s$", told.out, re.MULTILINE)
+    [uri] = [uri for uri, _ in version_uris(str(tmp_path / "leukoray"), Stores())]
+    teacher = read_bundle(uri).info.training["teacher"]
+    assert teacher["identity"] == trained.info.identity()
+    assert teacher["manifests"] == [trained.info.manifest_digest]
 
 
 def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_the_bundle_alone(

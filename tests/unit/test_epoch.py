@@ -7,24 +7,41 @@ import pytest
 import torch
 
 from pipeline.model.architectures import build
+from pipeline.model.bundle import BundleInfo
+from pipeline.model.export import to_safetensors
 from pipeline.training.batch import Batch
 from pipeline.training.epoch import Learner
 from pipeline.training.objective import make_loss, make_optimizer
+from pipeline.training.speed import Speed, speed_of
+from pipeline.training.teacher import Teacher
 from tests.training_settings import training_settings
 
 IMAGES, BATCH = 24, 8
 
 
-def _learner(rank: int = 0, world: int = 1, **changes: object) -> Learner:
-    settings = training_settings(augment=True, batch_size=BATCH, norm="group", epochs=3, **changes)
+def _learner(rank: int = 0, world: int = 1, *, taught: bool = False, **changes: object) -> Learner:
+    plain: dict[str, object] = {"augment": True, "batch_size": BATCH, "norm": "group", "epochs": 3}
+    settings = training_settings(**(plain | changes))
     torch.manual_seed(0)
-    model = build(settings.architecture, settings.outputs, "group")
+    model = build(settings.architecture, settings.outputs, settings.norm)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     cpu = torch.device("cpu")
     loss_of = make_loss(settings, [16, 8], cpu)
-    return Learner(settings, rank, world, cpu, model, model, make_optimizer(settings, model), loss_of, IMAGES)
+    optimizer = make_optimizer(settings, model)
+    teacher = _teacher().on(cpu) if taught else None
+    return Learner(settings, rank, world, cpu, model, model, optimizer, loss_of, IMAGES, teacher)
+
+
+def _teacher() -> Teacher:
+    torch.manual_seed(1)
+    model = build("cnn", 1)
+    info = BundleInfo(
+        name="large", version="1", architecture="cnn", task="binary", classes=("negative", "positive"),
+        input_size=40, preprocessing_digest="", weights_sha256="", graph_sha256="",
+    )  # fmt: skip
+    return Teacher("large", info, to_safetensors(model))
 
 
 def _batch(rows: Iterable[int]) -> Batch:
@@ -46,18 +63,20 @@ def _one_step(learner: Learner) -> tuple[float, torch.Tensor]:
 
 
 @pytest.mark.parametrize("world", [2, 3, 11])  # of eleven, three have no image
-def test_the_mean_over_workers_is_the_step_of_one(world: int) -> None:
-    loss, gradients = _one_step(_learner())
-    parts = [_one_step(_learner(rank, world)) for rank in range(world)]
+@pytest.mark.parametrize("taught", [False, True])
+def test_the_mean_over_workers_is_the_step_of_one(world: int, taught: bool) -> None:
+    loss, gradients = _one_step(_learner(taught=taught))
+    parts = [_one_step(_learner(rank, world, taught=taught)) for rank in range(world)]
     assert sum(part for part, _ in parts) == pytest.approx(loss, rel=1e-5)
     mean = torch.stack([each for _, each in parts]).mean(dim=0)  # what DDP makes of them
     assert torch.allclose(mean, gradients, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 20])
-def test_parts_of_a_batch_add_up_to_the_whole(parts: int) -> None:
-    loss, gradients = _one_step(_learner())
-    cut_loss, cut_gradients = _one_step(_learner(accumulate=parts))
+@pytest.mark.parametrize("taught", [False, True])
+def test_parts_of_a_batch_add_up_to_the_whole(parts: int, taught: bool) -> None:
+    loss, gradients = _one_step(_learner(taught=taught))
+    cut_loss, cut_gradients = _one_step(_learner(accumulate=parts, taught=taught))
     assert cut_loss == pytest.approx(loss, rel=1e-5)
     assert torch.allclose(cut_gradients, gradients, rtol=1e-3, atol=1e-6)
 
@@ -69,3 +88,38 @@ def test_a_step_moves_weights_by_the_planned_rate() -> None:
     learner.step(_batch(range(BATCH)), epoch=0, step=0)
     assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([1e-3 / 4, 1e-3 / 4] * 5)
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
+
+
+def test_a_teacher_moves_the_step_and_stays_as_it_is() -> None:
+    learner = _learner(taught=True)
+    assert learner.teacher is not None
+    images = _batch(range(3)).images
+    before = learner.teacher(images)
+    loss, gradients = _one_step(learner)
+    alone, without = _one_step(_learner())
+    assert abs(loss - alone) > 1e-3
+    assert not torch.allclose(gradients, without, rtol=1e-2)
+    assert torch.equal(learner.teacher(images), before)
+    assert not before.requires_grad
+
+
+def test_measuring_the_speed_leaves_no_trace() -> None:
+    """Statistics of batches, the optimizer's state and the weights after the next step are as without it."""
+
+    def after_a_step(learner: Learner) -> dict[str, torch.Tensor]:
+        learner.ddp.train()
+        learner.step(_batch(range(BATCH)), epoch=0, step=0)
+        return learner.model.state_dict()
+
+    measured = _learner(architecture="resnet18", norm="batch")
+    speed = speed_of(measured)
+    assert speed.step_s > speed.predict_s > 0
+    assert not measured.optimizer.state
+    expected = after_a_step(_learner(architecture="resnet18", norm="batch"))
+    for name, value in after_a_step(measured).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_an_epoch_takes_its_steps_and_each_workers_share_of_validation() -> None:
+    speed = Speed.mean([Speed(1.0, 0.1), Speed(3.0, 0.3)])
+    assert speed.epoch_s(steps=10, validation=100, workers=4) == pytest.approx(10 * 2.0 + 0.2 * 25)

@@ -1,5 +1,6 @@
 """Loss, optimizer groups and learning rate."""
 
+import math
 from typing import Any
 
 import pytest
@@ -16,6 +17,24 @@ CPU = torch.device("cpu")
 def test_binary_loss_is_the_log_loss_of_each_image() -> None:
     losses = make_loss(training_settings(), [3, 1], CPU)(torch.tensor([[0.0], [2.0]]), torch.tensor([0, 1]))
     assert losses.tolist() == pytest.approx([0.693147, 0.126928], abs=1e-5)
+
+
+def test_a_teacher_has_nine_tenths_of_the_loss() -> None:
+    """By hand: at temperature 4 logits 0 and 4 say 1/2 and 0.731 of the second class."""
+    loss_of = make_loss(training_settings(), [3, 1], CPU)
+    logits, targets = torch.tensor([[0.0]]), torch.tensor([1])
+    apart = 0.731059 * math.log(0.731059 / 0.5) + 0.268941 * math.log(0.268941 / 0.5)
+    expected = 0.1 * math.log(2) + 0.9 * 16 * apart
+    assert loss_of(logits, targets, torch.tensor([[4.0]])).item() == pytest.approx(expected, abs=1e-4)
+    assert loss_of(logits, targets, logits).item() == pytest.approx(0.1 * math.log(2))
+
+
+def test_two_classes_learn_alike_from_one_logit_and_from_two() -> None:
+    logits, taught, targets = torch.tensor([[0.3], [-2.0]]), torch.tensor([[1.5], [-0.5]]), torch.tensor([1, 0])
+    one = make_loss(training_settings(), [1, 1], CPU)(logits, targets, taught)
+    two_logits, two_taught = (torch.cat([-each / 2, each / 2], dim=1) for each in (logits, taught))
+    settings = training_settings(task="multiclass", classes=("a", "b"))
+    assert torch.allclose(one, make_loss(settings, [1, 1], CPU)(two_logits, targets, two_taught))
 
 
 def test_smoothed_labels_ask_for_less_than_certainty() -> None:
