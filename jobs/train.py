@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,8 @@ import torch
 
 from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
 from jobs.config import effective
-from jobs.train_options import TrainConfig, chosen_start, with_defaults
-from jobs.train_rehearsal import planned, tell
+from jobs.train_options import TrainConfig, chosen_start, refuse_steps, with_defaults
+from jobs.train_rehearsal import planned, tell, tell_fit
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import NotBetterThanChanceError, UsageError
 from pipeline.base.machine import shared_memory_warning
@@ -18,7 +19,7 @@ from pipeline.base.resources import ClusterPlan, check
 from pipeline.evaluation.calibration import Costs
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
-from pipeline.model.export import to_safetensors
+from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.registry import ModelFolder
 from pipeline.model.starting_weights import check_start, start_from
 from pipeline.sources.manifest import Manifest, read_manifest
@@ -29,7 +30,7 @@ from pipeline.training.cache import PixelCache, default_root
 from pipeline.training.cross_validation import OUT_OF_FOLD, OutOfFold, cross_validate
 from pipeline.training.fit import Trained, fit
 from pipeline.training.folds import Folds, fold_numbers
-from pipeline.training.recipe import Start
+from pipeline.training.recipe import Start, fits_head
 from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
@@ -39,6 +40,7 @@ from pipeline.training.teacher import Teacher, open_teacher
 from pipeline.training.tracking import Described, Tracker, tracking_uri
 
 if TYPE_CHECKING:
+    from pipeline.training.probe import Probe
     from pipeline.training.publish import Published
 
 _SHARED = (
@@ -50,7 +52,7 @@ EXAMPLES = """examples:
   leukoray train manifest/                                          # the default recipe, on this machine
   leukoray train manifest/ --architecture resnet18 --input-size 224 --weights imagenet --epochs 20
   leukoray train manifest/ --dry-run                                # what that would be, and how long it takes
-  leukoray train manifest/ --unfreeze head                          # the classifier alone
+  leukoray train manifest/ --unfreeze head                          # the classifier alone: seconds
   leukoray train manifest/ --folds 5                                # cross-validate, then train the one to use
   leukoray train manifest/ --weights resnet18.pth --architecture resnet18 --target-sensitivity 0.95
   leukoray train s3://bucket/manifest --out s3://bucket/models --workers 8 --use-gpu
@@ -73,15 +75,31 @@ class _Ready:
     folder: ModelFolder
     initial: bytes | None  # weights to start from
     teacher: Teacher | None
+    is_fitted: bool  # the head alone, to its optimum; else trained in steps
 
 
 def main(config: TrainConfig) -> None:
     clock, mlflow = Clock(), tracking_uri(config.mlflow)
     ready = _ready(config)
-    config, rows, manifest, folder, folds = ready.config, ready.rows, ready.manifest, ready.folder, ready.folds
-    if config.dry_run:
+    if ready.config.dry_run:
         _rehearse(ready)
         return
+    if ready.is_fitted:
+        settings = _settings(ready.config, ready.rows, "1", None)
+        probe = _probe(ready, settings, _cache(ready.config, settings))
+        _announce(ready.rows)
+        trained, published, run = _carried_out(ready, mlflow, settings, probe, to_graph=probe.graph)
+    else:
+        trained, published, run = _in_steps(ready, mlflow)
+    _account(trained, published, ready.rows, run, ready.config, clock)
+
+
+_Done = tuple[Trained, "Published", TrainingRun]
+
+
+def _in_steps(ready: _Ready, mlflow: str | None) -> _Done:
+    """On Ray Train's workers."""
+    config, rows = ready.config, ready.rows
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
         plan = config.plan(nodes)
@@ -89,27 +107,49 @@ def main(config: TrainConfig) -> None:
         _announce(rows, plan)
         tell_waiting(ray, plan)
         settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
-        kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
-        digest = settings.digest(manifest.info.digest, hashlib.sha256(ready.initial or b"").hexdigest(), kind)
-        with (
-            held_run(folder, digest) as training_run,
-            _records(mlflow, manifest, settings, rows, training_run) as records,
-        ):
-            fit_run = functools.partial(
-                fit, plan=plan, initial=ready.initial, teacher=ready.teacher, max_error_share=config.max_error_share,
-                cache=_cache(config, settings),
-            )  # fmt: skip
-            out_of_fold = None
-            if folds is not None:
-                out_of_fold = cross_validate(folds, settings, folder, training_run, digest, fit_run)
-            trained = fit_run(
-                settings, rows, run=training_run, log=records, meanwhile=functools.partial(_meanwhile, records)
-            )
-            training_run.check_lock()
-            published = _published(trained, settings, rows, manifest, folder, config, ready.teacher, out_of_fold)
-            records.published(published, trained.best.scores)
-            training_run.close(published.bundle.info.version)
-    _account(trained, published, rows, training_run, config, clock)
+        fit_run = functools.partial(
+            fit, plan=plan, initial=ready.initial, teacher=ready.teacher, max_error_share=config.max_error_share,
+            cache=_cache(config, settings),
+        )  # fmt: skip
+        return _carried_out(ready, mlflow, settings, fit_run, meanwhile=_meanwhile)
+
+
+def _carried_out(
+    ready: _Ready,
+    mlflow: str | None,
+    settings: Settings,
+    fit_run: Callable[..., Trained],
+    *,
+    meanwhile: Callable[[Records], None] | None = None,
+    to_graph: ToGraph = to_onnx,
+) -> _Done:
+    """Every fold, then the model for use, published. `meanwhile`: what `fit_run` does while it waits for workers."""
+    config, rows, manifest, folder, folds = ready.config, ready.rows, ready.manifest, ready.folder, ready.folds
+    kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
+    digest = settings.digest(manifest.info.digest, hashlib.sha256(ready.initial or b"").hexdigest(), kind)
+    with (
+        held_run(folder, digest) as run,
+        _records(mlflow, manifest, settings, rows, run) as records,
+    ):
+        out_of_fold = None
+        if folds is not None:
+            out_of_fold = cross_validate(folds, settings, folder, run, digest, fit_run)
+        last = fit_run if meanwhile is None else functools.partial(fit_run, meanwhile=lambda: meanwhile(records))
+        trained = last(settings, rows, run=run, log=records)
+        run.check_lock()
+        published = _published(trained, settings, ready, out_of_fold, to_graph)
+        records.published(published, trained.best.scores)
+        run.close(published.bundle.info.version)
+    return trained, published, run
+
+
+def _probe(ready: _Ready, settings: Settings, cache: PixelCache | None) -> "Probe":
+    from pipeline.training.probe import Probe
+
+    assert ready.initial is not None, "a head is fitted to features that are known"
+    config = ready.config
+    connect = functools.partial(connected, config.address, config.num_cpus, worker_logs=config.debug)
+    return Probe(ready.initial, settings, ready.rows, ready.manifest, cache, connect, config.max_error_share)
 
 
 def _ready(given: TrainConfig) -> _Ready:
@@ -119,7 +159,10 @@ def _ready(given: TrainConfig) -> _Ready:
     manifest = read_manifest(given.manifest, stores)
     chosen = chosen_start(given)
     rows = _checked_rows(manifest, given, chosen)
-    config = with_defaults(given, chosen, rows)
+    is_fitted = fits_head(chosen, given.unfreeze)
+    if is_fitted:
+        refuse_steps(given)
+    config = with_defaults(given, chosen, rows, is_fitted=is_fitted)
     show_config(config)
     if chosen.note:
         print(f"note: {chosen.note}", flush=True)
@@ -128,14 +171,19 @@ def _ready(given: TrainConfig) -> _Ready:
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
     teacher = _teacher(manifest, rows, config, stores)
     initial = _initial_weights(chosen, rows, config.seed, stores)
-    return _Ready(given, config, stores, manifest, rows, folds, folder, initial, teacher)
+    return _Ready(given, config, stores, manifest, rows, folds, folder, initial, teacher, is_fitted)
 
 
 def _rehearse(ready: _Ready) -> None:
     config, rows, folds = ready.config, ready.rows, ready.folds
+    runs = 1 if folds is None else folds.count + 1
+    if ready.is_fitted:
+        _announce(rows)
+        settings = _settings(config, rows, "1", None)
+        tell_fit(config, ready.given, settings, rows, _probe(ready, settings, None), runs)
+        return
     plan = planned(config)
     _announce(rows, plan)
-    runs = 1 if folds is None else folds.count + 1
     settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
     tell(config, ready.given, settings, rows, plan, ready.folder, ready.initial, ready.teacher, runs)
 
@@ -149,18 +197,17 @@ def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: 
 
 
 def _published(
-    trained: Trained, settings: Settings, rows: LabelledRows, manifest: Manifest, folder: ModelFolder,
-    config: TrainConfig, teacher: Teacher | None, out_of_fold: OutOfFold | None,
-) -> "Published":  # fmt: skip
+    trained: Trained, settings: Settings, ready: _Ready, out_of_fold: OutOfFold | None, to_graph: ToGraph
+) -> "Published":
     """The bundle; with folds, calibrated by what their models say of images that they did not see."""
     from pipeline.training.judgement import HeldOut
     from pipeline.training.publish import publish
 
-    held_out = None
+    config, teacher, held_out = ready.config, ready.teacher, None
     if out_of_fold is not None:
         held_out = HeldOut(out_of_fold.scores, looks=1, on="out-of-fold", shipped=trained.best.scores)
     published = publish(
-        trained, settings, rows, manifest, folder, held_out=held_out,
+        trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, to_graph=to_graph,
         configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
         target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
         costs=None if config.costs is None else Costs.parse(config.costs),
@@ -273,10 +320,12 @@ def _settings(config: TrainConfig, rows: LabelledRows, workers: str, teacher: Te
     )
 
 
-def _announce(rows: LabelledRows, plan: ClusterPlan) -> None:
+def _announce(rows: LabelledRows, plan: ClusterPlan | None = None) -> None:
     for split in ("train", "validation"):
         counts = ", ".join(f"{number} {name}" for name, number in zip(rows.classes, rows.counts(split), strict=True))
         print(f"{split}: {sum(rows.counts(split))} images ({counts})")
+    if plan is None:
+        return
     what = f"{plan.gpus_per_worker:g} GPU" if plan.gpus else f"{plan.cpus_per_worker:g} CPU"
     workers = f"{plan.fewest} to {plan.workers}" if plan.fewest else f"{plan.workers}"
     print(f"workers: {workers}, {what} each", flush=True)
@@ -294,7 +343,8 @@ def _account(
     if trained.rejected.count:
         print(f"left out: {trained.rejected}")
     early = ", stopped early" if state.epoch < (config.epochs or 0) else ""
-    print(f"best epoch {state.best_epoch} of {state.epoch}{early}: {metric} {value or 0.0:.4f}")
+    when = f"best epoch {state.best_epoch} of {state.epoch}{early}: " if len(state.history) > 1 else ""
+    print(f"{when}{metric} {value or 0.0:.4f}")
     print(f"temperature {info.temperature:.3f} ({published.temperature.reason})")
     if published.threshold is not None:
         chosen = published.threshold

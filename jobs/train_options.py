@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config import NamingConfig, positional
+from pipeline.base.errors import UsageError
 from pipeline.base.resources import ClusterPlan, Node, training_plan
 from pipeline.evaluation.calibration import Costs
 from pipeline.model.choices import Norm, Unfreeze
@@ -18,6 +19,14 @@ from pipeline.training.settings import Balance
 from pipeline.training.tracking import check_tracking_uri
 
 _WORDS_FOR_WEIGHTS = ("auto", "none", "imagenet")
+
+
+# What only training in steps heeds
+OF_STEPS = {
+    "epochs", "batch_size", "accumulate", "learning_rate", "layer_decay", "optimizer", "weight_decay", "warmup",
+    "clip_norm", "patience", "label_smoothing", "augment", "amp", "workers", "cpus_per_worker", "use_gpu",
+    "teacher",
+}  # fmt: skip
 
 
 class TrainConfig(NamingConfig):
@@ -48,7 +57,7 @@ class TrainConfig(NamingConfig):
     )
     unfreeze: Unfreeze = Field(
         "all",
-        description="what trains of a network with weights; lora: low-rank changes of attention, and the head",
+        description="what trains of known weights; head: fitted, no steps; lora: changes of attention, head",
     )
     norm: Norm | None = Field(
         None,
@@ -168,6 +177,12 @@ class TrainConfig(NamingConfig):
     def _absolute_bundle(cls, value: str | None) -> str | None:
         return value if value is None else absolute(value)
 
+    @field_validator("tta", mode="before")
+    @classmethod
+    def _a_number(cls, value: Any) -> Any:
+        """As typed; a Literal of numbers takes no words."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @field_validator("costs")
     @classmethod
     def _two_costs(cls, value: str | None) -> str | None:
@@ -201,9 +216,17 @@ def chosen_start(config: TrainConfig) -> Start:
     return choose_start(config.architecture, config.weights, config.input_size, config.norm)
 
 
-def with_defaults(config: TrainConfig, start: Start, rows: LabelledRows) -> TrainConfig:
-    """The configuration with nothing left open but what the cluster decides."""
-    epochs = config.epochs or start.epochs(rows.train.num_rows)
+def refuse_steps(config: TrainConfig) -> None:
+    """Raise UsageError for an option of training in steps, where a head is fitted: it would decide nothing."""
+    given = sorted(OF_STEPS & config.model_fields_set)
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{flags}: a head alone is fitted to its optimum, not trained in steps; leave it out")
+
+
+def with_defaults(config: TrainConfig, start: Start, rows: LabelledRows, *, is_fitted: bool = False) -> TrainConfig:
+    """The configuration with nothing left open but what the cluster decides. `is_fitted`: there are no steps."""
+    epochs = 1 if is_fitted else config.epochs or start.epochs(rows.train.num_rows)
     chosen: dict[str, Any] = {
         "architecture": start.architecture,
         "weights": start.weights,

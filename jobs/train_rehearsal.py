@@ -1,9 +1,11 @@
 """`leukoray train --dry-run`: what would be done, how long it would take and what the network would see."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from jobs.train_options import TrainConfig
+from jobs.train_options import OF_STEPS, TrainConfig
 from pipeline.base.cluster import alive_nodes, connected
 from pipeline.base.machine import nvidia_cards, usable_cores
 from pipeline.base.resources import ClusterPlan, Node, check
@@ -15,6 +17,9 @@ from pipeline.training.rehearsal import Rehearsal, rehearse
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
 from pipeline.training.teacher import Teacher
+
+if TYPE_CHECKING:
+    from pipeline.training.probe import Probe
 
 # What decides the model, by the names of options
 _SETTINGS = ("weights", *(each.name for each in fields(Settings)))
@@ -48,10 +53,7 @@ def tell(
 ) -> None:
     """`given` as by the user, `config` with all that was left open; `runs` with these settings: folds and the last."""
     found = rehearse(settings, rows, plan, folder.stores, initial, teacher)
-    names = [name for name in _DECIDING if getattr(config, name) is not None]
-    for title, is_given in (("given", True), ("chosen", False)):
-        values = [f"{name}={getattr(config, name)}" for name in names if (name in given.model_fields_set) is is_given]
-        print(f"{title:<9} {'  '.join(values) or 'nothing'}")
+    _tell_choices(config, given, _DECIDING)
     print(f"{'network':<9} {_network(settings, found)}")
     print(f"{'steps':<9} {_steps(settings, found, runs)}")
     print(f"{'memory':<9} {_memory(plan, found)}")
@@ -60,6 +62,26 @@ def tell(
     folder.stores.of(uri).write(uri, png(augmentation_sheet(rows.train, settings, folder.stores)))
     print(f"{'look at':<9} {uri}")
     print("nothing was trained or published; without --dry-run it is")
+
+
+def tell_fit(
+    config: TrainConfig, given: TrainConfig, settings: Settings, rows: LabelledRows, probe: "Probe", runs: int
+) -> None:
+    """As `tell`, of a head that is fitted to features."""
+    images, cores = rows.train.num_rows + rows.validation.num_rows, config.num_cpus or usable_cores()
+    seconds = images * probe.image_s() / cores
+    _tell_choices(config, given, [name for name in _DECIDING if name not in OF_STEPS])
+    print(f"{'network':<9} {settings.architecture}, {settings.input_size} px: its head alone is fitted")
+    print(f"{'features':<9} of {images:,} images: about {human_time(seconds)} on {cores} cores, kept for later runs")
+    print(f"{'fits':<9} {runs}, some seconds each")
+    print("nothing was trained or published; without --dry-run it is")
+
+
+def _tell_choices(config: TrainConfig, given: TrainConfig, deciding: Sequence[str]) -> None:
+    names = [name for name in deciding if getattr(config, name) is not None]
+    for title, is_given in (("given", True), ("chosen", False)):
+        values = [f"{name}={getattr(config, name)}" for name in names if (name in given.model_fields_set) is is_given]
+        print(f"{title:<9} {'  '.join(values) or 'nothing'}")
 
 
 def _network(settings: Settings, found: Rehearsal) -> str:

@@ -21,7 +21,7 @@ from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
-from pipeline.training.recipe import Start
+from pipeline.training.recipe import Start, fits_head
 from pipeline.training.rows import LabelledRows
 from pipeline.training.search import Candidate, first_rung, search
 from pipeline.training.search_folder import Search
@@ -108,6 +108,11 @@ def _candidates(
         start = chosen_start(changed)
         check_architecture(start.architecture, start.input_size, start.norm)
         check_start(start.architecture, start.weights, start.norm, changed.unfreeze)
+        if fits_head(start, changed.unfreeze):
+            raise UsageError(
+                "--unfreeze head: a head alone is fitted to its optimum, so there is nothing to search; use `leukoray "
+                "train --unfreeze head`"
+            )
         if start not in initial:
             initial[start] = train._initial_weights(start, rows, changed.seed, stores)
         settings = train._settings(with_defaults(changed, start, rows), rows, "1", teacher)

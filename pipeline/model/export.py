@@ -7,7 +7,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from pipeline.base.errors import PlatformError
+from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.prediction import probabilities
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -23,13 +25,21 @@ MAX_PROBABILITY_DIFFERENCE = 1e-5
 _OPSET = 20
 
 
+class ToGraph(Protocol):
+    def __call__(self, model: CellClassifier, input_size: int, /) -> bytes:
+        """ONNX of a network, proven equal to it."""
+
+
 def to_safetensors(model: torch.nn.Module) -> bytes:
     """All weights and buffers, by the names in the network."""
     return save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
 
 
-def to_onnx(model: torch.nn.Module, input_size: int) -> bytes:
-    """Export in float32 and check against PyTorch. Raises PlatformError when the two engines disagree."""
+def to_onnx(model: torch.nn.Module, input_size: int, output: str = "logits") -> bytes:
+    """Export in float32 and check against PyTorch. Raises PlatformError when the two engines disagree.
+
+    `output`: what the graph calls what it gives.
+    """
     model = model.cpu().eval()
     example = torch.zeros((2, input_size, input_size, 3), dtype=torch.uint8)
     with _quiet(), torch.inference_mode():
@@ -37,7 +47,7 @@ def to_onnx(model: torch.nn.Module, input_size: int) -> bytes:
             model,
             (example,),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
             opset_version=_OPSET,
             dynamo=True,
@@ -64,14 +74,19 @@ class _Smallest(torch.nn.Module):
         return images.float().mean((1, 2, 3)).unsqueeze(1)
 
 
-def check_parity(model: torch.nn.Module, graph: bytes, input_size: int, *, seed: int = 0) -> None:
-    """Compare both engines on noise and on flat images, in batches of 1 and 3."""
+def check_parity(
+    model: torch.nn.Module, graph: bytes, input_size: int, *, seed: int = 0, counts: Sequence[int] = (1, 3)
+) -> None:
+    """Compare both engines on noise and on flat images, in batches of so many.
+
+    Raises PlatformError when they disagree.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
-    for count in (1, 3):
+    for count in counts:
         noise = rng.integers(0, 256, (count, input_size, input_size, 3), dtype=np.uint8)
         flat = np.broadcast_to(rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8), noise.shape).copy()
         for images in (noise, flat):

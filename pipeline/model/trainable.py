@@ -24,6 +24,12 @@ def head_of(model: CellClassifier) -> nn.Module:
     return model.backbone.get_submodule(model.head)
 
 
+def linear_head(model: CellClassifier) -> nn.Linear | None:
+    """The head where it is one linear layer with a bias, float (B, D) -> (B, outputs); None where it is more."""
+    head = head_of(model)
+    return head if isinstance(head, nn.Linear) and head.bias is not None else None
+
+
 @torch.no_grad()
 def features(model: CellClassifier, images: Tensor) -> Tensor:
     """uint8 (B, S, S, 3) -> float32 (B, D): what goes into the head in evaluation, whatever mode the model is in.

@@ -1,12 +1,14 @@
 """Decoded images on a node's own disk, for all runs: epochs, seeds, folds and workers map the same files.
 
     <root>/<key>/<digest>.pixels        some hundreds of images each; `key`: of all that decides a pixel
+    <root>/<key>/<digest>.features      what a network makes of them, as `features` keeps it
 
 Which run, split or seed an image was decoded for is not in it: an image is found by its id and the version (etag) of
 the object it was read from, in whichever file it lies. What is not whole is removed, never believed. Files that were
 not used for longest leave when there is no more room; a run that has one mapped keeps it until it ends.
 """
 
+import abc
 import contextlib
 import hashlib
 import importlib.metadata
@@ -16,19 +18,21 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.base.errors import PlatformError
 from pipeline.images.load import Preprocessing
-from pipeline.training.decoded import Decoded, pixel_bytes
+from pipeline.training.decoded import Decoded
 from pipeline.training.pixel_file import (
     NOTE_FIELDS,
-    SUFFIX,
     TEMPORARY,
+    Item,
     PixelFile,
     UntrustedError,
     open_pixels,
@@ -43,6 +47,7 @@ _DISK_SHARE = 0.5  # of the disk's free bytes and those of the cache itself
 _HEADER_SHARE = 1.05  # a file's bytes by those of its pixels, at most
 _ABANDONED_S = 24 * 3600.0  # what was being written so long ago belongs to nobody any more
 _USED_LATELY_S = 120.0  # a run that has chosen a file may not have mapped it yet
+SUFFIXES = (".pixels", ".features", ".onnx")  # of all that lies below a root
 PLACED_SCHEMA = pa.schema([*NOTE_FIELDS, pa.field("position", pa.int32(), nullable=False)])
 
 
@@ -61,19 +66,24 @@ def default_root() -> str:
     return str((Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "leukoray" / "pixels")
 
 
-@dataclass(frozen=True)
-class PixelCache:
-    """The cache of one node, at the same path on each. `max_bytes` of all its files; None: half of what is free."""
+class ImageCache(abc.ABC):
+    """Something of each image on one node, at the same path on each.
+
+    `max_bytes` of all files below `root`, whatever their key; None: half of what is free.
+    """
 
     root: str
-    pixels: Preprocessing
-    max_bytes: int | None = None
+    max_bytes: int | None
+    suffix: ClassVar[str]
 
     @property
+    @abc.abstractmethod
     def key(self) -> str:
-        versions = [f"{name} {_version(name)}" for name in _DECODERS]
-        deciding = [self.pixels.digest(), f"opencv {cv2.__version__}", *versions]
-        return hashlib.sha256("\0".join(deciding).encode()).hexdigest()[:24]
+        """Of all that decides what is kept of an image with its bytes."""
+
+    @property
+    @abc.abstractmethod
+    def item(self) -> Item: ...
 
     @property
     def folder(self) -> Path:
@@ -84,7 +94,21 @@ class PixelCache:
 
     def open(self, name: str) -> PixelFile:
         """Raises UntrustedError for a file that is not whole, OSError for one that is not there."""
-        return open_pixels(self.path(name), self.key, self.pixels.size)
+        return open_pixels(self.path(name), self.key, self.item)
+
+    def held(self, one: Placed) -> tuple[PixelFile, NDArray[np.int32]] | None:
+        """The file of `one` and where in it its rows lie, where it holds what was promised; None where it does not."""
+        try:
+            file = self.open(one.name)
+        except (UntrustedError, OSError, pa.ArrowInvalid):
+            return None
+        positions: NDArray[np.int32] = one.rows["position"].to_numpy()
+        if len(positions) and positions.max() >= file.header.num_rows:
+            return None
+        promised, there = one.rows, file.header.take(one.rows["position"].combine_chunks())
+        if not all(promised[name].equals(there[name]) for name in ("image_id", "code")):
+            return None
+        return file, positions
 
     def find(self, wanted: pa.Table, node_id: str) -> list[Placed]:
         """Those of the wanted images, `image_id` and `etag`, that lie here, each once; their files count as used now.
@@ -120,23 +144,25 @@ class PixelCache:
         return placed
 
     def _headers(self) -> Iterator[tuple[str, pa.Table]]:
-        for file in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for file in sorted(self.folder.glob(f"*{self.suffix}")):
             try:
-                yield file.name, read_header(str(file), self.key, self.pixels.size)
+                yield file.name, read_header(str(file), self.key, self.item)
             except (UntrustedError, pa.ArrowInvalid):
                 self.discard(file.name)
             except OSError:
                 continue  # evicted meanwhile, or not to be read: as good as not there
 
-    def put(self, decoded: Decoded, node_id: str) -> Placed:
-        """Write a file of decoded images. Raises PlatformError where the disk does not take it."""
-        notes = decoded.notes
+    def keep(self, notes: pa.Table, images: NDArray[Any], node_id: str) -> Placed:
+        """Write a file of `images`, an `item` each, and `notes` of them, DECODED_SCHEMA.
+
+        Raises PlatformError where the disk does not take it.
+        """
         name = _name(notes["image_id"].to_pylist(), notes["etag"].to_pylist())
         if not pc.all(notes["lasting"]).as_py():  # another run may see other images of it: the files must not meet
             name = f"{name}-{os.urandom(6).hex()}"
-        name += SUFFIX
+        name += self.suffix
         with self._writing(name):
-            write_pixels(self.path(name), self.key, notes, decoded.images)
+            write_pixels(self.path(name), self.key, notes, images)
         positions = pa.array(np.arange(notes.num_rows), pa.int32())
         return Placed(
             name, node_id, notes.append_column("position", positions).select(PLACED_SCHEMA.names).cast(PLACED_SCHEMA)
@@ -154,7 +180,7 @@ class PixelCache:
             yield
         except OSError as error:
             raise PlatformError(
-                f"{self.path(name)}: decoded images cannot be kept ({error.strerror or error}); give --cache a folder "
+                f"{self.path(name)}: cannot be kept ({error.strerror or error}); give --cache a folder "
                 "on a disk with room, or none"
             ) from error
 
@@ -168,7 +194,7 @@ class PixelCache:
 
         None when there is; else why there is not, for a person, and then nothing is removed.
         """
-        need = int(images * pixel_bytes(self.pixels.size) * _HEADER_SHARE)
+        need = int(images * self.item.size_bytes * _HEADER_SHARE)
         if need == 0:
             return None
         try:
@@ -197,6 +223,30 @@ class PixelCache:
 
 
 @dataclass(frozen=True)
+class PixelCache(ImageCache):
+    """Decoded images."""
+
+    root: str
+    pixels: Preprocessing
+    max_bytes: int | None = None
+    suffix: ClassVar[str] = ".pixels"
+
+    @property
+    def key(self) -> str:
+        versions = [f"{name} {_version(name)}" for name in _DECODERS]
+        deciding = [self.pixels.digest(), f"opencv {cv2.__version__}", *versions]
+        return hashlib.sha256("\0".join(deciding).encode()).hexdigest()[:24]
+
+    @property
+    def item(self) -> Item:
+        return Item.pixels(self.pixels.size)
+
+    def put(self, decoded: Decoded, node_id: str) -> Placed:
+        """Write a file of decoded images. Raises PlatformError where the disk does not take it."""
+        return self.keep(decoded.notes, decoded.images, node_id)
+
+
+@dataclass(frozen=True)
 class _File:
     path: str
     size: int
@@ -204,13 +254,13 @@ class _File:
 
 
 def _files(root: Path) -> Iterator[_File]:
-    """All files of pixels below a root, whatever their key. What was left half-written long ago is removed."""
-    for path in root.glob(f"*/*{SUFFIX}*"):
+    """All files below a root, whatever their key. What was left half-written long ago is removed."""
+    for path in (path for suffix in SUFFIXES for path in root.glob(f"*/*{suffix}*")):
         try:
             stat = path.stat()
             if TEMPORARY in path.name and stat.st_mtime < time.time() - _ABANDONED_S:
                 path.unlink()
-            elif path.name.endswith(SUFFIX):
+            elif path.name.endswith(SUFFIXES):
                 yield _File(str(path), stat.st_size, stat.st_mtime)
         except OSError:
             continue

@@ -36,7 +36,7 @@ def fold_numbers(
     one fold only.
     """
     table = pa.concat_tables([rows.train, rows.validation]).sort_by("image_id")
-    groups = _groups(manifest, table["image_id"], by, stores)
+    groups = groups_of(manifest, table["image_id"], by, stores)
     found = int(groups.max()) + 1
     wanted = count or found
     if found < 2:
@@ -45,13 +45,14 @@ def fold_numbers(
         )
     if found < wanted:
         raise UsageError(f"--folds {wanted}: the manifest has {found} groups (--group-by {by}); use at most {found}")
-    fold = groups if wanted == found else _dealt(table["target"].to_numpy(), groups, wanted, seed)
+    fold = groups if wanted == found else dealt(table["target"].to_numpy(), groups, wanted, seed)
     folds = Folds(rows, table, fold, wanted)
     folds.refuse_gaps(manifest.uri)
     return folds
 
 
-def _dealt(targets: NDArray[np.int64], groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+def dealt(targets: NDArray[np.int64], groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each image, int64 (N,): no group in two, classes alike in all."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
@@ -101,8 +102,8 @@ class Folds:
                 )
 
 
-def _groups(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy, stores: Stores) -> NDArray[np.int64]:
-    """A number an image, (N,): the same for images that must stay together."""
+def groups_of(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy, stores: Stores) -> NDArray[np.int64]:
+    """A number an image, (N,), from 0: the same for images that must stay together."""
     at = pc.index_in(image_ids, manifest.table["image_id"].combine_chunks()).to_numpy()
     names: list[list[str | None]] = [manifest.table["subject_id"].take(pa.array(at)).to_pylist()]
     if by == "site":

@@ -18,7 +18,7 @@ from pipeline.base.errors import PlatformError
 from pipeline.training.batch import Batch, batch_of, read_ahead
 from pipeline.training.cache import PixelCache, Placed
 from pipeline.training.decoded import Noted, decode
-from pipeline.training.pixel_file import PixelFile, UntrustedError
+from pipeline.training.pixel_file import PixelFile
 from pipeline.training.supply import SPLITS, Supply
 
 
@@ -121,30 +121,15 @@ def _opened(supply: Supply, placed: Sequence[Placed]) -> Iterator[tuple[Placed, 
     cache, own = supply.cache, ray.get_runtime_context().get_node_id()
     assert cache is not None
     for one in placed:
-        found = _if_good(cache, one)
+        found = cache.held(one)
         if found is None:
             with _alone(cache):  # one worker of a node copies, the others find it
-                found = _if_good(cache, one)
+                found = cache.held(one)
                 if found is None and one.node_id != own and _copied(cache, one):
-                    found = _if_good(cache, one)
+                    found = cache.held(one)
                 if found is None:
                     found = _again(supply, one)
         yield one, *found
-
-
-def _if_good(cache: PixelCache, one: Placed) -> tuple[PixelFile, NDArray[np.int32]] | None:
-    """The file where it holds what was promised."""
-    try:
-        file = cache.open(one.name)
-    except (UntrustedError, OSError, pa.ArrowInvalid):
-        return None
-    positions = one.rows["position"].to_numpy()
-    if len(positions) and positions.max() >= file.header.num_rows:
-        return None
-    promised, there = one.rows, file.header.take(one.rows["position"].combine_chunks())
-    if not all(promised[name].equals(there[name]) for name in ("image_id", "code")):
-        return None
-    return file, positions
 
 
 @contextlib.contextmanager

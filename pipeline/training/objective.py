@@ -35,7 +35,7 @@ def make_loss(settings: Settings, class_counts: Sequence[int], device: torch.dev
     With a teacher most of the loss is how far its softened answers and the network's lie apart; labels keep the rest.
     """
     counts = torch.tensor(class_counts, dtype=torch.float32)
-    weights = _class_weights(settings, counts).to(device)
+    weights = class_weights(settings, counts).to(device)
     smoothing = settings.label_smoothing
 
     def multiclass(logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
@@ -72,7 +72,8 @@ def _of_classes(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
-def _class_weights(settings: Settings, counts: Tensor) -> Tensor:
+def class_weights(settings: Settings, counts: Tensor) -> Tensor:
+    """What the loss of an image of each class counts, float32 (C,): the mean over images as they are drawn is 1."""
     weights = 1.0 / counts if settings.balance == "loss" else torch.ones_like(counts)
     if settings.costs is not None:
         is_positive = torch.zeros_like(counts, dtype=torch.bool)

@@ -1,16 +1,17 @@
-"""One file of decoded images: a header that says what it holds, then pixels that are mapped into memory, not read.
+"""One file of images: a header that says what it holds, then an array an image that is mapped into memory, not read.
 
     magic, CRC-32 and length of the header     20 bytes
     header                                     Arrow IPC stream of HEADER_SCHEMA, one row an image, in id order
     zeros up to a multiple of 4096
-    pixels                                     uint8 (N, S, S, 3), RGB; zeros where `code` says why there are none
+    arrays                                     (N, ...), one an image; zeros where `code` says why there is none
 
-A file is believed as far as it was checked: the header by its CRC and the length of the whole when it is opened, the
-pixels of an image by their CRC when they are first taken (2 GB/s with zlib, against minutes to read a large cache at
-every start). Nothing in it is executed.
+The arrays are pixels, or features that a network makes of them; an `Item` says which. A file is believed as far as it
+was checked: the header by its CRC and the length of the whole when it is opened, the array of an image by its CRC when
+it is first taken (2 GB/s with zlib, against minutes to read a large cache at every start). Nothing in it is executed.
 """
 
 import contextlib
+import math
 import os
 import struct
 import uuid
@@ -18,13 +19,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-SUFFIX = ".pixels"
 TEMPORARY = ".tmp-"
 _MAGIC = b"LEUKPIX\x01"  # raise the last byte with any change of the layout
 _START = struct.Struct("<8sIQ")
@@ -52,23 +52,41 @@ class UntrustedError(Exception):
 
 
 @dataclass(frozen=True)
+class Item:
+    """What is kept of each image."""
+
+    shape: tuple[int, ...]
+    dtype: type[np.generic] = np.uint8
+
+    @classmethod
+    def pixels(cls, size: int) -> "Item":
+        """uint8 (S, S, 3), RGB."""
+        return cls((size, size, 3))
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
 class PixelFile:
-    """An opened file. `images` is uint8 (N, S, S, 3), read-only, mapped."""
+    """An opened file. `images` is (N, ...) of its items, read-only, mapped."""
 
     path: str
     header: pa.Table  # HEADER_SCHEMA
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
 
     def is_sound(self, position: int) -> bool:
-        """Whether the pixels of one image are those that were written."""
+        """Whether the array of one image is what was written."""
         return zlib.crc32(self.images[position]) == int(self.header["crc"][position].as_py())
 
 
-def write_pixels(path: str, key: str, header: pa.Table, images: NDArray[np.uint8]) -> None:
-    """Write `images`, uint8 (N, S, S, 3), with `header`, HEADER_SCHEMA but for `crc`. Whole or not at all.
+def write_pixels(path: str, key: str, header: pa.Table, images: NDArray[Any]) -> None:
+    """Write `images`, (N, ...), with `header`, HEADER_SCHEMA but for `crc`. Whole or not at all.
 
     Two who write the same file do each other no harm: the last rename stays. Raises OSError.
     """
+    images = np.ascontiguousarray(images)
     crcs = pa.array([zlib.crc32(image) for image in images], pa.uint32())
     table = header.append_column(HEADER_SCHEMA.field("crc"), crcs).select(HEADER_SCHEMA.names).cast(HEADER_SCHEMA)
     sink = pa.BufferOutputStream()
@@ -78,7 +96,7 @@ def write_pixels(path: str, key: str, header: pa.Table, images: NDArray[np.uint8
     with _whole(path) as file:
         file.write(_START.pack(_MAGIC, zlib.crc32(body), len(body)) + body)
         file.write(bytes(_pixels_at(len(body)) - file.tell()))
-        file.write(np.ascontiguousarray(images).data)
+        file.write(images.data)
 
 
 def write_copy(path: str, data: bytes) -> None:
@@ -102,7 +120,7 @@ def _whole(path: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def read_header(path: str, key: str, size: int) -> pa.Table:
+def read_header(path: str, key: str, item: Item) -> pa.Table:
     """HEADER_SCHEMA of a file that is whole. Raises UntrustedError for any other, OSError where it cannot be read."""
     with open(path, "rb") as file:
         start = file.read(_START.size)
@@ -115,20 +133,20 @@ def read_header(path: str, key: str, size: int) -> pa.Table:
         raise UntrustedError(f"{path}: its header is damaged")
     table = pa.ipc.open_stream(body).read_all()
     if (table.schema.metadata or {}).get(_KEY) != key.encode():
-        raise UntrustedError(f"{path}: holds pixels of other rules")
-    if whole != _pixels_at(length) + table.num_rows * size * size * 3:
+        raise UntrustedError(f"{path}: was made by other rules")
+    if whole != _pixels_at(length) + table.num_rows * item.size_bytes:
         raise UntrustedError(f"{path}: its length is not what its header says")
     return table
 
 
-def open_pixels(path: str, key: str, size: int) -> PixelFile:
+def open_pixels(path: str, key: str, item: Item) -> PixelFile:
     """Map a file. Raises UntrustedError where it is not whole, OSError where it cannot be read."""
-    header = read_header(path, key, size)
+    header = read_header(path, key, item)
     with open(path, "rb") as file:
         length = _START.unpack(file.read(_START.size))[2]
-        shape = (header.num_rows, size, size, 3)
+        shape = (header.num_rows, *item.shape)
         empty = not header.num_rows  # which cannot be mapped
-        images = np.zeros(shape, np.uint8) if empty else np.memmap(file, np.uint8, "r", _pixels_at(length), shape)
+        images = np.zeros(shape, item.dtype) if empty else np.memmap(file, item.dtype, "r", _pixels_at(length), shape)
     return PixelFile(path, header, images)
 
 

@@ -13,7 +13,7 @@ from pipeline.evaluation.calibration import Agreement, Calibration, Costs, Tempe
 from pipeline.evaluation.report.card import render_card
 from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GRAPH, HISTORY, WEIGHTS, Bundle, BundleInfo, write_bundle
-from pipeline.model.export import to_onnx, to_safetensors
+from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.lora import merged
 from pipeline.model.registry import ModelFolder, Verdict, new_version
 from pipeline.model.timm_networks import PREFIX as TIMM
@@ -51,14 +51,14 @@ def publish(
     review_margin: float | None = None,
     costs: Costs | None = None,
     held_out: HeldOut | None = None,
+    to_graph: ToGraph = to_onnx,
 ) -> Published:
     """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names.
 
     Temperature, threshold and metrics come from validation, or from `held_out` scores where they are given.
     """
-    weights, graph = _exported(trained.best, settings)
-    looks = len(trained.state.history) if settings.choose == "best" else 1
-    asked = held_out or HeldOut(trained.best.scores, max(1, looks))
+    weights, graph = _exported(trained.best, settings, to_graph)
+    asked = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
     judged = judge(asked, settings, rows, manifest, target_sensitivity=target_sensitivity, costs=costs)
     rule = judged.rule
     digest = hashlib.sha256(weights).hexdigest()
@@ -91,11 +91,16 @@ def publish(
     return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold, judged.agreement)
 
 
-def _exported(best: Best, settings: Settings) -> tuple[bytes, bytes]:
+def _looks(trained: Trained, settings: Settings) -> int:
+    """Validations among which the model was chosen."""
+    return max(1, len(trained.state.history)) if settings.choose == "best" else 1
+
+
+def _exported(best: Best, settings: Settings, to_graph: ToGraph) -> tuple[bytes, bytes]:
     """Weights and graph."""
     model = build(settings.architecture, settings.outputs, settings.norm)
     model.load_state_dict(merged(best.weights))
-    return to_safetensors(model), to_onnx(model, settings.input_size)
+    return to_safetensors(model), to_graph(model, settings.input_size)
 
 
 def _account(trained: Trained, settings: Settings, rows: LabelledRows, rule: Calibration) -> dict[str, Any]:

@@ -5,9 +5,10 @@ Chosen by measurement on patients that were not trained on (docs/train.md), for 
 
 from dataclasses import dataclass
 
-from pipeline.model.architectures import architecture_of, normalises_by_batch
-from pipeline.model.choices import Norm
+from pipeline.model.architectures import architecture_of, build, normalises_by_batch
+from pipeline.model.choices import Norm, Unfreeze
 from pipeline.model.starting_weights import is_installed
+from pipeline.model.trainable import linear_head
 
 KNOWN, FRESH = "efficientnet-lite0", "cnn"
 NONE, AUTO = "none", "auto"
@@ -71,3 +72,8 @@ def choose_start(architecture: str | None, weights: str, input_size: int | None,
 def planned_patience(epochs: int) -> int:
     """Epochs without a better metric after which to stop: half of them, since the best come when the rate is low."""
     return max(6, epochs // 2)
+
+
+def fits_head(start: Start, unfreeze: Unfreeze) -> bool:
+    """Whether what trains is fitted to its optimum (`probe`): the head alone, where that is one linear layer."""
+    return unfreeze == "head" and start.is_known and linear_head(build(start.architecture, 1)) is not None

@@ -28,16 +28,16 @@ def test_the_plan_is_told_and_nothing_is_left_but_a_picture(
     manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    flags = ["--architecture", "efficientnet-lite0", "--unfreeze", "head", "--epochs", "3", "--workers", "2"]
+    flags = ["--architecture", "efficientnet-lite0", "--unfreeze", "last", "--epochs", "3", "--workers", "2"]
     told = rehearsed(manifest, tmp_path, capsys, *flags)
     assert not ray.is_initialized()
     assert re.search(r"^workers: 2", told, re.MULTILINE)
-    assert re.search(r"^given .*\bunfreeze=head\b.*\bepochs=3\b", told, re.MULTILINE)
+    assert re.search(r"^given .*\bunfreeze=last\b.*\bepochs=3\b", told, re.MULTILINE)
     assert re.search(r"^chosen .*\blearning_rate=\S+", told, re.MULTILINE)
     found = re.search(r"32 px: ([\d,]+) parameters, ([\d,]+) of them train", told)
     assert found is not None
     total, training = (int(number.replace(",", "")) for number in found.groups())
-    assert 0 < training < total / 100
+    assert 0 < training < total
     assert "3 epochs of 4 steps of 8 images: 12" in told
     assert re.search(r"^time +about \d+ s, an epoch \d+ s \(\d+ images/s\)", told, re.MULTILINE)
     assert re.search(r"^memory +[\d,]+ MB a worker, 2 of them", told, re.MULTILINE)
@@ -45,6 +45,20 @@ def test_the_plan_is_told_and_nothing_is_left_but_a_picture(
     assert str(picture) in told
     with Image.open(picture) as image:
         assert image.width > 8 * 100
+
+
+def test_a_head_that_is_fitted_has_no_steps_to_tell(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    flags = [manifest, "--out", str(tmp_path), "--unfreeze", "head", "--input-size", "32", "--dry-run"]
+    assert train.command([*flags, "--architecture", "efficientnet-lite0"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^features +of 48 images: about \d+ s on \d+ cores", told, re.MULTILINE)
+    assert "learning_rate" not in told.split("train: 32 images")[1]
+    assert not list(tmp_path.rglob("*"))
+    assert train.command([*flags, "--epochs", "3", "--label-smoothing", "0.1"]) == 2
+    assert "--epochs, --label-smoothing: a head alone is fitted to its optimum" in capsys.readouterr().err
 
 
 def test_folds_take_as_many_runs_and_one_more(
