@@ -94,3 +94,12 @@ def test_where_there_is_one_subject_the_usual_strength_is_taken() -> None:
     strength, said = choose_strength(turns.mean(axis=1), targets, weigh(BINARY, targets), groups, BINARY)
     assert strength == 3e-3
     assert "too few subjects" in said
+
+
+def test_a_feature_that_was_constant_but_for_rounding_says_nothing_of_images_where_it_is_not() -> None:
+    turns, targets = drawn(2)
+    turns[:, :, 5] = 1e-9 * targets[:, None]
+    head = fit_head(turns, targets, weigh(BINARY, targets), 0.1, BINARY)
+    other = turns.copy()
+    other[:, :, 5] = 1.0
+    assert np.abs(head(other) - head(turns)).max() < 0.01
