@@ -25,6 +25,7 @@ from pipeline.images.load import Limits
 from pipeline.sources import archives, fetch
 from pipeline.sources.archives import Entry, Found, Ignored, Problem, tars, walk, zips
 from pipeline.sources.archives.members import Place
+from pipeline.sources.junk import is_junk
 from pipeline.sources.listing import Tally, entry_row, list_sources
 from pipeline.sources.rows import Access
 from pipeline.storage import ranged
@@ -47,7 +48,7 @@ names = st.builds(
     st.lists(words, max_size=3),
     words,
     st.sampled_from([".jpg", ".PNG", ".tif", ".webp"]),
-).filter(lambda name: "__MACOSX/" not in name and "!/" not in name and not archives.is_archive(name))
+).filter(lambda name: not is_junk(name) and "!/" not in name and not archives.is_archive(name))
 member_lists = st.lists(st.tuples(names, st.binary(min_size=0, max_size=700)), min_size=1, max_size=12)
 
 

@@ -18,7 +18,8 @@ def test_a_configuration_of_a_job_is_read_whole(file: Path) -> None:
     config = parse(config_of(file.stem), ["--config", str(file)], prog=file.stem)
     written: dict[str, Any] = yaml.safe_load(file.read_text())
     assert written
-    assert {key: getattr(config, key) for key in written} == written
+    read = {key: getattr(config, key) for key in written}
+    assert {key: str(value) for key, value in read.items()} == {key: str(value) for key, value in written.items()}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
