@@ -139,18 +139,42 @@ class ImageCache(abc.ABC):
                 .combine_chunks()
             )
             placed.append(Placed(names[number], node_id, rows))
-            with contextlib.suppress(OSError):
-                os.utime(self.path(names[number]))
+            self._touch(names[number])
         return placed
+
+    def written(self, images: pa.Table, node_id: str) -> Placed | None:
+        """The file that `put` made here of just these images, `image_id` and `etag`; it counts as used now."""
+        ordered = images.sort_by("image_id")
+        name = _name(ordered["image_id"].to_pylist(), ordered["etag"].to_pylist()) + self.suffix
+        header = self._header(name)
+        if header is None:
+            return None
+        self._touch(name)
+        return self._placed(name, node_id, header)
 
     def _headers(self) -> Iterator[tuple[str, pa.Table]]:
         for file in sorted(self.folder.glob(f"*{self.suffix}")):
-            try:
-                yield file.name, read_header(str(file), self.key, self.item)
-            except (UntrustedError, pa.ArrowInvalid):
-                self.discard(file.name)
-            except OSError:
-                continue  # evicted meanwhile, or not to be read: as good as not there
+            if (header := self._header(file.name)) is not None:
+                yield file.name, header
+
+    def _header(self, name: str) -> pa.Table | None:
+        """None where there is no such file, or none that can be read; one that is not whole is removed."""
+        try:
+            return read_header(self.path(name), self.key, self.item)
+        except (UntrustedError, pa.ArrowInvalid):
+            self.discard(name)
+        except OSError:
+            pass  # evicted meanwhile, or not to be read: as good as not there
+        return None
+
+    def _touch(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(self.path(name))
+
+    def _placed(self, name: str, node_id: str, notes: pa.Table) -> Placed:
+        """Of all images of a file, NOTE_FIELDS among the columns."""
+        table = notes.append_column("position", pa.array(np.arange(notes.num_rows), pa.int32()))
+        return Placed(name, node_id, table.select(PLACED_SCHEMA.names).cast(PLACED_SCHEMA))
 
     def keep(self, notes: pa.Table, images: NDArray[Any], node_id: str) -> Placed:
         """Write a file of `images`, an `item` each, and `notes` of them, DECODED_SCHEMA.
@@ -163,10 +187,7 @@ class ImageCache(abc.ABC):
         name += self.suffix
         with self._writing(name):
             write_pixels(self.path(name), self.key, notes, images)
-        positions = pa.array(np.arange(notes.num_rows), pa.int32())
-        return Placed(
-            name, node_id, notes.append_column("position", positions).select(PLACED_SCHEMA.names).cast(PLACED_SCHEMA)
-        )
+        return self._placed(name, node_id, notes)
 
     def copy(self, name: str, data: bytes) -> None:
         """Keep the bytes of a file of another node. Raises PlatformError where the disk does not take it."""

@@ -34,8 +34,9 @@ from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
 from pipeline.training.cache import ImageCache, PixelCache, Placed
 from pipeline.training.decoded import DECODED_SCHEMA, Decoded, Noted, decode
+from pipeline.training.filling import arrived, chunks, telling
 from pipeline.training.pixel_file import Item
-from pipeline.training.supply import Supply, arrived, chunks, supply, telling
+from pipeline.training.supply import Supply, supply
 
 QUARTERS: Turns = 4  # turns of an image that are kept together; mirrored ones, which few ask for, in files of their own
 _BATCH = 16  # images at once: larger batches are no faster on a core and leave its cache

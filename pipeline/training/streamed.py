@@ -18,7 +18,8 @@ from pipeline.base.errors import IncompleteError
 from pipeline.base.resources import DECODE_CPUS
 from pipeline.training.batch import Batch, batch_of, read_ahead
 from pipeline.training.decoded import Decoded, Noted, decode, pixel_bytes
-from pipeline.training.supply import Supply, arrived, telling
+from pipeline.training.filling import arrived, telling
+from pipeline.training.supply import Supply
 
 _TASK_IMAGES, _TASK_BYTES = 64, 8 << 20  # a task decodes for tens of milliseconds, which hides what sending it costs
 _FIRST_IMAGES = 8  # the first step waits for its own images only

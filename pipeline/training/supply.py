@@ -1,45 +1,30 @@
 """The pixels of a run: found in the nodes' caches, or decoded into them while the workers start.
 
-`supply` returns at once. Tasks decode what no node holds, each into the cache of the node it runs on; workers get the
-`Supply`, wait for what is still under way, and copy from other nodes what their own lacks. Where a node that may hold
-workers has no room, nothing is kept, and workers stream.
+`supply` returns at once. Ray Data decodes what no node holds, into the cache of whichever node a block comes to;
+workers get the `Supply`, wait for what is still under way, and copy from other nodes what their own lacks. Where a node
+that may hold workers has no room, nothing is kept, and workers stream.
 """
 
-import functools
-import itertools
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.base.cluster import on_node
-from pipeline.base.errors import InputError, LeukorayError, PlatformError
+from pipeline.base.errors import InputError, PlatformError
 from pipeline.base.resources import DECODE_CPUS, ClusterPlan, check
 from pipeline.base.text import last_line
-from pipeline.images.load import Limits, Preprocessing
-from pipeline.sources.outage import fetch_while_up
-from pipeline.sources.rows import Access, ListingRow, read_rows
+from pipeline.images.load import Preprocessing
+from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 from pipeline.training.cache import PixelCache, Placed
-from pipeline.training.decoded import Noted, decode_fetched, pixel_bytes
+from pipeline.training.decoded import Noted
+from pipeline.training.filling import Filled, Lanes, arrived, fill_caches, telling
 
-_FILE_BYTES, _FILE_IMAGES = 32 << 20, 512
-_SMALLEST, _FEW_FILES = 32, 8  # a small set is still cut into some files, so that all cores have something to decode
 _ANSWER_S = 180.0  # a busy node may take a minute to start a process
 SPLITS = ("train", "validation")
-
-
-@dataclass(frozen=True)
-class Filled:
-    """What one task has decoded."""
-
-    placed: list[Placed]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class Supply:
     stores: Stores
     tables: dict[str, Any]  # ObjectRef of each split's rows, in id order
     found: tuple[Placed, ...]
-    filling: tuple[Any, ...]  # ObjectRefs of Filled
+    filling: tuple[Any, ...]  # ObjectRef of Filled, where something is missing
     cores: int  # of all nodes
 
     def rows(self, split: str) -> pa.Table:
@@ -79,31 +64,6 @@ class Supply:
         images = sum(placed.rows.num_rows for one in filled for placed in one.placed)
         seconds = max(one.seconds for one in filled)
         return [f"decoded {images:,} images in {seconds:.1f} s"]
-
-
-def telling(work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work` for a task that gives an error of ours as its result: of one that is raised while nobody waits any more,
-    Ray would print the traceback."""
-
-    @functools.wraps(work)
-    def told(*given: Any) -> Any:
-        try:
-            return work(*given)
-        except LeukorayError as error:
-            return error
-
-    return told
-
-
-def arrived(reference: Any) -> Any:
-    """What a task gave. Raises the error that it told, PlatformError where its process keeps dying."""
-    try:
-        result = ray.get(reference)
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        raise PlatformError(f"a process that decodes images keeps dying: {last_line(error)}") from error
-    if isinstance(result, LeukorayError):
-        raise result
-    return result
 
 
 def supply(
@@ -136,8 +96,8 @@ def supply(
     ids = pa.chunked_array(known) if known else pa.chunked_array([[]], pa.int64())
     missing = wanted.filter(pc.invert(pc.is_in(wanted["image_id"], ids)))
     print(f"images: {len(ids):,} of {wanted.num_rows:,} decoded already, in {cache.root}", flush=True)
-    filling = _fill(cache, chunks(missing, wanted.num_rows, pixels.size), stores, plan, nodes)
-    return Supply(cache, pixels, stores, tables, tuple(found), tuple(filling), cores)
+    filling = _begin(cache, missing, wanted.num_rows, stores, plan, nodes)
+    return Supply(cache, pixels, stores, tables, tuple(found), filling, cores)
 
 
 def _checked_stream(streamed: Supply, wanted: pa.Table, plan: ClusterPlan, nodes: dict[str, Any]) -> Supply:
@@ -195,66 +155,22 @@ def _each_once(placed: list[Placed]) -> list[Placed]:
     return kept
 
 
-def chunks(missing: pa.Table, images: int, size: int) -> list[pa.Table]:
-    """Rows for a file each, neighbours by place: near members of an archive are read together, new images lie together.
-
-    Members of one compressed tar stay together, however many: it is read from its front. `images`: of the whole run,
-    which decides how many make a file.
-    """
-    most = min(_most_images(size), max(_SMALLEST, -(-images // _FEW_FILES)))
-    streamed = pc.equal(missing["access"], Access.STREAM.value)
-    direct = missing.filter(pc.invert(streamed)).sort_by(
-        [(name, "ascending") for name in ("uri", "offset", "image_id")]
-    )
-    behind = missing.filter(streamed)
-    starts = range(0, direct.num_rows, most)
-    parts = [direct.take(pa.array(range(at, min(at + most, direct.num_rows)))) for at in starts]
-    return parts + [behind.filter(pc.equal(behind["uri"], uri)) for uri in pc.unique(behind["uri"]).to_pylist()]
+def _begin(
+    cache: PixelCache, missing: pa.Table, images: int, stores: Stores, plan: ClusterPlan, nodes: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The task that has Ray Data decode what is missing; none where nothing is."""
+    if not missing.num_rows:
+        return ()
+    own = ray.get_runtime_context().get_node_id()
+    task = ray.remote(num_cpus=0, scheduling_strategy=on_node(own))(telling(fill_caches))
+    return (task.remote(cache, missing, images, stores, _lanes(plan, nodes)),)
 
 
-def _most_images(size: int) -> int:
-    """In one file, which is also what a task that decodes holds in memory."""
-    return max(1, min(_FILE_BYTES // pixel_bytes(size), _FILE_IMAGES))
-
-
-def _fill(
-    cache: PixelCache, parts: Sequence[pa.Table], stores: Stores, plan: ClusterPlan, nodes: dict[str, Any]
-) -> list[Any]:
-    """Tasks that decode all parts, a lane a core; so small that the workers of the plan find room beside them."""
-    lanes = [
-        (node, max(0.0, min(DECODE_CPUS, (each["CPU"] - plan.cpus) / int(each["CPU"]))))
-        for node, each in sorted(nodes.items())
-        for _ in range(int(each.get("CPU", 0.0)))
-    ]
-    work: list[list[pa.Table]] = [[] for _ in lanes[: len(parts)]]
-    for part in sorted(parts, key=lambda part: -part.num_rows):
-        min(work, key=lambda given: sum(table.num_rows for table in given)).append(part)
-    return [
-        ray.remote(num_cpus=cpus, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True))(
-            telling(fill)
-        ).remote(cache, given, stores)
-        for given, (node, cpus) in zip(work, _interleaved(lanes), strict=False)
-    ]
-
-
-def _interleaved(lanes: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """A lane of each node, then another of each: few parts are spread over the nodes too."""
-    turns = {node: itertools.count() for node, _ in lanes}
-    return sorted(lanes, key=lambda lane: (next(turns[lane[0]]), lane[0]))
-
-
-def fill(cache: PixelCache, parts: Sequence[pa.Table], stores: Stores) -> Filled:
-    """Decode rows into files of this node's cache. Runs as a task.
-
-    What is there already is not decoded again: from another run meanwhile, or from a try of this task that was killed.
-    """
-    begin, node = time.monotonic(), ray.get_runtime_context().get_node_id()
-    keys = ["image_id", "etag"]
-    placed = cache.find(pa.concat_tables([part.select(keys) for part in parts]), node)
-    known = pa.concat_arrays([pa.array([], pa.int64()), *(one.rows["image_id"].combine_chunks() for one in placed)])
-    for part in parts:
-        rest = part.filter(pc.invert(pc.is_in(part["image_id"], known)))
-        fetched = fetch_while_up(read_rows(rest, ListingRow), stores, Limits())
-        while batch := list(itertools.islice(fetched, _most_images(cache.pixels.size))):
-            placed.append(cache.put(decode_fetched(batch, cache.pixels), node))
-    return Filled(placed, time.monotonic() - begin)
+def _lanes(plan: ClusterPlan, nodes: dict[str, Any]) -> Lanes:
+    """One a core; so small that the workers of the plan find room beside them, wherever Ray puts them."""
+    sizes = {node: each.get("CPU", 0.0) for node, each in nodes.items()}
+    free = [(size - plan.cpus) / int(size) for size in sizes.values() if size >= 1.0]
+    cpus = max(0.0, min([DECODE_CPUS, *free]))
+    without = [node for node, size in sizes.items() if size < 1.0]
+    labels = {"ray.io/node-id": f"!in({','.join(without)})"} if without else {}
+    return Lanes(max(1, sum(map(int, sizes.values()))), cpus, labels)

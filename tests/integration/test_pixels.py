@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from jobs import train
 from pipeline.base.cluster import alive_nodes
@@ -229,6 +230,50 @@ def test_what_the_cache_lost_and_the_source_no_longer_gives_ends_the_run(plan: C
         path.unlink()
     with pytest.raises(PlatformError, match=r"can no longer be read from their source .*cell_"):
         open_shards(made, 0, 1)
+
+
+class StoreThatKills(LocalStore):
+    """One image ends the process that reads it, as one that takes all memory would."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def read(self, uri: str) -> Bytes:
+        if uri.endswith("cell_0007.png"):
+            with self._log.open("a") as file:
+                file.write(".")
+            os._exit(1)
+        return super().read(uri)
+
+
+def test_a_process_that_dies_at_an_image_is_started_again_some_times_and_then_ends_the_run(
+    plan: ClusterPlan, tmp_path: Path
+) -> None:
+    rows = rows_in(tmp_path, 60)
+    stores = Stores(mounts=((str(tmp_path / "images"), StoreThatKills(tmp_path / "log")),))
+    made = supplied(rows, plan, str(tmp_path / "cache"), stores)
+    with pytest.raises(PlatformError, match="a process that decodes images keeps dying"):
+        made.placed()
+    assert (tmp_path / "log").read_text() == "...."
+
+
+def test_images_are_decoded_where_workers_hold_every_core(ray_cluster: Any, tmp_path: Path) -> None:
+    """What Ray Data asks for beside them would never be given, and the workers wait for the images."""
+    holding = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(4)]
+    ray.get([worker.answers.remote() for worker in holding])
+    rows = rows_in(tmp_path, 60)
+    made = supplied(rows, ClusterPlan("train", 4, 1.0), str(tmp_path / "cache"))
+    try:
+        done, _ = ray.wait(list(made.filling), timeout=120)
+    finally:
+        for worker in holding:
+            ray.kill(worker)
+    assert done and sum(placed.rows.num_rows for placed in made.placed()) == 60
+
+
+class Worker:
+    def answers(self) -> bool:
+        return True
 
 
 # ---- streamed --------------------------------------------------------------------------------------------------------

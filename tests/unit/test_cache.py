@@ -16,9 +16,9 @@ from pipeline.sources.manifest import read_manifest
 from pipeline.training.batch import read_ahead
 from pipeline.training.cache import PixelCache, Placed, default_root
 from pipeline.training.decoded import decode
+from pipeline.training.filling import chunks
 from pipeline.training.pixel_file import TEMPORARY
 from pipeline.training.rows import labelled_rows
-from pipeline.training.supply import chunks
 from tests.training_data import cell_images, manifest_of
 
 RULES = Preprocessing(24)
