@@ -12,6 +12,7 @@ import ray.train
 from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.base.cluster import calling_ray
+from pipeline.base.errors import LeukorayError
 from pipeline.base.resources import ClusterPlan
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.shared import refuse_unshared, spaced
@@ -102,7 +103,7 @@ def _trainer(assignment: Assignment, plan: ClusterPlan, run: TrainingRun) -> Tra
     per_worker = {"CPU": plan.cpus_per_worker} | ({"GPU": 1.0} if plan.gpus else {})
 
     def loop() -> dict[str, str] | None:
-        return train_worker(assignment)
+        return None if assignment.mailbox.has_ended() else train_worker(assignment)
 
     return Trainer(
         loop,
@@ -147,11 +148,15 @@ def _fit_and_show(
     with train_environment(**watching(plan)):
         thread = calling_ray(run, "fit")
         meanwhile()
-        while thread.is_alive():
-            thread.join(_POLL_S)
-            watch.refuse_too_few_nodes()
-            if (last := watch.look()) is not None:
-                return last
+        try:
+            while thread.is_alive():
+                thread.join(_POLL_S)
+                watch.refuse_too_few_nodes()
+                if (last := watch.look()) is not None:
+                    return last
+        except LeukorayError:  # in a Ray that others share, what Ray Train starts again would hold its places for ever
+            assignment.mailbox.end()
+            raise
     if (last := watch.look()) is not None:
         return last
     if "error" in outcome:

@@ -47,7 +47,8 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self._prefix = f"leukoray-training-{secrets.token_hex(8)}/"
+        name = f"leukoray-training-{secrets.token_hex(8)}"
+        self._prefix, self._ended = f"{name}/", f"{name}-ended"
         self._seen = b""  # of the event that only the newest of counts
 
     def post(self, event: Event) -> None:
@@ -72,6 +73,13 @@ class Mailbox:
                 internal_kv._internal_kv_del(key)
             events.append(json.loads(value))
         return events
+
+    def end(self) -> None:
+        """Nobody waits for the run any more: workers that Ray Train starts again have nothing to do."""
+        internal_kv._internal_kv_put(self._ended, b"1")
+
+    def has_ended(self) -> bool:
+        return bool(internal_kv._internal_kv_exists(self._ended))
 
     def close(self) -> None:
         """Forget what nobody will look at."""

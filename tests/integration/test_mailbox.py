@@ -30,6 +30,17 @@ def test_events_come_once_and_in_order_from_any_process_and_of_steps_only_the_ne
     mailbox.close()
 
 
+def test_workers_learn_from_another_process_that_nobody_waits_for_their_run(ray_cluster: Any) -> None:
+    mailbox, other = Mailbox(), Mailbox()
+    mailbox.end()
+
+    @ray_cluster.remote(num_cpus=0)
+    def asked() -> tuple[bool, bool]:
+        return mailbox.has_ended(), other.has_ended()
+
+    assert ray_cluster.get(asked.remote()) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("errors", "kinds", "said"),
     [
