@@ -26,7 +26,6 @@ from pipeline.training.decoded import decode_fetched, pixel_bytes
 _FILE_BYTES, _FILE_IMAGES = 32 << 20, 512
 _SMALLEST, _FEW_FILES = 32, 8  # a small set is still cut into some files, so that all cores have something to decode
 _RETRIES = 3  # of a task whose process died; Ray Data's own default is for ever
-_KNOWN_BYTES = 1 << 20  # of a block that comes out: Ray Data holds tasks back by the most that they may give
 _KNOWN_SCHEMA = pa.schema([pa.field("node_id", pa.string()), pa.field("name", pa.string()), *PLACED_SCHEMA])
 
 
@@ -111,7 +110,8 @@ def _context() -> ray.data.DataContext:
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # an error of ours comes back as it is
     context.execution_no_progress_timeout_s = -1  # of a large archive nothing is heard before its end
-    context.target_max_block_size = _KNOWN_BYTES
+    # its budget is nothing until a process of its own has told it what the cluster has: one task at a time till then
+    context.op_resource_reservation_enabled = False
     return context
 
 
