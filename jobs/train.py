@@ -16,7 +16,6 @@ from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import NotBetterThanChanceError, UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check
-from pipeline.evaluation.calibration import Costs
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
@@ -189,7 +188,7 @@ def _rehearse(ready: _Ready) -> None:
 
 
 def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: Stores) -> Folds | None:
-    if config.folds is None and config.group_by == "subject":
+    if not config.has_folds:
         return None
     folds = fold_numbers(manifest, rows, config.folds, config.group_by, config.seed, stores)
     print(f"{folds.count} folds by {config.group_by}: {', '.join(map(str, folds.sizes()))} images held out", flush=True)
@@ -210,7 +209,7 @@ def _published(
         trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, to_graph=to_graph,
         configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
         target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
-        costs=None if config.costs is None else Costs.parse(config.costs),
+        costs=config.costs_of_mistakes,
     )  # fmt: skip
     if out_of_fold is not None:
         info = published.bundle.info
@@ -304,7 +303,7 @@ def _cache(config: TrainConfig, settings: Settings) -> PixelCache | None:
 
 def _settings(config: TrainConfig, rows: LabelledRows, workers: str, teacher: Teacher | None) -> Settings:
     shared = {name: getattr(config, name) for name in _SHARED}
-    costs = None if config.costs is None else Costs.parse(config.costs)
+    costs = config.costs_of_mistakes
     return Settings(
         architecture=full_name(str(config.architecture)),
         task=rows.task,
@@ -312,7 +311,7 @@ def _settings(config: TrainConfig, rows: LabelledRows, workers: str, teacher: Te
         pretrained=config.weights != "none",
         workers=workers,
         turns=config.tta,
-        choose="best" if config.folds is None and config.group_by == "subject" else "last",
+        choose="last" if config.has_folds else "best",
         teacher=None if teacher is None else teacher.identity,
         positive=tuple(rows.classes.index(name) for name in rows.positive_classes),
         costs=None if costs is None else (costs.missed, costs.false_alarm),

@@ -190,6 +190,14 @@ class TrainConfig(NamingConfig):
             Costs.parse(value)
         return value
 
+    @property
+    def costs_of_mistakes(self) -> Costs | None:
+        return None if self.costs is None else Costs.parse(self.costs)
+
+    @property
+    def has_folds(self) -> bool:
+        return self.folds is not None or self.group_by != "subject"
+
     @model_validator(mode="after")
     def _one_rule_for_the_threshold(self) -> "TrainConfig":
         if self.costs is not None and self.target_sensitivity is not None:
@@ -198,7 +206,7 @@ class TrainConfig(NamingConfig):
 
     @model_validator(mode="after")
     def _nothing_seen_before(self) -> "TrainConfig":
-        if self.teacher is not None and (self.folds is not None or self.group_by == "site"):
+        if self.teacher is not None and self.has_folds:
             raise ValueError(
                 "--teacher and folds: the teacher has seen the images that folds hold out, so they would tell too "
                 "much; cross-validate without it"

@@ -56,7 +56,7 @@ class TuneConfig(TrainConfig):
 
 def main(config: TuneConfig) -> None:
     clock, model = Clock(), join(config.out, config.name)
-    if config.folds is not None or config.group_by != "subject":
+    if config.has_folds:
         raise UsageError("--folds: trials share one validation split; cross-validate the best: leukoray train --folds")
     stores = writing_stores(config, model, single_writer=config.single_writer)
     manifest = read_manifest(config.manifest, stores)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -97,9 +96,7 @@ def packed(
     torch.save(optimizer.state_dict(), tensors)
     files = {_LAST: save(weights_of(model)), _OPTIMIZER: tensors.getvalue()}
     if best is not None:
-        arrays = io.BytesIO()
-        np.savez(arrays, **asdict(best.scores))
-        files |= {_BEST: save(best.weights), _SCORES: arrays.getvalue()}
+        files |= {_BEST: save(best.weights), _SCORES: best.scores.packed()}
     if statistics:
         of_rank = {f"{rank}/{name}": value for rank, own in enumerate(statistics) for name, value in own.items()}
         files[_STATISTICS] = save(of_rank)
@@ -130,9 +127,7 @@ def read_best(folder: Path) -> Best | None:
     """None within the first epoch."""
     if not (folder / _BEST).exists():
         return None
-    with np.load(folder / _SCORES, allow_pickle=False) as arrays:
-        scores = Scores(arrays["image_ids"], arrays["targets"], arrays["logits"])
-    return Best(load_file(folder / _BEST), scores)
+    return Best(load_file(folder / _BEST), Scores.unpacked((folder / _SCORES).read_bytes()))
 
 
 def restore(

@@ -3,7 +3,6 @@
 Nothing is chosen by the fold that is held out: its model is the one after the last epoch.
 """
 
-import io
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.model.bundle import class_columns
 from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder
 from pipeline.storage.uris import join
@@ -61,7 +61,7 @@ class OutOfFold:
             "image_id": pa.array(self.scores.image_ids, pa.int64()),
             "fold": pa.array(self.fold + 1, pa.int64()),
             "class": pa.array([classes[target] for target in self.scores.targets], pa.string()),
-            **{f"prob_{name}": pa.array(said[:, number], pa.float64()) for number, name in enumerate(classes)},
+            **{name: pa.array(said[:, number], pa.float64()) for number, name in enumerate(class_columns(classes))},
         }
         return pa.table(columns)
 
@@ -80,12 +80,12 @@ def cross_validate(
         kept = run.stores.read_if_there(path)
         rows = folds.without(number)
         if kept is not None:
-            scores = _unpacked(kept)
+            scores = Scores.unpacked(kept)
         else:
             print(f"fold {number + 1} of {folds.count}: {rows.validation.num_rows} images held out", flush=True)
             scores = _of_fold(chosen, rows, folder, f"{digest}:{number}", fit)
             run.check_lock()
-            run.stores.of(path).write(path, _packed(scores))
+            run.stores.of(path).write(path, scores.packed())
         parts.append(scores)
         print(f"fold {number + 1} of {folds.count}: {_told(measure(scores, settings.task))}", flush=True)
     return joined(folds, parts, settings.task)
@@ -107,14 +107,3 @@ def _of_fold(settings: Settings, rows: LabelledRows, folder: ModelFolder, name: 
 
 def _told(metrics: dict[str, float]) -> str:
     return ", ".join(f"{title} {metrics[name]:.4f}" for name, title in _SHOWN)
-
-
-def _packed(scores: Scores) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, image_ids=scores.image_ids, targets=scores.targets, logits=scores.logits)
-    return buffer.getvalue()
-
-
-def _unpacked(data: bytes) -> Scores:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return Scores(arrays["image_ids"], arrays["targets"], arrays["logits"])

@@ -6,7 +6,6 @@ watches, never imports torch, and what a private or a short-lived cluster does n
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,6 +16,7 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from pipeline.base.environment import in_environment
 from pipeline.base.resources import ClusterPlan, places
 from pipeline.training.midway import Notice
 
@@ -165,14 +165,6 @@ class Trainer(DataParallelTrainer):
         return [callback for callback in made if type(callback).__name__ not in needless]
 
 
-@contextlib.contextmanager
-def train_environment(**more: str) -> Iterator[None]:
-    """Ray Train reads these from the driver's environment; what the user has set stays."""
-    wanted = _ENVIRONMENT | more
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
+def train_environment(**more: str) -> contextlib.AbstractContextManager[None]:
+    """What Ray Train reads from the driver's environment."""
+    return in_environment(_ENVIRONMENT | more)

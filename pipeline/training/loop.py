@@ -120,9 +120,7 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     rank, settings = context.get_world_rank(), assignment.settings
     threads = assignment.threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # by default that fills every new tensor with NaN, to show what reads it too soon: a tenth to a fifth of all time
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    compute_repeatably()
     torch.manual_seed(settings.seed)
     device = ray.train.torch.get_device()
     initial = None if assignment.initial is None else ray.get(assignment.initial)
@@ -149,6 +147,13 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     ask = None if assignment.plan is None else functools.partial(notice, assignment.plan)
     midway = Midway(gather, ask, assignment.saving)
     return _Worker(assignment, learner, train, validation, sender, reports, midway), state, best
+
+
+def compute_repeatably() -> None:
+    """The same sums from the same numbers, where torch can."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # by default that fills every new tensor with NaN, to show what reads it too soon: a tenth to a fifth of all time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _count(number: int, what: str) -> str:

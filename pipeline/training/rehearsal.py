@@ -18,7 +18,7 @@ from pipeline.storage.stores import Stores
 from pipeline.training.batch import Batch
 from pipeline.training.decoded import pixel_bytes
 from pipeline.training.epoch import Learner
-from pipeline.training.loop import begun
+from pipeline.training.loop import begun, compute_repeatably
 from pipeline.training.objective import make_loss
 from pipeline.training.preview import read_images, some_of_each_class
 from pipeline.training.rows import LabelledRows
@@ -63,7 +63,7 @@ def rehearse(
     device = torch.device("cuda" if plan.gpus else "cpu")
     beside = 1 if plan.gpus else min(plan.workers, usable_cores())
     threads = max(1, usable_cores() // beside)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    compute_repeatably()
     torch.set_num_threads(threads)
     batch, decode_s = _batch(settings, rows.train, plan.workers, stores)
     learner = partial(_learner, settings, rows, initial, teacher, device)

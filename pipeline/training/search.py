@@ -5,14 +5,12 @@ Ray Tune keeps nothing that lasts: its own state is pickled and leaves ASHA's ou
 ASHA is told again what ended trials said, the others train on from their checkpoints.
 """
 
-import contextlib
 import logging
-import os
 import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +20,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from pipeline.base.cluster import alive_nodes, calling_ray, refuse_dead_node
+from pipeline.base.environment import in_environment
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.base.resources import ClusterPlan, check_after_loss
 from pipeline.base.text import first_line
@@ -37,7 +36,7 @@ from pipeline.training.search_report import Trial
 from pipeline.training.settings import Settings
 from pipeline.training.supply import Supply, supply
 from pipeline.training.teacher import Teacher
-from pipeline.training.watch import RefusedError
+from pipeline.training.watch import DIED, RefusedError
 
 _RESTARTS = 2  # of a trial whose process dies
 _REDUCTION = 3  # one of so many trials that come to a rung goes on
@@ -45,7 +44,7 @@ _FAILURE, _EXIT_CODE = "failure", "exit_code"  # of a trial that ended without a
 _POLL_S = 0.3
 _NODE_CHECK_S = 5.0
 _WAY_ON = "the same command continues once there is room again"
-_ENVIRONMENT = {
+_ENVIRONMENT = {  # Ray Tune reads these in the driver
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files for each trial that nothing here reads
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "3600",  # a plan that does not fit is refused before
@@ -92,7 +91,7 @@ def search(
         chosen = {number: candidates[number] for number in numbers}
         assignments = _assignments(work, chosen, rows, plan, teacher, threads, max_error_share)
         ledger = _Ledger(work, say)
-        with tempfile.TemporaryDirectory() as scratch, _environment():
+        with tempfile.TemporaryDirectory() as scratch, in_environment(_ENVIRONMENT):
             _run(_tuner(assignments, plan, _scheduler(work), ledger, scratch), plan)
         if ledger.failures and not any(trial.history for trial in work.trials()):
             raise ledger.failures[0]
@@ -289,22 +288,9 @@ def _run(tuner: tune.Tuner, plan: ClusterPlan) -> None:
 
 def _explained(error: Exception) -> Exception:
     """A platform's failure in a sentence; a bug as it is."""
-    died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
-    if not isinstance(error, died):
+    if not isinstance(error, DIED):
         return error
     return PlatformError(
         f"a trial's process keeps dying: {first_line(error)}; free memory, or lower --workers or --batch-size; the "
         "same command continues"
     )
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """Ray Tune reads these in the driver; what the user has set stays."""
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

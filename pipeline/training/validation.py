@@ -3,6 +3,7 @@
 The forward passes exchange nothing, so ranks may have different numbers of batches; only finished logits are gathered.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,17 @@ class Scores:
     image_ids: NDArray[np.int64]  # (N,)
     targets: NDArray[np.int64]  # (N,)
     logits: NDArray[np.float32]  # (N, 1 or C)
+
+    def packed(self) -> bytes:
+        """As an npz file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, image_ids=self.image_ids, targets=self.targets, logits=self.logits)
+        return buffer.getvalue()
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "Scores":
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls(arrays["image_ids"], arrays["targets"], arrays["logits"])
 
 
 def gather(value: Any) -> list[Any]:

@@ -14,6 +14,8 @@ from pipeline.training.progress import FAILURE, REFUSAL, SAVED, Mailbox
 
 WORKER_RESTARTS = 3  # where nodes come and go, in a row without a checkpoint between them
 _NODE_CHECK_S = 5.0
+# How Ray tells that a process went away
+DIED = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
 _WAY_ON = "the same command continues from the last checkpoint once there is room again"
 _ADVICE = (
     "free memory or cores, or lower --batch-size or --workers; the same command continues from the last checkpoint"
@@ -100,8 +102,7 @@ def explained(error: Exception, run_uri: str) -> Exception:
     ):  # Ray's controller, which begins with a note in the run's folder
         *_, last = str(error).strip().splitlines() or [type(error).__name__]
         return PlatformError(f"training could not start: {last}; the same command tries again")
-    died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
-    if controller is None and not any(isinstance(failure, died) for failure in failures):
+    if controller is None and not any(isinstance(failure, DIED) for failure in failures):
         return error
     first = first_line(failures[0] if failures else controller or error)
     in_words = PlatformError(_stopped(first))

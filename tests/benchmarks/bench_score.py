@@ -40,6 +40,12 @@ class Report:
         self.path.write_text(self.text)
         print(f"\n{text}", flush=True)
 
+    def end(self, budget: Budget) -> None:
+        """What the time was too short for, and where all of it lies."""
+        if budget.left_out:
+            self.add("Left out: failed, or beyond the time limit: " + "; ".join(budget.left_out) + ".")
+        print(f"\nwritten to {self.path}")
+
 
 def main() -> None:
     options = _options()
@@ -65,9 +71,7 @@ def main() -> None:
     }
     for name in options.sections:
         sections[name]()
-    if budget.left_out:
-        report.add("Left out: failed, or beyond the time limit: " + "; ".join(budget.left_out) + ".")
-    print(f"\nwritten to {report.path}")
+    report.end(budget)
 
 
 def _options() -> argparse.Namespace:

@@ -44,9 +44,7 @@ def main() -> None:
                 plural = "s" if workers > 1 else ""
                 if results:
                     report.add(f"### {architecture}, JPEG {size}, {workers} worker{plural}\n\n{table(results, OURS)}")
-    if budget.left_out:
-        report.add("Left out: failed, or beyond the time limit: " + "; ".join(budget.left_out) + ".")
-    print(f"\nwritten to {report.path}")
+    report.end(budget)
 
 
 def _options() -> argparse.Namespace:
