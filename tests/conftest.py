@@ -1,6 +1,7 @@
 """What all tests share: one S3 for the session, how long hypothesis searches, and what a run did not test."""
 
 import contextlib
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,6 +14,10 @@ from tests.servers import CREDENTIALS, S3Server, moto_server
 from tests.stores import ceph_store, missing, rclone_store
 
 settings.load_profile("fast")  # `--hypothesis-profile thorough` loads the other one after this
+
+# who starts a job in the background has Ctrl-C ignored (POSIX shells do), and whatever is started here inherits that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
