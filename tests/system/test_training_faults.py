@@ -252,7 +252,7 @@ def test_nodes_that_go_and_come_leave_the_same_curve(manifest: str, tmp_path: Pa
     disturbed, whole = (resolve(f"{place}/leukoray").info.training["history"] for place in (out, alone))
     assert [row["step"] for row in disturbed] == [row["step"] for row in whole]
     losses = ([row["train_loss"] for row in history] for history in (disturbed, whole))
-    np.testing.assert_allclose(*losses, atol=0.03)  # dropout is each worker's own; the losses fall from 0.65 to 0.12
+    np.testing.assert_allclose(*losses, atol=0.003)  # sums of other parts round otherwise; they fall from 0.65 to 0.12
 
 
 def has_lines(said: str, *parts: str) -> bool:

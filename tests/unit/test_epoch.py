@@ -24,9 +24,6 @@ def _learner(rank: int = 0, world: int = 1, *, taught: bool = False, **changes: 
     settings = training_settings(**(plain | changes))
     torch.manual_seed(0)
     model = build(settings.architecture, settings.outputs, settings.norm)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     cpu = torch.device("cpu")
     loss_of = make_loss(settings, [16, 8], cpu)
     optimizer = make_optimizer(settings, model)

@@ -1,0 +1,57 @@
+"""Dropout that belongs to an image: what a network drops of it is the same on any worker, in any part of a batch.
+
+PyTorch draws from a stream of the process, so that another number of workers, or a node that is lost, changes every
+later step. Here each mask is a hash of the image and the epoch (`draws.py`), as the changes of its pixels are.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from pipeline.training.draws import uniform
+
+_ImageIds = NDArray[np.int64]
+
+
+class Dropouts:
+    """The layers of a network that drop at random. `show` names the images of the next pass."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        """Put a layer that drops by image in the place of each Dropout and StochasticDepth below `model`."""
+        self._layers: list[_ByImage] = []
+        self._replace(model, seed)
+
+    def show(self, image_ids: _ImageIds, epoch: int) -> None:
+        for layer in self._layers:
+            layer.images = (image_ids, epoch)
+
+    def _replace(self, module: nn.Module, seed: int) -> None:
+        for name, child in module.named_children():
+            if not isinstance(child, nn.Dropout | StochasticDepth):
+                self._replace(child, seed)
+            elif child.p > 0:
+                own = np.random.SeedSequence([seed, 1 + len(self._layers)]).generate_state(1, np.uint64)[0]
+                layer = _ByImage(child.p, int(own), whole=isinstance(child, StochasticDepth)).train(child.training)
+                setattr(module, name, layer)
+                self._layers.append(layer)
+
+
+class _ByImage(nn.Module):
+    """float (B, ...) -> (B, ...): in training a share `p` of an image's numbers, or of whole images, becomes 0."""
+
+    def __init__(self, p: float, seed: int, *, whole: bool) -> None:
+        super().__init__()
+        self.p, self.seed, self.whole = p, seed, whole
+        self.images: tuple[_ImageIds, int] | None = None  # (B,), and the epoch
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return values
+        assert self.images is not None, "a training pass without its images"
+        ids, epoch = self.images
+        columns = 1 if self.whole else values[0].numel()
+        kept = torch.from_numpy(uniform(self.seed, ids, epoch, columns) >= self.p)
+        shape = [len(ids), *(1 for _ in values.shape[1:])] if self.whole else values.shape
+        return values * (kept.view(shape).to(values) / (1.0 - self.p))
