@@ -24,7 +24,7 @@ class Strength:
 
     turn: bool = True  # flips and quarter turns: a smear has no up
     rotation: float = 180.0  # degrees, about the middle
-    zoom: float = 0.25  # share of the side
+    zoom: float = 0.15  # share of the side
     shift: float = 0.1  # share of the side
     blur: float = 0.15  # share of images out of focus, by up to two pixels
     density: float = 0.15  # gain of optical density, all channels together: stain strength
