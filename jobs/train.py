@@ -20,12 +20,14 @@ from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.registry import ModelFolder
+from pipeline.model.seen import size_to_decode
 from pipeline.model.starting_weights import check_start, start_from
 from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training.cache import PixelCache, default_root
+from pipeline.training.center import center_for
 from pipeline.training.cross_validation import OUT_OF_FOLD, OutOfFold, cross_validate
 from pipeline.training.fit import Trained, fit
 from pipeline.training.folds import Folds, fold_numbers
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from pipeline.training.publish import Published
 
 _SHARED = (
-    "norm", "input_size", "bit_depth", "unfreeze", "epochs", "batch_size", "accumulate", "learning_rate",
+    "norm", "center", "bit_depth", "unfreeze", "epochs", "batch_size", "accumulate", "learning_rate",
     "layer_decay", "optimizer", "weight_decay", "warmup", "clip_norm", "patience", "label_smoothing", "balance",
     "augment", "amp", "seed",
 )  # fmt: skip
@@ -162,13 +164,15 @@ def _ready(given: TrainConfig) -> _Ready:
     if is_fitted:
         refuse_steps(given)
     config = with_defaults(given, chosen, rows, is_fitted=is_fitted)
+    teacher = _teacher(manifest, rows, config, stores)
+    seen = center_for(manifest, rows, given.center, teacher, _settings(config, rows, "1", teacher), stores)
+    config = config.model_copy(update={"center": seen.share})
     show_config(config)
-    if chosen.note:
-        print(f"note: {chosen.note}", flush=True)
+    for note in filter(None, (chosen.note, seen.reason)):
+        print(f"note: {note}", flush=True)
     folds = _folds(manifest, rows, config, stores)
     folder = ModelFolder(model, stores)
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
-    teacher = _teacher(manifest, rows, config, stores)
     initial = _initial_weights(chosen, rows, config.seed, stores)
     return _Ready(given, config, stores, manifest, rows, folds, folder, initial, teacher, is_fitted)
 
@@ -310,6 +314,7 @@ def _settings(config: TrainConfig, rows: LabelledRows, workers: str, teacher: Te
         classes=rows.classes,
         pretrained=config.weights != "none",
         workers=workers,
+        input_size=size_to_decode(config.input_size or 0, config.center or 1.0),
         turns=config.tta,
         choose="last" if config.has_folds else "best",
         teacher=None if teacher is None else teacher.identity,

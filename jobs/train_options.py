@@ -44,6 +44,13 @@ class TrainConfig(NamingConfig):
     input_size: int | None = Field(
         None, ge=16, le=1024, description="pixels, square, that images are brought to (default: by network)"
     )
+    center: float | None = Field(
+        None,
+        ge=0.25,
+        le=1,
+        description="share of an image's side, about its middle, that the network sees, at --input-size (default: 1, "
+        "or what training images of single cells ask for)",
+    )
     bit_depth: int | None = Field(
         None, ge=8, le=16, description="bits that count in 16-bit samples (default: as files state, else a guess)"
     )
@@ -239,6 +246,7 @@ def with_defaults(config: TrainConfig, start: Start, rows: LabelledRows, *, is_f
         "architecture": start.architecture,
         "weights": start.weights,
         "input_size": start.input_size,
+        "center": config.center or 1.0,
         "norm": start.norm,
         "epochs": epochs,
         "learning_rate": config.learning_rate or start.learning_rate,

@@ -71,7 +71,7 @@ def tell_fit(
     images, cores = rows.train.num_rows + rows.validation.num_rows, config.num_cpus or usable_cores()
     seconds = images * probe.image_s() / cores
     _tell_choices(config, given, [name for name in _DECIDING if name not in OF_STEPS])
-    print(f"{'network':<9} {settings.architecture}, {settings.input_size} px: its head alone is fitted")
+    print(f"{'network':<9} {settings.architecture}, {_seen(settings)}: its head alone is fitted")
     print(f"{'features':<9} of {images:,} images: about {human_time(seconds)} on {cores} cores, kept for later runs")
     print(f"{'fits':<9} {runs}, some seconds each")
     print("nothing was trained or published; without --dry-run it is")
@@ -87,9 +87,13 @@ def _tell_choices(config: TrainConfig, given: TrainConfig, deciding: Sequence[st
 def _network(settings: Settings, found: Rehearsal) -> str:
     share = found.trainable / found.parameters
     return (
-        f"{settings.architecture}, {settings.input_size} px: {found.parameters:,} parameters, {found.trainable:,} "
+        f"{settings.architecture}, {_seen(settings)}: {found.parameters:,} parameters, {found.trainable:,} "
         f"of them train ({share:.0%}, --unfreeze {settings.unfreeze})"
     )
+
+
+def _seen(settings: Settings) -> str:
+    return f"{settings.seen} px" if settings.center == 1 else f"the middle {settings.seen} of {settings.input_size} px"
 
 
 def _steps(settings: Settings, found: Rehearsal, runs: int) -> str:

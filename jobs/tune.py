@@ -21,6 +21,7 @@ from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
+from pipeline.training.center import center_for
 from pipeline.training.recipe import Start, fits_head
 from pipeline.training.rows import LabelledRows
 from pipeline.training.search import Candidate, first_rung, search
@@ -64,8 +65,11 @@ def main(config: TuneConfig) -> None:
     start = chosen_start(config)
     rows = train._checked_rows(manifest, config, start)
     given = with_defaults(config, start, rows)
-    show_config(given)
     teacher = train._teacher(manifest, rows, config, stores)
+    seen = center_for(manifest, rows, config.center, teacher, train._settings(given, rows, "1", teacher), stores)
+    config = config.model_copy(update={"center": seen.share})
+    given = with_defaults(config, start, rows)
+    show_config(given)
     proposals = {number: proposal(space, number, config.seed) for number in range(config.trials)}
     candidates = _candidates(config, proposals, given.epochs, rows, teacher, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:

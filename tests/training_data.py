@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.images.unit import Unit
 from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, write_manifest
 from pipeline.sources.rows import image_id
 from pipeline.storage.local import local_etag
@@ -65,7 +66,8 @@ def manifest_of(
     *,
     split_rule: str = "every third",
     warnings: tuple[str, ...] = (),
+    unit: Unit | None = None,
 ) -> Manifest:
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
-    info = ManifestInfo(source=["tests"], synthetic=True, split_rule=split_rule, warnings=list(warnings))
+    info = ManifestInfo(source=["tests"], synthetic=True, split_rule=split_rule, warnings=list(warnings), unit=unit)
     return write_manifest(str(out), [table], info, stores)

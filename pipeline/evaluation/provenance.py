@@ -76,7 +76,7 @@ def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampl
     return {
         "Model": f"{info.name} / {info.version}",
         "Bundle": bundle.uri,
-        "Architecture": f"{info.architecture}, {info.input_size} x {info.input_size} pixels",
+        "Architecture": f"{info.architecture}, {info.seen}",
         "Model SHA-256": info.identity(),
         "Trained": info.created_at,
         "Manifest": manifest.uri,

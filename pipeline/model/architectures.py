@@ -134,11 +134,14 @@ def normalises_by_batch(name: str) -> bool:
     return has_batch_norm(architecture_of(name).make(1))
 
 
-def build(architecture: str, outputs: int, norm: Norm = "batch") -> CellClassifier:
-    """The named network with fresh weights from torch's global seed. Raises UsageError for an unknown name."""
+def build(architecture: str, outputs: int, norm: Norm = "batch", seen: int | None = None) -> CellClassifier:
+    """The named network with fresh weights from torch's global seed, which sees `seen` pixels a side of larger images.
+
+    Raises UsageError for an unknown name.
+    """
     recipe = architecture_of(architecture)
     backbone = recipe.make(outputs)
     if norm == "group":
         by_groups(backbone)
-    model = CellClassifier(backbone, recipe.head, recipe.mean, recipe.std, fixed_statistics=norm == "frozen")
+    model = CellClassifier(backbone, recipe.head, recipe.mean, recipe.std, fixed_statistics=norm == "frozen", seen=seen)
     return model.to(memory_format=torch.channels_last)

@@ -20,6 +20,7 @@ from pipeline.images.load import Preprocessing
 from pipeline.images.unit import Unit
 from pipeline.model.chance import AgainstChance
 from pipeline.model.choices import Norm
+from pipeline.model.seen import seen_size
 from pipeline.model.turns import Turns
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -45,6 +46,7 @@ class BundleInfo(BaseModel):
     classes: tuple[str, ...]
     positive_classes: tuple[str, ...] = ()  # empty: the classes say nothing about disease, so no decision is made
     input_size: int = Field(ge=8, le=4096)  # pixels, square
+    center: float = Field(1.0, gt=0, le=1)  # share of a side, about the middle, that the network sees of it
     bit_depth: int | None = None  # of 16-bit samples, fixed by --bit-depth; null: as files say
     preprocessing_digest: str
     weights_sha256: str
@@ -91,6 +93,17 @@ class BundleInfo(BaseModel):
     def outputs(self) -> int:
         """Logits an image."""
         return 1 if self.task == "binary" else len(self.classes)
+
+    @property
+    def seen_size(self) -> int:
+        """Pixels a side that the network sees, in the middle of `input_size`."""
+        return seen_size(self.input_size, self.center)
+
+    @property
+    def seen(self) -> str:
+        """What of an image the network sees, for a person."""
+        whole, size = f"{self.input_size} x {self.input_size} pixels", self.seen_size
+        return whole if self.center == 1 else f"{whole}, of which it sees the {size} x {size} in the middle"
 
     @property
     def pixels(self) -> Preprocessing:

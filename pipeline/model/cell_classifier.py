@@ -14,7 +14,11 @@ Channels = tuple[float, float, float]  # red, green, blue
 
 
 class CellClassifier(nn.Module):
-    """uint8 (B, S, S, 3), RGB -> logits float32 (B, outputs). `fixed_statistics`: BatchNorm never follows the batch."""
+    """uint8 (B, S, S, 3), RGB -> logits float32 (B, outputs).
+
+    `fixed_statistics`: BatchNorm never follows the batch. `seen`: pixels a side, in the middle of larger images, that
+    the backbone sees; what lies around a cell is another cell's. None: all of them.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -27,15 +31,18 @@ class CellClassifier(nn.Module):
         std: Channels = IMAGENET_STD,
         *,
         fixed_statistics: bool = False,
+        seen: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head  # path of the classifier in the backbone, `fc`
         self.fixed_statistics = fixed_statistics
+        self.seen = seen
         self.register_buffer("shift", (torch.tensor(mean) * 255.0).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", (torch.tensor(std) * 255.0).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        images = in_the_middle(images, self.seen)
         pixels = images.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, S, S), channels last in memory
         normalised = (pixels - self.shift) / self.scale
         logits: Tensor = self.backbone(normalised)
@@ -48,6 +55,14 @@ class CellClassifier(nn.Module):
             if isinstance(module, _NormBase) and (self.fixed_statistics or not _trains(module)):
                 module.eval()
         return self
+
+
+def in_the_middle(images: Tensor, size: int | None) -> Tensor:
+    """(B, S, S, 3) -> (B, size, size, 3); images that are no larger stay as they are."""
+    if size is None or images.shape[1] <= size:
+        return images
+    start = (images.shape[1] - size) // 2
+    return images[:, start : start + size, start : start + size]
 
 
 def _trains(module: nn.Module) -> bool:

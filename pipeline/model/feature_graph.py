@@ -19,8 +19,8 @@ _FEATURES, _LOGITS = "features", "logits"
 
 
 def features_digest(model: CellClassifier) -> str:
-    """SHA-256, hex, of every weight and buffer but those of the head."""
-    digest = hashlib.sha256()
+    """SHA-256, hex, of every weight and buffer but those of the head, and of what the network sees."""
+    digest = hashlib.sha256(b"" if model.seen is None else f"sees {model.seen}\0".encode())
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith(f"backbone.{model.head}."):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())

@@ -30,7 +30,7 @@ class TorchRunner:
 
 def load_model(info: BundleInfo, weights: bytes) -> CellClassifier:
     """The network of a bundle with its weights. Raises InputError when they do not fit the architecture."""
-    model = build(info.architecture, info.outputs, info.norm)
+    model = build(info.architecture, info.outputs, info.norm, info.seen_size)
     try:
         model.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:

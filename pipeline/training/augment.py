@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.model.cell_classifier import in_the_middle
 from pipeline.training.draws import uniform
 
 
@@ -36,20 +37,26 @@ _TURN, _ZOOM, _ACROSS, _DOWN, _IS_BLURRED, _BLUR, _DENSITY, _RED, _GREEN, _BLUE,
 COLUMNS = 12  # of the draws
 
 
-def augmented(images: Tensor, image_ids: NDArray[np.int64], seed: int, turn: int) -> Tensor:
-    """uint8 (B, S, S, 3) -> uint8 (B, S, S, 3), as the images are seen the `turn`-th time under this seed."""
-    return augment(images, torch.from_numpy(uniform(seed, image_ids, turn, COLUMNS)))
+def augmented(images: Tensor, image_ids: NDArray[np.int64], seed: int, turn: int, size: int | None = None) -> Tensor:
+    """uint8 (B, S, S, 3) -> uint8 (B, T, T, 3), as the images are seen the `turn`-th time under this seed.
+
+    T is `size`: of larger images the middle, changed before what lies around it is cut off. None: all.
+    """
+    return augment(images, torch.from_numpy(uniform(seed, image_ids, turn, COLUMNS)), size=size)
 
 
-def augment(images: Tensor, draws: Tensor, strength: Strength = Strength()) -> Tensor:
-    """uint8 (B, S, S, 3) -> uint8 (B, S, S, 3); `draws` float32 (B, COLUMNS) in [0, 1)."""
+def augment(images: Tensor, draws: Tensor, strength: Strength = Strength(), size: int | None = None) -> Tensor:
+    """uint8 (B, S, S, 3) -> uint8 (B, T, T, 3); `draws` float32 (B, COLUMNS) in [0, 1)."""
+    size = min(size or images.shape[1], images.shape[1])
     if not len(images):
-        return images
+        return images[:, :size, :size]
     changed = _turned(images, draws[:, _TURN]) if strength.turn else images
     draws = draws.to(images.device)
     pixels = changed.permute(0, 3, 1, 2).float()  # (B, 3, S, S)
     if strength.rotation or strength.zoom or strength.shift:
-        pixels = _moved(pixels, draws, strength)
+        pixels = _moved(pixels, draws, strength, size)
+    else:
+        pixels = in_the_middle(changed, size).permute(0, 3, 1, 2).float()
     if strength.blur:
         pixels = _blurred(pixels, draws, strength.blur)
     pixels = _stained(pixels, draws, strength)
@@ -73,17 +80,19 @@ def _turned(images: Tensor, draws: Tensor) -> Tensor:
     return turned
 
 
-def _moved(pixels: Tensor, draws: Tensor, strength: Strength) -> Tensor:
-    """Rotated, nearer or farther, and aside; what comes in from beyond the border is a mirror of what is there."""
+def _moved(pixels: Tensor, draws: Tensor, strength: Strength, size: int) -> Tensor:
+    """The middle (B, 3, size, size), rotated, nearer or farther, and aside; beyond the border is a mirror of what is
+    there."""
+    share = size / pixels.shape[-1]
     scale = (1.0 + strength.zoom) ** -_signed(draws[:, _ZOOM]).view(-1)
     angle = _signed(draws[:, _ROTATION]).view(-1) * math.radians(strength.rotation)
     place = torch.zeros((len(pixels), 2, 3), device=pixels.device)
-    place[:, 0, 0] = place[:, 1, 1] = scale * angle.cos()
-    place[:, 1, 0] = scale * angle.sin()
+    place[:, 0, 0] = place[:, 1, 1] = share * scale * angle.cos()
+    place[:, 1, 0] = share * scale * angle.sin()
     place[:, 0, 1] = -place[:, 1, 0]
     for axis, column in enumerate((_ACROSS, _DOWN)):
-        place[:, axis, 2] = _signed(draws[:, column]).view(-1) * 2.0 * strength.shift  # the side is 2 long
-    grid = functional.affine_grid(place, list(pixels.shape), align_corners=False)
+        place[:, axis, 2] = _signed(draws[:, column]).view(-1) * 2.0 * strength.shift * share  # the side is 2 long
+    grid = functional.affine_grid(place, [*pixels.shape[:2], size, size], align_corners=False)
     return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier, in_the_middle
 from pipeline.training.augment import augmented
 from pipeline.training.batch import Batch
 from pipeline.training.dropout import Dropouts
@@ -51,11 +51,11 @@ class Learner:
         return [share(rows, self.rank, self.world) for rows in steps]
 
     def pixels(self, batch: Batch, epoch: int) -> Tensor:
-        """The images of a batch on the device, changed as they are seen in this epoch."""
-        images = batch.images.to(self.device, non_blocking=True)
-        if not self.settings.augment:
-            return images
-        return augmented(images, batch.image_ids, self.settings.seed, epoch)
+        """What the network sees of a batch, on the device, changed as it is in this epoch."""
+        images, settings = batch.images.to(self.device, non_blocking=True), self.settings
+        if not settings.augment:
+            return in_the_middle(images, settings.seen)
+        return augmented(images, batch.image_ids, settings.seed, epoch, settings.seen)
 
     def step(self, batch: Batch, epoch: int, step: int) -> Tensor:
         """The `step`-th optimizer step of an epoch (both from 0); this rank's part of the mean loss, float32 ()."""

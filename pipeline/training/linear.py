@@ -109,6 +109,26 @@ def choose_strength(
     return _STRENGTHS[number], f"of {tried} tried, by {len(folds)} folds of the training subjects"
 
 
+def held_out_losses(
+    features: NDArray[np.float32], targets: Ints, weighed: Weighed, groups: Ints, settings: Settings
+) -> Floats | None:
+    """Log-loss (N,) of each image by a head of the usual strength that learnt from other groups' features (N, D).
+
+    nan where no fold holds the image out; None where there are too few groups for any.
+    """
+    count = min(_FOLDS, len(np.unique(groups)))
+    folds = _folds(targets, groups, count, settings) if count > 1 else []
+    if not folds:
+        return None
+    mean, deviation = _scale(features.astype(np.float64))
+    values = ((features - mean) / deviation).astype(np.float32)
+    weights, losses = weighed.of_class[targets], np.full(len(targets), np.nan)
+    for out in folds:
+        part = _Regression(values[~out], targets[~out], weights[~out], _ROUGH)
+        losses[out] = part.losses(_USUAL, values[out], targets[out], weights[out])
+    return losses
+
+
 def _lowest(loss: Callable[[int], float], start: int, count: int) -> tuple[int, int]:
     """The lowest of a valley over 0 to `count` - 1, looked for from `start`; how many were looked at."""
     losses = {start: loss(start)}
@@ -177,6 +197,11 @@ class _Regression:
 
     def loss(self, strength: float, values: NDArray[np.floating], targets: Ints, weights: Floats) -> float:
         """The summed loss of other images."""
+        return float(self.losses(strength, values, targets, weights).sum())
+
+    def losses(self, strength: float, values: NDArray[np.floating], targets: Ints, weights: Floats) -> Floats:
+        """The losses of other images (N,)."""
         weight, bias = self.fit(strength)
         said = _log_probabilities((values @ weight.T + bias).astype(np.float64))
-        return float(-(weights * said[np.arange(len(targets)), targets]).sum())
+        found: Floats = -(weights * said[np.arange(len(targets)), targets])
+        return found

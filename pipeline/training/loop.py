@@ -164,7 +164,7 @@ def begun(
     settings: Settings, initial: bytes | None, device: torch.device, world: int
 ) -> tuple[CellClassifier, torch.optim.Optimizer]:
     """The network before its first step, and what will move it. `initial`: safetensors; None: as the seed has it."""
-    model = build(settings.architecture, settings.outputs, settings.norm)
+    model = build(settings.architecture, settings.outputs, settings.norm, settings.seen)
     if initial is not None:
         model.load_state_dict(load(initial))
     freeze(model, settings.unfreeze)

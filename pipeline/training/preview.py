@@ -65,9 +65,10 @@ def some_of_each_class(rows: pa.Table, count: int, seed: int) -> pa.Table:
 
 
 def changes(images: Sequence[Pixels], image_ids: Sequence[int], settings: Settings, times: int) -> list[list[Pixels]]:
-    """Each image as the first `times` epochs see it."""
+    """Each image as the network sees it in the first `times` epochs."""
     whole, ids = torch.from_numpy(np.stack(images)), np.array(image_ids, np.int64)  # uint8 (B, S, S, 3)
-    seen = [augmented(whole, ids, settings.seed, epoch).numpy() for epoch in range(times)] if settings.augment else []
+    epochs = range(times) if settings.augment else ()
+    seen = [augmented(whole, ids, settings.seed, epoch, settings.seen).numpy() for epoch in epochs]
     return [[epoch[number] for epoch in seen] for number in range(len(images))]
 
 
@@ -79,7 +80,10 @@ def augmentation_sheet(rows: pa.Table, settings: Settings, stores: Stores, image
         [Tile(pixels, (settings.classes[row.target],)), *(Tile(each) for each in of_one)]
         for (row, pixels), of_one in zip(read, changed, strict=True)
     ]
-    return sheet(lines, f"left: images as they are, {settings.input_size} px; right of them: as training sees them")
+    return sheet(
+        lines,
+        f"left: images as they are; right of them: as training sees them, {settings.seen} px",
+    )
 
 
 def sheet(lines: Sequence[Sequence[Tile]], title: str) -> Pixels:

@@ -70,7 +70,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self._model = build(settings.architecture, settings.outputs, settings.norm)
+        self._model = build(settings.architecture, settings.outputs, settings.norm, settings.seen)
         self._model.load_state_dict(load(self.initial))
         self._model.eval()
 

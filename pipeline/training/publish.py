@@ -71,6 +71,7 @@ def publish(
         classes=rows.classes,
         positive_classes=rows.positive_classes,
         input_size=settings.input_size,
+        center=settings.center,
         bit_depth=settings.bit_depth,
         preprocessing_digest=settings.pixels.digest(),
         weights_sha256=digest,
@@ -98,7 +99,7 @@ def _looks(trained: Trained, settings: Settings) -> int:
 
 def _exported(best: Best, settings: Settings, to_graph: ToGraph) -> tuple[bytes, bytes]:
     """Weights and graph."""
-    model = build(settings.architecture, settings.outputs, settings.norm)
+    model = build(settings.architecture, settings.outputs, settings.norm, settings.seen)
     model.load_state_dict(merged(best.weights))
     return to_safetensors(model), to_graph(model, settings.input_size)
 

@@ -12,7 +12,7 @@ from pipeline.model.trainable import linear_head
 
 KNOWN, FRESH = "efficientnet-lite0", "cnn"
 NONE, AUTO = "none", "auto"
-_KNOWN_SIZE, _FRESH_SIZE = 144, 128
+KNOWN_SIZE, _FRESH_SIZE = 144, 128
 _KNOWN_RATE, _FRESH_RATE = 4e-4, 1e-3
 
 # images shown in all, after which more brought nothing; features that are known need fewer
@@ -58,7 +58,7 @@ def choose_start(architecture: str | None, weights: str, input_size: int | None,
             )
     if weights == AUTO:
         weights = "imagenet" if is_installed(architecture) else NONE
-    recipe, size = architecture_of(architecture), _KNOWN_SIZE if weights != NONE else _FRESH_SIZE
+    recipe, size = architecture_of(architecture), KNOWN_SIZE if weights != NONE else _FRESH_SIZE
     keeps_statistics = weights != NONE and normalises_by_batch(architecture)
     return Start(
         architecture,

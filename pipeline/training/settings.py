@@ -7,6 +7,7 @@ from typing import Literal
 
 from pipeline.images.load import Preprocessing
 from pipeline.model.choices import Norm, Unfreeze
+from pipeline.model.seen import seen_size
 from pipeline.model.turns import Turns
 from pipeline.training.rows import Task
 
@@ -23,7 +24,7 @@ class Settings:
     architecture: str
     task: Task
     classes: tuple[str, ...]
-    input_size: int
+    input_size: int  # pixels a side of the images that workers get
     pretrained: bool  # starts with features that were learned elsewhere
     unfreeze: Unfreeze  # which layers train
     epochs: int
@@ -46,6 +47,7 @@ class Settings:
     costs: tuple[float, float] | None = None  # of a miss, of a false alarm
     choose: Choice = "best"
     norm: Norm = "batch"
+    center: float = 1.0  # share of a side, about the middle, that the network sees
     turns: Turns = 1  # of an image in prediction; epochs are compared by one
     bit_depth: int | None = None  # of 16-bit samples; None: as files say
     teacher: str | None = None  # identity of the bundle whose answers are learnt
@@ -53,6 +55,11 @@ class Settings:
     @property
     def pixels(self) -> Preprocessing:
         return Preprocessing(self.input_size, bit_depth=self.bit_depth)
+
+    @property
+    def seen(self) -> int:
+        """Pixels a side that the network sees, in the middle of `input_size`."""
+        return seen_size(self.input_size, self.center)
 
     @property
     def outputs(self) -> int:

@@ -29,12 +29,15 @@ class Teacher:
     weights: bytes
 
     def on(self, device: torch.device) -> Answers:
-        """Its logits float32 (B, 1 or C), of one view, for uint8 images (B, S, S, 3) of any size, without gradients."""
+        """Its logits float32 (B, 1 or C), of one view, for uint8 images (B, S, S, 3) of any size, without gradients.
+
+        They show what it sees: all, or the middle that its bundle says.
+        """
         model = load_model(self.info, self.weights).to(device).eval().requires_grad_(False)
 
         @torch.no_grad()
         def answers(images: Tensor) -> Tensor:
-            logits: Tensor = model(_resized(images, self.info.input_size))
+            logits: Tensor = model(_resized(images, self.info.seen_size))
             return logits.float()
 
         return answers

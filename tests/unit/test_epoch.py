@@ -19,7 +19,7 @@ from tests.training_settings import training_settings
 IMAGES, BATCH = 24, 8
 
 
-def _learner(rank: int = 0, world: int = 1, *, taught: bool = False, **changes: object) -> Learner:
+def learner_of(rank: int = 0, world: int = 1, *, taught: bool = False, **changes: object) -> Learner:
     plain: dict[str, object] = {"augment": True, "batch_size": BATCH, "norm": "group", "epochs": 3}
     settings = training_settings(**(plain | changes))
     torch.manual_seed(0)
@@ -62,8 +62,8 @@ def _one_step(learner: Learner) -> tuple[float, torch.Tensor]:
 @pytest.mark.parametrize("world", [2, 3, 11])  # of eleven, three have no image
 @pytest.mark.parametrize("taught", [False, True])
 def test_the_mean_over_workers_is_the_step_of_one(world: int, taught: bool) -> None:
-    loss, gradients = _one_step(_learner(taught=taught))
-    parts = [_one_step(_learner(rank, world, taught=taught)) for rank in range(world)]
+    loss, gradients = _one_step(learner_of(taught=taught))
+    parts = [_one_step(learner_of(rank, world, taught=taught)) for rank in range(world)]
     assert sum(part for part, _ in parts) == pytest.approx(loss, rel=1e-5)
     mean = torch.stack([each for _, each in parts]).mean(dim=0)  # what DDP makes of them
     assert torch.allclose(mean, gradients, rtol=1e-3, atol=1e-6)
@@ -72,14 +72,14 @@ def test_the_mean_over_workers_is_the_step_of_one(world: int, taught: bool) -> N
 @pytest.mark.parametrize("parts", [2, 3, 20])
 @pytest.mark.parametrize("taught", [False, True])
 def test_parts_of_a_batch_add_up_to_the_whole(parts: int, taught: bool) -> None:
-    loss, gradients = _one_step(_learner(taught=taught))
-    cut_loss, cut_gradients = _one_step(_learner(accumulate=parts, taught=taught))
+    loss, gradients = _one_step(learner_of(taught=taught))
+    cut_loss, cut_gradients = _one_step(learner_of(accumulate=parts, taught=taught))
     assert cut_loss == pytest.approx(loss, rel=1e-5)
     assert torch.allclose(cut_gradients, gradients, rtol=1e-3, atol=1e-6)
 
 
 def test_a_step_moves_weights_by_the_planned_rate() -> None:
-    learner = _learner(warmup=0.5)
+    learner = learner_of(warmup=0.5)
     learner.model.train()
     before = [p.detach().clone() for p in learner.model.parameters()]
     learner.step(_batch(range(BATCH)), epoch=0, step=0)
@@ -88,12 +88,12 @@ def test_a_step_moves_weights_by_the_planned_rate() -> None:
 
 
 def test_a_teacher_moves_the_step_and_stays_as_it_is() -> None:
-    learner = _learner(taught=True)
+    learner = learner_of(taught=True)
     assert learner.teacher is not None
     images = _batch(range(3)).images
     before = learner.teacher(images)
     loss, gradients = _one_step(learner)
-    alone, without = _one_step(_learner())
+    alone, without = _one_step(learner_of())
     assert abs(loss - alone) > 1e-3
     assert not torch.allclose(gradients, without, rtol=1e-2)
     assert torch.equal(learner.teacher(images), before)
@@ -108,11 +108,11 @@ def test_measuring_the_speed_leaves_no_trace() -> None:
         learner.step(_batch(range(BATCH)), epoch=0, step=0)
         return learner.model.state_dict()
 
-    measured = _learner(architecture="resnet18", norm="batch")
+    measured = learner_of(architecture="resnet18", norm="batch")
     speed = speed_of(measured)
     assert speed.step_s > speed.predict_s > 0
     assert not measured.optimizer.state
-    expected = after_a_step(_learner(architecture="resnet18", norm="batch"))
+    expected = after_a_step(learner_of(architecture="resnet18", norm="batch"))
     for name, value in after_a_step(measured).items():
         assert torch.equal(value, expected[name]), name
 

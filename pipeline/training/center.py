@@ -1,0 +1,152 @@
+"""How much of a single cell's image the network should see, asked of the training images themselves.
+
+Crops of single cells show neighbours, which are other cells with other labels, and the cell of the label has few of the
+pixels. How wide a crop is differs by analyser. So a probe is fitted to the middle of the images at several widths, and
+the one that says most of subjects that the probe did not learn from is taken. Cells fill or leave their frame whatever
+network looks at them: the features are always those of the default network, at its size.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.base.errors import ImageRejected, UsageError
+from pipeline.images.load import load_image
+from pipeline.model.architectures import build
+from pipeline.model.feature_graph import features_graph
+from pipeline.model.seen import seen_size, size_to_decode
+from pipeline.model.starting_weights import is_installed, start_from
+from pipeline.sources.fetch import fetch_rows
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.rows import read_rows
+from pipeline.storage.stores import Stores
+from pipeline.training.folds import groups_of
+from pipeline.training.linear import held_out_losses, weigh
+from pipeline.training.recipe import KNOWN, KNOWN_SIZE
+from pipeline.training.rows import LabelledRows, TargetRow
+from pipeline.training.settings import Settings
+from pipeline.training.teacher import Teacher
+
+WIDTHS = (1.0, 0.75, 0.6, 0.45)  # shares of a side
+MOST_IMAGES, _FEWEST_IMAGES = 600, 100
+_SURE = 2.0  # standard errors, over subjects, by which less must be better than all
+_BATCH = 32
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The share of a side, and why it is that one, for a person."""
+
+    share: float
+    reason: str
+
+
+def center_for(
+    manifest: Manifest,
+    rows: LabelledRows,
+    given: float | None,
+    teacher: Teacher | None,
+    settings: Settings,
+    stores: Stores,
+) -> Seen:
+    """What a network sees: as `given`, as its teacher, or as training images of single cells ask for.
+
+    `reason` is empty where nothing was chosen. Raises UsageError where it is given other than the teacher's.
+    """
+    if teacher is not None:
+        share = teacher.info.center
+        if given not in (None, share):
+            raise UsageError(f"--center {given:g}: the teacher sees {share:g} of a side; leave --center out")
+        return Seen(share, f"the network sees as much of a side as its teacher, {share:.0%}" if share < 1 else "")
+    if given is not None or not settings.pretrained or manifest.info.unit != "cell" or not is_installed(KNOWN):
+        return Seen(given or 1.0, "")
+    groups = groups_of(manifest, rows.train["image_id"], "subject", stores)
+    seen = choose_center(rows.train, groups, settings, stores)
+    if seen.share == 1:
+        return Seen(1.0, f"the network sees whole images: {seen.reason}")
+    return Seen(seen.share, f"the network sees the middle {seen.share:.0%} of a side: {seen.reason} (--center 1: all)")
+
+
+def choose_center(train: pa.Table, groups: NDArray[np.int64], settings: Settings, stores: Stores) -> Seen:
+    """Ask up to MOST_IMAGES of `train`, ROW_SCHEMA, whose subjects are `groups` (N,). Takes some 20 s of a core."""
+    if train.num_rows < _FEWEST_IMAGES:
+        return Seen(1.0, f"there are fewer than {_FEWEST_IMAGES} training images to choose less by")
+    chosen = np.sort(np.random.default_rng(settings.seed).permutation(train.num_rows)[:MOST_IMAGES])
+    images, targets, rows = _decoded(train.take(pa.array(chosen)), settings, stores)
+    if len(rows) < _FEWEST_IMAGES:
+        return Seen(1.0, f"fewer than {_FEWEST_IMAGES} of the images tried can be used")
+    session = _session()
+    weighed = weigh(settings, targets) if len(np.unique(targets)) == len(settings.classes) else None
+    if weighed is None:
+        return Seen(1.0, "a class has none of the images tried")
+    losses = []
+    for width in WIDTHS:
+        features = _features(session, images, width)
+        found = held_out_losses(features, targets, weighed, groups[chosen][rows], settings)
+        if found is None:
+            return Seen(1.0, "there are too few subjects to choose less by")
+        losses.append(found)
+    return judged(np.stack(losses), groups[chosen][rows])
+
+
+def judged(losses: NDArray[np.float64], groups: NDArray[np.int64]) -> Seen:
+    """Losses (len(WIDTHS), N) of images, nan where none was held out: the width with the least, if that is no luck."""
+    told = ~np.isnan(losses).any(axis=0)
+    losses, groups = losses[:, told], groups[told]
+    means = losses.mean(axis=1)
+    best = int(means.argmin())
+    gains = losses[0] - losses[best]
+    of_subjects = np.bincount(groups, gains - gains.mean())
+    error = float(np.sqrt((of_subjects**2).sum())) / len(gains)
+    if gains.mean() <= _SURE * error:
+        return Seen(1.0, f"no less of {len(gains)} training images tells a probe surely more")
+    return Seen(
+        WIDTHS[best],
+        f"a probe of {len(gains)} training images has log-loss {means[best]:.3f} by it, {means[0]:.3f} by all",
+    )
+
+
+def _decoded(sample: pa.Table, settings: Settings, stores: Stores) -> tuple[Images, NDArray[np.int64], list[int]]:
+    """Images uint8 (N, S, S, 3) at the size that the narrowest needs, their targets, their rows of `sample`."""
+    size = size_to_decode(KNOWN_SIZE, min(WIDTHS))
+    row_of = {image_id: row for row, image_id in enumerate(sample["image_id"].to_pylist())}
+    found: dict[int, tuple[Images, int]] = {}
+    for fetched in fetch_rows(read_rows(sample, TargetRow), stores):
+        if fetched.data is None:
+            continue
+        try:
+            image = load_image(fetched.data, size, bit_depth=settings.bit_depth)
+        except ImageRejected:
+            continue  # training meets it again, and accounts for it
+        found[row_of[fetched.row.image_id]] = image.pixels, fetched.row.target
+    rows = sorted(found)
+    images = np.stack([found[row][0] for row in rows]) if rows else np.empty((0, size, size, 3), np.uint8)
+    return images, np.array([found[row][1] for row in rows], np.int64), rows
+
+
+def _session() -> onnxruntime.InferenceSession:
+    model = build(KNOWN, 1, "frozen")
+    start_from(model, KNOWN, "imagenet")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    graph = features_graph(model, KNOWN_SIZE)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _features(session: onnxruntime.InferenceSession, images: Images, width: float) -> NDArray[np.float32]:
+    """(N, D) of the middle of the images, brought to the network's size."""
+    size = seen_size(images.shape[1], width)
+    start = (images.shape[1] - size) // 2
+    middles = images[:, start : start + size, start : start + size]
+    to = (KNOWN_SIZE, KNOWN_SIZE)
+    parts = []
+    for at in range(0, len(images), _BATCH):
+        batch = np.stack([cv2.resize(each, to, interpolation=cv2.INTER_AREA) for each in middles[at : at + _BATCH]])
+        parts.append(session.run(None, {"images": batch})[0])
+    return np.concatenate(parts)
