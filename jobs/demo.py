@@ -153,7 +153,7 @@ def evaluate(story: Story, model: str) -> None:
     report = story.path("report")
     story.step("evaluate", story.path("manifest"), "--model", model, "--out", report)
     metrics = json.loads(Path(report, "metrics.json").read_text())
-    story.say(*words.headline(metrics))
+    story.say(*words.headline(metrics), *words.reach(metrics["reach"]))
     auc = metrics["metrics"].get("roc_auc")
     if auc:
         story.say(f"ROC-AUC on the test split {words.with_interval(auc)}")

@@ -1,5 +1,6 @@
 """`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -8,17 +9,18 @@ from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
-from pipeline.evaluation.calibration import Threshold
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.predict import predict_split
+from pipeline.evaluation.predict import Glance, predict_split
+from pipeline.evaluation.reach import threshold_here, threshold_of
 from pipeline.evaluation.report import words
 from pipeline.evaluation.result import Evaluation, evaluation
+from pipeline.evaluation.shortcut import images_to_learn_from
 from pipeline.images.unit import refuse_mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import resolve
-from pipeline.sources.manifest import SPLITS, Manifest, read_manifest
+from pipeline.sources.manifest import SPLITS, Manifest, ManifestRow, read_manifest
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -33,6 +35,9 @@ class EvaluateConfig(NamingConfig):
     target_sensitivity: float | None = Field(
         None, gt=0, le=1, description="choose the threshold on validation for at least this sensitivity"
     )
+    prevalence: list[float] = Field(
+        [0.01, 0.05, 0.2, 0.5], description="shares of diseased images, 0..1, to give predictive values for"
+    )
     bit_depth: int | None = Field(
         None, ge=8, le=16, description="bits that count in 16-bit samples (default: as the model was trained)"
     )
@@ -40,6 +45,9 @@ class EvaluateConfig(NamingConfig):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
     seed: int = Field(0, description="seed of the resampling")
     mistakes: int = Field(24, ge=0, le=200, description="how many of the worst mistakes to show")
+    colour_images: int = Field(
+        1000, ge=0, description="training images to read for what colour alone tells; 0: not checked"
+    )
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
     workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
     cpus_per_worker: float = Field(1.0, gt=0, description="cores a worker holds")
@@ -57,6 +65,8 @@ def main(config: EvaluateConfig) -> None:
     clock, stores = Clock(), job_stores(config)
     if config.split not in SPLITS:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
+    if unlikely := [share for share in config.prevalence if not 0 < share < 1]:
+        raise UsageError(f"--prevalence {unlikely[0]:g}: must lie between 0 and 1")
     show_config(config)
     manifest, published = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
     bundle = published.with_bit_depth(config.bit_depth)
@@ -65,15 +75,19 @@ def main(config: EvaluateConfig) -> None:
         print(note)
     if config.target_sensitivity is not None and manifest.info.split_rule == "test":
         raise UsageError("--target-sensitivity is chosen on validation images; this manifest is for testing alone")
-    threshold = Threshold(bundle.info.threshold, "the bundle's", float("nan"), float("nan"))
+    threshold = threshold_of(bundle.info)
     with connected(config.address, config.num_cpus) as ray:
         if config.target_sensitivity is not None:
-            validation = outcomes_of(ray, config, bundle, manifest, "validation", stores)
-            threshold = validation.threshold_for(config.target_sensitivity)
+            validation, _ = outcomes_of(ray, config, bundle, manifest, "validation", stores)
+            threshold = threshold_here(validation, config.target_sensitivity, manifest.info.units)
             bundle = bundle.with_threshold(threshold.value)
-        outcomes = outcomes_of(ray, config, bundle, manifest, config.split, stores)
+        learnt_from = images_to_learn_from(manifest, bundle.info, config.split, config.colour_images)
+        outcomes, glances = outcomes_of(ray, config, bundle, manifest, config.split, stores, learnt_from)
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)
-    found = evaluation(bundle, manifest, config.split, outcomes, threshold, resampling)
+    found = evaluation(
+        bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
+        prevalences=config.prevalence,
+    )  # fmt: skip
     record, report = found.record(effective(config)), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
@@ -82,19 +96,20 @@ def main(config: EvaluateConfig) -> None:
 
 
 def outcomes_of(
-    ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, split: str, stores: Stores
-) -> Outcomes:
-    found = predict_split(
+    ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, split: str, stores: Stores,
+    look_at: Sequence[ManifestRow] = (),
+) -> tuple[Outcomes, list[Glance]]:  # fmt: skip
+    found, glances = predict_split(
         ray, bundle, manifest, split, stores, workers=config.workers, cpus_per_worker=config.cpus_per_worker,
-        gpus_per_worker=config.gpus_per_worker,
+        gpus_per_worker=config.gpus_per_worker, look_at=look_at,
     )  # fmt: skip
-    return Outcomes(bundle.info, found, manifest.table.select(["image_id", *manifest.further]))
+    return Outcomes(bundle.info, found, manifest.table.select(["image_id", *manifest.further])), glances
 
 
 def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     """Print the result; fail when too many images could not be read."""
     print()
-    for sentence in words.headline(found.metrics):
+    for sentence in (*words.headline(found.metrics), *words.reach(found.reach)):
         print(sentence)
     print()
     for name, metric in found.metrics["metrics"].items():
@@ -105,7 +120,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
         print(f"  note: {count} images: {kind}")
     scored, rejected = len(found.outcomes.scored), len(found.outcomes.rejections)
     where = join(absolute(config.out), "report.html")
-    print(f"\n{scored:,} images in {clock.seconds:.0f} s. Report: {where}")
+    colours = f", and {found.shortcut.train_images:,} of train for their colours," if not found.shortcut.why_not else ""
+    print(f"\n{scored:,} images{colours} in {clock.seconds:.0f} s. Report: {where}")
     print(words.NOT_A_DEVICE)
     if rejected > config.max_error_share * (scored + rejected):
         raise IncompleteError(

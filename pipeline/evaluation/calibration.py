@@ -22,7 +22,7 @@ ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 _PLATEAU = 0.06  # of what it costs to call all images alike: thresholds this near to the best are as good
 _REPLICATES = 200
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
 _ALIKE = 0.01  # p of Kolmogorov and Smirnov above which two sets of scores may be of one distribution
 
 
@@ -191,6 +191,7 @@ class Calibration:
     threshold_spread: Spread | None
     units: int
     unit: str  # 'subject' or 'image'
+    called: str = "subjects"  # the units, where they are no images
 
     def record(self) -> dict[str, Any]:
         """For `bundle.json`."""
@@ -200,7 +201,8 @@ class Calibration:
             "images": len(self.values),
             "units": self.units,
             "unit": self.unit,
-            "confidence": _CONFIDENCE,
+            "called": self.called if self.unit == "subject" else "images",
+            "confidence": CONFIDENCE,
             **spreads,
         }
 
@@ -215,8 +217,12 @@ def calibrate(
     target_sensitivity: float | None = None,
     costs: Costs | None = None,
     seed: int = 0,
+    called: str = "subjects",
 ) -> Calibration:
-    """Fit temperature and threshold to logits (N, 1 or C), targets (N,), classes `positive` meaning disease."""
+    """Fit temperature and threshold to logits (N, 1 or C), targets (N,), classes `positive` meaning disease.
+
+    `called`: what the manifest calls the units that `subjects` names.
+    """
 
     def fit(rows: Ints) -> tuple[Temperature, Threshold | None, Floats]:
         temperature = fit_temperature(logits[rows], targets[rows], on=on)
@@ -232,8 +238,23 @@ def calibrate(
     return Calibration(
         on, temperature, threshold, np.isin(targets, positive) if positive else None, values,
         Spread(temperature.value, *low_high[0]), Spread(threshold.value, *low_high[1]) if threshold else None,
-        int(codes.max()) + 1, unit,
+        int(codes.max()) + 1, unit, called,
     )  # fmt: skip
+
+
+def threshold_limits(
+    labels: Ints, values: Floats, subjects: Sequence[str | None] | None, target_sensitivity: float, seed: int = 0
+) -> Spread:
+    """The threshold for a sensitivity, as `threshold_for` finds it, with its limits over subjects.
+
+    Labels 0/1 (N,), calibrated probabilities of disease (N,).
+    """
+    codes, _ = subject_codes(subjects, len(labels))
+    still = Temperature(1.0, "not fitted here")
+    _, limits = _limits(
+        lambda rows: (still, threshold_for(labels[rows], values[rows], target_sensitivity)), codes, seed
+    )
+    return Spread(threshold_for(labels, values, target_sensitivity).value, *limits)
 
 
 def value_of(logits: NDArray[Any], temperature: float, positive: Sequence[int]) -> Floats:
@@ -259,7 +280,7 @@ def _limits(fit: Callable[[Ints], tuple[Temperature, Threshold | None]], codes: 
         found[0, k] = temperature.value
         if threshold is not None and not math.isnan(threshold.sensitivity):
             found[1, k] = threshold.value
-    limits = [percentile_limits(row, _CONFIDENCE) for row in found]
+    limits = [percentile_limits(row, CONFIDENCE) for row in found]
     return [(None, None) if math.isnan(low) else (low, high) for low, high in limits]
 
 

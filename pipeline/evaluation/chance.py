@@ -45,7 +45,7 @@ def against_chance(
     missing = [k for k, side in enumerate(sides) if not len(side)]
     binary = task == "binary"
     metric, chance = ("roc_auc", 0.5) if binary else ("balanced_accuracy", 1 / len(sides))
-    value, low, high, untold = math.nan, math.nan, math.nan, "a class has no validation image"
+    value, low, high, untold = math.nan, math.nan, math.nan, "a class has no image"
     if not missing:
         tail = (1 - CONFIDENCE) / 2 / looks
         judge = _area if binary else _recall

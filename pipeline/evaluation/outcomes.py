@@ -8,15 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pipeline.base.errors import ImageRejected, InputError, UsageError
 from pipeline.evaluation.calibration import Threshold, threshold_for
-from pipeline.evaluation.intervals import Resampling, subject_codes
+from pipeline.evaluation.chance import against_chance
+from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
@@ -31,8 +27,6 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_hidden
 
 THUMBNAIL = 160  # pixels, square
-_FOLDS = 5
-_CONFOUNDED = 0.15  # balanced accuracy above chance, from background colour alone, that a reader must hear of
 
 
 class Outcomes:
@@ -82,12 +76,22 @@ class Outcomes:
             "threshold": threshold,
             "review_band": info.review_band if threshold == info.threshold else None,
         }
+        judged = {"against_chance": self._against_chance(units)}
         if info.task == "binary":
-            return evaluate_binary(self.truth, self.classes[:, 1], class_names=info.classes, **rule, **options)
-        result = evaluate_multiclass(self.truth, self.classes, class_names=info.classes, **options)
+            return evaluate_binary(self.truth, self.classes[:, 1], class_names=info.classes, **rule, **options) | judged
+        result = evaluate_multiclass(self.truth, self.classes, class_names=info.classes, **options) | judged
         if diseased is not None:
             result["disease"] = evaluate_binary(diseased, self.probability, **rule, **options)
         return result
+
+    def _against_chance(self, units: str) -> dict[str, Any] | None:
+        """`AgainstChance` of these images, among the classes that they have; None where these are fewer than two."""
+        present, targets = np.unique(self.truth, return_inverse=True)
+        if len(present) < 2:
+            return None
+        scores = self.classes[:, present]
+        found = against_chance(targets, scores, self.subjects, task=self.info.task, called=units)
+        return found.model_dump()
 
     def threshold_for(self, target_sensitivity: float) -> Threshold:
         """The operating point that reaches a sensitivity. Raises UsageError where no class means disease."""
@@ -125,11 +129,14 @@ class Outcomes:
         return np.asarray(self.classes.argmax(axis=1), np.int64)
 
     def mistakes(self, threshold: float, count: int, stores: Stores) -> list[tuple[NDArray[np.uint8], str]]:
-        """Thumbnails and captions of the wrong images, the most confident first."""
+        """Thumbnails and captions of the wrong images, those farthest from being right first.
+
+        Of two classes, by the way from the threshold to certainty that the score has gone on the wrong side; of more,
+        by how far the class named is ahead of the true one.
+        """
         called = self.called(threshold)
         wrong = np.flatnonzero(called != self.truth)
-        margin = self.classes[wrong, called[wrong]] - self.classes[wrong, self.truth[wrong]]
-        worst = wrong[np.argsort(-margin, kind="stable")][:count]
+        worst = wrong[np.argsort(-self._wrongness(wrong, called, threshold), kind="stable")][:count]
         rows = sorted((self.scored[k].row for k in worst), key=lambda row: row.uri)  # one pass an archive
         found = {fetched.row.image_id: fetched.data for fetched in fetch_rows(rows, stores)}
         pictures = []
@@ -140,33 +147,26 @@ class Outcomes:
                 continue
             path = str(outcome.row.member or outcome.row.uri).rsplit("/", 2)
             shown = path[-1:] if is_hidden(path[0]) else path[-2:]  # a hidden folder says nothing
-            said = f"truly {name[self.truth[k]]}, called {name[called[k]]} at {self.classes[k, called[k]]:.3f}"
+            said = f"truly {name[self.truth[k]]}, called {name[called[k]]}: {self._scores(int(k), called, threshold)}"
             pixels = load_image(data, THUMBNAIL, bit_depth=self.info.bit_depth).pixels
             pictures.append((pixels, f"{said}; {'/'.join(shown)}"))
         return pictures
 
-    def background_warning(self) -> str | None:
-        """A sentence when the colour of the image border alone, without any cell, tells the classes apart.
+    def _wrongness(self, wrong: NDArray[np.int64], called: NDArray[np.int64], threshold: float) -> NDArray[np.float64]:
+        """How far the images `wrong` (W,) are from being right, (W,)."""
+        if self.info.task != "binary":
+            ahead: NDArray[np.float64] = self.classes[wrong, called[wrong]] - self.classes[wrong, self.truth[wrong]]
+            return ahead
+        scores, tiny = self.classes[wrong, 1], np.finfo(np.float64).tiny
+        gone = (scores - threshold) / max(1 - threshold, tiny)
+        return np.asarray(np.where(called[wrong] == 1, gone, (threshold - scores) / max(threshold, tiny)))
 
-        A logistic regression on border colours, cross-validated with subjects kept together.
-        """
-        groups, _ = subject_codes(self.subjects, len(self.truth))
-        counts = np.unique(self.truth, return_counts=True)[1]
-        if len(counts) < 2 or counts.min() < 2 * _FOLDS or groups.max() + 1 < 2 * _FOLDS:
-            return None
-        colours = np.array([outcome.background for outcome in self.scored])
-        folds = list(GroupKFold(_FOLDS).split(colours, self.truth, groups))
-        if any(len(np.unique(self.truth[rest])) < len(counts) for rest, _ in folds):  # a class of one or two subjects
-            return None
-        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
-        guessed = cross_val_predict(model, colours, self.truth, cv=folds)
-        reached, chance = float(balanced_accuracy_score(self.truth, guessed)), 1 / len(counts)
-        if reached < chance + _CONFOUNDED:
-            return None
-        return (
-            f"The colour of the image border alone, without any cell, tells the classes apart with a balanced accuracy "
-            f"of {reached:.2f} (chance {chance:.2f}): part of the result may come from stain and camera."
-        )
+    def _scores(self, k: int, called: NDArray[np.int64], threshold: float) -> str:
+        """The numbers that made image `k` be called as it is."""
+        name, said = self.info.classes, self.classes[k]
+        if self.info.task == "binary":
+            return f"probability of {name[1]} {said[1]:.3f}, threshold {threshold:.3f}"
+        return f"{said[called[k]]:.3f} against {said[self.truth[k]]:.3f} for the true class"
 
     def table(self, threshold: float) -> pa.Table:
         """One row an image, rejected ones with their code: what `predictions.parquet` holds."""

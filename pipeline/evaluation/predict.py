@@ -8,12 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.base.cluster import alive_nodes, refuse_dead_node, tell_waiting
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.resources import ClusterPlan, check, check_after_loss, places
+from pipeline.evaluation.colours import Colours, colours_of
 from pipeline.images.load import Limits, LoadedImage
 from pipeline.images.remarks import joined
 from pipeline.model.bundle import INFO, Bundle, BundleInfo
@@ -30,7 +28,6 @@ from pipeline.storage.uris import join
 _BATCH = 32
 _ROWS_PER_TASK = 128
 _NODE_CHECK_S = 5.0
-_BORDER = 0.06  # share of the side that counts as background
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,15 @@ class Outcome:
     result: Prediction | ImageRejected
     format: str | None = None
     remark: str | None = None
-    background: tuple[float, ...] | None = None  # mean and spread of R, G, B along the image border, 0..255
+    colours: Colours | None = None
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The colours of an image that nothing is predicted of; None where it could not be read."""
+
+    row: ManifestRow
+    colours: Colours | None
 
 
 def predict_rows(
@@ -71,15 +76,20 @@ def _bytes(fetched: Fetched[ManifestRow]) -> bytes:
 def _predict(predictor: Predictor, batch: Sequence[tuple[ManifestRow, LoadedImage]]) -> Iterator[Outcome]:
     results = predictor.predict_each([image.pixels for _, image in batch])
     for (row, image), result in zip(batch, results, strict=True):
-        yield Outcome(row, result, image.header.format, joined(image.remarks), background(image.pixels))
+        yield Outcome(row, result, image.header.format, joined(image.remarks), colours_of(image.pixels))
 
 
-def background(pixels: NDArray[np.uint8]) -> tuple[float, ...]:
-    """Mean and standard deviation of R, G, B along the border of a uint8 (S, S, 3) image."""
-    width = max(1, round(_BORDER * len(pixels)))
-    sides = (pixels[:width], pixels[-width:], pixels[:, :width], pixels[:, -width:])
-    border = np.concatenate([side.reshape(-1, 3) for side in sides])
-    return (*map(float, border.mean(axis=0)), *map(float, border.std(axis=0)))
+def look_at_rows(
+    predictor: Predictor, rows: Sequence[ManifestRow], stores: Stores = Stores(), limits: Limits = Limits()
+) -> list[Glance]:
+    """Fetch and decode as for a prediction, and keep the colours."""
+    glances = []
+    for fetched in fetch_while_up(rows, stores, limits):
+        try:
+            glances.append(Glance(fetched.row, colours_of(predictor.load(_bytes(fetched), limits).pixels)))
+        except ImageRejected:
+            glances.append(Glance(fetched.row, None))
+    return glances
 
 
 class EvaluationWorker:
@@ -92,12 +102,17 @@ class EvaluationWorker:
     def predict(self, rows: Sequence[ManifestRow]) -> list[Outcome]:
         return predict_rows(self._predictor, rows, self._stores)
 
+    def look_at(self, rows: Sequence[ManifestRow]) -> list[Glance]:
+        return look_at_rows(self._predictor, rows, self._stores)
+
 
 def predict_split(
     ray: Any, bundle: Bundle, manifest: Manifest, split: str, stores: Stores, *,
-    workers: int | None, cpus_per_worker: float, gpus_per_worker: float,
-) -> list[Outcome]:  # fmt: skip
-    """Outcomes of every labelled image of the split, in no order. `workers` None: as many as are of use and fit.
+    workers: int | None, cpus_per_worker: float, gpus_per_worker: float, look_at: Sequence[ManifestRow] = (),
+) -> tuple[list[Outcome], list[Glance]]:  # fmt: skip
+    """Outcomes of every labelled image of the split, and a glance at each of `look_at`, in no order.
+
+    `workers` None: as many as are of use and fit.
 
     Raises InputError where nothing is labelled, PlatformError where the workers do not fit the nodes or a node
     does not see the files.
@@ -107,19 +122,23 @@ def predict_split(
         raise InputError(
             f"{manifest.uri}: no labelled image in split {split!r}; choose another --split or ingest again"
         )
-    tasks, nodes = tasks_of(wanted), alive_nodes(ray)
+    nodes = alive_nodes(ray)
+    tasks = [("predict", rows) for rows in tasks_of(wanted)] + [("look_at", rows) for rows in tasks_of(look_at)]
     plan = ClusterPlan("evaluate", 1, cpus_per_worker, gpus_per_worker)
     plan = replace(plan, workers=workers or max(1, min(places(plan, nodes), len(tasks))))
     check(plan, nodes)
     tell_waiting(ray, replace(plan, workers=1))
     refuse_unshared(ray, stores, [join(bundle.uri, INFO), *(wanted[index].uri for index in spaced(len(wanted)))])
     outcomes: list[Outcome] = []
+    glances: list[Glance] = []
     for part in _spread(ray, plan, bundle, tasks, stores):
-        outcomes += part
+        outcomes += [found for found in part if isinstance(found, Outcome)]
+        glances += [found for found in part if isinstance(found, Glance)]
         if sys.stderr.isatty():
-            end = "\n" if len(outcomes) == len(wanted) else ""
-            print(f"\r{split}: {len(outcomes):,} of {len(wanted):,} images", end=end, file=sys.stderr, flush=True)
-    return outcomes
+            done, every = len(outcomes) + len(glances), len(wanted) + len(look_at)
+            end = "\n" if done == every else ""
+            print(f"\r{split}: {done:,} of {every:,} images", end=end, file=sys.stderr, flush=True)
+    return outcomes, glances
 
 
 def is_labelled(info: BundleInfo, row: ManifestRow) -> bool:
@@ -136,9 +155,12 @@ def tasks_of(wanted: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
 
 
 def _spread(
-    ray: Any, plan: ClusterPlan, bundle: Bundle, tasks: Sequence[Sequence[ManifestRow]], stores: Stores
-) -> Iterator[list[Outcome]]:
-    """Hand tasks to workers as they become free; results as they come. A lost worker is restarted, its task redone."""
+    ray: Any, plan: ClusterPlan, bundle: Bundle, tasks: Sequence[tuple[str, Sequence[ManifestRow]]], stores: Stores
+) -> Iterator[list[Outcome | Glance]]:
+    """Hand tasks, each a method of the worker and its rows, to workers as they become free; results as they come.
+
+    A lost worker is restarted, its task redone.
+    """
     remote = ray.remote(
         num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker, max_restarts=3, max_task_retries=3
     )(EvaluationWorker)
@@ -146,7 +168,7 @@ def _spread(
     pool = ray.util.ActorPool(workers)
     try:
         for task in tasks:
-            pool.submit(lambda worker, batch: worker.predict.remote(batch), task)
+            pool.submit(lambda worker, asked: getattr(worker, asked[0]).remote(asked[1]), task)
         while pool.has_next():
             try:
                 yield pool.get_next_unordered(timeout=_NODE_CHECK_S)

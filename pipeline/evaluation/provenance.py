@@ -7,9 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline import __version__
-from pipeline.evaluation.calibration import Threshold
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.reach import Chosen
 from pipeline.images.unit import DESCRIBED
 from pipeline.model.bundle import Bundle
 from pipeline.sources.manifest import SPLITS, Manifest
@@ -41,8 +41,7 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
         codes = ", ".join(sorted({error.code.value for error in outcomes.rejections}))
         count = f"{len(outcomes.rejections)} of {len(outcomes.all)}"
         notes.append(f"{count} images could not be read and are left out: {codes}.")
-    confounded = outcomes.background_warning()
-    return notes + ([confounded] if confounded else [])
+    return notes
 
 
 def _of_teacher(bundle: Bundle, manifest: Manifest) -> str | None:
@@ -67,7 +66,7 @@ def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
     return " that took no part in training"
 
 
-def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampling: Resampling) -> dict[str, str]:
+def provenance(bundle: Bundle, manifest: Manifest, threshold: Chosen, resampling: Resampling) -> dict[str, str]:
     """What someone needs to repeat or to trust the figures, by name, in the order to be shown."""
     info = bundle.info
     subjects = {split: len({row.subject_id for row in manifest.split(split)} - {None}) for split in SPLITS}
@@ -87,7 +86,7 @@ def provenance(bundle: Bundle, manifest: Manifest, threshold: Threshold, resampl
         "Split rule": manifest.info.split_rule or info.split_rule,
         "Images in train / validation / test": " / ".join(f"{len(manifest.split(split)):,}" for split in SPLITS),
         f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
-        "Threshold": f"{threshold.value:.4f} ({threshold.rule})",
+        **({"Threshold": f"{threshold.value:.4f} ({threshold.rule})"} if info.positive_classes else {}),
         "Temperature": f"{info.temperature:.4f}",
         "Calibrated on": f"{info.calibrated_on} scores",
         "Resampling": f"{resampling.replicates} replicates, seed {resampling.seed}",

@@ -1,16 +1,19 @@
 """One split measured: figures, what speaks against them, where they come from; and what is kept of all that."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.calibration import Threshold
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.predict import Glance
+from pipeline.evaluation.prevalence import predictive_values
 from pipeline.evaluation.provenance import basis, caveats, data_facts, provenance
-from pipeline.evaluation.report import render_card, render_report
-from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle
+from pipeline.evaluation.reach import Chosen, reach
+from pipeline.evaluation.report import Kept, render_card, render_report
+from pipeline.evaluation.shortcut import Shortcut, judge_colours
+from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
@@ -27,15 +30,17 @@ class Evaluation:
     manifest: Manifest
     split: str
     outcomes: Outcomes
-    threshold: Threshold
+    threshold: Chosen
     metrics: dict[str, Any]  # of `evaluate_binary` or `evaluate_multiclass`, with `disease` where it applies
     notes: list[str]  # `caveats`
     facts: dict[str, str]  # `provenance`
+    shortcut: Shortcut
+    reach: dict[str, Any]  # of `reach`
 
     @property
     def warnings(self) -> list[str]:
         """All that a reader must know before trusting the figures."""
-        return [*self.notes, *self.metrics["warnings"]]
+        return [*self.notes, *self.shortcut.notes(), *self.metrics["warnings"]]
 
     def record(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """`metrics.json`."""
@@ -43,6 +48,8 @@ class Evaluation:
             "split": self.split,
             "provenance": self.facts,
             **self.metrics,
+            "reach": self.reach,
+            "shortcut": self.shortcut.record(),
             "warnings": self.warnings,
             "configuration": configuration,
             "rejected": len(self.outcomes.rejections),
@@ -57,11 +64,13 @@ class Evaluation:
             metrics=self.metrics,
             curves=self.outcomes.curves(),
             history=_history(self.bundle),
-            best_epoch=info.training.get("best_epoch"),
+            kept=_kept(info),
+            reach=self.reach,
             mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores),
             provenance=self.facts,
             synthetic=info.synthetic or self.manifest.info.synthetic,
-            warnings=self.notes,
+            warnings=[*self.notes, *self.shortcut.notes()],
+            shortcut=self.shortcut.record(),
             split=self.split,
             basis=basis(self.split, self.bundle, self.manifest),
         )
@@ -85,13 +94,32 @@ class Evaluation:
 
 
 def evaluation(
-    bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Threshold, resampling: Resampling
-) -> Evaluation:
-    """Measure what the model of `bundle` said of a split at an operating point."""
+    bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen, resampling: Resampling,
+    *, glances: Sequence[Glance] = (), asked: int = 0, prevalences: Sequence[float] = (),
+) -> Evaluation:  # fmt: skip
+    """Measure what the model of `bundle` said of a split at an operating point.
+
+    `glances` at training images, at most `asked` ones, tell what colour alone would reach; predictive values are given
+    for each of `prevalences`.
+    """
     metrics = outcomes.metrics(threshold.value, resampling, manifest.info.units)
+    if disease := metrics if metrics["task"] == "binary" else metrics.get("disease"):
+        sides = disease["metrics"]["sensitivity"], disease["metrics"]["specificity"]
+        disease["predictive_values"] = predictive_values(*sides, prevalences)
     notes = caveats(split, bundle, manifest, outcomes)
     facts = provenance(bundle, manifest, threshold, resampling)
-    return Evaluation(bundle, manifest, split, outcomes, threshold, metrics, notes, facts)
+    own = metrics["metrics"]["balanced_accuracy"]
+    shortcut = judge_colours(glances, asked, manifest, outcomes, own, resampling)
+    reached = reach(bundle.info, manifest, split, outcomes, threshold)
+    return Evaluation(bundle, manifest, split, outcomes, threshold, metrics, notes, facts, shortcut, reached)
+
+
+def _kept(info: BundleInfo) -> Kept | None:
+    """Which epoch's weights the model has; None where training does not say."""
+    epoch = info.training.get("best_epoch")
+    if epoch is None:
+        return None
+    return Kept(epoch, str(info.training.get("monitor", "val_auc")), is_last=info.calibrated_on == "out-of-fold")
 
 
 def _history(bundle: Bundle) -> list[Mapping[str, Any]]:

@@ -83,7 +83,7 @@ def judge(
     positive = [rows.classes.index(name) for name in rows.positive_classes]
     rule = calibrate(
         scores.logits, scores.targets, subjects, positive, on=asked.on, target_sensitivity=target_sensitivity,
-        costs=costs, seed=settings.seed,
+        costs=costs, seed=settings.seed, called=manifest.info.units,
     )  # fmt: skip
     worth = against_chance(
         scores.targets, probabilities(scores.logits), subjects, task=settings.task, looks=asked.looks,

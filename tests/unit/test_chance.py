@@ -83,4 +83,4 @@ def test_one_answer_to_all_images_of_a_subject_is_one_trial() -> None:
 def test_a_class_without_images_leaves_it_open() -> None:
     judged = against_chance(np.array([1, 1]), np.array([[0.2, 0.8], [0.3, 0.7]]), None, task="binary")
     assert judged.value is None and not judged.is_shown and not judged.includes_chance
-    assert "a class has no validation image" in str(judged)
+    assert "a class has no image" in str(judged)

@@ -14,8 +14,10 @@ from PIL import Image
 from pipeline.base.errors import InputError
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.predict import EvaluationWorker, background, tasks_of
-from pipeline.evaluation.provenance import basis
+from pipeline.evaluation.predict import EvaluationWorker, tasks_of
+from pipeline.evaluation.provenance import basis, provenance
+from pipeline.evaluation.reach import threshold_of
+from pipeline.evaluation.report import words
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
 from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, ManifestRow
@@ -111,23 +113,50 @@ def test_mistakes_come_with_their_picture_the_most_confident_first(bundle: Bundl
     assert all(picture.shape == (160, 160, 3) for picture, _ in mistakes)
 
 
-@pytest.mark.parametrize("tells", [True, False])
-def test_background_that_tells_the_class_is_warned_of(bundle: Bundle, tmp_path: Path, tells: bool) -> None:
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(60):
-        label = number // 2 % 2
-        level = int(100 + rng.integers(0, 40) + (60 * label if tells else 0))
-        rows.append(row(tmp_path, number, level, label))
-    warning = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows)).background_warning()
-    assert (warning is not None) == tells
-
-
-def test_a_class_of_one_subject_gives_no_background_warning_and_no_failure(bundle: Bundle, tmp_path: Path) -> None:
-    rows = [row(tmp_path, number, 100 + number, int(number >= 20)) for number in range(60)]
-    rows = [replace(each, subject_id="only") if not each.label else each for each in rows]
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
+def test_mistakes_are_told_by_the_threshold_that_made_them(bundle: Bundle, tmp_path: Path, threshold: float) -> None:
+    """A low threshold calls positive what the model finds unlikely: the caption says both numbers."""
+    levels = [(50, 0), (90, 0), (30, 1), (200, 1)]
+    rows = [row(tmp_path, number, level, label) for number, (level, label) in enumerate(levels)]
     outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
-    assert outcomes.background_warning() is None
+    said = {f"cell_{k}.png": 1 / (1 + np.exp(-(level - 128) / 32)) for k, (level, _) in enumerate(levels)}
+    captions = [caption for _, caption in outcomes.mistakes(threshold, 10, Stores())]
+    expected = {0.05: ["1", "2", "0"], 0.5: ["2"], 0.95: ["2", "3"]}[threshold]
+    assert [caption.rsplit("_", 1)[-1][0] for caption in captions] == expected
+    for caption in captions:
+        probability = said[caption.rsplit("/", 1)[-1]]
+        assert f"probability of positive {probability:.3f}, threshold {threshold:.3f};" in caption
+        assert ("called positive" in caption) == (probability >= threshold)
+
+
+def test_a_look_takes_the_colours_and_counts_what_cannot_be_read(bundle: Bundle, tmp_path: Path) -> None:
+    rows = [row(tmp_path, 0, 77, 1), row(tmp_path, 1, None, 0)]
+    worker = EvaluationWorker(bundle, Stores(), on_gpu=False)
+    seen = {glance.row.image_id: glance.colours for glance in worker.look_at(rows)}
+    assert seen[1] is None and seen[0] is not None and seen[0].border[:3] == (77.0,) * 3
+    assert worker.predict(rows[:1])[0].colours == seen[0]
+
+
+@pytest.mark.parametrize(("levels", "is_shown"), [((60, 200), True), ((120, 120), False)])
+def test_metrics_say_whether_the_model_was_shown_to_be_better_than_chance(
+    bundle: Bundle, tmp_path: Path, levels: tuple[int, int], is_shown: bool
+) -> None:
+    rows = [row(tmp_path, number, levels[number // 2 % 2], number // 2 % 2) for number in range(40)]
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
+    metrics = outcomes.metrics(0.5, Resampling(100), "blocks")
+    assert metrics["against_chance"]["called"] == "blocks"
+    told = [sentence for sentence in words.headline(metrics) if "better than chance" in sentence]
+    assert bool(told) is not is_shown
+    if told:
+        assert told[0].startswith("Not shown to be better than chance on these images: ROC-AUC 0.500")
+        assert "guessing gives 0.5" in told[0]
+
+
+def test_one_class_alone_is_not_compared_with_chance(bundle: Bundle, tmp_path: Path) -> None:
+    rows = [row(tmp_path, number, 200, 1) for number in range(4)]
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
+    metrics = outcomes.metrics(0.5, Resampling(100))
+    assert metrics["against_chance"] is None and len(words.headline(metrics)) == 2
 
 
 def test_members_of_a_compressed_tar_are_one_task() -> None:
@@ -135,12 +164,6 @@ def test_members_of_a_compressed_tar_are_one_task() -> None:
     rows = [replace(whole, uri=f"{n % 2}.tgz", access=Access.STREAM, offset=n // 2) for n in range(600)]
     rows += [whole] * 200
     assert sorted(map(len, tasks_of(rows))) == [72, 128, 300, 300]
-
-
-def test_background_looks_at_the_border_only() -> None:
-    pixels = np.zeros((50, 50, 3), np.uint8)
-    pixels[10:40, 10:40] = 255
-    assert background(pixels) == (0.0,) * 6
 
 
 def test_a_split_of_unreadable_images_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
@@ -178,3 +201,14 @@ def test_a_report_claims_unseen_images_only_where_that_is_known(
     trained = Bundle(bundle.uri, bundle.info.model_copy(update={"manifest_digest": "own"}))
     manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), ManifestInfo(digest=digest, split_rule=rule))
     assert basis(split, trained, manifest) == expected
+
+
+@pytest.mark.parametrize(("positive", "is_told"), [(("positive",), True), ((), False)])
+def test_a_threshold_is_told_only_where_something_is_decided_by_it(
+    bundle: Bundle, positive: tuple[str, ...], is_told: bool
+) -> None:
+    changes = {"positive_classes": positive, "training": {"threshold_rule": "middle of the good ones"}}
+    deciding = Bundle(bundle.uri, bundle.info.model_copy(update=changes))
+    manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), ManifestInfo())
+    facts = provenance(deciding, manifest, threshold_of(deciding.info), Resampling())
+    assert facts.get("Threshold") == ("0.5000 (middle of the good ones)" if is_told else None)

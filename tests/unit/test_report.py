@@ -10,9 +10,12 @@ import pytest
 
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
+from pipeline.evaluation.prevalence import predictive_values
 from pipeline.evaluation.report import (
+    Kept,
     binary_curves,
     multiclass_curves,
+    plots,
     render_card,
     render_report,
     words,
@@ -147,7 +150,10 @@ def test_report_says_what_it_is_and_what_it_is_made_of() -> None:
 
 def test_report_names_the_epoch_that_the_model_has() -> None:
     assert "weights of epoch" not in binary_report()
-    assert "The weights of epoch 1, the best" in Outline(render_report(**binary_content(best_epoch=1))).text
+    assert (
+        "The weights of epoch 1, the best by ROC-AUC on validation"
+        in Outline(render_report(**binary_content(kept=Kept(1)))).text
+    )
 
 
 def test_report_counts_blocks_as_blocks_and_claims_only_what_is_known() -> None:
@@ -156,6 +162,83 @@ def test_report_counts_blocks_as_blocks_and_claims_only_what_is_known() -> None:
     claim = Outline(render_report(**content)).text
     assert "of 30 blocks; nothing is known" in claim and "resamplings of blocks" in " ".join(claim.split())
     assert "took no part in training" not in claim
+
+
+def test_blocks_are_not_called_subjects_anywhere() -> None:
+    content = binary_content()
+    content["metrics"]["intervals"]["called"] = "blocks"
+    text = Outline(render_report(**content)).text
+    assert "By block" in text and "By subject" not in text and "with other blocks like these" in text
+    assert "subject" not in text.replace(PROVENANCE["Split rule"], "").lower()
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected", "label"),
+    [
+        (Kept(1), "The weights of epoch 1, the best by ROC-AUC on validation, were kept.", "ROC-AUC"),
+        (
+            Kept(2, "val_balanced_accuracy"),
+            "The weights of epoch 2, the best by Balanced accuracy on validation, were kept.",
+            "Balanced accuracy",
+        ),
+        (Kept(2, is_last=True), "The weights of epoch 2, the last, were kept.", "ROC-AUC"),
+    ],
+)
+def test_the_metric_that_chose_the_epoch_is_the_one_drawn(kept: Kept, expected: str, label: str) -> None:
+    history = [row | {"val_balanced_accuracy": 0.6 + 0.1 * k} for k, row in enumerate(HISTORY)]
+    page = render_report(**binary_content(history=history, kept=kept))
+    assert expected in Outline(page).text
+    learning = page[page.index('<svg class="plot learning"') :].partition("</svg>")[0]
+    assert f"{label} on validation" in learning and f">{label}<" in learning
+
+
+def test_no_line_runs_through_probabilities_that_no_image_has() -> None:
+    scores = np.r_[np.linspace(0.01, 0.1, 50), np.linspace(0.9, 0.99, 50)]
+    curves = binary_curves((scores > 0.5).astype(int), scores)
+    for point in curves["reliability"]:
+        assert point["lowest"] <= point["probability"] <= point["highest"] and point["highest"] - point["lowest"] < 0.1
+    svg = plots.reliability(curves["reliability"], "Share")
+    lines = [path for path in re.findall(r'<path d="([^"]+)"', svg) if "C" not in path and "z" not in path]
+    assert len(curves["reliability"]) > 2 and lines and max(path.count("L") for path in lines) == 1
+
+
+def test_headline_says_when_nothing_is_shown_to_be_better_than_chance() -> None:
+    content = multiclass_content()
+    judged = AgainstChance(
+        metric="balanced_accuracy", value=0.3, chance=0.25, low=0.2, high=0.4, confidence=0.95, unit="image", units=200
+    )
+    content["metrics"]["against_chance"] = judged.model_dump()
+    content["metrics"]["metrics"]["balanced_accuracy"] = {"value": 0.3, "low": 0.22, "high": 0.38}
+    sentence = "Not shown to be better than chance on these images: Balanced accuracy 0.300 (0.220 – 0.380), guessing"
+    assert sentence in Outline(render_report(**content)).text
+    shown = judged.model_copy(update={"low": 0.26}).model_dump()
+    assert "better than chance" not in " ".join(words.headline(content["metrics"] | {"against_chance": shown}))
+    narrow = content["metrics"]["metrics"] | {"balanced_accuracy": {"value": 0.3, "low": 0.27, "high": 0.33}}
+    assert "(by stricter limits, 0.200 – 0.400)" in words.headline(content["metrics"] | {"metrics": narrow})[-1]
+    untold = judged.model_copy(update={"low": None, "high": None, "untold": "too few"}).model_dump()
+    assert words.headline(content["metrics"] | {"against_chance": untold})[-1].endswith("gives 0.25 (too few).")
+
+
+def test_report_gives_predictive_values_where_disease_is_rarer() -> None:
+    content = binary_content()
+    sides = content["metrics"]["metrics"]
+    rows = predictive_values(sides["sensitivity"], sides["specificity"], [0.005, 0.5])
+    content["metrics"]["predictive_values"] = rows
+    text = " ".join(Outline(render_report(**content)).text.split())
+    assert "What an answer means elsewhere" in text and "0.5 of 100" in text
+    assert words.with_interval(rows[0]["ppv"]) in text and words.with_interval(rows[1]["npv"]) in text
+
+
+def test_report_tells_what_colour_reaches_or_why_that_is_not_known() -> None:
+    found = {"value": 0.91, "low": 0.85, "high": 0.96}
+    shortcut = {
+        "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "border": found,
+        "whole": found | {"value": 0.95}, "model": found | {"value": 0.88},
+    }  # fmt: skip
+    text = " ".join(Outline(render_report(**binary_content(shortcut=shortcut))).text.split())
+    assert "It learnt from 1,000 of the 1,578 training images" in text and "0.9100.850 – 0.960" in text
+    unchecked = Outline(render_report(**binary_content(shortcut={"why_not": "there is no train split"}))).text
+    assert "Not checked: there is no train split." in unchecked
 
 
 def test_headline_tells_what_goes_to_a_person() -> None:

@@ -5,6 +5,6 @@
 
 from pipeline.evaluation.report.card import render_card
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
-from pipeline.evaluation.report.html import render_report
+from pipeline.evaluation.report.html import Kept, render_report
 
-__all__ = ["binary_curves", "multiclass_curves", "render_card", "render_report"]
+__all__ = ["Kept", "binary_curves", "multiclass_curves", "render_card", "render_report"]

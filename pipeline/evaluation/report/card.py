@@ -32,6 +32,7 @@ def render_card(
             warnings=list(dict.fromkeys(metrics["warnings"])) if metrics else [],
             names=METRIC_NAMES,
             headline=words.headline(metrics) if metrics else [],
+            reach=words.reach(metrics["reach"]) if metrics and "reach" in metrics else [],
             not_a_device=words.NOT_A_DEVICE,
             synthetic_note=words.SYNTHETIC,
         )
@@ -47,5 +48,6 @@ def _spreads(calibration: Mapping[str, Any]) -> str:
         for name in ("temperature", "threshold")
         if (found := calibration.get(name)) and found["low"] is not None
     ]
-    over = f" over {calibration['units']} {calibration['unit']}s ({100 * calibration['confidence']:g} %)"
+    called = calibration.get("called") or f"{calibration['unit']}s"
+    over = f" over {calibration['units']} {called} ({100 * calibration['confidence']:g} %)"
     return f" ({calibration['images']:,})" + "".join(limits) + (over if limits else "")

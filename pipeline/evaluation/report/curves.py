@@ -63,7 +63,9 @@ def _precision_recall(positive: Any, scores: Floats) -> dict[str, Any] | None:
 
 
 def _reliability(happened: Any, scores: Floats) -> list[dict[str, float]]:
-    """Bins of equally many images: mean probability, share that happened with its Wilson interval, images."""
+    """Bins of equally many images: mean, lowest and highest probability, share that happened with its Wilson
+    interval, images.
+    """
     bins = equal_mass_bins(scores, RELIABILITY_BINS)
     points = []
     for k in np.unique(bins):
@@ -72,6 +74,8 @@ def _reliability(happened: Any, scores: Floats) -> list[dict[str, float]]:
         points.append(
             {
                 "probability": float(scores[rows].mean()),
+                "lowest": float(scores[rows].min()),
+                "highest": float(scores[rows].max()),
                 "share": share.value,
                 "low": share.low,
                 "high": share.high,

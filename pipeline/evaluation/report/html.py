@@ -33,6 +33,15 @@ class Picture:
     wide: bool = False
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The epoch whose weights a model has, and what it was chosen by: a metric of the history, or being the last."""
+
+    epoch: int
+    monitor: str = "val_auc"
+    is_last: bool = False
+
+
 def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Environment:
     """Jinja2 with this package's templates and those in `folders`; a missing name is an error, not a blank."""
     loaded = Environment(
@@ -52,11 +61,13 @@ def render_report(
     metrics: Mapping[str, Any],
     curves: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]] = (),
-    best_epoch: int | None = None,
+    kept: Kept | None = None,
     mistakes: Sequence[tuple[NDArray[np.uint8], str]] = (),
     provenance: Mapping[str, Any],
     synthetic: bool,
     warnings: Sequence[str] = (),
+    reach: Mapping[str, Any] | None = None,
+    shortcut: Mapping[str, Any] | None = None,
     split: str = "test",
     basis: str = "",
 ) -> str:
@@ -65,7 +76,8 @@ def render_report(
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
-    after 'Measured on N images of M subjects'. `best_epoch` is the epoch of `history` whose weights the model has.
+    after 'Measured on N images of M subjects'. `shortcut` is the record of `evaluation.shortcut`, `reach` that of
+    `evaluation.reach`. `kept` names the epoch of `history` whose weights the model has.
     """
     caveats = list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())]))
     return (
@@ -81,10 +93,13 @@ def render_report(
             grids=_grids(metrics),
             results=_result_pictures(metrics, curves),
             scores=_score_pictures(metrics, curves),
-            training=_training_pictures(history, best_epoch),
+            reach=words.reach(reach) if reach else [],
+            predictive=_disease(metrics).get("predictive_values", []),
+            training=_training_pictures(history, kept),
             mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
             provenance=provenance,
             synthetic=synthetic,
+            shortcut=shortcut,
             basis=basis or f" ({split} split)",
             warnings=caveats,
             not_a_device=words.NOT_A_DEVICE,
@@ -186,15 +201,21 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
     if curves.get("reliability"):
         positive = words.disease_words(metrics["class_names"])[1] if metrics["task"] == "binary" else None
         label = f"Share truly {positive}" if positive else "Share rightly named"
-        caption = "On the diagonal, a probability of 80 % is right in 80 of 100 images. Bars: 95 % Wilson intervals."
+        caption = (
+            "On the diagonal, a probability of 80 % is right in 80 of 100 images. Each point is a group of equally "
+            "many images: across, the probabilities that it spans; upright, the 95 % Wilson interval over images."
+        )
         pictures.append(Picture(plots.reliability(curves["reliability"], label), "Calibration", caption))
     return pictures
 
 
-def _training_pictures(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Picture]:
+def _training_pictures(history: Sequence[Mapping[str, Any]], kept: Kept | None) -> list[Picture]:
     if len(history) < 2:
         return []
-    caption = "Loss on both splits and ROC-AUC on validation by epoch."
-    if best_epoch is not None:
-        caption += f" The weights of epoch {best_epoch}, the best on validation, were kept."
-    return [Picture(plots.learning_curves(history, best_epoch), "Learning curves", caption, wide=True)]
+    monitor = kept.monitor if kept else "val_auc"
+    caption = f"Loss on both splits and {plots.monitored(monitor)} by epoch."
+    if kept is not None:
+        why = "the last" if kept.is_last else f"the best by {plots.monitored(monitor)}"
+        caption += f" The weights of epoch {kept.epoch}, {why}, were kept."
+    svg = plots.learning_curves(history, kept.epoch if kept else None, monitor)
+    return [Picture(svg, "Learning curves", caption, wide=True)]

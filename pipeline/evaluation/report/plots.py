@@ -15,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report.curves import finite
 
 INK, MUTED, GRID = "#1b2430", "#5b6672", "#e3e7ec"
@@ -187,34 +188,47 @@ def _threshold(axes: Axes, threshold: float, band: tuple[float, float] | None, h
 
 
 def reliability(points: Sequence[Mapping[str, float]], share_label: str) -> str:
-    """Share that happened over the probability given, with 95 % Wilson bars; the diagonal is perfect honesty."""
+    """Share that happened over the probability given; the diagonal is perfect honesty.
+
+    A point a bin, with its 95 % Wilson interval and the probabilities it spans. No line joins them: between two bins
+    there may be no image at all.
+    """
     with mpl.rc_context(STYLE):
         figure, axes = _unit_square("Probability given", share_label)
         axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         axes.text(0.60, 0.52, "perfectly calibrated", color=MUTED, fontsize=8.5, rotation=45, rotation_mode="anchor")
         x = np.array([point["probability"] for point in points])
         y = np.array([point["share"] for point in points])
-        bars = [y - [point["low"] for point in points], [point["high"] for point in points] - y]
-        axes.errorbar(x, y, yerr=np.maximum(bars, 0), fmt="none", ecolor=ACCENT, elinewidth=1, alpha=0.55)
-        axes.plot(x, y, color=ACCENT, linewidth=1.6, marker="o", markersize=5, clip_on=False)
+        bars, spans = (
+            np.maximum([at - [point[low] for point in points], [point[high] for point in points] - at], 0)
+            for at, low, high in ((y, "low", "high"), (x, "lowest", "highest"))
+        )
+        axes.errorbar(x, y, yerr=bars, xerr=spans, fmt="none", ecolor=ACCENT, elinewidth=1, alpha=0.55)
+        axes.plot(x, y, "o", color=ACCENT, markersize=5, clip_on=False)
         return _svg(figure, "reliability")
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
-    """Losses and, beside them, the validation metric, over epochs."""
+def monitored(monitor: str) -> str:
+    """A column of the history as words: 'ROC-AUC on validation'."""
+    name = monitor.removeprefix("val_")
+    return f"{METRIC_NAMES.get('roc_auc' if name == 'auc' else name, name)} on validation"
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], kept: int | None, monitor: str = "val_auc") -> str:
+    """Losses and, beside them, the validation metric that chooses the epoch, over epochs."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=WIDE, layout="constrained")
         left, right = figure.subplots(1, 2)
         _series(left, history, "train_loss", "training", MUTED, "--")
         _series(left, history, "val_loss", "validation", ACCENT, "-")
         left.set_ylabel("Loss")
-        _series(right, history, "val_auc", "validation ROC-AUC", ACCENT, "-")
-        right.set_ylabel("ROC-AUC")
+        _series(right, history, monitor, monitored(monitor), ACCENT, "-")
+        right.set_ylabel(monitored(monitor).removesuffix(" on validation"))
         for axes in (left, right):
             axes.set_xlabel("Epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if best_epoch is not None:
-                axes.axvline(best_epoch, color=POSITIVE, linewidth=1, linestyle=(0, (4, 3)), label="kept")
+            if kept is not None:
+                axes.axvline(kept, color=POSITIVE, linewidth=1, linestyle=(0, (4, 3)), label="kept")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="best")
         return _svg(figure, "learning")

@@ -6,6 +6,8 @@ Takes the `{"value", "low", "high"}` dictionaries of `pipeline.evaluation.metric
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.evaluation.names import METRIC_NAMES
+
 NOT_A_DEVICE = "Research software, not a medical device. Not for use in diagnosis or treatment."
 SYNTHETIC = (
     "Made from synthetic images. The figures show that the software works; they say nothing about real patients."
@@ -54,15 +56,72 @@ def complement(metric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(metrics: Mapping[str, Any]) -> list[str]:
-    """The result in one to four sentences."""
+    """The result in one to five sentences."""
     if metrics["task"] == "binary":
-        return _headline_binary(metrics)
+        return [*_headline_binary(metrics), *_chance(metrics)]
     accuracy, classes = metrics["metrics"]["accuracy"], len(metrics["class_names"])
     right = f"{per_hundred(accuracy['value'])} are given the right one of {classes} classes"
     sentences = [f"Of 100 cell images, {right}{_limits(accuracy, metrics['intervals'])}."]
     if metrics.get("disease"):
         sentences += _headline_binary(metrics["disease"])
-    return sentences
+    return sentences + _chance(metrics)
+
+
+def _chance(metrics: Mapping[str, Any]) -> list[str]:
+    """A sentence where these images do not show the model to be better than chance."""
+    judged = metrics.get("against_chance")
+    if not judged or (judged["low"] is not None and judged["low"] > judged["chance"]):
+        return []
+    name, chance = judged["metric"], judged["chance"]
+    shown = metrics["metrics"][name]
+    why = ""
+    if judged["low"] is None:
+        why = f" ({judged['untold']})"
+    elif shown["low"] is not None and shown["low"] > chance:
+        why = f" (by stricter limits, {interval(judged)})"
+    return [
+        f"Not shown to be better than chance on these images: {METRIC_NAMES[name]} {with_interval(shown)}, guessing "
+        f"gives {chance:.3g}{why}."
+    ]
+
+
+def reach(record: Mapping[str, Any]) -> list[str]:
+    """For which images the figures hold, and what threshold and temperature rest on: `evaluation.reach` in words."""
+    threshold, temperature = record["threshold"], record["temperature"]
+    if threshold is None:
+        return [record["holds"], f"The temperature of the probabilities is {_rests_on(temperature)}."]
+    sentences = [record["holds"], f"The threshold is {_rests_on(threshold)}{_at_the_ends(threshold)}."]
+    same = all(threshold[key] == temperature[key] for key in ("on", "images", "units"))
+    rest = f"{with_interval(temperature)}, from the same images" if same else _rests_on(temperature)
+    return [*sentences, f"The temperature of the probabilities is {rest}."]
+
+
+def _rests_on(chosen: Mapping[str, Any]) -> str:
+    """0.894 (0.837 – 0.961), chosen on 332 validation images of 35 blocks."""
+    if chosen["images"] is None:
+        return f"{number(chosen['value'])}, from {chosen['on']} images; of how many this bundle does not say"
+    units = "" if chosen["called"] == "images" else f" of {chosen['units']:,} {chosen['called']}"
+    limits = f" ({round(100 * chosen['confidence'])} % CI {interval(chosen)})" if chosen["low"] is not None else ""
+    untold = "" if limits else ", too few to say how far others would have moved it"
+    return f"{number(chosen['value'])}{limits}, chosen on {chosen['images']:,} {chosen['on']} images{units}{untold}"
+
+
+def _at_the_ends(threshold: Mapping[str, Any]) -> str:
+    """What would be found here at the ends of the threshold's interval."""
+    ends = threshold["at_low"], threshold["at_high"]
+    if None in ends:
+        return ""
+    told = []
+    for key, whose, what in (("sensitivity", "diseased", "are found"), ("specificity", "healthy", "raise an alarm")):
+        shares = [end[key] for end in ends]
+        if None not in shares:
+            low, high = (per_hundred(share) for share in sorted(shares if key == "sensitivity" else _turned(shares)))
+            told.append(f"of 100 {whose} ones here {low if low == high else f'{low} to {high}'} {what}")
+    return f"; between its limits {', '.join(told)}" if told else ""
+
+
+def _turned(shares: list[float]) -> list[float]:
+    return [1 - share for share in shares]
 
 
 def _headline_binary(metrics: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,126 @@
+"""How far the figures of a page reach: for which images they hold, and what the model's decisions rest on.
+
+A threshold is chosen on few subjects, and others would have given another one. What would be found among the images
+measured here at the ends of its interval shows how much of the figures is luck of that choice.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline.evaluation.calibration import CONFIDENCE, Spread, threshold_limits
+from pipeline.evaluation.definitions import binary_metrics
+from pipeline.evaluation.intervals import known_or_none, subject_codes
+from pipeline.evaluation.outcomes import Outcomes
+from pipeline.model.bundle import BundleInfo
+from pipeline.sources.manifest import Manifest
+
+_NAMED = 4  # sites or sources in a sentence
+_SHOWN = {"cell": "single cells", "field": "fields of many cells", None: "images"}
+_OTHERS = "for another laboratory, stain or microscope nothing was measured"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A number that was chosen by scores, and what is known of these."""
+
+    spread: Spread
+    rule: str
+    on: str  # 'validation' or 'out-of-fold'
+    images: int | None = None  # None: the bundle does not say, and there are no limits
+    units: int | None = None
+    called: str = "subjects"  # or 'blocks', 'images'
+    confidence: float = CONFIDENCE
+
+    @property
+    def value(self) -> float:
+        return self.spread.value
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "low": self.spread.low,
+            "high": self.spread.high,
+            "rule": self.rule,
+            "on": self.on,
+            "images": self.images,
+            "units": self.units,
+            "called": self.called,
+            "confidence": self.confidence,
+        }
+
+
+def temperature_of(info: BundleInfo) -> Chosen:
+    return _of_bundle(info, "temperature", info.temperature, str(info.training.get("temperature_rule", "")))
+
+
+def threshold_of(info: BundleInfo) -> Chosen:
+    """The bundle's operating point. It means nothing where no class means disease."""
+    return _of_bundle(info, "threshold", info.threshold, str(info.training.get("threshold_rule", "")))
+
+
+def _of_bundle(info: BundleInfo, name: str, value: float, rule: str) -> Chosen:
+    found = info.calibration.get(name)
+    if found is None or found["value"] != value:  # of a version that kept nothing, or set by hand
+        return Chosen(Spread(value, None, None), rule or "the bundle's", info.calibrated_on)
+    told = info.calibration
+    called = told.get("called") or f"{told['unit']}s"
+    spread = Spread(value, found["low"], found["high"])
+    return Chosen(spread, rule, info.calibrated_on, told["images"], told["units"], called, told["confidence"])
+
+
+def threshold_here(validation: Outcomes, target_sensitivity: float, called: str) -> Chosen:
+    """Chosen anew on what the model says of the manifest's validation split. Raises UsageError as `threshold_for`."""
+    found = validation.threshold_for(target_sensitivity)
+    assert validation.diseased is not None, "threshold_for has refused"
+    spread = threshold_limits(validation.diseased, validation.probability, validation.subjects, target_sensitivity)
+    codes, unit = subject_codes(validation.subjects, len(validation.truth))
+    units, named = int(codes.max()) + 1, called if unit == "subject" else "images"
+    return Chosen(spread, found.rule, "validation", len(validation.truth), units, named)
+
+
+def reach(info: BundleInfo, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen) -> dict[str, Any]:
+    """For `metrics.json`: `holds`, a sentence; `temperature` and `threshold` as chosen, the latter with what would be
+    found at the ends of its interval, null where no class means disease.
+    """
+    return {
+        "holds": holds_for(info, manifest, split),
+        "temperature": temperature_of(info).record(),
+        "threshold": None if outcomes.diseased is None else _with_ends(threshold, outcomes),
+    }
+
+
+def _with_ends(threshold: Chosen, outcomes: Outcomes) -> dict[str, Any]:
+    ends: dict[str, Any] = {}
+    for name, cut in (("at_low", threshold.spread.low), ("at_high", threshold.spread.high)):
+        ends[name] = None
+        if cut is not None and outcomes.diseased is not None:
+            found = binary_metrics(outcomes.diseased, outcomes.probability, cut)
+            ends[name] = {key: known_or_none(found[key]) for key in ("sensitivity", "specificity")}
+    return threshold.record() | ends
+
+
+def holds_for(info: BundleInfo, manifest: Manifest, split: str) -> str:
+    """For which images the figures of a split hold, a sentence: what they show, and where they come from."""
+    measured, known = (_sites(manifest, name) for name in (split, "train"))
+    sources = [uri.rstrip("/").rsplit("/", 1)[-1] for uri in manifest.info.source]
+    named = f" ({_listed(sources)})" if any(sources) else ""
+    shown = f"The figures hold for {_SHOWN[manifest.info.unit]} like these"
+    if not info.manifest_digest or info.manifest_digest != manifest.info.digest:
+        return f"{shown}, of another manifest than that of training{named}; {_OTHERS}."
+    if measured and not measured & known:
+        sites = _listed(sorted(measured))
+        return f"{shown}, of {sites}, from where no image was trained on; for laboratories beyond nothing was measured."
+    same = " and of the same patients" if manifest.info.split_rule == "images" else ""
+    return f"{shown}, from the source of the training images{same}{named}; {_OTHERS}."
+
+
+def _sites(manifest: Manifest, split: str) -> set[str]:
+    rows = manifest.table.filter(pc.equal(manifest.table["split"], split))
+    return set(rows["site"].drop_null().to_pylist())
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
