@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected, UsageError
@@ -66,11 +67,25 @@ def center_for(
         return Seen(share, f"the network sees as much of a side as its teacher, {share:.0%}" if share < 1 else "")
     if given is not None or not settings.pretrained or manifest.info.unit != "cell" or not is_installed(KNOWN):
         return Seen(given or 1.0, "")
-    groups = groups_of(manifest, rows.train["image_id"], "subject", stores)
+    ids = rows.train["image_id"]
+    if _has_strangers(manifest, ids):
+        return Seen(1.0, "the network sees whole images: not every subject is known to choose less by (--center)")
+    groups = groups_of(manifest, ids, "subject", stores)
     seen = choose_center(rows.train, groups, settings, stores)
     if seen.share == 1:
         return Seen(1.0, f"the network sees whole images: {seen.reason}")
     return Seen(seen.share, f"the network sees the middle {seen.share:.0%} of a side: {seen.reason} (--center 1: all)")
+
+
+def _has_strangers(manifest: Manifest, image_ids: pa.ChunkedArray) -> bool:
+    """Whether an image has no subject: siblings of it on the other side would speak for whatever tells them apart.
+
+    Kaggle's blood cells, turned and shifted copies of few originals, ask for the middle 60 %, which costs 0.07 of
+    accuracy on other originals: their cells do not lie in the middle.
+    """
+    table = manifest.table
+    chosen = table.filter(pc.is_in(table["image_id"], image_ids.combine_chunks()))
+    return bool(chosen["subject_id"].null_count)
 
 
 def choose_center(train: pa.Table, groups: NDArray[np.int64], settings: Settings, stores: Stores) -> Seen:

@@ -103,7 +103,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
                 pixels[row * 32 + 6 : row * 32 + 26, column * 32 + 6 : column * 32 + 26] = colours[which]
         path = folder / f"{number}.png"
         Image.fromarray((pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)).save(path)
-        rows.append(manifest_row(path, label, "train" if number < 110 else "validation"))
+        row = manifest_row(path, label, "train" if number < 110 else "validation")
+        rows.append(row | {"subject_id": f"patient {number // 5}"})
     return manifest_of(rows, folder / "manifest", unit="cell")
 
 
@@ -113,6 +114,14 @@ def test_training_images_of_single_cells_say_how_much_of_them_counts(cells: Mani
     seen = center_for(cells, labelled_rows(cells), None, None, settings, Stores())
     assert seen.share == 0.45
     assert "the middle 45% of a side" in seen.reason and "--center 1: all" in seen.reason
+
+
+def test_siblings_that_nobody_knows_of_do_not_choose(cells: Manifest, tmp_path: Path) -> None:
+    rows = cells.table.to_pylist()
+    rows[7]["subject_id"] = None
+    unknown = manifest_of(rows, tmp_path, unit="cell")
+    seen = center_for(unknown, labelled_rows(unknown), None, None, training_settings(pretrained=True), Stores())
+    assert seen.share == 1.0 and "not every subject is known" in seen.reason
 
 
 @pytest.mark.parametrize("given", [None, 1.0, 0.5])
