@@ -43,14 +43,14 @@ class EvaluateConfig(NamingConfig):
     )
     bootstrap: int = Field(1000, ge=100, description="resamplings for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
-    seed: int = Field(0, description="seed of the resampling")
+    seed: int = Field(0, ge=0, description="seed of the resampling")
     mistakes: int = Field(24, ge=0, le=200, description="how many of the worst mistakes to show")
     colour_images: int = Field(
         1000, ge=0, description="training images to read for what colour alone tells; 0: not checked"
     )
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
     workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
-    cpus_per_worker: float = Field(1.0, gt=0, description="cores a worker holds")
+    cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores a worker holds")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs a worker holds; 0 predicts with ONNX Runtime")
 
 

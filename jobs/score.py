@@ -66,7 +66,7 @@ class ScoreConfig(NamingConfig):
     retry_quarantined: str | None = Field(None, description="folder of a run: read only what it quarantined")
     dry_run: bool = Field(False, description="list and estimate, write nothing")
     workers: int | None = Field(None, ge=1, description="scoring workers (default: one a core; with --use-gpu one)")
-    cpus_per_worker: float = Field(1.0, gt=0, description="cores of a worker; more than 1 decodes in threads")
+    cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores of a worker; more than 1 decodes in threads")
     use_gpu: bool = Field(False, description="one GPU a worker")
     max_error_share: float = Field(0.05, ge=0, le=1, description="exit 4 above this share of quarantined images")
     accept_damaged_archives: bool = Field(

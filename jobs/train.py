@@ -10,7 +10,7 @@ import torch
 
 from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
 from jobs.config import effective
-from jobs.train_options import TrainConfig, chosen_start, refuse_steps, with_defaults
+from jobs.train_options import TrainConfig, chosen_start, refuse_idle_workers, refuse_steps, with_defaults
 from jobs.train_rehearsal import planned, tell, tell_fit
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import NotBetterThanChanceError, UsageError
@@ -163,6 +163,8 @@ def _ready(given: TrainConfig) -> _Ready:
     is_fitted = fits_head(chosen, given.unfreeze)
     if is_fitted:
         refuse_steps(given)
+    else:
+        refuse_idle_workers(given)
     config = with_defaults(given, chosen, rows, is_fitted=is_fitted)
     teacher = _teacher(manifest, rows, config, stores)
     seen = center_for(manifest, rows, given.center, teacher, _settings(config, rows, "1", teacher), stores)
@@ -173,7 +175,7 @@ def _ready(given: TrainConfig) -> _Ready:
     folds = _folds(manifest, rows, config, stores)
     folder = ModelFolder(model, stores)
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
-    initial = _initial_weights(chosen, rows, config.seed, stores)
+    initial = _initial_weights(chosen, rows, config, stores)
     return _Ready(given, config, stores, manifest, rows, folds, folder, initial, teacher, is_fitted)
 
 
@@ -274,13 +276,14 @@ def _checked_rows(manifest: Manifest, config: TrainConfig, chosen: Start) -> Lab
     return rows
 
 
-def _initial_weights(chosen: Start, rows: LabelledRows, seed: int, stores: Stores) -> bytes | None:
+def _initial_weights(chosen: Start, rows: LabelledRows, config: TrainConfig, stores: Stores) -> bytes | None:
     """The starting network with the given weights, as safetensors; None to start from the seed in every worker."""
     if not chosen.is_known:
         return None
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     model = build(chosen.architecture, 1 if rows.task == "binary" else len(rows.classes), chosen.norm)
-    print(f"weights: {start_from(model, chosen.architecture, chosen.weights, stores)}", flush=True)
+    loaded = start_from(model, chosen.architecture, chosen.weights, stores, config.unfreeze)
+    print(f"weights: {loaded}", flush=True)
     return to_safetensors(model)
 
 
@@ -348,7 +351,7 @@ def _account(
         print(f"left out: {trained.rejected}")
     early = ", stopped early" if state.epoch < (config.epochs or 0) else ""
     when = f"best epoch {state.best_epoch} of {state.epoch}{early}: " if len(state.history) > 1 else ""
-    print(f"{when}{metric} {value or 0.0:.4f}")
+    print(f"{when}{metric} {'undefined' if value is None else f'{value:.4f}'}")
     print(f"temperature {info.temperature:.3f} ({published.temperature.reason})")
     if published.threshold is not None:
         chosen = published.threshold

@@ -75,7 +75,7 @@ class TrainConfig(NamingConfig):
         "auto", description="auto: binary where the manifest labels positive and negative, else by class names"
     )
     epochs: int | None = Field(None, ge=1, description="passes over the train split (default: by its size)")
-    batch_size: int = Field(32, ge=1, description="images of one optimizer step, over all workers")
+    batch_size: int = Field(32, ge=1, le=65_536, description="images of one optimizer step, over all workers")
     accumulate: int = Field(1, ge=1, description="parts of a worker's share of a batch, one after the other in memory")
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate (default: by start)")
     layer_decay: float = Field(
@@ -97,7 +97,7 @@ class TrainConfig(NamingConfig):
     augment: bool = Field(True, description="random turns, place, focus, stain and light of training images")
     tta: Turns = Field(1, description="turned and mirrored views of an image, whose mean is the model's answer")
     amp: bool = Field(True, description="bfloat16 arithmetic on GPUs")
-    seed: int = Field(0, ge=0, description="the same seed on the same machine gives the same model")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="the same seed on the same machine gives the same model")
     folds: int | None = Field(
         None, ge=2, description="cross-validate over so many folds first; threshold and temperature come from them"
     )
@@ -108,7 +108,7 @@ class TrainConfig(NamingConfig):
         description="data-parallel workers (default: a GPU each, else 2, 1 on one core); 2:8: as many as there is room "
         "for, fewer when a node is lost and more when one comes",
     )
-    cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker holds (default: by cores)")
+    cpus_per_worker: float | None = Field(None, ge=1e-4, description="Ray CPUs a worker holds (default: by cores)")
     use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
     cache: str | None = Field(
         None, description="folder of decoded images on each node; none: no cache (default: ~/.cache/leukoray/pixels)"
@@ -172,7 +172,10 @@ class TrainConfig(NamingConfig):
     def plan(self, nodes: Sequence[Node]) -> ClusterPlan:
         """What training holds on these nodes."""
         fewest, most = self.worker_range
-        return training_plan(nodes, most, self.cpus_per_worker, self.use_gpu, fewest)
+        plan = training_plan(nodes, most, self.cpus_per_worker, self.use_gpu, fewest)
+        if plan.workers > self.batch_size:  # `refuse_idle_workers` where their number was given
+            plan = training_plan(nodes, self.batch_size, self.cpus_per_worker, self.use_gpu)
+        return plan
 
     @field_validator("weights")
     @classmethod
@@ -237,6 +240,16 @@ def refuse_steps(config: TrainConfig) -> None:
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{flags}: a head alone is fitted to its optimum, not trained in steps; leave it out")
+
+
+def refuse_idle_workers(config: TrainConfig) -> None:
+    """Raise UsageError where a batch has no image for some workers: their statistics would stay as they began."""
+    most = config.worker_range[1]
+    if most and most > config.batch_size:
+        raise UsageError(
+            f"--workers {config.workers}: a batch has {config.batch_size} images, so some workers would never see "
+            f"one; use at most {config.batch_size}, or a larger --batch-size"
+        )
 
 
 def with_defaults(config: TrainConfig, start: Start, rows: LabelledRows, *, is_fitted: bool = False) -> TrainConfig:

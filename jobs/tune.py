@@ -16,6 +16,7 @@ from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import UsageError
 from pipeline.base.resources import ClusterPlan, Node, check, in_all, training_plan
 from pipeline.model.architectures import check_architecture
+from pipeline.model.choices import Unfreeze
 from pipeline.model.starting_weights import check_start
 from pipeline.sources.manifest import Manifest, read_manifest
 from pipeline.storage.lock import locked
@@ -104,7 +105,7 @@ def _candidates(
     stores: Stores,
 ) -> dict[int, Candidate]:
     """What each trial trains, all for `epochs`. Raises UsageError for a value that its option does not take."""
-    initial: dict[Start, bytes | None] = {}
+    initial: dict[tuple[Start, Unfreeze], bytes | None] = {}
     made = {}
     for number, values in proposals.items():
         wanted = config.model_dump(exclude_unset=True) | {"epochs": epochs} | dict(values)
@@ -117,10 +118,11 @@ def _candidates(
                 "--unfreeze head: a head alone is fitted to its optimum, so there is nothing to search; use `leukoray "
                 "train --unfreeze head`"
             )
-        if start not in initial:
-            initial[start] = train._initial_weights(start, rows, changed.seed, stores)
+        begun = start, changed.unfreeze
+        if begun not in initial:
+            initial[begun] = train._initial_weights(start, rows, changed, stores)
         settings = train._settings(with_defaults(changed, start, rows), rows, "1", teacher)
-        made[number] = Candidate(settings, initial[start], train._cache(changed, settings))
+        made[number] = Candidate(settings, initial[begun], train._cache(changed, settings))
     return made
 
 

@@ -22,6 +22,7 @@ ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 _PLATEAU = 0.06  # of what it costs to call all images alike: thresholds this near to the best are as good
 _REPLICATES = 200
+_LARGEST_COST = 1e6  # far beyond it the weights of classes leave the range of single precision
 CONFIDENCE = 0.95
 _ALIKE = 0.01  # p of Kolmogorov and Smirnov above which two sets of scores may be of one distribution
 
@@ -39,17 +40,20 @@ class Costs:
     @classmethod
     def parse(cls, text: str) -> "Costs":
         """Read `FN=5,FP=1`; what is not named costs 1. Raises UsageError."""
-        found = {"FN": 1.0, "FP": 1.0}
+        found: dict[str, float] = {}
         for part in text.split(","):
             name, _, value = part.partition("=")
             try:
                 cost = float(value)
             except ValueError:
                 cost = math.nan
-            if name.strip().upper() not in found or not 0 < cost < math.inf:
-                raise UsageError(f"--costs {text!r}: two positive numbers are needed, as in FN=5,FP=1")
+            if name.strip().upper() not in {"FN", "FP"} - set(found) or not 1 / _LARGEST_COST <= cost <= _LARGEST_COST:
+                raise UsageError(
+                    f"--costs {text!r}: one number for each, of {1 / _LARGEST_COST:g} to {_LARGEST_COST:g}, is needed, "
+                    "as in FN=5,FP=1"
+                )
             found[name.strip().upper()] = cost
-        return cls(found["FN"], found["FP"])
+        return cls(found.get("FN", 1.0), found.get("FP", 1.0))
 
 
 @dataclass(frozen=True)

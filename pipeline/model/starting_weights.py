@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,14 @@ def check_start(architecture: str, weights: str, norm: Norm, unfreeze: Unfreeze 
         )
 
 
-def start_from(model: CellClassifier, architecture: str, weights: str, stores: Stores = Stores()) -> Loaded | None:
+def start_from(
+    model: CellClassifier, architecture: str, weights: str, stores: Stores = Stores(), unfreeze: Unfreeze = "all"
+) -> Loaded | None:
     """Load starting weights: 'none', 'imagenet' (an installed package's, or torchvision's over the network), or a
     `.pth`/`.safetensors` file.
 
-    The classifier of the file is left out where its shape differs. Raises InputError when the file cannot be read or
-    does not belong to this architecture, PlatformError when the package is missing.
+    The classifier of the file is left out where its shape differs. Raises InputError when the file cannot be read, does
+    not belong to this architecture or lacks what stays frozen, PlatformError when the package is missing.
     """
     if weights == "none":
         return None
@@ -74,7 +77,28 @@ def start_from(model: CellClassifier, architecture: str, weights: str, stores: S
         state = _imagenet(architecture, stores)
     else:
         state = _read_state(weights, stores)
-    return _take_over(model, state, f"--weights {weights}", architecture)
+    loaded = _take_over(model, state, f"--weights {weights}", architecture)
+    _refuse_noise(loaded, model, f"--weights {weights}", unfreeze)
+    return loaded
+
+
+def _refuse_noise(loaded: Loaded, model: CellClassifier, source: str, unfreeze: Unfreeze) -> None:
+    """Raise InputError where what starts fresh would never learn: frozen layers, or statistics that stay."""
+    features = [
+        name for name in loaded.fresh
+        if not name.startswith(f"backbone.{model.head}.") and not name.endswith("num_batches_tracked")
+    ]  # fmt: skip
+    statistics = [name for name in features if name.endswith(("running_mean", "running_var"))]
+    if features and unfreeze != "all":
+        raise InputError(
+            f"{source}: {len(features)} tensors are not in it ({_some(tuple(features))}), and with --unfreeze "
+            f"{unfreeze} they would stay as the seed made them; give a whole file, or --unfreeze all"
+        )
+    if statistics and model.fixed_statistics:
+        raise InputError(
+            f"{source}: {len(statistics)} normalization statistics are not in it ({_some(tuple(statistics))}), and "
+            "--norm frozen would keep what they begin with; give a whole file, or --norm batch"
+        )
 
 
 def _imagenet(architecture: str, stores: Stores) -> dict[str, Tensor]:
@@ -136,7 +160,10 @@ def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         raise InputError(f"--weights {path}: not a safetensors or PyTorch weight file ({first_line(error)})") from error
     except Exception as error:  # pickle.UnpicklingError and its kin: weights_only refused the content
-        raise InputError(f"--weights {path}: holds more than tensors, refused ({first_line(error)})") from error
+        # torch's own words advise to load it all the same
+        named = re.search(r"(?:GLOBAL|class|global) `?([A-Za-z_]\w*\.[\w.]+)", str(error))
+        what = f"it names {named[1]}" if named else f"{type(error).__name__} where tensors are read"
+        raise InputError(f"--weights {path}: holds more than tensors, refused ({what})") from error
     for key in _STATE_KEYS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -145,10 +172,27 @@ def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
         raise InputError(
             f"--weights {path}: holds no state dict of tensors, at the top or under {', '.join(_STATE_KEYS)}"
         )
-    broken = [str(k) for k, v in state.items() if isinstance(v, Tensor) and not torch.isfinite(v).all()]
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    odd = [name for name, value in tensors.items() if not _is_plain(value)]
+    if odd:
+        raise InputError(f"--weights {path}: {odd[0]} is sparse, quantized or empty; give weights as plain numbers")
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if broken:
         raise InputError(f"--weights {path}: {broken[0]} holds NaN or infinity; give weights of a finished training")
-    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds its numbers as they are."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_of_kind(given: Tensor, own: Tensor) -> bool:
+    """Whether numbers may be taken over as they are: of eight bits they are parts of what a scale makes whole."""
+    return given.dtype in _FLOATS if own.is_floating_point() else not given.is_complex()
 
 
 def _take_over(model: CellClassifier, state: dict[str, Tensor], source: str, architecture: str) -> Loaded:
@@ -170,6 +214,10 @@ def _take_over(model: CellClassifier, state: dict[str, Tensor], source: str, arc
         raise InputError(
             f"{source}: not weights of {architecture}: {what}; give the --architecture they were trained with"
         )
+    alien = [key for key in taken if not _is_of_kind(taken[key], own[key])]
+    if alien:
+        there, here = (str(tensors[alien[0]].dtype).removeprefix("torch.") for tensors in (taken, own))
+        raise InputError(f"{source}: {alien[0]} is {there} there, {here} here; give weights of 16, 32 or 64 bit floats")
     model.load_state_dict({**own, **taken})
     return Loaded(len(taken), fresh, left_out)
 

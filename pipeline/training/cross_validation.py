@@ -42,16 +42,23 @@ class OutOfFold:
     metrics: list[dict[str, float]]  # of each fold
 
     def spread(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation of a metric over the folds where it is defined."""
+        """Mean and standard deviation of a metric over the folds where it is defined; NaN where too few are."""
+        known = self._known(name)
+        mean = float(known.mean()) if len(known) else np.nan
+        return mean, float(known.std(ddof=1)) if len(known) > 1 else np.nan
+
+    def _known(self, name: str) -> NDArray[np.float64]:
         values = np.array([fold[name] for fold in self.metrics])
-        known = values[np.isfinite(values)]
-        return (float(known.mean()), float(known.std(ddof=1))) if len(known) > 1 else (float(values.mean()), np.nan)
+        known: NDArray[np.float64] = values[np.isfinite(values)]
+        return known
 
     def __str__(self) -> str:
         parts = []
         for name, title in _SHOWN:
             mean, deviation = self.spread(name)
-            parts.append(f"{title} {mean:.4f} +- {deviation:.4f}")
+            count = len(self._known(name))
+            of = "" if count == len(self.metrics) else f" ({count} of them hold more than one class)"
+            parts.append(f"{title} {_number(mean)} +- {_number(deviation)}{of}")
         return f"out of fold, mean and standard deviation over {len(self.metrics)} folds: {', '.join(parts)}"
 
     def table(self, temperature: float, classes: tuple[str, ...]) -> pa.Table:
@@ -106,4 +113,8 @@ def _of_fold(settings: Settings, rows: LabelledRows, folder: ModelFolder, name: 
 
 
 def _told(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{title} {metrics[name]:.4f}" for name, title in _SHOWN)
+    return ", ".join(f"{title} {_number(metrics[name])}" for name, title in _SHOWN)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if np.isfinite(value) else "undefined"

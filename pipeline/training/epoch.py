@@ -76,7 +76,7 @@ class Learner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        parts = _parts(batch, self.settings.accumulate)
+        parts = _parts(batch, min(self.settings.accumulate, -(-self.settings.batch_size // self.world)))
         for number, part in enumerate(parts):
             with self._quiet() if number < len(parts) - 1 else contextlib.nullcontext():
                 total += self._backward(part, epoch)
@@ -91,12 +91,13 @@ class Learner:
         if is_empty:  # the others wait for this rank's gradients: of a black image, times 0
             images, targets, ids = images.new_zeros((1, *images.shape[1:])), targets.new_zeros(1), np.zeros(1, np.int64)
         self.dropouts.show(ids, epoch)
-        with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and self.device.type == "cuda"):
-            taught = None if self.teacher is None else self.teacher(images)
-            logits = self.ddp(images)
-        losses = self.loss_of(logits.float(), targets, taught)
-        loss = losses.sum() * (0.0 if is_empty else 1.0 / settings.batch_size)
-        torch.autograd.backward(loss * self.world)
+        with kept_buffers(self.model) if is_empty else contextlib.nullcontext():
+            with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and self.device.type == "cuda"):
+                taught = None if self.teacher is None else self.teacher(images)
+                logits = self.ddp(images)
+            losses = self.loss_of(logits.float(), targets, taught)
+            loss = losses.sum() * (0.0 if is_empty else 1.0 / settings.batch_size)
+            torch.autograd.backward(loss * self.world)
         return loss.detach()
 
     @contextlib.contextmanager
@@ -107,13 +108,24 @@ class Learner:
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
-    """A batch in `count` parts, the last ones smaller."""
-    each = max(1, -(-len(batch.image_ids) // count))
-    starts = range(0, each * count, each)
+    """A batch in `count` parts whose sizes differ by one at most; the last ones are empty where images are too few."""
+    cuts = np.array_split(np.arange(len(batch.image_ids)), count)
     return [
-        Batch(batch.images[at : at + each], batch.targets[at : at + each], batch.image_ids[at : at + each])
-        for at in starts
+        Batch(batch.images[at : at + len(cut)], batch.targets[at : at + len(cut)], batch.image_ids[at : at + len(cut)])
+        for cut, at in zip(cuts, np.cumsum([0, *map(len, cuts)]), strict=False)
     ]
+
+
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """What passes within do to normalization statistics is undone at the end."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def step_seed(*parts: int) -> int:

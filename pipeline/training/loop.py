@@ -32,6 +32,7 @@ from pipeline.training.midway import Midway, Rhythm, Stop
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
 from pipeline.training.pace import Pace
 from pipeline.training.progress import SAVED, STANDING, Mailbox, Sender, checkpoint_name
+from pipeline.training.rejected import refuse_missing_classes
 from pipeline.training.reports import Reporter, Reports
 from pipeline.training.run_folder import checkpoint_files
 from pipeline.training.settings import Settings
@@ -104,8 +105,6 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
         _refuse_losses(worker)
         _refuse_gaps(worker, scores)
         row = _row(worker, state, loss, scores, pace, time.monotonic() - started)
-        if not math.isfinite(row[worker.settings.monitor]):
-            return {"refused": f"{worker.settings.monitor} is not defined: a class has no usable validation image left"}
         state = _moved(worker, state, row, scores)
         if best is None or state.best_epoch == state.epoch:
             best = Best(checkpoint.weights_of(worker.model), scores)
@@ -194,13 +193,25 @@ def _tell_plan(worker: _Worker, state: State) -> None:
 
 
 def _refuse_losses(worker: _Worker) -> None:
-    """Raise when too many images are damaged, or no other is left in a split, by what all ranks have met."""
+    """Raise when too many images are damaged, or no other is left of a class, by what all ranks have met."""
     train, validation = _noted(worker.assignment, worker.train), _noted(worker.assignment, worker.validation)
     lost = Noted.union(train.total + validation.total, [train, validation]).rejected
     worker.sender.left_out(lost)
     lost.refuse_too_many(worker.assignment.max_error_share)
     train.rejected.refuse_all()
     validation.rejected.refuse_all()
+    classes = worker.settings.classes
+    refuse_missing_classes(usable_counts(worker.train, train, len(classes)), classes, "training")
+    if worker.settings.choose == "best":  # a fold may hold one class alone
+        refuse_missing_classes(usable_counts(worker.validation, validation, len(classes)), classes, "validation")
+
+
+def usable_counts(shard: Shard, noted: Noted, classes: int) -> list[int]:
+    """Images of each class in a split that are not among those noted as damaged."""
+    damaged = [number for number, note in noted.notes.items() if note.code is not None]
+    usable = ~np.isin(shard.image_ids, np.array(damaged, np.int64))
+    counts: list[int] = np.bincount(shard.targets[usable], minlength=classes).tolist()
+    return counts
 
 
 def _noted(assignment: Assignment, shard: Shard) -> Noted:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
 
-from pipeline.base.errors import IncompleteError, PlatformError
+from pipeline.base.errors import PlatformError
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.export import check_parity
@@ -33,6 +33,7 @@ from pipeline.training.fit import Trained
 from pipeline.training.folds import groups_of
 from pipeline.training.linear import MOST_ITERATIONS, Learnt, choose_strength, fit_head, mean_loss, weigh
 from pipeline.training.pixel_file import write_copy
+from pipeline.training.rejected import refuse_missing_classes
 from pipeline.training.rows import LabelledRows
 from pipeline.training.run_folder import TrainingRun
 from pipeline.training.settings import Settings
@@ -83,6 +84,8 @@ class Probe:
         features = self._taken(run)
         train, validation = (_Split.of(features, table) for table in (rows.train, rows.validation))
         train.refuse_gaps(settings, "training")
+        if settings.choose == "best":  # a fold may hold one class alone
+            validation.refuse_gaps(settings, "validation")
         weights = weigh(settings, train.targets)
         groups = self._groups[np.searchsorted(features.asked, train.image_ids)]
         turns = train.values[:, :TRAINED_TURNS]
@@ -98,10 +101,6 @@ class Probe:
             flush=True,
         )
         log.add(row)
-        if settings.choose == "best" and not np.isfinite(row[settings.monitor]):
-            raise IncompleteError(
-                f"{settings.monitor} is not defined: a class has no usable validation image left; repair the source"
-            )
         state = State().after(row, None, 0, 1)
         return Trained(state, Best(self._weights(head), scores), features.noted.rejected)
 
@@ -197,12 +196,8 @@ class _Split:
         return cls(ids[usable], targets[usable], values)
 
     def refuse_gaps(self, settings: Settings, what: str) -> None:
-        counts = np.bincount(self.targets, minlength=len(settings.classes))
-        missing = [name for name, count in zip(settings.classes, counts, strict=True) if not count]
-        if missing:
-            raise IncompleteError(
-                f"no usable {what} image of class {', '.join(missing)} is left; repair the source and ingest again"
-            )
+        counts = np.bincount(self.targets, minlength=len(settings.classes)).tolist()
+        refuse_missing_classes(counts, settings.classes, what)
 
 
 def _read_graph(path: Path, model: CellClassifier, input_size: int) -> bytes | None:

@@ -1,5 +1,6 @@
 """How many images of a run could not be used, and why: what is told, kept with the bundle, and refused by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.base.errors import OUTAGE_CODES, IncompleteError, PlatformError
@@ -39,3 +40,13 @@ class Rejected:
                 f"{self}; that is more than --max-error-share {max_share:g}: repair the source and ingest again, or "
                 "raise the limit"
             )
+
+
+def refuse_missing_classes(counts: Sequence[int], classes: Sequence[str], what: str) -> None:
+    """Raise IncompleteError where damage has left a class no image of a split, called `what`: a model would never
+    learn it, or be chosen by the other classes alone."""
+    missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if missing:
+        raise IncompleteError(
+            f"no usable {what} image of class {', '.join(missing)} is left; repair the source and ingest again"
+        )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.training.batch import Batch
-from pipeline.training.epoch import Learner
+from pipeline.training.epoch import Learner, kept_buffers
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,13 @@ def speed_of(learner: Learner, batch: Batch | None = None, enough_s: float = 0.0
     took so long. Weights, optimizer and normalization statistics stay as they are.
     """
     batch = batch or _black(learner)
-    statistics_before = [buffer.clone() for buffer in learner.model.buffers()]
     learner.ddp.train()
-    _gradients_s(learner, batch)
-    steps = [_gradients_s(learner, batch)]
-    while learner.world == 1 and sum(steps) < enough_s:
-        steps.append(_gradients_s(learner, batch))
+    with kept_buffers(learner.model):
+        _gradients_s(learner, batch)
+        steps = [_gradients_s(learner, batch)]
+        while learner.world == 1 and sum(steps) < enough_s:
+            steps.append(_gradients_s(learner, batch))
     learner.optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, before in zip(learner.model.buffers(), statistics_before, strict=True):
-            buffer.copy_(before)
     learner.model.eval()
     _prediction_s(learner, batch)
     return Speed(statistics.median(steps), _prediction_s(learner, batch) / len(batch.images))

@@ -209,12 +209,14 @@ def test_too_many_damaged_images_stop_training_with_their_codes(
 def test_folds_say_of_every_image_what_a_model_that_did_not_see_it_says(
     ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Subjects stay whole, threshold and temperature come from the folds, and a second command does no fold again."""
+    """Sites stay whole, one with a single class too; threshold and temperature come from the folds."""
     rows = [{**row, "subject_id": f"p{number // 4}"} for number, row in enumerate(cell_images(tmp_path / "images", 60))]
     for number, row in enumerate(rows):
         row["split"] = ("train", "train", "validation", "test")[number // 8 % 4]
+        row["site"] = "referrals" if row["label"] == 1 and number % 3 == 0 else f"clinic{number // 4 % 2}"
+        row["subject_id"] += str(row["site"])
     manifest = manifest_of(rows, tmp_path / "manifest")
-    flags = ["--epochs", "6", "--folds", "2", "--learning-rate", "0.01"]
+    flags = ["--epochs", "6", "--group-by", "site", "--learning-rate", "0.01"]
     assert run_train(manifest.uri, tmp_path / "models", *flags) == 0
     printed = capsys.readouterr().out
     bundle = resolve(str(tmp_path / "models" / "leukoray"))
@@ -226,5 +228,6 @@ def test_folds_say_of_every_image_what_a_model_that_did_not_see_it_says(
     for image, fold in zip(table["image_id"], table["fold"], strict=True):
         folds.setdefault(subject[image], set()).add(fold)
     assert all(len(found) == 1 for found in folds.values())
-    assert re.search(r"out of fold, mean and standard deviation over 2 folds: ROC-AUC [01]\.\d+ \+- ", printed)
+    said = r"out of fold, mean and standard deviation over 3 folds: ROC-AUC [01]\.\d+ \+- [01]\.\d+ \(2 of them hold"
+    assert re.search(said, printed)
     assert bundle.info.reference_scores["count"] == len(subject)

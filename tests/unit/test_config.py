@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from jobs.config import JobConfig, effective, parse, positional
-from jobs.train_options import TrainConfig
+from jobs.train_options import TrainConfig, refuse_idle_workers
 from pipeline.base.errors import UsageError
 
 
@@ -164,3 +164,29 @@ def test_workers_are_a_number_or_the_fewest_and_the_most(given: str, found: tupl
 def test_other_workers_are_refused(given: str) -> None:
     with pytest.raises(UsageError, match="--workers"):
         parse(TrainConfig, ["manifest", "--workers", given], prog="train")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--seed", str(2**32)),  # what scikit-learn and torch take
+        ("--batch-size", "2000000000"),
+        ("--cpus-per-worker", "0.00001"),  # Ray counts in ten thousandths
+        ("--costs", "FN=1e300,FP=1e-300"),
+        ("--costs", "FN=5,FN=6"),
+        ("--costs", "FN=0"),
+        ("--costs", "FN"),
+    ],
+)
+def test_numbers_that_nothing_below_can_compute_with_are_refused(flag: str, value: str) -> None:
+    with pytest.raises(UsageError, match=flag):
+        parse(TrainConfig, ["manifest", flag, value], prog="train")
+
+
+def test_no_worker_goes_without_an_image_in_every_batch() -> None:
+    few = parse(TrainConfig, ["manifest", "--batch-size", "2", "--workers", "3"], prog="train")
+    with pytest.raises(UsageError, match="--workers 3: a batch has 2 images"):
+        refuse_idle_workers(few)
+    one = parse(TrainConfig, ["manifest", "--batch-size", "1"], prog="train")
+    assert one.plan([{"CPU": 8.0}]).workers == 1
+    assert one.plan([{"CPU": 8.0, "GPU": 4.0}]).workers == 1

@@ -78,6 +78,26 @@ def test_parts_of_a_batch_add_up_to_the_whole(parts: int, taught: bool) -> None:
     assert torch.allclose(cut_gradients, gradients, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("parts", [3, 5, 7, 20])
+@pytest.mark.parametrize("world", [1, 3])
+def test_the_network_sees_the_images_of_a_batch_and_nothing_else(parts: int, world: int) -> None:
+    """Normalization statistics rest on what goes through: a black image among it would move them."""
+    learner = learner_of(0, world, accumulate=parts, norm="batch")
+    seen: list[int] = []
+    learner.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    _one_step(learner)
+    assert sum(seen) == -(-BATCH // world)
+    assert max(seen) - min(seen) <= 1
+
+
+def test_a_worker_without_an_image_keeps_its_statistics() -> None:
+    learner = learner_of(rank=9, world=11, norm="batch")
+    before = [buffer.clone() for buffer in learner.model.buffers()]
+    loss, gradients = _one_step(learner)
+    assert loss == 0.0 and not gradients.any()
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.model.buffers(), strict=True))
+
+
 def test_a_step_moves_weights_by_the_planned_rate() -> None:
     learner = learner_of(warmup=0.5)
     learner.model.train()

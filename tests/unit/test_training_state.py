@@ -1,11 +1,17 @@
 """Where a run stands, when it ends, and what is said when it learns nothing that holds."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pipeline.base.errors import IncompleteError
 from pipeline.training.checkpoint import State
+from pipeline.training.decoded import Note, Noted
+from pipeline.training.loop import _refuse_losses
 from pipeline.training.suspicion import suspicion
+from tests.training_settings import training_settings
 
 
 def run(metrics: list[float], *, steps_an_epoch: int = 10, patience: int = 0, steps: int = 1000) -> State:
@@ -63,3 +69,33 @@ def test_nothing_is_said_while_it_is_early_or_learns_or_the_loss_stands_still() 
     assert suspicion(history([0.5, 0.7, 0.48, 0.51], FALLING), "val_auc", (60, 60)) is None
     assert suspicion(history(guessing, [0.7, 0.69, 0.69, 0.68]), "val_auc", (60, 60)) is None
     assert suspicion(history([0.5, 0.7, 0.48, 0.51], FALLING), "val_auc", (6, 6)) is not None  # of 12 images, noise
+
+
+class _Split:
+    """A hundred images of three classes, of whose last there are two; `damaged` of them are known to be."""
+
+    image_ids = np.arange(100)
+    targets = np.where(image_ids >= 98, 2, image_ids % 2)
+
+    def __init__(self, *damaged: int) -> None:
+        self._noted = Noted(100, {number: Note("truncated", "", None) for number in damaged})
+
+    def noted(self) -> Noted:
+        return self._noted
+
+
+def _losing(train: _Split, validation: _Split, choose: str = "best") -> Any:
+    settings = training_settings(task="multiclass", classes=("a", "b", "c"), choose=choose)
+    return SimpleNamespace(
+        settings=settings, train=train, validation=validation, sender=SimpleNamespace(left_out=lambda _: None),
+        assignment=SimpleNamespace(supply=SimpleNamespace(cache="held"), max_error_share=0.05),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "validation", "what"), [((98, 99), (), "training"), ((), (98, 99), "validation")])
+def test_a_class_that_damage_has_taken_whole_is_named(train: Any, validation: Any, what: str) -> None:
+    """Few damaged images pass --max-error-share; of a rare class they may be all."""
+    with pytest.raises(IncompleteError, match=f"no usable {what} image of class c is left"):
+        _refuse_losses(_losing(_Split(*train), _Split(*validation)))
+    _refuse_losses(_losing(_Split(1, 2, 98), _Split(99)))
+    _refuse_losses(_losing(_Split(), _Split(98, 99), choose="last"))
