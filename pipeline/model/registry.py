@@ -16,12 +16,15 @@ from pipeline.base.versions import check_version
 from pipeline.images.unit import Unit, mismatch
 from pipeline.model.bundle import INFO, Bundle, BundleInfo, read_bundle
 from pipeline.model.chance import NOT_SHOWN
+from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
 POINTER = "best.json"
 POINTER_VERSION = 1
+_BESIDE = ".runs"  # where training keeps what is no bundle
+_POINTING_S = 120.0  # longer than a lock outlives its process
 
 
 class Pointer(BaseModel):
@@ -88,11 +91,13 @@ class ModelFolder:
 
         A model of real images takes the place of one of synthetic images, and never the other way round. One whose
         validation interval includes chance takes nobody's; one that was shown to be better than chance takes that of
-        one that was not.
+        one that was not. One run at a time does so: of two that end together neither judges by what the other replaces.
         """
-        verdict = self._judge(bundle)
-        if verdict.is_best:
-            self.point_to(bundle)
+        advice = "the bundle is whole; see `leukoray promote --list`"
+        with locked(join(absolute(self.uri), _BESIDE), "best.json", self.stores, _POINTING_S, advice):
+            verdict = self._judge(bundle)
+            if verdict.is_best:
+                self.point_to(bundle)
         return verdict
 
     def refuse_other_task(

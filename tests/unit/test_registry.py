@@ -1,6 +1,7 @@
 """The registry: which version is the best of its name, and that what is read is what was published."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,31 @@ def test_the_better_version_becomes_the_best_and_the_reason_names_both(tmp_path:
     assert "stays at v1" in worse.reason and "0.8000" in worse.reason
     better = judged(tmp_path, version(tmp_path, 3, 0.9))
     assert better.is_best and best(tmp_path) == "v3" and "another manifest" not in better.reason
+
+
+def test_of_two_that_end_together_the_better_one_becomes_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worse one finds no pointer, and is slow to write its own."""
+    worse, better = version(tmp_path, 1, 0.8), version(tmp_path, 2, 0.95)
+    has_judged, is_done = threading.Event(), threading.Event()
+    judge = ModelFolder._judge
+
+    def slowly(folder: ModelFolder, bundle: Bundle) -> Verdict:
+        verdict = judge(folder, bundle)
+        if bundle is worse:
+            has_judged.set()
+            is_done.wait(1.0)
+        return verdict
+
+    monkeypatch.setattr(ModelFolder, "_judge", slowly)
+    slow = threading.Thread(target=judged, args=(tmp_path, worse))
+    slow.start()
+    assert has_judged.wait(10)
+    judged(tmp_path, better)
+    is_done.set()
+    slow.join()
+    assert best(tmp_path) == better.info.version
 
 
 def test_another_manifest_makes_the_comparison_a_rough_one(tmp_path: Path) -> None:
