@@ -4,11 +4,13 @@ PyTorch draws from a stream of the process, so that another number of workers, o
 later step. Here each mask is a hash of the image and the epoch (`draws.py`), as the changes of its pixels are.
 """
 
+import sys
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from pipeline.training.draws import uniform
 
@@ -29,13 +31,20 @@ class Dropouts:
 
     def _replace(self, module: nn.Module, seed: int) -> None:
         for name, child in module.named_children():
-            if not isinstance(child, nn.Dropout | StochasticDepth):
+            drops: Any = child
+            if not isinstance(child, nn.Dropout) and not _drops_images(child):
                 self._replace(child, seed)
-            elif child.p > 0:
+            elif drops.p > 0:
                 own = np.random.SeedSequence([seed, 1 + len(self._layers)]).generate_state(1, np.uint64)[0]
-                layer = _ByImage(child.p, int(own), whole=isinstance(child, StochasticDepth)).train(child.training)
+                layer = _ByImage(drops.p, int(own), whole=_drops_images(child)).train(child.training)
                 setattr(module, name, layer)
                 self._layers.append(layer)
+
+
+def _drops_images(module: nn.Module) -> bool:
+    """Whether it is a StochasticDepth. torchvision is not imported to be asked: only its own networks have one."""
+    ops = sys.modules.get("torchvision.ops")
+    return ops is not None and isinstance(module, ops.StochasticDepth)
 
 
 class _ByImage(nn.Module):

@@ -86,10 +86,15 @@ def publish(
         versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    card, history = render_card(info, data=_data_facts(manifest, rows)), json.dumps(trained.state.history, indent=2)
-    files = {WEIGHTS: weights, GRAPH: graph, CARD: card.encode(), HISTORY: history.encode()}
+    files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows)}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold, judged.agreement)
+
+
+def _for_people(info: BundleInfo, trained: Trained, manifest: Manifest, rows: LabelledRows) -> dict[str, bytes]:
+    """The card, and the epochs by their figures."""
+    card = render_card(info, data=_data_facts(manifest, rows))
+    return {CARD: card.encode(), HISTORY: json.dumps(trained.state.history, indent=2).encode()}
 
 
 def _looks(trained: Trained, settings: Settings) -> int:

@@ -80,33 +80,30 @@ def render_report(
     `evaluation.reach`. `kept` names the epoch of `history` whose weights the model has.
     """
     caveats = list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())]))
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            metrics=metrics,
-            disease=metrics.get("disease"),
-            names=METRIC_NAMES,
-            headline=words.headline(metrics),
-            tiles=_tiles(metrics),
-            grids=_grids(metrics),
-            results=_result_pictures(metrics, curves),
-            scores=_score_pictures(metrics, curves),
-            reach=words.reach(reach) if reach else [],
-            predictive=_disease(metrics).get("predictive_values", []),
-            training=_training_pictures(history, kept),
-            mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
-            provenance=provenance,
-            synthetic=synthetic,
-            shortcut=shortcut,
-            basis=basis or f" ({split} split)",
-            warnings=caveats,
-            not_a_device=words.NOT_A_DEVICE,
-            synthetic_note=words.SYNTHETIC,
-            hardest=_hardest,
-            slice_rows=_SLICE_ROWS,
-        )
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        title=title,
+        metrics=metrics,
+        disease=metrics.get("disease"),
+        names=METRIC_NAMES,
+        headline=words.headline(metrics),
+        tiles=_tiles(metrics),
+        grids=_grids(metrics),
+        results=_result_pictures(metrics, curves),
+        scores=_score_pictures(metrics, curves),
+        reach=words.reach(reach) if reach else [],
+        predictive=_disease(metrics).get("predictive_values", []),
+        training=_training_pictures(history, kept),
+        mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
+        provenance=provenance,
+        synthetic=synthetic,
+        shortcut=shortcut,
+        basis=basis or f" ({split} split)",
+        warnings=caveats,
+        not_a_device=words.NOT_A_DEVICE,
+        synthetic_note=words.SYNTHETIC,
+        hardest=_hardest,
+        slice_rows=_SLICE_ROWS,
     )
 
 
