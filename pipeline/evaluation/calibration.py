@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.base.errors import UsageError
 from pipeline.evaluation.definitions import Floats, Ints, binary_arrays
-from pipeline.evaluation.intervals import percentile_limits, subject_codes
+from pipeline.evaluation.intervals import subject_codes
 from pipeline.model.prediction import probabilities
 
 CalibratedOn = Literal["validation", "out-of-fold"]
@@ -22,6 +22,7 @@ ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 _PLATEAU = 0.06  # of what it costs to call all images alike: thresholds this near to the best are as good
 _REPLICATES = 200
+FEWEST_UNITS = 20  # that tell limits of a threshold: measured in docs/train.md
 _LARGEST_COST = 1e6  # far beyond it the weights of classes leave the range of single precision
 CONFIDENCE = 0.95
 _ALIKE = 0.01  # p of Kolmogorov and Smirnov above which two sets of scores may be of one distribution
@@ -175,7 +176,11 @@ def _as_class_logits(logits: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Spread:
-    """A calibrated number with its limits over subjects; None where too few resamples tell it."""
+    """A calibrated number with its limits over subjects; None where too few subjects, or no method, tell them.
+
+    A threshold has them from `FEWEST_UNITS` subjects on, a temperature never: percentile limits of fewer, and of any
+    temperature, hold the truth less often than they say.
+    """
 
     value: float
     low: float | None
@@ -238,10 +243,10 @@ def calibrate(
 
     temperature, threshold, values = fit(np.arange(len(targets)))
     codes, unit = subject_codes(subjects, len(targets))
-    low_high = _limits(lambda rows: fit(rows)[:2], codes, seed)
+    low_high = _limits(lambda rows: fit(rows)[1], codes, seed) if threshold else (None, None)
     return Calibration(
         on, temperature, threshold, np.isin(targets, positive) if positive else None, values,
-        Spread(temperature.value, *low_high[0]), Spread(threshold.value, *low_high[1]) if threshold else None,
+        Spread(temperature.value, None, None), Spread(threshold.value, *low_high) if threshold else None,
         int(codes.max()) + 1, unit, called,
     )  # fmt: skip
 
@@ -249,15 +254,12 @@ def calibrate(
 def threshold_limits(
     labels: Ints, values: Floats, subjects: Sequence[str | None] | None, target_sensitivity: float, seed: int = 0
 ) -> Spread:
-    """The threshold for a sensitivity, as `threshold_for` finds it, with its limits over subjects.
+    """The threshold for a sensitivity, as `threshold_for` finds it, with its limits over subjects where enough.
 
     Labels 0/1 (N,), calibrated probabilities of disease (N,).
     """
     codes, _ = subject_codes(subjects, len(labels))
-    still = Temperature(1.0, "not fitted here")
-    _, limits = _limits(
-        lambda rows: (still, threshold_for(labels[rows], values[rows], target_sensitivity)), codes, seed
-    )
+    limits = _limits(lambda rows: threshold_for(labels[rows], values[rows], target_sensitivity), codes, seed)
     return Spread(threshold_for(labels, values, target_sensitivity).value, *limits)
 
 
@@ -271,21 +273,28 @@ def value_of(logits: NDArray[Any], temperature: float, positive: Sequence[int]) 
 _Limits = tuple[float | None, float | None]
 
 
-def _limits(fit: Callable[[Ints], tuple[Temperature, Threshold | None]], codes: Ints, seed: int) -> list[_Limits]:
-    """Percentile limits of temperature and threshold, whole subjects resampled; None where there is one subject."""
+def _limits(fit: Callable[[Ints], Threshold | None], codes: Ints, seed: int) -> _Limits:
+    """Percentile limits of the threshold, whole subjects resampled; None of fewer than FEWEST_UNITS."""
     clusters = int(codes.max()) + 1
-    if clusters < 2:
-        return [(None, None), (None, None)]
+    if clusters < FEWEST_UNITS:
+        return None, None
     rows_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     rng = np.random.default_rng(seed)
-    found = np.full((2, _REPLICATES), np.nan)
+    found = np.full(_REPLICATES, np.nan)
     for k in range(_REPLICATES):
-        temperature, threshold = fit(np.concatenate([rows_of[n] for n in rng.integers(0, clusters, clusters)]))
-        found[0, k] = temperature.value
+        threshold = fit(np.concatenate([rows_of[n] for n in rng.integers(0, clusters, clusters)]))
         if threshold is not None and not math.isnan(threshold.sensitivity):
-            found[1, k] = threshold.value
-    limits = [percentile_limits(row, CONFIDENCE) for row in found]
-    return [(None, None) if math.isnan(low) else (low, high) for low, high in limits]
+            found[k] = threshold.value
+    return _percentiles(found)
+
+
+def _percentiles(drawn: Floats) -> _Limits:
+    """Percentile limits of replicates (R,); None where fewer than half of them are defined."""
+    defined = drawn[~np.isnan(drawn)]
+    if len(defined) * 2 < len(drawn) or not len(defined):
+        return None, None
+    low, high = np.quantile(defined, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

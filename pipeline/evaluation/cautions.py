@@ -3,26 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.sample_size import FEW_IMAGES, FEW_UNITS, what_is_enough
 
-FEW_SUBJECTS = 20  # below this, percentile intervals over clusters are known to be too narrow
+FEW_SUBJECTS = 20
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
     """Takes the dictionary that `evaluate_binary` or `evaluate_multiclass` is building."""
-    notes = [*_of_units(result["intervals"]), *_of_classes(result)]
-    bare = [
-        METRIC_NAMES[name]
-        for name, found in result["metrics"].items()
-        if found["low"] is None and found["value"] in (0, 1) and result["intervals"]["units"] > 1
-    ]
-    if bare and min(count for count in result["units_per_class"].values() if count) > 1:
-        notes.append(
-            f"{', '.join(bare)}: the same in every resampled test set, so there is no interval. It says that this test "
-            "set is too easy or too small to show errors, not that there are none."
-        )
-    return notes
+    return [*_of_units(result["intervals"]), *_of_classes(result)]
 
 
 def _of_units(method: Mapping[str, Any]) -> list[str]:
@@ -35,7 +23,7 @@ def _of_units(method: Mapping[str, Any]) -> list[str]:
     if method["units"] == 1:
         return [f"All images come from one of the {called}: nothing can be said about others."]
     if method["units"] < FEW_SUBJECTS:
-        return [f"Only {method['units']} {called}: intervals from so few are too narrow and only a rough guide."]
+        return [f"Only {method['units']} {called}: the figures hang on few, and the wide intervals say so."]
     return []
 
 

@@ -5,8 +5,9 @@ either: the limits are those of Bonferroni for `looks` validations. Images of on
 
 - ROC-AUC: the variance of Obuchowski 1997 (doi:10.2307/2533958; DeLong's placements summed over each subject), and
   Student's t with one degree of freedom less than the effective subjects (Kish: (sum n)^2 / sum n^2 over the images of
-  each subject) of the smaller side. A value of exactly 1 has Newcombe's limits for as many subjects. None where labels
-  could be dealt to so few subjects in less than a hundred ways for each look: luck would explain any order of them.
+  each subject) of the smaller side; never beyond what a value of exactly 1 or 0 has, Newcombe's limits for as many
+  subjects, so that a mistake more does not make a model look better. None where labels could be dealt to so few
+  subjects in less than a hundred ways for each look: luck would explain any order of them.
 - Balanced accuracy: Clopper and Pearson's limits with C x the harmonic mean of the classes' effective subjects as
   trials, which holds even where all images of a subject get one answer.
 
@@ -15,17 +16,23 @@ Simulated in `tests/unit/test_chance.py`: of models that guess, at most one in t
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import gammaln
-from scipy.stats import beta, rankdata, t
+from scipy.stats import rankdata, t
 
 from pipeline.evaluation.definitions import Floats, Ints, multiclass_metrics
-from pipeline.evaluation.intervals import auc_edge, subject_codes
+from pipeline.evaluation.intervals import Interval, exact_interval, subject_codes
 from pipeline.model.chance import AgainstChance
 
 CONFIDENCE = 0.95
+METHODS = {  # in words, by metric
+    "roc_auc": "Obuchowski's variance with Student's t, and Newcombe's limits",
+    "balanced_accuracy": "Clopper and Pearson's limits, with effective {called} as trials",
+}
 _FEWEST_DEALS = 100  # ways to deal the labels, for each look
 _FEWEST_EFFECTIVE = 1.5  # subjects of a side: hardly more than one says nothing of the spread between subjects
 
@@ -82,12 +89,27 @@ def _area(targets: Ints, classes: Floats, codes: Ints, sides: Sequence[Ints], ta
     if smaller < _FEWEST_EFFECTIVE or deals(targets, codes) < _FEWEST_DEALS * looks:
         negatives, positives = (len(np.unique(side)) for side in sides)
         return value, math.nan, math.nan, f"too few to tell luck from skill: {positives} positive, {negatives} negative"
-    if value in (0.0, 1.0):
-        negatives, positives = (int(effective(side)) for side in sides)
-        edge = auc_edge(value, positives, negatives, 1 - 2 * tail)
-        return value, edge.low, edge.high, ""
+    edge = _edge(int(effective(sides[0])), int(effective(sides[1])), tail)
     margin = float(t.ppf(1 - tail, smaller - 1)) * spread
-    return value, max(0.0, value - margin), min(1.0, value + margin), ""
+    low, high = min(edge, max(0.0, value - margin)), max(1 - edge, min(1.0, value + margin))
+    return value, low, high, ""
+
+
+def _edge(negatives: int, positives: int, tail: float) -> float:
+    """Lower limit of a ROC-AUC of exactly 1, from how many of each side there are; of one of 0 the upper is 1 less it.
+
+    Method 5 of Newcombe, 2006 (doi:10.1002/sim.2324): the value whose standard error by Hanley & McNeil, with the
+    mean number of both sides in place of each, reaches the one that was seen.
+    """
+    z = NormalDist().inv_cdf(1 - tail)
+    others = (positives + negatives) / 2 - 1
+
+    def gap(shortfall: float) -> float:  # (1 - theta)^2 = z^2 var(theta), divided by 1 - theta
+        theta = 1 - shortfall
+        spread = 1 + others * (shortfall / (2 - theta) + theta / (1 + theta))
+        return shortfall - z * z * theta * spread / (positives * negatives)
+
+    return 1 - float(brentq(gap, 0.0, 1.0))
 
 
 def deals(targets: Ints, codes: Ints) -> float:
@@ -125,8 +147,11 @@ def _clustered_area(positive: NDArray[np.bool_], scores: Floats, codes: Ints) ->
 
 def _recall(targets: Ints, classes: Floats, codes: Ints, sides: Sequence[Ints], tail: float) -> _Judged:
     value = multiclass_metrics(targets, classes)["balanced_accuracy"]
+    found = balanced_limits(value, sides, 1 - 2 * tail)
+    return value, found.low, found.high, ""
+
+
+def balanced_limits(value: float, sides: Sequence[Ints], confidence: float = CONFIDENCE) -> Interval:
+    """A balanced accuracy with the limits above; `sides`: the subject's number of each image, an array a class."""
     trials = len(sides) ** 2 / sum(1 / effective(side) for side in sides)
-    hits = value * trials
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, trials - hits + 1))
-    high = 1.0 if hits >= trials else float(beta.ppf(1 - tail, hits + 1, trials - hits))
-    return value, low, high, ""
+    return exact_interval(min(value * trials, trials), trials, confidence)

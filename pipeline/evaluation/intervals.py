@@ -1,27 +1,16 @@
-"""Uncertainty of metrics: bootstrap intervals over subjects, and what takes their place where resampling is blind.
+"""What an interval is, whose images count as independent, and the closed forms for proportions of independent trials.
 
-Images of one subject are not independent, so the bootstrap draws whole subjects with replacement (cluster bootstrap;
-Field & Welsh, 2007, doi:10.1111/j.1467-9868.2007.00593.x). A drawn sample is a row of integer weights over the images;
-all metrics of all replicates are then a few matrix products: 1,000 replicates of 3,000 images take about a second.
-
-Where all replicates are alike (a proportion of exactly 0 or 1, a perfect ranking) the bootstrap would claim certainty.
-`honest` puts a Wilson or a Newcombe interval there, and none where one subject is all there is to a class.
+How the intervals of a split are found: `adverse`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from pipeline.evaluation.definitions import Floats, Ints, weighted_binary
-
-_WEIGHTS_PER_CHUNK = 4_000_000  # float64: 32 MB of weights at a time, whatever the number of images
-_FEWEST = 2  # clusters of a side: one says nothing of the spread between clusters
-PROPORTIONS = frozenset({"accuracy", "precision", "sensitivity", "specificity", "recall"})
-AREAS = frozenset({"roc_auc"})
+from pipeline.evaluation.definitions import Ints
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ def as_json(interval: Interval) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How the bootstrap is drawn: so many samples, limits of so much confidence, from this seed."""
+    """How samples are drawn: so many, limits of so much confidence, from this seed."""
 
     replicates: int = 1000
     confidence: float = 0.95
@@ -66,24 +55,21 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
     return Interval(share, low, high)
 
 
-def auc_edge(area: float, positives: int, negatives: int, confidence: float = 0.95) -> Interval:
-    """Interval of a ROC-AUC of exactly 0 or 1, from how many of each side there are.
+def exact_interval(successes: float, trials: float, confidence: float = 0.95) -> Interval:
+    """Clopper and Pearson's interval of a proportion (1934, doi:10.1093/biomet/26.4.404); trials need not be whole.
 
-    Method 5 of Newcombe, 2006 (doi:10.1002/sim.2324): the values whose standard error by Hanley & McNeil, with the
-    mean number of both sides in place of each, reaches the one that was seen.
+    What the method of `adverse` comes to where every unit holds one image. NaN of nothing.
     """
-    from scipy.optimize import brentq  # 0.2 s to import: scoring needs none of it
+    from scipy.stats import beta  # 0.5 s to import: scoring needs none of it
 
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    others = (positives + negatives) / 2 - 1
-
-    def gap(shortfall: float) -> float:  # (1 - theta)^2 = z^2 var(theta), divided by 1 - theta
-        theta = 1 - shortfall
-        spread = 1 + others * (shortfall / (2 - theta) + theta / (1 + theta))
-        return shortfall - z * z * theta * spread / (positives * negatives)
-
-    short = float(brentq(gap, 0.0, 1.0))
-    return Interval(1.0, 1 - short, 1.0) if area == 1.0 else Interval(0.0, 0.0, short)
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes must lie in 0..{trials}, got {successes}")
+    if trials == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
+    high = 1.0 if successes == trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
+    return Interval(successes / trials, low, high)
 
 
 def subject_codes(subjects: Sequence[str | None] | None, images: int) -> tuple[Ints, str]:
@@ -98,101 +84,3 @@ def subject_codes(subjects: Sequence[str | None] | None, images: int) -> tuple[I
     codes: dict[object, int] = {}
     keys = (subject if subject else (row,) for row, subject in enumerate(subjects))
     return np.array([codes.setdefault(key, len(codes)) for key in keys], dtype=np.int64), "subject"
-
-
-def resampled_weights(codes: Ints, replicates: int, seed: int) -> Iterator[Floats]:
-    """Yield float64 (R', N) weights, R' summing to `replicates`: how often each image is in each drawn sample."""
-    rng = np.random.default_rng(seed)
-    clusters = int(codes.max()) + 1
-    rows = max(1, _WEIGHTS_PER_CHUNK // len(codes))
-    for start in range(0, replicates, rows):
-        count = min(rows, replicates - start)
-        drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=count)  # (R', clusters)
-        yield drawn[:, codes].astype(np.float64)
-
-
-def percentile_limits(drawn: Floats, confidence: float) -> tuple[float, float]:
-    """Percentile limits of replicates (R,); NaN where fewer than half of them are defined."""
-    defined = drawn[~np.isnan(drawn)]
-    if len(defined) * 2 < len(drawn) or not len(defined):
-        return np.nan, np.nan
-    low, high = np.quantile(defined, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
-
-
-def bootstrap(
-    metrics: Callable[[Floats], dict[str, Floats]], codes: Ints, unit: str, resampling: Resampling
-) -> dict[str, list[Interval]]:
-    """Intervals of every metric, one of each class (a list of one for plain metrics).
-
-    A single cluster says nothing of the spread between clusters: limits are NaN then.
-    """
-    points = metrics(np.ones((1, len(codes))))
-    drawn: dict[str, list[Floats]] = {name: [] for name in points}
-    if codes.max() > 0:
-        for weights in resampled_weights(codes, resampling.replicates, resampling.seed):
-            for name, values in metrics(weights).items():
-                drawn[name].append(values.reshape(len(weights), -1))
-    intervals: dict[str, list[Interval]] = {}
-    for name, point in points.items():
-        values = np.concatenate(drawn[name]) if drawn[name] else np.full((1, point.size), np.nan)
-        intervals[name] = [
-            Interval(float(value), *percentile_limits(values[:, k], resampling.confidence), unit)
-            if not np.isnan(value)
-            else Interval(np.nan, np.nan, np.nan, unit)
-            for k, value in enumerate(point.reshape(-1))
-        ]
-    return intervals
-
-
-def bootstrap_intervals(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    subjects: Sequence[str | None] | None,
-    threshold: float,
-    resampling: Resampling = Resampling(),
-) -> dict[str, Interval]:
-    """Intervals of every binary metric, subjects resampled; `Interval.unit` is 'image' where none is known.
-
-    Limits are `honest`: of sides with one subject there are none.
-    """
-    truth = np.asarray(labels, dtype=np.int64)
-    scores = np.asarray(probabilities, dtype=np.float64)
-    codes, unit = subject_codes(subjects, len(truth))
-    metrics = weighted_binary(truth, scores, threshold)
-    drawn = bootstrap(metrics, codes, unit, resampling)
-    intervals = {name: values[0] for name, values in drawn.items()}
-    positive, negative, every = codes[truth == 1], codes[truth == 0], codes
-    rests_on = {
-        "accuracy": (every,),
-        "balanced_accuracy": (positive, negative),
-        "precision": (codes[scores >= threshold],),
-        "sensitivity": (positive,),
-        "specificity": (negative,),
-        "f1": (positive,),
-        "roc_auc": (positive, negative),
-        "pr_auc": (positive, negative),
-        "brier": (every,),
-        "ece": (every,),
-    }
-    return {name: honest(name, interval, rests_on[name], resampling.confidence) for name, interval in intervals.items()}
-
-
-def honest(name: str, interval: Interval, sides: Sequence[Ints], confidence: float) -> Interval:
-    """The interval of metric `name`, with limits that do not claim more than the data can.
-
-    `sides` are the cluster numbers of the images that it rests on, one array a side (the diseased; both classes).
-    No limits (NaN) where a side has fewer than two clusters. Where the replicates were all alike: Wilson's limits for a
-    proportion of 0 or 1, with clusters (not images) as trials; Newcombe's for a ROC-AUC of 0 or 1; else none.
-    """
-    counts = [len(np.unique(side)) for side in sides]
-    if np.isnan(interval.value) or min(counts) < _FEWEST:
-        return Interval(interval.value, np.nan, np.nan, interval.unit)
-    if interval.low != interval.high:
-        return interval
-    edge = Interval(interval.value, np.nan, np.nan)
-    if interval.value in (0.0, 1.0) and name in PROPORTIONS:
-        edge = wilson_interval(counts[0] if interval.value == 1.0 else 0, counts[0], confidence)
-    elif interval.value in (0.0, 1.0) and name in AREAS:
-        edge = auc_edge(interval.value, counts[0], counts[1], confidence)
-    return Interval(interval.value, edge.low, edge.high, interval.unit)

@@ -5,7 +5,7 @@ An undefined value (a split with one class, a class never called) is null in JSO
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,19 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
 
+from pipeline.evaluation.adverse import NO_LIMITS, Limits, interval_of, limits
 from pipeline.evaluation.cautions import cautions
-from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, ratio, weighted_multiclass
-from pipeline.evaluation.intervals import (
-    Interval,
-    Resampling,
-    as_json,
-    bootstrap,
-    bootstrap_intervals,
-    honest,
-    known_or_none,
-    subject_codes,
-)
-from pipeline.evaluation.slices import slice_table
+from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, binary_metrics, ratio, weighted_multiclass
+from pipeline.evaluation.intervals import Resampling, as_json, subject_codes
+from pipeline.evaluation.limits import Answers, Means, Parts, binary_parts, method_of, multiclass_parts
+from pipeline.evaluation.slices import Slice
+
+Columns = Mapping[str, Sequence[str | None]]
+Found = Mapping[Hashable, Limits]
 
 
 def evaluate_binary(
@@ -43,21 +39,20 @@ def evaluate_binary(
     """Everything a report says of a two-class model on one split; JSON-ready. `units`: what `subjects` are called."""
     truth, scores = binary_arrays(labels, probabilities)
     _refuse_empty(truth)
-    intervals = bootstrap_intervals(truth, scores, subjects, threshold, resampling)
     called = (scores >= threshold).astype(np.int64)
+    answers = Answers(truth, called, *subject_codes(subjects, len(truth)), subjects, scores, threshold)
+    found, tables = _bounded(answers, *binary_parts(answers), slices or {}, resampling)
+    points = binary_metrics(truth, scores, threshold)
     in_band = (scores >= review_band[0]) & (scores < review_band[1]) if review_band else np.zeros(len(truth), bool)
     result = {
         "task": "binary",
         **_counts(truth, subjects, class_names),
         "threshold": threshold,
-        "metrics": {name: as_json(interval) for name, interval in intervals.items()},
-        "intervals": _interval_method(subjects, len(truth), units, resampling),
+        "metrics": _told(points, found, answers.unit),
+        "intervals": _interval_method(answers, units, resampling),
         "confusion": confusion_matrix(truth, called, labels=[0, 1]).tolist(),
-        "per_class": _per_class_binary(truth, scores, threshold, class_names),
-        "slices": {
-            name: slice_table(truth, scores, called, values, threshold, subjects, resampling)
-            for name, values in (slices or {}).items()
-        },
+        "per_class": _per_class_binary(answers, class_names, found),
+        **_slices(tables, found, units, resampling),
         "review": {"low": review_band[0], "high": review_band[1], "images": int(in_band.sum())}
         if review_band
         else None,
@@ -80,71 +75,75 @@ def evaluate_multiclass(
     if scores.shape != (len(truth), len(class_names)):
         raise ValueError(f"expected probabilities of shape ({len(truth)}, {len(class_names)}), got {scores.shape}")
     _refuse_empty(truth)
-    codes, unit = subject_codes(subjects, len(truth))
-    drawn = bootstrap(weighted_multiclass(truth, scores), codes, unit, resampling)
     called = scores.argmax(axis=1)
+    answers = Answers(truth, called, *subject_codes(subjects, len(truth)), subjects)
+    found, tables = _bounded(answers, *multiclass_parts(answers, scores), slices or {}, resampling)
+    points = weighted_multiclass(truth, scores)(np.ones((1, len(truth))))
     result = {
         "task": "multiclass",
         **_counts(truth, subjects, class_names),
         "threshold": None,
-        "metrics": _overall(drawn, truth, codes, resampling.confidence),
+        "metrics": _told({name: float(of[0]) for name, of in points.items() if of.ndim == 1}, found, answers.unit),
         "log_loss": float(log_loss(truth, _normalised(scores), labels=range(len(class_names)))),
-        "intervals": _interval_method(subjects, len(truth), units, resampling),
+        "intervals": _interval_method(answers, units, resampling),
         "confusion": confusion_matrix(truth, called, labels=range(len(class_names))).tolist(),
         "per_class": [
-            {"class_name": name, **_one_class(k, drawn, truth, called, codes, resampling.confidence)}
-            for k, name in enumerate(class_names)
+            {"class_name": name, **_one_class(k, points, answers, found)} for k, name in enumerate(class_names)
         ],
-        "slices": {
-            name: slice_table(truth, None, called, values, None, subjects, resampling)
-            for name, values in (slices or {}).items()
-        },
+        **_slices(tables, found, units, resampling),
         "review": None,
     }
     return {**result, "warnings": cautions(result)}
 
 
-Drawn = dict[str, list[Interval]]  # what `bootstrap` gives
+def _bounded(
+    answers: Answers, parts: Parts, means: Means, slices: Columns, resampling: Resampling
+) -> tuple[Found, dict[str, Slice]]:
+    """Limits of all figures of all tables, from the same samples, and the tables that will show them."""
+    tables = {name: Slice(name, values, answers) for name, values in slices.items()}
+    for table in tables.values():
+        parts |= table.parts()
+    return limits(parts, answers.units, resampling, means), tables
 
 
-def _overall(drawn: Drawn, truth: Ints, codes: Ints, confidence: float) -> dict[str, Any]:
-    """The metrics over all classes."""
-    present = [codes[truth == k] for k in np.unique(truth)]
-    rests_on = {name: [codes] for name in ("accuracy", "brier", "ece")}
+def _told(points: Mapping[str, float], found: Found, unit: str) -> dict[str, Any]:
+    return {name: as_json(interval_of(value, found.get(name, NO_LIMITS), unit)) for name, value in points.items()}
+
+
+def _slices(tables: Mapping[str, Slice], found: Found, called: str, resampling: Resampling) -> dict[str, Any]:
     return {
-        name: as_json(honest(name, values[0], rests_on.get(name, present), confidence))
-        for name, values in drawn.items()
-        if not name.startswith("class_")
+        "slices": {name: table.table(found, resampling.confidence) for name, table in tables.items()},
+        "slice_intervals": {
+            name: {"unit": table.unit, "method": table.method(called)} for name, table in tables.items()
+        },
     }
 
 
-def _one_class(k: int, drawn: Drawn, truth: Ints, called: Ints, codes: Ints, confidence: float) -> dict[str, Any]:
+def _one_class(k: int, points: Mapping[str, Floats], answers: Answers, found: Found) -> dict[str, Any]:
     """Class `k` against all others."""
-    of_class = codes[truth == k]
-    rests_on = {"precision": [codes[called == k]], "roc_auc": [of_class, codes[truth != k]]}
-    limits = {
-        name: honest(name, drawn[f"class_{name}"][k], rests_on.get(name, [of_class]), confidence)
+    rated = {
+        name: as_json(interval_of(float(points[f"class_{name}"][0, k]), found[name, k], answers.unit))
         for name in ("precision", "recall", "f1", "roc_auc")
     }
-    return {"support": len(of_class), **{name: as_json(interval) for name, interval in limits.items()}}
+    return {"support": int((answers.truth == k).sum()), **rated}
 
 
-def _per_class_binary(truth: Ints, scores: Floats, threshold: float, names: Sequence[str]) -> list[dict[str, Any]]:
+def _per_class_binary(answers: Answers, names: Sequence[str], found: Found) -> list[dict[str, Any]]:
     """Both classes in turn taken as the one to find."""
-    called = scores >= threshold
-    rows = []
+    truth, scores, rows = answers.truth, answers.scores, []
+    assert scores is not None
     for k, name in enumerate(names):
-        predicted, actual = called == bool(k), truth == k
+        predicted, actual = answers.called == k, truth == k
         hits = int((predicted & actual).sum())
         auc = roc_auc_score(actual, scores if k else -scores) if 0 < actual.sum() < len(truth) else math.nan
         values = {
-            "precision": ratio(hits, predicted.sum()),
-            "recall": ratio(hits, actual.sum()),
-            "f1": ratio(2 * hits, predicted.sum() + actual.sum()) if actual.any() else math.nan,
-            "roc_auc": auc,
+            "precision": (ratio(hits, predicted.sum()), found["precision", k]),
+            "recall": (ratio(hits, actual.sum()), found["recall", k]),
+            "f1": (ratio(2 * hits, predicted.sum() + actual.sum()) if actual.any() else math.nan, found["f1", k]),
+            "roc_auc": (auc, found["roc_auc"]),
         }
-        support = {"class_name": name, "support": int(actual.sum())}
-        rows.append({**support, **{key: {"value": known_or_none(float(value))} for key, value in values.items()}})
+        told = {key: as_json(interval_of(float(value), of, answers.unit)) for key, (value, of) in values.items()}
+        rows.append({"class_name": name, "support": int(actual.sum()), **told})
     return rows
 
 
@@ -160,11 +159,9 @@ def _counts(truth: Ints, subjects: Sequence[str | None] | None, class_names: Seq
     }
 
 
-def _interval_method(
-    subjects: Sequence[str | None] | None, images: int, called: str, resampling: Resampling
-) -> dict[str, Any]:
-    codes, unit = subject_codes(subjects, images)
-    return {"unit": unit, "units": int(codes.max()) + 1, **asdict(resampling), "called": called}
+def _interval_method(answers: Answers, called: str, resampling: Resampling) -> dict[str, Any]:
+    method = method_of(answers.unit, called)
+    return {"method": method, "unit": answers.unit, "units": answers.units, **asdict(resampling), "called": called}
 
 
 def _refuse_empty(truth: Ints) -> None:

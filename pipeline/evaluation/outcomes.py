@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected, InputError, UsageError
 from pipeline.evaluation.calibration import Threshold, threshold_for
-from pipeline.evaluation.chance import against_chance
+from pipeline.evaluation.chance import METHODS, against_chance
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.predict import Outcome
@@ -85,13 +85,17 @@ class Outcomes:
         return result
 
     def _against_chance(self, units: str) -> dict[str, Any] | None:
-        """`AgainstChance` of these images, among the classes that they have; None where these are fewer than two."""
+        """`AgainstChance` of these images, among the classes that they have, and by which `method`.
+
+        None where the classes are fewer than two.
+        """
         present, targets = np.unique(self.truth, return_inverse=True)
         if len(present) < 2:
             return None
         scores = self.classes[:, present]
         found = against_chance(targets, scores, self.subjects, task=self.info.task, called=units)
-        return found.model_dump()
+        called = found.called if found.unit == "subject" else "images"
+        return found.model_dump() | {"method": METHODS[found.metric].format(called=called)}
 
     def threshold_for(self, target_sensitivity: float) -> Threshold:
         """The operating point that reaches a sensitivity. Raises UsageError where no class means disease."""
@@ -99,12 +103,13 @@ class Outcomes:
             raise UsageError("--target-sensitivity: this model's classes do not say which mean disease; leave it out")
         return threshold_for(self.diseased, self.probability, target_sensitivity)
 
-    def curves(self) -> dict[str, Any]:
+    def curves(self, resampling: Resampling) -> dict[str, Any]:
+        over = (self.subjects, resampling)
         if self.info.task == "binary":
-            return binary_curves(self.truth, self.classes[:, 1])
-        curves = multiclass_curves(self.truth, self.classes, self.info.classes)
+            return binary_curves(self.truth, self.classes[:, 1], *over)
+        curves = multiclass_curves(self.truth, self.classes, self.info.classes, *over)
         if self.diseased is not None:
-            curves["disease"] = binary_curves(self.diseased, self.probability)
+            curves["disease"] = binary_curves(self.diseased, self.probability, *over)
         return curves
 
     def slices(self) -> dict[str, list[str | None]]:

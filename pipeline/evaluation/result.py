@@ -19,7 +19,7 @@ from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
-_NOT_IN_CARD = ("slices",)
+_NOT_IN_CARD = ("slices", "slice_intervals")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Evaluation:
     facts: dict[str, str]  # `provenance`
     shortcut: Shortcut
     reach: dict[str, Any]  # of `reach`
+    resampling: Resampling
 
     @property
     def warnings(self) -> list[str]:
@@ -62,7 +63,7 @@ class Evaluation:
         return render_report(
             title=f"{info.name}, {self.split} split",
             metrics=self.metrics,
-            curves=self.outcomes.curves(),
+            curves=self.outcomes.curves(self.resampling),
             history=_history(self.bundle),
             kept=_kept(info),
             reach=self.reach,
@@ -111,7 +112,9 @@ def evaluation(
     own = metrics["metrics"]["balanced_accuracy"]
     shortcut = judge_colours(glances, asked, manifest, outcomes, own, resampling)
     reached = reach(bundle.info, manifest, split, outcomes, threshold)
-    return Evaluation(bundle, manifest, split, outcomes, threshold, metrics, notes, facts, shortcut, reached)
+    return Evaluation(
+        bundle, manifest, split, outcomes, threshold, metrics, notes, facts, shortcut, reached, resampling
+    )
 
 
 def _kept(info: BundleInfo) -> Kept | None:

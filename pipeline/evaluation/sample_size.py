@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 
-from pipeline.evaluation.intervals import wilson_interval
+from pipeline.evaluation.intervals import exact_interval
 
 FEW_UNITS = 5  # subjects of a class: fewer, and its figures hang on each of them
 FEW_IMAGES = 30
@@ -13,16 +13,16 @@ _SHARE, _MARGIN = 9, 0.1  # tenths of a class that are found, and how well that 
 
 @cache
 def enough_units() -> int:
-    """The fewest, in steps of ten, whose Wilson interval at a share of 0.9 lies within 0.1 on either side."""
+    """The fewest, in steps of ten, whose interval (Clopper and Pearson) at 0.9 lies within 0.1 of it."""
     tens = 1
-    while (found := wilson_interval(_SHARE * tens, 10 * tens)).value - found.low > _MARGIN:
+    while (found := exact_interval(_SHARE * tens, 10 * tens)).value - found.low > _MARGIN:
         tens += 1
     return 10 * tens
 
 
 def what_is_enough(called: str) -> str:
     """`called`: subjects or blocks."""
-    return f"{enough_units()} {called} of a class tell a sensitivity of 0.9 to within {_MARGIN} (95 %, Wilson)"
+    return f"{enough_units()} {called} of a class tell a sensitivity of 0.9 to within {_MARGIN} (95 %)"
 
 
 def few_of(units: Mapping[str, int], images: Mapping[str, int], called: str) -> str:

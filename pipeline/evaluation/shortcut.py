@@ -17,8 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from pipeline.evaluation.chance import balanced_limits
 from pipeline.evaluation.definitions import Floats, Ints
-from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.intervals import Resampling, subject_codes
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.outcomes import Outcomes, true_class
 from pipeline.evaluation.predict import Glance
@@ -37,7 +38,10 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Balanced accuracies, JSON-ready (value, low, high, unit); `why_not` says why there are none."""
+    """Balanced accuracies, JSON-ready (value, low, high, unit); `why_not` says why there are none.
+
+    Those of colours say whether they are `above_guessing`: null where subjects are too few to show even a perfect one.
+    """
 
     why_not: str = ""
     train_images: int = 0  # whose colours were learnt
@@ -64,7 +68,7 @@ class Shortcut:
 
     def _is_notable(self, found: Mapping[str, Any]) -> bool:
         is_far = found["value"] >= self.chance + _NOTABLE * (1 - self.chance)
-        return bool(is_far and (found["low"] is None or found["low"] > self.chance))
+        return bool(is_far and found["above_guessing"] is not False)
 
     @staticmethod
     def _floor(model: Mapping[str, Any]) -> float:
@@ -130,12 +134,14 @@ def judge_colours(
     if why_not := _why_not(outcomes, truth, asked, total):
         return Shortcut(why_not)
     found: dict[str, Any] = {}
+    chance = 1 / len(np.unique(truth))
     for part in ("border", "whole"):
         known = np.array([getattr(colours, part) for _, colours in seen])
         measured = np.array([getattr(outcome.colours, part) for outcome in outcomes.scored])
         guesser = make_pipeline(StandardScaler(), SVC(C=10, class_weight="balanced")).fit(known, truth)
-        found[part] = _balanced_accuracy(outcomes, guesser.predict(measured), resampling)
-    return Shortcut("", len(seen), total, 1 / len(np.unique(truth)), **found, model=dict(model))
+        reached = _balanced_accuracy(outcomes, guesser.predict(measured), resampling)
+        found[part] = reached | {"above_guessing": _is_above(chance, reached, outcomes)}
+    return Shortcut("", len(seen), total, chance, **found, model=dict(model))
 
 
 def _why_not(outcomes: Outcomes, truth: Ints, asked: int, total: int) -> str:
@@ -155,7 +161,7 @@ def _why_not(outcomes: Outcomes, truth: Ints, asked: int, total: int) -> str:
 
 
 def _balanced_accuracy(outcomes: Outcomes, guessed: Ints, resampling: Resampling) -> dict[str, Any]:
-    """Of class numbers guessed (N,), with limits of the same kind as the model's."""
+    """Of class numbers guessed (N,), with limits by the same method as the model's."""
     truth, subjects = outcomes.truth, outcomes.subjects
     said: Floats = np.eye(len(outcomes.info.classes))[guessed]
     if outcomes.info.task == "binary":
@@ -164,3 +170,16 @@ def _balanced_accuracy(outcomes: Outcomes, guessed: Ints, resampling: Resampling
         names = outcomes.info.classes
         found = evaluate_multiclass(truth, said, class_names=names, subjects=subjects, resampling=resampling)
     return dict(found["metrics"]["balanced_accuracy"])
+
+
+def _is_above(chance: float, reached: Mapping[str, Any], outcomes: Outcomes) -> bool | None:
+    """Whether a balanced accuracy is shown to be above `chance`; None where no answers could show it.
+
+    The limits of the page allow for an adverse subject: of three subjects a class they hold guessing even where each
+    is right. A warning must not fall silent by that, so those of `chance.balanced_limits` do as well.
+    """
+    codes, _ = subject_codes(outcomes.subjects, len(outcomes.truth))
+    sides = [codes[outcomes.truth == k] for k in np.unique(outcomes.truth)]
+    if balanced_limits(1.0, sides).low <= chance:
+        return None
+    return max(reached["low"] or 0.0, balanced_limits(reached["value"], sides).low) > chance

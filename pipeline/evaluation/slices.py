@@ -3,26 +3,19 @@
 Takes arrays over images and a column that names each image's group, gives one JSON-ready row a group.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.base.text import as_word
-from pipeline.evaluation.definitions import Floats, Ints, binary_metrics, ratio
-from pipeline.evaluation.intervals import (
-    Interval,
-    Resampling,
-    as_json,
-    bootstrap,
-    bootstrap_intervals,
-    honest,
-    known_or_none,
-    subject_codes,
-    wilson_interval,
-)
+from pipeline.evaluation.adverse import NO_LIMITS, Limits, interval_of, share
+from pipeline.evaluation.definitions import Ints, binary_metrics
+from pipeline.evaluation.intervals import Interval, as_json, exact_interval, known_or_none
+from pipeline.evaluation.limits import Answers, Parts, area, method_of, recall
 
 MOST_VALUES = 12  # of a column that is worth a table
+WITHIN = "Clopper and Pearson, over the images of each group"
 _BINARY = ("sensitivity", "specificity", "roc_auc")
 
 
@@ -36,62 +29,67 @@ def worth_a_table(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | 
     return found
 
 
-def slice_table(
-    truth: Ints,
-    scores: Floats | None,
-    called: Ints,
-    values: Sequence[str | None],
-    threshold: float | None,
-    subjects: Sequence[str | None] | None = None,
-    resampling: Resampling = Resampling(),
-) -> list[dict[str, Any]]:
-    """One row a value of the slice column, largest first: accuracy, and of two classes the metrics of both sides.
+class Slice:
+    """One column: its groups, what of them is to be bounded, and the table when the limits are there.
 
-    Intervals are over subjects where a group has several, else Wilson's over images, for accuracy alone.
+    All intervals of a table are over the units of the split, none where a group has one. Where no group can have more
+    (the table by subject) they are of accuracy alone, over the images of each: they say nothing of other subjects.
     """
-    column = np.array(["unknown" if value is None else str(value) for value in values])
-    if len(column) != len(truth):
-        raise ValueError(f"{len(truth)} images but {len(column)} values of the slice column")
-    table = []
-    for value in np.unique(column):
-        rows = np.flatnonzero(column == value)
-        within = None if subjects is None else [subjects[row] for row in rows.tolist()]
-        row: dict[str, Any] = {"value": str(value), "images": len(rows), "subjects": _count(within)}
-        of_group = None if scores is None else scores[rows]
-        limits = _limits(truth[rows], of_group, called[rows], threshold, within, resampling)
-        row["accuracy"] = as_json(limits.pop("accuracy"))
-        if scores is not None and threshold is not None:
-            points = binary_metrics(truth[rows], scores[rows], threshold)
-            row["positives"] = int(truth[rows].sum())
-            row |= {name: known_or_none(points[name]) for name in _BINARY}
-            row["intervals"] = {name: as_json(interval) for name, interval in limits.items()}
-        table.append(row)
-    return sorted(table, key=lambda row: (-row["images"], row["value"]))
+
+    def __init__(self, name: str, values: Sequence[str | None], answers: Answers) -> None:
+        if len(values) != len(answers.truth):
+            raise ValueError(f"{len(answers.truth)} images but {len(values)} values of the slice column")
+        column = np.array(["unknown" if value is None else str(value) for value in values])
+        self._name, self._answers = name, answers
+        self._rows = {str(value): np.flatnonzero(column == value) for value in np.unique(column)}
+        codes = answers.codes
+        is_alone = all(len(np.unique(codes[rows])) == 1 for rows in self._rows.values())
+        self.unit = "image" if answers.unit == "subject" and (name == "subject" or is_alone) else answers.unit
+
+    def parts(self) -> Parts:
+        """What to bound, by (column, group, metric)."""
+        if self.unit != self._answers.unit:
+            return {}
+        found: Parts = {}
+        for value, rows in self._rows.items():
+            group = self._answers.of(rows)
+            right = group.called == group.truth
+            found[self._name, value, "accuracy"] = share(group.codes, right, np.ones(len(rows)))
+            if group.scores is not None:
+                found[self._name, value, "sensitivity"] = recall(group, 1)
+                found[self._name, value, "specificity"] = recall(group, 0)
+                found[self._name, value, "roc_auc"] = area(group.truth == 1, group.scores, group.codes)
+        return found
+
+    def table(self, limits: Mapping[Hashable, Limits], confidence: float) -> list[dict[str, Any]]:
+        """One row a group, largest first: accuracy, and of two classes the metrics of both sides."""
+        table = []
+        for value, rows in self._rows.items():
+            group = self._answers.of(rows)
+            row: dict[str, Any] = {"value": value, "images": len(rows), "subjects": _count(group.subjects)}
+            row["accuracy"] = as_json(self._accuracy(value, rows, limits, confidence))
+            if group.scores is not None and group.threshold is not None:
+                points = binary_metrics(group.truth, group.scores, group.threshold)
+                row["positives"] = int(group.truth.sum())
+                row |= {name: known_or_none(points[name]) for name in _BINARY}
+                row["intervals"] = {
+                    name: as_json(interval_of(points[name], limits[self._name, value, name], self.unit))
+                    for name in _BINARY
+                    if (self._name, value, name) in limits
+                }
+            table.append(row)
+        return sorted(table, key=lambda row: (-row["images"], row["value"]))
+
+    def method(self, called: str) -> str:
+        """In words; `called`: what units are."""
+        return method_of(self.unit, called) if self.unit == self._answers.unit else WITHIN
+
+    def _accuracy(self, value: str, rows: Ints, limits: Mapping[Hashable, Limits], confidence: float) -> Interval:
+        right = self._answers.called[rows] == self._answers.truth[rows]
+        if self.unit != self._answers.unit:
+            return exact_interval(int(right.sum()), len(rows), confidence)
+        return interval_of(float(right.mean()), limits.get((self._name, value, "accuracy"), NO_LIMITS), self.unit)
 
 
 def _count(subjects: Sequence[str | None] | None) -> int | None:
     return len({subject for subject in subjects or () if subject}) or None
-
-
-def _limits(
-    truth: Ints,
-    scores: Floats | None,
-    called: Ints,
-    threshold: float | None,
-    subjects: Sequence[str | None] | None,
-    resampling: Resampling,
-) -> dict[str, Interval]:
-    """Of accuracy, and of two classes of `_BINARY`."""
-    codes, unit = subject_codes(subjects, len(truth))
-    right = called == truth
-    if unit == "image" or codes.max() == 0:
-        return {"accuracy": wilson_interval(int(right.sum()), len(right), resampling.confidence)}
-    if scores is not None and threshold is not None:
-        found = bootstrap_intervals(truth, scores, subjects, threshold, resampling)
-        return {name: found[name] for name in ("accuracy", *_BINARY)}
-
-    def accuracy(weights: Floats) -> dict[str, Floats]:
-        return {"accuracy": ratio(weights @ right, weights.sum(axis=1))}
-
-    drawn = bootstrap(accuracy, codes, unit, resampling)["accuracy"][0]
-    return {"accuracy": honest("accuracy", drawn, [codes], resampling.confidence)}

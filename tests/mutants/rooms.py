@@ -60,7 +60,7 @@ ROOMS = {
         ("tests/unit/test_splits.py", "tests/unit/test_copies.py", "tests/unit/test_layouts.py"),
     ),
     "numbers": Room(
-        ("pipeline/evaluation/intervals.py", "pipeline/evaluation/metrics.py"),
-        ("tests/unit/test_metrics.py", "tests/unit/test_evaluation.py"),
+        ("pipeline/evaluation/intervals.py", "pipeline/evaluation/adverse.py", "pipeline/evaluation/metrics.py"),
+        ("tests/unit/test_metrics.py", "tests/unit/test_intervals.py", "tests/unit/test_evaluation.py"),
     ),
 }

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.chance import against_chance, deals
+from pipeline.evaluation.chance import METHODS, against_chance, deals
 from pipeline.evaluation.definitions import rank_metrics
 from pipeline.model.chance import AgainstChance
 from pipeline.model.prediction import probabilities
@@ -53,6 +53,39 @@ def test_so_few_subjects_of_one_class_each_tell_nothing_even_in_perfect_order() 
     judged = against_chance(truth, probabilities(truth[:, None] * 8.0 - 4), subjects, task="binary")
     assert (judged.value, judged.low, judged.is_shown, judged.includes_chance) == (1.0, None, False, False)
     assert "3 positive, 3 negative" in str(judged) and "not shown to be better than chance" in str(judged)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_perfect_ranking_has_the_limits_of_newcombe(turned: bool) -> None:
+    """Newcombe 2006, method 5: the lower limit is where (1 - theta)^2 = z^2 var(theta), ten subjects a side."""
+    truth = np.repeat(np.arange(20) % 2, 2)
+    scores = np.column_stack([1 - truth, truth]).astype(float)[:, :: -1 if turned else 1]
+    judged = against_chance(truth, scores, [str(k // 2) for k in range(40)], task="binary")
+    assert judged.low is not None and judged.high is not None and judged.value == (0.0 if turned else 1.0)
+    theta = 1 - judged.high if turned else judged.low
+    spread = 1 + 9 * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+    assert (1 - theta) ** 2 == pytest.approx(1.959964**2 * theta * (1 - theta) * spread / 100, rel=1e-4)
+    assert (judged.low == 0.0) if turned else (judged.high == 1.0)
+
+
+def test_a_mistake_does_not_make_a_model_look_better() -> None:
+    truth = np.arange(40) % 2
+    subjects = [str(k) for k in range(40)]
+    right = np.column_stack([1 - truth, truth]).astype(float)
+    wrong = right.copy()
+    wrong[0] = [0.4, 0.6]  # below all positives still
+    wrong[1] = [0.45, 0.55]  # now below that one
+    perfect, flawed = (against_chance(truth, each, subjects, task="binary") for each in (right, wrong))
+    assert perfect.low is not None and flawed.low is not None
+    assert flawed.value is not None and flawed.value < 1.0 and flawed.low <= perfect.low
+
+
+def test_each_metric_that_is_judged_has_a_method_with_a_name() -> None:
+    truth = np.arange(40) % 2
+    scores = np.column_stack([1 - truth, truth]).astype(float)
+    for task in ("binary", "multiclass"):
+        judged = against_chance(truth, scores, None, task=task)
+        assert "limits" in METHODS[judged.metric].format(called="images")
 
 
 def test_ways_to_deal_labels_are_those_within_and_among_subjects() -> None:

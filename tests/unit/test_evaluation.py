@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from pipeline.base.errors import InputError
+from pipeline.evaluation.chance import METHODS
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import EvaluationWorker, tasks_of
@@ -145,6 +146,7 @@ def test_metrics_say_whether_the_model_was_shown_to_be_better_than_chance(
     outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
     metrics = outcomes.metrics(0.5, Resampling(100), "blocks")
     assert metrics["against_chance"]["called"] == "blocks"
+    assert metrics["against_chance"]["method"] == METHODS["roc_auc"]
     told = [sentence for sentence in words.headline(metrics) if "better than chance" in sentence]
     assert bool(told) is not is_shown
     if told:

@@ -1,7 +1,6 @@
 """Metrics against scikit-learn, known numbers and their own definitions."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -10,14 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from pipeline.evaluation.definitions import binary_metrics, multiclass_metrics, weighted_binary
-from pipeline.evaluation.intervals import (
-    Resampling,
-    bootstrap_intervals,
-    percentile_limits,
-    resampled_weights,
-    subject_codes,
-    wilson_interval,
-)
+from pipeline.evaluation.intervals import Resampling, exact_interval, subject_codes, wilson_interval
 from pipeline.evaluation.metrics import (
     evaluate_binary,
     evaluate_multiclass,
@@ -70,7 +62,7 @@ def test_point_metrics_of_many_classes_are_those_of_scikit_learn() -> None:
 def test_metrics_of_a_resampled_set_are_those_of_the_set_with_its_images_repeated() -> None:
     labels, probabilities, subjects = cells(200, 12)
     codes, _ = subject_codes(subjects, 200)
-    weights = next(resampled_weights(codes, 5, seed=3))
+    weights = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=5)[:, codes].astype(float)
     fast = weighted_binary(labels, probabilities, 0.5)(weights)
     for row, weight in enumerate(weights.astype(int)):
         for name, value in reference(np.repeat(labels, weight), np.repeat(probabilities, weight), 0.5).items():
@@ -100,41 +92,9 @@ def test_precision_is_undefined_when_nothing_is_called() -> None:
     assert math.isnan(points["precision"]) and points["f1"] == 0.0
 
 
-def test_intervals_over_subjects_are_wider_than_over_images_that_share_subjects() -> None:
-    labels, probabilities, subjects = cells(1500, 25)
-    by_subject = bootstrap_intervals(labels, probabilities, subjects, 0.5)["roc_auc"]
-    by_image = bootstrap_intervals(labels, probabilities, None, 0.5)["roc_auc"]
-    assert by_subject.unit == "subject" and by_image.unit == "image"
-    assert by_subject.high - by_subject.low > 1.25 * (by_image.high - by_image.low)
-    assert by_subject.low < by_subject.value < by_subject.high
-
-
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(1)
-    covered = 0
-    for trial in range(100):
-        labels = np.repeat([0, 1], 150)
-        scores = rng.normal(labels * 1.5, 1)
-        interval = bootstrap_intervals(labels, scores, None, 0.5, resampling=Resampling(300, seed=trial))["roc_auc"]
-        covered += interval.low <= 0.8556 <= interval.high  # Phi(1.5 / sqrt 2)
-    assert covered >= 88
-
-
 def test_images_without_a_subject_among_known_subjects_stand_for_themselves() -> None:
     codes, unit = subject_codes(["a", None, "a", None], 4)
     assert unit == "subject" and codes.tolist() == [0, 1, 0, 2]
-
-
-def test_one_subject_gives_no_interval() -> None:
-    interval = bootstrap_intervals([0, 1, 1], [0.1, 0.8, 0.3], ["a"] * 3, 0.5)["accuracy"]
-    assert interval.value == pytest.approx(2 / 3) and math.isnan(interval.low)
-
-
-def test_a_perfect_proportion_is_not_claimed_as_certain() -> None:
-    labels, subjects = [0, 1] * 20, [f"s{k // 4}" for k in range(40)]
-    sensitivity = bootstrap_intervals(labels, [0.1, 0.9] * 20, subjects, 0.5)["sensitivity"]
-    assert sensitivity.value == 1.0
-    assert sensitivity.low == pytest.approx(wilson_interval(10, 10).low)
 
 
 @pytest.mark.parametrize(("name", "side"), [("sensitivity", 1), ("specificity", 0), ("roc_auc", 0), ("f1", 1)])
@@ -151,49 +111,17 @@ def test_a_side_with_one_subject_gives_no_interval(name: str, side: int) -> None
     assert any("come from one of the subjects" in warning for warning in report["warnings"])
 
 
-@search(40)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.6, 1.0]), st.sampled_from("abcd")),
-        min_size=2,
-        max_size=30,
-    )
-)
-def test_no_interval_is_without_width(rows: list[tuple[int, float, str]]) -> None:
-    labels, scores, subjects = (list(column) for column in zip(*rows, strict=True))
-    for interval in bootstrap_intervals(labels, scores, subjects, 0.5, resampling=Resampling(60)).values():
-        if not math.isnan(interval.low):
-            assert interval.low < interval.high and interval.low <= interval.value + 1e-9
-    report = evaluate_multiclass(labels, [[1 - s, s] for s in scores], class_names=["a", "b"], subjects=subjects)
-    for row in report["per_class"]:
-        for name in ("precision", "recall", "f1", "roc_auc"):
-            assert row[name]["low"] is None or row[name]["low"] < row[name]["high"]
-
-
-def test_a_perfect_ranking_is_not_claimed_as_certain() -> None:
-    """Newcombe 2006: the lower limit is where (1 - theta)^2 = z^2 var(theta)."""
-    labels, subjects = [0, 1] * 20, [f"{k % 2}{k // 4}" for k in range(40)]
-    area = bootstrap_intervals(labels, [0.1, 0.9] * 20, subjects, 0.5)["roc_auc"]
-    assert area.value == area.high == 1.0
-    sides, theta = 10, area.low
-    others = sides - 1
-    spread = 1 + others * ((1 - theta) / (2 - theta) + theta / (1 + theta))
-    assert (1 - theta) ** 2 == pytest.approx(1.959964**2 * theta * (1 - theta) * spread / sides**2, rel=1e-4)
-    turned = bootstrap_intervals(labels, [0.9, 0.1] * 20, subjects, 0.5)["roc_auc"]
-    assert (turned.low, turned.high) == (0.0, pytest.approx(1 - area.low))
-
-
-def test_a_thousand_replicates_of_three_thousand_images_take_seconds() -> None:
-    labels, probabilities, subjects = cells(3000, 100)
-    start = time.perf_counter()
-    bootstrap_intervals(labels, probabilities, subjects, 0.5)
-    assert time.perf_counter() - start < 15
-
-
 def test_wilson_interval_of_known_counts() -> None:
     interval = wilson_interval(81, 263)
     assert (interval.low, interval.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
     assert wilson_interval(0, 20).low == 0.0 and math.isnan(wilson_interval(0, 0).value)
+
+
+def test_exact_interval_of_known_counts() -> None:
+    interval = exact_interval(81, 263)
+    assert (interval.low, interval.high) == pytest.approx((0.2527, 0.3676), abs=1e-4)  # Newcombe 1998, table I
+    assert exact_interval(3, 3).low == pytest.approx(0.025 ** (1 / 3)) and exact_interval(3, 3).high == 1.0
+    assert math.isnan(exact_interval(0, 0).value)
 
 
 def test_calibration_error_is_near_zero_for_honest_probabilities_and_large_for_overconfident_ones() -> None:
@@ -221,26 +149,6 @@ def test_binary_evaluation_counts_everything_once() -> None:
     assert sum(row["support"] for row in result["per_class"]) == 600
     assert result["review"]["images"] == ((probabilities >= 0.4) & (probabilities < 0.6)).sum()
     assert result["metrics"]["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(labels, probabilities))
-
-
-def test_a_group_has_the_intervals_that_it_would_have_alone_over_its_subjects() -> None:
-    labels, probabilities, subjects = cells()
-    sites = ["north" if int(subject[1:]) % 3 else "south" for subject in subjects]
-    result = evaluate_binary(
-        labels, probabilities, threshold=0.5, subjects=subjects, slices={"site": sites, "subject": subjects},
-        resampling=Resampling(50),
-    )  # fmt: skip
-    for row in result["slices"]["site"]:
-        here = np.array(sites) == row["value"]
-        names = [subject for subject, is_here in zip(subjects, here, strict=True) if is_here]
-        alone = evaluate_binary(
-            labels[here], probabilities[here], threshold=0.5, subjects=names, resampling=Resampling(50)
-        )
-        assert row["subjects"] == alone["subjects"] == len(set(names))
-        assert row["accuracy"] == alone["metrics"]["accuracy"] and row["accuracy"]["unit"] == "subject"
-        assert row["intervals"] == {name: alone["metrics"][name] for name in ("sensitivity", "specificity", "roc_auc")}
-    for row in result["slices"]["subject"]:  # one subject says nothing of others
-        assert row["accuracy"]["unit"] == "image" and row["intervals"] == {}
 
 
 def test_a_group_of_many_classes_has_its_accuracy_over_subjects() -> None:
@@ -286,13 +194,6 @@ def test_tables_of_a_binary_evaluation_are_those_of_scikit_learn() -> None:
         assert row["accuracy"]["value"] == pytest.approx(plain["accuracy"])
         for name in ("sensitivity", "specificity", "roc_auc"):
             assert row[name] == (None if math.isnan(plain[name]) else pytest.approx(plain[name]))
-
-
-def test_limits_of_a_metric_that_most_samples_leave_undefined_are_not_told() -> None:
-    half = np.array([0.1, 0.2, 0.3, np.nan, np.nan, np.nan])
-    assert percentile_limits(half, 0.95) == pytest.approx((0.105, 0.295))
-    assert np.isnan(percentile_limits(np.append(half, np.nan), 0.95)).all()
-    assert np.isnan(percentile_limits(np.array([]), 0.95)).all()
 
 
 def test_multiclass_evaluation_equals_scikit_learn() -> None:

@@ -59,10 +59,12 @@ def test_a_threshold_is_told_with_its_images_its_interval_and_what_its_ends_woul
         "for another laboratory, stain or microscope nothing was measured."
     )
     assert threshold == (
-        "The threshold is 0.600 (95 % CI 0.350 – 0.850), chosen on 332 validation images of 35 blocks; between its "
-        "limits of 100 diseased ones here 25 to 75 are found, of 100 healthy ones here 0 to 50 raise an alarm."
+        "The threshold is 0.600 (95 % CI 0.350 – 0.850, percentile bootstrap), chosen on 332 validation images of 35 "
+        "blocks; between its limits of 100 diseased ones here 25 to 75 are found, of 100 healthy ones here 0 to 50 "
+        "raise an alarm."
     )
-    assert temperature == "The temperature of the probabilities is 1.050 (0.700 – 1.400), from the same images."
+    assert temperature == "The temperature of the probabilities is 1.050, from the same images."
+    assert (record["temperature"]["low"], record["temperature"]["high"]) == (None, None)  # though this bundle has some
 
 
 def test_a_threshold_chosen_here_rests_on_the_validation_images_of_this_manifest() -> None:
@@ -82,7 +84,7 @@ def test_a_threshold_chosen_here_rests_on_the_validation_images_of_this_manifest
 
 def test_limits_of_a_chosen_threshold_narrow_with_subjects() -> None:
     widths = []
-    for subjects in (10, 200):
+    for subjects in (20, 200):
         rng = np.random.default_rng(1)
         labels = np.arange(subjects) % 2
         values = (0.5 * labels + rng.uniform(0, 0.5, subjects)).clip(0, 1)
@@ -100,12 +102,24 @@ def test_a_bundle_that_does_not_say_claims_nothing() -> None:
         assert temperature_of(info).images is None
 
 
-def test_one_subject_gives_no_limits_and_that_is_said() -> None:
-    lone = CALIBRATION | {"units": 1, "threshold": {"value": 0.6, "low": None, "high": None}}
-    info = bundle_info(calibration=lone)
+@pytest.mark.parametrize("units", [1, 19])
+def test_few_subjects_give_no_limits_and_that_is_said(units: int) -> None:
+    info = bundle_info(calibration=CALIBRATION | {"units": units})  # of a version that told limits of any number
+    outcomes = outcomes_of(info, [0.9, 0.1], [1, 0])
+    record = reach(info, manifest_of(outcomes), "test", outcomes, threshold_of(info))
+    told = words.reach(record)
+    assert record["threshold"]["low"] is None and record["threshold"]["at_low"] is None
+    assert f"of {units} blocks, too few to say how far others would have moved it." in told[1]
+    chosen = threshold_limits(np.arange(units) % 2, np.linspace(0, 1, units), [f"s{k}" for k in range(units)], 0.8)
+    assert (chosen.low, chosen.high) == (None, None)
+
+
+def test_no_number_of_subjects_is_blamed_for_a_temperature_without_limits() -> None:
+    """None has any: percentile limits of temperatures hold too seldom."""
+    info = bundle_info(positive_classes=())
     outcomes = outcomes_of(info, [0.9, 0.1], [1, 0])
     told = words.reach(reach(info, manifest_of(outcomes), "test", outcomes, threshold_of(info)))
-    assert "of 1 blocks, too few to say how far others would have moved it." in told[1]
+    assert told[1] == "The temperature of the probabilities is 1.050, chosen on 332 validation images of 35 blocks."
 
 
 def test_without_classes_of_disease_there_is_no_threshold_to_tell_of() -> None:

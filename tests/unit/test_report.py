@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.evaluation.chance import METHODS
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.prevalence import predictive_values
@@ -39,7 +40,7 @@ def binary(images: int = 300) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return labels, probabilities, [f"s{k}" for k in rng.integers(0, 30, images)]
 
 
-def binary_content(**changes: Any) -> dict[str, Any]:
+def binary_content(units: str = "subjects", **changes: Any) -> dict[str, Any]:
     labels, probabilities, subjects = binary()
     metrics = evaluate_binary(
         labels,
@@ -47,6 +48,7 @@ def binary_content(**changes: Any) -> dict[str, Any]:
         threshold=0.4,
         subjects=subjects,
         slices={"subject": subjects},
+        units=units,
         review_band=(0.3, 0.6),
         resampling=Resampling(50),
     )
@@ -157,18 +159,15 @@ def test_report_names_the_epoch_that_the_model_has() -> None:
 
 
 def test_report_counts_blocks_as_blocks_and_claims_only_what_is_known() -> None:
-    content = binary_content(basis="; nothing is known")
-    content["metrics"]["intervals"]["called"] = "blocks"
-    claim = Outline(render_report(**content)).text
-    assert "of 30 blocks; nothing is known" in claim and "resamplings of blocks" in " ".join(claim.split())
+    claim = Outline(render_report(**binary_content("blocks", basis="; nothing is known"))).text
+    assert "of 30 blocks; nothing is known" in claim
+    assert "Intervals: 95 %, Bayesian bootstrap over blocks, one adverse block added" in " ".join(claim.split())
     assert "took no part in training" not in claim
 
 
 def test_blocks_are_not_called_subjects_anywhere() -> None:
-    content = binary_content()
-    content["metrics"]["intervals"]["called"] = "blocks"
-    text = Outline(render_report(**content)).text
-    assert "By block" in text and "By subject" not in text and "with other blocks like these" in text
+    text = Outline(render_report(**binary_content(units="blocks"))).text
+    assert "By block" in text and "By subject" not in text and "of other blocks like these" in text
     assert "subject" not in text.replace(PROVENANCE["Split rule"], "").lower()
 
 
@@ -207,15 +206,21 @@ def test_headline_says_when_nothing_is_shown_to_be_better_than_chance() -> None:
     judged = AgainstChance(
         metric="balanced_accuracy", value=0.3, chance=0.25, low=0.2, high=0.4, confidence=0.95, unit="image", units=200
     )
-    content["metrics"]["against_chance"] = judged.model_dump()
+    method = METHODS["balanced_accuracy"].format(called="images")
+    content["metrics"]["against_chance"] = judged.model_dump() | {"method": method}
     content["metrics"]["metrics"]["balanced_accuracy"] = {"value": 0.3, "low": 0.22, "high": 0.38}
     sentence = "Not shown to be better than chance on these images: Balanced accuracy 0.300 (0.220 – 0.380), guessing"
     assert sentence in Outline(render_report(**content)).text
-    shown = judged.model_copy(update={"low": 0.26}).model_dump()
-    assert "better than chance" not in " ".join(words.headline(content["metrics"] | {"against_chance": shown}))
+    shown = judged.model_copy(update={"low": 0.26}).model_dump() | {"method": method}
+    assert words.headline(content["metrics"] | {"against_chance": shown})[-1] == (
+        f"Better than chance on these images (0.260 – 0.400 by {method}), though the interval of the tables, wider by "
+        "one adverse image, holds guessing too: Balanced accuracy 0.300 (0.220 – 0.380), guessing gives 0.25."
+    )
     narrow = content["metrics"]["metrics"] | {"balanced_accuracy": {"value": 0.3, "low": 0.27, "high": 0.33}}
-    assert "(by stricter limits, 0.200 – 0.400)" in words.headline(content["metrics"] | {"metrics": narrow})[-1]
-    untold = judged.model_copy(update={"low": None, "high": None, "untold": "too few"}).model_dump()
+    assert words.headline(content["metrics"] | {"metrics": narrow})[-1].endswith(f" (0.200 – 0.400 by {method}).")
+    both = content["metrics"] | {"metrics": narrow, "against_chance": shown}
+    assert "better than chance" not in " ".join(words.headline(both)).lower()
+    untold = judged.model_copy(update={"low": None, "high": None, "untold": "too few"}).model_dump() | {"method": ""}
     assert words.headline(content["metrics"] | {"against_chance": untold})[-1].endswith("gives 0.25 (too few).")
 
 
@@ -239,6 +244,29 @@ def test_report_tells_what_colour_reaches_or_why_that_is_not_known() -> None:
     assert "It learnt from 1,000 of the 1,578 training images" in text and "0.9100.850 – 0.960" in text
     unchecked = Outline(render_report(**binary_content(shortcut={"why_not": "there is no train split"}))).text
     assert "Not checked: there is no train split." in unchecked
+
+
+def test_each_table_with_intervals_names_their_method() -> None:
+    """And the explanation holds for what the intervals are over."""
+    found = {"value": 0.91, "low": 0.85, "high": 0.96}
+    shortcut = {
+        "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "border": found, "whole": found,
+        "model": found,
+    }  # fmt: skip
+    content = binary_content(shortcut=shortcut)
+    sides = content["metrics"]["metrics"]
+    content["metrics"]["predictive_values"] = predictive_values(sides["sensitivity"], sides["specificity"], [0.1])
+    ours = "Bayesian bootstrap over subjects, one adverse subject added"
+    page = " ".join(Outline(render_report(**content)).text.replace("\N{NO-BREAK SPACE}", " ").split())
+    sections = ("All metrics", "Class by class", "What colour alone tells", "By subject", "What an answer means")
+    at = {name: page.index(name) for name in sections}
+    for name in ("All metrics", "Class by class", "What colour alone tells"):
+        assert ours in page[at[name] : at[name] + 600], name
+    assert "Clopper and Pearson, over the images of each group" in page[at["By subject"] :]
+    assert "those of sensitivity and specificity above" in page[at["What an answer means"] :]
+    assert f"upright, the 95 % interval, {ours}." in page
+    assert "Of 100 test sets of other subjects like these" in page and "Wilson" not in page and "Newcombe" not in page
+    assert "sets of other images like these" in Outline(render_report(**multiclass_content())).text
 
 
 def test_headline_tells_what_goes_to_a_person() -> None:

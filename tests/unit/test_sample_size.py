@@ -1,12 +1,12 @@
 """How many subjects and images a figure needs, in words."""
 
-from pipeline.evaluation.intervals import wilson_interval
+from pipeline.evaluation.intervals import exact_interval
 from pipeline.evaluation.sample_size import enough_units, few_of
 
 
 def test_enough_is_the_first_number_of_tens_whose_interval_is_narrow() -> None:
     enough = enough_units()
-    wide, narrow = (wilson_interval(9 * units // 10, units) for units in (enough - 10, enough))
+    wide, narrow = (exact_interval(9 * units // 10, units) for units in (enough - 10, enough))
     assert 0.9 - narrow.low <= 0.1 < 0.9 - wide.low
 
 

@@ -1,7 +1,7 @@
 """What colour alone tells: learnt from training images, judged on others, silent only where it says nothing."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,34 @@ def test_few_subjects_in_the_test_do_not_silence_it() -> None:
     found = judged(split_of("train", levels), split_of("test", levels, images=12))
     assert found.border is not None and found.border["value"] == 1.0
     assert "border alone" in found.notes()[0]
+
+
+@pytest.mark.parametrize(("pure", "above"), [(6, True), (4, None)])
+def test_subjects_of_one_class_each_do_not_silence_it_though_the_interval_holds_guessing(
+    pure: int, above: bool | None
+) -> None:
+    """Three right of three a class are no luck; two of two may be, but then no answers could show more."""
+    levels: dict[int, tuple[float, ...]] = {0: (100.0,), 1: (160.0,)}
+    test = [
+        (replace(each, subject_id=f"{each.label}{k // 2 % (pure // 2)}"), colours)
+        for k, (each, colours) in enumerate(split_of("test", levels))
+    ]
+    found = judged(split_of("train", levels), test)
+    assert found.border is not None and found.border["value"] == 1.0 and found.border["low"] < 0.5
+    assert found.border["above_guessing"] is above and "border alone" in found.notes()[0]
+
+
+def test_luck_of_many_subjects_is_no_warning() -> None:
+    """Above a fifth of the way to no error, but no further than guesses of twelve subjects go."""
+    said = {0: (100.0, 100.0, 160.0), 1: (160.0, 160.0, 100.0)}
+    levels: dict[int, tuple[float, ...]] = {0: (100.0,), 1: (160.0,)}
+    test = [
+        (replace(each, subject_id=f"{each.label}{k // 2 % 6}"), colours)
+        for k, (each, colours) in enumerate(split_of("test", said, 12))
+    ]
+    found = judged(split_of("train", levels), test)
+    assert found.border is not None and found.border["value"] == pytest.approx(2 / 3)
+    assert found.border["above_guessing"] is False and found.notes() == []
 
 
 def test_colours_that_part_the_classes_of_the_test_alone_are_no_shortcut_of_the_model() -> None:

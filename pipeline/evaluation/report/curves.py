@@ -8,15 +8,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
+from pipeline.evaluation.adverse import Parts, interval_of, limits, share
 from pipeline.evaluation.definitions import Floats, equal_mass_bins
-from pipeline.evaluation.intervals import wilson_interval
+from pipeline.evaluation.intervals import Resampling, known_or_none, subject_codes
 
 MAX_POINTS = 400
 HISTOGRAM_BINS = 40
 RELIABILITY_BINS = 10
 
 
-def binary_curves(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
+def binary_curves(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    subjects: Sequence[str | None] | None = None,
+    resampling: Resampling = Resampling(),
+) -> dict[str, Any]:
     """ROC, precision-recall, histogram of scores by class and reliability of a two-class model.
 
     A curve that needs a class the split lacks is None.
@@ -28,16 +34,22 @@ def binary_curves(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]
         "roc": _roc(truth == 1, scores),
         "pr": _precision_recall(truth == 1, scores),
         "histogram": {"edges": edges.tolist(), "negative": counts[0], "positive": counts[1]},
-        "reliability": _reliability(truth == 1, scores),
+        "reliability": _reliability(truth == 1, scores, subjects, resampling),
     }
 
 
-def multiclass_curves(labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str]) -> dict[str, Any]:
+def multiclass_curves(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str],
+    subjects: Sequence[str | None] | None = None,
+    resampling: Resampling = Resampling(),
+) -> dict[str, Any]:
     """One-vs-rest ROC of every class, and the reliability of the probability of the class called."""
     truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
     return {
         "roc_by_class": {name: _roc(truth == k, scores[:, k]) for k, name in enumerate(class_names)},
-        "reliability": _reliability(scores.argmax(axis=1) == truth, scores.max(axis=1)),
+        "reliability": _reliability(scores.argmax(axis=1) == truth, scores.max(axis=1), subjects, resampling),
     }
 
 
@@ -62,23 +74,28 @@ def _precision_recall(positive: Any, scores: Floats) -> dict[str, Any] | None:
     }
 
 
-def _reliability(happened: Any, scores: Floats) -> list[dict[str, float]]:
-    """Bins of equally many images: mean, lowest and highest probability, share that happened with its Wilson
-    interval, images.
+def _reliability(
+    happened: Any, scores: Floats, subjects: Sequence[str | None] | None, resampling: Resampling
+) -> list[dict[str, Any]]:
+    """Bins of equally many images: mean, lowest and highest probability, share that happened with its limits (or
+    None), images.
     """
     bins = equal_mass_bins(scores, RELIABILITY_BINS)
+    codes, unit = subject_codes(subjects, len(scores))
+    in_bin = {int(k): bins == k for k in np.unique(bins)}
+    shares: Parts = {k: share(codes, happened & rows, rows) for k, rows in in_bin.items()}
+    found = limits(shares, int(codes.max()) + 1, resampling)
     points = []
-    for k in np.unique(bins):
-        rows = bins == k
-        share = wilson_interval(int(happened[rows].sum()), int(rows.sum()))
+    for k, rows in in_bin.items():
+        told = interval_of(float(happened[rows].mean()), found[k], unit)
         points.append(
             {
                 "probability": float(scores[rows].mean()),
                 "lowest": float(scores[rows].min()),
                 "highest": float(scores[rows].max()),
-                "share": share.value,
-                "low": share.low,
-                "high": share.high,
+                "share": told.value,
+                "low": known_or_none(told.low),
+                "high": known_or_none(told.high),
                 "images": int(rows.sum()),
             }
         )

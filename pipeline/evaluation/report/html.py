@@ -198,9 +198,11 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
     if curves.get("reliability"):
         positive = words.disease_words(metrics["class_names"])[1] if metrics["task"] == "binary" else None
         label = f"Share truly {positive}" if positive else "Share rightly named"
+        method = metrics["intervals"]
         caption = (
             "On the diagonal, a probability of 80 % is right in 80 of 100 images. Each point is a group of equally "
-            "many images: across, the probabilities that it spans; upright, the 95 % Wilson interval over images."
+            "many images: across, the probabilities that it spans; upright, the "
+            f"{100 * method['confidence']:g} % interval, {method['method']}."
         )
         pictures.append(Picture(plots.reliability(curves["reliability"], label), "Calibration", caption))
     return pictures

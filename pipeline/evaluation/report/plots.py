@@ -187,11 +187,11 @@ def _threshold(axes: Axes, threshold: float, band: tuple[float, float] | None, h
     axes.text(threshold + shift, height, note, ha=side)
 
 
-def reliability(points: Sequence[Mapping[str, float]], share_label: str) -> str:
+def reliability(points: Sequence[Mapping[str, Any]], share_label: str) -> str:
     """Share that happened over the probability given; the diagonal is perfect honesty.
 
-    A point a bin, with its 95 % Wilson interval and the probabilities it spans. No line joins them: between two bins
-    there may be no image at all.
+    A point a bin, with its interval where it has one and the probabilities it spans. No line joins them: between two
+    bins there may be no image at all.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _unit_square("Probability given", share_label)
@@ -199,10 +199,9 @@ def reliability(points: Sequence[Mapping[str, float]], share_label: str) -> str:
         axes.text(0.60, 0.52, "perfectly calibrated", color=MUTED, fontsize=8.5, rotation=45, rotation_mode="anchor")
         x = np.array([point["probability"] for point in points])
         y = np.array([point["share"] for point in points])
-        bars, spans = (
-            np.maximum([at - [point[low] for point in points], [point[high] for point in points] - at], 0)
-            for at, low, high in ((y, "low", "high"), (x, "lowest", "highest"))
-        )
+        limits = {end: [point["share" if point[end] is None else end] for point in points] for end in ("low", "high")}
+        bars = np.maximum([y - limits["low"], limits["high"] - y], 0)
+        spans = np.maximum([x - [point["lowest"] for point in points], [point["highest"] for point in points] - x], 0)
         axes.errorbar(x, y, yerr=bars, xerr=spans, fmt="none", ecolor=ACCENT, elinewidth=1, alpha=0.55)
         axes.plot(x, y, "o", color=ACCENT, markersize=5, clip_on=False)
         return _svg(figure, "reliability")
