@@ -5,7 +5,7 @@ did not see it. Then they are of other models than the one that is shipped, whos
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -214,6 +214,18 @@ class Calibration:
             "confidence": CONFIDENCE,
             **spreads,
         }
+
+
+def spread_in(record: Mapping[str, Any], name: str) -> Spread | None:
+    """What a bundle keeps of 'temperature' or 'threshold', by `Calibration.record`; None where it keeps nothing.
+
+    Limits that bundles from between two releases hold of fewer subjects, or of temperatures, are left out.
+    """
+    found = record.get(name)
+    if found is None:
+        return None
+    has_limits = name == "threshold" and record["units"] >= FEWEST_UNITS
+    return Spread(found["value"], *((found["low"], found["high"]) if has_limits else (None, None)))
 
 
 def calibrate(

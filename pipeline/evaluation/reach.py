@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline.evaluation.calibration import CONFIDENCE, FEWEST_UNITS, Spread, threshold_limits
+from pipeline.evaluation.calibration import CONFIDENCE, Spread, spread_in, threshold_limits
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.intervals import known_or_none, subject_codes
 from pipeline.evaluation.outcomes import Outcomes
@@ -61,13 +61,11 @@ def threshold_of(info: BundleInfo) -> Chosen:
 
 
 def _of_bundle(info: BundleInfo, name: str, value: float, rule: str) -> Chosen:
-    found = info.calibration.get(name)
-    if found is None or found["value"] != value:  # of a version that kept nothing, or set by hand
+    spread = spread_in(info.calibration, name)
+    if spread is None or spread.value != value:  # of a version that kept nothing, or set by hand
         return Chosen(Spread(value, None, None), rule or "the bundle's", info.calibrated_on)
     told = info.calibration
     called = told.get("called") or f"{told['unit']}s"
-    has_limits = name == "threshold" and told["units"] >= FEWEST_UNITS  # bundles may hold others, of no known coverage
-    spread = Spread(value, *((found["low"], found["high"]) if has_limits else (None, None)))
     return Chosen(spread, rule, info.calibrated_on, told["images"], told["units"], called, told["confidence"])
 
 

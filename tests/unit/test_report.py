@@ -378,5 +378,18 @@ def test_card_says_at_its_top_that_a_model_was_not_shown_to_be_better_than_chanc
     assert "| Against chance | better than chance (0.5)" in shown and "not shown" not in shown.lower()
 
 
+@pytest.mark.parametrize(
+    ("units", "told"), [(20, "; threshold 0.350 to 0.850 over 20 blocks (95 %, percentile bootstrap)"), (19, "")]
+)
+def test_card_tells_limits_of_the_threshold_from_as_many_subjects_as_tell_them(units: int, told: str) -> None:
+    calibration = {
+        "images": 332, "units": units, "unit": "subject", "called": "blocks", "confidence": 0.95,
+        "temperature": {"value": 1.05, "low": 0.7, "high": 1.4},
+        "threshold": {"value": 0.6, "low": 0.35, "high": 0.85},
+    }  # fmt: skip
+    line = next(line for line in render_card(info(calibration=calibration)).splitlines() if "Calibrated on" in line)
+    assert line == f"| Calibrated on | validation images (332){told} |"
+
+
 def test_card_before_evaluation_says_so() -> None:
     assert "Not evaluated on a test split yet" in render_card(info())

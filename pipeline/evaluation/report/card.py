@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.evaluation.calibration import spread_in
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import words
 from pipeline.evaluation.report.html import environment
@@ -40,14 +41,13 @@ def render_card(
 
 
 def _spreads(calibration: Mapping[str, Any]) -> str:
-    """How many images temperature and threshold rest on, and their limits; empty for bundles that do not say."""
+    """How many images temperature and threshold rest on, with limits of the latter; empty where a bundle is silent."""
     if not calibration:
         return ""
-    limits = [
-        f"; {name} {words.number(found['low'])} to {words.number(found['high'])}"
-        for name in ("temperature", "threshold")
-        if (found := calibration.get(name)) and found["low"] is not None
-    ]
+    images, threshold = f" ({calibration['images']:,})", spread_in(calibration, "threshold")
+    if threshold is None or threshold.low is None:
+        return images
     called = calibration.get("called") or f"{calibration['unit']}s"
-    over = f" over {calibration['units']} {called} ({100 * calibration['confidence']:g} %)"
-    return f" ({calibration['images']:,})" + "".join(limits) + (over if limits else "")
+    limits = f"{words.number(threshold.low)} to {words.number(threshold.high)}"
+    percent = f"{100 * calibration['confidence']:g} %"
+    return f"{images}; threshold {limits} over {calibration['units']} {called} ({percent}, percentile bootstrap)"
