@@ -44,7 +44,7 @@ def random_changes() -> list[torch.nn.Module]:
     return [
         v2.RandomHorizontalFlip(),
         QuarterTurn(),
-        v2.RandomAffine(0, translate=(shift, shift), scale=(1 / zoom, zoom), interpolation=mode),
+        v2.RandomAffine(STRENGTH.rotation, translate=(shift, shift), scale=(1 / zoom, zoom), interpolation=mode),
         v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.2))], p=STRENGTH.blur),
         Stain(),
     ]
