@@ -10,7 +10,7 @@ from pipeline.base.cluster import alive_nodes, connected
 from pipeline.base.machine import nvidia_cards, usable_cores
 from pipeline.base.resources import ClusterPlan, Node, check
 from pipeline.base.text import human_time
-from pipeline.model.registry import ModelFolder
+from pipeline.model.registry import RUNS, ModelFolder
 from pipeline.storage.uris import join
 from pipeline.training.preview import augmentation_sheet, png
 from pipeline.training.rehearsal import Rehearsal, rehearse
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What decides the model, by the names of options
 _SETTINGS = ("weights", *(each.name for each in fields(Settings)))
 _DECIDING = [name for name in _SETTINGS if name in TrainConfig.model_fields]
-_SHEET = ".runs/dry-run.png"
+_SHEET = f"{RUNS}/dry-run.png"
 
 
 def planned(config: TrainConfig) -> ClusterPlan:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.base.errors import UsageError
 from pipeline.evaluation.definitions import Floats, Ints, binary_arrays
-from pipeline.evaluation.intervals import subject_codes
+from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.model.prediction import probabilities
 
 CalibratedOn = Literal["validation", "out-of-fold"]
@@ -210,7 +210,7 @@ class Calibration:
             "images": len(self.values),
             "units": self.units,
             "unit": self.unit,
-            "called": self.called if self.unit == "subject" else "images",
+            "called": called_units(self.unit, self.called),
             "confidence": CONFIDENCE,
             **spreads,
         }
@@ -226,6 +226,11 @@ def spread_in(record: Mapping[str, Any], name: str) -> Spread | None:
         return None
     has_limits = name == "threshold" and record["units"] >= FEWEST_UNITS
     return Spread(found["value"], *((found["low"], found["high"]) if has_limits else (None, None)))
+
+
+def called_in(record: Mapping[str, Any]) -> str:
+    """What the units of such a record are called; older bundles do not say."""
+    return str(record.get("called") or f"{record['unit']}s")
 
 
 def calibrate(

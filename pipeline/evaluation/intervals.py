@@ -72,6 +72,11 @@ def exact_interval(successes: float, trials: float, confidence: float = 0.95) ->
     return Interval(successes / trials, low, high)
 
 
+def called_units(unit: str, called: str) -> str:
+    """Units in words: of a 'subject' as the manifest calls them (`called`), else images."""
+    return called if unit == "subject" else "images"
+
+
 def subject_codes(subjects: Sequence[str | None] | None, images: int) -> tuple[Ints, str]:
     """Cluster number of every image, and the unit resampled: 'subject', or 'image' where no subject is known.
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.adverse import FEWEST_UNITS, METHOD, Area, AveragePrecision, Bounded, mean_size, share
 from pipeline.evaluation.definitions import Floats, Ints
+from pipeline.evaluation.intervals import called_units
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,8 @@ def class_parts(answers: Answers, k: int) -> dict[str, Bounded | None]:
     is_class, is_called, codes = answers.truth == k, answers.called == k, answers.codes
     hits = is_class & is_called
     found = recall(answers, k)
-    size = mean_size(codes[is_class]) or mean_size(
-        codes
-    )  # not of what is called: more false alarms would make it larger
+    # not of what is called: more false alarms would make it larger
+    size = mean_size(codes[is_class]) or mean_size(codes)
     f1 = share(codes, 2.0 * hits, 1.0 * is_class + is_called, size=size, right=(2.0, 2.0))
     return {
         "recall": found,
@@ -119,5 +119,5 @@ def _has_sides(codes: Ints, positive: NDArray[np.bool_]) -> bool:
 
 def method_of(unit: str, called: str) -> str:
     """The method in words, for a table whose units are 'subject' (`called` as the manifest does) or 'image'."""
-    units = called if unit == "subject" else "images"
+    units = called_units(unit, called)
     return METHOD.format(units=units, unit=units.removesuffix("s"))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ImageRejected, InputError, UsageError
 from pipeline.evaluation.calibration import Threshold, threshold_for
 from pipeline.evaluation.chance import METHODS, against_chance
-from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.intervals import Resampling, called_units
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
@@ -94,7 +94,7 @@ class Outcomes:
             return None
         scores = self.classes[:, present]
         found = against_chance(targets, scores, self.subjects, task=self.info.task, called=units)
-        called = found.called if found.unit == "subject" else "images"
+        called = called_units(found.unit, found.called)
         return found.model_dump() | {"method": METHODS[found.metric].format(called=called)}
 
     def threshold_for(self, target_sensitivity: float) -> Threshold:

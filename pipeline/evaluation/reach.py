@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline.evaluation.calibration import CONFIDENCE, Spread, spread_in, threshold_limits
+from pipeline.evaluation.calibration import CONFIDENCE, Spread, called_in, spread_in, threshold_limits
 from pipeline.evaluation.definitions import binary_metrics
-from pipeline.evaluation.intervals import known_or_none, subject_codes
+from pipeline.evaluation.intervals import called_units, known_or_none, subject_codes
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.model.bundle import BundleInfo
 from pipeline.sources.manifest import Manifest
@@ -65,8 +65,8 @@ def _of_bundle(info: BundleInfo, name: str, value: float, rule: str) -> Chosen:
     if spread is None or spread.value != value:  # of a version that kept nothing, or set by hand
         return Chosen(Spread(value, None, None), rule or "the bundle's", info.calibrated_on)
     told = info.calibration
-    called = told.get("called") or f"{told['unit']}s"
-    return Chosen(spread, rule, info.calibrated_on, told["images"], told["units"], called, told["confidence"])
+    images, units = told["images"], told["units"]
+    return Chosen(spread, rule, info.calibrated_on, images, units, called_in(told), told["confidence"])
 
 
 def threshold_here(validation: Outcomes, target_sensitivity: float, called: str) -> Chosen:
@@ -75,7 +75,7 @@ def threshold_here(validation: Outcomes, target_sensitivity: float, called: str)
     assert validation.diseased is not None, "threshold_for has refused"
     spread = threshold_limits(validation.diseased, validation.probability, validation.subjects, target_sensitivity)
     codes, unit = subject_codes(validation.subjects, len(validation.truth))
-    units, named = int(codes.max()) + 1, called if unit == "subject" else "images"
+    units, named = int(codes.max()) + 1, called_units(unit, called)
     return Chosen(spread, found.rule, "validation", len(validation.truth), units, named)
 
 

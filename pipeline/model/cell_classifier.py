@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pipeline.model.seen import middle_of
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -61,8 +63,8 @@ def in_the_middle(images: Tensor, size: int | None) -> Tensor:
     """(B, S, S, 3) -> (B, size, size, 3); images that are no larger stay as they are."""
     if size is None or images.shape[1] <= size:
         return images
-    start = (images.shape[1] - size) // 2
-    return images[:, start : start + size, start : start + size]
+    middle = middle_of(images.shape[1], size)
+    return images[:, middle, middle]
 
 
 def _trains(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from pipeline.storage.uris import absolute, join
 
 POINTER = "best.json"
 POINTER_VERSION = 1
-_BESIDE = ".runs"  # where training keeps what is no bundle
+RUNS = ".runs"  # where training keeps what is no bundle
 _POINTING_S = 120.0  # longer than a lock outlives its process
 
 
@@ -94,7 +94,7 @@ class ModelFolder:
         one that was not. One run at a time does so: of two that end together neither judges by what the other replaces.
         """
         advice = "the bundle is whole; see `leukoray promote --list`"
-        with locked(join(absolute(self.uri), _BESIDE), "best.json", self.stores, _POINTING_S, advice):
+        with locked(join(absolute(self.uri), RUNS), "best.json", self.stores, _POINTING_S, advice):
             verdict = self._judge(bundle)
             if verdict.is_best:
                 self.point_to(bundle)

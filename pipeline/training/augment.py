@@ -52,11 +52,10 @@ def augment(images: Tensor, draws: Tensor, strength: Strength = Strength(), size
         return images[:, :size, :size]
     changed = _turned(images, draws[:, _TURN]) if strength.turn else images
     draws = draws.to(images.device)
-    pixels = changed.permute(0, 3, 1, 2).float()  # (B, 3, S, S)
-    if strength.rotation or strength.zoom or strength.shift:
+    is_moved = bool(strength.rotation or strength.zoom or strength.shift)
+    pixels = (changed if is_moved else in_the_middle(changed, size)).permute(0, 3, 1, 2).float()  # (B, 3, S, S)
+    if is_moved:
         pixels = _moved(pixels, draws, strength, size)
-    else:
-        pixels = in_the_middle(changed, size).permute(0, 3, 1, 2).float()
     if strength.blur:
         pixels = _blurred(pixels, draws, strength.blur)
     pixels = _stained(pixels, draws, strength)

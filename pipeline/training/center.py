@@ -6,29 +6,28 @@ the one that says most of subjects that the probe did not learn from is taken. C
 network looks at them: the features are always those of the default network, at its size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.base.errors import ImageRejected, UsageError
-from pipeline.images.load import load_image
+from pipeline.base.errors import UsageError
 from pipeline.model.architectures import build
 from pipeline.model.feature_graph import features_graph
-from pipeline.model.seen import seen_size, size_to_decode
+from pipeline.model.seen import middle_of, seen_size, size_to_decode
 from pipeline.model.starting_weights import is_installed, start_from
-from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.rows import read_rows
 from pipeline.storage.stores import Stores
+from pipeline.training.features import session_of
 from pipeline.training.folds import groups_of
 from pipeline.training.linear import held_out_losses, weigh
+from pipeline.training.preview import read_images
 from pipeline.training.recipe import KNOWN, KNOWN_SIZE
-from pipeline.training.rows import LabelledRows, TargetRow
+from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
 from pipeline.training.teacher import Teacher
 
@@ -93,21 +92,28 @@ def choose_center(train: pa.Table, groups: NDArray[np.int64], settings: Settings
     if train.num_rows < _FEWEST_IMAGES:
         return Seen(1.0, f"there are fewer than {_FEWEST_IMAGES} training images to choose less by")
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(train.num_rows)[:MOST_IMAGES])
-    images, targets, rows = _decoded(train.take(pa.array(chosen)), settings, stores)
-    if len(rows) < _FEWEST_IMAGES:
+    decoded = replace(settings, input_size=size_to_decode(KNOWN_SIZE, min(WIDTHS)))  # what the narrowest needs
+    read = sorted(read_images(train.take(pa.array(chosen)), decoded, stores), key=lambda found: found[0].image_id)
+    if len(read) < _FEWEST_IMAGES:
         return Seen(1.0, f"fewer than {_FEWEST_IMAGES} of the images tried can be used")
-    session = _session()
-    weighed = weigh(settings, targets) if len(np.unique(targets)) == len(settings.classes) else None
-    if weighed is None:
+    targets = np.array([row.target for row, _ in read], np.int64)
+    if len(np.unique(targets)) < len(settings.classes):
         return Seen(1.0, "a class has none of the images tried")
-    losses = []
+    group_of = dict(zip(train["image_id"].to_pylist(), groups, strict=True))
+    of_read = np.array([group_of[row.image_id] for row, _ in read])
+    images, weighed, session, losses = (
+        np.stack([pixels for _, pixels in read]),
+        weigh(settings, targets),
+        _session(),
+        [],
+    )
     for width in WIDTHS:
         features = _features(session, images, width)
-        found = held_out_losses(features, targets, weighed, groups[chosen][rows], settings)
+        found = held_out_losses(features, targets, weighed, of_read, settings)
         if found is None:
             return Seen(1.0, "there are too few subjects to choose less by")
         losses.append(found)
-    return judged(np.stack(losses), groups[chosen][rows])
+    return judged(np.stack(losses), of_read)
 
 
 def judged(losses: NDArray[np.float64], groups: NDArray[np.int64]) -> Seen:
@@ -127,38 +133,16 @@ def judged(losses: NDArray[np.float64], groups: NDArray[np.int64]) -> Seen:
     )
 
 
-def _decoded(sample: pa.Table, settings: Settings, stores: Stores) -> tuple[Images, NDArray[np.int64], list[int]]:
-    """Images uint8 (N, S, S, 3) at the size that the narrowest needs, their targets, their rows of `sample`."""
-    size = size_to_decode(KNOWN_SIZE, min(WIDTHS))
-    row_of = {image_id: row for row, image_id in enumerate(sample["image_id"].to_pylist())}
-    found: dict[int, tuple[Images, int]] = {}
-    for fetched in fetch_rows(read_rows(sample, TargetRow), stores):
-        if fetched.data is None:
-            continue
-        try:
-            image = load_image(fetched.data, size, bit_depth=settings.bit_depth)
-        except ImageRejected:
-            continue  # training meets it again, and accounts for it
-        found[row_of[fetched.row.image_id]] = image.pixels, fetched.row.target
-    rows = sorted(found)
-    images = np.stack([found[row][0] for row in rows]) if rows else np.empty((0, size, size, 3), np.uint8)
-    return images, np.array([found[row][1] for row in rows], np.int64), rows
-
-
-def _session() -> onnxruntime.InferenceSession:
+def _session() -> Any:
     model = build(KNOWN, 1, "frozen")
     start_from(model, KNOWN, "imagenet")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    graph = features_graph(model, KNOWN_SIZE)
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return session_of(features_graph(model, KNOWN_SIZE), threads=0)
 
 
-def _features(session: onnxruntime.InferenceSession, images: Images, width: float) -> NDArray[np.float32]:
+def _features(session: Any, images: Images, width: float) -> NDArray[np.float32]:
     """(N, D) of the middle of the images, brought to the network's size."""
-    size = seen_size(images.shape[1], width)
-    start = (images.shape[1] - size) // 2
-    middles = images[:, start : start + size, start : start + size]
+    middle = middle_of(images.shape[1], seen_size(images.shape[1], width))
+    middles = images[:, middle, middle]
     to = (KNOWN_SIZE, KNOWN_SIZE)
     parts = []
     for at in range(0, len(images), _BATCH):

@@ -257,7 +257,7 @@ def extract(
     decoded = _decoded(rows, placed, cache, pixels, stores)
     usable = np.flatnonzero(pc.is_null(decoded.notes["code"]).to_numpy(zero_copy_only=False))
     values = np.zeros((len(decoded.images), len(halves), QUARTERS, network.width), np.float32)
-    session = _session(network.graph)
+    session = session_of(network.graph)
     for start, (number, half) in itertools.product(range(0, len(usable), _BATCH), enumerate(halves)):
         chosen = usable[start : start + _BATCH]
         images = decoded.images[chosen]
@@ -268,7 +268,7 @@ def extract(
 
 def seconds_an_image(network: Network, size: int, turns: int) -> float:
     """Of one core, on black images of `size` pixels."""
-    session, images = _session(network.graph), np.zeros((_BATCH, size, size, 3), np.uint8)
+    session, images = session_of(network.graph), np.zeros((_BATCH, size, size, 3), np.uint8)
     began = time.perf_counter()
     for _ in range(2):  # the first is warm-up
         began = time.perf_counter()
@@ -276,9 +276,10 @@ def seconds_an_image(network: Network, size: int, turns: int) -> float:
     return (time.perf_counter() - began) / _BATCH * turns
 
 
-def _session(graph: bytes) -> Any:
+def session_of(graph: bytes, threads: int = 1) -> Any:
+    """ONNX Runtime on CPUs; `threads` 0: all cores."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

@@ -19,6 +19,7 @@ from pipeline.training.settings import Settings
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_Asked = tuple[NDArray[np.float32], Ints, Floats]
 
 # What is tried, C; with a thousand features the optimum usually lies near 3e-3
 _STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -92,21 +93,15 @@ def choose_strength(
     Features (N, D) are means over turns, whose best strength is that of the turns and is found four times as fast, in
     single precision. From the usual one in steps to whatever neighbour is better: the loss has one valley.
     """
-    count = min(_FOLDS, len(np.unique(groups)))
-    folds = _folds(targets, groups, count, settings) if count > 1 else []
-    if not folds:
+    parts = _held_out(features, targets, weighed, groups, settings)
+    if not parts:
         return _USUAL, "the usual one: too few subjects to choose by"
-    mean, deviation = _scale(features.astype(np.float64))
-    values = ((features - mean) / deviation).astype(np.float32)
-    weights = weighed.of_class[targets]
-    parts = [(_Regression(values[~out], targets[~out], weights[~out], _ROUGH), out) for out in folds]
 
     def loss(number: int) -> float:
-        strength = _STRENGTHS[number]
-        return sum(part.loss(strength, values[out], targets[out], weights[out]) for part, out in parts)
+        return sum(float(part.losses(_STRENGTHS[number], *asked).sum()) for part, _, asked in parts)
 
     number, tried = _lowest(loss, _STRENGTHS.index(_USUAL), len(_STRENGTHS))
-    return _STRENGTHS[number], f"of {tried} tried, by {len(folds)} folds of the training subjects"
+    return _STRENGTHS[number], f"of {tried} tried, by {len(parts)} folds of the training subjects"
 
 
 def held_out_losses(
@@ -116,17 +111,31 @@ def held_out_losses(
 
     nan where no fold holds the image out; None where there are too few groups for any.
     """
+    parts, losses = _held_out(features, targets, weighed, groups, settings), np.full(len(targets), np.nan)
+    for part, out, asked in parts:
+        losses[out] = part.losses(_USUAL, *asked)
+    return losses if parts else None
+
+
+def _held_out(
+    features: NDArray[np.float32], targets: Ints, weighed: Weighed, groups: Ints, settings: Settings
+) -> "list[tuple[_Regression, NDArray[np.bool_], _Asked]]":
+    """For each fold a regression on the other groups, which images it holds out, and what `losses` takes of them.
+
+    In single precision; nothing where there are too few groups.
+    """
     count = min(_FOLDS, len(np.unique(groups)))
     folds = _folds(targets, groups, count, settings) if count > 1 else []
-    if not folds:
-        return None
     mean, deviation = _scale(features.astype(np.float64))
-    values = ((features - mean) / deviation).astype(np.float32)
-    weights, losses = weighed.of_class[targets], np.full(len(targets), np.nan)
-    for out in folds:
-        part = _Regression(values[~out], targets[~out], weights[~out], _ROUGH)
-        losses[out] = part.losses(_USUAL, values[out], targets[out], weights[out])
-    return losses
+    values, weights = ((features - mean) / deviation).astype(np.float32), weighed.of_class[targets]
+    return [
+        (
+            _Regression(values[~out], targets[~out], weights[~out], _ROUGH),
+            out,
+            (values[out], targets[out], weights[out]),
+        )
+        for out in folds
+    ]
 
 
 def _lowest(loss: Callable[[int], float], start: int, count: int) -> tuple[int, int]:
@@ -194,10 +203,6 @@ class _Regression:
             self._model.set_params(C=strength).fit(self._values, self._targets, sample_weight=self._weights)
         self.iterations = int(self._model.n_iter_.max())
         return self._model.coef_, self._model.intercept_
-
-    def loss(self, strength: float, values: NDArray[np.floating], targets: Ints, weights: Floats) -> float:
-        """The summed loss of other images."""
-        return float(self.losses(strength, values, targets, weights).sum())
 
     def losses(self, strength: float, values: NDArray[np.floating], targets: Ints, weights: Floats) -> Floats:
         """The losses of other images (N,)."""

@@ -80,10 +80,7 @@ def augmentation_sheet(rows: pa.Table, settings: Settings, stores: Stores, image
         [Tile(pixels, (settings.classes[row.target],)), *(Tile(each) for each in of_one)]
         for (row, pixels), of_one in zip(read, changed, strict=True)
     ]
-    return sheet(
-        lines,
-        f"left: images as they are; right of them: as training sees them, {settings.seen} px",
-    )
+    return sheet(lines, f"left: images as they are; right of them: as training sees them, {settings.seen} px")
 
 
 def sheet(lines: Sequence[Sequence[Tile]], title: str) -> Pixels:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.model.registry import ModelFolder
+from pipeline.model.registry import RUNS, ModelFolder
 from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import is_s3, join
 
-_RUNS = ".runs"
 _PUBLISHED = "published.json"
 _CHECKPOINT = "checkpoint_"  # how Ray Train names them
 STATE = "state.json"  # written last: a checkpoint that has it is whole
@@ -116,8 +115,8 @@ def held_run(model: ModelFolder, digest: str) -> Iterator[TrainingRun]:
 
 
 def _unfinished(model: ModelFolder, digest: str) -> str:
-    uri, attempt = join(model.uri, _RUNS, digest[:12]), 0
+    uri, attempt = join(model.uri, RUNS, digest[:12]), 0
     while model.stores.of(uri).head(join(uri, _PUBLISHED)) is not None:
         attempt += 1
-        uri = join(model.uri, _RUNS, f"{digest[:12]}-{attempt}")
+        uri = join(model.uri, RUNS, f"{digest[:12]}-{attempt}")
     return uri

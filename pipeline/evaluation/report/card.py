@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.calibration import spread_in
+from pipeline.evaluation.calibration import called_in, spread_in
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import words
 from pipeline.evaluation.report.html import environment
@@ -47,7 +47,6 @@ def _spreads(calibration: Mapping[str, Any]) -> str:
     images, threshold = f" ({calibration['images']:,})", spread_in(calibration, "threshold")
     if threshold is None or threshold.low is None:
         return images
-    called = calibration.get("called") or f"{calibration['unit']}s"
     limits = f"{words.number(threshold.low)} to {words.number(threshold.high)}"
-    percent = f"{100 * calibration['confidence']:g} %"
-    return f"{images}; threshold {limits} over {calibration['units']} {called} ({percent}, percentile bootstrap)"
+    units, percent = f"{calibration['units']} {called_in(calibration)}", f"{100 * calibration['confidence']:g} %"
+    return f"{images}; threshold {limits} over {units} ({percent}, percentile bootstrap)"
