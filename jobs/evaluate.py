@@ -109,7 +109,8 @@ def outcomes_of(
 def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     """Print the result; fail when too many images could not be read."""
     print()
-    for sentence in (*words.headline(found.metrics), *words.reach(found.reach)):
+    seen = words.recognized(found.recognized.record(), found.metrics["task"])
+    for sentence in (*words.headline(found.metrics), *seen, *words.reach(found.reach)):
         print(sentence)
     print()
     for name, metric in found.metrics["metrics"].items():

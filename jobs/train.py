@@ -36,6 +36,7 @@ from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
+from pipeline.training.sketching import sketch_of
 from pipeline.training.suspicion import suspicion
 from pipeline.training.teacher import Teacher, open_teacher
 from pipeline.training.tracking import Described, Tracker, tracking_uri
@@ -211,10 +212,11 @@ def _published(
     config, teacher, held_out = ready.config, ready.teacher, None
     if out_of_fold is not None:
         held_out = HeldOut(out_of_fold.scores, looks=1, on="out-of-fold", shipped=trained.best.scores)
+    sketch = sketch_of(ready.rows, settings.pixels, ready.stores) if config.sketch else None
     published = publish(
-        trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, to_graph=to_graph,
+        trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, sketch=sketch,
+        to_graph=to_graph, target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
         configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
-        target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
         costs=config.costs_of_mistakes,
     )  # fmt: skip
     if out_of_fold is not None:

@@ -126,6 +126,11 @@ class TrainConfig(NamingConfig):
     review_margin: float | None = Field(
         None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
     )
+    sketch: bool = Field(
+        True,
+        description="keep hashes of the training images in the bundle, so that they are known again: by anybody who "
+        "has it",
+    )
     single_writer: bool = Field(
         False, description="only this run ever writes to --out: for S3 stores that heed no conditional writes"
     )

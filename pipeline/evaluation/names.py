@@ -1,5 +1,7 @@
 """What the metrics are called where a person reads them, in the order in which they are shown."""
 
+from collections.abc import Mapping
+
 METRIC_NAMES = {
     "sensitivity": "Sensitivity (recall)",
     "specificity": "Specificity",
@@ -13,4 +15,9 @@ METRIC_NAMES = {
     "pr_auc": "PR-AUC (average precision)",
     "brier": "Brier score",
     "ece": "Calibration error (ECE)",
+}
+
+MAIN_METRICS: Mapping[str, tuple[str, ...]] = {  # that a reader is shown first, by task
+    "binary": ("sensitivity", "specificity", "roc_auc", "balanced_accuracy"),
+    "multiclass": ("accuracy", "balanced_accuracy", "roc_auc_macro", "f1_macro"),
 }

@@ -188,6 +188,8 @@ class Outcomes:
         called = iter(self.called(threshold))
         columns["called"] = [found and names[next(called)] for found in said]
         columns["decision"] = pa.array([found and found.decision for found in said], pa.string())
+        columns["recognized_part"] = pa.array([outcome.met and outcome.met.part for outcome in self.all], pa.string())
+        columns["recognized_by"] = pa.array([outcome.met and outcome.met.how for outcome in self.all], pa.string())
         columns["remark"] = pa.array([outcome.remark for outcome in self.all], pa.string())
         columns["code"] = pa.array([error and error.code.value for error in why], pa.string())
         columns["message"] = pa.array([error and error.message for error in why], pa.string())

@@ -17,6 +17,7 @@ from pipeline.images.remarks import joined
 from pipeline.model.bundle import INFO, Bundle, BundleInfo
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
+from pipeline.model.sketch import Met, Sketch, read_sketch
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.manifest import Manifest, ManifestRow
 from pipeline.sources.outage import fetch_while_up
@@ -39,6 +40,7 @@ class Outcome:
     format: str | None = None
     remark: str | None = None
     colours: Colours | None = None
+    met: Met | None = None  # with an image that took part in making the model; None as well where that is not known
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,25 @@ class Glance:
     colours: Colours | None
 
 
+_Waiting = tuple[ManifestRow, LoadedImage, Met | None]
+
+
 def predict_rows(
-    predictor: Predictor, rows: Sequence[ManifestRow], stores: Stores = Stores(), limits: Limits = Limits()
+    predictor: Predictor,
+    rows: Sequence[ManifestRow],
+    stores: Stores = Stores(),
+    limits: Limits = Limits(),
+    sketch: Sketch | None = None,
 ) -> list[Outcome]:
     """Fetch, decode and predict; exactly one outcome a row."""
     outcomes: list[Outcome] = []
-    waiting: list[tuple[ManifestRow, LoadedImage]] = []
+    waiting: list[_Waiting] = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            waiting.append((fetched.row, predictor.load(_bytes(fetched), limits)))
+            data = _bytes(fetched)
+            image = predictor.load(data, limits)
+            met = None if sketch is None else sketch.by_bytes(data) or sketch.by_looks(image.pixels)
+            waiting.append((fetched.row, image, met))
         except ImageRejected as error:
             outcomes.append(Outcome(fetched.row, error))
         if len(waiting) == _BATCH:
@@ -73,10 +85,10 @@ def _bytes(fetched: Fetched[ManifestRow]) -> bytes:
     return fetched.data
 
 
-def _predict(predictor: Predictor, batch: Sequence[tuple[ManifestRow, LoadedImage]]) -> Iterator[Outcome]:
-    results = predictor.predict_each([image.pixels for _, image in batch])
-    for (row, image), result in zip(batch, results, strict=True):
-        yield Outcome(row, result, image.header.format, joined(image.remarks), colours_of(image.pixels))
+def _predict(predictor: Predictor, batch: Sequence[_Waiting]) -> Iterator[Outcome]:
+    results = predictor.predict_each([image.pixels for _, image, _ in batch])
+    for (row, image, met), result in zip(batch, results, strict=True):
+        yield Outcome(row, result, image.header.format, joined(image.remarks), colours_of(image.pixels), met)
 
 
 def look_at_rows(
@@ -97,10 +109,11 @@ class EvaluationWorker:
 
     def __init__(self, bundle: Bundle, stores: Stores, on_gpu: bool) -> None:
         self._predictor = Predictor(bundle, engine="torch" if on_gpu else "onnx")
+        self._sketch = read_sketch(bundle)
         self._stores = stores
 
     def predict(self, rows: Sequence[ManifestRow]) -> list[Outcome]:
-        return predict_rows(self._predictor, rows, self._stores)
+        return predict_rows(self._predictor, rows, self._stores, sketch=self._sketch)
 
     def look_at(self, rows: Sequence[ManifestRow]) -> list[Glance]:
         return look_at_rows(self._predictor, rows, self._stores)

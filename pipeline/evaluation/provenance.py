@@ -10,6 +10,7 @@ from pipeline import __version__
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.reach import Chosen
+from pipeline.evaluation.recognized import Recognized
 from pipeline.images.unit import DESCRIBED
 from pipeline.model.bundle import Bundle
 from pipeline.sources.manifest import SPLITS, Manifest
@@ -18,7 +19,7 @@ _NAMED = 8  # sites in one line
 _PACKAGES = ("ray", "onnxruntime", "numpy")
 
 
-def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) -> list[str]:
+def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes, recognized: Recognized) -> list[str]:
     """What the data says against the figures, each a sentence."""
     notes = list(manifest.info.warnings)
     if split != "test":
@@ -30,7 +31,7 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
     if shipped is not None and not shipped["is_alike"]:
         notes.append("The model's scores differ from the out-of-fold ones that its threshold comes from.")
     if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
-        notes.append("The manifest is not the one of training: images of training may be among those measured here.")
+        notes.append(f"The manifest is not the one of training: {_among(recognized)}.")
     if (of_teacher := _of_teacher(bundle, manifest)) is not None:
         notes.append(of_teacher)
     if (bundle.info.unit is None) != (manifest.info.unit is None):
@@ -44,6 +45,14 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes) 
     return notes
 
 
+def _among(recognized: Recognized) -> str:
+    """What is known of images of training among those of another manifest."""
+    if recognized.why_not:
+        return f"whether images of training are among those measured here is not known, {recognized.why_not}"
+    found = f"{recognized.count:,} of the images measured here" if recognized.count else "no image measured here"
+    return f"{found} was known again by bytes or looks; others of the same patients or slides may be among them"
+
+
 def _of_teacher(bundle: Bundle, manifest: Manifest) -> str | None:
     """A sentence where what the model was taught may come from images that are measured; else None."""
     teacher = bundle.info.training.get("teacher")
@@ -55,10 +64,12 @@ def _of_teacher(bundle: Bundle, manifest: Manifest) -> str | None:
     )
 
 
-def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
+def basis(split: str, bundle: Bundle, manifest: Manifest, recognized: Recognized) -> str:
     """What may be said of the images measured: that they took no part in training only where it is known."""
     if split != "test":
         return f" of the {split} split"
+    if recognized.count:
+        return f"; {recognized.count:,} of them took part in making the model"
     if bundle.info.manifest_digest != manifest.info.digest or _of_teacher(bundle, manifest) is not None:
         return "; whether the model has seen them in training is not known"
     if manifest.info.split_rule == "images":
@@ -66,7 +77,9 @@ def basis(split: str, bundle: Bundle, manifest: Manifest) -> str:
     return " that took no part in training"
 
 
-def provenance(bundle: Bundle, manifest: Manifest, threshold: Chosen, resampling: Resampling) -> dict[str, str]:
+def provenance(
+    bundle: Bundle, manifest: Manifest, threshold: Chosen, resampling: Resampling, recognized: Recognized
+) -> dict[str, str]:
     """What someone needs to repeat or to trust the figures, by name, in the order to be shown."""
     info = bundle.info
     subjects = {split: len({row.subject_id for row in manifest.split(split)} - {None}) for split in SPLITS}
@@ -86,6 +99,7 @@ def provenance(bundle: Bundle, manifest: Manifest, threshold: Chosen, resampling
         "Split rule": manifest.info.split_rule or info.split_rule,
         "Images in train / validation / test": " / ".join(f"{len(manifest.split(split)):,}" for split in SPLITS),
         f"{unit} in train / validation / test": " / ".join(map(str, subjects.values())) if known else "not known",
+        "Images of training among those measured": str(recognized),
         **({"Threshold": f"{threshold.value:.4f} ({threshold.rule})"} if info.positive_classes else {}),
         "Temperature": f"{info.temperature:.4f}",
         "Calibrated on": f"{info.calibrated_on} scores",

@@ -11,6 +11,7 @@ from pipeline.evaluation.predict import Glance
 from pipeline.evaluation.prevalence import predictive_values
 from pipeline.evaluation.provenance import basis, caveats, data_facts, provenance
 from pipeline.evaluation.reach import Chosen, reach
+from pipeline.evaluation.recognized import NO_SKETCH, OWN, RECOGNIZED, Recognized, recognize, table_of_met
 from pipeline.evaluation.report import Kept, render_card, render_report
 from pipeline.evaluation.shortcut import Shortcut, judge_colours
 from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
@@ -37,6 +38,7 @@ class Evaluation:
     shortcut: Shortcut
     reach: dict[str, Any]  # of `reach`
     resampling: Resampling
+    recognized: Recognized
 
     @property
     def warnings(self) -> list[str]:
@@ -50,6 +52,7 @@ class Evaluation:
             "provenance": self.facts,
             **self.metrics,
             "reach": self.reach,
+            "training_images": self.recognized.record(),
             "shortcut": self.shortcut.record(),
             "warnings": self.warnings,
             "configuration": configuration,
@@ -67,18 +70,21 @@ class Evaluation:
             history=_history(self.bundle),
             kept=_kept(info),
             reach=self.reach,
+            recognized=self.recognized.record(),
             mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores),
             provenance=self.facts,
             synthetic=info.synthetic or self.manifest.info.synthetic,
             warnings=[*self.notes, *self.shortcut.notes()],
             shortcut=self.shortcut.record(),
             split=self.split,
-            basis=basis(self.split, self.bundle, self.manifest),
+            basis=basis(self.split, self.bundle, self.manifest, self.recognized),
         )
 
     def save(self, out: str, record: Mapping[str, Any], report: str, stores: Stores) -> None:
-        """Write predictions.parquet, metrics.json and report.html into the folder `out`."""
+        """Write predictions.parquet, metrics.json and report.html into the folder `out`; RECOGNIZED where asked."""
         store = stores.of(out)
+        if not self.recognized.why_not:
+            store.write(join(out, RECOGNIZED), table_of_met(self.outcomes).encode())
         store.write(join(out, "predictions.parquet"), to_parquet(self.outcomes.table(self.threshold.value)))
         store.write(join(out, "metrics.json"), json.dumps(record, indent=2, allow_nan=False).encode())
         store.write(join(out, "report.html"), report.encode())
@@ -107,14 +113,22 @@ def evaluation(
     if disease := metrics if metrics["task"] == "binary" else metrics.get("disease"):
         sides = disease["metrics"]["sensitivity"], disease["metrics"]["specificity"]
         disease["predictive_values"] = predictive_values(*sides, prevalences)
-    notes = caveats(split, bundle, manifest, outcomes)
-    facts = provenance(bundle, manifest, threshold, resampling)
+    why_not = _why_not_recognized(bundle, manifest, split)
+    recognized = recognize(outcomes, why_not, threshold.value, resampling, manifest.info.units)
+    notes = caveats(split, bundle, manifest, outcomes, recognized)
+    facts = provenance(bundle, manifest, threshold, resampling, recognized)
     own = metrics["metrics"]["balanced_accuracy"]
     shortcut = judge_colours(glances, asked, manifest, outcomes, own, resampling)
     reached = reach(bundle.info, manifest, split, outcomes, threshold)
     return Evaluation(
-        bundle, manifest, split, outcomes, threshold, metrics, notes, facts, shortcut, reached, resampling
+        bundle, manifest, split, outcomes, threshold, metrics, notes, facts, shortcut, reached, resampling, recognized
     )
+
+
+def _why_not_recognized(bundle: Bundle, manifest: Manifest, split: str) -> str:
+    if split != "test" and bundle.info.manifest_digest == manifest.info.digest:
+        return OWN
+    return "" if bundle.has_sketch else NO_SKETCH
 
 
 def _kept(info: BundleInfo) -> Kept | None:

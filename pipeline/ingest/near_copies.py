@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.base.errors import ImageRejected
 from pipeline.base.machine import usable_cores
+from pipeline.images.likeness import AGREEMENT, KEY_LENGTH, REACH, SIDE, Floats, agreement, keys, small_picture
 from pipeline.images.load import Limits, load_image
-from pipeline.ingest.likeness import AGREEMENT, KEY_LENGTH, REACH, SIDE, Floats, agreement, keys, small_picture
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import ListingRow, read_rows

@@ -1,6 +1,6 @@
 """The bundle: a plain folder that is the model. Weights, graph, decision rule, provenance; no pickle.
 
-    model.safetensors  model.onnx  bundle.json  MODEL_CARD.md  report/
+    model.safetensors  model.onnx  sketch.parquet  bundle.json  MODEL_CARD.md  report/
 
 `bundle.json` is `BundleInfo` below. It is written last, so a folder without it is no bundle.
 """
@@ -29,6 +29,7 @@ from pipeline.storage.uris import absolute, join
 BUNDLE_VERSION = 1
 WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "MODEL_CARD.md"
 HISTORY, REPORT = "report/history.json", "report/report.html"
+SKETCH = "sketch.parquet"  # of the images of training: `model.sketch`
 
 
 class BundleInfo(BaseModel):
@@ -51,6 +52,7 @@ class BundleInfo(BaseModel):
     preprocessing_digest: str
     weights_sha256: str
     graph_sha256: str
+    sketch_sha256: str = ""  # of SKETCH; empty: the bundle was published without one
     turns: Turns = 1  # of an image, whose logits are averaged
     # scores that temperature and threshold come from; out-of-fold: of models that did not see the image
     calibrated_on: Literal["validation", "out-of-fold"] = "validation"
@@ -145,19 +147,26 @@ class Bundle:
         except StoreError as error:
             message = f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
             raise error.refusal(message) from error
-        expected = {WEIGHTS: self.info.weights_sha256, GRAPH: self.info.graph_sha256}.get(name)
+        info = self.info
+        expected = {WEIGHTS: info.weights_sha256, GRAPH: info.graph_sha256, SKETCH: info.sketch_sha256}.get(name)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             raise InputError(f"bundle {self.uri}: {name} is not the file that was published; copy the bundle again")
         return data
 
     def verify(self) -> "Bundle":
-        """Compare weights and graph with their digests, so that what follows need not fail on each of many workers.
+        """Compare its files with their digests, so that what follows need not fail on each of many workers.
 
-        Raises InputError when one is missing or altered.
+        Raises InputError when weights or graph are missing, or one is altered.
         """
-        for name in (WEIGHTS, GRAPH):
+        for name in (WEIGHTS, GRAPH, *([SKETCH] if self.has_sketch else [])):
             self.file(name)
         return self
+
+    @property
+    def has_sketch(self) -> bool:
+        """Whether it was published with a sketch of its training images, and nobody has taken that away."""
+        path = join(self.uri, SKETCH)
+        return bool(self.info.sketch_sha256) and self.stores.of(path).head(path) is not None
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file of the bundle, whole."""
@@ -202,12 +211,13 @@ class Bundle:
 
 
 def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], stores: Stores = Stores()) -> Bundle:
-    """Write `files` (by relative name), then `bundle.json`. The digests of weights and graph are filled in here."""
+    """Write `files` (by relative name), then `bundle.json`. The digests of its files are filled in here."""
     bundle = Bundle(absolute(uri), info, stores)
     for name, data in files.items():
         bundle.write(name, data)
     weights, graph = (hashlib.sha256(files[name]).hexdigest() for name in (WEIGHTS, GRAPH))
-    return bundle.update(weights_sha256=weights, graph_sha256=graph)
+    sketch = hashlib.sha256(files[SKETCH]).hexdigest() if SKETCH in files else ""
+    return bundle.update(weights_sha256=weights, graph_sha256=graph, sketch_sha256=sketch)
 
 
 def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = False) -> Bundle:

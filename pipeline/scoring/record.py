@@ -33,6 +33,7 @@ class Counts(_Entry):
     deleted_at_source: int = 0  # of earlier runs, gone since
     codes: Mapping[str, int] = {}  # quarantined, by Code
     remarks: Mapping[str, int] = {}  # scored all the same, by what was noticed
+    in_training: int = 0  # scored, though the model learned from them or was chosen by them
     skipped_reasons: Mapping[str, int] = {}
     left_out: Mapping[str, int] = {}  # files that are no images, by reason; not listed
     masks: tuple[str, ...] = ()  # the first of left_out's masks
@@ -116,6 +117,17 @@ class RunRecord(_Entry):
     resources: Workforce
     python: str = ""
     notice: str = ""
+
+    @property
+    def training_note(self) -> str:
+        """A sentence where images of training were scored, else empty."""
+        count = self.counts.in_training
+        if not count:
+            return ""
+        return (
+            f"{count:,} of the images scored are, byte for byte, among those that the model learned from or was chosen "
+            "by (in_training): of how well it does on others they say nothing"
+        )
 
     @property
     def pixel_note(self) -> str:

@@ -28,7 +28,13 @@ _SCORED = [
     described("probability", pa.float32(), "of disease, calibrated, 0..1; of class_name where no class is disease"),
     described("decision", pa.string(), "positive, negative or review; null where the model decides nothing"),
 ]
-_REMARK = described("remark", pa.string(), "what was noticed about it, e.g. that its depth was guessed; else null")
+IN_TRAINING = "in_training"
+_NOTICED = [
+    described("remark", pa.string(), "what was noticed about it, e.g. that its depth was guessed; else null"),
+    described(
+        IN_TRAINING, pa.bool_(), "its bytes are of an image the model learned from or was chosen by; null: not known"
+    ),
+]
 _REJECTED = [
     described("stage", pa.string(), "where it failed: list, fetch, decode, predict or write"),
     described("code", pa.string(), "why, one of the codes of quarantine"),
@@ -93,14 +99,14 @@ DELETED_SCHEMA = pa.schema([*_IDENTITY[:3], _EARLIER_RUN], metadata=_VERSION)
 
 def part_schema(classes: Sequence[str]) -> pa.Schema:
     """One outcome a row: `code` null means scored."""
-    fields = [*_IDENTITY, *_SCORED, *_of_classes(classes), _REMARK, *_REJECTED, _SUBJECT_ID, _SCORED_AT, _META]
+    fields = [*_IDENTITY, *_SCORED, *_of_classes(classes), *_NOTICED, *_REJECTED, _SUBJECT_ID, _SCORED_AT, _META]
     return pa.schema(fields)
 
 
 def prediction_schema(classes: Sequence[str], meta_keys: Sequence[str]) -> pa.Schema:
     """The documented output: one row a scored image."""
     meta = [described(name, pa.string(), f"`{key}` of the image") for name, key in meta_columns(meta_keys).items()]
-    fields = [*_IDENTITY, *_SCORED[:5], *_of_classes(classes), _SCORED[5], _REMARK, *_PROVENANCE, *_TAIL, *meta]
+    fields = [*_IDENTITY, *_SCORED[:5], *_of_classes(classes), _SCORED[5], *_NOTICED, *_PROVENANCE, *_TAIL, *meta]
     return pa.schema(fields, metadata=_VERSION)
 
 

@@ -12,7 +12,7 @@ from pipeline import __version__
 from pipeline.evaluation.calibration import Agreement, Calibration, Costs, Temperature, Threshold
 from pipeline.evaluation.report.card import render_card
 from pipeline.model.architectures import build
-from pipeline.model.bundle import CARD, GRAPH, HISTORY, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.bundle import CARD, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.lora import merged
 from pipeline.model.registry import ModelFolder, Verdict, new_version
@@ -51,11 +51,13 @@ def publish(
     review_margin: float | None = None,
     costs: Costs | None = None,
     held_out: HeldOut | None = None,
+    sketch: bytes | None = None,
     to_graph: ToGraph = to_onnx,
 ) -> Published:
     """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names.
 
-    Temperature, threshold and metrics come from validation, or from `held_out` scores where they are given.
+    Temperature, threshold and metrics come from validation, or from `held_out` scores where they are given. `sketch`:
+    the file of `training.sketching`, where one is wanted.
     """
     weights, graph = _exported(trained.best, settings, to_graph)
     asked = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
@@ -76,6 +78,7 @@ def publish(
         preprocessing_digest=settings.pixels.digest(),
         weights_sha256=digest,
         graph_sha256=hashlib.sha256(graph).hexdigest(),
+        sketch_sha256="" if sketch is None else hashlib.sha256(sketch).hexdigest(),
         turns=settings.turns,
         **judged.fields(review_margin),
         synthetic=manifest.info.synthetic,
@@ -86,7 +89,8 @@ def publish(
         versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows)}
+    sketched = {} if sketch is None else {SKETCH: sketch}
+    files = {WEIGHTS: weights, GRAPH: graph, **sketched, **_for_people(info, trained, manifest, rows)}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold, judged.agreement)
 

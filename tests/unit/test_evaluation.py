@@ -18,6 +18,7 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import EvaluationWorker, tasks_of
 from pipeline.evaluation.provenance import basis, provenance
 from pipeline.evaluation.reach import threshold_of
+from pipeline.evaluation.recognized import NO_SKETCH, Recognized
 from pipeline.evaluation.report import words
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
@@ -202,7 +203,7 @@ def test_a_report_claims_unseen_images_only_where_that_is_known(
 ) -> None:
     trained = Bundle(bundle.uri, bundle.info.model_copy(update={"manifest_digest": "own"}))
     manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), ManifestInfo(digest=digest, split_rule=rule))
-    assert basis(split, trained, manifest) == expected
+    assert basis(split, trained, manifest, Recognized(NO_SKETCH)) == expected
 
 
 @pytest.mark.parametrize(("positive", "is_told"), [(("positive",), True), ((), False)])
@@ -212,5 +213,5 @@ def test_a_threshold_is_told_only_where_something_is_decided_by_it(
     changes = {"positive_classes": positive, "training": {"threshold_rule": "middle of the good ones"}}
     deciding = Bundle(bundle.uri, bundle.info.model_copy(update=changes))
     manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), ManifestInfo())
-    facts = provenance(deciding, manifest, threshold_of(deciding.info), Resampling())
+    facts = provenance(deciding, manifest, threshold_of(deciding.info), Resampling(), Recognized(NO_SKETCH))
     assert facts.get("Threshold") == ("0.5000 (middle of the good ones)" if is_told else None)

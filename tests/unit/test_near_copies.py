@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from jobs import ingest as job
+from pipeline.images.likeness import AGREEMENT, REACH, SIDE, agreement, keys
 from pipeline.ingest.draft import read_sources
-from pipeline.ingest.likeness import AGREEMENT, REACH, SIDE, agreement, keys
 from pipeline.ingest.near_copies import NearCopies, find_near_copies
 from pipeline.sources.filters import Filters
 from pipeline.sources.manifest import read_info, read_manifest

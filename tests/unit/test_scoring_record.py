@@ -21,8 +21,8 @@ KEYS = {
     "": "run_id status schema_version leukoray_version counts error_share max_error_share accepts_damaged model request"
     " layout unit unit_note pixel_rules continued started_at finished_at listing_s bytes progress resources python"
     " notice",
-    "counts": "listed scored quarantined quarantined_again skipped deleted_at_source codes remarks skipped_reasons "
-    "left_out masks uncounted uncounted_unchanged uncounted_accepted",
+    "counts": "listed scored quarantined quarantined_again skipped deleted_at_source codes remarks in_training "
+    "skipped_reasons left_out masks uncounted uncounted_unchanged uncounted_accepted",
     "model": "uri name version sha256 threshold temperature positive_classes preprocessing_digest bit_depth synthetic"
     " unit",
     "request": "sources model_uri model_sha256 include exclude since limit subject_pattern rescore retry_of max_bytes"

@@ -32,12 +32,16 @@ def render_card(
             data=data or {},
             warnings=list(dict.fromkeys(metrics["warnings"])) if metrics else [],
             names=METRIC_NAMES,
-            headline=words.headline(metrics) if metrics else [],
+            headline=_headline(metrics) if metrics else [],
             reach=words.reach(metrics["reach"]) if metrics and "reach" in metrics else [],
             not_a_device=words.NOT_A_DEVICE,
             synthetic_note=words.SYNTHETIC,
         )
     )
+
+
+def _headline(metrics: Mapping[str, Any]) -> list[str]:
+    return [*words.headline(metrics), *words.recognized(metrics.get("training_images"), metrics["task"])]
 
 
 def _spreads(calibration: Mapping[str, Any]) -> str:

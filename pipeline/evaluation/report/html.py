@@ -12,14 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.evaluation.names import METRIC_NAMES
+from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
 from pipeline.evaluation.report import plots, words
 
 TEMPLATES = Path(__file__).parent / "templates"
-_TILES = {
-    "binary": ("sensitivity", "specificity", "roc_auc", "balanced_accuracy"),
-    "multiclass": ("accuracy", "balanced_accuracy", "roc_auc_macro", "f1_macro"),
-}
 _SLICE_ROWS = 15
 
 
@@ -67,6 +63,7 @@ def render_report(
     synthetic: bool,
     warnings: Sequence[str] = (),
     reach: Mapping[str, Any] | None = None,
+    recognized: Mapping[str, Any] | None = None,
     shortcut: Mapping[str, Any] | None = None,
     split: str = "test",
     basis: str = "",
@@ -76,8 +73,8 @@ def render_report(
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
-    after 'Measured on N images of M subjects'. `shortcut` is the record of `evaluation.shortcut`, `reach` that of
-    `evaluation.reach`. `kept` names the epoch of `history` whose weights the model has.
+    after 'Measured on N images of M subjects'. `shortcut`, `reach` and `recognized` are the records of these modules of
+    `evaluation`. `kept` names the epoch of `history` whose weights the model has.
     """
     caveats = list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())]))
     template = environment().get_template("report.html.j2")
@@ -92,6 +89,8 @@ def render_report(
         results=_result_pictures(metrics, curves),
         scores=_score_pictures(metrics, curves),
         reach=words.reach(reach) if reach else [],
+        recognized=words.recognized(recognized, metrics["task"]),
+        without=(recognized or {}).get("without"),
         predictive=_disease(metrics).get("predictive_values", []),
         training=_training_pictures(history, kept),
         mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
@@ -128,7 +127,7 @@ def _hardest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The four figures at the top."""
-    return [{"name": METRIC_NAMES[key], **metrics["metrics"][key]} for key in _TILES[metrics["task"]]]
+    return [{"name": METRIC_NAMES[key], **metrics["metrics"][key]} for key in MAIN_METRICS[metrics["task"]]]
 
 
 def _grids(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Takes the `{"value", "low", "high"}` dictionaries of `pipeline.evaluation.metric
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.names import METRIC_NAMES
+from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
 
 NOT_A_DEVICE = "Research software, not a medical device. Not for use in diagnosis or treatment."
 SYNTHETIC = (
@@ -92,6 +92,26 @@ def _chance(metrics: Mapping[str, Any]) -> list[str]:
 def _unit(method: Mapping[str, Any]) -> str:
     """One of what the intervals are over."""
     return str(method["called"]).removesuffix("s") if method["unit"] == "subject" else "image"
+
+
+def recognized(record: Mapping[str, Any] | None, task: str) -> list[str]:
+    """A sentence where images of training are among those measured, with the figures without them.
+
+    `record`: `training_images` of `metrics.json`; None where an older version wrote it.
+    """
+    if not record or not record["recognized"]:
+        return []
+    count, by, parts, rest = record["recognized"], record["by"], record["parts"], record["without"]
+    how = [f"{by['bytes']:,} by bytes", f"{by['looks']:,} by looks alone"]
+    whose = [f"{parts['train']:,} learned from", f"{parts['validation']:,} chosen by"]
+    told = (
+        f"{count:,} of the {record['images']:,} images measured took part in making the model ({', '.join(how)}; "
+        f"{', '.join(whose)}): the figures are too good."
+    )
+    if rest is None:
+        return [f"{told} No other image is left to measure."]
+    found = (f"{METRIC_NAMES[key]} {with_interval(rest['metrics'][key])}" for key in MAIN_METRICS[task])
+    return [f"{told} Of the other {rest['images']:,} images: {', '.join(found)}."]
 
 
 def reach(record: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from pipeline.images.remarks import joined
 from pipeline.model.bundle import Bundle, class_columns
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
+from pipeline.model.sketch import read_sketch
 from pipeline.scoring.plan.shards import read_shard
 from pipeline.scoring.run_folder import RunFolder, chunk_file, part_file
 from pipeline.scoring.schemas import ShardRow, part_schema
@@ -39,7 +40,7 @@ _CUDA_BATCH = 128
 CHUNK_ROWS = 1024  # of an archive, in one piece of its part
 # Columns of a part, by the record that has them as fields.
 _AS_LISTED = ("image_id", "uri", "member", "subject_id", "meta")
-_AS_FOUND = ("etag", "size_bytes", "attempts", "scored_at", "remark")
+_AS_FOUND = ("etag", "size_bytes", "attempts", "scored_at", "remark", "in_training")
 _AS_DECODED = ("width", "height", "format")
 _AS_PREDICTED = ("class_name", "probability", "decision")
 _AS_REJECTED = ("stage", "code", "message")
@@ -76,6 +77,7 @@ class RowResult:
     result: Prediction | ImageRejected
     scored_at: datetime
     remark: str | None = None
+    in_training: bool | None = None  # None: not known
 
     @classmethod
     def of(
@@ -101,6 +103,7 @@ class ShardScorer:
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         self.predictor = Predictor(bundle, threads=max(1, decode_threads))
+        self._sketch = read_sketch(bundle)
         self._stores, self._rules, self._chunk_rows = stores, rules, chunk_rows
         self._finished: deque[Account] = deque()
         self._schema = part_schema(bundle.info.classes)
@@ -225,8 +228,15 @@ class ShardScorer:
             now = datetime.now(UTC)
             for (item, image), result in zip(images, said, strict=True):
                 found = RowResult.of(item, image.header, result, now)
-                results[item.row.image_id] = replace(found, remark=joined(image.remarks)) if image.remarks else found
+                remark = joined(image.remarks) if image.remarks else None
+                results[item.row.image_id] = replace(found, remark=remark, in_training=self._is_in_training(item))
             account.seconds["predict"] += time.perf_counter() - begin
+
+    def _is_in_training(self, item: Fetched[ShardRow]) -> bool | None:
+        """By bytes alone: by looks it would take too much of the time."""
+        if self._sketch is None or item.data is None:
+            return None
+        return self._sketch.by_bytes(item.data) is not None
 
     def _map(self, function: Callable[[Fetched[ShardRow]], Any], items: list[Fetched[ShardRow]]) -> Iterable[Any]:
         return self._pool.map(function, items) if self._pool is not None else map(function, items)

@@ -28,8 +28,10 @@ AGREEMENT = 0.75  # share of the windows that show something
 
 
 def small_picture(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 (SIDE, SIDE, 3), RGB, to uint8 (SIDE, SIDE): gray, without detail."""
+    """uint8 (S, S, 3), RGB, to uint8 (SIDE, SIDE): gray, without detail."""
     gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    if gray.shape != (SIDE, SIDE):
+        gray = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.GaussianBlur(gray, (0, 0), _BLUR, borderType=cv2.BORDER_REFLECT), np.uint8)
 
 
