@@ -220,9 +220,12 @@ def _published(
         costs=config.costs_of_mistakes,
     )  # fmt: skip
     if out_of_fold is not None:
+        from pipeline.training.suspects import keep_suspects
+
         info = published.bundle.info
         published.bundle.write(OUT_OF_FOLD, to_parquet(out_of_fold.table(info.temperature, info.classes)))
         print(out_of_fold)
+        print(keep_suspects(published.bundle, out_of_fold.scores, ready.manifest, ready.stores))
     return published
 
 

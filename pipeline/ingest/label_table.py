@@ -18,6 +18,7 @@ from pipeline.ingest.annotation import UNKNOWN, Annotation
 from pipeline.ingest.class_names import common_label, folded
 from pipeline.ingest.further_columns import Column, further_columns
 from pipeline.ingest.split_names import Split, split_named
+from pipeline.ingest.suspects import SUSPECT_COLUMNS
 from pipeline.ingest.table_paths import AMBIGUOUS, Located, locate, why_unmatched
 from pipeline.sources.manifest import MANIFEST_SCHEMA
 
@@ -103,7 +104,8 @@ def annotate_from_table(
     for row, annotation in enumerate(_annotations(columns, rows.num_rows)):
         if (position := found.positions[row]) is not None:
             annotations[position], row_of[position] = annotation, row
-    others = [name for name in rows.column_names if name.strip() and name not in {*roles.values(), *classes}]
+    others = [name for name in rows.column_names if name.strip()]
+    others = [name for name in others if name not in {*roles.values(), *classes, *SUSPECT_COLUMNS}]
     further = further_columns(rows, others, "image", MANIFEST_SCHEMA.names)
     tells_class = bool(columns.keys() & {"label", "class_name"})
     return TableLabels(annotations, [column.at(row_of) for column in further], said, tells_class)

@@ -53,6 +53,10 @@ def brightness_graph() -> bytes:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
+    return brightness_bundle(tmp_path / "bundle")
+
+
+def brightness_bundle(folder: Path) -> Bundle:
     info = BundleInfo(
         name="brightness",
         version="v1",
@@ -65,7 +69,7 @@ def bundle(tmp_path: Path) -> Bundle:
         weights_sha256="",
         graph_sha256="",
     )
-    return write_bundle(str(tmp_path / "bundle"), info, {WEIGHTS: b"none", GRAPH: brightness_graph()})
+    return write_bundle(str(folder), info, {WEIGHTS: b"none", GRAPH: brightness_graph()})
 
 
 def row(folder: Path, number: int, level: int | None, label: int) -> ManifestRow:

@@ -22,11 +22,16 @@ from pipeline.sources.manifest import ManifestRow
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
 from tests.scoring_sources import picture, score_here, write_files
-from tests.unit.test_evaluation import SIZE, row  # noqa: F401: a fixture
+from tests.unit.test_evaluation import SIZE, brightness_bundle, row
 
 RESAMPLING = Resampling(100, 0.95, 0)
 # (gray level, label): the model calls what is brighter than 128 diseased. The first four it answers rightly.
 MEASURED = ((200, 1), (210, 1), (40, 0), (50, 0), (220, 1), (60, 1), (70, 0), (230, 0))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return brightness_bundle(tmp_path / "bundle")
 
 
 def measured(folder: Path, bundle: Bundle, known: dict[int, Part]) -> tuple[Outcomes, list[ManifestRow]]:
