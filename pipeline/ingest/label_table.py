@@ -104,11 +104,10 @@ def annotate_from_table(
     for row, annotation in enumerate(_annotations(columns, rows.num_rows)):
         if (position := found.positions[row]) is not None:
             annotations[position], row_of[position] = annotation, row
-    others = [name for name in rows.column_names if name.strip()]
-    others = [name for name in others if name not in {*roles.values(), *classes, *SUSPECT_COLUMNS}]
-    further = further_columns(rows, others, "image", MANIFEST_SCHEMA.names)
-    tells_class = bool(columns.keys() & {"label", "class_name"})
-    return TableLabels(annotations, [column.at(row_of) for column in further], said, tells_class)
+    taken = {*roles.values(), *classes, *SUSPECT_COLUMNS}
+    others = [name for name in rows.column_names if name.strip() and name not in taken]
+    further = [column.at(row_of) for column in further_columns(rows, others, "image", MANIFEST_SCHEMA.names)]
+    return TableLabels(annotations, further, said, tells_class=bool(columns.keys() & {"label", "class_name"}))
 
 
 def roles_of(rows: pa.Table, roles: Sequence[str] = tuple(ALIASES)) -> dict[str, str]:

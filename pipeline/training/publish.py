@@ -56,8 +56,7 @@ def publish(
 ) -> Published:
     """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names.
 
-    Temperature, threshold and metrics come from validation, or from `held_out` scores where they are given. `sketch`:
-    the file of `training.sketching`, where one is wanted.
+    Temperature, threshold and metrics come from validation, or from `held_out` scores. `sketch`: a file, where wanted.
     """
     weights, graph = _exported(trained.best, settings, to_graph)
     asked = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
@@ -81,18 +80,26 @@ def publish(
         sketch_sha256="" if sketch is None else hashlib.sha256(sketch).hexdigest(),
         turns=settings.turns,
         **judged.fields(review_margin),
-        synthetic=manifest.info.synthetic,
-        unit=manifest.info.unit,
-        manifest_digest=manifest.info.digest,
-        split_rule=manifest.info.split_rule,
+        **_of_manifest(manifest),
         training={**configuration, **_account(trained, settings, rows, rule)},
         versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    sketched = {} if sketch is None else {SKETCH: sketch}
-    files = {WEIGHTS: weights, GRAPH: graph, **sketched, **_for_people(info, trained, manifest, rows)}
+    files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows)}
+    files |= {} if sketch is None else {SKETCH: sketch}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold, judged.agreement)
+
+
+def _of_manifest(manifest: Manifest) -> dict[str, Any]:
+    """What a bundle says of the images that it comes from."""
+    info = manifest.info
+    return {
+        "synthetic": info.synthetic,
+        "unit": info.unit,
+        "manifest_digest": info.digest,
+        "split_rule": info.split_rule,
+    }
 
 
 def _for_people(info: BundleInfo, trained: Trained, manifest: Manifest, rows: LabelledRows) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ from pipeline.evaluation.report import plots, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 _SLICE_ROWS = 15
+_FIXED = {"names": METRIC_NAMES, "not_a_device": words.NOT_A_DEVICE, "synthetic_note": words.SYNTHETIC}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Env
         lstrip_blocks=True,
     )
     loaded.filters |= {"number": words.number, "limits": words.interval, "with_interval": words.with_interval}
+    loaded.filters |= {"recognized": words.recognized}
     return loaded
 
 
@@ -82,15 +84,13 @@ def render_report(
         title=title,
         metrics=metrics,
         disease=metrics.get("disease"),
-        names=METRIC_NAMES,
         headline=words.headline(metrics),
         tiles=_tiles(metrics),
         grids=_grids(metrics),
         results=_result_pictures(metrics, curves),
         scores=_score_pictures(metrics, curves),
         reach=words.reach(reach) if reach else [],
-        recognized=words.recognized(recognized, metrics["task"]),
-        without=(recognized or {}).get("without"),
+        recognized=recognized or {},
         predictive=_disease(metrics).get("predictive_values", []),
         training=_training_pictures(history, kept),
         mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
@@ -99,10 +99,9 @@ def render_report(
         shortcut=shortcut,
         basis=basis or f" ({split} split)",
         warnings=caveats,
-        not_a_device=words.NOT_A_DEVICE,
-        synthetic_note=words.SYNTHETIC,
         hardest=_hardest,
         slice_rows=_SLICE_ROWS,
+        **_FIXED,
     )
 
 
