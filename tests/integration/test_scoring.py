@@ -414,8 +414,8 @@ def _add(archive: tarfile.TarFile, files: dict[str, bytes]) -> None:
 
 
 def test_all_workers_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Shards are handed out breadth first, so a small run does not land on one worker."""
-    source = write_files(tmp_path / "in", contents(200, bad=False))
+    """Shards are handed out breadth first, so that a run does not land on one worker, however late the other starts."""
+    source = write_files(tmp_path / "in", contents(2000, bad=False))
     assert score(source, "--model", tiny_bundle.uri, "--out", tmp_path / "out") == 0
     workers = read_run(only_run(tmp_path / "out"))["progress"]["images_by_worker"]
     assert len(workers) == 2 and min(workers.values()) >= 64

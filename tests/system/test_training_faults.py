@@ -255,6 +255,33 @@ def test_nodes_that_go_and_come_leave_the_same_curve(manifest: str, tmp_path: Pa
     np.testing.assert_allclose(*losses, atol=0.003)  # sums of other parts round otherwise; they fall from 0.65 to 0.12
 
 
+def test_the_loss_of_the_head_ends_it_in_a_line_and_the_same_command_goes_on_elsewhere(
+    manifest: str, undisturbed: Bundle, tmp_path: Path
+) -> None:
+    """Workers, the command and the files are left, on a node that no longer belongs to anything."""
+    reason = machine.why_not()
+    if reason:
+        pytest.skip(reason)
+    out, log = tmp_path / "models", tmp_path / "1.log"
+    arguments = [manifest, "--out", str(out), *SMALL]
+    with cluster(tmp_path, [0, 2]) as nodes, log.open("w") as sink:
+        nodes.environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "15"  # a minute, where nobody says so
+        run = nodes.popen(
+            sys.executable, "-uc", OFTEN, *arguments, "--address", HEAD, on=nodes.boxes[1], stdout=sink
+        )  # fmt: skip
+        until(lambda: is_within_an_epoch(out) or run.poll() is not None, "a checkpoint within an epoch")
+        assert run.poll() is None, log.read_text()
+        nodes.head.kill()
+        assert run.wait(PATIENCE_S) == 5, log.read_text()
+    said = log.read_text()
+    assert said.splitlines()[-1].startswith("leukoray train: Ray's head at"), said
+    assert "Traceback" not in said, said
+    again = Run(arguments, tmp_path / "2.log")
+    assert again.end() == 0, again.said
+    assert "continuing after" in again.said
+    assert sha(out) == undisturbed.info.weights_sha256
+
+
 def has_lines(said: str, *parts: str) -> bool:
     """Whether the parts come one after the other."""
     at = 0
