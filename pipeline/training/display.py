@@ -25,8 +25,11 @@ class EpochLog(Protocol):
 class Display:
     """Shows events, and hands the rows of epochs on to the log."""
 
-    def __init__(self, epochs: int, monitor: str, log: EpochLog, out: TextIO | None = None) -> None:
-        self._epochs, self._monitor, self._log = epochs, monitor, log
+    def __init__(
+        self, epochs: int, monitor: str, log: EpochLog, out: TextIO | None = None, *, chooses: bool = True
+    ) -> None:
+        """`chooses`: the best epoch is what is kept; else the last one, and none is called the best."""
+        self._epochs, self._monitor, self._log, self._chooses = epochs, monitor, log, chooses
         self._out = out or sys.stdout
         self._live = self._out.isatty()
         self._next_plain = 0.0  # the first step is told at once: it says that training runs
@@ -72,7 +75,7 @@ class Display:
         self._line(
             f"epoch {epoch:>3}/{self._epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
             f"val AUC {row['val_auc']:.4f}{extra}  {_speed(row, left)}"
-            f"{'  best' if event['best_epoch'] == epoch else ''}"
+            f"{'  best' if self._chooses and event['best_epoch'] == epoch else ''}"
         )
 
     def _step(self, event: Event) -> None:

@@ -89,7 +89,7 @@ def fit(
         midway.SAVING,
     )
     trainer = _trainer(assignment, plan, run)
-    display = Display(settings.epochs, settings.monitor, log)
+    display = Display(settings.epochs, settings.monitor, log, chooses=settings.choose == "best")
     name = _fit_and_show(trainer, plan, assignment, display, meanwhile)
     with checkpoint_files(run.uri, name, run.stores) as folder:
         state, best = checkpoint.read_state(folder), checkpoint.read_best(folder)

@@ -70,6 +70,12 @@ def test_the_last_epoch_leaves_no_time_however_early_it_is() -> None:
     assert "left <= 0 s" in shown(epoch(2, best=1, finished=True), out=io.StringIO())[0]
 
 
+def test_a_fold_whose_last_epoch_is_kept_calls_none_the_best() -> None:
+    out = io.StringIO()
+    Display(4, "val_auc", Rows(), out, chooses=False).show([epoch(1, best=1)])  # type: ignore[arg-type]
+    assert out.getvalue().splitlines()[0].endswith("waiting 2%")
+
+
 def test_the_balanced_accuracy_that_chooses_among_classes_is_shown() -> None:
     assert "bal. acc. 0.625" in shown(epoch(1, best=1), out=io.StringIO(), monitor="val_balanced_accuracy")[0]
 
