@@ -31,6 +31,7 @@ from pipeline.training.center import center_for
 from pipeline.training.cross_validation import OUT_OF_FOLD, OutOfFold, cross_validate
 from pipeline.training.fit import Trained, fit
 from pipeline.training.folds import Folds, fold_numbers
+from pipeline.training.graphs import GraphMaker
 from pipeline.training.recipe import Start, fits_head
 from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows, labelled_rows
@@ -109,11 +110,14 @@ def _in_steps(ready: _Ready, mlflow: str | None) -> _Done:
         _announce(rows, plan)
         tell_waiting(ray, plan)
         settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
+        cache = _cache(config, settings)
         fit_run = functools.partial(
             fit, plan=plan, initial=ready.initial, teacher=ready.teacher, max_error_share=config.max_error_share,
-            cache=_cache(config, settings),
+            cache=cache,
         )  # fmt: skip
-        return _carried_out(ready, mlflow, settings, fit_run, meanwhile=_meanwhile)
+        graphs = GraphMaker(settings, cache)
+        meanwhile = functools.partial(_meanwhile, graphs)
+        return _carried_out(ready, mlflow, settings, fit_run, meanwhile=meanwhile, to_graph=graphs)
 
 
 def _carried_out(
@@ -125,7 +129,7 @@ def _carried_out(
     meanwhile: Callable[[Records], None] | None = None,
     to_graph: ToGraph = to_onnx,
 ) -> _Done:
-    """Every fold, then the model for use, published. `meanwhile`: what `fit_run` does while it waits for workers."""
+    """Every fold, then the model for use, published. `meanwhile`: what `fit_run` does while workers train."""
     config, rows, manifest, folder, folds = ready.config, ready.rows, ready.manifest, ready.folder, ready.folds
     kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
     digest = settings.digest(manifest.info.digest, hashlib.sha256(ready.initial or b"").hexdigest(), kind)
@@ -244,13 +248,11 @@ def _records(
     return Records(training_run, settings, rows, Tracker(mlflow, described, training_run))
 
 
-def _meanwhile(records: Records) -> None:
-    """What needs no worker, and what is needed only after training: seconds that nobody waits for while they start."""
+def _meanwhile(graphs: GraphMaker, records: Records) -> None:
+    """What is needed only after training, begun during it: the graph first, which is made elsewhere."""
+    graphs.begin()
     records.show_training_images()
     import pipeline.training.publish  # noqa: F401
-    from pipeline.model.export import warm_up
-
-    warm_up()
 
 
 def _checked_rows(manifest: Manifest, config: TrainConfig, chosen: Start) -> LabelledRows:

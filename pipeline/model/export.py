@@ -64,16 +64,6 @@ def to_onnx(model: torch.nn.Module, input_size: int, output: str = "logits") -> 
     return graph
 
 
-def warm_up() -> None:
-    """Load the exporter, which takes two seconds, while a job has nothing else to do. Prints are lost meanwhile."""
-    to_onnx(_Smallest(), 4)
-
-
-class _Smallest(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float().mean((1, 2, 3)).unsqueeze(1)
-
-
 def check_parity(
     model: torch.nn.Module, graph: bytes, input_size: int, *, seed: int = 0, counts: Sequence[int] = (1, 3)
 ) -> None:

@@ -36,6 +36,7 @@ class Display:
         self._left = _TimeLeft(epochs)
         self._epoch_shown = 0
         self.rejected: Rejected | None = None  # the latest that was told
+        self.has_started = False  # workers train
 
     def show(self, events: list[Event]) -> None:
         for number, event in enumerate(events):
@@ -51,6 +52,7 @@ class Display:
                 self._step(event)
 
     def _started(self, event: Event) -> None:
+        self.has_started = True
         self._line(f"training on {event['how']}")
         if event["step"]:
             self._line(f"continuing after {_done(event['history'], event['step'])}, from its checkpoint")

@@ -62,7 +62,7 @@ def fit(
 
     `initial`: weights to start from, as safetensors; None: random. `teacher`: whose answers are learnt too.
     `max_error_share` of the images may be damaged. `cache`: where decoded ones are kept, on each node; None: nowhere.
-    `log` is told of every epoch. `meanwhile` is called once, while workers start, for what is needed when they end.
+    `log` is told of every epoch. `meanwhile` is called once, when workers train, for what is needed when they end.
     Raises IncompleteError when too many images are damaged, PlatformError when workers keep dying, a node does not see
     the files, or one is lost without which the plan does not fit.
     """
@@ -137,6 +137,7 @@ def _fit_and_show(
     `trainer.fit` runs in a thread, so that the main thread shows events and Ctrl-C stops at once.
     """
     outcome: dict[str, Any] = {}
+    is_prepared = False
 
     def run() -> None:
         try:
@@ -147,13 +148,17 @@ def _fit_and_show(
     watch = Watch(assignment.mailbox, display, plan)
     with train_environment(**watching(plan)):
         thread = calling_ray(run, "fit")
-        meanwhile()
         try:
             while thread.is_alive():
                 thread.join(_POLL_S)
                 watch.refuse_too_few_nodes()
                 if (last := watch.look()) is not None:
                     return last
+                if (
+                    display.has_started and not is_prepared
+                ):  # before, a processor is what the start of workers waits for
+                    is_prepared = True
+                    meanwhile()
         except LeukorayError:  # in a Ray that others share, what Ray Train starts again would hold its places for ever
             assignment.mailbox.end()
             raise

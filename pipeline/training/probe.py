@@ -4,11 +4,9 @@ No steps, no epochs, no chance: logistic regression has one best answer for a st
 inside the train split. What comes of it is an ordinary network, published as any other.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +29,8 @@ from pipeline.training.display import EpochLog
 from pipeline.training.features import QUARTERS, Features, FeatureSource, Network, seconds_an_image
 from pipeline.training.fit import Trained
 from pipeline.training.folds import groups_of
+from pipeline.training.graphs import graph_path, read_graph, write_graph
 from pipeline.training.linear import MOST_ITERATIONS, Learnt, choose_strength, fit_head, mean_loss, weigh
-from pipeline.training.pixel_file import write_copy
 from pipeline.training.rejected import refuse_missing_classes
 from pipeline.training.rows import LabelledRows
 from pipeline.training.run_folder import TrainingRun
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
     from pipeline.training.cache import PixelCache
 
 TRAINED_TURNS = QUARTERS  # learning from eight turns gained nothing over these four
-_GRAPHS = "networks"
-_DIGEST_BYTES = 32
 
 
 @dataclass
@@ -143,11 +139,11 @@ class Probe:
             head = linear_head(self._model)
             assert head is not None, "fits_head was asked before"
             path = self._graph_path()
-            graph = None if path is None else _read_graph(path, self._model, self.settings.input_size)
+            graph = None if path is None else _kept_graph(path, self._model, self.settings.input_size)
             if graph is None:
                 graph = features_graph(self._model, self.settings.input_size)
                 if path is not None:
-                    _write_graph(path, graph)
+                    write_graph(path, graph)
             self._network = Network(graph, head.in_features)
         return self._network
 
@@ -156,7 +152,7 @@ class Probe:
             return None
         engines = f"torch {torch.__version__} onnxruntime {onnxruntime.__version__}"
         deciding = [features_digest(self._model), self.settings.architecture, str(self.settings.input_size), engines]
-        return Path(self.cache.root, _GRAPHS, sha256("\0".join(deciding).encode()).hexdigest()[:24] + ".onnx")
+        return graph_path(self.cache.root, deciding)
 
     def _weights(self, head: Learnt) -> dict[str, torch.Tensor]:
         weights = weights_of(self._model)
@@ -200,28 +196,13 @@ class _Split:
         refuse_missing_classes(counts, settings.classes, what)
 
 
-def _read_graph(path: Path, model: CellClassifier, input_size: int) -> bytes | None:
+def _kept_graph(path: Path, model: CellClassifier, input_size: int) -> bytes | None:
     """A graph that is whole and still what the network computes."""
-    try:
-        data = path.read_bytes()
-        os.utime(path)
-    except OSError:
-        return None
-    digest, graph = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-    if sha256(graph).digest() != digest:
+    graph = read_graph(path)
+    if graph is None:
         return None
     try:
         check_features(model, graph, input_size)
     except PlatformError:
         return None
     return graph
-
-
-def _write_graph(path: Path, graph: bytes) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_copy(str(path), sha256(graph).digest() + graph)
-    except OSError as error:
-        raise PlatformError(
-            f"{path}: cannot be kept ({error.strerror or error}); give --cache a folder on a disk with room, or none"
-        ) from error
