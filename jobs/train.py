@@ -27,7 +27,7 @@ from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training.cache import PixelCache, default_root
-from pipeline.training.center import center_for
+from pipeline.training.center import Seen, center_for
 from pipeline.training.cross_validation import OUT_OF_FOLD, OutOfFold, cross_validate
 from pipeline.training.fit import Trained, fit
 from pipeline.training.folds import Folds, fold_numbers
@@ -175,13 +175,18 @@ def _ready(given: TrainConfig) -> _Ready:
     seen = center_for(manifest, rows, given.center, teacher, _settings(config, rows, "1", teacher), stores)
     config = config.model_copy(update={"center": seen.share})
     show_config(config)
-    for note in filter(None, (chosen.note, seen.reason)):
-        print(f"note: {note}", flush=True)
+    _tell(chosen, seen)
     folds = _folds(manifest, rows, config, stores)
     folder = ModelFolder(model, stores)
     folder.refuse_other_task(rows.task, rows.classes, rows.positive_classes, manifest.info.unit)
     initial = _initial_weights(chosen, rows, config, stores)
     return _Ready(given, config, stores, manifest, rows, folds, folder, initial, teacher, is_fitted)
+
+
+def _tell(chosen: Start, seen: Seen) -> None:
+    """Why it starts so, and sees so much."""
+    for note in filter(None, (chosen.note, seen.reason)):
+        print(f"note: {note}", flush=True)
 
 
 def _rehearse(ready: _Ready) -> None:

@@ -71,6 +71,7 @@ def main(config: TuneConfig) -> None:
     config = config.model_copy(update={"center": seen.share})
     given = with_defaults(config, start, rows)
     show_config(given)
+    train._tell(start, seen)
     proposals = {number: proposal(space, number, config.seed) for number in range(config.trials)}
     candidates = _candidates(config, proposals, given.epochs, rows, teacher, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
