@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.scoring.work.crew import ScoringActor
 from tests.benchmarks.inputs import ROOT
 from tests.benchmarks.measure import Measured, markdown_table
 from tests.benchmarks.ours import result_of, score_command
 
 _EVERY_S = 0.25
-_WORKER = "_RemoteScorer"  # Ray names a worker's process after its actor
+_WORKER = ScoringActor.__name__  # Ray names a worker's process after its actor
 
 
 @dataclass

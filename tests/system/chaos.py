@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.scoring.work.crew import ScoringActor
 from tests.bundles import make_bundle
 from tests.scoring_sources import (
     ROOT,
@@ -95,7 +96,7 @@ def _targets(process: subprocess.Popen[Any], victim: str) -> list[psutil.Process
         return [own]
     if victim == "raylet":
         return [child for child in tree if _name(child).endswith("raylet")]
-    return [child for child in tree if "RemoteScorer" in " ".join(_command(child))]
+    return [child for child in tree if ScoringActor.__name__ in " ".join(_command(child))]  # as Ray names its process
 
 
 def _strike(process: subprocess.Popen[Any], victim: str, rng: random.Random, typical_s: float) -> bool:
@@ -103,7 +104,7 @@ def _strike(process: subprocess.Popen[Any], victim: str, rng: random.Random, typ
     if victim == "driver":
         time.sleep(rng.uniform(0.3, 1.0) * typical_s)
         return process.poll() is None and kill(process, victim)
-    pause_s = rng.uniform(0.0, 3.0 if victim == "worker" else 0.5 * typical_s)
+    pause_s = rng.uniform(0.0, 1.0 if victim == "worker" else 0.5 * typical_s)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if _targets(process, victim):
@@ -132,9 +133,9 @@ def _arguments(arena: Arena) -> list[str]:
 
 
 def one_round(arena: Arena, scratch: Path, kills: int, rng: random.Random, typical_s: float, tally: Tally) -> None:
-    """Kill the same run up to `kills` times, then let it finish."""
+    """Kill the same run up to `kills` times, then let it finish. Victims come in turn, so that each kind does."""
     for _ in range(kills):
-        victim = rng.choice(VICTIMS)
+        victim = VICTIMS[(sum(tally.kills.values()) + tally.too_late) % len(VICTIMS)]
         process = subprocess.Popen(
             score_command(*_arguments(arena)), cwd=ROOT, env={**os.environ, **arena.env},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
