@@ -49,8 +49,8 @@ def _among(recognized: Recognized) -> str:
     """What is known of images of training among those of another manifest."""
     if recognized.why_not:
         return f"whether images of training are among those measured here is not known, {recognized.why_not}"
-    found = f"{recognized.count:,} of the images measured here" if recognized.count else "no image measured here"
-    return f"{found} was known again by bytes or looks; others of the same patients or slides may be among them"
+    found = f"{recognized.count:,} of the images measured here" if recognized.count else "none of the images measured"
+    return f"{found} could be known again by bytes or looks; others of the same patients or slides may be among them"
 
 
 def _of_teacher(bundle: Bundle, manifest: Manifest) -> str | None:
@@ -69,7 +69,7 @@ def basis(split: str, bundle: Bundle, manifest: Manifest, recognized: Recognized
     if split != "test":
         return f" of the {split} split"
     if recognized.count:
-        return f"; {recognized.count:,} of them took part in making the model"
+        return f", {recognized.count:,} of which took part in making the model"
     if bundle.info.manifest_digest != manifest.info.digest or _of_teacher(bundle, manifest) is not None:
         return "; whether the model has seen them in training is not known"
     if manifest.info.split_rule == "images":
