@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.base.errors import InputError
+from pipeline.images.likeness import KEY_LENGTH
 from pipeline.images.load import Preprocessing, load_image
 from pipeline.model.bundle import SKETCH, Bundle, read_bundle
 from pipeline.model.sketch import Met, Part, Sketch, Trace, key_of, make_sketch, read_sketch
@@ -51,6 +52,13 @@ def test_the_same_bytes_are_known_with_their_part(sketch: Sketch) -> None:
     assert sketch.by_bytes(jpeg(33)) == Met("validation", "bytes")
     assert sketch.by_bytes(jpeg(3) + b"\0") is None
     assert (len(sketch), sketch.count("train"), sketch.count("validation")) == (40, 30, 10)
+
+
+def test_files_that_differ_in_their_middle_alone_are_told_apart() -> None:
+    known, other = (bytes(4000) + middle + bytes(4000) for middle in (b"a", b"b"))
+    none = np.full(KEY_LENGTH, np.nan, np.float32)
+    sketch = make_sketch([Trace("train", known, none)], SALT)
+    assert (sketch.by_bytes(known), sketch.by_bytes(other)) == (Met("train", "bytes"), None)
 
 
 CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
@@ -121,9 +129,9 @@ def test_a_bundle_keeps_it(tmp_path: Path, sketch: Sketch) -> None:
 
 
 def test_the_file_holds_neither_order_nor_bytes_nor_pixels(sketch: Sketch) -> None:
-    """64 bytes an image at most, in an order that depends on the salt."""
+    """Hashes of 8, 8 and 32 bytes an image, in an order that depends on the salt."""
     table = pq.read_table(io.BytesIO(sketch.packed()))
-    assert table.column_names == ["part", "bytes", "looks"]
+    assert table.column_names == ["part", "ends", "bytes", "looks"]
     hashes = table["bytes"].to_pylist()
     assert hashes == sorted(hashes)
     assert {len(value) for value in hashes} == {8}
