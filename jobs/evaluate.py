@@ -115,6 +115,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     print()
     for name, metric in found.metrics["metrics"].items():
         print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")
+    if found.ood is not None and not found.ood["is_far_above"]:  # else it is among the warnings
+        print(f"  note: {found.ood['told']}")
     for warning in found.warnings:
         print(f"  note: {warning}")
     for kind, count in found.outcomes.remarks.items():

@@ -45,7 +45,7 @@ def main(config: SummaryConfig) -> None:
 
 
 def _pictures(summary: Summary, stores: Stores) -> dict[int, Thumbnail]:
-    rows = [*summary.highest, *summary.borderline, *summary.quarantined]
+    rows = [*summary.highest, *summary.strangest, *summary.borderline, *summary.quarantined]
     return load_pictures(rows, summary.run.request.limits, stores, bit_depth=summary.run.model.bit_depth)
 
 
@@ -61,7 +61,7 @@ def account(summary: Summary) -> list[str]:
     lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
     if model.synthetic:
         lines.append(advice.SYNTHETIC)
-    lines += filter(None, (run.training_note, run.pixel_note, run.depth_note, run.unit_note))
+    lines += filter(None, (run.training_note, run.pixel_note, run.depth_note, run.unit_note, run.ood_note))
     if summary.uncounted:
         lines.append(
             f"{run.status}: {counts.uncounted:,} archives or folders hold an unknown number of images"

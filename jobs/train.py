@@ -19,6 +19,7 @@ from pipeline.base.resources import ClusterPlan, check
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
+from pipeline.model.reference import described
 from pipeline.model.registry import ModelFolder
 from pipeline.model.seen import size_to_decode
 from pipeline.model.starting_weights import check_start, start_from
@@ -215,6 +216,7 @@ def _published(
     trained: Trained, settings: Settings, ready: _Ready, out_of_fold: OutOfFold | None, to_graph: ToGraph
 ) -> "Published":
     """The bundle; with folds, calibrated by what their models say of images that they did not see."""
+    from pipeline.training.familiar import Familiar
     from pipeline.training.judgement import HeldOut
     from pipeline.training.publish import publish
 
@@ -226,7 +228,7 @@ def _published(
         trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, sketch=sketch,
         to_graph=to_graph, target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
         configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
-        costs=config.costs_of_mistakes,
+        costs=config.costs_of_mistakes, familiar=Familiar(ready.stores, _cache(config, settings)),
     )  # fmt: skip
     if out_of_fold is not None:
         from pipeline.training.suspects import keep_suspects
@@ -373,6 +375,7 @@ def _account(
         )
     if published.agreement is not None:
         print(published.agreement)
+    print(f"out of distribution: {described(info.ood)}")
     kind = "synthetic images; " if info.synthetic else ""
     print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")
     if doubt := suspicion(state.history, str(info.training["monitor"]), rows.counts("validation")):

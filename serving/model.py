@@ -40,6 +40,8 @@ def to_answer(model: LoadedModel, said: Prediction, loaded: LoadedImage, size: i
         decision=said.decision,
         probability=said.probability,
         class_name=said.class_name,
+        is_ood=said.is_ood,
+        ood_score=said.ood_score,
         classes=dict(zip(model.info.classes, said.classes, strict=True)),
         image=ImageInfo(
             format=loaded.header.format, width=loaded.header.width, height=loaded.header.height, size_bytes=size

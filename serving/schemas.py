@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.model.chance import AgainstChance
+from pipeline.model.reference import OodRule
 
 NOTICE = "Research software, not a medical device."
 
@@ -43,6 +44,14 @@ class ImageAnswer(_Body):
     probability: float = Field(description="calibrated, of disease; of the top class where no class means disease")
     class_name: str = Field(description="the most probable class")
     classes: dict[str, float] = Field(description="calibrated probability of each class")
+    is_ood: bool | None = Field(
+        None,
+        description="the image looks unlike those the model learnt from, so decision and probability mean little; "
+        "null where the model has no limit",
+    )
+    ood_score: float | None = Field(
+        None, description="distance to the training images, which have about 1; null where it is not known"
+    )
     image: ImageInfo
     remarks: tuple[str, ...] = Field(
         (), description="what was noticed about the image, e.g. that its depth was guessed"
@@ -64,6 +73,7 @@ class ModelInfo(_Body):
     positive_classes: tuple[str, ...]
     threshold: float
     review_band: tuple[float, float] | None
+    ood: OodRule | None = Field(None, description="beyond which ood_score is_ood is said, and what that rests on")
     synthetic: bool = Field(description="trained on generated images")
     better_than_chance: bool | None = Field(
         None, description="shown on validation images; null: published by a version that did not ask"

@@ -1,18 +1,23 @@
 """Small real bundles without training: a linear model on pixels, as an ONNX graph with a trained one's contract."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 import safetensors.numpy
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.evaluation.ood import Seen, fit
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.outputs import FEATURES
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
+from pipeline.model.reference import REFERENCE, colours_seen
 
 BINARY_CLASSES = ("negative", "positive")
 STAGE_CLASSES = ("Benign", "Early", "Pre", "Pro")
@@ -63,6 +68,42 @@ def make_bundle(
         CARD: b"# tiny-linear\n\nA linear model for tests. Not a medical device.\n",
     }
     return write_bundle(str(path), record, files)
+
+
+def make_familiar_bundle(path: Path | str, own: Sequence[bytes], size: int = 32, **info: Any) -> Bundle:
+    """A linear bundle that knows what its images look like: encoded ones, half to fit to, half for the limit.
+
+    Its features are small gray copies of an image.
+    """
+    plain = make_bundle(path, size, **info)
+    graph = _with_features(plain.file(GRAPH), size)
+    images = np.stack([Predictor(plain).load(data).pixels for data in own])
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (features,) = session.run([FEATURES], {"images": images})
+    colours = colours_seen(images, size)
+    training, validation = (Seen(features[half::2], colours[half::2]) for half in (0, 1))
+    fitted = fit(training, validation, [None] * len(validation.features), "subjects")
+    assert fitted is not None, "40 images at least are needed to fit to"
+    files = {WEIGHTS: plain.file(WEIGHTS), GRAPH: graph, CARD: plain.file(CARD), REFERENCE: fitted.reference}
+    return write_bundle(str(path), plain.info.model_copy(update={"ood": fitted.rule}), files)
+
+
+def _with_features(graph: bytes, size: int) -> bytes:
+    """The linear graph with an output `features`, float32 (B, 16): means over a grid of 4 x 4."""
+    model = onnx.load_from_string(graph)
+    model.graph.node.extend(
+        [
+            helper.make_node("Transpose", ["unit"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node(
+                "AveragePool", ["planes"], ["small"], kernel_shape=[size // 4] * 2, strides=[size // 4] * 2
+            ),
+            helper.make_node("ReduceMean", ["small"], ["gray"], axes=[1], keepdims=0),
+            helper.make_node("Flatten", ["gray"], [FEATURES]),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", 16]))
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
 
 
 def said_of(bundle: Bundle, *images: bytes) -> list[Prediction]:

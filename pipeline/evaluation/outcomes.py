@@ -45,6 +45,8 @@ class Outcomes:
         self.truth = np.array([true_class(info, outcome.row) for outcome in self.scored])
         self.classes = np.array([prediction.classes for prediction in said])  # (N, C)
         self.probability = np.array([prediction.probability for prediction in said])  # (N,)
+        flags = [prediction.is_ood for prediction in said]
+        self.is_ood = np.array(flags, bool) if None not in flags else None  # (N,); None where the model has no limit
         self.subjects: list[str | None] = [outcome.row.subject_id for outcome in self.scored]
         self._further = self._in_order(further) if further is not None else {}
 
@@ -188,6 +190,8 @@ class Outcomes:
         called = iter(self.called(threshold))
         columns["called"] = [found and names[next(called)] for found in said]
         columns["decision"] = pa.array([found and found.decision for found in said], pa.string())
+        columns["ood_score"] = pa.array([found and found.ood_score for found in said], pa.float32())
+        columns["is_ood"] = pa.array([found and found.is_ood for found in said], pa.bool_())
         columns["recognized_part"] = pa.array([outcome.met and outcome.met.part for outcome in self.all], pa.string())
         columns["recognized_by"] = pa.array([outcome.met and outcome.met.how for outcome in self.all], pa.string())
         columns["remark"] = pa.array([outcome.remark for outcome in self.all], pa.string())

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.ood import flagged_in
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.reach import Chosen
 from pipeline.evaluation.recognized import Recognized
@@ -38,6 +39,9 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes, 
         known, unknown = ("manifest", "model") if bundle.info.unit is None else ("model", "manifest")
         unit = DESCRIBED[bundle.info.unit or manifest.info.unit]
         notes.append(f"An image of the {known} shows {unit}; of the {unknown} that is not known, so it is not checked.")
+    found = flagged_in(bundle.info.ood, outcomes.is_ood)
+    if found is not None and found["is_far_above"]:
+        notes.append(found["told"])
     if outcomes.rejections:
         codes = ", ".join(sorted({error.code.value for error in outcomes.rejections}))
         count = f"{len(outcomes.rejections)} of {len(outcomes.all)}"

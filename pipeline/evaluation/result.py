@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.ood import flagged_in
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance
 from pipeline.evaluation.prevalence import predictive_values
@@ -41,6 +42,11 @@ class Evaluation:
     recognized: Recognized
 
     @property
+    def ood(self) -> dict[str, Any] | None:
+        """Images of the split unlike those of training, as `flagged_in` gives it."""
+        return flagged_in(self.bundle.info.ood, self.outcomes.is_ood)
+
+    @property
     def warnings(self) -> list[str]:
         """All that a reader must know before trusting the figures."""
         return [*self.notes, *self.shortcut.notes(), *self.metrics["warnings"]]
@@ -56,6 +62,7 @@ class Evaluation:
             "shortcut": self.shortcut.record(),
             "warnings": self.warnings,
             "configuration": configuration,
+            "ood": self.ood,
             "rejected": len(self.outcomes.rejections),
             "remarks": self.outcomes.remarks,
         }
@@ -76,6 +83,7 @@ class Evaluation:
             synthetic=info.synthetic or self.manifest.info.synthetic,
             warnings=[*self.notes, *self.shortcut.notes()],
             shortcut=self.shortcut.record(),
+            ood=self.ood,
             split=self.split,
             basis=basis(self.split, self.bundle, self.manifest, self.recognized),
         )

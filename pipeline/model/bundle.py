@@ -1,6 +1,6 @@
 """The bundle: a plain folder that is the model. Weights, graph, decision rule, provenance; no pickle.
 
-    model.safetensors  model.onnx  sketch.parquet  bundle.json  MODEL_CARD.md  report/
+    model.safetensors  model.onnx  reference.safetensors  sketch.parquet  bundle.json  MODEL_CARD.md  report/
 
 `bundle.json` is `BundleInfo` below. It is written last, so a folder without it is no bundle.
 """
@@ -20,6 +20,7 @@ from pipeline.images.load import Preprocessing
 from pipeline.images.unit import Unit
 from pipeline.model.chance import AgainstChance
 from pipeline.model.choices import Norm
+from pipeline.model.reference import REFERENCE, OodRule
 from pipeline.model.seen import seen_size
 from pipeline.model.turns import Turns
 from pipeline.storage.stores import Stores
@@ -64,6 +65,7 @@ class BundleInfo(BaseModel):
     metrics: dict[str, Any] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
     against_chance: AgainstChance | None = None  # null: published by a version that did not ask
     calibration: dict[str, Any] = {}  # images and subjects it rests on, limits, whether it fits the shipped weights
+    ood: OodRule | None = None  # null: nothing tells images unlike those of training
     manifest_digest: str = ""
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration
@@ -112,9 +114,15 @@ class BundleInfo(BaseModel):
         """Today's rules from bytes to pixels, as this model takes them; `preprocessing_digest` may be of older ones."""
         return Preprocessing(self.input_size, bit_depth=self.bit_depth)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256, hex, of each file that a prediction needs."""
+        found = {WEIGHTS: self.weights_sha256, GRAPH: self.graph_sha256}
+        return found if self.ood is None else found | {REFERENCE: self.ood.reference_sha256}
+
     def identity(self) -> str:
         """SHA-256, hex, of everything that decides a prediction: weights, calibration, decision rule, pixels."""
-        deciding = {
+        deciding: dict[str, Any] = {
             "weights": self.weights_sha256,
             "graph": self.graph_sha256,
             "classes": self.classes,
@@ -123,7 +131,11 @@ class BundleInfo(BaseModel):
             "threshold": self.threshold,
             "review_band": self.review_band,
             "preprocessing": self.preprocessing_digest,
-        } | ({"turns": self.turns} if self.turns > 1 else {})  # a bundle of one turn is what it was before turns were
+        }
+        if self.turns > 1:  # a bundle of one turn is what it was before turns were
+            deciding["turns"] = self.turns
+        if self.ood is not None:  # likewise
+            deciding["ood"] = [self.ood.reference_sha256, self.ood.threshold]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
@@ -147,8 +159,7 @@ class Bundle:
         except StoreError as error:
             message = f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
             raise error.refusal(message) from error
-        info = self.info
-        expected = {WEIGHTS: info.weights_sha256, GRAPH: info.graph_sha256, SKETCH: info.sketch_sha256}.get(name)
+        expected = (self.info.digests | {SKETCH: self.info.sketch_sha256}).get(name)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             raise InputError(f"bundle {self.uri}: {name} is not the file that was published; copy the bundle again")
         return data
@@ -158,7 +169,7 @@ class Bundle:
 
         Raises InputError when weights or graph are missing, or one is altered.
         """
-        for name in (WEIGHTS, GRAPH, *([SKETCH] if self.has_sketch else [])):
+        for name in (*self.info.digests, *([SKETCH] if self.has_sketch else [])):
             self.file(name)
         return self
 
@@ -244,7 +255,7 @@ def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = Fa
             "by how much and adds a version for these rules; or train again"
         )
     store = stores.of(uri)
-    for name in (WEIGHTS, GRAPH):
+    for name in info.digests:
         if store.head(join(uri, name)) is None:
             raise InputError(f"bundle {uri}: {name} is missing; copy the whole folder")
     return Bundle(uri, info, stores)

@@ -1,5 +1,6 @@
 """What every network is here: uint8 images in, logits out, pixels scaled inside, so that all users do it alike."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,29 @@ class CellClassifier(nn.Module):
             if isinstance(module, _NormBase) and (self.fixed_statistics or not _trains(module)):
                 module.eval()
         return self
+
+
+class WithFeatures(nn.Module):
+    """The same network, which also gives what goes into its head.
+
+    uint8 (B, S, S, 3), RGB -> logits float32 (B, outputs), features float32 (B, D).
+    """
+
+    def __init__(self, model: CellClassifier) -> None:
+        super().__init__()
+        self.trunk = without_head(model)
+        self.head = copy.deepcopy(model.backbone.get_submodule(model.head))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features: Tensor = self.trunk(images)  # (B, D)
+        return self.head(features).float(), features
+
+
+def without_head(model: CellClassifier) -> CellClassifier:
+    """A copy that gives what would go into the head, for predicting."""
+    trunk = copy.deepcopy(model)
+    trunk.backbone.set_submodule(trunk.head, nn.Identity())
+    return trunk.eval()
 
 
 def in_the_middle(images: Tensor, size: int | None) -> Tensor:

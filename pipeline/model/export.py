@@ -1,6 +1,7 @@
 """From a trained network to what a bundle holds: safetensors bytes, and an ONNX graph proven equal to it.
 
-The graph takes uint8 NHWC `images` with a free batch size and gives `logits`; normalisation is inside.
+The graph takes uint8 NHWC `images` with a free batch size and gives `logits` and `features`, which go into the head;
+normalisation is inside.
 """
 
 import contextlib
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from pipeline.base.errors import PlatformError
-from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier, WithFeatures
+from pipeline.model.outputs import FEATURES, LOGITS
 from pipeline.model.prediction import probabilities
 
-MAX_LOGIT_DIFFERENCE = 1e-4
+MAX_DIFFERENCE = 1e-4  # of logits and of features, by the largest of them where that is more than 1
 MAX_PROBABILITY_DIFFERENCE = 1e-5
 _OPSET = 20
 
@@ -35,10 +37,17 @@ def to_safetensors(model: torch.nn.Module) -> bytes:
     return save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
 
 
-def to_onnx(model: torch.nn.Module, input_size: int, output: str = "logits") -> bytes:
+def to_onnx(model: CellClassifier, input_size: int) -> bytes:
+    """The graph of a bundle. Raises PlatformError when it differs from the network."""
+    graph = exported(WithFeatures(model.cpu().eval()), input_size, (LOGITS, FEATURES))
+    check_parity(model, graph, input_size, counts=(2,))  # that nothing follows the head
+    return graph
+
+
+def exported(model: torch.nn.Module, input_size: int, outputs: Sequence[str]) -> bytes:
     """Export in float32 and check against PyTorch. Raises PlatformError when the two engines disagree.
 
-    `output`: what the graph calls what it gives.
+    `outputs`: what the graph calls what it gives.
     """
     model = model.cpu().eval()
     example = torch.zeros((2, input_size, input_size, 3), dtype=torch.uint8)
@@ -47,7 +56,7 @@ def to_onnx(model: torch.nn.Module, input_size: int, output: str = "logits") -> 
             model,
             (example,),
             input_names=["images"],
-            output_names=[output],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
             opset_version=_OPSET,
             dynamo=True,
@@ -81,22 +90,25 @@ def check_parity(
         flat = np.broadcast_to(rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8), noise.shape).copy()
         for images in (noise, flat):
             with torch.inference_mode():
-                expected = model(torch.from_numpy(images)).numpy()
-            found = np.asarray(session.run(None, {"images": images})[0])
-            _compare(expected, found)
+                given = model(torch.from_numpy(images))
+            expected = given if isinstance(given, tuple) else (given,)
+            names = [output.name for output in session.get_outputs()][: len(expected)]
+            if len(names) < len(expected):
+                raise PlatformError(f"ONNX export: the graph gives {', '.join(names)} only; it is of an older version")
+            for name, here, there in zip(names, expected, session.run(names, {"images": images}), strict=True):
+                _compare(name, here.numpy(), np.asarray(there))
 
 
-def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+def _compare(name: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     if found.shape != expected.shape:
-        raise PlatformError(f"ONNX export: logits of shape {found.shape}, PyTorch gives {expected.shape}")
+        raise PlatformError(f"ONNX export: {name} of shape {found.shape}, PyTorch gives {expected.shape}")
     # what decides is the probability; logits far from 0 may differ by more in the last bits without moving it
-    logits = float(np.abs(expected - found).max() / max(1.0, np.abs(expected).max()))
-    probability = float(np.abs(probabilities(expected) - probabilities(found)).max())
-    if not (logits <= MAX_LOGIT_DIFFERENCE and probability <= MAX_PROBABILITY_DIFFERENCE):
+    values = float(np.abs(expected - found).max() / max(1.0, np.abs(expected).max()))
+    moved = np.abs(probabilities(expected) - probabilities(found)).max() if name == LOGITS else 0.0
+    if not (values <= MAX_DIFFERENCE and moved <= MAX_PROBABILITY_DIFFERENCE):
         raise PlatformError(
-            f"ONNX export: differs from PyTorch by {logits:.2g} in logits and {probability:.2g} in probability "
-            f"(limits {MAX_LOGIT_DIFFERENCE:g}, {MAX_PROBABILITY_DIFFERENCE:g}); "
-            "try another version of torch or onnxruntime"
+            f"ONNX export: differs from PyTorch by {values:.2g} in {name} and {moved:.2g} in probability "
+            f"(limits {MAX_DIFFERENCE:g}, {MAX_PROBABILITY_DIFFERENCE:g}); try another version of torch or onnxruntime"
         )
 
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.base.errors import PlatformError
 from pipeline.model.architectures import build
-from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.choices import Norm
 from pipeline.model.export import check_parity, to_onnx
 
@@ -66,7 +66,7 @@ def filled(template: bytes, model: CellClassifier, input_size: int) -> bytes:
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, properties)
     graph: bytes = proto.SerializeToString()
-    check_parity(model, graph, input_size)
+    check_parity(WithFeatures(model).eval(), graph, input_size)
     return graph
 
 

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from pipeline.base.errors import Code, ImageRejected, InputError, Stage
 from pipeline.images.load import Limits, LoadedImage, load_image
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
+from pipeline.model.outputs import FEATURES, LOGITS, Outputs
 from pipeline.model.prediction import Prediction, predictions
+from pipeline.model.reference import REFERENCE, Reference, colours_seen
 from pipeline.model.turns import over_turns
 
 Engine = Literal["auto", "onnx", "torch"]
 
 
 class _Runner(Protocol):
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (B, S, S, 3) -> logits float32 (B, 1 or C)."""
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
+        """Of uint8 (B, S, S, 3)."""
 
 
 class Predictor:
@@ -34,6 +36,7 @@ class Predictor:
         self.size = bundle.info.input_size
         self.model_sha256 = bundle.info.identity()
         self.engine = _choose(engine)
+        self._reference = _reference(bundle)
         self._run: _Runner = _OnnxRunner(bundle, threads) if self.engine == "onnx" else _torch_runner(bundle)
 
     def load(self, data: bytes, limits: Limits = Limits()) -> LoadedImage:
@@ -43,17 +46,44 @@ class Predictor:
     def predict_each(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction | ImageRejected]:
         """One forward pass a turn over decoded images, uint8 (S, S, 3), RGB: one result an image, in order.
 
+        How far an image lies from those of training is told by the first turn, the image as it is.
         An image whose logits are not finite is rejected (predict_failed); its neighbours keep their answers.
         """
         if not len(images):
             return []
-        logits = over_turns(self._run, np.stack(images), self.info.turns)  # float32 (B, 1 or C)
+        stacked = np.stack(images)
+        logits, features = self._outputs(stacked)
         if logits.shape[1] != self.info.outputs:
             found, names = logits.shape[1], len(self.info.classes)
             raise InputError(f"bundle {self.bundle.uri}: {found} outputs for {names} classes; publish the model again")
         finite = np.asarray(np.isfinite(logits).all(axis=1))
-        said = iter(predictions(self.info, logits[finite]))
+        scores = self._ood_scores(stacked[finite], None if features is None else features[finite])
+        said = iter(predictions(self.info, logits[finite], scores))
         return [next(said) if answered else _not_finite() for answered in finite.tolist()]
+
+    def _outputs(self, images: NDArray[np.uint8]) -> Outputs:
+        """Logits over all turns, features of the first."""
+        first: list[NDArray[np.float32] | None] = []
+
+        def forward(some: NDArray[np.uint8]) -> NDArray[np.float32]:
+            logits, features = self._run(some)
+            first.append(features)
+            return logits
+
+        return Outputs(over_turns(forward, images, self.info.turns), first[0])
+
+    def _ood_scores(
+        self, images: NDArray[np.uint8], features: NDArray[np.float32] | None
+    ) -> NDArray[np.float32] | None:
+        """(B,); None where the bundle, or the graph of an older version, has nothing to compare."""
+        if self._reference is None or features is None:
+            return None
+        if features.shape[1] != len(self._reference.features):
+            raise InputError(
+                f"bundle {self.bundle.uri}: {features.shape[1]} features, {REFERENCE} is of "
+                f"{len(self._reference.features)}; publish the model again"
+            )
+        return self._reference.scores(features, colours_seen(images, self.info.seen_size))
 
     def probe(self) -> None:
         """A black and a white image must get an answer. Raises InputError where the model gives none."""
@@ -67,6 +97,16 @@ class Predictor:
         for answer in answers:
             if isinstance(answer, ImageRejected):
                 raise InputError(f"bundle {self.bundle.uri}: fails the probe image: {answer.message}")
+
+
+def _reference(bundle: Bundle) -> Reference | None:
+    if bundle.info.ood is None:
+        return None
+    data = bundle.file(REFERENCE)
+    try:
+        return Reference.unpacked(data)
+    except InputError as error:
+        raise InputError(f"bundle {bundle.uri}: {REFERENCE} {error}; publish the model again") from error
 
 
 def _not_finite() -> ImageRejected:
@@ -110,9 +150,12 @@ class _OnnxRunner:
                 f"bundle {bundle.uri}: {GRAPH} cannot be loaded ({error}); publish the model again"
             ) from error
         self._input = self._session.get_inputs()[0].name
+        gives = [output.name for output in self._session.get_outputs()]
+        self._wanted = [LOGITS, FEATURES] if FEATURES in gives else gives[:1]
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(self._session.run(None, {self._input: images})[0], dtype=np.float32)
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
+        found = [np.asarray(values, np.float32) for values in self._session.run(self._wanted, {self._input: images})]
+        return Outputs(found[0], found[1] if len(found) > 1 else None)
 
 
 def _torch_runner(bundle: Bundle) -> _Runner:

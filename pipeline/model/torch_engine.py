@@ -9,23 +9,25 @@ from safetensors.torch import load
 from pipeline.base.errors import InputError
 from pipeline.model.architectures import build
 from pipeline.model.bundle import BundleInfo
-from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier, WithFeatures
+from pipeline.model.outputs import Outputs
 
 
 class TorchRunner:
-    """uint8 (B, S, S, 3) -> logits float32 (B, 1 or C), on CUDA where there is one."""
+    """uint8 (B, S, S, 3) -> logits and features, on CUDA where there is one."""
 
     def __init__(self, info: BundleInfo, weights: bytes, device: str | None = None) -> None:
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self._device.type == "cuda":  # TF32 keeps 10 bits of mantissa: too few for the parity with ONNX Runtime
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-        self._model = load_model(info, weights).to(self._device).eval()
+        self._model = WithFeatures(load_model(info, weights)).to(self._device).eval()
 
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self._device)
-        return np.asarray(self._model(batch).cpu().numpy(), dtype=np.float32)
+        logits, features = (np.asarray(values.float().cpu().numpy()) for values in self._model(batch))
+        return Outputs(logits, features)
 
 
 def load_model(info: BundleInfo, weights: bytes) -> CellClassifier:

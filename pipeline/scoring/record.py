@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.images.depth import GUESSED
 from pipeline.images.unit import Unit
 from pipeline.model.bundle import Bundle
+from pipeline.model.reference import OodRule, is_far_above, told
 from pipeline.scoring.request import Request, Workforce
 
 COMPLETE, TOO_MANY_ERRORS, INCOMPLETE = "complete", "too_many_errors", "incomplete"
@@ -40,6 +41,7 @@ class Counts(_Entry):
     uncounted: int = 0  # archives and folders that could not be read to their end
     uncounted_unchanged: int = 0  # of these, those that an earlier run met as they are: rows of skipped/
     uncounted_accepted: int = 0  # of these, those that an earlier run was to accept
+    out_of_distribution: int = 0  # scored all the same, though unlike the model's training images
 
     @property
     def at_least(self) -> str:
@@ -67,6 +69,7 @@ class ModelUsed(_Entry):
     bit_depth: int | None = None  # fixed for 16-bit samples
     synthetic: bool = False  # trained on generated images
     unit: Unit | None = None  # what the images of training show
+    ood: OodRule | None = None  # null: nothing tells images unlike those
 
     @classmethod
     def of(cls, bundle: Bundle) -> "ModelUsed":
@@ -151,6 +154,20 @@ class RunRecord(_Entry):
             f"16-bit images were guessed to have {bits}: where one camera took them, the darker ones are read too "
             "bright; fix their depth with --bit-depth"
         )
+
+    @property
+    def ood_note(self) -> str:
+        """How many images look unlike those of training, a sentence; empty where nothing tells, or none was scored."""
+        rule = self.model.ood
+        if rule is None or rule.threshold is None:
+            return ""
+        return told(self.counts.out_of_distribution, self.counts.scored, rule.false_flag_rate)
+
+    @property
+    def is_far_from_training(self) -> bool:
+        """Whether far more images look unlike those of training than its rule states."""
+        rate = None if self.model.ood is None else self.model.ood.false_flag_rate
+        return is_far_above(self.counts.out_of_distribution, self.counts.scored, rate)
 
     @property
     def is_accepted(self) -> bool:

@@ -35,6 +35,11 @@ _NOTICED = [
         IN_TRAINING, pa.bool_(), "its bytes are of an image the model learned from or was chosen by; null: not known"
     ),
 ]
+IS_OOD = "is_ood"
+_OOD = [
+    described("ood_score", pa.float32(), "distance to the training images, which have about 1; null: not known"),
+    described(IS_OOD, pa.bool_(), "the image looks unlike the training images; null: the model has no limit"),
+]
 _REJECTED = [
     described("stage", pa.string(), "where it failed: list, fetch, decode, predict or write"),
     described("code", pa.string(), "why, one of the codes of quarantine"),
@@ -99,14 +104,17 @@ DELETED_SCHEMA = pa.schema([*_IDENTITY[:3], _EARLIER_RUN], metadata=_VERSION)
 
 def part_schema(classes: Sequence[str]) -> pa.Schema:
     """One outcome a row: `code` null means scored."""
-    fields = [*_IDENTITY, *_SCORED, *_of_classes(classes), *_NOTICED, *_REJECTED, _SUBJECT_ID, _SCORED_AT, _META]
+    fields = [
+        *_IDENTITY, *_SCORED, *_of_classes(classes), *_OOD, *_NOTICED, *_REJECTED, _SUBJECT_ID, _SCORED_AT, _META,
+    ]  # fmt: skip
     return pa.schema(fields)
 
 
 def prediction_schema(classes: Sequence[str], meta_keys: Sequence[str]) -> pa.Schema:
     """The documented output: one row a scored image."""
     meta = [described(name, pa.string(), f"`{key}` of the image") for name, key in meta_columns(meta_keys).items()]
-    fields = [*_IDENTITY, *_SCORED[:5], *_of_classes(classes), _SCORED[5], *_NOTICED, *_PROVENANCE, *_TAIL, *meta]
+    said = [*_SCORED[:5], *_of_classes(classes), _SCORED[5], *_OOD, *_NOTICED]
+    fields = [*_IDENTITY, *said, *_PROVENANCE, *_TAIL, *meta]
     return pa.schema(fields, metadata=_VERSION)
 
 

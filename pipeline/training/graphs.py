@@ -12,6 +12,7 @@ import ray
 from pipeline import __version__
 from pipeline.base.errors import PlatformError
 from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.outputs import FEATURES, LOGITS
 from pipeline.training.cache import PixelCache
 from pipeline.training.pixel_file import write_copy
 from pipeline.training.settings import Settings
@@ -85,7 +86,14 @@ def _template(settings: Settings) -> bytes | None:
 
 def _deciding(settings: Settings) -> list[str]:
     network = (settings.architecture, settings.outputs, settings.norm, settings.seen, settings.input_size)
-    return ["template", __version__, *map(str, network), *(f"{name} {installed(name)}" for name in _ENGINES)]
+    return [
+        "template",
+        __version__,
+        LOGITS,
+        FEATURES,
+        *map(str, network),
+        *(f"{name} {installed(name)}" for name in _ENGINES),
+    ]
 
 
 def graph_path(root: str, deciding: Sequence[str]) -> Path:

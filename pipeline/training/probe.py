@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from pipeline.base.errors import PlatformError
 from pipeline.model.architectures import build
-from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.export import check_parity
 from pipeline.model.feature_graph import check_features, features_digest, features_graph, with_head
 from pipeline.model.trainable import linear_head
@@ -106,7 +106,7 @@ class Probe:
         assert head is not None, "a probe has a linear head"
         weight, bias = (np.asarray(values.detach(), np.float32) for values in (head.weight, head.bias))
         made = with_head(self._graph_of_features().graph, weight, bias)
-        check_parity(model.eval(), made, input_size)
+        check_parity(WithFeatures(model).eval(), made, input_size)
         return made
 
     def image_s(self) -> float:

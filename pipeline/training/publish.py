@@ -15,11 +15,13 @@ from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.lora import merged
+from pipeline.model.reference import REFERENCE
 from pipeline.model.registry import ModelFolder, Verdict, new_version
 from pipeline.model.timm_networks import PREFIX as TIMM
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
 from pipeline.training.checkpoint import Best
+from pipeline.training.familiar import Familiar
 from pipeline.training.fit import Trained
 from pipeline.training.judgement import HeldOut, judge
 from pipeline.training.rows import LabelledRows
@@ -53,52 +55,50 @@ def publish(
     held_out: HeldOut | None = None,
     sketch: bytes | None = None,
     to_graph: ToGraph = to_onnx,
+    familiar: Familiar | None = None,
 ) -> Published:
     """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names.
 
     Temperature, threshold and metrics come from validation, or from `held_out` scores. `sketch`: a file, where wanted.
+    `familiar`: where pixels are had, which tell what is unlike them; None: nothing does.
     """
     weights, graph = _exported(trained.best, settings, to_graph)
     asked = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
     judged = judge(asked, settings, rows, manifest, target_sensitivity=target_sensitivity, costs=costs)
     rule = judged.rule
+    fitted = None if familiar is None else familiar.fit(graph, settings, rows, manifest)
     digest = hashlib.sha256(weights).hexdigest()
     info = BundleInfo(
         name=folder.uri.rsplit("/", 1)[-1],
         version=new_version(digest),
-        architecture=settings.architecture,
-        norm=settings.norm,
-        task=settings.task,
-        classes=rows.classes,
-        positive_classes=rows.positive_classes,
-        input_size=settings.input_size,
-        center=settings.center,
-        bit_depth=settings.bit_depth,
-        preprocessing_digest=settings.pixels.digest(),
+        **_asked(settings, rows, manifest),
+        **judged.fields(review_margin),
         weights_sha256=digest,
         graph_sha256=hashlib.sha256(graph).hexdigest(),
         sketch_sha256="" if sketch is None else hashlib.sha256(sketch).hexdigest(),
-        turns=settings.turns,
-        **judged.fields(review_margin),
-        **_of_manifest(manifest),
+        ood=None if fitted is None else fitted.rule,
         training={**configuration, **_account(trained, settings, rows, rule)},
         versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows)}
     files |= {} if sketch is None else {SKETCH: sketch}
+    files |= {} if fitted is None else {REFERENCE: fitted.reference}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold, judged.agreement)
 
 
-def _of_manifest(manifest: Manifest) -> dict[str, Any]:
-    """What a bundle says of the images that it comes from."""
-    info = manifest.info
-    return {
-        "synthetic": info.synthetic,
-        "unit": info.unit,
-        "manifest_digest": info.digest,
-        "split_rule": info.split_rule,
+def _asked(settings: Settings, rows: LabelledRows, manifest: Manifest) -> dict[str, Any]:
+    """Fields of `BundleInfo` that were known before training."""
+    chosen = ("architecture", "norm", "task", "input_size", "center", "bit_depth", "turns")
+    return {name: getattr(settings, name) for name in chosen} | {
+        "classes": rows.classes,
+        "positive_classes": rows.positive_classes,
+        "preprocessing_digest": settings.pixels.digest(),
+        "synthetic": manifest.info.synthetic,
+        "unit": manifest.info.unit,
+        "manifest_digest": manifest.info.digest,
+        "split_rule": manifest.info.split_rule,
     }
 
 

@@ -67,8 +67,8 @@ def test_every_validation_image_is_scored_exactly_once(trained: Bundle) -> None:
 
 def test_both_engines_give_the_same_probabilities(trained: Bundle, manifest: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
-    torch_logits = TorchRunner(trained.info, trained.file(WEIGHTS), device="cpu")(images)
-    expected = [said.probability for said in predictions(trained.info, torch_logits)]
+    torch_said = TorchRunner(trained.info, trained.file(WEIGHTS), device="cpu")(images)
+    expected = [said.probability for said in predictions(trained.info, torch_said.logits)]
     found = [said.probability for said in Predictor(trained, engine="onnx").predict_each(images)]  # type: ignore[union-attr]
     assert np.abs(np.subtract(found, expected)).max() < 1e-5
 

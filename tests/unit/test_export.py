@@ -10,7 +10,7 @@ import torch
 from pipeline.base.errors import PlatformError
 from pipeline.model.architectures import ARCHITECTURES, build
 from pipeline.model.bundle import BundleInfo
-from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.export import check_parity, to_onnx, to_safetensors
 from pipeline.model.torch_engine import TorchRunner, load_model
 
@@ -43,6 +43,13 @@ def _info(architecture: str, outputs: int) -> BundleInfo:
     )
 
 
+def head_width(model: CellClassifier) -> int:
+    """Values that go into the head."""
+    head = model.backbone.get_submodule(model.head)
+    first = next(layer for layer in head.modules() if isinstance(layer, torch.nn.Linear))
+    return first.in_features
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -51,7 +58,7 @@ def _info(architecture: str, outputs: int) -> BundleInfo:
         if name not in DEEPER
     ],
 )
-def test_the_graph_gives_the_networks_logits_for_any_batch_size(name: str) -> None:
+def test_the_graph_gives_the_networks_logits_and_features_for_any_batch_size(name: str) -> None:
     outputs = 3 if name == "cnn-se" else 1
     model = _trained_looking(name, outputs)
     weights = to_safetensors(model)
@@ -62,8 +69,26 @@ def test_the_graph_gives_the_networks_logits_for_any_batch_size(name: str) -> No
     rng = np.random.default_rng(0)
     for count in (1, 2, 5):
         images = rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
-        (logits,) = session.run(["logits"], {"images": images})
-        np.testing.assert_allclose(logits, runner(images), atol=1e-4, rtol=1e-4)
+        logits, features = session.run(["logits", "features"], {"images": images})
+        expected = runner(images)
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-4, rtol=1e-4)
+        assert features.shape == (count, head_width(model)) and expected.features is not None
+        np.testing.assert_allclose(features, expected.features, atol=1e-4 * max(1.0, np.abs(features).max()))
+        with torch.inference_mode():  # what goes into the head is what the logits come from
+            head = model.backbone.get_submodule(model.head)
+            again = head(torch.from_numpy(features)).numpy()
+            np.testing.assert_allclose(model(torch.from_numpy(images)).numpy(), again, atol=1e-4, rtol=1e-4)
+
+
+def test_a_graph_with_other_features_is_refused() -> None:
+    model = _trained_looking("cnn", 1)
+    graph = to_onnx(model, 64)
+    other = WithFeatures(model).eval()
+    other.trunk.register_forward_hook(lambda _module, _given, features: 2 * features)
+    with torch.no_grad():
+        other.head[0].weight.mul_(0.5)  # the same logits from features twice as large
+    with pytest.raises(PlatformError, match="in features"):
+        check_parity(other, graph, 64)
 
 
 def test_a_graph_of_other_weights_is_refused() -> None:

@@ -8,6 +8,7 @@ from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import words
 from pipeline.evaluation.report.html import environment
 from pipeline.model.bundle import BundleInfo
+from pipeline.model.reference import described
 
 
 def render_card(
@@ -33,6 +34,7 @@ def render_card(
             warnings=list(dict.fromkeys(metrics["warnings"])) if metrics else [],
             names=METRIC_NAMES,
             headline=_headline(metrics) if metrics else [],
+            unlike=described(info.ood),
             reach=words.reach(metrics["reach"]) if metrics and "reach" in metrics else [],
             not_a_device=words.NOT_A_DEVICE,
             synthetic_note=words.SYNTHETIC,

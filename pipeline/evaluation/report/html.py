@@ -17,7 +17,12 @@ from pipeline.evaluation.report import plots, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 _SLICE_ROWS = 15
-_FIXED = {"names": METRIC_NAMES, "not_a_device": words.NOT_A_DEVICE, "synthetic_note": words.SYNTHETIC}
+_FIXED = {
+    "names": METRIC_NAMES,
+    "slice_rows": _SLICE_ROWS,
+    "not_a_device": words.NOT_A_DEVICE,
+    "synthetic_note": words.SYNTHETIC,
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def render_report(
     reach: Mapping[str, Any] | None = None,
     recognized: Mapping[str, Any] | None = None,
     shortcut: Mapping[str, Any] | None = None,
+    ood: Mapping[str, Any] | None = None,
     split: str = "test",
     basis: str = "",
 ) -> str:
@@ -75,10 +81,9 @@ def render_report(
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
-    after 'Measured on N images of M subjects'. `shortcut`, `reach` and `recognized` are the records of these modules of
-    `evaluation`. `kept` names the epoch of `history` whose weights the model has.
+    after 'Measured on N images of M subjects'. `shortcut`, `reach`, `recognized` and `ood` are the records of these
+    modules of `evaluation`. `kept` names the epoch of `history` whose weights the model has.
     """
-    caveats = list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())]))
     template = environment().get_template("report.html.j2")
     return template.render(
         title=title,
@@ -97,10 +102,10 @@ def render_report(
         provenance=provenance,
         synthetic=synthetic,
         shortcut=shortcut,
+        ood=ood,
         basis=basis or f" ({split} split)",
-        warnings=caveats,
+        warnings=list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())])),
         hardest=_hardest,
-        slice_rows=_SLICE_ROWS,
         **_FIXED,
     )
 

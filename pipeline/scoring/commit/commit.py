@@ -26,7 +26,7 @@ from pipeline.scoring.output import OutputFile, OutputSeries, Written
 from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
 from pipeline.scoring.record import Counts, RunRecord
 from pipeline.scoring.run_folder import FAILED_BEFORE, PARTS_LIST, RECORD, SUBJECTS, SUCCESS, WORK, RunFolder
-from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IN_TRAINING, IS_UNCOUNTED
+from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IN_TRAINING, IS_OOD, IS_UNCOUNTED
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.unit import unit_scored
 from pipeline.scoring.work.parts import ArchiveSummary, all_part_sizes, read_summary
@@ -101,19 +101,17 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
 
     Raises IncompleteError when they do not add up.
     """
-    rows: Counter[str] = Counter()
-    codes: Counter[str] = Counter()
-    remarks: Counter[str] = Counter()
-    failed_before, again, uncounted, in_training = folder.table(FAILED_BEFORE)["image_id"], 0, 0, 0
+    rows, codes, remarks, flags = (Counter[str]() for _ in range(4))
+    failed_before, again, uncounted = folder.table(FAILED_BEFORE)["image_id"], 0, 0
     for item in written:
         kind = item.name.split("/", 1)[0]
         with folder.open(item.name) as file:
             parquet = pq.ParquetFile(file)
             rows[kind] += parquet.metadata.num_rows
             if kind == "predictions":
-                table = parquet.read(columns=["remark", IN_TRAINING])
+                table = parquet.read(columns=["remark", IN_TRAINING, IS_OOD])
                 remarks.update(count_kinds(table["remark"].drop_null().to_pylist()))
-                in_training += pc.sum(table[IN_TRAINING], min_count=0).as_py()
+                flags.update({name: pc.sum(table[name], min_count=0).as_py() for name in (IN_TRAINING, IS_OOD)})
             elif kind == "quarantine":
                 table = parquet.read(columns=["code", "image_id", IS_UNCOUNTED])
                 uncounted += pc.sum(table[IS_UNCOUNTED], min_count=0).as_py()
@@ -131,7 +129,8 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
         deleted_at_source=rows["deleted"],
         codes=dict(codes),
         remarks=dict(remarks),
-        in_training=in_training,
+        in_training=flags[IN_TRAINING],
+        out_of_distribution=flags[IS_OOD],
         skipped_reasons={reason: count for reason, count in plan.skipped.items() if reason not in UNCOUNTED},
         left_out=dict(left_out),
         masks=tuple(itertools.islice((*plan.masks, *(place for one in archives for place in one.masks)), MASKS_NAMED)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.evaluation.report import plots, words
 from pipeline.evaluation.report.html import data_uri, environment
+from pipeline.scoring.schemas import IS_OOD
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail
 from pipeline.scoring.summary.summary import BINS, REASONS, Summary, stages, throughput
@@ -34,6 +35,7 @@ def render_page(summary: Summary, pictures: Mapping[int, Thumbnail]) -> str:
             histogram_caption=_histogram_caption(summary),
             threshold=summary.threshold,
             highest=[_scored_card(row, pictures) for row in summary.highest],
+            strangest=[_scored_card(row, pictures) for row in summary.strangest],
             borderline=[_scored_card(row, pictures) for row in summary.borderline],
             quarantined=[_rejected_card(row, pictures) for row in summary.quarantined],
             codes=[{**vars(item), "advice": advice.of_code(item.code)} for item in summary.codes],
@@ -97,8 +99,10 @@ def _histogram_caption(summary: Summary) -> str:
 def _scored_card(row: Mapping[str, Any], pictures: Mapping[int, Thumbnail]) -> dict[str, Any]:
     said = row["decision"] or row["class_name"]
     subject = f"subject {row['subject_id']}" if row["subject_id"] is not None else ""
+    strange = "unlike the training images" if row.get(IS_OOD) else ""
+    note = " · ".join(filter(None, (strange, subject)))
     kind = row["decision"] or "code"
-    return _card(row, pictures, f"{words.number(row['probability'])} {said}", kind, subject)
+    return _card(row, pictures, f"{words.number(row['probability'])} {said}", kind, note)
 
 
 def _rejected_card(row: Mapping[str, Any], pictures: Mapping[int, Thumbnail]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD
 from pipeline.scoring.history.uncounted import described
 from pipeline.scoring.record import Pace, RunRecord
 from pipeline.scoring.run_folder import RECORD, REQUEST, SUBJECTS, Output, RunFolder
-from pipeline.scoring.schemas import IS_UNCOUNTED
+from pipeline.scoring.schemas import IS_OOD, IS_UNCOUNTED
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.advice import Advice
 from pipeline.storage.stores import Stores
@@ -30,9 +30,10 @@ from pipeline.storage.stores import Stores
 GALLERY = 12  # images of each kind that are shown
 MAX_SUBJECTS = 200
 BINS = 50
-_COUNTED = ["probability", "decision", "class_name"]
+_OOD = ["ood_score", IS_OOD]
+_COUNTED = ["probability", "decision", "class_name", *_OOD]
 _SHOWN = [
-    "image_id", "uri", "member", "etag", "size_bytes", "probability", "class_name", "decision", "subject_id",
+    "image_id", "uri", "member", "etag", "size_bytes", "probability", "class_name", "decision", "subject_id", *_OOD,
 ]  # fmt: skip
 REASONS = {
     UNCHANGED: "scored by an earlier run, unchanged since",
@@ -61,6 +62,7 @@ class Summary:
     classes: dict[str, int]
     review_band: tuple[float, float] | None  # lowest and highest probability that was sent to review
     highest: list[dict[str, Any]]
+    strangest: list[dict[str, Any]]  # of those unlike the training images, the farthest
     borderline: list[dict[str, Any]]  # nearest to the threshold
     quarantined: list[dict[str, Any]]  # of every code some
     codes: list[CodeCount]
@@ -88,6 +90,8 @@ class Summary:
         parts = [f"{counts.scored:,} {'image' if counts.scored == 1 else 'images'} scored"]
         if self.decides:
             parts += [f"{self.count('positive'):,} positive", f"{self.count('review'):,} to review"]
+        if counts.out_of_distribution:
+            parts.append(f"{counts.out_of_distribution:,} unlike the training images")
         parts.append(f"{counts.quarantined:,} quarantined")
         if counts.uncounted:
             parts.append(f"{counts.uncounted:,} archives or folders that could not be read to their end")
@@ -138,6 +142,7 @@ def summarize(folder: RunFolder) -> Summary:
         classes=dict(scores.classes.most_common()),
         review_band=scores.review_band,
         highest=_rows_at(folder, files, scores.highest.places()),
+        strangest=_rows_at(folder, files, scores.strangest.places()),
         borderline=_rows_at(folder, files, scores.borderline.places()),
         quarantined=quarantine.mixed(GALLERY),
         codes=quarantine.counts(),
@@ -154,7 +159,12 @@ def _row_groups(folder: RunFolder, name: str, columns: Sequence[str] | None) -> 
     with folder.sound(name), folder.open(name) as file:
         parquet = pq.ParquetFile(file)
         for group in range(parquet.num_row_groups):
-            yield group, parquet.read_row_group(group, columns=columns)
+            yield group, parquet.read_row_group(group, columns=_there(parquet, columns))
+
+
+def _there(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
+    """Those of the columns that the version which wrote the file knew; None: all."""
+    return None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
 
 
 @dataclass
@@ -164,7 +174,8 @@ class _Best:
     kept: list[tuple[float, Place]] = field(default_factory=list)
 
     def offer(self, scores: NDArray[np.float32], file: int, group: int) -> None:
-        rows = np.argsort(-scores, kind="stable")[:GALLERY]
+        """Of a row group's rows; one whose score is NaN is never among them."""
+        rows = np.argsort(-scores, kind="stable")[: min(GALLERY, np.count_nonzero(~np.isnan(scores)))]
         new = [(float(scores[row]), (-file, -group, -int(row))) for row in rows]
         self.kept = heapq.nlargest(GALLERY, self.kept + new)
 
@@ -181,7 +192,7 @@ class _Scores:
         self.decisions: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
         self.review_band: tuple[float, float] | None = None
-        self.highest, self.borderline = _Best(), _Best()
+        self.highest, self.strangest, self.borderline = _Best(), _Best(), _Best()
 
     def add(self, table: pa.Table, file: int, group: int) -> None:
         probabilities = table["probability"].to_numpy().astype(np.float32)
@@ -195,6 +206,9 @@ class _Scores:
             band = self.review_band or (low, high)
             self.review_band = (min(band[0], low), max(band[1], high))
         self.highest.offer(probabilities, file, group)
+        if IS_OOD in table.column_names:  # 0.1 wrote none
+            flagged = pc.fill_null(table[IS_OOD], False)
+            self.strangest.offer(pc.if_else(flagged, table["ood_score"], np.nan).to_numpy(), file, group)
         # Without a threshold the least sure images are the borderline ones.
         distance = probabilities if self._threshold is None else np.abs(probabilities - np.float32(self._threshold))
         self.borderline.offer(-distance, file, group)
@@ -241,7 +255,8 @@ def _rows_at(folder: RunFolder, files: Sequence[str], places: Sequence[Place]) -
     found: dict[Place, dict[str, Any]] = {}
     for number, group in sorted({place[:2] for place in places}):
         with folder.sound(files[number]), folder.open(files[number]) as file:
-            table = pq.ParquetFile(file).read_row_group(group, columns=_SHOWN)
+            parquet = pq.ParquetFile(file)
+            table = parquet.read_row_group(group, columns=_there(parquet, _SHOWN))
         for place in places:
             if place[:2] == (number, group):
                 found[place] = table.slice(place[2], 1).to_pylist()[0]

@@ -42,7 +42,7 @@ CHUNK_ROWS = 1024  # of an archive, in one piece of its part
 _AS_LISTED = ("image_id", "uri", "member", "subject_id", "meta")
 _AS_FOUND = ("etag", "size_bytes", "attempts", "scored_at", "remark", "in_training")
 _AS_DECODED = ("width", "height", "format")
-_AS_PREDICTED = ("class_name", "probability", "decision")
+_AS_PREDICTED = ("class_name", "probability", "decision", "ood_score", "is_ood")
 _AS_REJECTED = ("stage", "code", "message")
 _CRASHED = ImageRejected(
     Code.CRASHED_DECODER, "decoding it ended the process; the file is dangerous or the decoder has a bug", Stage.DECODE
