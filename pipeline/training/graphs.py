@@ -86,14 +86,8 @@ def _template(settings: Settings) -> bytes | None:
 
 def _deciding(settings: Settings) -> list[str]:
     network = (settings.architecture, settings.outputs, settings.norm, settings.seen, settings.input_size)
-    return [
-        "template",
-        __version__,
-        LOGITS,
-        FEATURES,
-        *map(str, network),
-        *(f"{name} {installed(name)}" for name in _ENGINES),
-    ]
+    engines = [f"{name} {installed(name)}" for name in _ENGINES]
+    return ["template", __version__, LOGITS, FEATURES, *map(str, network), *engines]
 
 
 def graph_path(root: str, deciding: Sequence[str]) -> Path:

@@ -11,8 +11,9 @@ import torch
 from pipeline.base.errors import PlatformError
 from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
-from pipeline.model.cell_classifier import CellClassifier
+from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.choices import Norm
+from pipeline.model.export import check_parity
 from pipeline.model.graph_template import drawn_template, filled
 from pipeline.training.cache import PixelCache
 from pipeline.training.graphs import GraphMaker, write_graph
@@ -64,6 +65,7 @@ def test_the_filled_graph_answers_as_the_network_does(name: str, norm: Norm) -> 
             expected = model(torch.from_numpy(IMAGES)).numpy()
         graph = filled(template, model, SIZE)
         np.testing.assert_allclose(answers(graph), expected, rtol=1e-4, atol=1e-5)
+        check_parity(WithFeatures(model).eval(), graph, SIZE)  # which has both
         assert graph == filled(template, model, SIZE) and b"leukoray.sources" not in graph
 
 
