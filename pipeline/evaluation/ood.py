@@ -77,7 +77,8 @@ def fit(training: Seen, validation: Seen, subjects: Sequence[str | None], called
     reference = fit_reference(training)
     if reference is None:
         return None
-    scores = reference.scores(validation.features, validation.colours)
+    usable = len(validation.features)
+    scores = reference.scores(validation.features, validation.colours) if usable else np.empty(0, np.float32)
     codes, unit = subject_codes(list(subjects), len(scores))
     threshold, rate, note = limit(scores)
     data = reference.packed()

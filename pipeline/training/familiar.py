@@ -50,7 +50,7 @@ class Familiar:
         return fit(training, validation, subjects.to_pylist(), manifest.info.units)
 
     def _seen(self, session: Any, rows: pa.Table, settings: Settings, seen: int) -> tuple[NDArray[np.int64], Seen]:
-        """Of the usable images, and their ids."""
+        """Ids of the usable images, ascending, and what is seen of them."""
         ids, features, colours = list[NDArray[np.int64]](), list[NDArray[np.float32]](), list[NDArray[np.float32]]()
         for numbers, images in self._pixels(rows, settings):
             for start in range(0, len(numbers), _BATCH):
@@ -61,8 +61,10 @@ class Familiar:
         if not ids:
             nothing = np.empty((0, 0), np.float32)
             return np.empty(0, np.int64), Seen(nothing, nothing)
-        finite = np.isfinite(np.concatenate(features)).all(axis=1)
-        return np.concatenate(ids)[finite], Seen(np.concatenate(features)[finite], np.concatenate(colours)[finite])
+        numbers, values = np.concatenate(ids), np.concatenate(features)
+        order = np.argsort(numbers)  # so that sums do not depend on where pixels lay
+        kept = order[np.isfinite(values[order]).all(axis=1)]
+        return numbers[kept], Seen(values[kept], np.concatenate(colours)[kept])
 
     def _pixels(self, rows: pa.Table, settings: Settings) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Ids and pixels uint8 (N, S, S, 3) of the usable images, some at a time."""

@@ -1,0 +1,87 @@
+"""What a reference is fitted to when a model is published: its own images as they are, wherever their pixels lie."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.evaluation import ood
+from pipeline.evaluation.ood import Fitted
+from pipeline.images.load import Preprocessing
+from pipeline.model.architectures import build
+from pipeline.model.export import to_onnx
+from pipeline.sources.manifest import Manifest
+from pipeline.storage.stores import Stores
+from pipeline.training import familiar
+from pipeline.training.cache import PixelCache
+from pipeline.training.decoded import decode
+from pipeline.training.familiar import Familiar, drawn
+from pipeline.training.rows import LabelledRows, labelled_rows
+from tests.training_data import cell_images, manifest_of
+from tests.training_settings import training_settings
+
+SIZE = 32
+SETTINGS = training_settings(input_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Two thirds of 120 images for training, one of them damaged."""
+    folder = tmp_path_factory.mktemp("cells")
+    rows = cell_images(folder / "images", 120)
+    Path(rows[0]["uri"]).write_bytes(b"no image")
+    return manifest_of(rows, folder / "manifest")
+
+
+@pytest.fixture(scope="module")
+def rows(manifest: Manifest) -> LabelledRows:
+    return labelled_rows(manifest)
+
+
+@pytest.fixture(scope="module")
+def graph() -> bytes:
+    return to_onnx(build("cnn", 1), SIZE)
+
+
+def fitted(graph: bytes, rows: LabelledRows, manifest: Manifest, cache: PixelCache | None) -> Fitted:
+    found = Familiar(Stores(), cache).fit(graph, SETTINGS, rows, manifest)
+    assert found is not None
+    return found
+
+
+def test_pixels_kept_in_a_cache_and_decoded_ones_give_the_same(
+    graph: bytes, rows: LabelledRows, manifest: Manifest, tmp_path: Path
+) -> None:
+    without = fitted(graph, rows, manifest, None)
+    assert without.rule.training_images == 79 and without.rule.images == 40
+    pixels = Preprocessing(SIZE)
+    cache = PixelCache(str(tmp_path), pixels, None)
+    assert fitted(graph, rows, manifest, cache) == without  # an empty one
+    some = pa.concat_tables([rows.train.slice(0, 30), rows.validation]).combine_chunks()
+    placed = cache.put(decode(some, pixels), "node")
+    assert fitted(graph, rows, manifest, cache).rule.images == 40
+    path = Path(cache.path(placed.name))
+    damaged = bytearray(path.read_bytes())
+    damaged[-5] ^= 255  # within the pixels of the last image, which are decoded again then
+    path.write_bytes(damaged)
+    again = fitted(graph, rows, manifest, cache)
+    assert again.rule.threshold == pytest.approx(without.rule.threshold, rel=1e-4)
+    assert again.rule.training_images == 79 and again.rule.images == 40
+
+
+def test_many_images_are_drawn_by_the_seed_whatever_their_order(
+    rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(familiar, "MOST_IMAGES", 25)
+    chosen = drawn(rows.train, 3)["image_id"].to_pylist()
+    shuffled = rows.train.take(pa.array(np.random.default_rng(0).permutation(rows.train.num_rows)))
+    assert drawn(shuffled, 3)["image_id"].to_pylist() == chosen and len(set(chosen)) == 25
+    assert drawn(rows.train, 4)["image_id"].to_pylist() != chosen
+
+
+def test_too_few_training_images_give_no_reference(graph: bytes, rows: LabelledRows, manifest: Manifest) -> None:
+    few = LabelledRows(
+        rows.task, rows.classes, rows.positive_classes, rows.train.slice(0, ood.FEWEST_TRAINING - 1), rows.validation
+    )
+    assert Familiar(Stores(), None).fit(graph, SETTINGS, few, manifest) is None
