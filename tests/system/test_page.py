@@ -12,7 +12,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from pipeline.samples import draw_style, render_field
 from serving.settings import read_settings
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, make_familiar_bundle
+from tests.images import encoded
 from tests.live import live
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -123,6 +124,30 @@ def test_page_takes_an_image_from_the_clipboard(page: Any, images: list[Path]) -
     page.evaluate(script, list(images[0].read_bytes()))
     page.wait_for_selector(".card .meter", timeout=WAIT_MS)
     assert "clip.jpg" in page.inner_text(".card")
+
+
+def test_page_says_of_a_foreign_image_that_its_answer_means_little(browser: Any, tmp_path: Path) -> None:
+    def field(seed: int) -> bytes:
+        rng = np.random.default_rng(seed)
+        drawn = render_field(rng, draw_style(np.random.default_rng(0)), positive=seed % 2 == 0, width=160, height=120)
+        return encoded(Image.fromarray(drawn), "PNG")
+
+    bundle = make_familiar_bundle(tmp_path / "m", [field(seed) for seed in range(240)], threshold=0.3)
+    own, strange = tmp_path / "own.png", tmp_path / "strange.png"
+    own.write_bytes(field(1000))
+    strange.write_bytes(encoded(Image.new("RGB", (160, 120), "black"), "PNG"))
+    with live(read_settings({"model": bundle.uri})) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.wait_for_selector("#model b")
+        drop(page, [own, strange])
+        flagged = page.locator(".card.unlike")
+        assert flagged.count() == 1
+        text = flagged.inner_text()
+        assert "strange.png" in text and "Unlike the images this model learnt from" in text
+        assert text.index("Unlike the images") < text.index("probability of leukemia"), "before the answer"
+        assert "1 of these unlike the training images" in page.inner_text("#summary")
+        page.close()
 
 
 def test_page_says_what_it_is_not(page: Any) -> None:
