@@ -12,10 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jobs import evaluate, promote, train
 from pipeline.model.bundle import CARD, WEIGHTS, Bundle, read_bundle
-from pipeline.model.prediction import predictions
+from pipeline.model.prediction import Prediction, predictions
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import ModelFolder, resolve, version_uris
 from pipeline.model.torch_engine import TorchRunner
+from pipeline.sources.manifest import read_manifest
 from pipeline.storage.stores import Stores
 from tests.training_data import cell_images, manifest_of
 
@@ -59,6 +60,17 @@ def test_two_workers_learn_an_easy_task(trained: Bundle) -> None:
     assert trained.info.metrics["validation"]["roc_auc"] > 0.9
     assert trained.info.training["images"] == {"train": 65, "validation": 32}
     assert trained.info.training["rejected"] == {"corrupt": 1} or trained.info.training["rejected"] == {"truncated": 1}
+
+
+def test_the_bundle_knows_its_own_images_and_no_others(trained: Bundle, manifest: str) -> None:
+    rule, predictor = trained.info.ood, Predictor(trained)
+    assert rule is not None and (rule.training_images, rule.images) == (64, 32)
+    assert rule.false_flag_rate == pytest.approx(1 / 33) and "too few" in rule.note
+    foreign = predictor.predict_each([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)])
+    assert all(isinstance(said, Prediction) and said.is_ood for said in foreign)
+    rows = read_manifest(manifest).split("validation")
+    own = predictor.predict_each([predictor.load(Path(row.uri).read_bytes()).pixels for row in rows])
+    assert not any(isinstance(said, Prediction) and said.is_ood for said in own)  # the farthest is the limit
 
 
 def test_every_validation_image_is_scored_exactly_once(trained: Bundle) -> None:

@@ -99,7 +99,7 @@ def test_a_run_with_another_teacher_is_another_run(tmp_path: Path, manifest: Man
 
 def test_what_a_teacher_may_have_seen_stands_beside_the_figures(tmp_path: Path, manifest: Manifest) -> None:
     """A teacher of another manifest may know its test images, however many teachers ago."""
-    outcomes: Any = SimpleNamespace(rejections=[], all=[])
+    outcomes: Any = SimpleNamespace(rejections=[], all=[], is_ood=None)
     digest = manifest.info.digest
     same = opened(bundle(tmp_path / "same", manifest_digest=digest).uri, manifest).account()
     other = opened(bundle(tmp_path / "other", manifest_digest="other").uri, manifest).account()
