@@ -12,6 +12,7 @@ from pipeline.model.architectures import ARCHITECTURES, build
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.export import check_parity, to_onnx, to_safetensors
+from pipeline.model.feature_graph import features_graph, with_head
 from pipeline.model.torch_engine import TorchRunner, load_model
 
 QUICK = ("cnn", "cnn-se")
@@ -78,6 +79,20 @@ def test_the_graph_gives_the_networks_logits_and_features_for_any_batch_size(nam
             head = model.backbone.get_submodule(model.head)
             again = head(torch.from_numpy(features)).numpy()
             np.testing.assert_allclose(model(torch.from_numpy(images)).numpy(), again, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_graph_of_features_with_a_head_put_on_it_gives_both() -> None:
+    """What `--unfreeze head` publishes."""
+    model = _trained_looking("mobilenet_v3_small", 3)
+    head = model.backbone.get_submodule(model.head)
+    weight, bias = (values.detach().numpy() for values in (head.weight, head.bias))
+    graph = with_head(features_graph(model, 64), weight, bias)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["logits", "features"]
+    check_parity(WithFeatures(model).eval(), graph, 64)
+    with pytest.raises(PlatformError, match="older version"):  # as graphs of features alone
+        check_parity(WithFeatures(model).eval(), features_graph(model, 64), 64)
 
 
 def test_a_graph_with_other_features_is_refused() -> None:
