@@ -1,6 +1,6 @@
 """What a model to be published makes of its own images, which its reference and the limit of it are fitted to.
 
-Up to `MOST_IMAGES` of the train and of the validation split, drawn by the seed, as they are: not augmented. Their
+Up to so many of the train and of the validation split, drawn by the seed, as they are: not augmented. Their
 pixels come from this node's cache; what it lacks is decoded again.
 """
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.evaluation.ood import MOST_IMAGES, Fitted, Seen, fit
+from pipeline.evaluation.ood import MOST_TRAINING, MOST_VALIDATION, Fitted, Seen, fit
 from pipeline.model.outputs import FEATURES
 from pipeline.model.reference import colours_seen
 from pipeline.model.seen import seen_size
@@ -42,7 +42,8 @@ class Familiar:
         """
         session, seen = session_of(graph, threads=0), seen_size(settings.input_size, settings.center)
         (_, training), (ids, validation) = (
-            self._seen(session, drawn(table, settings.seed), settings, seen) for table in (rows.train, rows.validation)
+            self._seen(session, drawn(table, most, settings.seed), settings, seen)
+            for table, most in ((rows.train, MOST_TRAINING), (rows.validation, MOST_VALIDATION))
         )
         subjects = manifest.table["subject_id"].take(
             pc.index_in(pa.array(ids, pa.int64()), manifest.table["image_id"].combine_chunks())
@@ -88,8 +89,8 @@ class Familiar:
                 yield decoded.notes["image_id"].to_numpy()[usable], decoded.images[usable]
 
 
-def drawn(rows: pa.Table, seed: int) -> pa.Table:
-    """At most `MOST_IMAGES` of the rows, which depend on no order of theirs."""
+def drawn(rows: pa.Table, most: int, seed: int) -> pa.Table:
+    """At most so many of the rows, which depend on no order of theirs."""
     ordered = rows.sort_by("image_id")
-    chosen = np.random.default_rng(seed).permutation(ordered.num_rows)[:MOST_IMAGES]
+    chosen = np.random.default_rng(seed).permutation(ordered.num_rows)[:most]
     return ordered.take(pa.array(np.sort(chosen)))

@@ -13,7 +13,6 @@ from pipeline.model.architectures import build
 from pipeline.model.export import to_onnx
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
-from pipeline.training import familiar
 from pipeline.training.cache import PixelCache
 from pipeline.training.decoded import decode
 from pipeline.training.familiar import Familiar, drawn
@@ -70,14 +69,11 @@ def test_pixels_kept_in_a_cache_and_decoded_ones_give_the_same(
     assert again.rule.training_images == 79 and again.rule.images == 40
 
 
-def test_many_images_are_drawn_by_the_seed_whatever_their_order(
-    rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(familiar, "MOST_IMAGES", 25)
-    chosen = drawn(rows.train, 3)["image_id"].to_pylist()
+def test_many_images_are_drawn_by_the_seed_whatever_their_order(rows: LabelledRows) -> None:
+    chosen = drawn(rows.train, 25, 3)["image_id"].to_pylist()
     shuffled = rows.train.take(pa.array(np.random.default_rng(0).permutation(rows.train.num_rows)))
-    assert drawn(shuffled, 3)["image_id"].to_pylist() == chosen and len(set(chosen)) == 25
-    assert drawn(rows.train, 4)["image_id"].to_pylist() != chosen
+    assert drawn(shuffled, 25, 3)["image_id"].to_pylist() == chosen and len(set(chosen)) == 25
+    assert drawn(rows.train, 25, 4)["image_id"].to_pylist() != chosen
 
 
 def test_too_few_training_images_give_no_reference(graph: bytes, rows: LabelledRows, manifest: Manifest) -> None:
