@@ -9,7 +9,7 @@ from jobs.common import job, job_stores, start
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import InputError, UsageError
 from pipeline.model import migration
-from pipeline.model.bundle import BUNDLE_VERSION, INFO, Bundle, read_bundle
+from pipeline.model.bundle import INFO, Bundle, read_bundle
 from pipeline.model.registry import version_uris
 from pipeline.scoring.history.again import score_again
 from pipeline.scoring.run_folder import Output
@@ -62,7 +62,7 @@ def _bundles(uri: str, stores: Stores) -> Iterator[Bundle]:
 
 def _migrate(bundle: Bundle, config: MigrateConfig, stores: Stores) -> None:
     old, new = bundle.info, migration.under_todays_rules(bundle).info
-    told = f"bundle {bundle.uri}: version {BUNDLE_VERSION}, pixel rules {old.preprocessing_digest[:12]}"
+    told = f"bundle {bundle.uri}: version {old.bundle_version}, pixel rules {old.preprocessing_digest[:12]}"
     if new == old:
         print(f"{told}; nothing to do")
         return

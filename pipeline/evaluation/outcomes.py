@@ -24,7 +24,7 @@ from pipeline.model.prediction import Prediction
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import ManifestRow
 from pipeline.storage.stores import Stores
-from pipeline.storage.uris import is_hidden
+from pipeline.storage.uris import short_name
 
 THUMBNAIL = 160  # pixels, square
 
@@ -152,11 +152,10 @@ class Outcomes:
             data = found[outcome.row.image_id]
             if data is None:  # gone since it was scored; the table of predictions still has it
                 continue
-            path = str(outcome.row.member or outcome.row.uri).rsplit("/", 2)
-            shown = path[-1:] if is_hidden(path[0]) else path[-2:]  # a hidden folder says nothing
+            shown = short_name(str(outcome.row.member or outcome.row.uri))
             said = f"truly {name[self.truth[k]]}, called {name[called[k]]}: {self._scores(int(k), called, threshold)}"
             pixels = load_image(data, THUMBNAIL, bit_depth=self.info.bit_depth).pixels
-            pictures.append((pixels, f"{said}; {'/'.join(shown)}"))
+            pictures.append((pixels, f"{said}; {shown}"))
         return pictures
 
     def _wrongness(self, wrong: NDArray[np.int64], called: NDArray[np.int64], threshold: float) -> NDArray[np.float64]:

@@ -47,6 +47,8 @@ class Recognized:
         }
 
     def __str__(self) -> str:
+        if self.why_not == OWN:
+            return f"all: {OWN}"
         if self.why_not:
             return f"not known ({self.why_not})"
         return f"{self.count:,} of {self.images:,}" if self.count else f"none of {self.images:,} recognized"

@@ -91,7 +91,9 @@ class Evaluation:
     def save(self, out: str, record: Mapping[str, Any], report: str, stores: Stores) -> None:
         """Write predictions.parquet, metrics.json and report.html into the folder `out`; RECOGNIZED where asked."""
         store = stores.of(out)
-        if not self.recognized.why_not:
+        if self.recognized.why_not:
+            store.delete(join(out, RECOGNIZED))  # of an earlier model
+        else:
             store.write(join(out, RECOGNIZED), table_of_met(self.outcomes).encode())
         store.write(join(out, "predictions.parquet"), to_parquet(self.outcomes.table(self.threshold.value)))
         store.write(join(out, "metrics.json"), json.dumps(record, indent=2, allow_nan=False).encode())

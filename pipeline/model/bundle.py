@@ -27,7 +27,8 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute, join
 
-BUNDLE_VERSION = 1
+# 2: `ood` decides what is said of an image, and so the identity; a bundle of 1 has none, and its identity as it was
+BUNDLE_VERSION = 2
 WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "MODEL_CARD.md"
 HISTORY, REPORT = "report/history.json", "report/report.html"
 SKETCH = "sketch.parquet"  # of the images of training: `model.sketch`

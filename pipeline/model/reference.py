@@ -98,7 +98,10 @@ def colours_seen(images: NDArray[np.uint8], seen: int) -> NDArray[np.float32]:
     middle = middle_of(images.shape[1], seen)
     step = max(1, seen // _GRID)
     grid = images[:, middle, middle][:, step // 2 :: step, step // 2 :: step]
-    levels = grid.transpose(0, 3, 1, 2).reshape(len(images), 3, -1).astype(np.float32)  # (B, 3, P), sums run fast so
+    points = grid.shape[1] * grid.shape[2]  # not -1, which no images would leave open
+    levels = (
+        grid.transpose(0, 3, 1, 2).reshape(len(images), 3, points).astype(np.float32)
+    )  # (B, 3, P), sums run fast so
     mean = levels.mean(axis=2)
     levels -= mean[:, :, None]
     spread = np.sqrt(np.einsum("bcp,bcp->bc", levels, levels) / levels.shape[2])

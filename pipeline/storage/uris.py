@@ -65,3 +65,9 @@ def join(uri: str, *parts: str) -> str:
 def local_path(uri: str) -> str:
     """The path behind a local URI; `file://` URIs carry names that are no UTF-8, percent-escaped."""
     return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))) if uri.startswith("file://") else uri
+
+
+def short_name(path: str) -> str:
+    """Folder and name at the end of a path, for a person; of a hidden folder, which says nothing, the name alone."""
+    parts = path.rsplit("/", 2)
+    return "/".join(parts[-1:] if is_hidden(parts[0]) else parts[-2:])

@@ -215,7 +215,10 @@ class ImageCache(abc.ABC):
 
         None when there is; else why there is not, for a person, and then nothing is removed.
         """
-        need = int(images * self.item.size_bytes * _HEADER_SHARE)
+        return self.make_room_for(int(images * self.item.size_bytes * _HEADER_SHARE), kept)
+
+    def make_room_for(self, need: int, kept: Collection[str] = ()) -> str | None:
+        """As `make_room`, for so many bytes."""
         if need == 0:
             return None
         try:

@@ -22,6 +22,7 @@ from pipeline.storage.stores import Stores
 from pipeline.training.cache import PixelCache
 from pipeline.training.decoded import decode
 from pipeline.training.features import session_of
+from pipeline.training.filling import chunks
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
 
@@ -82,8 +83,8 @@ class Familiar:
             if (whole & has_pixels).any():
                 yield ids[whole & has_pixels], file.images[positions[whole & has_pixels]]
         missing = rows.filter(pc.invert(pc.is_in(rows["image_id"], known)))
-        for start in range(0, missing.num_rows, 4 * _BATCH):
-            decoded = decode(missing.slice(start, 4 * _BATCH), settings.pixels, self.stores)
+        for part in chunks(missing, missing.num_rows, settings.pixels.size):  # an archive is read once
+            decoded = decode(part, settings.pixels, self.stores)
             usable = pc.is_null(decoded.notes["code"]).to_numpy(zero_copy_only=False)
             if usable.any():
                 yield decoded.notes["image_id"].to_numpy()[usable], decoded.images[usable]

@@ -152,13 +152,12 @@ def _fit_and_show(
             while thread.is_alive():
                 thread.join(_POLL_S)
                 watch.refuse_too_few_nodes()
-                if (last := watch.look()) is not None:
-                    return last
-                if (
-                    display.has_started and not is_prepared
-                ):  # before, a processor is what the start of workers waits for
+                last = watch.look()
+                if display.has_started and not is_prepared:  # until then the start of workers has the cores
                     is_prepared = True
                     meanwhile()
+                if last is not None:
+                    return last
         except LeukorayError:  # in a Ray that others share, what Ray Train starts again would hold its places for ever
             assignment.mailbox.end()
             raise

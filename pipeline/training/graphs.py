@@ -1,5 +1,6 @@
 """Graphs that are made once: kept beside decoded images, and the one for a bundle begun while its network trains."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from hashlib import sha256
@@ -30,7 +31,7 @@ class GraphMaker:
     """
 
     def __init__(self, settings: Settings, cache: PixelCache | None) -> None:
-        self._settings = settings
+        self._settings, self._cache = settings, cache
         self.path = None if cache is None else graph_path(cache.root, _deciding(settings))
         self._has_begun = False
         self._kept: bytes | None = None
@@ -45,9 +46,7 @@ class GraphMaker:
             self._task = ray.remote(num_cpus=0, max_retries=0)(_template).remote(self._settings)
 
     def __call__(self, model: CellClassifier, input_size: int) -> bytes:
-        """ONNX of the network, proven equal to it. Raises PlatformError where the engines disagree, or the cache's
-        disk is full.
-        """
+        """ONNX of the network, proven equal to it. Raises PlatformError where the engines disagree."""
         if not self._has_begun:  # a run that was whole when the command began
             self.begin()
         template = self._kept or self._made()
@@ -70,9 +69,16 @@ class GraphMaker:
             template: bytes | None = ray.get(self._task, timeout=_PATIENCE_S)
         except ray.exceptions.RayError:  # too slow, or its process died: training is over, and its weights are here
             return None
-        if template is not None and self.path is not None:
-            write_graph(self.path, template)
+        if template is not None:
+            self._keep(template)
         return template
+
+    def _keep(self, template: bytes) -> None:
+        """For the next run, where the cache takes it: this one has what it needs."""
+        if self.path is None or self._cache is None or self._cache.make_room_for(len(template)) is not None:
+            return
+        with contextlib.suppress(PlatformError):
+            write_graph(self.path, template)
 
 
 def _template(settings: Settings) -> bytes | None:
@@ -99,9 +105,10 @@ def read_graph(path: Path) -> bytes | None:
     """A kept graph, None where it is not there, or not whole."""
     try:
         data = path.read_bytes()
-        os.utime(path)
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # a cache that others own tells no use
+        os.utime(path)
     digest, graph = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return graph if sha256(graph).digest() == digest else None
 

@@ -20,15 +20,22 @@ from pipeline.training.rows import LabelledRows
 _BATCH = 256
 
 
-def sketch_of(rows: LabelledRows, pixels: Preprocessing, stores: Stores) -> bytes:
-    """The file for a bundle, of all training and validation images that can be read. Says how long it took.
+def sketch_of(rows: LabelledRows, pixels: Preprocessing, stores: Stores) -> bytes | None:
+    """The file for a bundle, of all training and validation images that can be read; None where none can.
 
-    Raises PlatformError when the store is out.
+    Says how many, and how long it took. Raises PlatformError when the store is out.
     """
     begin = time.perf_counter()
-    sketch = make_sketch(_traces(rows, pixels, stores))
+    traces = _traces(rows, pixels, stores)
+    first = next(traces, None)
+    if first is None:
+        print("no sketch of training images: none can be read any more", flush=True)
+        return None
+    sketch = make_sketch(itertools.chain([first], traces))
+    lost = rows.train.num_rows + rows.validation.num_rows - len(sketch)
+    without = f"; {lost:,} could not be read and will not be known again" if lost else ""
     took = time.perf_counter() - begin
-    print(f"sketch of {len(sketch):,} training and validation images, no pixels, in {took:.1f} s", flush=True)
+    print(f"sketch of {len(sketch):,} training and validation images, no pixels, in {took:.1f} s{without}", flush=True)
     return sketch.packed()
 
 

@@ -16,14 +16,14 @@ from pipeline.evaluation.outcomes import THUMBNAIL
 from pipeline.evaluation.report.html import data_uri, environment
 from pipeline.evaluation.report.words import NOT_A_DEVICE, number
 from pipeline.images.load import load_image
-from pipeline.ingest.suspects import SUSPECTS_TABLE, Suspect, suspects_csv
+from pipeline.ingest.suspects import SUSPECTS_TABLE, Suspect, SuspectsTable
 from pipeline.model.bundle import Bundle
 from pipeline.model.prediction import probabilities
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import Manifest, ManifestRow
 from pipeline.sources.rows import read_rows
 from pipeline.storage.stores import Stores
-from pipeline.storage.uris import is_hidden, join
+from pipeline.storage.uris import join, short_name
 from pipeline.training.validation import Scores
 
 TABLE, PAGE = f"report/{SUSPECTS_TABLE}", "report/suspects.html"
@@ -33,12 +33,13 @@ _SHOWN = 120  # pictures
 def keep_suspects(bundle: Bundle, scores: Scores, manifest: Manifest, stores: Stores) -> str:
     """Write TABLE and PAGE into a bundle, by out-of-fold `scores`; what was found, in words."""
     found = suspects_of(scores, bundle.info.temperature, bundle.info.classes)
-    bundle.write(TABLE, suspects_csv(manifest.table, found).encode())
-    bundle.write(PAGE, _page(found, len(scores.image_ids), manifest, bundle, stores).encode())
+    table = SuspectsTable(manifest)
+    bundle.write(TABLE, table.csv(found).encode())
+    bundle.write(PAGE, _page(found, len(scores.image_ids), manifest, table, bundle, stores).encode())
     return (
         f"labels that are likely wrong: {len(found):,} of {len(scores.image_ids):,}; look at "
-        f"{join(bundle.uri, PAGE)}, correct the class_name in {join(bundle.uri, TABLE)}, and give that to "
-        "`leukoray ingest --labels`"
+        f"{join(bundle.uri, PAGE)}, correct the {table.edited} in {join(bundle.uri, TABLE)}, and give that back: "
+        f"{table.command}"
     )
 
 
@@ -57,7 +58,9 @@ def suspects_of(scores: Scores, temperature: float, classes: Sequence[str]) -> l
     return suspects
 
 
-def _page(found: Sequence[Suspect], images: int, manifest: Manifest, bundle: Bundle, stores: Stores) -> str:
+def _page(
+    found: Sequence[Suspect], images: int, manifest: Manifest, asked: SuspectsTable, bundle: Bundle, stores: Stores
+) -> str:
     shown = found[:_SHOWN]
     ids = pa.array([suspect.image_id for suspect in shown], pa.int64())
     table = manifest.table.take(pc.index_in(ids, manifest.table["image_id"].combine_chunks()))
@@ -67,11 +70,11 @@ def _page(found: Sequence[Suspect], images: int, manifest: Manifest, bundle: Bun
         {
             "source": data_uri(pictures[row.image_id]) if row.image_id in pictures else None,
             "rank": rank,
-            "given": row.class_name or {0: "negative", 1: "positive"}.get(row.label or 0, "–"),
-            "suggested": suspect.suggested,
+            "given": row.class_name or ("positive" if row.label else "negative"),
+            "suggested": asked.suggestion(suspect.suggested),
             "reason": suspect.reason,
             "subject": row.subject_id,
-            "name": _name(row),
+            "name": short_name(str(row.member or row.uri)),
         }
         for rank, (suspect, row) in enumerate(zip(shown, rows, strict=True), start=1)
     ]
@@ -84,15 +87,12 @@ def _page(found: Sequence[Suspect], images: int, manifest: Manifest, bundle: Bun
             suspects=len(found),
             images=images,
             table=SUSPECTS_TABLE,
+            edited=asked.edited,
+            command=asked.command,
             is_synthetic=manifest.info.synthetic,
             not_a_device=NOT_A_DEVICE,
         )
     )
-
-
-def _name(row: ManifestRow) -> str:
-    path = str(row.member or row.uri).rsplit("/", 2)
-    return "/".join(path[-1:] if is_hidden(path[0]) else path[-2:])  # a hidden folder says nothing
 
 
 def _pictures(rows: Sequence[ManifestRow], bit_depth: int | None, stores: Stores) -> dict[int, NDArray[np.uint8]]:

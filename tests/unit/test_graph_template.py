@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -93,3 +94,19 @@ def test_a_kept_template_is_used_and_one_that_does_not_fit_is_thrown_away(templa
     again = GraphMaker(dataclasses.replace(SETTINGS, seed=3), cache)  # which no template depends on
     np.testing.assert_allclose(answers(again(model, SIZE)), answers(filled(template, model, SIZE)), atol=1e-5)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("way", ["no folder can be made", "no room is left"])
+def test_a_template_that_cannot_be_kept_is_used_all_the_same(
+    way: str, template: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    root, most = (tmp_path / "file", None) if way == "no folder can be made" else (tmp_path / "cache", 0)
+    maker = GraphMaker(SETTINGS, PixelCache(str(root / "pixels"), Preprocessing(SIZE), most))
+    monkeypatch.setattr(
+        "pipeline.training.graphs.ray.remote", lambda **_: lambda _: SimpleNamespace(remote=lambda _: 1)
+    )
+    monkeypatch.setattr("pipeline.training.graphs.ray.get", lambda _, timeout: template)
+    model = trained_looking("cnn-se")
+    assert maker(model, SIZE) == filled(template, model, SIZE)
+    assert maker.path is not None and not maker.path.exists()

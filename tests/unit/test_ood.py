@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.evaluation.ood import FALSE_FLAG_RATE, FEWEST_TRAINING, Seen, fit, fit_reference, limit
 from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
-from pipeline.model.bundle import GRAPH, INFO, WEIGHTS, Bundle, BundleInfo, read_bundle, write_bundle
+from pipeline.model.bundle import CARD, GRAPH, INFO, WEIGHTS, Bundle, BundleInfo, read_bundle, write_bundle
 from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.model.reference import COLOURS, REFERENCE, OodRule, Reference, colours_seen, described, told
 from pipeline.training.features import session_of
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, make_familiar_bundle
+from tests.images import encoded
+from tests.unit.test_near_copies import smear
 
 SIZE = 32
 
@@ -242,8 +244,24 @@ def test_without_a_limit_there_is_a_score_and_no_flag(tmp_path: Path) -> None:
 
 
 def test_a_graph_of_an_older_version_gives_no_score(tmp_path: Path) -> None:
-    (found,) = said(Predictor(make_bundle(tmp_path / "old", size=8)), np.zeros((1, 8, 8, 3), np.uint8))
+    own = [encoded(smear(number), "PNG") for number in range(80)]
+    new, old = make_familiar_bundle(tmp_path / "new", own), make_bundle(tmp_path / "old", SIZE)
+    images = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    (found,) = said(Predictor(new), images)
+    assert found.ood_score is not None and found.is_ood
+    files = {name: new.file(name) for name in (WEIGHTS, CARD, REFERENCE)}
+    (found,) = said(
+        Predictor(write_bundle(str(tmp_path / "mixed"), new.info, files | {GRAPH: old.file(GRAPH)})), images
+    )
     assert found.ood_score is None and found.is_ood is None
+
+
+def test_a_batch_without_one_finite_logit_is_rejected_image_by_image(tmp_path: Path) -> None:
+    own = [encoded(smear(number), "PNG") for number in range(80)]
+    broken = Predictor(make_familiar_bundle(tmp_path / "broken", own, bias=float("nan")))
+    for count in (1, 3):
+        found = broken.predict_each(list(np.zeros((count, SIZE, SIZE, 3), np.uint8)))
+        assert [item.code for item in found if isinstance(item, ImageRejected)] == [Code.PREDICT_FAILED] * count
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import EvaluationWorker
-from pipeline.evaluation.recognized import NO_SKETCH, Recognized, recognize, table_of_met
+from pipeline.evaluation.recognized import NO_SKETCH, OWN, recognize, table_of_met
 from pipeline.evaluation.report import words
 from pipeline.images.likeness import KEY_LENGTH, Floats
 from pipeline.images.load import load_image
@@ -100,9 +100,9 @@ def test_where_all_are_of_training_no_figure_is_left(tmp_path: Path, bundle: Bun
     assert words.recognized(found.record(), "binary")[0].endswith("No other image is left to measure.")
 
 
-@pytest.mark.parametrize(("found", "told"), [(Recognized(NO_SKETCH), "not known (the bundle has no sketch of them)")])
-def test_what_is_not_asked_is_not_counted(found: Recognized, told: str) -> None:
-    assert (str(found), found.count) == (told, 0)
+def test_of_the_images_of_its_own_training_it_is_known(tmp_path: Path, bundle: Bundle) -> None:
+    outcomes, _ = measured(tmp_path, bundle, {})
+    assert str(recognize(outcomes, OWN, 0.5, RESAMPLING)) == "all: these are images of its training"
 
 
 def test_scoring_says_which_images_the_model_was_made_of(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pipeline.evaluation.label_errors import label_errors
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules
 from pipeline.ingest.draft import ingest
-from pipeline.ingest.suspects import SUSPECT_COLUMNS, Suspect, suspects_csv
+from pipeline.ingest.suspects import SUSPECT_COLUMNS, Suspect, SuspectsTable
 from pipeline.sources.manifest import Manifest, ManifestInfo, write_manifest
 from pipeline.storage.stores import Stores
 from pipeline.training.suspects import PAGE, TABLE, keep_suspects, suspects_of
@@ -121,14 +122,14 @@ def test_the_table_corrected_by_a_person_makes_the_corrected_manifest(tmp_path: 
     before = known(manifest)
     ids = dict(zip(before, manifest.table["image_id"].to_pylist(), strict=True))
     suspects = [Suspect(ids[name], "negative", -0.9, "said so") for name in ("patient_09_77.jpg", "patient_02_4.jpg")]
-    text = suspects_csv(manifest.table, suspects)
+    text = SuspectsTable(manifest).csv(suspects)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 11
     assert [row["path"].rsplit("/", 1)[-1] for row in rows[:2]] == ["patient_09_77.jpg", "patient_02_4.jpg"]
     assert [row["suspect_rank"] for row in rows] == ["1", "2", *[""] * 9]
     assert (rows[0]["suspect_given"], rows[0]["suspect_suggested"], rows[0]["suspect_margin"]) == (
         "blast",
-        "negative",
+        "mature",
         "-0.900",
     )
     for row in rows[:2]:
@@ -149,7 +150,7 @@ def test_a_table_that_nobody_edited_changes_nothing(tmp_path: Path) -> None:
     root = source(tmp_path)
     manifest = written(root, tmp_path / "first")
     table = tmp_path / "suspects.csv"
-    table.write_text(suspects_csv(manifest.table, []))
+    table.write_text(SuspectsTable(manifest).csv([]))
     assert known(written(root, tmp_path / "second", labels=str(table))) == known(manifest)
 
 
@@ -167,12 +168,57 @@ def test_further_columns_stay_and_a_manifest_without_classes_is_edited_by_label(
             "sex": ["female", "male"],
         }
     )
-    rows = list(csv.reader(io.StringIO(suspects_csv(table, [Suspect(2, "negative", -0.5, "why, so")]))))
+    manifest = Manifest("m", table, ManifestInfo(source=["/a"]))
+    asked = SuspectsTable(manifest)
+    assert asked.command == "leukoray ingest /a --labels suspects.csv"
+    rows = list(csv.reader(io.StringIO(asked.csv([Suspect(2, "negative", -0.5, "why, so")]))))
     assert rows == [
         ["path", "label", "split", "sex", *SUSPECT_COLUMNS],
-        ["/a/2.png", "1", "", "male", "1", "1", "negative", "-0.500", "why, so"],
+        ["/a/2.png", "1", "", "male", "1", "1", "0", "-0.500", "why, so"],
         ["/a/1.png", "0", "train", "female", "", "", "", "", ""],
     ]
+
+
+def of_classes(pairs: list[tuple[str, int | None]], **info: Any) -> SuspectsTable:
+    """A manifest of an image a pair of class and label, each of a subject of its own."""
+    count = len(pairs)
+    columns = {
+        "image_id": pa.array(range(count), pa.int64()),
+        "uri": [f"/a/{number}.png" for number in range(count)],
+        "member": pa.array([None] * count, pa.string()),
+        "class_name": [name for name, _ in pairs],
+        "label": pa.array([label for _, label in pairs], pa.int8()),
+        "subject_id": [f"block-{number}" for number in range(count)],
+        "split": ["train"] * count,
+        "site": pa.array([None] * count, pa.string()),
+    }
+    return SuspectsTable(Manifest("m", pa.table(columns), ManifestInfo(source=["/a b"], **info)))
+
+
+def test_labels_that_follow_from_classes_are_changed_by_class_and_the_command_says_which_mean_what() -> None:
+    table = of_classes([("MON", 0), ("LYT", 0), ("BLA", 1), ("SMU", None)], ignored=["SMU"])
+    assert table.edited == "class_name"
+    assert table.command == (
+        "leukoray ingest '/a b' --labels suspects.csv --positive BLA --negative LYT MON --ignore SMU"
+    )
+    assert table.suggestion("positive") == "BLA" and table.suggestion("negative") == "one of LYT, MON (negative)"
+    assert table.suggestion("MON") == "MON"  # of a model of classes
+
+
+def test_labels_that_do_not_follow_from_classes_are_changed_themselves() -> None:
+    table = of_classes([("BAS", 0), ("BAS", 1), ("MOO", 1)])
+    assert table.edited == "label" and table.suggestion("positive") == "1"
+    first, *rows = csv.reader(io.StringIO(table.csv([])))
+    assert first[:3] == ["path", "label", "class_name"]
+    assert [row[1:3] for row in rows] == [["0", "BAS"], ["1", "BAS"], ["1", "MOO"]]
+    assert "--positive" not in table.command
+
+
+def test_what_only_stands_for_something_is_made_again_by_the_command() -> None:
+    blocks = of_classes([("BLA", 1), ("MON", 0)], units="blocks", configuration={"subject_blocks": 10})
+    assert "--subject-blocks 10" in blocks.command and "subject_id" not in blocks.csv([])
+    images = of_classes([("BLA", 1), ("MON", 0)], split_rule="images")
+    assert images.command.endswith("--split-rule images") and "split," not in images.csv([])
 
 
 @pytest.fixture(scope="module")
