@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Doubles = NDArray[np.float64]
+from pipeline.evaluation.definitions import Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,8 @@ class LabelErrors:
     """Of N images, what their probabilities say of their labels."""
 
     suggested: Ints  # (N,) the class that is likely the true one; the given one where nothing speaks against it
-    margin: Doubles  # (N,) probability of the given class less that of the likeliest other one, -1..1; low is suspect
-    thresholds: Doubles  # (C,) NaN for a class without images
+    margin: Floats  # (N,) probability of the given class less that of the likeliest other one, -1..1; low is suspect
+    thresholds: Floats  # (C,) NaN for a class without images
     is_suspect: NDArray[np.bool_]  # (N,)
 
     @property
@@ -30,7 +29,7 @@ class LabelErrors:
         return found[np.argsort(self.margin[found], kind="stable")].astype(np.int64)
 
 
-def label_errors(given: Ints, probabilities: Doubles) -> LabelErrors:
+def label_errors(given: Ints, probabilities: Floats) -> LabelErrors:
     """`given`: class indices (N,); `probabilities`: (N, C), each of a model that did not learn from the image."""
     images, classes = probabilities.shape
     own = probabilities[np.arange(images), given]  # (N,)

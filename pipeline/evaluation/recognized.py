@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.model.prediction import Prediction
 from pipeline.model.sketch import PARTS, How
 
 RECOGNIZED = "recognized.csv"
@@ -84,8 +83,8 @@ def table_of_met(outcomes: Outcomes) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, "part", "recognized_by"])
-    for outcome in outcomes.all:
-        if outcome.met is not None and isinstance(outcome.result, Prediction):
-            row = [getattr(outcome.row, name) for name in _COLUMNS]
-            writer.writerow(["" if value is None else value for value in row] + [outcome.met.part, outcome.met.how])
+    for outcome in outcomes.scored:
+        if outcome.met is not None:
+            row = (getattr(outcome.row, name) for name in _COLUMNS)
+            writer.writerow([*row, outcome.met.part, outcome.met.how])
     return text.getvalue()

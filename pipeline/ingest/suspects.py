@@ -57,8 +57,12 @@ class SuspectsTable:
             return class_name
         if self.edited == "label":
             return str(label)
-        names = sorted(name for name, its in self._label_of.items() if its == label)
+        names = self._classes(label)
         return names[0] if len(names) == 1 else f"one of {', '.join(names)} ({class_name})"
+
+    def _classes(self, label: int) -> list[str]:
+        """Those whose images have this label."""
+        return sorted(name for name, its in self._label_of.items() if its == label)
 
     @property
     def command(self) -> str:
@@ -67,7 +71,7 @@ class SuspectsTable:
         words = ["leukoray", "ingest", *(["SOURCE"] if hidden else self._info.source), "--labels", SUSPECTS_TABLE]
         if self.edited == "class_name":
             for flag, label in (("--positive", 1), ("--negative", 0)):
-                names = sorted(name for name, its in self._label_of.items() if its == label)
+                names = self._classes(label)
                 words += [flag, *names] if names else []
             words += ["--ignore", *self._info.ignored] if self._info.ignored else []
         if self._info.units == "blocks":
@@ -85,7 +89,7 @@ class SuspectsTable:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", *columns, *SUSPECT_COLUMNS])
         for row in sorted(range(table.num_rows), key=lambda row: rank.get(ids[row], len(rank))):
-            said = [_text(values[row]) for values in columns.values()]
+            said = [values[row] for values in columns.values()]
             number = rank.get(ids[row])
             notes = [""] * len(SUSPECT_COLUMNS)
             if number is not None:
@@ -94,7 +98,3 @@ class SuspectsTable:
                 notes = [str(number + 1), said[0], suggested, f"{found.margin:.3f}", found.reason]
             writer.writerow([places[row], *said, *notes])
         return text.getvalue()
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
