@@ -6,7 +6,10 @@ the one that says most of subjects that the probe did not learn from is taken. C
 network looks at them: the features are always those of the default network, at its size.
 """
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version as installed
 from typing import Any
 
 import cv2
@@ -15,17 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import __version__
 from pipeline.base.errors import UsageError
+from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
 from pipeline.model.feature_graph import features_graph
 from pipeline.model.seen import middle_of, seen_size, size_to_decode
 from pipeline.model.starting_weights import is_installed, start_from
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
+from pipeline.training.cache import PixelCache
+from pipeline.training.decoded import decode
 from pipeline.training.features import session_of
 from pipeline.training.folds import groups_of
+from pipeline.training.kept import Kept
 from pipeline.training.linear import held_out_losses, weigh
-from pipeline.training.preview import read_images
 from pipeline.training.recipe import KNOWN, KNOWN_SIZE
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
@@ -54,10 +61,12 @@ def center_for(
     teacher: Teacher | None,
     settings: Settings,
     stores: Stores,
+    cache: PixelCache | None = None,
 ) -> Seen:
     """What a network sees: as `given`, as its teacher, or as training images of single cells ask for.
 
-    `reason` is empty where nothing was chosen. Raises UsageError where it is given other than the teacher's.
+    What they ask for is kept beside the pixels of `cache`, for later runs on the same images. `reason` is empty where
+    nothing was chosen. Raises UsageError where it is given other than the teacher's.
     """
     if teacher is not None:
         share = teacher.info.center
@@ -70,7 +79,7 @@ def center_for(
     if _has_strangers(manifest, ids):
         return Seen(1.0, "the network sees whole images: not every subject is known to choose less by (--center)")
     groups = groups_of(manifest, ids, "subject", stores)
-    seen = choose_center(rows.train, groups, settings, stores)
+    seen = choose_center(rows.train, groups, settings, stores, cache)
     if seen.share == 1:
         return Seen(1.0, f"the network sees whole images: {seen.reason}")
     return Seen(seen.share, f"the network sees the middle {seen.share:.0%} of a side: {seen.reason} (--center 1: all)")
@@ -87,33 +96,53 @@ def _has_strangers(manifest: Manifest, image_ids: pa.ChunkedArray) -> bool:
     return bool(chosen["subject_id"].null_count)
 
 
-def choose_center(train: pa.Table, groups: NDArray[np.int64], settings: Settings, stores: Stores) -> Seen:
+def choose_center(
+    train: pa.Table, groups: NDArray[np.int64], settings: Settings, stores: Stores, cache: PixelCache | None = None
+) -> Seen:
     """Ask up to MOST_IMAGES of `train`, ROW_SCHEMA, whose subjects are `groups` (N,). Takes some 20 s of a core."""
     if train.num_rows < _FEWEST_IMAGES:
         return Seen(1.0, f"there are fewer than {_FEWEST_IMAGES} training images to choose less by")
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(train.num_rows)[:MOST_IMAGES])
-    decoded = replace(settings, input_size=size_to_decode(KNOWN_SIZE, min(WIDTHS)))  # what the narrowest needs
-    read = sorted(read_images(train.take(pa.array(chosen)), decoded, stores), key=lambda found: found[0].image_id)
-    if len(read) < _FEWEST_IMAGES:
+    asked = train.append_column("group", pa.array(groups)).take(pa.array(chosen)).sort_by("image_id").combine_chunks()
+    pixels = Preprocessing(
+        size_to_decode(KNOWN_SIZE, min(WIDTHS)), bit_depth=settings.bit_depth
+    )  # what the narrowest needs
+    kept = Kept(cache, "choices", _deciding(asked, pixels, settings), ".json")
+    known = kept.read()
+    if known is not None:
+        return Seen(**json.loads(known))
+    decoded = decode(asked, pixels, stores)
+    usable = pc.is_null(decoded.notes["code"])
+    seen = _chosen(decoded.images[usable.to_numpy()], asked.filter(usable), settings)
+    if pc.all(decoded.notes["lasting"]).as_py():  # else another look may find other images
+        kept.write(json.dumps(asdict(seen)).encode())
+    return seen
+
+
+def _chosen(images: Images, rows: pa.Table, settings: Settings) -> Seen:
+    """By usable images, (N, S, S, 3), and their rows, of ROW_SCHEMA and `group`."""
+    if len(images) < _FEWEST_IMAGES:
         return Seen(1.0, f"fewer than {_FEWEST_IMAGES} of the images tried can be used")
-    targets = np.array([row.target for row, _ in read], np.int64)
+    targets, groups = rows["target"].to_numpy(), rows["group"].to_numpy()
     if len(np.unique(targets)) < len(settings.classes):
         return Seen(1.0, "a class has none of the images tried")
-    group_of = dict(zip(train["image_id"].to_pylist(), groups, strict=True))
-    of_read = np.array([group_of[row.image_id] for row, _ in read])
-    images, weighed, session, losses = (
-        np.stack([pixels for _, pixels in read]),
-        weigh(settings, targets),
-        _session(),
-        [],
-    )
+    weighed, session, losses = weigh(settings, targets), _session(), []
     for width in WIDTHS:
-        features = _features(session, images, width)
-        found = held_out_losses(features, targets, weighed, of_read, settings)
+        found = held_out_losses(_features(session, images, width), targets, weighed, groups, settings)
         if found is None:
             return Seen(1.0, "there are too few subjects to choose less by")
         losses.append(found)
-    return judged(np.stack(losses), of_read)
+    return judged(np.stack(losses), groups)
+
+
+def _deciding(asked: pa.Table, pixels: Preprocessing, settings: Settings) -> list[str]:
+    """All that the choice depends on: images, labels, subjects, how classes weigh, and what looks at them."""
+    rows = hashlib.sha256(json.dumps(asked.select(["image_id", "etag", "target"]).to_pydict()).encode())
+    rows.update(np.unique(asked["group"].to_numpy(), return_inverse=True)[1].astype(np.int64).tobytes())
+    weighing = (settings.classes, settings.task, settings.balance, settings.costs, settings.positive, settings.seed)
+    engines = [f"{name} {installed(name)}" for name in ("onnxruntime", "torch")]
+    decoders = PixelCache("", pixels).key
+    return ["middle", __version__, rows.hexdigest(), decoders, str(weighing), str(WIDTHS), *engines]
 
 
 def judged(losses: NDArray[np.float64], groups: NDArray[np.int64]) -> Seen:

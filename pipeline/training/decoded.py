@@ -37,6 +37,11 @@ class Decoded:
     images: NDArray[np.uint8]  # (N, S, S, 3), RGB; zeros where `code` says why there are no pixels
 
 
+_CHANGED = (
+    "not the version that the manifest lists, so each run decodes it anew (`leukoray ingest` lists it again)"
+)
+
+
 def decode(rows: pa.Table, pixels: Preprocessing, stores: Stores = Stores()) -> Decoded:
     """Fetch and decode rows that have the columns of a listing: one out for every row in, in id order.
 
@@ -51,18 +56,19 @@ def decode_fetched(fetched: list[Fetched[ListingRow]], pixels: Preprocessing) ->
     images = np.zeros((len(ordered), pixels.size, pixels.size, 3), np.uint8)
     notes = []
     for number, item in enumerate(ordered):
-        rejected, remark = item.rejected, None
+        is_as_listed, rejected, remark = item.etag == item.row.etag, item.rejected, None
         if item.data is not None:
             try:
                 loaded = load_image(item.data, pixels.size, bit_depth=pixels.bit_depth)
-                images[number], remark = loaded.pixels, joined(loaded.remarks)
+                images[number] = loaded.pixels
+                remark = joined(loaded.remarks if is_as_listed else [*loaded.remarks, _CHANGED])
             except ImageRejected as error:
                 rejected = error
         notes.append(
             {
                 "image_id": item.row.image_id,
                 "etag": item.row.etag,
-                "lasting": item.etag == item.row.etag and (rejected is None or rejected.code not in TRANSIENT_CODES),
+                "lasting": is_as_listed and (rejected is None or rejected.code not in TRANSIENT_CODES),
                 "code": rejected.code.value if rejected else None,
                 "message": f"{item.row.place}: {rejected.message}" if rejected else None,
                 "remark": remark,

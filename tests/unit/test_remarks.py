@@ -16,6 +16,7 @@ from pipeline.model.predictor import Predictor
 from pipeline.scoring.commit.compact import _shape
 from pipeline.scoring.schemas import part_schema, prediction_schema
 from pipeline.sources.manifest import Manifest
+from pipeline.storage.local import local_etag
 from pipeline.training.decoded import Noted, decode
 from pipeline.training.rows import labelled_rows
 from tests.bundles import make_bundle
@@ -118,6 +119,7 @@ def deep_manifest(folder: Path) -> Manifest:
         with Image.open(path) as image:
             levels = np.asarray(image.convert("L")).astype(np.uint16)
         path.write_bytes(encoded(Image.fromarray(levels * 16), "PNG"))
+        row["etag"] = local_etag(path.stat())
     return manifest_of(found, folder / "manifest")
 
 
