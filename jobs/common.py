@@ -20,6 +20,7 @@ from pipeline.base.errors import (
     InputError,
     LeukorayError,
     NotBetterThanChanceError,
+    NotPromotedError,
     PlatformError,
     UsageError,
 )
@@ -42,6 +43,7 @@ EXIT_CODES = {
     IncompleteError.exit_code: "data incomplete",
     PlatformError.exit_code: "environment",
     NotBetterThanChanceError.exit_code: "trained, but not better than chance: best.json stays",
+    NotPromotedError.exit_code: "not promoted: its protocol is not met, best.json stays",
     INTERRUPTED: "interrupted",
     TERMINATED: "ended by SIGTERM",
 }

@@ -1,19 +1,23 @@
-"""`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report."""
+"""`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report. Several are compared."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
+from pipeline.evaluation.comparison import words as comparison_words
+from pipeline.evaluation.comparison.page import render_comparison
+from pipeline.evaluation.comparison.result import refuse_incomparable
+from pipeline.evaluation.comparison.run import compare_on
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance, predict_split
-from pipeline.evaluation.reach import threshold_here, threshold_of
+from pipeline.evaluation.reach import refuse_without_validation, threshold_here, threshold_of
 from pipeline.evaluation.report import words
 from pipeline.evaluation.result import Evaluation, evaluation
 from pipeline.evaluation.shortcut import images_to_learn_from
@@ -29,8 +33,12 @@ class EvaluateConfig(NamingConfig):
     """Measure a model on one split: metrics with intervals over subjects, predictions, an HTML report."""
 
     manifest: str = positional(description="manifest folder, local or s3://")
-    model: str = Field(description="bundle or registry folder, local or s3://")
-    out: str = Field("report", description="folder for metrics.json, predictions.parquet and report.html")
+    model: list[str] = Field(
+        min_length=1, description="bundle or registry folder, local or s3://; several are compared with each other"
+    )
+    out: str = Field(
+        "report", description="folder for metrics.json, predictions.parquet and report.html, or comparison.html"
+    )
     split: str = Field("test", description="split to measure: train, validation or test")
     target_sensitivity: float | None = Field(
         None, gt=0, le=1, description="choose the threshold on validation for at least this sensitivity"
@@ -53,10 +61,22 @@ class EvaluateConfig(NamingConfig):
     cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores a worker holds")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs a worker holds; 0 predicts with ONNX Runtime")
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        """A configuration file may give one as a plain value."""
+        return [given] if isinstance(given, str) else given
+
+    def record(self) -> dict[str, Any]:
+        """As kept with the figures: one model by its name alone."""
+        kept = effective(self)
+        return kept if len(self.model) > 1 else kept | {"model": self.model[0]}
+
 
 EPILOG = """examples:
   leukoray evaluate out/demo/manifest --model out/demo/models --out out/demo/report
   leukoray evaluate s3://lab/manifest --model s3://lab/models/all --out s3://lab/report --target-sensitivity 0.95
+  leukoray evaluate out/manifest --model out/models/leukoray/V1 out/models/leukoray/V2 --out out/comparison
 
 Research software, not a medical device."""
 
@@ -68,13 +88,16 @@ def main(config: EvaluateConfig) -> None:
     if unlikely := [share for share in config.prevalence if not 0 < share < 1]:
         raise UsageError(f"--prevalence {unlikely[0]:g}: must lie between 0 and 1")
     show_config(config)
-    manifest, published = read_manifest(config.manifest, stores), resolve(config.model, stores).verify()
+    if len(config.model) > 1:
+        compare(config, stores, clock)
+        return
+    manifest, published = read_manifest(config.manifest, stores), resolve(config.model[0], stores).verify()
     bundle = published.with_bit_depth(config.bit_depth)
     refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
     if note := bundle.depth_note(published.info.bit_depth):
         print(note)
-    if config.target_sensitivity is not None and manifest.info.split_rule == "test":
-        raise UsageError("--target-sensitivity is chosen on validation images; this manifest is for testing alone")
+    if config.target_sensitivity is not None:
+        refuse_without_validation(manifest)
     threshold = threshold_of(bundle.info)
     with connected(config.address, config.num_cpus) as ray:
         if config.target_sensitivity is not None:
@@ -88,7 +111,7 @@ def main(config: EvaluateConfig) -> None:
         bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
         prevalences=config.prevalence,
     )  # fmt: skip
-    record, report = found.record(effective(config)), found.report(config.mistakes, stores)
+    record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
         found.keep_in_bundle(record, report)
@@ -104,6 +127,35 @@ def outcomes_of(
         gpus_per_worker=config.gpus_per_worker, look_at=look_at,
     )  # fmt: skip
     return Outcomes(bundle.info, found, manifest.table.select(["image_id", *manifest.further])), glances
+
+
+def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
+    """Several models on the same images."""
+    manifest = read_manifest(config.manifest, stores)
+    bundles = [resolve(uri, stores).verify().with_bit_depth(config.bit_depth) for uri in config.model]
+    refuse_incomparable(bundles)
+    for bundle in bundles:
+        refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
+    resampling = Resampling(config.bootstrap, config.confidence, config.seed)
+    with connected(config.address, config.num_cpus) as ray:
+        found = compare_on(
+            ray, bundles, manifest, config.split, stores, resampling, workers=config.workers,
+            cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker,
+            target_sensitivity=config.target_sensitivity,
+        )  # fmt: skip
+    out = absolute(config.out)
+    found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)
+    print("\n" + "\n".join([*comparison_words.headline(found), "", *comparison_words.lines(found), ""]))
+    for note in [*found.warnings, comparison_words.several(found)]:
+        print(f"  note: {note}")
+    images = found.evaluations[0].metrics["images"]
+    print(f"\n{images:,} images, {len(bundles)} models in {clock.seconds:.0f} s. Page: {join(out, 'comparison.html')}")
+    print(words.NOT_A_DEVICE)
+    if found.left_out > config.max_error_share * (images + found.left_out):
+        raise IncompleteError(
+            f"{found.left_out} of {images + found.left_out} images got no answer of one of the models, more than "
+            f"--max-error-share {config.max_error_share:g}; they are left out of all figures"
+        )
 
 
 def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:

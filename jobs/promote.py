@@ -1,15 +1,21 @@
-"""Point a model's best.json to another version, or list its versions."""
+"""Point a model's best.json to another version, by a written protocol or by hand, back again, or list its versions."""
 
 import re
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from jobs.common import job, job_stores, start
-from jobs.config import JobConfig, positional
-from pipeline.base.errors import InputError, LeukorayError, UsageError
-from pipeline.model.bundle import read_bundle
+from jobs.common import job, job_stores, start, writing_stores
+from jobs.config import NamingConfig, effective, positional
+from pipeline.base.cluster import connected
+from pipeline.base.errors import InputError, LeukorayError, NotPromotedError, PlatformError, UsageError
+from pipeline.evaluation.comparison.page import render_comparison
+from pipeline.evaluation.promotion.criteria import MET, all_met
+from pipeline.evaluation.promotion.protocol import read_protocol
+from pipeline.evaluation.promotion.run import Judgement, judge, manifest_of
+from pipeline.model.bundle import Bundle, read_bundle
 from pipeline.model.chance import NOT_SHOWN
 from pipeline.model.predictor import Predictor
+from pipeline.model.promotions import Promotion, archive, move, promotions, record, user_name
 from pipeline.model.registry import ModelFolder, version_uris
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -17,34 +23,183 @@ from pipeline.storage.uris import absolute, join
 EXAMPLES = """examples:
   leukoray promote models/leukoray --list
   leukoray promote models/leukoray --version 20261123-191500-1a2b3c4d
+  leukoray promote models/leukoray --version 20261123-191500-1a2b3c4d --protocol promotion.yaml --why 'new stain'
+  leukoray promote models/leukoray --rollback --why 'false alarms on Tuesday'
   leukoray promote s3://bucket/models/leukoray --version 20261123-191500-1a2b3c4d
 
 Research software, not a medical device."""
+_LISTED = 10  # of the archive
 
 
-class PromoteConfig(JobConfig):
+class PromoteConfig(NamingConfig):
     """Point best.json, which scoring and serving follow, to another version of a model."""
 
     model: str = positional(description="a model's folder in the registry, REGISTRY/NAME")
     version: str | None = Field(None, description="version to point to; its files are checked first")
-    list: bool = Field(False, description="list the versions with their validation metrics")
+    protocol: str | None = Field(None, description="YAML file of what the version must reach before best.json moves")
+    force: bool = Field(False, description="move best.json though the protocol is not met; needs --why")
+    rollback: bool = Field(False, description="point best.json to the version that was the best before")
+    why: str = Field("", description="reason, for the archive of promotions")
+    by: str | None = Field(None, description="who promotes, for the archive (default: the user's name)")
+    out: str = Field("promotion", description="folder for comparison.html and comparison.json of a protocol")
+    list: bool = Field(False, description="list the versions with their validation metrics, and the last promotions")
+    workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
+    cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores a worker holds")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs a worker holds; 0 predicts with ONNX Runtime")
+    mistakes: int = Field(24, ge=0, le=200, description="how many images that the two versions disagree on to show")
+    single_writer: bool = Field(
+        False, description="nobody else moves this best.json: for a store that cannot hold a lock"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PromoteConfig":
+        if self.rollback and (self.version or self.protocol):
+            raise ValueError("--rollback goes to the version before: leave out --version and --protocol")
+        if self.protocol and not self.version:
+            raise ValueError("--protocol: name the --version that it judges")
+        if self.force and not (self.protocol and self.why.strip()):
+            raise ValueError("--force: needs the --protocol that it overrules, and --why")
+        return self
+
+    @property
+    def who(self) -> str:
+        return self.by if self.by is not None else user_name()
 
 
 def main(config: PromoteConfig) -> None:
-    stores, uri = job_stores(config), absolute(config.model)
+    uri = absolute(config.model)
     if config.version is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.version):
         raise UsageError(f"--version {config.version!r}: the name of a folder in {uri}, without slashes; see --list")
-    if not config.version and not config.list:
+    if not (config.version or config.list or config.rollback):
         raise UsageError("name a --version, or see them with --list")
-    if config.version:
-        bundle = read_bundle(join(uri, config.version), stores).verify()
-        Predictor(bundle, engine="onnx").probe()
-        pointer = ModelFolder(uri, stores).point_to(bundle)
-        print(f"{uri}: best is now {config.version} ({pointer.metric} {_number(pointer.value)})")
-        if bundle.info.against_chance is not None and not bundle.info.against_chance.is_shown:
-            print(f"warning: this version is {bundle.info.against_chance}")
+    if config.protocol:
+        _by_protocol(config, uri)
+    elif config.rollback:
+        _roll_back(config, uri)
+    elif config.version:
+        _by_hand(config, ModelFolder(uri, job_stores(config)))
     if config.list:
-        _print_versions(uri, stores)
+        _print_versions(uri, job_stores(config))
+
+
+def _by_hand(config: PromoteConfig, folder: ModelFolder) -> None:
+    bundle = _checked(folder, str(config.version))
+    promotion = record("pointed", bundle, _named(folder), config.who, why=config.why)
+    pointer, _ = move(folder, bundle, promotion)
+    print(f"{folder.uri}: best is now {config.version} ({pointer.metric} {_number(pointer.value)})")
+    _warn(bundle)
+
+
+def _checked(folder: ModelFolder, version: str) -> Bundle:
+    """The bundle of a version, whole and answering."""
+    bundle = read_bundle(join(folder.uri, version), folder.stores).verify()
+    Predictor(bundle, engine="onnx").probe()
+    return bundle
+
+
+def _named(folder: ModelFolder) -> str | None:
+    """The version that best.json names; None where there is none, or a damaged one, which is then replaced."""
+    try:
+        pointer = folder.pointer()
+    except InputError:
+        return None
+    return None if pointer is None else pointer.version
+
+
+def _warn(bundle: Bundle) -> None:
+    if bundle.info.against_chance is not None and not bundle.info.against_chance.is_shown:
+        print(f"warning: this version is {bundle.info.against_chance}")
+
+
+# ---- by a protocol ---------------------------------------------------------------------------------------------------
+
+
+def _by_protocol(config: PromoteConfig, uri: str) -> None:
+    if not config.who:
+        raise UsageError("--by: the environment names no user; say who promotes")
+    folder = ModelFolder(uri, writing_stores(config, uri, single_writer=config.single_writer))
+    protocol, written = read_protocol(str(config.protocol), folder.stores)
+    manifest, bundle = manifest_of(protocol, folder.stores), _checked(folder, str(config.version))
+    with connected(config.address, config.num_cpus) as ray:
+        found = judge(
+            ray, protocol, written, manifest, bundle, folder, workers=config.workers,
+            cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker,
+        )  # fmt: skip
+    out, figures = absolute(config.out), found.comparison.record(effective(config))
+    page = render_comparison(found.comparison, config.mistakes, folder.stores)
+    found.comparison.save(out, figures, page, folder.stores)
+    print("\n" + "\n".join(criteria_lines(found)))
+    with folder.moving() as check_lock:
+        _refuse_other_best(folder, found)
+        check_lock()
+        print("\n" + _decided(config, folder, bundle, found, figures))
+    print(f"figures: {join(out, 'comparison.html')}")
+    _warn(bundle)
+    if not (all_met(found.criteria) or config.force):
+        raise NotPromotedError(
+            f"{config.version} is not promoted: {sum(one.state != MET for one in found.criteria)} of "
+            f"{len(found.criteria)} criteria are not met or cannot be told; best.json stays at "
+            f"{found.best.version or 'nothing'} (--force --why REASON overrules the protocol)"
+        )
+
+
+def criteria_lines(found: Judgement) -> list[str]:
+    """Each criterion: what came of it, what was asked, and the figures."""
+    return [line for one in found.criteria for line in (f"{one.state:<15} {one.asked}", f"{'':<15}   {one.found}")]
+
+
+def _refuse_other_best(folder: ModelFolder, found: Judgement) -> None:
+    """Of two who promote at once the later one has compared with what is the best no longer."""
+    pointer = folder.pointer()
+    if (pointer.version if pointer else None) != found.best.version:
+        raise PlatformError(
+            f"{folder.uri}: best.json was moved to {pointer.version if pointer else 'nothing'} while this version was "
+            f"compared with {found.best.version}; run the same command again"
+        )
+
+
+def _decided(
+    config: PromoteConfig, folder: ModelFolder, bundle: Bundle, found: Judgement, figures: dict[str, object]
+) -> str:
+    """Archive it, move best.json where that is due; what was done, in a line or two."""
+    met = all_met(found.criteria)
+    promotion = record(
+        "promoted" if met else "forced" if config.force else "refused",
+        bundle,
+        found.best.version,
+        config.who,
+        why=config.why,
+        protocol=found.written.model_dump(),
+        test_digest=found.protocol.test_digest,
+        criteria=[one.record() for one in found.criteria],
+        figures=figures,
+    )
+    if not promotion.moved:
+        return f"archived: {archive(folder, promotion)}"
+    _, place = move(folder, bundle, promotion)
+    how = "all criteria are met" if met else f"FORCED against the protocol, by {config.who}: {config.why}"
+    return f"{folder.uri}: best is now {config.version}, {how}\narchived: {place}"
+
+
+# ---- back again ------------------------------------------------------------------------------------------------------
+
+
+def _roll_back(config: PromoteConfig, uri: str) -> None:
+    folder = ModelFolder(uri, writing_stores(config, uri, single_writer=config.single_writer))
+    with folder.moving() as check_lock:
+        pointer = folder.pointer()
+        if pointer is None or not pointer.earlier:
+            named = f"{pointer.version}, and nothing is known of one before" if pointer else "nothing"
+            raise InputError(f"{uri}: best.json names {named}; choose a --version from --list")
+        bundle = _checked(folder, pointer.earlier[-1])
+        check_lock()
+        promotion = record("rolled back", bundle, pointer.version, config.who, why=config.why)
+        _, place = move(folder, bundle, promotion, pointer.earlier[:-1])
+    print(f"{uri}: best is {bundle.info.version} again, no longer {pointer.version}\narchived: {place}")
+    _warn(bundle)
+
+
+# ---- what is there ---------------------------------------------------------------------------------------------------
 
 
 def _print_versions(uri: str, stores: Stores) -> None:
@@ -62,6 +217,16 @@ def _print_versions(uri: str, stores: Stores) -> None:
         metric, value = info.monitored
         doubt = f"  {NOT_SHOWN}" if info.against_chance is not None and not info.against_chance.is_shown else ""
         print(f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}{doubt}")
+    records = promotions(ModelFolder(uri, stores))
+    if records:
+        print(f"\nthe last of {len(records)} promotions:" if len(records) > _LISTED else "\npromotions:")
+        print("\n".join(_promotion_line(one) for one in records[-_LISTED:]))
+
+
+def _promotion_line(one: Promotion) -> str:
+    before = f" (before: {one.before})" if one.before else ""
+    why = f": {one.why}" if one.why else ""
+    return f"  {one.at[:19]}  {one.action:<11}  {one.version}{before} by {one.by or 'nobody named'}{why}"
 
 
 def _number(value: float | None) -> str:

@@ -43,6 +43,12 @@ class NotBetterThanChanceError(LeukorayError):
     exit_code = 6
 
 
+class NotPromotedError(LeukorayError):
+    """A version does not meet, or cannot be shown to meet, the promotion protocol, so best.json stays."""
+
+    exit_code = 7
+
+
 class Stage(StrEnum):
     """Where on its way an image was rejected."""
 

@@ -156,22 +156,32 @@ Limits = tuple[float, float]
 NO_LIMITS: Limits = (np.nan, np.nan)
 
 
-def limits(
+def samples(
     metrics: Parts, units: int, resampling: Resampling, means: Mapping[Hashable, Sequence[Hashable]] = {}
-) -> dict[Hashable, Limits]:
-    """Limits of each metric; none (NaN) where it is None. `means` names further ones that are means of some."""
+) -> dict[Hashable, Floats]:
+    """Of each metric that is not None, and of each of `means`, what it is in samples with an adverse subject and in
+    such with a helpful one (2, R). Sample r has the same weights for whatever is asked of the same subjects.
+    """
     known = {key: metric for key, metric in metrics.items() if metric is not None}
     classes = 2 + max((metric.column for metric in known.values() if isinstance(metric, Share)), default=0)
     found: dict[Hashable, list[tuple[Floats, Floats]]] = {key: [] for key in known}
     for drawn in draws(units, classes, resampling) if known else ():
         for key, metric in known.items():
             found[key].append(metric.bounds(drawn))
-    samples = {key: np.concatenate(pairs, axis=1) for key, pairs in found.items()}  # (2, R)
+    drawn_of = {key: np.concatenate(pairs, axis=1) for key, pairs in found.items()}
     for key, parts in means.items():
-        if parts and all(part in samples for part in parts):
-            samples[key] = np.mean([samples[part] for part in parts], axis=0)
+        if parts and all(part in drawn_of for part in parts):
+            drawn_of[key] = np.mean([drawn_of[part] for part in parts], axis=0)
+    return drawn_of
+
+
+def limits(
+    metrics: Parts, units: int, resampling: Resampling, means: Mapping[Hashable, Sequence[Hashable]] = {}
+) -> dict[Hashable, Limits]:
+    """Limits of each metric; none (NaN) where it is None. `means` names further ones that are means of some."""
+    drawn_of = samples(metrics, units, resampling, means)
     tail = (1 - resampling.confidence) / 2
-    told = {key: (np.quantile(low, tail), np.quantile(high, 1 - tail)) for key, (low, high) in samples.items()}
+    told = {key: (np.quantile(low, tail), np.quantile(high, 1 - tail)) for key, (low, high) in drawn_of.items()}
     return {key: (float(low), float(high)) for key in [*metrics, *means] for low, high in [told.get(key, NO_LIMITS)]}
 
 

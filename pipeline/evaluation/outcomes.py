@@ -142,21 +142,24 @@ class Outcomes:
         by how far the class named is ahead of the true one.
         """
         called = self.called(threshold)
-        wrong = np.flatnonzero(called != self.truth)
-        worst = wrong[np.argsort(-self._wrongness(wrong, called, threshold), kind="stable")][:count]
-        rows = sorted((self.scored[k].row for k in worst), key=lambda row: row.uri)  # one pass an archive
-        found = {fetched.row.image_id: fetched.data for fetched in fetch_rows(rows, stores)}
+        worst = self.farthest(np.flatnonzero(called != self.truth), threshold)[:count]
+        found = thumbnails([self.scored[k].row for k in worst], self.info.bit_depth, stores)
         pictures = []
-        for k in worst:
-            outcome, name = self.scored[k], self.info.classes
-            data = found[outcome.row.image_id]
-            if data is None:  # gone since it was scored; the table of predictions still has it
-                continue
-            shown = short_name(str(outcome.row.member or outcome.row.uri))
-            said = f"truly {name[self.truth[k]]}, called {name[called[k]]}: {self._scores(int(k), called, threshold)}"
-            pixels = load_image(data, THUMBNAIL, bit_depth=self.info.bit_depth).pixels
-            pictures.append((pixels, f"{said}; {shown}"))
+        for k in worst.tolist():
+            row = self.scored[k].row
+            if row.image_id in found:  # else it is gone since it was scored; the table of predictions still has it
+                caption = f"{self.told(k, called, threshold)}; {short_name(str(row.member or row.uri))}"
+                pictures.append((found[row.image_id], caption))
         return pictures
+
+    def told(self, k: int, called: NDArray[np.int64], threshold: float) -> str:
+        """Of the scored image `k`: what it is, what it is called, and by which numbers."""
+        name = self.info.classes
+        return f"truly {name[self.truth[k]]}, called {name[called[k]]}: {self._scores(k, called, threshold)}"
+
+    def farthest(self, wrong: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:
+        """The wrong images (W,), those farthest from being right first."""
+        return wrong[np.argsort(-self._wrongness(wrong, self.called(threshold), threshold), kind="stable")]
 
     def _wrongness(self, wrong: NDArray[np.int64], called: NDArray[np.int64], threshold: float) -> NDArray[np.float64]:
         """How far the images `wrong` (W,) are from being right, (W,)."""
@@ -198,6 +201,13 @@ class Outcomes:
         columns["message"] = pa.array([error and error.message for error in why], pa.string())
         columns |= {f"meta_{name}": values for name, values in self._further.items()}
         return pa.table(columns)
+
+
+def thumbnails(rows: Iterable[ManifestRow], bit_depth: int | None, stores: Stores) -> dict[int, NDArray[np.uint8]]:
+    """Image id -> uint8 (THUMBNAIL, THUMBNAIL, 3), RGB, of those that are still there."""
+    in_order = sorted(rows, key=lambda row: row.uri)  # one pass an archive
+    found = ((fetched.row.image_id, fetched.data) for fetched in fetch_rows(in_order, stores))
+    return {key: load_image(data, THUMBNAIL, bit_depth=bit_depth).pixels for key, data in found if data is not None}
 
 
 def true_class(info: BundleInfo, row: ManifestRow) -> int:

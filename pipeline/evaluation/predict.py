@@ -26,7 +26,7 @@ from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
-_BATCH = 32
+BATCH = 32
 _ROWS_PER_TASK = 128
 _NODE_CHECK_S = 5.0
 
@@ -51,7 +51,7 @@ class Glance:
     colours: Colours | None
 
 
-_Waiting = tuple[ManifestRow, LoadedImage, Met | None]
+Waiting = tuple[ManifestRow, LoadedImage, Met | None]
 
 
 def predict_rows(
@@ -63,29 +63,29 @@ def predict_rows(
 ) -> list[Outcome]:
     """Fetch, decode and predict; exactly one outcome a row."""
     outcomes: list[Outcome] = []
-    waiting: list[_Waiting] = []
+    waiting: list[Waiting] = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            data = _bytes(fetched)
+            data = bytes_of(fetched)
             image = predictor.load(data, limits)
             met = None if sketch is None else sketch.by_bytes(data) or sketch.by_looks(image.pixels)
             waiting.append((fetched.row, image, met))
         except ImageRejected as error:
             outcomes.append(Outcome(fetched.row, error))
-        if len(waiting) == _BATCH:
-            outcomes += _predict(predictor, waiting)
+        if len(waiting) == BATCH:
+            outcomes += predicted(predictor, waiting)
             waiting = []
-    return [*outcomes, *_predict(predictor, waiting)]
+    return [*outcomes, *predicted(predictor, waiting)]
 
 
-def _bytes(fetched: Fetched[ManifestRow]) -> bytes:
+def bytes_of(fetched: Fetched[ManifestRow]) -> bytes:
     if fetched.data is None:
         assert fetched.rejected is not None
         raise fetched.rejected
     return fetched.data
 
 
-def _predict(predictor: Predictor, batch: Sequence[_Waiting]) -> Iterator[Outcome]:
+def predicted(predictor: Predictor, batch: Sequence[Waiting]) -> Iterator[Outcome]:
     results = predictor.predict_each([image.pixels for _, image, _ in batch])
     for (row, image, met), result in zip(batch, results, strict=True):
         yield Outcome(row, result, image.header.format, joined(image.remarks), colours_of(image.pixels), met)
@@ -98,7 +98,7 @@ def look_at_rows(
     glances = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            glances.append(Glance(fetched.row, colours_of(predictor.load(_bytes(fetched), limits).pixels)))
+            glances.append(Glance(fetched.row, colours_of(predictor.load(bytes_of(fetched), limits).pixels)))
         except ImageRejected:
             glances.append(Glance(fetched.row, None))
     return glances
@@ -135,23 +135,24 @@ def predict_split(
         raise InputError(
             f"{manifest.uri}: no labelled image in split {split!r}; choose another --split or ingest again"
         )
-    nodes = alive_nodes(ray)
     tasks = [("predict", rows) for rows in tasks_of(wanted)] + [("look_at", rows) for rows in tasks_of(look_at)]
-    plan = ClusterPlan("evaluate", 1, cpus_per_worker, gpus_per_worker)
-    plan = replace(plan, workers=workers or max(1, min(places(plan, nodes), len(tasks))))
-    check(plan, nodes)
-    tell_waiting(ray, replace(plan, workers=1))
-    refuse_unshared(ray, stores, [join(bundle.uri, INFO), *(wanted[index].uri for index in spaced(len(wanted)))])
+    made = Spread(EvaluationWorker, (bundle, stores, gpus_per_worker > 0), [bundle])
     outcomes: list[Outcome] = []
     glances: list[Glance] = []
-    for part in _spread(ray, plan, bundle, tasks, stores):
+    for part in made.results(
+        ray, tasks, stores, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
+    ):
         outcomes += [found for found in part if isinstance(found, Outcome)]
         glances += [found for found in part if isinstance(found, Glance)]
-        if sys.stderr.isatty():
-            done, every = len(outcomes) + len(glances), len(wanted) + len(look_at)
-            end = "\n" if done == every else ""
-            print(f"\r{split}: {done:,} of {every:,} images", end=end, file=sys.stderr, flush=True)
+        tell_progress(split, len(outcomes) + len(glances), len(wanted) + len(look_at))
     return outcomes, glances
+
+
+def tell_progress(split: str, done: int, every: int) -> None:
+    """On a terminal, one line that is written over."""
+    if sys.stderr.isatty():
+        end = "\n" if done == every else ""
+        print(f"\r{split}: {done:,} of {every:,} images", end=end, file=sys.stderr, flush=True)
 
 
 def is_labelled(info: BundleInfo, row: ManifestRow) -> bool:
@@ -167,27 +168,50 @@ def tasks_of(wanted: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
     return [*streamed.values(), *(direct[at : at + _ROWS_PER_TASK] for at in range(0, len(direct), _ROWS_PER_TASK))]
 
 
-def _spread(
-    ray: Any, plan: ClusterPlan, bundle: Bundle, tasks: Sequence[tuple[str, Sequence[ManifestRow]]], stores: Stores
-) -> Iterator[list[Outcome | Glance]]:
-    """Hand tasks, each a method of the worker and its rows, to workers as they become free; results as they come.
+@dataclass(frozen=True)
+class Spread:
+    """A class whose instances are workers, made of `arguments`, that read these bundles."""
 
-    A lost worker is restarted, its task redone.
-    """
-    remote = ray.remote(
-        num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker, max_restarts=3, max_task_retries=3
-    )(EvaluationWorker)
-    workers = [remote.remote(bundle, stores, plan.gpus_per_worker > 0) for _ in range(plan.workers)]
-    pool = ray.util.ActorPool(workers)
-    try:
-        for task in tasks:
-            pool.submit(lambda worker, asked: getattr(worker, asked[0]).remote(asked[1]), task)
-        while pool.has_next():
-            try:
-                yield pool.get_next_unordered(timeout=_NODE_CHECK_S)
-            except TimeoutError:
-                refuse_dead_node(ray)
-                check_after_loss(plan, alive_nodes(ray), "the same command begins anew with what is there")
-    finally:
-        for worker in workers:
-            ray.kill(worker)
+    worker: type
+    arguments: tuple[Any, ...]
+    bundles: Sequence[Bundle]
+
+    def results(
+        self, ray: Any, tasks: Sequence[tuple[str, Sequence[ManifestRow]]], stores: Stores, *,
+        workers: int | None, cpus_per_worker: float, gpus_per_worker: float,
+    ) -> Iterator[list[Any]]:  # fmt: skip
+        """Hand tasks, each a method of the worker and its rows, to workers as they become free; results as they come.
+
+        A lost worker is restarted, its task redone. Raises PlatformError where the workers do not fit the nodes or a
+        node does not see the files.
+        """
+        nodes = alive_nodes(ray)
+        plan = ClusterPlan("evaluate", 1, cpus_per_worker, gpus_per_worker)
+        plan = replace(plan, workers=workers or max(1, min(places(plan, nodes), len(tasks))))
+        check(plan, nodes)
+        tell_waiting(ray, replace(plan, workers=1))
+        first = [row for name, rows in tasks if name == tasks[0][0] for row in rows]
+        infos = [join(bundle.uri, INFO) for bundle in self.bundles]
+        refuse_unshared(ray, stores, [*infos, *(first[index].uri for index in spaced(len(first)))])
+        yield from self._spread(ray, plan, tasks)
+
+    def _spread(
+        self, ray: Any, plan: ClusterPlan, tasks: Sequence[tuple[str, Sequence[ManifestRow]]]
+    ) -> Iterator[list[Any]]:
+        remote = ray.remote(
+            num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker, max_restarts=3, max_task_retries=3
+        )(self.worker)
+        workers = [remote.remote(*self.arguments) for _ in range(plan.workers)]
+        pool = ray.util.ActorPool(workers)
+        try:
+            for task in tasks:
+                pool.submit(lambda worker, asked: getattr(worker, asked[0]).remote(asked[1]), task)
+            while pool.has_next():
+                try:
+                    yield pool.get_next_unordered(timeout=_NODE_CHECK_S)
+                except TimeoutError:
+                    refuse_dead_node(ray)
+                    check_after_loss(plan, alive_nodes(ray), "the same command begins anew with what is there")
+        finally:
+            for worker in workers:
+                ray.kill(worker)

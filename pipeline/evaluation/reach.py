@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from pipeline.base.errors import UsageError
 from pipeline.evaluation.calibration import CONFIDENCE, Spread, called_in, spread_in, threshold_limits
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.intervals import called_units, known_or_none, subject_codes
@@ -67,6 +68,12 @@ def _of_bundle(info: BundleInfo, name: str, value: float, rule: str) -> Chosen:
     told = info.calibration
     images, units = told["images"], told["units"]
     return Chosen(spread, rule, info.calibrated_on, images, units, called_in(told), told["confidence"])
+
+
+def refuse_without_validation(manifest: Manifest) -> None:
+    """Raise UsageError where a threshold cannot be chosen anew, since the manifest has no images for it."""
+    if manifest.info.split_rule == "test":
+        raise UsageError("--target-sensitivity is chosen on validation images; this manifest is for testing alone")
 
 
 def threshold_here(validation: Outcomes, target_sensitivity: float, called: str) -> Chosen:

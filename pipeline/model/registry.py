@@ -4,7 +4,8 @@ The pointer is one small file that is replaced whole, so a reader follows either
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -25,6 +26,7 @@ POINTER = "best.json"
 POINTER_VERSION = 1
 RUNS = ".runs"  # where training keeps what is no bundle
 _POINTING_S = 120.0  # longer than a lock outlives its process
+_EARLIER = 50  # versions that the pointer remembers
 
 
 class Pointer(BaseModel):
@@ -38,6 +40,7 @@ class Pointer(BaseModel):
     value: float | None = None  # of the metric, higher is better; None where undefined
     model_sha256: str = ""  # `BundleInfo.identity()` of the version
     updated_at: str = ""  # ISO 8601, UTC
+    earlier: tuple[str, ...] = ()  # versions that were the best before, the last one last; 0.2 wrote none
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,11 @@ class ModelFolder:
         check_version(pointer.pointer_version, POINTER_VERSION, f"{path}: pointer", "point it again")
         return pointer
 
-    def point_to(self, bundle: Bundle) -> Pointer:
-        """Make `bundle` the best of its name."""
+    def point_to(self, bundle: Bundle, earlier: Sequence[str] | None = None) -> Pointer:
+        """Make `bundle` the best of its name. `earlier` None: those before and the one that is replaced now.
+
+        Whoever judges by what is replaced holds `moving`.
+        """
         metric, value = bundle.info.monitored
         pointer = Pointer(
             version=bundle.info.version,
@@ -82,6 +88,7 @@ class ModelFolder:
             value=value,
             model_sha256=bundle.info.identity(),
             updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            earlier=tuple(self._earlier(bundle.info.version) if earlier is None else earlier)[-_EARLIER:],
         )
         self.stores.of(self._path()).write(self._path(), pointer.model_dump_json(indent=2).encode())
         return pointer
@@ -93,12 +100,26 @@ class ModelFolder:
         validation interval includes chance takes nobody's; one that was shown to be better than chance takes that of
         one that was not. One run at a time does so: of two that end together neither judges by what the other replaces.
         """
-        advice = "the bundle is whole; see `leukoray promote --list`"
-        with locked(join(absolute(self.uri), RUNS), "best.json", self.stores, _POINTING_S, advice):
+        with self.moving():
             verdict = self._judge(bundle)
             if verdict.is_best:
                 self.point_to(bundle)
         return verdict
+
+    def moving(self) -> AbstractContextManager[Callable[[], None]]:
+        """The lock of `best.json`: of two that hold it in turn neither judges by what the other replaces."""
+        advice = "the bundle is whole; see `leukoray promote --list`"
+        return locked(join(absolute(self.uri), RUNS), POINTER, self.stores, _POINTING_S, advice)
+
+    def _earlier(self, version: str) -> list[str]:
+        """What a pointer to `version` remembers; nothing where the pointer of today cannot be read."""
+        try:
+            before = self.pointer()
+        except InputError:
+            return []
+        if before is None:
+            return []
+        return [*before.earlier, *([] if before.version == version else [before.version])]
 
     def refuse_other_task(
         self, task: str, classes: Sequence[str], positive_classes: Sequence[str], unit: Unit | None = None

@@ -128,6 +128,10 @@ class Manifest:
     def split(self, name: str) -> list[ManifestRow]:
         return read_rows(self.table.filter(pc.equal(self.table["split"], name)), ManifestRow)
 
+    def split_digest(self, name: str) -> str:
+        """`table_digest` of the images of one split: what figures on it rest on."""
+        return table_digest(self.table.filter(pc.equal(self.table["split"], name)))
+
 
 def table_digest(table: pa.Table) -> str:
     """SHA-256, hex, of ids, versions, labels and splits in id order: what training depends on."""

@@ -1,0 +1,106 @@
+"""Differences of two models on the same images, with limits: the method of `adverse`, paired over subjects.
+
+A sample weighs the subjects alike for both models. For the lower limit of 'first less second' the subject that is added
+is one whose images the first answers all wrongly and the second all rightly; for the upper limit the other way round.
+For a mean over subjects of one size this is the bound of Gaffke (2005) of a mean in -1..1. A difference is tested by
+these limits; that of ROC-AUCs, where each subject has one image and there are `FEWEST_DELONG` of each side, by DeLong's
+test, which finds more: its false alarms keep to their rate, while its limits hold a true difference too seldom
+(`tests/paired_coverage.py`).
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.evaluation.adverse import samples
+from pipeline.evaluation.comparison import delong
+from pipeline.evaluation.definitions import Floats
+from pipeline.evaluation.intervals import Resampling, called_units
+from pipeline.evaluation.limits import Answers, Means, Parts, binary_parts, multiclass_parts
+
+METHOD = "Bayesian bootstrap over {units}, paired, one adverse {unit} added"
+FEWEST_DELONG = 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of the first model less that of the second. Limits and p are NaN where they cannot be told."""
+
+    value: float
+    low: float
+    high: float
+    p: float  # two-sided, of no difference
+    test: str  # that p is of
+
+
+def paired_differences(
+    metrics: Sequence[str], first: "Side", second: "Side", resampling: Resampling, called: str = "subjects"
+) -> dict[str, Difference]:
+    """By name, of metrics that both sides have. Both are of the same images of the same subjects, in one order."""
+    one, other = first.answers, second.answers
+    if not (np.array_equal(one.truth, other.truth) and np.array_equal(one.codes, other.codes)):
+        raise ValueError("two models can be compared on the same images only")
+    wanted: set[Hashable] = set(metrics)
+    drawn = [samples(*_needed(side, wanted, one.units, resampling)) for side in (first, second)]
+    units = called_units(one.unit, called)
+    method = METHOD.format(units=units, unit=units.removesuffix("s"))
+    found = {}
+    for name in metrics:
+        value = first.points[name] - second.points[name]
+        if name not in drawn[0] or name not in drawn[1] or np.isnan(value):
+            found[name] = Difference(value, np.nan, np.nan, np.nan, method)
+            continue
+        found[name] = _by_samples(value, drawn[0][name], drawn[1][name], resampling.confidence, method)
+        if name == "roc_auc" and is_for_delong(one):
+            assert one.scores is not None and other.scores is not None, "two classes have scores"
+            error = delong.standard_error(one.truth == 1, one.scores, other.scores)
+            found[name] = replace(found[name], p=delong.p_value(value, error), test=delong.METHOD)
+    return found
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one model said of the images, and its metrics by name."""
+
+    answers: Answers
+    points: Mapping[str, float]
+    probabilities: Floats | None = None  # (N, C), of more than two classes
+
+
+def _needed(
+    side: Side, wanted: set[Hashable], units: int, resampling: Resampling
+) -> tuple[Parts, int, Resampling, Means]:
+    """What `samples` takes, of the metrics that are asked for alone."""
+    parts, means = (
+        binary_parts(side.answers) if side.probabilities is None else multiclass_parts(side.answers, side.probabilities)
+    )
+    means = {name: of for name, of in means.items() if name in wanted}
+    kept = wanted.union(*means.values())
+    return {name: part for name, part in parts.items() if name in kept}, units, resampling, means
+
+
+def is_for_delong(answers: Answers) -> bool:
+    """Whether each subject has one image, and there are enough of both sides for a normal distribution."""
+    sick = int(answers.truth.sum())
+    return answers.units == len(answers.truth) and min(sick, len(answers.truth) - sick) >= FEWEST_DELONG
+
+
+def _by_samples(value: float, first: Floats, second: Floats, confidence: float, method: str) -> Difference:
+    """From samples (2, R) with an adverse and with a helpful subject; p is the level at which 0 leaves the limits."""
+    lows, highs = first[0] - second[1], first[1] - second[0]
+    tail = (1 - confidence) / 2
+    low, high = float(np.quantile(lows, tail)), float(np.quantile(highs, 1 - tail))
+    beyond = min(int((lows <= 0).sum()), int((highs >= 0).sum()))
+    p = min(1.0, 2 * (1 + beyond) / (1 + len(lows)))
+    return Difference(value, min(low, value), max(high, value), p, method)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted for being several: the chance that one of those called real is not, at most (Holm 1979). NaN stays."""
+    order = sorted((k for k, p in enumerate(p_values) if not np.isnan(p)), key=lambda k: p_values[k])
+    adjusted, least = [float("nan")] * len(p_values), 0.0
+    for rank, k in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * p_values[k]))
+        adjusted[k] = least
+    return adjusted

@@ -1,0 +1,173 @@
+"""Each criterion of a protocol against what was measured: met, not met, or cannot be told. Pure."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import InputError
+from pipeline.evaluation.comparison.result import Judged, metrics_of
+from pipeline.evaluation.comparison.speed import Speed
+from pipeline.evaluation.comparison.words import metric_name, signed
+from pipeline.evaluation.intervals import subject_codes
+from pipeline.evaluation.promotion.protocol import MetricRule, Protocol, SliceRule
+from pipeline.evaluation.report import words
+from pipeline.evaluation.result import Evaluation
+
+State = Literal["met", "not met", "cannot be told"]
+MET, NOT_MET, UNTOLD = State.__args__  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What was asked, what came of it, and the figures it rests on, in words."""
+
+    asked: str
+    state: State
+    found: str
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best model of now beside the new one: differences 'new less best', or why there are none."""
+
+    version: str | None  # None: there is no best model
+    differences: dict[str, Judged] | None = None
+    why_not: str = ""
+
+
+def criteria(protocol: Protocol, new: Evaluation, best: Best, speed: Speed) -> list[Criterion]:
+    """All of a protocol, in its order. Raises InputError where it asks for a figure that such models do not have."""
+    return [
+        _training_images(new),
+        *(found for rule in protocol.metrics for found in _of_metric(rule, new, best)),
+        *(_of_slice(rule, new) for rule in protocol.slices),
+        *_of_latency(protocol.latency_p95_ms, speed),
+        *_of_ood(protocol.max_ood_share, new),
+    ]
+
+
+def all_met(found: Sequence[Criterion]) -> bool:
+    return all(one.state == MET for one in found)
+
+
+def _training_images(new: Evaluation) -> Criterion:
+    """Asked by every protocol: figures on images of training say nothing."""
+    asked = "no image of its training is among those measured"
+    seen = new.recognized
+    is_own = bool(new.bundle.info.manifest_digest) and new.bundle.info.manifest_digest == new.manifest.info.digest
+    if seen.why_not:
+        state = MET if is_own else UNTOLD
+        why = "another split of the manifest of its training" if is_own else seen.why_not
+        return Criterion(asked, state, why)
+    by_bytes = seen.by.get("bytes", 0)
+    if by_bytes:
+        return Criterion(asked, NOT_MET, f"{by_bytes:,} of {seen.images:,} are, byte by byte")
+    if seen.count and not is_own:
+        return Criterion(asked, UNTOLD, f"{seen.count:,} of {seen.images:,} look like some; see recognized.csv")
+    return Criterion(asked, MET, str(seen))
+
+
+def _of_metric(rule: MetricRule, new: Evaluation, best: Best) -> Iterator[Criterion]:
+    figures = metrics_of(new)
+    if rule.metric not in figures:
+        raise InputError(
+            f"the protocol asks for {rule.metric!r}, which models of these classes are not compared by; "
+            f"they are by {', '.join(figures)}"
+        )
+    name = metric_name(rule.metric)
+    if rule.minimum is not None:
+        metric = figures[rule.metric]
+        asked = f"{name}: lower limit at least {rule.minimum:g}"
+        if metric["low"] is None:
+            yield Criterion(asked, UNTOLD, f"{words.number(metric['value'])}, without an interval: too few subjects")
+        else:
+            yield Criterion(asked, _state(metric["low"] >= rule.minimum), words.with_interval(metric))
+    if rule.margin is not None:
+        asked = f"{name}: not worse than the best model by more than {rule.margin:g}"
+        yield Criterion(asked, *_against(best, rule.metric, rule.margin))
+
+
+def _against(best: Best, metric: str, margin: float) -> tuple[State, str]:
+    if best.version is None:
+        return MET, "there is no best model yet"
+    if best.differences is None:
+        return (MET if best.why_not == SAME else UNTOLD), f"{best.version}: {best.why_not}"
+    of = best.differences[metric].difference
+    if math.isnan(of.low):
+        return UNTOLD, f"difference to {best.version} {signed(of.value)}, without limits: too few subjects"
+    told = f"difference to {best.version} {signed(of.value)} ({signed(of.low)} to {signed(of.high)})"
+    return _state(of.low >= -margin), told
+
+
+SAME = "it is the same model"
+
+
+def _of_slice(rule: SliceRule, new: Evaluation) -> Criterion:
+    named = f"{rule.metric} at least {rule.minimum:g} in each group of {rule.column}"
+    asked = f"{named} with {rule.min_subjects} subjects or more"
+    said = new.outcomes
+    values = said.slices().get(rule.column)
+    if values is None:
+        return Criterion(asked, UNTOLD, f"the images have no two different values of {rule.column}")
+    counted = _counted(new, rule.metric)
+    if counted is None:
+        return Criterion(asked, UNTOLD, f"no {rule.metric}: the classes do not say which mean disease")
+    right, among = counted
+    codes, unit = subject_codes(said.subjects, len(right))
+    if unit != "subject":
+        return Criterion(asked, UNTOLD, "no subjects are known")
+    of = np.array([str(value) for value in values])
+    judged, few = dict[str, float](), []
+    for value in sorted(set(of.tolist())):
+        rows = among & (of == value)
+        if len(np.unique(codes[rows])) < rule.min_subjects:
+            few.append(value)
+        else:
+            judged[value] = float(right[rows].mean())
+    left = f"; not judged, fewer subjects: {', '.join(few)}" if few else ""
+    if not judged:
+        return Criterion(asked, UNTOLD, f"no group has so many subjects{left}")
+    told = ", ".join(f"{value} {words.number(share)}" for value, share in judged.items())
+    return Criterion(asked, _state(min(judged.values()) >= rule.minimum), told + left)
+
+
+def _counted(new: Evaluation, metric: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Which images are right (N,), and among which of them `metric` is the share."""
+    said, threshold = new.outcomes, new.threshold.value
+    if metric == "accuracy":
+        right = said.called(threshold) == said.truth
+        return np.asarray(right), np.ones(len(right), bool)
+    if said.diseased is None:
+        return None
+    is_sick = said.diseased == 1
+    alarmed = said.probability >= threshold
+    return np.asarray(alarmed == is_sick), is_sick if metric == "sensitivity" else ~is_sick
+
+
+def _of_latency(limit: float | None, speed: Speed) -> list[Criterion]:
+    if limit is None:
+        return []
+    asked = f"one image in {limit:g} ms or less on a core of this machine, 95 of 100 times"
+    told = f"{speed.p95_ms:.1f} ms (median {speed.median_ms:.1f}, {speed.rounds} rounds)"
+    return [Criterion(asked, _state(speed.p95_ms <= limit), told)]
+
+
+def _of_ood(limit: float | None, new: Evaluation) -> list[Criterion]:
+    if limit is None:
+        return []
+    asked = f"at most {100 * limit:g} of 100 images flagged as unlike those of training"
+    if new.ood is None:
+        return [Criterion(asked, UNTOLD, "the model has no limit to tell them by")]
+    told = f"{new.ood['flagged']:,} of {new.ood['images']:,}"
+    return [Criterion(asked, _state(new.ood["share"] <= limit), told)]
+
+
+def _state(is_met: bool) -> State:
+    return "met" if is_met else "not met"
