@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.comparison import delong
 from pipeline.evaluation.comparison import words as told
 from pipeline.evaluation.comparison.result import Comparison, Judged, Pair, metrics_of
 from pipeline.evaluation.outcomes import thumbnails
@@ -94,7 +95,7 @@ def _difference(found: Comparison, pair: Pair, judged: Judged, reach: float) -> 
         "limits": told.limits(judged),
         "verdict": told.verdict(judged),
         "is_real": judged.is_real,
-        "test": of.test,
+        "test": of.test if of.test == delong.METHOD else "",
         "bar": {"low": place(of.low), "high": place(of.high), "value": place(of.value)} if known else None,
     }
 

@@ -73,12 +73,12 @@ def several(found: Comparison) -> str:
         return ""
     figures, pairs = len(found.pairs[0].differences), len(found.pairs)
     percent = f"{100 * (1 - found.resampling.confidence):g} %"
-    luck = f"Each of the {figures} figures is tested by itself at {percent}; they are not allowed for each other"
+    luck = f"Each of the {figures} figures is tested by itself at {percent}, without allowing for their number"
     if pairs == 1:
         return f"{luck}. Choose before looking which one decides."
     return (
-        f"{luck}, but the {pairs} pairs of models are: p is adjusted by Holm's method over the pairs of one figure. "
-        "Intervals are of one pair alone. Choose before looking which figure decides."
+        f"{luck}, but for that of the {pairs} pairs of models: p is adjusted by Holm's method over the pairs of one "
+        "figure. Intervals are of one pair alone. Choose before looking which figure decides."
     )
 
 

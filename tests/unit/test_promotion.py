@@ -1,0 +1,274 @@
+"""Promotion: what a protocol asks, what moves best.json, what the archive keeps, and the way back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import promote
+from pipeline.base.errors import InputError
+from pipeline.evaluation.comparison.predict import ComparisonWorker
+from pipeline.evaluation.comparison.result import Comparison, comparison
+from pipeline.evaluation.comparison.speed import Speed
+from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.promotion.criteria import SAME, Best, criteria
+from pipeline.evaluation.promotion.protocol import Protocol, read_protocol
+from pipeline.evaluation.promotion.run import best_beside
+from pipeline.evaluation.promotion.run import manifest_of as manifest_for
+from pipeline.evaluation.reach import threshold_of
+from pipeline.model.promotions import promotions
+from pipeline.model.registry import ModelFolder
+from pipeline.sources.manifest import Manifest
+from pipeline.storage.stores import Stores
+from tests.bundles import make_bundle
+from tests.training_data import cell_images, manifest_of
+
+SPEED = Speed(100.0, 4.0, 8.0, 50, 1000)
+
+
+def version(folder: Path, number: int, bias: float = 0.0, **info: Any) -> Any:
+    return make_bundle(folder / f"v{number}", 16, seed=number, bias=bias, version=f"v{number}", **info)
+
+
+def named(folder: Path) -> str:
+    pointer = ModelFolder(str(folder)).pointer()
+    assert pointer is not None
+    return pointer.version
+
+
+def kept(folder: Path) -> list[tuple[str, str, bool]]:
+    return [(one.action, one.version, one.moved) for one in promotions(ModelFolder(str(folder)))]
+
+
+# ---- the pointer and the archive -------------------------------------------------------------------------------------
+
+
+def test_every_move_is_archived_with_who_when_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    version(tmp_path, 1), version(tmp_path, 2)
+    assert promote.command([str(tmp_path), "--version", "v1", "--by", "ada"]) == 0
+    assert promote.command([str(tmp_path), "--version", "v2", "--by", "ada", "--why", "new camera", "--list"]) == 0
+    first, second = promotions(ModelFolder(str(tmp_path)))
+    assert (first.before, second.before, second.by, second.why) == (None, "v1", "ada", "new camera")
+    assert first.at < second.at and second.action == "pointed" and second.protocol is None
+    assert sorted(path.name.partition("-v")[2] for path in (tmp_path / "promotions").iterdir()) == ["1.json", "2.json"]
+    assert "pointed      v2 (before: v1) by ada: new camera" in capsys.readouterr().out
+
+
+def test_rollback_goes_back_step_by_step_and_never_round_in_circles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2, 3):
+        version(tmp_path, number)
+        assert promote.command([str(tmp_path), "--version", f"v{number}"]) == 0
+    for expected in ("v2", "v1"):
+        assert promote.command([str(tmp_path), "--rollback", "--why", "false alarms"]) == 0
+        assert named(tmp_path) == expected
+    assert promote.command([str(tmp_path), "--rollback"]) == 3
+    assert "nothing is known of one before" in capsys.readouterr().err
+    assert kept(tmp_path)[3:] == [("rolled back", "v2", True), ("rolled back", "v1", True)]
+
+
+def test_rollback_goes_behind_a_training_that_moved_the_pointer(tmp_path: Path) -> None:
+    for number in (1, 2):
+        bundle = version(tmp_path, number, metrics={"validation": {"roc_auc": 0.8 + 0.05 * number}})
+        assert ModelFolder(str(tmp_path)).point_if_better(bundle).is_best
+    assert promote.command([str(tmp_path), "--rollback"]) == 0 and named(tmp_path) == "v1"
+
+
+def test_rollback_to_a_version_that_is_gone_says_so_and_moves_nothing(tmp_path: Path) -> None:
+    for number in (1, 2):
+        version(tmp_path, number)
+        promote.command([str(tmp_path), "--version", f"v{number}"])
+    (tmp_path / "v1" / "bundle.json").unlink()
+    assert promote.command([str(tmp_path), "--rollback"]) == 3
+    assert named(tmp_path) == "v2" and len(kept(tmp_path)) == 2
+
+
+def test_a_pointer_that_cannot_be_written_is_archived_as_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(tmp_path, 1)
+    monkeypatch.setattr(ModelFolder, "point_to", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
+    assert promote.command([str(tmp_path), "--version", "v1"]) == 5
+    assert kept(tmp_path) == [("pointed", "v1", False)]
+    assert "no space left" in promotions(ModelFolder(str(tmp_path)))[0].why
+
+
+def test_an_altered_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    version(tmp_path, 1)
+    promote.command([str(tmp_path), "--version", "v1"])
+    [path] = (tmp_path / "promotions").iterdir()
+    path.write_text('{"promotion_version": 1}')
+    assert promote.command([str(tmp_path), "--list"]) == 3
+    assert path.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--rollback", "--version", "v1"], "--rollback"),
+        (["--protocol", "p.yaml"], "--version"),
+        (["--version", "v1", "--force", "--why", "x"], "--protocol"),
+        (["--version", "v1", "--protocol", "p.yaml", "--force"], "--why"),
+        ([], "--list"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    tmp_path: Path, flags: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote.command([str(tmp_path), *flags]) == 2
+    assert why in capsys.readouterr().err
+
+
+# ---- the protocol ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("- a", "key: value"),
+        ("manifest: m", "metrics: Field required"),
+        ("manifest: m\nmetrics: [{metric: sensitivity}]", "give a margin, a minimum, or both"),
+        ("manifest: m\nmetrics: [{metric: sensitivity, margn: 0.1}]", "margn: Extra inputs"),
+        ("manifest: m\nmetrics: [{metric: sensitivity, margin: .nan}]", "metrics.0.margin"),
+        ("manifest: m\nsplit: train\nmetrics: [{metric: sensitivity, margin: 0.1}]", "split"),
+        ("protocol_version: 9\nmanifest: m\nmetrics: []", "newer leukoray"),
+        ("manifest: [", "no YAML"),
+    ],
+)
+def test_a_protocol_that_does_not_hold_is_refused_by_the_field(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "promotion.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=why):
+        read_protocol(str(path), Stores())
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """60 subjects of one image each, at two sites; the second has 20 of them."""
+    folder = tmp_path_factory.mktemp("cells")
+    rows = [
+        row | {"split": "test", "subject_id": f"s{k}", "site": "north" if k < 40 else "south"}
+        for k, row in enumerate(cell_images(folder / "images", 60))
+    ]
+    return manifest_of(rows, folder / "manifest")
+
+
+def test_a_protocol_holds_for_its_own_images_alone(manifest: Manifest) -> None:
+    asked: dict[str, Any] = {"manifest": manifest.uri, "metrics": [{"metric": "sensitivity", "margin": 0.1}]}
+    digest = manifest.split_digest("test")
+    assert manifest_for(Protocol(**asked, test_digest=digest), Stores()).uri == manifest.uri
+    for other in ("", "0" * 64):
+        with pytest.raises(InputError, match=f"test_digest: {digest}"):
+            manifest_for(Protocol(**asked, test_digest=other), Stores())
+
+
+def compared(manifest: Manifest, *bundles: Any) -> Comparison:
+    said = ComparisonWorker(bundles, Stores(), on_gpu=False).predict(manifest.split("test"))
+    outcomes = [[of[k] for of in said] for k in range(len(bundles))]
+    thresholds = [threshold_of(bundle.info) for bundle in bundles]
+    return comparison(bundles, manifest, "test", outcomes, thresholds, Resampling(300), [SPEED] * len(bundles))
+
+
+def states(manifest: Manifest, found: Comparison, best: Best | None = None, **asked: Any) -> dict[str, str]:
+    protocol = Protocol(
+        **{"manifest": manifest.uri, "metrics": [{"metric": "balanced_accuracy", "margin": 1.0}], **asked}
+    )
+    if best is None:
+        best = Best("old", dict(found.pairs[0].differences)) if found.pairs else Best(None)
+    return {one.asked: one.state for one in criteria(protocol, found.evaluations[0], best, SPEED)}
+
+
+def test_a_silent_model_is_worse_than_the_best_and_one_that_is_alike_needs_a_margin_that_can_be_seen(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    good = version(tmp_path, 1, bias=20.0, manifest_digest=manifest.info.digest)
+    silent = version(tmp_path, 2, bias=-20.0, manifest_digest=manifest.info.digest)
+    rule = [{"metric": "sensitivity", "margin": 0.3, "minimum": 0.2}]
+    found = states(manifest, compared(manifest, silent, good), metrics=rule)
+    assert list(found.values()) == ["met", "not met", "not met"]
+    # 30 subjects of a class: identical answers still leave 1 - 0.025 ** (1 / 30) = 0.116 to chance
+    alike = make_bundle(
+        tmp_path / "v3", 16, seed=1, bias=20.0, version="v3", temperature=1.001, manifest_digest=manifest.info.digest
+    )
+    both = compared(manifest, alike, good)
+    judged = [
+        list(states(manifest, both, metrics=[{"metric": "sensitivity", "margin": margin}]).values())[1]
+        for margin in (0.05, 0.16)
+    ]
+    assert judged == ["not met", "met"]
+
+
+def test_without_a_best_model_nothing_is_worse_and_with_one_that_cannot_be_compared_nothing_is_told(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    found = compared(manifest, version(tmp_path, 1, manifest_digest=manifest.info.digest))
+    rule: dict[str, Any] = {"metrics": [{"metric": "sensitivity", "margin": 0.01}]}
+    asked = [
+        list(states(manifest, found, best, **rule).values())[1]
+        for best in (Best(None), Best("v0", why_not=SAME), Best("v0", why_not="damaged"))
+    ]
+    assert asked == ["met", "met", "cannot be told"]
+
+
+def test_slices_are_judged_where_they_have_enough_subjects(tmp_path: Path, manifest: Manifest) -> None:
+    found = compared(manifest, version(tmp_path, 1, manifest_digest=manifest.info.digest))
+    said = found.evaluations[0].outcomes
+    right = said.called(0.5) == said.truth
+    south = np.array([of.row.site == "south" for of in said.scored])
+    lowest = min(right[south].mean(), right[~south].mean())
+
+    def state(minimum: float, least: int, column: str = "site") -> str:
+        rule = {"column": column, "minimum": minimum, "min_subjects": least}
+        return list(states(manifest, found, slices=[rule]).values())[-1]
+
+    assert state(lowest, 20) == "met" and state(min(1.0, lowest + 1e-3), 20) == "not met"
+    assert state(0.0, 41) == "cannot be told" and state(0.0, 1, "sex") == "cannot be told"
+    north = right[~south].mean()
+    assert state(north, 21) == "met"  # the south, with 20, is left out
+
+
+def test_latency_and_the_share_unlike_training_are_asked_where_the_protocol_says(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    found = compared(manifest, version(tmp_path, 1, manifest_digest=manifest.info.digest))
+    assert list(states(manifest, found, latency_p95_ms=8.0).values())[-1] == "met"
+    assert list(states(manifest, found, latency_p95_ms=7.9).values())[-1] == "not met"
+    assert list(states(manifest, found, max_ood_share=0.5).values())[-1] == "cannot be told"
+    assert len(states(manifest, found)) == 2
+
+
+def test_images_of_training_that_cannot_be_ruled_out_are_said_so(tmp_path: Path, manifest: Manifest) -> None:
+    """A bundle of another manifest, without a sketch."""
+    found = states(manifest, compared(manifest, version(tmp_path, 1, manifest_digest="other")))
+    assert next(iter(found.values())) == "cannot be told"
+
+
+def test_a_figure_that_such_models_do_not_have_is_refused_by_name(tmp_path: Path, manifest: Manifest) -> None:
+    found = compared(manifest, version(tmp_path, 1))
+    with pytest.raises(InputError, match=r"'f1_macro'.*sensitivity, specificity"):
+        states(manifest, found, metrics=[{"metric": "f1_macro", "minimum": 0.5}])
+
+
+def test_the_best_of_now_is_compared_where_that_can_be_done(tmp_path: Path) -> None:
+    folder, first = ModelFolder(str(tmp_path)), version(tmp_path, 1)
+    assert best_beside(folder, first) == (Best(None), None)
+    folder.point_to(first)
+    assert best_beside(folder, first)[0].why_not == SAME
+    other = make_bundle(tmp_path / "v2", 16, "multiclass", version="v2")
+    best, bundle = best_beside(folder, other)
+    assert bundle is None and "different questions" in best.why_not
+    best, bundle = best_beside(folder, version(tmp_path, 3))
+    assert bundle is not None and (best.version, bundle.info.version) == ("v1", "v1")
+    (tmp_path / "v1" / "model.onnx").write_bytes(b"?")
+    best, bundle = best_beside(folder, version(tmp_path, 3))
+    assert bundle is None and "cannot be compared" in best.why_not
+
+
+def test_records_are_json_that_others_read(tmp_path: Path) -> None:
+    version(tmp_path, 1)
+    promote.command([str(tmp_path), "--version", "v1"])
+    [path] = (tmp_path / "promotions").iterdir()
+    assert json.loads(path.read_text())["model_sha256"] == ModelFolder(str(tmp_path)).pointer().model_sha256  # type: ignore[union-attr]
