@@ -37,9 +37,7 @@ class Decoded:
     images: NDArray[np.uint8]  # (N, S, S, 3), RGB; zeros where `code` says why there are no pixels
 
 
-_CHANGED = (
-    "not the version that the manifest lists, so each run decodes it anew (`leukoray ingest` lists it again)"
-)
+_CHANGED = "not the version that the manifest lists, so each run decodes it anew (`leukoray ingest` lists it again)"
 
 
 def decode(rows: pa.Table, pixels: Preprocessing, stores: Stores = Stores()) -> Decoded:
