@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, effective, positional
+from jobs.elsewhere import labelled_elsewhere, record_of
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
 from pipeline.evaluation.comparison import words as comparison_words
@@ -18,11 +19,12 @@ from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance, predict_split
 from pipeline.evaluation.reach import refuse_without_validation, threshold_here, threshold_of
-from pipeline.evaluation.report import words
+from pipeline.evaluation.report import elsewhere, words
 from pipeline.evaluation.result import Evaluation, evaluation
 from pipeline.evaluation.shortcut import images_to_learn_from
 from pipeline.images.unit import refuse_mismatch
-from pipeline.model.bundle import Bundle
+from pipeline.ingest.matching import Matched
+from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.registry import resolve
 from pipeline.sources.manifest import SPLITS, Manifest, ManifestRow, read_manifest
 from pipeline.storage.stores import Stores
@@ -32,7 +34,7 @@ from pipeline.storage.uris import absolute, join
 class EvaluateConfig(NamingConfig):
     """Measure a model on one split: metrics with intervals over subjects, predictions, an HTML report."""
 
-    manifest: str = positional(description="manifest folder, local or s3://")
+    manifest: str = positional(description="manifest folder, local or s3://; with --external any labelled source")
     model: list[str] = Field(
         min_length=1, description="bundle or registry folder, local or s3://; several are compared with each other"
     )
@@ -40,6 +42,13 @@ class EvaluateConfig(NamingConfig):
         "report", description="folder for metrics.json, predictions.parquet and report.html, or comparison.html"
     )
     split: str = Field("test", description="split to measure: train, validation or test")
+    external: bool = Field(
+        False, description="all labelled images of another laboratory, beside the model's own figures"
+    )
+    labels: str | None = Field(None, description="with --external: CSV or Parquet with labels, as of ingest --labels")
+    classes: list[str] = Field(
+        [], description="with --external: 'theirs=ours' pairs of class names, or YAML files as of ingest --classes"
+    )
     target_sensitivity: float | None = Field(
         None, gt=0, le=1, description="choose the threshold on validation for at least this sensitivity"
     )
@@ -75,6 +84,7 @@ class EvaluateConfig(NamingConfig):
 
 EPILOG = """examples:
   leukoray evaluate out/demo/manifest --model out/demo/models --out out/demo/report
+  leukoray evaluate /data/elsewhere --external --model out/models --classes 'blasts=positive' --out out/external
   leukoray evaluate s3://lab/manifest --model s3://lab/models/all --out s3://lab/report --target-sensitivity 0.95
   leukoray evaluate out/manifest --model out/models/leukoray/V1 out/models/leukoray/V2 --out out/comparison
 
@@ -87,11 +97,13 @@ def main(config: EvaluateConfig) -> None:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     if unlikely := [share for share in config.prevalence if not 0 < share < 1]:
         raise UsageError(f"--prevalence {unlikely[0]:g}: must lie between 0 and 1")
+    _refuse_external_alone(config)
     show_config(config)
     if len(config.model) > 1:
         compare(config, stores, clock)
         return
-    manifest, published = read_manifest(config.manifest, stores), resolve(config.model[0], stores).verify()
+    published = resolve(config.model[0], stores).verify()
+    manifest, matched = _images(config, published.info, stores)
     bundle = published.with_bit_depth(config.bit_depth)
     refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
     if note := bundle.depth_note(published.info.bit_depth):
@@ -109,13 +121,28 @@ def main(config: EvaluateConfig) -> None:
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)
     found = evaluation(
         bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
-        prevalences=config.prevalence,
+        prevalences=config.prevalence, matched=None if matched is None else record_of(matched),
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
         found.keep_in_bundle(record, report)
     account(config, found, clock)
+
+
+def _refuse_external_alone(config: EvaluateConfig) -> None:
+    if config.external and config.split != "test":
+        raise UsageError("--external measures all labelled images, of whatever split; leave --split out")
+    if config.external and len(config.model) > 1:
+        raise UsageError("--external puts one model's figures beside its own; give one --model")
+    if not config.external and (config.labels is not None or config.classes):
+        raise UsageError("--labels and --classes are for --external; a manifest of its own has labels and classes")
+
+
+def _images(config: EvaluateConfig, info: BundleInfo, stores: Stores) -> tuple[Manifest, Matched | None]:
+    if not config.external:
+        return read_manifest(config.manifest, stores), None
+    return labelled_elsewhere(config.manifest, info, stores, labels=config.labels, classes=config.classes)
 
 
 def outcomes_of(
@@ -164,6 +191,10 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     seen = words.recognized(found.recognized.record(), found.metrics["task"])
     for sentence in (*words.headline(found.metrics), *seen, *words.reach(found.reach)):
         print(sentence)
+    if found.external is not None:
+        print()
+        for sentence in elsewhere.sentences(found.external, found.metrics["task"]):
+            print(sentence)
     print()
     for name, metric in found.metrics["metrics"].items():
         print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")

@@ -17,7 +17,7 @@ from pipeline.evaluation.definitions import Floats, Ints, binary_arrays
 from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.model.prediction import probabilities
 
-CalibratedOn = Literal["validation", "out-of-fold"]
+CalibratedOn = Literal["validation", "out-of-fold", "local"]  # local: of another laboratory than training
 ENGINE_TOLERANCE = 1e-5  # what two inference engines may differ by on one image
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 _PLATEAU = 0.06  # of what it costs to call all images alike: thresholds this near to the best are as good
@@ -269,15 +269,16 @@ def calibrate(
 
 
 def threshold_limits(
-    labels: Ints, values: Floats, subjects: Sequence[str | None] | None, target_sensitivity: float, seed: int = 0
-) -> Spread:
-    """The threshold for a sensitivity, as `threshold_for` finds it, with its limits over subjects where enough.
+    labels: Ints, values: Floats, subjects: Sequence[str | None] | None, target_sensitivity: float | None = None,
+    seed: int = 0, *, costs: Costs | None = None,
+) -> Spread:  # fmt: skip
+    """The threshold, as `threshold_for` finds it, with its limits over subjects where enough.
 
     Labels 0/1 (N,), calibrated probabilities of disease (N,).
     """
     codes, _ = subject_codes(subjects, len(labels))
-    limits = _limits(lambda rows: threshold_for(labels[rows], values[rows], target_sensitivity), codes, seed)
-    return Spread(threshold_for(labels, values, target_sensitivity).value, *limits)
+    limits = _limits(lambda rows: threshold_for(labels[rows], values[rows], target_sensitivity, costs), codes, seed)
+    return Spread(threshold_for(labels, values, target_sensitivity, costs).value, *limits)
 
 
 def value_of(logits: NDArray[Any], temperature: float, positive: Sequence[int]) -> Floats:

@@ -1,10 +1,12 @@
 """One split measured: figures, what speaks against them, where they come from; and what is kept of all that."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.evaluation.external import beside
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.ood import flagged_in
 from pipeline.evaluation.outcomes import Outcomes
@@ -40,11 +42,16 @@ class Evaluation:
     reach: dict[str, Any]  # of `reach`
     resampling: Resampling
     recognized: Recognized
+    external: dict[str, Any] | None = None  # of `beside`; None: the images are not another laboratory's
 
     @property
     def ood(self) -> dict[str, Any] | None:
         """Images of the split unlike those of training, as `flagged_in` gives it."""
         return flagged_in(self.bundle.info.ood, self.outcomes.is_ood)
+
+    @functools.cached_property
+    def curves(self) -> dict[str, Any]:
+        return self.outcomes.curves(self.resampling)
 
     @property
     def warnings(self) -> list[str]:
@@ -60,6 +67,8 @@ class Evaluation:
             "reach": self.reach,
             "training_images": self.recognized.record(),
             "shortcut": self.shortcut.record(),
+            "reliability": self.curves["reliability"],
+            "external": self.external,
             "warnings": self.warnings,
             "configuration": configuration,
             "ood": self.ood,
@@ -71,9 +80,9 @@ class Evaluation:
         """The page, with so many of the worst mistakes."""
         info = self.bundle.info
         return render_report(
-            title=f"{info.name}, {self.split} split",
+            title=f"{info.name}, {self.split} split" if self.external is None else f"{info.name}, elsewhere",
             metrics=self.metrics,
-            curves=self.outcomes.curves(self.resampling),
+            curves=self.curves,
             history=_history(self.bundle),
             kept=_kept(info),
             reach=self.reach,
@@ -84,6 +93,7 @@ class Evaluation:
             warnings=[*self.notes, *self.shortcut.notes()],
             shortcut=self.shortcut.record(),
             ood=self.ood,
+            external=self.external,
             split=self.split,
             basis=basis(self.split, self.bundle, self.manifest, self.recognized),
         )
@@ -113,11 +123,13 @@ class Evaluation:
 def evaluation(
     bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen, resampling: Resampling,
     *, glances: Sequence[Glance] = (), asked: int = 0, prevalences: Sequence[float] = (),
+    matched: Mapping[str, Any] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Measure what the model of `bundle` said of a split at an operating point.
 
     `glances` at training images, at most `asked` ones, tell what colour alone would reach; predictive values are given
-    for each of `prevalences`.
+    for each of `prevalences`. `matched`: which classes of another laboratory these images are of; its figures are told
+    beside the model's own.
     """
     metrics = outcomes.metrics(threshold.value, resampling, manifest.info.units)
     if disease := metrics if metrics["task"] == "binary" else metrics.get("disease"):
@@ -130,9 +142,13 @@ def evaluation(
     own = metrics["metrics"]["balanced_accuracy"]
     shortcut = judge_colours(glances, asked, manifest, outcomes, own, resampling)
     reached = reach(bundle.info, manifest, split, outcomes, threshold)
-    return Evaluation(
+    found = Evaluation(
         bundle, manifest, split, outcomes, threshold, metrics, notes, facts, shortcut, reached, resampling, recognized
     )
+    if matched is None:
+        return found
+    external = {**matched, **beside(bundle.info, outcomes, metrics, found.curves["reliability"])}
+    return replace(found, external=external)
 
 
 def _why_not_recognized(bundle: Bundle, manifest: Manifest, split: str) -> str:

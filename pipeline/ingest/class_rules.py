@@ -4,6 +4,7 @@ Names are compared without regard to case, separators and the way letters are co
 leaving it out: with only the positive classes named, whatever is no healthy cell by its name is asked about.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,17 @@ class ClassRules:
         of = {word: tuple(name for name, said_word in word_of.items() if said_word == word) for word in _WORDS}
         renamed = {name: value for name, value in said.items() if name not in word_of}
         return cls(of["positive"], of["negative"], of["ignore"], renamed)
+
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[str], where: str) -> "ClassRules":
+        """Pairs such as 'their name=positive', read as the lines of such a file. Raises UsageError, InputError."""
+        parted = [pair.partition("=") for pair in pairs]
+        if wrong := [
+            pair for pair, (name, _, value) in zip(pairs, parted, strict=True) if not name.strip() or not value
+        ]:
+            raise UsageError(f"{where} {wrong[0]!r}: expected theirs=ours, or a YAML file")
+        lines = (f"{json.dumps(name.strip())}: {json.dumps(value.strip())}" for name, _, value in parted)
+        return cls.from_yaml("\n".join(lines), where) if parted else cls()
 
     def joined(self, other: "ClassRules") -> "ClassRules":
         return ClassRules(

@@ -47,6 +47,7 @@ class BundleInfo(BaseModel):
     task: Literal["binary", "multiclass"]
     # binary: ("negative", "positive") and one logit; multiclass: one logit a class, in this order
     classes: tuple[str, ...]
+    class_labels: dict[str, int] = {}  # of two sides: what each class of training was, 1 disease; empty: not known
     positive_classes: tuple[str, ...] = ()  # empty: the classes say nothing about disease, so no decision is made
     input_size: int = Field(ge=8, le=4096)  # pixels, square
     center: float = Field(1.0, gt=0, le=1)  # share of a side, about the middle, that the network sees of it
@@ -57,7 +58,7 @@ class BundleInfo(BaseModel):
     sketch_sha256: str = ""  # of SKETCH; empty: the bundle was published without one
     turns: Turns = 1  # of an image, whose logits are averaged
     # scores that temperature and threshold come from; out-of-fold: of models that did not see the image
-    calibrated_on: Literal["validation", "out-of-fold"] = "validation"
+    calibrated_on: Literal["validation", "out-of-fold", "local"] = "validation"  # local: `leukoray calibrate`
     temperature: float = Field(1.0, gt=0)  # logits are divided by it (Guo et al. 2017)
     threshold: float = Field(0.5, ge=0, le=1)  # on the positive probability
     review_band: tuple[float, float] | None = None  # [low, high): decision 'review' instead of a side

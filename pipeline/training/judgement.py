@@ -18,6 +18,7 @@ from pipeline.evaluation.calibration import (
 )
 from pipeline.evaluation.chance import against_chance
 from pipeline.evaluation.definitions import binary_metrics
+from pipeline.evaluation.report.curves import reliability_of
 from pipeline.model.chance import AgainstChance
 from pipeline.model.prediction import probabilities
 from pipeline.sources.manifest import Manifest
@@ -51,6 +52,7 @@ class Judgement:
     rule: Calibration
     against_chance: AgainstChance
     agreement: Agreement | None  # of the shipped weights with the scores
+    subjects: list[str | None]  # of each score
 
     def fields(self, review_margin: float | None) -> dict[str, Any]:
         """Fields of `BundleInfo`. Probabilities within `review_margin` of the threshold are decided 'review'."""
@@ -59,7 +61,7 @@ class Judgement:
         has_band = threshold is not None and margin > 0
         return {
             "calibrated_on": rule.on,
-            "calibration": rule.record() | ({"shipped": asdict(self.agreement)} if self.agreement else {}),
+            "calibration": rule.record() | self._further(),
             "temperature": rule.temperature.value,
             "threshold": value,
             "review_band": (max(0.0, value - margin), min(1.0, value + margin)) if has_band else None,
@@ -67,6 +69,12 @@ class Judgement:
             "against_chance": self.against_chance,
             "reference_scores": _reference(rule),
         }
+
+    def _further(self) -> dict[str, Any]:
+        """The calibration curve, for whoever compares with another laboratory's; how the shipped weights compare."""
+        classes = probabilities(self.scores.logits, self.rule.temperature.value)
+        curve = {"reliability": reliability_of(self.scores.targets, classes, self.task, self.subjects)}
+        return curve | ({"shipped": asdict(self.agreement)} if self.agreement else {})
 
 
 def judge(
@@ -89,7 +97,8 @@ def judge(
         scores.targets, probabilities(scores.logits), subjects, task=settings.task, looks=asked.looks,
         called=manifest.info.units,
     )  # fmt: skip
-    return Judgement(settings.task, scores, rule, worth, _agreement(rule, asked, subjects, manifest, positive))
+    shipped = _agreement(rule, asked, subjects, manifest, positive)
+    return Judgement(settings.task, scores, rule, worth, shipped, subjects)
 
 
 def _agreement(

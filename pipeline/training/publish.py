@@ -93,6 +93,7 @@ def _asked(settings: Settings, rows: LabelledRows, manifest: Manifest) -> dict[s
     chosen = ("architecture", "norm", "task", "input_size", "center", "bit_depth", "turns")
     return {name: getattr(settings, name) for name in chosen} | {
         "classes": rows.classes,
+        "class_labels": manifest.info.positive if settings.task == "binary" else {},
         "positive_classes": rows.positive_classes,
         "preprocessing_digest": settings.pixels.digest(),
         "synthetic": manifest.info.synthetic,

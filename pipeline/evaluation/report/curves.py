@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from pipeline.evaluation.adverse import Parts, interval_of, limits, share
-from pipeline.evaluation.definitions import Floats, equal_mass_bins
+from pipeline.evaluation.definitions import Floats, Ints, equal_mass_bins
 from pipeline.evaluation.intervals import Resampling, known_or_none, subject_codes
 
 MAX_POINTS = 400
@@ -34,7 +34,7 @@ def binary_curves(
         "roc": _roc(truth == 1, scores),
         "pr": _precision_recall(truth == 1, scores),
         "histogram": {"edges": edges.tolist(), "negative": counts[0], "positive": counts[1]},
-        "reliability": _reliability(truth == 1, scores, subjects, resampling),
+        "reliability": reliability(truth == 1, scores, subjects, resampling),
     }
 
 
@@ -49,8 +49,21 @@ def multiclass_curves(
     truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
     return {
         "roc_by_class": {name: _roc(truth == k, scores[:, k]) for k, name in enumerate(class_names)},
-        "reliability": _reliability(scores.argmax(axis=1) == truth, scores.max(axis=1), subjects, resampling),
+        "reliability": reliability(scores.argmax(axis=1) == truth, scores.max(axis=1), subjects, resampling),
     }
+
+
+def reliability_of(
+    truth: Ints,
+    classes: Floats,
+    task: str,
+    subjects: Sequence[str | None] | None,
+    resampling: Resampling = Resampling(),
+) -> list[dict[str, Any]]:
+    """The calibration curve of true classes (N,) and probabilities (N, C): of class 1 of two, else of the top class."""
+    if task == "binary":
+        return reliability(truth == 1, classes[:, 1], subjects, resampling)
+    return reliability(classes.argmax(axis=1) == truth, classes.max(axis=1), subjects, resampling)
 
 
 def _roc(positive: Any, scores: Floats) -> dict[str, Any] | None:
@@ -74,7 +87,7 @@ def _precision_recall(positive: Any, scores: Floats) -> dict[str, Any] | None:
     }
 
 
-def _reliability(
+def reliability(
     happened: Any, scores: Floats, subjects: Sequence[str | None] | None, resampling: Resampling
 ) -> list[dict[str, Any]]:
     """Bins of equally many images: mean, lowest and highest probability, share that happened with its limits (or

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
-from pipeline.evaluation.report import plots, words
+from pipeline.evaluation.report import elsewhere, plots, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 _SLICE_ROWS = 15
+_RIGHT = "Share rightly named"
 _FIXED = {
     "names": METRIC_NAMES,
     "slice_rows": _SLICE_ROWS,
@@ -54,7 +55,7 @@ def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Env
         lstrip_blocks=True,
     )
     loaded.filters |= {"number": words.number, "limits": words.interval, "with_interval": words.with_interval}
-    loaded.filters |= {"recognized": words.recognized}
+    loaded.filters |= {"recognized": words.recognized, "signed": elsewhere.signed}
     return loaded
 
 
@@ -73,6 +74,7 @@ def render_report(
     recognized: Mapping[str, Any] | None = None,
     shortcut: Mapping[str, Any] | None = None,
     ood: Mapping[str, Any] | None = None,
+    external: Mapping[str, Any] | None = None,
     split: str = "test",
     basis: str = "",
 ) -> str:
@@ -81,9 +83,10 @@ def render_report(
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
-    after 'Measured on N images of M subjects'. `shortcut`, `reach`, `recognized` and `ood` are the records of these
-    modules of `evaluation`. `kept` names the epoch of `history` whose weights the model has.
+    after 'Measured on N images of M subjects'. `shortcut`, `reach`, `recognized`, `ood` and `external` are the records
+    of these modules of `evaluation`. `kept` names the epoch of `history` whose weights the model has.
     """
+    records = {"provenance": provenance, "shortcut": shortcut, "ood": ood, "external": _external(external, metrics)}
     template = environment().get_template("report.html.j2")
     return template.render(
         title=title,
@@ -99,10 +102,8 @@ def render_report(
         predictive=_disease(metrics).get("predictive_values", []),
         training=_training_pictures(history, kept),
         mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
-        provenance=provenance,
         synthetic=synthetic,
-        shortcut=shortcut,
-        ood=ood,
+        **records,
         basis=basis or f" ({split} split)",
         warnings=list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())])),
         hardest=_hardest,
@@ -120,6 +121,28 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
 def _disease(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     """The two-class view: the metrics themselves, or the disease view of many classes, or nothing."""
     return metrics if metrics["task"] == "binary" else metrics.get("disease") or {}
+
+
+def _external(record: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the section shows; None where the images are the model's own."""
+    if record is None:
+        return None
+    curves = {"internal": record["reliability"]["internal"], "external": record["reliability"]["external"]}
+    known = {name: points for name, points in curves.items() if points}
+    label = f"Share truly {words.disease_words(metrics['class_names'])[1]}" if metrics["task"] == "binary" else _RIGHT
+    caption = (
+        "Both calibration curves; each point is a group of equally many images. Below the diagonal the model claims "
+        "more than is so."
+    )
+    missing = "" if len(known) == 2 else " This bundle, of an older version, keeps none of its own."
+    picture = Picture(plots.reliability_of_two(known, label), "Calibration there and here", caption + missing)
+    return {
+        **record,
+        "classes_told": elsewhere.about_classes(record),
+        "threshold_told": elsewhere.about_threshold(record),
+        "internal_told": elsewhere.internal(record),
+        "picture": picture,
+    }
 
 
 def _hardest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -200,7 +223,7 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
         pictures.append(Picture(svg, "Precision and recall", caption))
     if curves.get("reliability"):
         positive = words.disease_words(metrics["class_names"])[1] if metrics["task"] == "binary" else None
-        label = f"Share truly {positive}" if positive else "Share rightly named"
+        label = f"Share truly {positive}" if positive else _RIGHT
         method = metrics["intervals"]
         caption = (
             "On the diagonal, a probability of 80 % is right in 80 of 100 images. Each point is a group of equally "

@@ -207,6 +207,21 @@ def reliability(points: Sequence[Mapping[str, Any]], share_label: str) -> str:
         return _svg(figure, "reliability")
 
 
+def reliability_of_two(series: Mapping[str, Sequence[Mapping[str, Any]]], share_label: str) -> str:
+    """As `reliability`, of two sets of images by name: the first as squares, the second as points."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _unit_square("Probability given", share_label)
+        axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
+        for (name, points), colour, mark in zip(series.items(), (NEGATIVE, POSITIVE), "so", strict=False):
+            x, y = (np.array([point[key] for point in points]) for key in ("probability", "share"))
+            ends = [[p["share" if p[end] is None else end] for p in points] for end in ("low", "high")]
+            bars = np.maximum([y - ends[0], ends[1] - y], 0)
+            axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=colour, elinewidth=1, alpha=0.55)
+            axes.plot(x, y, mark, color=colour, markersize=5, clip_on=False, label=name)
+        axes.legend(loc="upper left")
+        return _svg(figure, "reliability-two")
+
+
 def monitored(monitor: str) -> str:
     """A column of the history as words: 'ROC-AUC on validation'."""
     name = monitor.removeprefix("val_")
