@@ -18,6 +18,7 @@ from pipeline.evaluation.sample_size import few_of, what_is_enough
 from pipeline.images.unit import DESCRIBED, Unit
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
+from pipeline.ingest.croissant import write_croissant
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
 from pipeline.ingest.findings import near_copy_counts, write_findings
 from pipeline.ingest.hide import hidden
@@ -94,6 +95,7 @@ class IngestConfig(NamingConfig):
         list(FRACTIONS), min_length=3, max_length=3, description="shares of train, validation and test"
     )
     seed: int = Field(0, description="of the split")
+    license: str = Field("", description="licence of the images, name or URL, for croissant.json (default: unknown)")
     include: list[str] = Field([], description="globs on path or file name: only these")
     exclude: list[str] = Field([], description="globs on path or file name: not these")
     since: str | None = Field(None, description="only files modified since: 2026-11-01, or an age such as 36h, 7d")
@@ -115,6 +117,7 @@ def main(config: IngestConfig) -> None:
     print("\n".join(["", *_class_table(draft), ""]), flush=True)
     written = write_manifest(out, [draft.table], _info(draft, config, names), stores)
     store = stores.of(out)
+    write_croissant(written, stores)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
     store.write(join(out, "problems.json"), json.dumps(problems, indent=2).encode())
     write_findings(out, draft.alike, draft.split, draft.table, stores)
@@ -181,6 +184,7 @@ def _info(draft: ManifestDraft, config: IngestConfig, names: Names) -> ManifestI
         unit=draft.unit,
         warnings=draft.warnings,
         synthetic=draft.is_synthetic,
+        license=config.license,
         pseudonym_key_id=names.key_id,
         positive=draft.positive,
         ignored=draft.ignored,

@@ -98,6 +98,7 @@ class ManifestInfo(BaseModel):
     unit: Unit | None = None  # what an image shows, where it is known
     warnings: list[str] = []  # sentences
     synthetic: bool = False
+    license: str = ""  # of the images, as whoever made the manifest gave it; empty: nobody has said
     pseudonym_key_id: str | None = None  # of the key that hides paths and subjects
     ignored: list[str] = []  # classes in no split, by the word of whoever made the manifest
     positive: dict[str, int] = {}  # class to label, of the classes that have one

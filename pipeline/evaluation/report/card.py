@@ -1,4 +1,7 @@
-"""MODEL_CARD.md, after Mitchell et al. 2019, 'Model Cards for Model Reporting' (arXiv:1810.03993)."""
+"""MODEL_CARD.md, after Mitchell et al. 2019, 'Model Cards for Model Reporting' (arXiv:1810.03993).
+
+Its head is what the Hugging Face Hub reads (`front_matter`).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 from pipeline.evaluation.calibration import called_in, spread_in
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import words
+from pipeline.evaluation.report.front_matter import front_matter
 from pipeline.evaluation.report.html import environment
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.reference import described
@@ -27,6 +31,7 @@ def render_card(
         .get_template("card.md.j2")
         .render(
             info=info,
+            front=front_matter(info, metrics),
             identity=info.identity(),
             spreads=_spreads(info.calibration),
             metrics=metrics,
