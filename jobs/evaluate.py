@@ -10,6 +10,7 @@ from jobs.config import NamingConfig, effective, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
+from pipeline.evaluation.by_subject import rules_here
 from pipeline.evaluation.comparison import words as comparison_words
 from pipeline.evaluation.comparison.page import render_comparison
 from pipeline.evaluation.comparison.result import refuse_incomparable
@@ -20,6 +21,7 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance, predict_split
 from pipeline.evaluation.reach import refuse_without_validation, threshold_here, threshold_of
 from pipeline.evaluation.report import elsewhere, words
+from pipeline.evaluation.report.subjects import subjects_in_words
 from pipeline.evaluation.result import Evaluation, evaluation
 from pipeline.evaluation.shortcut import images_to_learn_from
 from pipeline.images.unit import refuse_mismatch
@@ -110,18 +112,19 @@ def main(config: EvaluateConfig) -> None:
         print(note)
     if config.target_sensitivity is not None:
         refuse_without_validation(manifest)
-    threshold = threshold_of(bundle.info)
+    threshold, rules = threshold_of(bundle.info), bundle.info.subject_rules
     with connected(config.address, config.num_cpus) as ray:
         if config.target_sensitivity is not None:
             validation, _ = outcomes_of(ray, config, bundle, manifest, "validation", stores)
             threshold = threshold_here(validation, config.target_sensitivity, manifest.info.units)
             bundle = bundle.with_threshold(threshold.value)
+            rules = rules_here(validation, manifest, threshold.value, rules)
         learnt_from = images_to_learn_from(manifest, bundle.info, config.split, config.colour_images)
         outcomes, glances = outcomes_of(ray, config, bundle, manifest, config.split, stores, learnt_from)
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)
     found = evaluation(
         bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
-        prevalences=config.prevalence, matched=None if matched is None else record_of(matched),
+        prevalences=config.prevalence, matched=None if matched is None else record_of(matched), rules=rules,
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
@@ -198,6 +201,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     print()
     for name, metric in found.metrics["metrics"].items():
         print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")
+    for sentence in ("", *subjects_in_words(found.by_subject), ""):
+        print(sentence)
     if found.ood is not None and not found.ood["is_far_above"]:  # else it is among the warnings
         print(f"  note: {found.ood['told']}")
     for warning in found.warnings:

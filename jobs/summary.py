@@ -7,6 +7,7 @@ from jobs.config import NamingConfig, positional
 from pipeline.scoring.record import INCOMPLETE, TOO_MANY_ERRORS
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail, load_pictures
+from pipeline.scoring.summary.subjects import corrected_share, detection_of
 from pipeline.scoring.summary.summary import REASONS, Summary, find_run, stages, summarize, throughput
 from pipeline.sources.masks import MASKS, masks_note
 from pipeline.storage.stores import Stores
@@ -120,16 +121,24 @@ def _subjects(summary: Summary) -> list[str]:
     of_fields = summary.run.unit == "field"
     how = "by their highest probabilities: an image is a field" if of_fields else "share positive, 95 % Wilson interval"
     lines = ["", f"most suspicious subjects ({how})"]
-    lines.append(f"  {'subject':<{width}}  {'images':>7}  {'positive':>8}  {'share':>15}  {'mean':>5}  {'top':>5}")
+    is_corrected = any(row.get("share_corrected") is not None for row in shown)  # older versions wrote none
+    corrected = f"  {'corrected':>17}" if is_corrected else ""
+    lines.append(
+        f"  {'subject':<{width}}  {'images':>7}  {'positive':>8}  {'share':>15}{corrected}  {'mean':>5}  {'top':>5}"
+    )
     for row in shown:
         share, low, high = (row[name] for name in ("share_positive", "share_low", "share_high"))
         interval = f"{100 * share:3.0f} % ({100 * low:.0f}-{100 * high:.0f})" if share is not None else "-"
         lines.append(
-            f"  {row['subject_id'][:width]:<{width}}  {row['n_images']:>7,}  {row['n_positive']:>8,}  {interval:>15}  "
+            f"  {row['subject_id'][:width]:<{width}}  {row['n_images']:>7,}  {row['n_positive']:>8,}  {interval:>15}"
+            f"{f'  {corrected_share(row):>17}' if is_corrected else ''}  "
             f"{row['mean_probability']:5.3f}  {row['top_mean_probability']:5.3f}"
         )
     if summary.subject_count > len(shown):
         lines.append(f"  and {summary.subject_count - len(shown):,} more in {summary.folder.file('subjects.parquet')}")
+    if is_corrected:
+        lines.append("  corrected: by how often the model calls cells of other subjects rightly, 95 % interval")
+    lines += [f"  {sentence}" for sentence in detection_of(summary)]
     return [*lines, ""]
 
 

@@ -167,11 +167,9 @@ def _ready(given: TrainConfig) -> _Ready:
     chosen = chosen_start(given)
     rows = _checked_rows(manifest, given, chosen)
     is_fitted = fits_head(chosen, given.unfreeze)
-    if is_fitted:
-        refuse_steps(given)
-    else:
-        refuse_idle_workers(given)
+    (refuse_steps if is_fitted else refuse_idle_workers)(given)
     config = with_defaults(given, chosen, rows, is_fitted=is_fitted)
+    given.refuse_unknown_label(manifest, rows)
     teacher = _teacher(manifest, rows, config, stores)
     settings = _settings(config, rows, "1", teacher)
     seen = center_for(manifest, rows, given.center, teacher, settings, stores, _cache(config, settings))
@@ -229,7 +227,8 @@ def _published(
         trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, sketch=sketch,
         to_graph=to_graph, target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
         configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
-        costs=config.costs_of_mistakes, familiar=Familiar(ready.stores, _cache(config, settings)),
+        costs=config.costs_of_mistakes, subject_label=config.label_of_subjects,
+        familiar=Familiar(ready.stores, _cache(config, settings)),
     )  # fmt: skip
     if out_of_fold is not None:
         from pipeline.training.suspects import keep_suspects

@@ -9,8 +9,11 @@ from jobs.config import NamingConfig, positional
 from pipeline.base.errors import UsageError
 from pipeline.base.resources import ClusterPlan, Node, training_plan
 from pipeline.evaluation.calibration import Costs
+from pipeline.evaluation.subject_labels import check_label
 from pipeline.model.choices import Norm, Unfreeze
+from pipeline.model.subject_rules import SubjectLabel
 from pipeline.model.turns import Turns
+from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import absolute, is_s3
 from pipeline.training.folds import GroupBy
 from pipeline.training.recipe import Start, choose_start, planned_patience
@@ -126,6 +129,11 @@ class TrainConfig(NamingConfig):
     review_margin: float | None = Field(
         None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
     )
+    subject_label: str | None = Field(
+        None,
+        description="which subjects are positive as a whole, by a column of the manifest, as diagnosis=APL (default: "
+        "those with more than 20 % truly positive cells)",
+    )
     sketch: bool = Field(
         True,
         description="keep hashes of the training images in the bundle, so that they are known again: by anybody who "
@@ -204,6 +212,22 @@ class TrainConfig(NamingConfig):
         if value is not None:
             Costs.parse(value)
         return value
+
+    @field_validator("subject_label")
+    @classmethod
+    def _a_label(cls, value: str | None) -> str | None:
+        if value is not None:
+            SubjectLabel.parse(value)
+        return value
+
+    @property
+    def label_of_subjects(self) -> SubjectLabel | None:
+        return None if self.subject_label is None else SubjectLabel.parse(self.subject_label)
+
+    def refuse_unknown_label(self, manifest: Manifest, rows: LabelledRows) -> None:
+        """Raise as `check_label`, before anything is trained."""
+        if self.label_of_subjects is not None:
+            check_label(manifest, self.label_of_subjects, has_disease=bool(rows.positive_classes))
 
     @property
     def costs_of_mistakes(self) -> Costs | None:

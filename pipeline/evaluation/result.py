@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.evaluation.by_subject import SUBJECTS_CSV, by_subject, notes, table_of_subjects
 from pipeline.evaluation.external import beside
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.ood import flagged_in
@@ -18,12 +19,13 @@ from pipeline.evaluation.recognized import NO_SKETCH, OWN, RECOGNIZED, Recognize
 from pipeline.evaluation.report import Kept, render_card, render_report
 from pipeline.evaluation.shortcut import Shortcut, judge_colours
 from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
+from pipeline.model.subject_rules import SubjectRules
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
-_NOT_IN_CARD = ("slices", "slice_intervals")
+_NOT_IN_CARD = ("slices", "slice_intervals", "by_subject")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Evaluation:
     reach: dict[str, Any]  # of `reach`
     resampling: Resampling
     recognized: Recognized
+    by_subject: dict[str, Any]  # of `by_subject`
+    rules: SubjectRules | None  # it was made by
     external: dict[str, Any] | None = None  # of `beside`; None: the images are not another laboratory's
 
     @property
@@ -56,7 +60,7 @@ class Evaluation:
     @property
     def warnings(self) -> list[str]:
         """All that a reader must know before trusting the figures."""
-        return [*self.notes, *self.shortcut.notes(), *self.metrics["warnings"]]
+        return [*self.notes, *self.shortcut.notes(), *notes(self.by_subject), *self.metrics["warnings"]]
 
     def record(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """`metrics.json`."""
@@ -72,6 +76,7 @@ class Evaluation:
             "warnings": self.warnings,
             "configuration": configuration,
             "ood": self.ood,
+            "by_subject": self.by_subject,
             "rejected": len(self.outcomes.rejections),
             "remarks": self.outcomes.remarks,
         }
@@ -90,7 +95,8 @@ class Evaluation:
             mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores),
             provenance=self.facts,
             synthetic=info.synthetic or self.manifest.info.synthetic,
-            warnings=[*self.notes, *self.shortcut.notes()],
+            warnings=[*self.notes, *self.shortcut.notes(), *notes(self.by_subject)],
+            by_subject=self.by_subject,
             shortcut=self.shortcut.record(),
             ood=self.ood,
             external=self.external,
@@ -99,12 +105,16 @@ class Evaluation:
         )
 
     def save(self, out: str, record: Mapping[str, Any], report: str, stores: Stores) -> None:
-        """Write predictions.parquet, metrics.json and report.html into the folder `out`; RECOGNIZED where asked."""
+        """Into the folder `out`: predictions, metrics, the page; where they apply, RECOGNIZED and SUBJECTS_CSV."""
         store = stores.of(out)
         if self.recognized.why_not:
             store.delete(join(out, RECOGNIZED))  # of an earlier model
         else:
             store.write(join(out, RECOGNIZED), table_of_met(self.outcomes).encode())
+        if self.by_subject["why_not"]:
+            store.delete(join(out, SUBJECTS_CSV))
+        else:
+            store.write(join(out, SUBJECTS_CSV), table_of_subjects(self.by_subject, self.rules).encode())
         store.write(join(out, "predictions.parquet"), to_parquet(self.outcomes.table(self.threshold.value)))
         store.write(join(out, "metrics.json"), json.dumps(record, indent=2, allow_nan=False).encode())
         store.write(join(out, "report.html"), report.encode())
@@ -123,13 +133,13 @@ class Evaluation:
 def evaluation(
     bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen, resampling: Resampling,
     *, glances: Sequence[Glance] = (), asked: int = 0, prevalences: Sequence[float] = (),
-    matched: Mapping[str, Any] | None = None,
+    matched: Mapping[str, Any] | None = None, rules: SubjectRules | None = None,
 ) -> Evaluation:  # fmt: skip
     """Measure what the model of `bundle` said of a split at an operating point.
 
     `glances` at training images, at most `asked` ones, tell what colour alone would reach; predictive values are given
     for each of `prevalences`. `matched`: which classes of another laboratory these images are of; its figures are told
-    beside the model's own.
+    beside the model's own. `rules`: of subjects, where others than the bundle's hold.
     """
     metrics = outcomes.metrics(threshold.value, resampling, manifest.info.units)
     if disease := metrics if metrics["task"] == "binary" else metrics.get("disease"):
@@ -137,14 +147,17 @@ def evaluation(
         disease["predictive_values"] = predictive_values(*sides, prevalences)
     why_not = _why_not_recognized(bundle, manifest, split)
     recognized = recognize(outcomes, why_not, threshold.value, resampling, manifest.info.units)
-    notes = caveats(split, bundle, manifest, outcomes, recognized)
+    told = caveats(split, bundle, manifest, outcomes, recognized)
     facts = provenance(bundle, manifest, threshold, resampling, recognized)
     own = metrics["metrics"]["balanced_accuracy"]
     shortcut = judge_colours(glances, asked, manifest, outcomes, own, resampling)
     reached = reach(bundle.info, manifest, split, outcomes, threshold)
+    rules = rules or bundle.info.subject_rules
+    subjects = by_subject(outcomes, manifest, threshold.value, rules, resampling)
     found = Evaluation(
-        bundle, manifest, split, outcomes, threshold, metrics, notes, facts, shortcut, reached, resampling, recognized
-    )
+        bundle, manifest, split, outcomes, threshold, metrics, told, facts, shortcut, reached, resampling, recognized,
+        subjects, rules,
+    )  # fmt: skip
     if matched is None:
         return found
     external = {**matched, **beside(bundle.info, outcomes, metrics, found.curves["reliability"])}

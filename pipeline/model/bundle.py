@@ -22,6 +22,7 @@ from pipeline.model.chance import AgainstChance
 from pipeline.model.choices import Norm
 from pipeline.model.reference import REFERENCE, OodRule
 from pipeline.model.seen import seen_size
+from pipeline.model.subject_rules import SubjectRules
 from pipeline.model.turns import Turns
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -68,6 +69,9 @@ class BundleInfo(BaseModel):
     against_chance: AgainstChance | None = None  # null: published by a version that did not ask
     calibration: dict[str, Any] = {}  # images and subjects it rests on, limits, whether it fits the shipped weights
     ood: OodRule | None = None  # null: nothing tells images unlike those of training
+    subject_rules: SubjectRules | None = (
+        None  # null: images are no cells, no subjects are known, or of a version before
+    )
     manifest_digest: str = ""
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration

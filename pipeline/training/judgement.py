@@ -19,8 +19,10 @@ from pipeline.evaluation.calibration import (
 from pipeline.evaluation.chance import against_chance
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.report.curves import reliability_of
+from pipeline.evaluation.subject_labels import rules_of
 from pipeline.model.chance import AgainstChance
 from pipeline.model.prediction import probabilities
+from pipeline.model.subject_rules import SubjectLabel, SubjectRules
 from pipeline.sources.manifest import Manifest
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
@@ -53,6 +55,7 @@ class Judgement:
     against_chance: AgainstChance
     agreement: Agreement | None  # of the shipped weights with the scores
     subjects: list[str | None]  # of each score
+    subject_rules: SubjectRules | None = None
 
     def fields(self, review_margin: float | None) -> dict[str, Any]:
         """Fields of `BundleInfo`. Probabilities within `review_margin` of the threshold are decided 'review'."""
@@ -67,6 +70,7 @@ class Judgement:
             "review_band": (max(0.0, value - margin), min(1.0, value + margin)) if has_band else None,
             "metrics": {"validation": _metrics(self.scores, self.task, rule)},
             "against_chance": self.against_chance,
+            "subject_rules": self.subject_rules,
             "reference_scores": _reference(rule),
         }
 
@@ -85,6 +89,7 @@ def judge(
     *,
     target_sensitivity: float | None = None,
     costs: Costs | None = None,
+    subject_label: SubjectLabel | None = None,
 ) -> Judgement:
     """Fit temperature and threshold to the scores, and ask whether they are better than chance, by subjects."""
     scores, subjects = asked.scores, _subjects_of(asked.scores, manifest)
@@ -98,7 +103,17 @@ def judge(
         called=manifest.info.units,
     )  # fmt: skip
     shipped = _agreement(rule, asked, subjects, manifest, positive)
-    return Judgement(settings.task, scores, rule, worth, shipped, subjects)
+    of_subjects = _subject_rules(rule, subjects, manifest, subject_label)
+    return Judgement(settings.task, scores, rule, worth, shipped, subjects, of_subjects)
+
+
+def _subject_rules(
+    rule: Calibration, subjects: list[str | None], manifest: Manifest, label: SubjectLabel | None
+) -> SubjectRules | None:
+    if rule.diseased is None or rule.threshold is None:
+        return None
+    called, cut = rule.values >= rule.threshold.value, rule.threshold.value
+    return rules_of(rule.diseased, called, subjects, manifest, label or SubjectLabel(), on=rule.on, threshold=cut)
 
 
 def _agreement(

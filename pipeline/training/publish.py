@@ -17,6 +17,7 @@ from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.lora import merged
 from pipeline.model.reference import REFERENCE
 from pipeline.model.registry import ModelFolder, Verdict, new_version
+from pipeline.model.subject_rules import SubjectLabel
 from pipeline.model.timm_networks import PREFIX as TIMM
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
@@ -56,6 +57,7 @@ def publish(
     sketch: bytes | None = None,
     to_graph: ToGraph = to_onnx,
     familiar: Familiar | None = None,
+    subject_label: SubjectLabel | None = None,
 ) -> Published:
     """Write `<folder>/<version>/` and move `best.json` when the monitored metric is not worse than what it names.
 
@@ -64,7 +66,10 @@ def publish(
     """
     weights, graph = _exported(trained.best, settings, to_graph)
     asked = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
-    judged = judge(asked, settings, rows, manifest, target_sensitivity=target_sensitivity, costs=costs)
+    judged = judge(
+        asked, settings, rows, manifest, target_sensitivity=target_sensitivity, costs=costs,
+        subject_label=subject_label,
+    )  # fmt: skip
     rule = judged.rule
     fitted = None if familiar is None else familiar.fit(graph, settings, rows, manifest)
     digest = hashlib.sha256(weights).hexdigest()

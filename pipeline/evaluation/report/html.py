@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
-from pipeline.evaluation.report import elsewhere, plots, words
+from pipeline.evaluation.report import elsewhere, plots, subjects, words
+from pipeline.evaluation.report.picture import Picture
 
 TEMPLATES = Path(__file__).parent / "templates"
 _SLICE_ROWS = 15
@@ -24,16 +25,6 @@ _FIXED = {
     "not_a_device": words.NOT_A_DEVICE,
     "synthetic_note": words.SYNTHETIC,
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of the report: SVG, a title and what a reader should see in it."""
-
-    svg: str
-    title: str
-    caption: str
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +47,7 @@ def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Env
     )
     loaded.filters |= {"number": words.number, "limits": words.interval, "with_interval": words.with_interval}
     loaded.filters |= {"recognized": words.recognized, "signed": elsewhere.signed}
+    loaded.filters |= {"share": subjects.percent_with_limits}
     return loaded
 
 
@@ -75,6 +67,7 @@ def render_report(
     shortcut: Mapping[str, Any] | None = None,
     ood: Mapping[str, Any] | None = None,
     external: Mapping[str, Any] | None = None,
+    by_subject: Mapping[str, Any] | None = None,
     split: str = "test",
     basis: str = "",
 ) -> str:
@@ -83,8 +76,8 @@ def render_report(
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
-    after 'Measured on N images of M subjects'. `shortcut`, `reach`, `recognized`, `ood` and `external` are the records
-    of these modules of `evaluation`. `kept` names the epoch of `history` whose weights the model has.
+    after 'Measured on N images of M subjects'. Records of modules of `evaluation`: `shortcut`,
+    `reach`, `recognized`, `ood`, `external` and `by_subject`. `kept` names the epoch of `history` whose weights the model has.
     """
     records = {"provenance": provenance, "shortcut": shortcut, "ood": ood, "external": _external(external, metrics)}
     template = environment().get_template("report.html.j2")
@@ -104,6 +97,7 @@ def render_report(
         mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
         synthetic=synthetic,
         **records,
+        subjects=subjects.section(by_subject),
         basis=basis or f" ({split} split)",
         warnings=list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())])),
         hardest=_hardest,

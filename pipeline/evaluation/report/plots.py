@@ -248,6 +248,32 @@ def learning_curves(history: Sequence[Mapping[str, Any]], kept: int | None, moni
         return _svg(figure, "learning")
 
 
+def forest(rows: Sequence[Mapping[str, Any]], label: str, is_corrected: bool) -> str:
+    """A line a row, the first on top: `value` with `low` and `high`, `true`, where corrected `called`; all in 0..1."""
+    height = 0.9 + 0.2 * max(4, len(rows))  # inches
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE[0], height), layout="constrained")
+        axes = figure.subplots()
+        at = np.arange(len(rows))
+        value, low, high = (np.array([row[key] for row in rows]) for key in ("value", "low", "high"))
+        axes.hlines(at, low, high, color="#a9c4dc", linewidth=5)
+        axes.plot(value, at, "|", color=ACCENT, markersize=10, markeredgewidth=2.2, label=label)
+        if is_corrected:
+            axes.plot([row["called"] for row in rows], at, "x", color=MUTED, markersize=5, label="share called")
+        true: dict[str, Any] = {"color": POSITIVE, "markerfacecolor": "none", "markersize": 6, "label": "true share"}
+        axes.plot([row["true"] for row in rows], at, "D", clip_on=False, **true)
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_yticks(at, [_shortened(str(row["name"])) for row in rows], color=INK)
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure.legend(loc="outside upper right", ncols=3)
+        return _svg(figure, "forest")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 24 else f"…{name[-23:]}"
+
+
 def _series(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: str, colour: str, dash: str) -> None:
     rows = [(row["epoch"], row[key]) for row in history if finite(row.get(key))]
     if rows:

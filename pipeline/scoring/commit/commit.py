@@ -20,7 +20,7 @@ from pipeline.images.remarks import count_kinds
 from pipeline.images.unit import Unit
 from pipeline.scoring.commit.compact import Compactor, group_parts
 from pipeline.scoring.commit.partition import Partition
-from pipeline.scoring.commit.subjects import roll_up
+from pipeline.scoring.commit.subjects import Rule, roll_up
 from pipeline.scoring.history.uncounted import ACCEPTED_UNCOUNTED, UNCOUNTED
 from pipeline.scoring.output import OutputFile, OutputSeries, Written
 from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
@@ -28,7 +28,7 @@ from pipeline.scoring.record import Counts, RunRecord
 from pipeline.scoring.run_folder import FAILED_BEFORE, PARTS_LIST, RECORD, SUBJECTS, SUCCESS, WORK, RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IN_TRAINING, IS_OOD, IS_UNCOUNTED
 from pipeline.scoring.task import ScoringTask
-from pipeline.scoring.unit import unit_scored
+from pipeline.scoring.unit import has_blocks, unit_scored
 from pipeline.scoring.work.parts import ArchiveSummary, all_part_sizes, read_summary
 from pipeline.sources.masks import MASKS_NAMED
 
@@ -72,7 +72,7 @@ def commit(ray: Any, task: ScoringTask, sizes: Sizes = Sizes()) -> Committed:
     written = [item for result in results for item in result]
     written += _archives(folder, plan, archives)
     written += plan.files
-    written += _subjects(folder, written, unit_scored(task))
+    written += _subjects(task, written)
     return Committed(written, _count(folder, plan, archives, written))
 
 
@@ -84,11 +84,22 @@ def _archives(folder: RunFolder, plan: Plan, summaries: Sequence[ArchiveSummary]
     return series.finish()
 
 
-def _subjects(folder: RunFolder, written: Sequence[Written], unit: Unit | None) -> list[Written]:
+def _rule(task: ScoringTask, unit: Unit | None) -> Rule | None:
+    """How a subject's count becomes a share: only of cells, of patients, at the threshold the rates are known for."""
+    info = task.bundle.info
+    if unit != "cell" or info.subject_rules is None or has_blocks(task):
+        return None
+    rules = info.subject_rules.at(info.threshold)
+    return None if rules.rates is None and rules.roll_up is None else Rule(info.threshold, rules)
+
+
+def _subjects(task: ScoringTask, written: Sequence[Written]) -> list[Written]:
     """SUBJECTS, where a subject is known."""
+    folder, unit = task.folder, unit_scored(task)
     names = [item.name for item in written if item.name.startswith("predictions/")]
     columns = ["subject_id", "probability", "decision", "image_id"]
-    table = roll_up((batch for name in names for batch in folder.batches(name, columns)), folder.run_id, unit)
+    batches = (batch for name in names for batch in folder.batches(name, columns))
+    table = roll_up(batches, folder.run_id, unit, _rule(task, unit))
     if not table.num_rows:
         return []
     file = OutputFile(table.schema)

@@ -9,6 +9,7 @@ from pipeline.evaluation.report.html import data_uri, environment
 from pipeline.scoring.schemas import IS_OOD
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail
+from pipeline.scoring.summary.subjects import corrected_share, detection_of
 from pipeline.scoring.summary.summary import BINS, REASONS, Summary, stages, throughput
 from pipeline.sources.rows import place_of
 
@@ -41,6 +42,9 @@ def render_page(summary: Summary, pictures: Mapping[int, Thumbnail]) -> str:
             codes=[{**vars(item), "advice": advice.of_code(item.code)} for item in summary.codes],
             subjects=summary.subjects if summary.decides else [],
             subject_count=summary.subject_count,
+            corrected=corrected_share if _has(summary, "share_corrected") else None,
+            has_probability=_has(summary, "subject_probability"),
+            detection=detection_of(summary),
             stages=stages(run.progress),
             throughput=throughput(run),
             reasons=REASONS,
@@ -48,6 +52,10 @@ def render_page(summary: Summary, pictures: Mapping[int, Thumbnail]) -> str:
             not_a_device=words.NOT_A_DEVICE,
         )
     )
+
+
+def _has(summary: Summary, column: str) -> bool:
+    return any(row.get(column) is not None for row in summary.subjects)
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
