@@ -52,7 +52,9 @@ def by_subject(
         why_not = "the model's classes do not say which mean disease"
     if why_not:
         return {"why_not": why_not}
-    used = SubjectRules(no_rates=OLDER, no_roll_up=OLDER) if rules is None else rules.at(threshold)
+    temperature = outcomes.info.temperature
+    older = SubjectRules(threshold=threshold, temperature=temperature, no_rates=OLDER, no_roll_up=OLDER)
+    used = older if rules is None else rules.at(threshold, temperature)
     label, note = _label(used.label, manifest)
     rolls = _rolls(outcomes, manifest, threshold, label)
     rows = [_row(roll, outcomes, used, resampling.confidence) for roll in rolls]
@@ -81,9 +83,14 @@ def rules_here(validation: Outcomes, manifest: Manifest, threshold: float, rules
     assert validation.diseased is not None, "a threshold was chosen, so classes mean disease"
     called = validation.probability >= threshold
     counts = count_cells(validation.diseased.astype(bool), called, validation.subjects)
-    rates, why = fit_rates(counts, on="validation", threshold=threshold)
+    rates, why = fit_rates(counts, "validation")
     return SubjectRules(
-        rates=rates, no_rates=why, label=label, no_roll_up="it was fitted to cells called by the bundle's threshold"
+        threshold=threshold,
+        temperature=validation.info.temperature,
+        rates=rates,
+        no_rates=why,
+        label=label,
+        no_roll_up="it was fitted to cells called by the bundle's threshold",
     )
 
 

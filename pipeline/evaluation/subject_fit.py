@@ -58,15 +58,19 @@ def count_cells(diseased: NDArray[np.bool_], called: NDArray[np.bool_], subjects
 
 
 def fit_rules(
-    counts: CellCounts, labels: Sequence[bool | None], label: SubjectLabel, *, on: CalibratedOn, threshold: float
-) -> SubjectRules:
+    counts: CellCounts, labels: Sequence[bool | None], label: SubjectLabel, *, on: CalibratedOn, threshold: float,
+    temperature: float,
+) -> SubjectRules:  # fmt: skip
     """Rates and roll-up, each where subjects are enough. `labels`: whether each subject is positive, None unknown."""
-    rates, no_rates = fit_rates(counts, on=on, threshold=threshold)
+    rates, no_rates = fit_rates(counts, on)
     roll_up, no_roll_up = fit_roll_up(counts, labels, label, on)
-    return SubjectRules(rates=rates, no_rates=no_rates, label=label, roll_up=roll_up, no_roll_up=no_roll_up)
+    return SubjectRules(
+        threshold=threshold, temperature=temperature, rates=rates, no_rates=no_rates, label=label, roll_up=roll_up,
+        no_roll_up=no_roll_up,
+    )  # fmt: skip
 
 
-def fit_rates(counts: CellCounts, *, on: CalibratedOn, threshold: float) -> tuple[CellRates | None, str]:
+def fit_rates(counts: CellCounts, on: CalibratedOn) -> tuple[CellRates | None, str]:
     """The rates, or why there are none."""
     for cells, kind in ((counts.diseased, "diseased"), (counts.healthy, "healthy")):
         number = int(np.count_nonzero(cells))
@@ -74,7 +78,7 @@ def fit_rates(counts: CellCounts, *, on: CalibratedOn, threshold: float) -> tupl
             have = f"{number} of the {on} subjects have {kind} cells"
             return None, f"{have}, and at least {FEWEST_OF_RATES} are needed to say how they differ"
     found, alarms = fit_rate(counts.found, counts.diseased), fit_rate(counts.alarms, counts.healthy)
-    rates = CellRates(on=on, threshold=threshold, found=found, alarms=alarms)
+    rates = CellRates(on=on, found=found, alarms=alarms)
     if not rates.tell_cells_apart:
         return None, f"of the {on} cells, healthy ones are called positive as often as diseased ones"
     return rates, ""

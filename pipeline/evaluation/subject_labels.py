@@ -38,13 +38,15 @@ def rules_of(
     *,
     on: CalibratedOn,
     threshold: float,
+    temperature: float,
 ) -> SubjectRules | None:
     """Fitted to (N,) images of the manifest; None where these are no cells of known subjects. Raises as `labels_in`."""
     if why_no_subjects(manifest.info.unit, manifest.info.units, subjects):
         return None
     given = {} if label.column is None else labels_in(manifest, label)
     counts = count_cells(diseased, called, subjects)
-    return fit_rules(counts, labels_of(counts, given, label), label, on=on, threshold=threshold)
+    labels = labels_of(counts, given, label)
+    return fit_rules(counts, labels, label, on=on, threshold=threshold, temperature=temperature)
 
 
 def check_label(manifest: Manifest, label: SubjectLabel, *, has_disease: bool) -> None:

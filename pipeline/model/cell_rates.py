@@ -42,12 +42,11 @@ class Rate(BaseModel):
 
 
 class CellRates(BaseModel):
-    """What a model calls positive, at one threshold."""
+    """What a model calls positive, by one operating point."""
 
     model_config = ConfigDict(frozen=True)
 
-    on: Literal["validation", "out-of-fold"]
-    threshold: float
+    on: Literal["validation", "out-of-fold", "local"]
     found: Rate  # of diseased cells: sensitivity
     alarms: Rate  # of healthy cells: 1 - specificity
 

@@ -85,18 +85,25 @@ class SubjectRules(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    threshold: float  # that cells are called by
+    temperature: float  # of their probabilities
     rates: CellRates | None = None
     no_rates: str = ""
     label: SubjectLabel = SubjectLabel()
     roll_up: RollUp | None = None
     no_roll_up: str = ""
 
-    def at(self, threshold: float) -> "SubjectRules":
-        """What holds of it where cells are called by this threshold."""
-        if self.rates is None or self.rates.threshold == threshold:
+    def at(self, threshold: float, temperature: float) -> "SubjectRules":
+        """What holds of it where cells are called by this threshold, of probabilities by this temperature."""
+        if (self.threshold, self.temperature) == (threshold, temperature):
             return self
-        why = f"they are known at a threshold of {self.rates.threshold:.3f}, cells are called at {threshold:.3f}"
-        return SubjectRules(no_rates=why, label=self.label, no_roll_up=why)
+        why = (
+            f"they are known where cells are called at {self.threshold:.3f} (temperature {self.temperature:.3f}), here "
+            f"they are at {threshold:.3f} ({temperature:.3f})"
+        )
+        return SubjectRules(
+            threshold=threshold, temperature=temperature, no_rates=why, label=self.label, no_roll_up=why
+        )
 
     def share(self, called: int, cells: int, confidence: float = CONFIDENCE) -> Share | None:
         return None if self.rates is None else corrected_share(self.rates, called, cells, confidence)

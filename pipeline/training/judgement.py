@@ -112,8 +112,11 @@ def _subject_rules(
 ) -> SubjectRules | None:
     if rule.diseased is None or rule.threshold is None:
         return None
-    called, cut = rule.values >= rule.threshold.value, rule.threshold.value
-    return rules_of(rule.diseased, called, subjects, manifest, label or SubjectLabel(), on=rule.on, threshold=cut)
+    cut = rule.threshold.value
+    return rules_of(
+        rule.diseased, rule.values >= cut, subjects, manifest, label or SubjectLabel(), on=rule.on, threshold=cut,
+        temperature=rule.temperature.value,
+    )  # fmt: skip
 
 
 def _agreement(

@@ -51,7 +51,9 @@ def counts(rng: np.random.Generator, shares: np.ndarray, cells: int) -> CellCoun
 def known_rules(label: SubjectLabel = SubjectLabel(), threshold: float = 0.5) -> SubjectRules:
     rng = np.random.default_rng(1)
     shares = np.where(np.arange(60) % 3 == 0, 0.6, 0.03)
-    return fit_rules(counts(rng, shares, 60), (shares > 0.2).tolist(), label, on="validation", threshold=threshold)
+    return fit_rules(
+        counts(rng, shares, 60), (shares > 0.2).tolist(), label, on="validation", threshold=threshold, temperature=1.0
+    )
 
 
 def measured(subjects: int = 24, cells: int = 50, alarms: tuple[int, int] = BETA[False]) -> Outcomes:
@@ -115,7 +117,7 @@ def test_without_rates_shares_stay_as_they_are_and_it_is_said() -> None:
     assert f"The shares are not corrected: {OLDER}." in subjects_in_words(found)
     assert found["roc_auc"]["value"] == 1.0, "by the share called"
     moved = by_subject(measured(), manifest(), 0.6, known_rules(), RESAMPLING)
-    assert "known at a threshold of 0.500, cells are called at 0.600" in moved["no_rates"]
+    assert "called at 0.500 (temperature 1.000), here they are at 0.600 (1.000)" in moved["no_rates"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_subjects_of_one_kind_have_no_area() -> None:
 
 def test_a_threshold_chosen_anew_has_rates_of_its_own() -> None:
     rules = rules_here(measured(), manifest(), 0.75, known_rules())
-    assert rules.rates is not None and rules.rates.threshold == 0.75 and rules.rates.found.mean < 0.6
+    assert rules.rates is not None and rules.threshold == 0.75 and rules.rates.found.mean < 0.6
     assert rules.roll_up is None and "the bundle's threshold" in rules.no_roll_up
     assert by_subject(measured(), manifest(), 0.75, rules, RESAMPLING)["coverage"]["subjects"] == 24
 

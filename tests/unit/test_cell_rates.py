@@ -37,9 +37,7 @@ def rate(mean: float, overdispersion: float = 0.0) -> Rate:
 
 
 def rates(found: float, alarms: float, overdispersion: float = 0.0) -> CellRates:
-    return CellRates(
-        on="validation", threshold=0.5, found=rate(found, overdispersion), alarms=rate(alarms, overdispersion)
-    )
+    return CellRates(on="validation", found=rate(found, overdispersion), alarms=rate(alarms, overdispersion))
 
 
 PERFECT = rates(1.0, 0.0)
@@ -176,7 +174,6 @@ def test_intervals_hold_the_share_of_subjects_like_those_of_the_fit() -> None:
         sizes = np.full(20, 20)
         known = CellRates(
             on="validation",
-            threshold=0.5,
             found=fit_rate(rng.binomial(sizes, rng.beta(18, 2, 20)), sizes),
             alarms=fit_rate(rng.binomial(sizes, rng.beta(2, 38, 20)), sizes),
         )
@@ -210,9 +207,9 @@ def test_cells_are_counted_by_subject_and_those_of_nobody_left_out() -> None:
 def test_rates_of_few_subjects_are_refused_with_a_sentence() -> None:
     sick = np.tile([True, False], 4)
     counts = count_cells(sick, sick, [f"s{k // 2}" for k in range(8)])
-    known, why = fit_rates(counts, on="validation", threshold=0.5)
+    known, why = fit_rates(counts, "validation")
     assert known is None
     assert why == "4 of the validation subjects have diseased cells, and at least 5 are needed to say how they differ"
     with_many = count_cells(np.tile(sick, 5), ~np.tile(sick, 5), [f"s{k // 4}" for k in range(40)])
-    known, why = fit_rates(with_many, on="validation", threshold=0.5)
+    known, why = fit_rates(with_many, "validation")
     assert known is None and "as often as diseased ones" in why

@@ -94,12 +94,12 @@ def test_a_label_that_cells_tell_nothing_of_gives_how_common_it_is() -> None:
 def test_rules_hold_at_their_threshold_only_and_come_back_from_json() -> None:
     is_positive = np.arange(60) % 3 == 0
     counts = drawn(np.random.default_rng(0), 60, 40, is_positive)
-    rules = fit_rules(counts, is_positive.tolist(), LABEL, on="validation", threshold=0.4)
+    rules = fit_rules(counts, is_positive.tolist(), LABEL, on="validation", threshold=0.4, temperature=1.5)
     again = SubjectRules.model_validate(json.loads(rules.model_dump_json()))
-    assert again == rules and again.at(0.4) == rules
+    assert again == rules and again.at(0.4, 1.5) == rules
     assert rules.share(4, 40) is not None and rules.probability(4, 40) is not None
-    moved = rules.at(0.5)
-    assert moved.share(4, 40) is None and moved.probability(4, 40) is None
+    for moved in (rules.at(0.5, 1.5), rules.at(0.4, 1.0), rules.model_copy(update={"rates": None}).at(0.5, 1.5)):
+        assert moved.share(4, 40) is None and moved.probability(4, 40) is None
     assert "0.400" in moved.no_rates
 
 

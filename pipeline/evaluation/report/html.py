@@ -77,7 +77,8 @@ def render_report(
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
     after 'Measured on N images of M subjects'. Records of modules of `evaluation`: `shortcut`,
-    `reach`, `recognized`, `ood`, `external` and `by_subject`. `kept` names the epoch of `history` whose weights the model has.
+    `reach`, `recognized`, `ood`, `external` and `by_subject`. `kept` names the epoch of `history` whose weights the
+    model has.
     """
     records = {"provenance": provenance, "shortcut": shortcut, "ood": ood, "external": _external(external, metrics)}
     template = environment().get_template("report.html.j2")

@@ -89,7 +89,7 @@ def _rule(task: ScoringTask, unit: Unit | None) -> Rule | None:
     info = task.bundle.info
     if unit != "cell" or info.subject_rules is None or has_blocks(task):
         return None
-    rules = info.subject_rules.at(info.threshold)
+    rules = info.subject_rules.at(info.threshold, info.temperature)
     return None if rules.rates is None and rules.roll_up is None else Rule(info.threshold, rules)
 
 
