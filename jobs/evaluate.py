@@ -1,5 +1,7 @@
 """`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report. Several are compared."""
 
+import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +69,9 @@ class EvaluateConfig(NamingConfig):
     colour_images: int = Field(
         1000, ge=0, description="training images to read for what colour alone tells; 0: not checked"
     )
+    compare_splits: bool = Field(
+        False, description="tell what a random split would promise: a probe under several ways to split (a minute)"
+    )
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
     workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
     cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores a worker holds")
@@ -121,10 +126,12 @@ def main(config: EvaluateConfig) -> None:
             rules = rules_here(validation, manifest, threshold.value, rules)
         learnt_from = images_to_learn_from(manifest, bundle.info, config.split, config.colour_images)
         outcomes, glances = outcomes_of(ray, config, bundle, manifest, config.split, stores, learnt_from)
-    resampling = Resampling(config.bootstrap, config.confidence, config.seed)
+        resampling = Resampling(config.bootstrap, config.confidence, config.seed)
+        splits = _splits(ray, config, bundle, manifest, stores, resampling)
     found = evaluation(
         bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
         prevalences=config.prevalence, matched=None if matched is None else record_of(matched), rules=rules,
+        further={"splits": splits},
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
@@ -146,6 +153,17 @@ def _images(config: EvaluateConfig, info: BundleInfo, stores: Stores) -> tuple[M
     if not config.external:
         return read_manifest(config.manifest, stores), None
     return labelled_elsewhere(config.manifest, info, stores, labels=config.labels, classes=config.classes)
+
+
+def _splits(
+    ray: Any, config: EvaluateConfig, bundle: Bundle, manifest: Manifest, stores: Stores, resampling: Resampling
+) -> dict[str, Any] | None:
+    if not config.compare_splits:
+        return None
+    from pipeline.training.split_comparison import compare_splits  # torch: seconds
+
+    connect = functools.partial(contextlib.nullcontext, ray)
+    return compare_splits(manifest, bundle.info, stores, connect, resampling).record()
 
 
 def outcomes_of(
@@ -207,6 +225,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
         print(f"  note: {found.ood['told']}")
     for warning in found.warnings:
         print(f"  note: {warning}")
+    for told in words.optimism(found.splits) if found.splits else ():
+        print(f"  splits: {told}")
     for kind, count in found.outcomes.remarks.items():
         print(f"  note: {count} images: {kind}")
     scored, rejected = len(found.outcomes.scored), len(found.outcomes.rejections)

@@ -18,6 +18,7 @@ from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
+from pipeline.model.bundle import OUT_OF_FOLD
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.reference import described
 from pipeline.model.registry import ModelFolder
@@ -29,7 +30,7 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training.cache import PixelCache, default_root
 from pipeline.training.center import Seen, center_for
-from pipeline.training.cross_validation import OUT_OF_FOLD, OutOfFold, cross_validate
+from pipeline.training.cross_validation import OutOfFold, cross_validate
 from pipeline.training.fit import Trained, fit
 from pipeline.training.folds import Folds, fold_numbers
 from pipeline.training.graphs import GraphMaker

@@ -3,11 +3,12 @@
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.evaluation.by_subject import SUBJECTS_CSV, by_subject, notes, table_of_subjects
 from pipeline.evaluation.external import beside
+from pipeline.evaluation.folds import cross_validation
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.ood import flagged_in
 from pipeline.evaluation.outcomes import Outcomes
@@ -47,6 +48,7 @@ class Evaluation:
     by_subject: dict[str, Any]  # of `by_subject`
     rules: SubjectRules | None  # it was made by
     external: dict[str, Any] | None = None  # of `beside`; None: the images are not another laboratory's
+    further: Mapping[str, Any] = field(default_factory=dict)  # more records by name, each None where there is none
 
     @property
     def ood(self) -> dict[str, Any] | None:
@@ -77,6 +79,7 @@ class Evaluation:
             "configuration": configuration,
             "ood": self.ood,
             "by_subject": self.by_subject,
+            **self.further,
             "rejected": len(self.outcomes.rejections),
             "remarks": self.outcomes.remarks,
         }
@@ -100,6 +103,7 @@ class Evaluation:
             shortcut=self.shortcut.record(),
             ood=self.ood,
             external=self.external,
+            further=self.further,
             split=self.split,
             basis=basis(self.split, self.bundle, self.manifest, self.recognized),
         )
@@ -133,7 +137,7 @@ class Evaluation:
 def evaluation(
     bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen, resampling: Resampling,
     *, glances: Sequence[Glance] = (), asked: int = 0, prevalences: Sequence[float] = (),
-    matched: Mapping[str, Any] | None = None, rules: SubjectRules | None = None,
+    matched: Mapping[str, Any] | None = None, rules: SubjectRules | None = None, further: Mapping[str, Any] = {},
 ) -> Evaluation:  # fmt: skip
     """Measure what the model of `bundle` said of a split at an operating point.
 
@@ -157,6 +161,7 @@ def evaluation(
     found = Evaluation(
         bundle, manifest, split, outcomes, threshold, metrics, told, facts, shortcut, reached, resampling, recognized,
         subjects, rules,
+        further={"cross_validation": cross_validation(bundle, manifest, resampling), **further},
     )  # fmt: skip
     if matched is None:
         return found

@@ -32,6 +32,7 @@ from pipeline.storage.uris import absolute, join
 BUNDLE_VERSION = 2
 WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "MODEL_CARD.md"
 HISTORY, REPORT = "report/history.json", "report/report.html"
+OUT_OF_FOLD = "report/out_of_fold.parquet"  # scores of a model trained with folds
 SKETCH = "sketch.parquet"  # of the images of training: `model.sketch`
 
 

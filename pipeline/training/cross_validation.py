@@ -25,7 +25,6 @@ from pipeline.training.settings import Settings
 from pipeline.training.validation import Scores, measure
 
 _SHOWN = (("val_auc", "ROC-AUC"), ("val_balanced_accuracy", "balanced accuracy"))
-OUT_OF_FOLD = "report/out_of_fold.parquet"  # in a bundle
 
 
 class Fit(Protocol):

@@ -117,6 +117,27 @@ def held_out_losses(
     return losses if parts else None
 
 
+def held_out_probabilities(features: NDArray[np.float32], targets: Ints, fold: Ints, classes: int) -> Floats:
+    """What heads of the usual strength that learnt from the other folds, classes weighted alike, say of each image.
+
+    Features (N, D), fold (N,) -> probabilities (N, classes); nan where the others lack a class that there is. In single
+    precision.
+    """
+    counts = np.bincount(targets, minlength=classes)
+    there = np.flatnonzero(counts)
+    weights = (len(targets) / len(there) / np.maximum(1, counts))[targets]
+    mean, deviation = _scale(features.astype(np.float64))
+    values = ((features - mean) / deviation).astype(np.float32)
+    found = np.full((len(targets), classes), np.nan)
+    for number in np.unique(fold):
+        out = fold == number
+        if len(np.unique(targets[~out])) == len(there):
+            weight, bias = _Regression(values[~out], targets[~out], weights[~out], _ROUGH).fit(_USUAL)
+            found[out] = 0.0
+            found[np.ix_(out, there)] = np.exp(_log_probabilities((values[out] @ weight.T + bias).astype(np.float64)))
+    return found
+
+
 def _held_out(
     features: NDArray[np.float32], targets: Ints, weighed: Weighed, groups: Ints, settings: Settings
 ) -> "list[tuple[_Regression, NDArray[np.bool_], _Asked]]":

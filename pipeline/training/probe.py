@@ -10,26 +10,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
 
-from pipeline.base.errors import PlatformError
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.export import check_parity
-from pipeline.model.feature_graph import check_features, features_digest, features_graph, with_head
+from pipeline.model.feature_graph import with_head
 from pipeline.model.trainable import linear_head
 from pipeline.sources.manifest import Manifest
 from pipeline.training.checkpoint import Best, State, weights_of
 from pipeline.training.display import EpochLog
+from pipeline.training.feature_network import feature_network
 from pipeline.training.features import QUARTERS, Features, FeatureSource, Network, seconds_an_image
 from pipeline.training.fit import Trained
 from pipeline.training.folds import groups_of
-from pipeline.training.graphs import kept_graph
-from pipeline.training.kept import Kept
 from pipeline.training.linear import MOST_ITERATIONS, Learnt, choose_strength, fit_head, mean_loss, weigh
 from pipeline.training.rejected import refuse_missing_classes
 from pipeline.training.rows import LabelledRows
@@ -105,13 +102,13 @@ class Probe:
         head = linear_head(model)
         assert head is not None, "a probe has a linear head"
         weight, bias = (np.asarray(values.detach(), np.float32) for values in (head.weight, head.bias))
-        made = with_head(self._graph_of_features().graph, weight, bias)
+        made = with_head(self._features_network().graph, weight, bias)
         check_parity(WithFeatures(model).eval(), made, input_size)
         return made
 
     def image_s(self) -> float:
         """Seconds that a core needs for the features of an image whose pixels are there."""
-        return seconds_an_image(self._graph_of_features(), self.settings.input_size, self._turns)
+        return seconds_an_image(self._features_network(), self.settings.input_size, self._turns)
 
     @property
     def _turns(self) -> int:
@@ -120,9 +117,7 @@ class Probe:
     def _taken(self, run: TrainingRun) -> Features:
         if self._features is None:
             rows = pa.concat_tables([self.rows.train, self.rows.validation])
-            source = FeatureSource(
-                self._graph_of_features(), self.settings.pixels, run.stores, self.cache, self.connect
-            )
+            source = FeatureSource(self._features_network(), self.settings.pixels, run.stores, self.cache, self.connect)
             found = source.take(rows, self._turns)
             found.noted.rejected.refuse_too_many(self.max_error_share)
             for kind, count in found.noted.rejected.remarks.items():
@@ -132,24 +127,11 @@ class Probe:
             self._features = found
         return self._features
 
-    def _graph_of_features(self) -> Network:
-        """The network without its head as a graph, kept beside the features; what is not whole, or not of this
-        network, is made again."""
+    def _features_network(self) -> Network:
         if self._network is None:
-            head = linear_head(self._model)
-            assert head is not None, "fits_head was asked before"
-            kept = self._kept_graph()
-            graph = kept.read()
-            if graph is None or not _is_of(self._model, graph, self.settings.input_size):
-                graph = features_graph(self._model, self.settings.input_size)
-                kept.write(graph)
-            self._network = Network(graph, head.in_features)
+            settings = self.settings
+            self._network = feature_network(self._model, settings.architecture, settings.input_size, self.cache)
         return self._network
-
-    def _kept_graph(self) -> Kept:
-        engines = f"torch {torch.__version__} onnxruntime {onnxruntime.__version__}"
-        deciding = [features_digest(self._model), self.settings.architecture, str(self.settings.input_size), engines]
-        return kept_graph(self.cache, deciding)
 
     def _weights(self, head: Learnt) -> dict[str, torch.Tensor]:
         weights = weights_of(self._model)
@@ -191,11 +173,3 @@ class _Split:
     def refuse_gaps(self, settings: Settings, what: str) -> None:
         counts = np.bincount(self.targets, minlength=len(settings.classes)).tolist()
         refuse_missing_classes(counts, settings.classes, what)
-
-
-def _is_of(model: CellClassifier, graph: bytes, input_size: int) -> bool:
-    try:
-        check_features(model, graph, input_size)
-    except PlatformError:
-        return False
-    return True

@@ -48,6 +48,7 @@ def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Env
     loaded.filters |= {"number": words.number, "limits": words.interval, "with_interval": words.with_interval}
     loaded.filters |= {"recognized": words.recognized, "signed": elsewhere.signed}
     loaded.filters |= {"share": subjects.percent_with_limits}
+    loaded.filters |= {"optimism": words.optimism, "ways_to_split": words.ways_to_split}
     return loaded
 
 
@@ -68,6 +69,7 @@ def render_report(
     ood: Mapping[str, Any] | None = None,
     external: Mapping[str, Any] | None = None,
     by_subject: Mapping[str, Any] | None = None,
+    further: Mapping[str, Any] = {},
     split: str = "test",
     basis: str = "",
 ) -> str:
@@ -77,8 +79,8 @@ def render_report(
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
     after 'Measured on N images of M subjects'. Records of modules of `evaluation`: `shortcut`,
-    `reach`, `recognized`, `ood`, `external` and `by_subject`. `kept` names the epoch of `history` whose weights the
-    model has.
+    `reach`, `recognized`, `ood`, `external` and `by_subject`, and more by name in `further`. `kept` names the epoch of
+    `history` whose weights the model has.
     """
     records = {"provenance": provenance, "shortcut": shortcut, "ood": ood, "external": _external(external, metrics)}
     template = environment().get_template("report.html.j2")
@@ -99,6 +101,7 @@ def render_report(
         synthetic=synthetic,
         **records,
         subjects=subjects.section(by_subject),
+        further=further,
         basis=basis or f" ({split} split)",
         warnings=list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())])),
         hardest=_hardest,

@@ -114,6 +114,36 @@ def recognized(record: Mapping[str, Any] | None, task: str) -> list[str]:
     return [f"{told} Of the other {rest['images']:,} images: {', '.join(found)}."]
 
 
+_WAYS = {
+    "images": "images dealt at random",
+    "subjects": "no {unit} on both sides",
+    "sites": "no site on both sides",
+}
+
+
+def ways_to_split(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The ways of `SplitComparison.record` in words, with their figures."""
+    unit = str(record["called"]).removesuffix("s")
+    return [(_WAYS[way].format(unit=unit), found) for way, found in record["ways"].items()]
+
+
+def optimism(record: Mapping[str, Any]) -> list[str]:
+    """What a split of single images would have promised, in sentences."""
+    told = []
+    for name, gain in record["optimism"].items():
+        random, apart = (record["ways"][way][name] for way in ("images", "subjects"))
+        unit, limits = str(record["called"]).removesuffix("s"), interval(gain)
+        between = f" ({round(100 * record['confidence'])} % CI {limits})" if limits else ""
+        much = f"{number(abs(gain['value']))} too {'much' if gain['value'] >= 0 else 'little'}{between}"
+        told.append(
+            f"{METRIC_NAMES[name]} of a probe is {number(random)} where images are dealt at random, {number(apart)} "
+            f"where no {unit} is on both sides: a random split promises {much}."
+        )
+    if any(gain["low"] is None for gain in record["optimism"].values()):
+        told.append(f"No interval: {record['subjects']} {record['called']} are too few to tell how far that is luck.")
+    return told
+
+
 def reach(record: Mapping[str, Any]) -> list[str]:
     """For which images the figures hold, and what threshold and temperature rest on: `evaluation.reach` in words."""
     threshold, temperature = record["threshold"], record["temperature"]
