@@ -118,7 +118,7 @@ def main(config: EvaluateConfig) -> None:
     if config.target_sensitivity is not None:
         refuse_without_validation(manifest)
     threshold, rules = threshold_of(bundle.info), bundle.info.subject_rules
-    with connected(config.address, config.num_cpus) as ray:
+    with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         if config.target_sensitivity is not None:
             validation, _ = outcomes_of(ray, config, bundle, manifest, "validation", stores)
             threshold = threshold_here(validation, config.target_sensitivity, manifest.info.units)

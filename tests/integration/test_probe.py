@@ -1,5 +1,6 @@
 """`--unfreeze head`: a head fitted to features that are computed once, and published as an ordinary network."""
 
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from jobs import train
+from jobs import evaluate, train
 from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
@@ -101,6 +102,28 @@ def test_a_second_run_needs_no_ray_and_gives_the_same_weights(
     assert folds.info.calibrated_on == "out-of-fold"
     assert folds.info.reference_scores["count"] == 95
     assert folds.info.turns == 4
+
+
+def test_the_report_has_the_folds_and_what_a_random_split_would_promise(
+    first: Bundle, manifest: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = probed(manifest, place, "--folds", "3", name="judged")
+    asked = [manifest, "--model", folds.uri, "--split", "validation", "--colour-images", "0", "--out", str(tmp_path)]
+    assert evaluate.command([*asked, "--compare-splits"]) == 0
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [row["value"] for row in record["cross_validation"]["folds"]] == ["1", "2", "3"]
+    assert record["cross_validation"]["images"] == 95 and record["cross_validation"]["subjects"] == 12
+    assert sum(row["images"] for row in record["cross_validation"]["folds"]) == 95
+    splits = record["splits"]
+    assert splits["images"] == 95 and splits["subjects"] == 12
+    assert {way: found["groups"] for way, found in splits["ways"].items()} == {"images": 95, "subjects": 12}
+    assert splits["optimism"]["roc_auc"]["low"] is None  # of 12 subjects
+    said = capsys.readouterr().out
+    assert "a random split promises" in said and "No interval: 12 subjects" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Cross-validation</h2>" in page and "<h2>What a random split would promise</h2>" in page
+    assert evaluate.command([*asked, "--model", first.uri]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["cross_validation"] is None
 
 
 def test_damaged_features_and_graphs_are_computed_again(
