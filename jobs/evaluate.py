@@ -225,7 +225,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
         print(f"  note: {found.ood['told']}")
     for warning in found.warnings:
         print(f"  note: {warning}")
-    for told in words.optimism(found.splits) if found.splits else ():
+    splits = found.further.get("splits")
+    for told in words.optimism(splits) if splits else ():
         print(f"  splits: {told}")
     for kind, count in found.outcomes.remarks.items():
         print(f"  note: {count} images: {kind}")

@@ -108,8 +108,8 @@ def test_the_report_has_the_folds_and_what_a_random_split_would_promise(
     first: Bundle, manifest: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folds = probed(manifest, place, "--folds", "3", name="judged")
-    asked = [manifest, "--model", folds.uri, "--split", "validation", "--colour-images", "0", "--out", str(tmp_path)]
-    assert evaluate.command([*asked, "--compare-splits"]) == 0
+    asked = [manifest, "--split", "validation", "--colour-images", "0", "--out", str(tmp_path), "--model"]
+    assert evaluate.command([*asked, folds.uri, "--compare-splits"]) == 0
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert [row["value"] for row in record["cross_validation"]["folds"]] == ["1", "2", "3"]
     assert record["cross_validation"]["images"] == 95 and record["cross_validation"]["subjects"] == 12
@@ -122,7 +122,7 @@ def test_the_report_has_the_folds_and_what_a_random_split_would_promise(
     assert "a random split promises" in said and "No interval: 12 subjects" in said
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Cross-validation</h2>" in page and "<h2>What a random split would promise</h2>" in page
-    assert evaluate.command([*asked, "--model", first.uri]) == 0
+    assert evaluate.command([*asked, first.uri]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["cross_validation"] is None
 
 
