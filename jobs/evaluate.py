@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -206,6 +206,17 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
         )
 
 
+def _notes(found: Evaluation) -> Iterator[str]:
+    """What a reader of the figures must know, a sentence each."""
+    if found.ood is not None and not found.ood["is_far_above"]:  # else it is among the warnings
+        yield found.ood["told"]
+    yield from found.warnings
+    if splits := found.further.get("splits"):
+        yield from words.optimism(splits)
+    for kind, count in found.outcomes.remarks.items():
+        yield f"{count} images: {kind}"
+
+
 def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     """Print the result; fail when too many images could not be read."""
     print()
@@ -221,15 +232,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
         print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")
     for sentence in ("", *subjects_in_words(found.by_subject), ""):
         print(sentence)
-    if found.ood is not None and not found.ood["is_far_above"]:  # else it is among the warnings
-        print(f"  note: {found.ood['told']}")
-    for warning in found.warnings:
-        print(f"  note: {warning}")
-    splits = found.further.get("splits")
-    for told in words.optimism(splits) if splits else ():
-        print(f"  splits: {told}")
-    for kind, count in found.outcomes.remarks.items():
-        print(f"  note: {count} images: {kind}")
+    for note in _notes(found):
+        print(f"  note: {note}")
     scored, rejected = len(found.outcomes.scored), len(found.outcomes.rejections)
     where = join(absolute(config.out), "report.html")
     colours = f", and {found.shortcut.train_images:,} of train for their colours," if not found.shortcut.why_not else ""
