@@ -21,7 +21,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance, predict_split
-from pipeline.evaluation.reach import refuse_without_validation, threshold_here, threshold_of
+from pipeline.evaluation.reach import refuse_without_validation, review_here, threshold_here, threshold_of
 from pipeline.evaluation.report import elsewhere, words
 from pipeline.evaluation.report.subjects import subjects_in_words
 from pipeline.evaluation.result import Evaluation, evaluation
@@ -55,6 +55,12 @@ class EvaluateConfig(NamingConfig):
     )
     target_sensitivity: float | None = Field(
         None, gt=0, le=1, description="choose the threshold on validation for at least this sensitivity"
+    )
+    review_error: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="choose the review band on validation for at most this share of either class decided wrongly",
     )
     prevalence: list[float] = Field(
         [0.01, 0.05, 0.2, 0.5], description="shares of diseased images, 0..1, to give predictive values for"
@@ -104,7 +110,7 @@ def main(config: EvaluateConfig) -> None:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     if unlikely := [share for share in config.prevalence if not 0 < share < 1]:
         raise UsageError(f"--prevalence {unlikely[0]:g}: must lie between 0 and 1")
-    _refuse_external_alone(config)
+    _refuse_mixed(config)
     show_config(config)
     if len(config.model) > 1:
         compare(config, stores, clock)
@@ -115,15 +121,17 @@ def main(config: EvaluateConfig) -> None:
     refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
     if note := bundle.depth_note(published.info.bit_depth):
         print(note)
-    if config.target_sensitivity is not None:
-        refuse_without_validation(manifest)
+    _refuse_choices(config, manifest)
     threshold, rules = threshold_of(bundle.info), bundle.info.subject_rules
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
-        if config.target_sensitivity is not None:
+        if config.target_sensitivity is not None or config.review_error is not None:
             validation, _ = outcomes_of(ray, config, bundle, manifest, "validation", stores)
-            threshold = threshold_here(validation, config.target_sensitivity, manifest.info.units)
-            bundle = bundle.with_threshold(threshold.value)
-            rules = rules_here(validation, manifest, threshold.value, rules)
+            if config.target_sensitivity is not None:
+                threshold = threshold_here(validation, config.target_sensitivity, manifest.info.units)
+                bundle = bundle.with_threshold(threshold.value)
+                rules = rules_here(validation, manifest, threshold.value, rules)
+            if config.review_error is not None:
+                bundle = bundle.with_review(review_here(validation, config.review_error, manifest.info.units))
         learnt_from = images_to_learn_from(manifest, bundle.info, config.split, config.colour_images)
         outcomes, glances = outcomes_of(ray, config, bundle, manifest, config.split, stores, learnt_from)
         resampling = Resampling(config.bootstrap, config.confidence, config.seed)
@@ -140,11 +148,13 @@ def main(config: EvaluateConfig) -> None:
     account(config, found, clock)
 
 
-def _refuse_external_alone(config: EvaluateConfig) -> None:
+def _refuse_mixed(config: EvaluateConfig) -> None:
     if config.external and config.split != "test":
         raise UsageError("--external measures all labelled images, of whatever split; leave --split out")
     if config.external and len(config.model) > 1:
         raise UsageError("--external puts one model's figures beside its own; give one --model")
+    if config.review_error is not None and len(config.model) > 1:
+        raise UsageError("--review-error chooses the band of one model; give one --model")
     if not config.external and (config.labels is not None or config.classes):
         raise UsageError("--labels and --classes are for --external; a manifest of its own has labels and classes")
 
@@ -164,6 +174,18 @@ def _splits(
 
     connect = functools.partial(contextlib.nullcontext, ray)
     return compare_splits(manifest, bundle.info, stores, connect, resampling).record()
+
+
+def _refuse_choices(config: EvaluateConfig, manifest: Manifest) -> None:
+    """Raise UsageError where validation images cannot tell what is to be chosen on them."""
+    for name, value in (("target-sensitivity", config.target_sensitivity), ("review-error", config.review_error)):
+        if value is not None:
+            refuse_without_validation(manifest, f"--{name}")
+    if config.review_error is not None and manifest.info.split_rule == "images":
+        raise UsageError(
+            "--review-error: subjects of validation are in train as well (split by image), so nothing is known of new "
+            "ones; ingest with a split by subject, or leave it out"
+        )
 
 
 def outcomes_of(

@@ -10,7 +10,14 @@ import torch
 
 from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
 from jobs.config import effective
-from jobs.train_options import TrainConfig, chosen_start, refuse_idle_workers, refuse_steps, with_defaults
+from jobs.train_options import (
+    TrainConfig,
+    chosen_start,
+    refuse_decisions,
+    refuse_idle_workers,
+    refuse_steps,
+    with_defaults,
+)
 from jobs.train_rehearsal import planned, tell, tell_fit
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import NotBetterThanChanceError, UsageError
@@ -226,7 +233,7 @@ def _published(
     sketch = sketch_of(ready.rows, settings.pixels, ready.stores) if config.sketch else None
     published = publish(
         trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, sketch=sketch,
-        to_graph=to_graph, target_sensitivity=config.target_sensitivity, review_margin=config.review_margin,
+        to_graph=to_graph, target_sensitivity=config.target_sensitivity, review_error=config.review_error,
         configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
         costs=config.costs_of_mistakes, subject_label=config.label_of_subjects,
         familiar=Familiar(ready.stores, _cache(config, settings)),
@@ -274,15 +281,7 @@ def _checked_rows(manifest: Manifest, config: TrainConfig, chosen: Start) -> Lab
         columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
         check_leaks(columns["subject_id"], columns["split"], keys=columns["uri"])
     rows = labelled_rows(manifest, config.task)
-    for name, value in (
-        ("target-sensitivity", config.target_sensitivity), ("review-margin", config.review_margin),
-        ("costs", config.costs),
-    ):  # fmt: skip
-        if value is not None and not rows.positive_classes:
-            raise UsageError(
-                f"--{name}: no class of this manifest means disease, so there is no decision to tune; name the ones "
-                "that do with `leukoray ingest --positive CLASS`, or leave it out"
-            )
+    refuse_decisions(config, manifest, rows)
     most = config.worker_range[1]
     if most and most > rows.validation.num_rows:
         raise UsageError(
@@ -374,8 +373,8 @@ def _account(
             f"threshold {chosen.value:.4f} ({chosen.rule}): sensitivity there {chosen.sensitivity:.3f}, "
             f"specificity {chosen.specificity:.3f}"
         )
-    if published.agreement is not None:
-        print(published.agreement)
+    for told in filter(None, (published.review, published.agreement)):
+        print(told)
     print(f"out of distribution: {described(info.ood)}")
     kind = "synthetic images; " if info.synthetic else ""
     print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")

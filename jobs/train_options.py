@@ -126,8 +126,12 @@ class TrainConfig(NamingConfig):
         None,
         description="what a miss and a false alarm cost, as FN=5,FP=1: weighs classes, chooses the threshold",
     )
-    review_margin: float | None = Field(
-        None, gt=0, lt=0.5, description="probabilities this close to the threshold are decided 'review'"
+    review_error: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="leave to a person ('review') what it takes that at most this share of either class is decided "
+        "wrongly, for new subjects",
     )
     subject_label: str | None = Field(
         None,
@@ -269,6 +273,25 @@ def refuse_steps(config: TrainConfig) -> None:
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{flags}: a head alone is fitted to its optimum, not trained in steps; leave it out")
+
+
+def refuse_decisions(config: TrainConfig, manifest: Manifest, rows: LabelledRows) -> None:
+    """Raise UsageError where the images cannot tell what is asked of the decision rule."""
+    asked = {
+        "target-sensitivity": config.target_sensitivity,
+        "review-error": config.review_error,
+        "costs": config.costs,
+    }
+    for name, value in asked.items():
+        if value is not None and not rows.positive_classes:
+            raise UsageError(
+                f"--{name}: no class of this manifest means disease, so there is no decision to tune; name the ones "
+                "that do with `leukoray ingest --positive CLASS`, or leave it out"
+            )
+    if config.review_error is not None:
+        from pipeline.training.judgement import refuse_review  # SciPy, for a command that may be a rehearsal
+
+        refuse_review(manifest, rows, config.review_error, has_folds=config.has_folds)
 
 
 def refuse_idle_workers(config: TrainConfig) -> None:

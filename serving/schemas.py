@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.model.chance import AgainstChance
 from pipeline.model.reference import OodRule
+from pipeline.model.review import ReviewRule
 
 NOTICE = "Research software, not a medical device."
 
@@ -73,6 +74,7 @@ class ModelInfo(_Body):
     positive_classes: tuple[str, ...]
     threshold: float
     review_band: tuple[float, float] | None
+    review: ReviewRule | None = Field(None, description="what is promised of images outside review_band; null: nothing")
     ood: OodRule | None = Field(None, description="beyond which ood_score is_ood is said, and what that rests on")
     synthetic: bool = Field(description="trained on generated images")
     better_than_chance: bool | None = Field(

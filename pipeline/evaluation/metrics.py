@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
 
+from pipeline.evaluation.abstention import judge_review
 from pipeline.evaluation.adverse import NO_LIMITS, Limits, interval_of, limits
 from pipeline.evaluation.cautions import cautions
 from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, binary_metrics, ratio, weighted_multiclass
 from pipeline.evaluation.intervals import Resampling, as_json, subject_codes
 from pipeline.evaluation.limits import Answers, Means, Parts, binary_parts, method_of, multiclass_parts
 from pipeline.evaluation.slices import Slice
+from pipeline.model.review import Band, ReviewRule
 
 Columns = Mapping[str, Sequence[str | None]]
 Found = Mapping[Hashable, Limits]
@@ -32,18 +34,21 @@ def evaluate_binary(
     subjects: Sequence[str | None] | None = None,
     slices: Mapping[str, Sequence[str | None]] | None = None,
     class_names: Sequence[str] = ("negative", "positive"),
-    review_band: tuple[float, float] | None = None,
+    review_band: Band | None = None,
+    review: ReviewRule | None = None,
     resampling: Resampling = Resampling(),
     units: str = "subjects",
 ) -> dict[str, Any]:
-    """Everything a report says of a two-class model on one split; JSON-ready. `units`: what `subjects` are called."""
+    """Everything a report says of a two-class model on one split; JSON-ready.
+
+    `review_band` goes to a person, by the promise of `review`. `units`: what `subjects` are called.
+    """
     truth, scores = binary_arrays(labels, probabilities)
     _refuse_empty(truth)
     called = (scores >= threshold).astype(np.int64)
     answers = Answers(truth, called, *subject_codes(subjects, len(truth)), subjects, scores, threshold)
     found, tables = _bounded(answers, *binary_parts(answers), slices or {}, resampling)
     points = binary_metrics(truth, scores, threshold)
-    in_band = (scores >= review_band[0]) & (scores < review_band[1]) if review_band else np.zeros(len(truth), bool)
     result = {
         "task": "binary",
         **_counts(truth, subjects, class_names),
@@ -53,9 +58,7 @@ def evaluate_binary(
         "confusion": confusion_matrix(truth, called, labels=[0, 1]).tolist(),
         "per_class": _per_class_binary(answers, class_names, found),
         **_slices(tables, found, units, resampling),
-        "review": {"low": review_band[0], "high": review_band[1], "images": int(in_band.sum())}
-        if review_band
-        else None,
+        "review": judge_review(truth, scores, subjects, threshold, review_band, review, resampling),
     }
     return {**result, "warnings": cautions(result)}
 

@@ -77,6 +77,7 @@ class Outcomes:
         rule: dict[str, Any] = {
             "threshold": threshold,
             "review_band": info.review_band if threshold == info.threshold else None,
+            "review": info.review,
         }
         judged = {"against_chance": self._against_chance(units)}
         if info.task == "binary":
@@ -106,12 +107,12 @@ class Outcomes:
         return threshold_for(self.diseased, self.probability, target_sensitivity)
 
     def curves(self, resampling: Resampling) -> dict[str, Any]:
-        over = (self.subjects, resampling)
+        over, cut = (self.subjects, resampling), self.info.threshold
         if self.info.task == "binary":
-            return binary_curves(self.truth, self.classes[:, 1], *over)
+            return binary_curves(self.truth, self.classes[:, 1], *over, threshold=cut)
         curves = multiclass_curves(self.truth, self.classes, self.info.classes, *over)
         if self.diseased is not None:
-            curves["disease"] = binary_curves(self.diseased, self.probability, *over)
+            curves["disease"] = binary_curves(self.diseased, self.probability, *over, threshold=cut)
         return curves
 
     def slices(self) -> dict[str, list[str | None]]:

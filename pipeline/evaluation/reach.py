@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pipeline.base.errors import UsageError
+from pipeline.evaluation.abstention import refuse_unpromised, review_rule
 from pipeline.evaluation.calibration import CONFIDENCE, Spread, called_in, spread_in, threshold_limits
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.intervals import called_units, known_or_none, subject_codes
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.model.bundle import BundleInfo
+from pipeline.model.review import ReviewRule
 from pipeline.sources.manifest import Manifest
 
 _NAMED = 4  # sites or sources in a sentence
@@ -70,10 +72,10 @@ def _of_bundle(info: BundleInfo, name: str, value: float, rule: str) -> Chosen:
     return Chosen(spread, rule, info.calibrated_on, images, units, called_in(told), told["confidence"])
 
 
-def refuse_without_validation(manifest: Manifest) -> None:
-    """Raise UsageError where a threshold cannot be chosen anew, since the manifest has no images for it."""
+def refuse_without_validation(manifest: Manifest, flag: str = "--target-sensitivity") -> None:
+    """Raise UsageError where nothing can be chosen anew, since the manifest has no images for it."""
     if manifest.info.split_rule == "test":
-        raise UsageError("--target-sensitivity is chosen on validation images; this manifest is for testing alone")
+        raise UsageError(f"{flag} is chosen on validation images; this manifest is for testing alone")
 
 
 def threshold_here(validation: Outcomes, target_sensitivity: float, called: str) -> Chosen:
@@ -84,6 +86,14 @@ def threshold_here(validation: Outcomes, target_sensitivity: float, called: str)
     codes, unit = subject_codes(validation.subjects, len(validation.truth))
     units, named = int(codes.max()) + 1, called_units(unit, called)
     return Chosen(spread, found.rule, "validation", len(validation.truth), units, named)
+
+
+def review_here(validation: Outcomes, error: float, called: str) -> ReviewRule:
+    """A review band's cuts, chosen likewise. Raises UsageError where nothing can be promised."""
+    if validation.diseased is None:
+        raise UsageError("--review-error: this model's classes do not say which mean disease; leave it out")
+    refuse_unpromised(validation.diseased, validation.subjects, error, called)
+    return review_rule(validation.diseased, validation.probability, validation.subjects, error, called=called)
 
 
 def reach(info: BundleInfo, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.images.unit import Unit
 from pipeline.model.chance import AgainstChance
 from pipeline.model.choices import Norm
 from pipeline.model.reference import REFERENCE, OodRule
+from pipeline.model.review import ReviewRule
 from pipeline.model.seen import seen_size
 from pipeline.model.subject_rules import SubjectRules
 from pipeline.model.turns import Turns
@@ -64,6 +65,7 @@ class BundleInfo(BaseModel):
     temperature: float = Field(1.0, gt=0)  # logits are divided by it (Guo et al. 2017)
     threshold: float = Field(0.5, ge=0, le=1)  # on the positive probability
     review_band: tuple[float, float] | None = None  # [low, high): decision 'review' instead of a side
+    review: ReviewRule | None = None  # what is promised outside the band; null: nothing, or there is no band
     synthetic: bool = False  # trained on generated images
     unit: Unit | None = None  # what the images of training show; null where nobody has said
     metrics: dict[str, Any] = {}  # validation metrics at publication; evaluate adds test metrics with intervals
@@ -203,13 +205,20 @@ class Bundle:
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold {threshold}: must lie in 0..1")
         changes: dict[str, Any] = {"threshold": threshold}
-        if self.info.review_band is not None:  # its margins move along
+        if self.info.review is not None:  # its cuts hold their errors at any threshold
+            changes["review_band"] = self.info.review.band(threshold)
+        elif self.info.review_band is not None:  # of a version without a promise: its margins move along
             low, high = self.info.review_band
             below, above = self.info.threshold - low, high - self.info.threshold
             if low == 0.0 or high == 1.0:  # cut there, perhaps: the other side has the whole margin
                 below = above = max(below, above)
             changes["review_band"] = (max(0.0, threshold - below), min(1.0, threshold + above))
         return replace(self, info=self.info.model_copy(update=changes))
+
+    def with_review(self, review: ReviewRule) -> "Bundle":
+        """The same model leaving other images to a person, and so another identity."""
+        band = review.band(self.info.threshold)
+        return replace(self, info=self.info.model_copy(update={"review": review, "review_band": band}))
 
     def with_bit_depth(self, bit_depth: int | None) -> "Bundle":
         """The same model for images of so many bits in 16, and so with another identity; None: as it is."""

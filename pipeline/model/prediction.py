@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.reference import OodRule
+from pipeline.model.review import is_in
 
 Decision = Literal["positive", "negative", "review"]
 
@@ -63,6 +64,6 @@ def _ood(rule: OodRule | None, scores: NDArray[np.float32] | None) -> tuple[Iter
 
 def decide(info: BundleInfo, probability: float) -> Decision:
     """The side of the threshold that a probability of disease lies on, or 'review' within the band."""
-    if info.review_band is not None and info.review_band[0] <= probability < info.review_band[1]:
+    if is_in(info.review_band, probability):
         return "review"
     return "positive" if probability >= info.threshold else "negative"

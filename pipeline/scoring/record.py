@@ -11,6 +11,7 @@ from pipeline.images.depth import GUESSED
 from pipeline.images.unit import Unit
 from pipeline.model.bundle import Bundle
 from pipeline.model.reference import OodRule, is_far_above, told
+from pipeline.model.review import Band, ReviewRule
 from pipeline.scoring.request import Request, Workforce
 
 COMPLETE, TOO_MANY_ERRORS, INCOMPLETE = "complete", "too_many_errors", "incomplete"
@@ -70,6 +71,8 @@ class ModelUsed(_Entry):
     synthetic: bool = False  # trained on generated images
     unit: Unit | None = None  # what the images of training show
     ood: OodRule | None = None  # null: nothing tells images unlike those
+    review_band: Band | None = None  # [low, high) of the probability, left to a person
+    review: ReviewRule | None = None  # what is promised outside it; null: nothing
 
     @classmethod
     def of(cls, bundle: Bundle) -> "ModelUsed":
@@ -154,6 +157,14 @@ class RunRecord(_Entry):
             f"16-bit images were guessed to have {bits}: where one camera took them, the darker ones are read too "
             "bright; fix their depth with --bit-depth"
         )
+
+    @property
+    def review_note(self) -> str:
+        """What is promised of the images that are not left to a person, a sentence; empty where nothing is."""
+        rule = self.model.review
+        if rule is None or not rule.is_promised:
+            return ""
+        return f"{rule}; images unlike those it was made with are not meant"
 
     @property
     def ood_note(self) -> str:

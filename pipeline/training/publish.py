@@ -40,6 +40,7 @@ class Published:
     temperature: Temperature
     threshold: Threshold | None
     agreement: Agreement | None = None  # of the shipped weights with out-of-fold scores
+    review: str = ""  # what the review band leaves to a person, and why; empty without one
 
 
 def publish(
@@ -51,7 +52,7 @@ def publish(
     *,
     configuration: dict[str, Any],
     target_sensitivity: float | None = None,
-    review_margin: float | None = None,
+    review_error: float | None = None,
     costs: Costs | None = None,
     held_out: HeldOut | None = None,
     sketch: bytes | None = None,
@@ -68,7 +69,7 @@ def publish(
     asked = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
     judged = judge(
         asked, settings, rows, manifest, target_sensitivity=target_sensitivity, costs=costs,
-        subject_label=subject_label,
+        review_error=review_error, subject_label=subject_label,
     )  # fmt: skip
     rule = judged.rule
     fitted = None if familiar is None else familiar.fit(graph, settings, rows, manifest)
@@ -77,7 +78,7 @@ def publish(
         name=folder.uri.rsplit("/", 1)[-1],
         version=new_version(digest),
         **_asked(settings, rows, manifest),
-        **judged.fields(review_margin),
+        **judged.fields(),
         weights_sha256=digest,
         graph_sha256=hashlib.sha256(graph).hexdigest(),
         sketch_sha256="" if sketch is None else hashlib.sha256(sketch).hexdigest(),
@@ -90,7 +91,8 @@ def publish(
     files |= {} if sketch is None else {SKETCH: sketch}
     files |= {} if fitted is None else {REFERENCE: fitted.reference}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
-    return Published(bundle, folder.point_if_better(bundle), rule.temperature, rule.threshold, judged.agreement)
+    verdict = folder.point_if_better(bundle)
+    return Published(bundle, verdict, rule.temperature, rule.threshold, judged.agreement, judged.told_of_review)
 
 
 def _asked(settings: Settings, rows: LabelledRows, manifest: Manifest) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.model.bundle import CARD, WEIGHTS, Bundle, read_bundle
 from pipeline.model.prediction import Prediction, predictions
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import ModelFolder, resolve, version_uris
+from pipeline.model.review import ReviewRule, is_in
 from pipeline.model.torch_engine import TorchRunner
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.stores import Stores
@@ -45,6 +46,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     """97 images, one of them damaged: 65 and 32 that no number of workers divides evenly."""
     folder = tmp_path_factory.mktemp("cells")
     rows = cell_images(folder / "images", 97)
+    for number, row in enumerate(rows):  # three subjects to six images, one a split and its like
+        row["subject_id"] = f"{row['split']} {number // 6}"
     Path(rows[0]["uri"]).write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     return manifest_of(rows, folder / "manifest").uri
 
@@ -52,7 +55,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def trained(ray_cluster: Any, manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("models")
-    assert run_train(manifest, out, "--epochs", "8", "--review-margin", "0.1") == 0
+    assert run_train(manifest, out, "--epochs", "8", "--review-error", "0.1") == 0
     return resolve(str(out / "leukoray"))
 
 
@@ -92,8 +95,10 @@ def test_the_bundle_tells_its_history_and_its_limits(trained: Bundle) -> None:
     card = trained.file(CARD).decode()
     assert "not a medical device" in card.lower()
     assert "synthetic" in card.lower()
-    low, high = trained.info.review_band or (0, 0)
-    assert low < trained.info.threshold < high
+    review = trained.info.review
+    assert review is not None and review.is_promised and review.error == 0.1
+    assert trained.info.review_band == review.band(trained.info.threshold)
+    assert f"| Review promise | {review} |" in card
 
 
 def test_tensorboard_files_stay_and_checkpoints_go(trained: Bundle) -> None:
@@ -133,6 +138,25 @@ def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_th
     assert found["threshold"] < min(sick) < found["threshold"] + 1e-4  # no lower than it must be
     assert {row["decision"] for row in predictions if row["label"] == 1} <= {"positive", "review"}
     assert Path(trained.uri, "bundle.json").read_bytes() == before
+
+
+def test_a_review_error_of_an_evaluation_is_its_band_and_is_reported_beside_what_came_of_it(
+    trained: Bundle, manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [manifest, "--model", trained.uri, "--out", str(tmp_path), "--split", "validation", "--bootstrap", "100"]
+    assert evaluate.command([*command, "--target-sensitivity", "1.0", "--review-error", "0.4"]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    review = found["review"]
+    assert review["promise"]["error"] == 0.4 and review["missed"]["value"] <= 0.4 and review["alarmed"]["value"] <= 0.4
+    rule = ReviewRule(**{name: review["promise"][name] for name in ReviewRule.model_fields})
+    band = rule.band(found["threshold"])
+    assert (review["low"], review["high"]) == (band or (None, None))
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    left = [row for row in rows if row["decision"] == "review"]
+    assert len(left) == review["images"] == sum(is_in(band, row["probability"]) for row in rows)
+    assert "Promised on average over new subjects: at most 40 of 100 on either side" in capsys.readouterr().out
+    assert evaluate.command([*command, "--review-error", "0.01"]) == 2
+    assert "99 of each are needed for 0.01" in capsys.readouterr().err
 
 
 def test_a_target_sensitivity_of_training_is_the_bundles_rule(ray_cluster: Any, manifest: str, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """What a bundle says of a model, from scores of images that it did not learn from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.base.errors import UsageError
 from pipeline.evaluation.calibration import Costs
 from pipeline.evaluation.report import render_card
 from pipeline.sources.manifest import Manifest
-from pipeline.training.judgement import HeldOut, judge
+from pipeline.training.judgement import HeldOut, judge, refuse_review
 from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.validation import Scores, joined
 from tests.bundles import make_bundle
@@ -47,26 +49,47 @@ def test_validation_and_out_of_fold_scores_are_told_apart_in_bundle_and_card(
     validated = judge(HeldOut(scores_of(manifest, "validation", skill=1.5), 4), SETTINGS, rows, manifest)
     folds = [scores_of(manifest, split, skill=1.5) for split in ("train", "validation")]
     out_of_fold = HeldOut(joined(folds), 4, "out-of-fold", shipped=scores_of(manifest, "validation", skill=1.5, seed=9))
-    folded = judge(out_of_fold, SETTINGS, rows, manifest, costs=Costs(5, 1))
+    folded = judge(out_of_fold, SETTINGS, rows, manifest, costs=Costs(5, 1), review_error=0.03)
     for judged, on, images in ((validated, "validation", 60), (folded, "out-of-fold", 180)):
-        bundle = make_bundle(tmp_path / on, **judged.fields(0.1))
+        bundle = make_bundle(tmp_path / on, **judged.fields())
         assert bundle.info.calibrated_on == on and bundle.info.calibration["images"] == images
         assert bundle.info.against_chance is not None and bundle.info.against_chance.is_shown
         assert f"| Calibrated on | {on} images ({images}); threshold 0." in render_card(bundle.info)
-        low, high = bundle.info.review_band or (0, 0)
-        assert (low, high) == pytest.approx((bundle.info.threshold - 0.1, bundle.info.threshold + 0.1))
         assert bundle.info.reference_scores["split"] == on
     assert validated.agreement is None and folded.agreement is not None and folded.agreement.is_alike
     assert bundle.info.calibration["shipped"]["images"] == 60
+    assert validated.review is None and validated.fields()["review_band"] is None
+    review, band = bundle.info.review, bundle.info.review_band
+    assert review is not None and review.is_promised and (review.on, review.positive_units) == ("out-of-fold", 40)
+    assert band is not None and band == review.band(bundle.info.threshold) and band[0] < bundle.info.threshold < band[1]
+    inside = (folded.rule.values >= band[0]) & (folded.rule.values < band[1])
+    assert folded.reviewed == pytest.approx(inside.mean()) and 0 < inside.mean() < 1
+    card = render_card(bundle.info)
+    assert (
+        "without a person at most 0.03 of the truly positive images" in card and "from 180 out-of-fold images" in card
+    )
     assert folded.rule.threshold is not None and "FN=5,FP=1 on out-of-fold images" in folded.rule.threshold.rule
 
 
 def test_a_shipped_model_that_scores_otherwise_is_named(manifest: Manifest, rows: LabelledRows) -> None:
     held = scores_of(manifest, "train", skill=1.5)
     other = scores_of(manifest, "validation", skill=1.5, shift=4.0)
-    judged = judge(HeldOut(held, 4, "out-of-fold", other), SETTINGS, rows, manifest)
+    judged = judge(HeldOut(held, 4, "out-of-fold", other), SETTINGS, rows, manifest, review_error=0.1)
     assert judged.agreement is not None and not judged.agreement.is_alike
-    assert judged.fields(None)["review_band"] is None
+    assert judged.review is not None and not judged.review.is_promised
+    assert "not promised: the shipped weights score otherwise" in str(judged.review)
+
+
+def test_a_promise_that_validation_cannot_hold_is_refused_before_training(
+    manifest: Manifest, rows: LabelledRows
+) -> None:
+    refuse_review(manifest, rows, 0.05, has_folds=False)  # 20 subjects of each class, 19 are needed
+    with pytest.raises(UsageError, match=r"--review-error 0\.04: 20 subjects have negative .* 24 of each are needed"):
+        refuse_review(manifest, rows, 0.04, has_folds=False)
+    refuse_review(manifest, rows, 0.025, has_folds=True)  # 40, of which 39 are needed
+    by_image = replace(manifest, info=manifest.info.model_copy(update={"split_rule": "images"}))
+    with pytest.raises(UsageError, match="split by image"):
+        refuse_review(by_image, rows, 0.2, has_folds=False)
 
 
 def test_scores_without_skill_are_not_better_than_chance(manifest: Manifest, rows: LabelledRows) -> None:

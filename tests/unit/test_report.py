@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.evaluation.abstention import review_rule
 from pipeline.evaluation.chance import METHODS
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
@@ -272,7 +273,25 @@ def test_each_table_with_intervals_names_their_method() -> None:
 def test_headline_tells_what_goes_to_a_person() -> None:
     metrics = binary_content()["metrics"]
     share = 100 * metrics["review"]["images"] / metrics["images"]
-    assert f"Of 100 images, {share:.0f} fall into the review band" in words.headline(metrics)[-1]
+    *_, reviewed, passed = words.headline(metrics)
+    assert f"Of 100 images, {share:.0f} fall into the review band and go to a person." == reviewed
+    missed, alarmed = (words.per_hundred(metrics["review"][key]["value"]) for key in ("missed", "alarmed"))
+    assert passed.startswith(f"Without a person, of 100 diseased images {missed} are called healthy (95 % CI ")
+    assert f"of 100 healthy images {alarmed} are called diseased" in passed
+
+
+def test_report_shows_work_against_error_and_what_was_promised() -> None:
+    labels, probabilities, subjects = binary()
+    rule = review_rule(labels, probabilities, subjects, 0.05)
+    metrics = evaluate_binary(
+        labels, probabilities, threshold=0.4, subjects=subjects, review_band=rule.band(0.4), review=rule,
+        resampling=Resampling(50),
+    )  # fmt: skip
+    curves = binary_curves(labels, probabilities, subjects, threshold=0.4)
+    page = Outline(render_report(**binary_content(metrics=metrics, curves=curves))).text
+    assert "Work against error" in page and "Left to a person" in page
+    assert f"Promised: {rule}." in page and "≤ 0.05" in page
+    assert "Promised on average over new subjects: at most 5 of 100 on either side" in page
 
 
 def test_report_escapes_names_from_outside() -> None:

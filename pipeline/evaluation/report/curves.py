@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
+from pipeline.evaluation.abstention import trade_off
 from pipeline.evaluation.adverse import Parts, interval_of, limits, share
 from pipeline.evaluation.definitions import Floats, Ints, equal_mass_bins
 from pipeline.evaluation.intervals import Resampling, known_or_none, subject_codes
@@ -22,10 +23,13 @@ def binary_curves(
     probabilities: ArrayLike,
     subjects: Sequence[str | None] | None = None,
     resampling: Resampling = Resampling(),
+    *,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """ROC, precision-recall, histogram of scores by class and reliability of a two-class model.
 
-    A curve that needs a class the split lacks is None.
+    With a threshold also what errors it spares to leave images to a person. A curve that needs a class the split lacks
+    is None.
     """
     truth, scores = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
@@ -35,6 +39,7 @@ def binary_curves(
         "pr": _precision_recall(truth == 1, scores),
         "histogram": {"edges": edges.tolist(), "negative": counts[0], "positive": counts[1]},
         "reliability": reliability(truth == 1, scores, subjects, resampling),
+        "trade_off": None if threshold is None else trade_off(truth, scores, subjects, threshold),
     }
 
 

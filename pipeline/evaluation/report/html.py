@@ -207,11 +207,13 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
     points = curves.get("disease") or curves
     pictures = []
     if view and points.get("histogram"):
-        band = (view["review"]["low"], view["review"]["high"]) if view.get("review") else None
+        band = _band(view)
         names = words.disease_words(view["class_names"])
         svg = plots.score_histogram(points["histogram"], names, view["threshold"], band)
         caption = "Where the model puts the images of each side. Colour on the wrong side of the line is an error."
         pictures.append(Picture(svg, "Scores", caption, wide=True))
+    if view and points.get("trade_off"):
+        pictures.append(_trade_off(view, points["trade_off"]))
     if view and points.get("pr"):
         values = view["metrics"]
         operating = (values["sensitivity"]["value"], values["precision"]["value"])
@@ -230,6 +232,26 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
         )
         pictures.append(Picture(plots.reliability(curves["reliability"], label), "Calibration", caption))
     return pictures
+
+
+def _band(view: Mapping[str, Any]) -> tuple[float, float] | None:
+    review = view.get("review")
+    return (review["low"], review["high"]) if review and review["low"] is not None else None
+
+
+def _trade_off(view: Mapping[str, Any], curve: Mapping[str, Any]) -> Picture:
+    """What it spares to leave images to a person."""
+    review = view.get("review")
+    errors = [review[key]["value"] if review else None for key in ("missed", "alarmed")]
+    reviewed = review["share"]["value"] if review else None
+    promised = review["promise"]["error"] if review and review["promise"] else None
+    names = words.disease_words(view["class_names"])
+    caption = (
+        "Of the images of each side, the share that is decided wrongly where so many of all, those nearest to the "
+        "threshold, are left to a person. Each subject counts alike."
+    )
+    caption += " The circles are the review band of this model, which need not lie on the lines." if review else ""
+    return Picture(plots.trade_off(curve, names, reviewed, errors, promised), "Work against error", caption)
 
 
 def _training_pictures(history: Sequence[Mapping[str, Any]], kept: Kept | None) -> list[Picture]:

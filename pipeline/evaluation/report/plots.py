@@ -222,6 +222,40 @@ def reliability_of_two(series: Mapping[str, Sequence[Mapping[str, Any]]], share_
         return _svg(figure, "reliability-two")
 
 
+def trade_off(
+    curve: Mapping[str, Any],
+    names: Sequence[str],
+    reviewed: float | None,
+    errors: Sequence[float | None],
+    promised: float | None,
+) -> str:
+    """Both errors of what is decided without a person over the share left to one; markers where the band is.
+
+    `errors`: missed and alarmed at the band, whose `reviewed` share is None where there is no band.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SQUARE, layout="constrained")
+        axes = figure.subplots()
+        sides = (("missed", POSITIVE, "-", names[1], names[0]), ("alarmed", NEGATIVE, "--", names[0], names[1]))
+        for (key, colour, dash, whose, called), at in zip(sides, errors, strict=True):
+            label = f"{whose}, called {called}"
+            axes.plot(curve["reviewed"], curve[key], color=colour, linestyle=dash, linewidth=1.8, label=label)
+            if reviewed is not None and at is not None:
+                axes.plot(
+                    [reviewed], [at], "o", markersize=9, markerfacecolor="white", markeredgecolor=colour,
+                    markeredgewidth=2, clip_on=False, zorder=3,
+                )  # fmt: skip
+        largest = max([*curve["missed"], *curve["alarmed"], *(at for at in errors if at is not None), promised or 0.0])
+        if promised is not None:
+            axes.axhline(promised, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+            axes.text(1.0, promised + 0.015 * (largest or 1), "promised", color=MUTED, fontsize=8.5, ha="right")
+        axes.set(xlim=(0, 1), ylim=(0, max(1.1 * largest, 0.01)), xlabel="Left to a person", ylabel="Decided wrongly")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.legend(loc="upper right")
+        return _svg(figure, "review")
+
+
 def monitored(monitor: str) -> str:
     """A column of the history as words: 'ROC-AUC on validation'."""
     name = monitor.removeprefix("val_")

@@ -56,7 +56,7 @@ def complement(metric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(metrics: Mapping[str, Any]) -> list[str]:
-    """The result in one to five sentences."""
+    """The result in a few sentences."""
     if metrics["task"] == "binary":
         return [*_headline_binary(metrics), *_chance(metrics)]
     accuracy, classes = metrics["metrics"]["accuracy"], len(metrics["class_names"])
@@ -212,9 +212,47 @@ def _review(metrics: Mapping[str, Any]) -> list[str]:
     review = metrics.get("review")
     if not review:
         return []
+    if review["low"] is None:
+        return ["No image need go to a person: the threshold alone keeps the promise.", *_let_pass(metrics)]
     share = per_hundred(review["images"] / metrics["images"])
-    verb = "falls" if share == "1" else "fall"
-    return [f"Of 100 images, {share} {verb} into the review band and {verb.replace('fall', 'go')} to a person."]
+    verb, goes = ("falls", "goes") if share == "1" else ("fall", "go")
+    return [f"Of 100 images, {share} {verb} into the review band and {goes} to a person.", *_let_pass(metrics)]
+
+
+def _let_pass(metrics: Mapping[str, Any]) -> list[str]:
+    """What is decided wrongly without a person, beside what was promised."""
+    review, (negative, positive) = metrics["review"], disease_words(metrics["class_names"])
+    told = []
+    for key, whose, called in (("missed", positive, negative), ("alarmed", negative, positive)):
+        found = review[key]
+        if found["value"] is not None:
+            limits = _limits(found, metrics["intervals"])
+            share = per_hundred(found["value"])
+            verb = "is" if share == "1" else "are"
+            told.append(f"of 100 {whose} images {share} {verb} called {called}{limits}")
+    if not told:
+        return []
+    alike = f", each {_unit(metrics['intervals'])} counting alike" if metrics["intervals"]["unit"] == "subject" else ""
+    sentences = [f"Without a person, {', '.join(told)}{alike}.", promise(review)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def promise(review: Mapping[str, Any]) -> str:
+    """What the band was to hold, and whether it does here; nothing where it is of a version without a promise."""
+    rule = review["promise"]
+    if not rule:
+        return ""
+    most = f"at most {per_hundred(rule['error'])} of 100"
+    if rule["why_not"]:
+        return f"The band was meant to let {most} pass on either side; this is not promised: {rule['why_not']}."
+    low = [review[key]["low"] for key in ("missed", "alarmed")]
+    broken = [
+        name
+        for name, limit in zip(("missed", "false alarms"), low, strict=True)
+        if limit is not None and limit > rule["error"]
+    ]
+    verdict = f", which does not hold here ({' and '.join(broken)})" if broken else ""
+    return f"Promised on average over new {rule['called']}: {most} on either side{verdict}."
 
 
 def disease_words(class_names: list[str]) -> tuple[str, str]:

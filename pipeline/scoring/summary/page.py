@@ -149,6 +149,8 @@ def _provenance(summary: Summary) -> dict[str, Any]:
         "Model lies in": model.uri,
         "Model identity (SHA-256)": model.sha256,
         "Threshold": model.threshold if summary.decides else None,
+        **({"Review band": f"{model.review_band[0]:.4f} to {model.review_band[1]:.4f}"} if model.review_band else {}),
+        **({"Without a person": str(model.review)} if model.review else {}),
         "Temperature": model.temperature,
         "Classes that count as positive": ", ".join(model.positive_classes),
         "Preprocessing digest": model.preprocessing_digest,
