@@ -26,7 +26,7 @@ def binary_curves(
     *,
     threshold: float | None = None,
 ) -> dict[str, Any]:
-    """ROC, precision-recall, histogram of scores by class and reliability of a two-class model.
+    """ROC, precision-recall, net benefit, histogram of scores by class and reliability of a two-class model.
 
     With a threshold also what errors it spares to leave images to a person. A curve that needs a class the split lacks
     is None.
@@ -37,6 +37,7 @@ def binary_curves(
     return {
         "roc": _roc(truth == 1, scores),
         "pr": _precision_recall(truth == 1, scores),
+        "net_benefit": net_benefit(truth == 1, scores),
         "histogram": {"edges": edges.tolist(), "negative": counts[0], "positive": counts[1]},
         "reliability": reliability(truth == 1, scores, subjects, resampling),
         "trade_off": None if threshold is None else trade_off(truth, scores, subjects, threshold),
@@ -69,6 +70,27 @@ def reliability_of(
     if task == "binary":
         return reliability(truth == 1, classes[:, 1], subjects, resampling)
     return reliability(classes.argmax(axis=1) == truth, classes.max(axis=1), subjects, resampling)
+
+
+def net_benefit(positive: Any, scores: Floats) -> dict[str, Any] | None:
+    """Decision curve (Vickers & Elkin 2006, doi:10.1177/0272989X06295361): what a threshold is worth.
+
+    At a threshold p, one disease found weighs as much as (1 - p) / p false alarms; net benefit is the share of images
+    rightly called less that of false alarms so weighed. `all` calls every image positive, calling none is worth 0. At
+    the share of positive images as it is here, `prevalence`. None where a class is missing.
+    """
+    if not 0 < positive.sum() < len(positive):
+        return None
+    thresholds = np.linspace(0.01, 0.99, 99)
+    called = scores[None, :] >= thresholds[:, None]  # (99, N)
+    found, alarms = (called & positive).mean(axis=1), (called & ~positive).mean(axis=1)
+    odds, prevalence = thresholds / (1 - thresholds), float(positive.mean())
+    return {
+        "threshold": thresholds.tolist(),
+        "model": (found - alarms * odds).tolist(),
+        "all": (prevalence - (1 - prevalence) * odds).tolist(),
+        "prevalence": prevalence,
+    }
 
 
 def _roc(positive: Any, scores: Floats) -> dict[str, Any] | None:

@@ -221,6 +221,15 @@ def _score_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> li
         svg = plots.precision_recall(points["pr"], known, words.number(values["pr_auc"]["value"]))
         caption = "How many alarms are right. Depends on how common the disease is in this split."
         pictures.append(Picture(svg, "Precision and recall", caption))
+    if view and points.get("net_benefit"):
+        svg = plots.decision_curve(points["net_benefit"], view["threshold"])
+        share = words.per_hundred(points["net_benefit"]["prevalence"])
+        caption = (
+            "What acting on the model is worth: diseased images found, less false alarms weighed by the threshold. Of "
+            "use where its line lies above both calling all images and calling none (0), where the disease is as "
+            f"common as here, in {share} of 100 images."
+        )
+        pictures.append(Picture(svg, "Decision curve", caption))
     if curves.get("reliability"):
         positive = words.disease_words(metrics["class_names"])[1] if metrics["task"] == "binary" else None
         label = f"Share truly {positive}" if positive else _RIGHT

@@ -256,6 +256,22 @@ def trade_off(
         return _svg(figure, "review")
 
 
+def decision_curve(curve: Mapping[str, Any], threshold: float) -> str:
+    """Net benefit over the threshold, beside calling all images positive and none; the model's own threshold marked."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SQUARE, layout="constrained")
+        axes = figure.subplots()
+        top = max(curve["prevalence"], *curve["model"])
+        axes.set(xlim=(0, 1), ylim=(-0.15 * top, 1.1 * top), xlabel="Threshold", ylabel="Net benefit an image")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.axhline(0, color=MUTED, linewidth=1)
+        axes.plot(curve["threshold"], curve["all"], color=POSITIVE, linewidth=1.4, linestyle="--", label="all called")
+        axes.plot(curve["threshold"], curve["model"], color=ACCENT, linewidth=2, label="this model")
+        axes.axvline(threshold, color=INK, linewidth=1, linestyle=":", label=f"its threshold, {threshold:.3f}")
+        axes.legend(loc="upper right")
+        return _svg(figure, "decision-curve")
+
+
 def monitored(monitor: str) -> str:
     """A column of the history as words: 'ROC-AUC on validation'."""
     name = monitor.removeprefix("val_")
