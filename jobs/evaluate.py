@@ -15,7 +15,7 @@ from pipeline.base.errors import IncompleteError, UsageError
 from pipeline.evaluation.by_subject import rules_here
 from pipeline.evaluation.comparison import words as comparison_words
 from pipeline.evaluation.comparison.page import render_comparison
-from pipeline.evaluation.comparison.result import refuse_incomparable
+from pipeline.evaluation.comparison.result import Comparison, refuse_incomparable
 from pipeline.evaluation.comparison.run import compare_on
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.names import METRIC_NAMES
@@ -26,6 +26,7 @@ from pipeline.evaluation.report import elsewhere, words
 from pipeline.evaluation.report.subjects import subjects_in_words
 from pipeline.evaluation.result import Evaluation, evaluation
 from pipeline.evaluation.shortcut import images_to_learn_from
+from pipeline.evaluation.study.write import write_study
 from pipeline.images.unit import refuse_mismatch
 from pipeline.ingest.matching import Matched
 from pipeline.model.bundle import Bundle, BundleInfo
@@ -78,6 +79,7 @@ class EvaluateConfig(NamingConfig):
     compare_splits: bool = Field(
         False, description="tell what a random split would promise: a probe under several ways to split (a minute)"
     )
+    study: bool = Field(False, description="write study/ as well: CLAIM, TRIPOD+AI, STARD-AI, change control plan")
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
     workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
     cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores a worker holds")
@@ -143,6 +145,8 @@ def main(config: EvaluateConfig) -> None:
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
+    if config.study:
+        print(f"for a study: {write_study(absolute(config.out), Comparison([found], [], [], 0, resampling), stores)}")
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
         found.keep_in_bundle(record, report)
     account(config, found, clock)
@@ -157,6 +161,8 @@ def _refuse_mixed(config: EvaluateConfig) -> None:
         raise UsageError("--review-error chooses the band of one model; give one --model")
     if not config.external and (config.labels is not None or config.classes):
         raise UsageError("--labels and --classes are for --external; a manifest of its own has labels and classes")
+    if config.study and len(config.model) > 1:
+        raise UsageError("--study is of one model; of a version beside the best one `leukoray promote` writes it")
 
 
 def _images(config: EvaluateConfig, info: BundleInfo, stores: Stores) -> tuple[Manifest, Matched | None]:

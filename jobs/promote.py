@@ -12,10 +12,12 @@ from pipeline.evaluation.comparison.page import render_comparison
 from pipeline.evaluation.promotion.criteria import MET, all_met
 from pipeline.evaluation.promotion.protocol import read_protocol
 from pipeline.evaluation.promotion.run import Judgement, judge, manifest_of
+from pipeline.evaluation.study.pccp import Decision
+from pipeline.evaluation.study.write import write_study
 from pipeline.model.bundle import Bundle, read_bundle
 from pipeline.model.chance import NOT_SHOWN
 from pipeline.model.predictor import Predictor
-from pipeline.model.promotions import Promotion, archive, move, promotions, record, user_name
+from pipeline.model.promotions import Action, Promotion, archive, move, promotions, record, user_name
 from pipeline.model.registry import ModelFolder, version_uris
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -41,7 +43,7 @@ class PromoteConfig(NamingConfig):
     rollback: bool = Field(False, description="point best.json to the version that was the best before")
     why: str = Field("", description="reason, for the archive of promotions")
     by: str | None = Field(None, description="who promotes, for the archive (default: the user's name)")
-    out: str = Field("promotion", description="folder for comparison.html and comparison.json of a protocol")
+    out: str = Field("promotion", description="folder for comparison.html, comparison.json and study/ of a protocol")
     list: bool = Field(False, description="list the versions with their validation metrics, and the last promotions")
     workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
     cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores a worker holds")
@@ -129,11 +131,14 @@ def _by_protocol(config: PromoteConfig, uri: str) -> None:
     page = render_comparison(found.comparison, config.mistakes, folder.stores)
     found.comparison.save(out, figures, page, folder.stores)
     print("\n" + "\n".join(criteria_lines(found)))
+    action = _action(config, found)
     with folder.moving() as check_lock:
         _refuse_other_best(folder, found)
         check_lock()
         print("\n" + _decided(config, folder, bundle, found, figures))
-    print(f"figures: {join(out, 'comparison.html')}")
+    decision = Decision(found.criteria, action, config.who, config.why, found.written.model_dump())
+    study = write_study(out, found.comparison, folder.stores, decision)
+    print(f"figures: {join(out, 'comparison.html')}; for a study: {study}")
     _warn(bundle)
     if not (all_met(found.criteria) or config.force):
         raise NotPromotedError(
@@ -158,13 +163,17 @@ def _refuse_other_best(folder: ModelFolder, found: Judgement) -> None:
         )
 
 
+def _action(config: PromoteConfig, found: Judgement) -> Action:
+    return "promoted" if all_met(found.criteria) else "forced" if config.force else "refused"
+
+
 def _decided(
     config: PromoteConfig, folder: ModelFolder, bundle: Bundle, found: Judgement, figures: dict[str, object]
 ) -> str:
     """Archive it, move best.json where that is due; what was done, in a line or two."""
     met = all_met(found.criteria)
     promotion = record(
-        "promoted" if met else "forced" if config.force else "refused",
+        _action(config, found),
         bundle,
         found.best.version,
         config.who,

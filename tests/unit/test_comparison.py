@@ -128,6 +128,24 @@ def test_limits_hold_a_true_difference(setting: Setting) -> None:
         assert found["balanced_accuracy"].real > 0.5 and found["roc_auc"].real > 0.8
 
 
+def test_failing_on_whole_subjects_is_not_overlooked_because_none_of_them_came_by() -> None:
+    """Both models are right in 90 % of the images: one wrong on every tenth subject as a whole, one here and there.
+
+    Of 10 subjects, 35 in 100 test sets hold none of the former: a test by what was seen would call the first better.
+    """
+    rng = np.random.default_rng(9)
+    codes = np.repeat(np.arange(20), 30)
+    truth, called_real = codes % 2, 0
+    for _ in range(100):
+        fails = rng.random(20) < 0.1
+        by_subject = np.where(fails[codes], 1 - truth, truth)
+        here_and_there = np.where(rng.random(len(codes)) < 0.1, 1 - truth, truth)
+        pair = [side(truth, 0.1 + 0.8 * said, codes) for said in (by_subject, here_and_there)]
+        found = paired_differences(("sensitivity", "balanced_accuracy"), *pair, FEW)
+        called_real += any(of.p <= 0.05 for of in found.values())
+    assert called_real <= 5
+
+
 def test_delong_tests_the_roc_auc_only_where_each_subject_has_one_image() -> None:
     rng = np.random.default_rng(3)
     one, other = drawn(Setting(30, 1, 0.5, (0.95, 0.8), 0.8), rng)

@@ -1,0 +1,87 @@
+"""The documents of a study as files: `claim.md`, `tripod_ai.md`, `stard_ai.md`, `pccp.md`, `flow.svg`."""
+
+from collections.abc import Iterable
+
+from pipeline.evaluation.comparison.result import Comparison
+from pipeline.evaluation.report import words
+from pipeline.evaluation.study import pccp
+from pipeline.evaluation.study.checklists import CHECKLISTS, Checklist
+from pipeline.evaluation.study.facts import Fact, Facts, facts
+from pipeline.evaluation.study.flow import draw, flow_of
+from pipeline.storage.stores import Stores
+from pipeline.storage.uris import join
+
+STUDY = "study"
+FILLED, IN_PART, PERSON = "filled", "in part: needs a person", "needs a person"
+_CHECK = (
+    "Read every line before it is used: the run knows files and figures, not the study. What an item wants is said by "
+    "its source"
+)
+_FDA = "https://www.regulations.gov/docket/FDA-2022-D-2628"
+
+
+def write_study(out: str, comparison: Comparison, stores: Stores, decision: pccp.Decision | None = None) -> str:
+    """Into the folder `study` of `out`, whose URI is given back; of the first model of the comparison."""
+    found = comparison.evaluations[0]
+    known = facts(found, decision.protocol if decision else None)
+    info = found.bundle.info
+    head = f"{info.name} / {info.version}, {found.split} split of manifest {found.manifest.info.digest[:12]}"
+    synthetic = info.synthetic or found.manifest.info.synthetic
+    texts = {checklist.file: checklist_text(checklist, known, head, synthetic) for checklist in CHECKLISTS}
+    texts["pccp.md"] = pccp_text(pccp.parts(comparison, known, decision), head, synthetic)
+    texts["flow.svg"] = draw(flow_of(found))
+    folder = join(out, STUDY)
+    for name, text in texts.items():
+        stores.of(folder).write(join(folder, name), text.encode())
+    return folder
+
+
+def checklist_text(checklist: Checklist, known: Facts, head: str, synthetic: bool) -> str:
+    """One guideline as Markdown: each item with what the run says of it."""
+    told = [(item.number, item.about, known.get(item.fact)) for item in checklist.items]
+    rows = (f"| {number} | {about} | {_state(fact)} | {_cell(fact)} |" for number, about, fact in told)
+    note = f"\n{checklist.note}\n" if checklist.note else ""
+    return _page(
+        checklist.title,
+        head,
+        synthetic,
+        f"{counted(fact for _, _, fact in told)} {_CHECK}: <{checklist.source}>.\n{note}",
+        "| item | about | state | the run says |\n|---|---|---|---|\n" + "\n".join(rows),
+        "![Where the images went](flow.svg)",
+    )
+
+
+def pccp_text(parts: Iterable[pccp.Part], head: str, synthetic: bool) -> str:
+    parts = list(parts)
+    sections = [
+        f"## {number}. {part.title}\n\n| asks for | state | the run says |\n|---|---|---|\n"
+        + "\n".join(f"| {about} | {_state(fact)} | {_cell(fact)} |" for about, fact in part.rows)
+        for number, part in enumerate(parts, 1)
+    ]
+    every = (fact for part in parts for _, fact in part.rows)
+    lead = f"{counted(every)} {_CHECK}: <{_FDA}>."
+    return _page("Predetermined change control plan, a draft", head, synthetic, lead, *sections)
+
+
+def counted(told: Iterable[Fact | None]) -> str:
+    """'12 of 44 items filled by the run, 9 in part; 23 need a person.'"""
+    every = list(told)
+    whole = sum(fact is not None and fact.is_whole for fact in every)
+    part = sum(fact is not None and not fact.is_whole for fact in every)
+    open_ones = len(every) - whole - part
+    return f"**{whole} of {len(every)} items filled by the run, {part} in part; {open_ones} need a person.**"
+
+
+def _page(title: str, head: str, synthetic: bool, *sections: str) -> str:
+    notes = [words.NOT_A_DEVICE, *([words.SYNTHETIC] if synthetic else [])]
+    return "\n\n".join([f"# {title}", head, *(f"**{note}**" for note in notes), *sections]) + "\n"
+
+
+def _state(fact: Fact | None) -> str:
+    if fact is None:
+        return PERSON
+    return FILLED if fact.is_whole else IN_PART
+
+
+def _cell(fact: Fact | None) -> str:
+    return "" if fact is None else fact.text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,168 @@
+"""Documents of a study: what the run fills, what it leaves to a person, and where the images went."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.base.errors import Code, ImageRejected
+from pipeline.evaluation.comparison.predict import ComparisonWorker
+from pipeline.evaluation.comparison.result import Comparison, comparison
+from pipeline.evaluation.comparison.speed import Speed
+from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.predict import Outcome
+from pipeline.evaluation.promotion.criteria import Criterion
+from pipeline.evaluation.reach import threshold_of
+from pipeline.evaluation.study.checklists import CHECKLISTS, CLAIM, STARD_AI, TRIPOD_AI
+from pipeline.evaluation.study.facts import Fact, facts
+from pipeline.evaluation.study.flow import draw, flow_of
+from pipeline.evaluation.study.pccp import Decision, changes
+from pipeline.evaluation.study.write import FILLED, IN_PART, PERSON, counted, write_study
+from pipeline.sources.manifest import Manifest
+from pipeline.storage.stores import Stores
+from tests.bundles import make_bundle
+from tests.training_data import cell_images, manifest_of
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """36 images of 12 subjects: 12 a part; 3 more of a class in no part, 2 without any class."""
+    parts = ("train", "validation", "test")
+    rows = [
+        row | {"subject_id": f"s{k // 3}", "split": parts[k // 12]}
+        for k, row in enumerate(cell_images(tmp_path / "images", 36))
+    ]
+    more = cell_images(tmp_path / "more", 5)
+    rows += [row | {"split": None, "class_name": "smudge", "label": None} for row in more[:3]]
+    rows += [row | {"split": None, "class_name": None, "label": None} for row in more[3:]]
+    made = manifest_of(rows, tmp_path / "manifest", split_rule="subjects")
+    info = made.info.model_copy(
+        update={"ignored": ["smudge"], "left_out": {"no image": 7}, "problems": {"truncated": 1}}
+    )
+    return Manifest(made.uri, made.table, info)
+
+
+def compared(manifest: Manifest, folder: Path, *, unread: int = 0, old: bool = True) -> Comparison:
+    own = {"manifest_digest": manifest.info.digest, "training": {"epochs": 3, "best_epoch": 2, "weights": "none"}}
+    bundles = [make_bundle(folder / "new", 16, seed=1, bias=20.0, version="new", **own)]
+    if old:
+        bundles.append(make_bundle(folder / "old", 16, seed=2, bias=-20.0, version="old", threshold=0.4, **own))
+    said = ComparisonWorker(bundles, Stores(), on_gpu=False).predict(manifest.split("test"))
+    gone = ImageRejected(Code.TRUNCATED, "ends early")
+    outcomes = [
+        [Outcome(of[k].row, gone) if place < unread else of[k] for place, of in enumerate(said)]
+        for k in range(len(bundles))
+    ]
+    quick = [Speed(100.0, 1.0, 2.0, 10, 1000) for _ in bundles]
+    thresholds = [threshold_of(bundle.info) for bundle in bundles]
+    return comparison(bundles, manifest, "test", outcomes, thresholds, Resampling(100), quick)
+
+
+def states(text: str) -> list[str]:
+    return [row.split(" | ")[-2] for row in re.findall(r"^\|(.+)\|$", text, re.MULTILINE) if " | " in row][1:]
+
+
+@pytest.mark.parametrize(("checklist", "items"), [(CLAIM, 44), (TRIPOD_AI, 52)], ids=["claim", "tripod"])
+def test_every_item_of_a_guideline_is_there_once(checklist: Any, items: int) -> None:
+    assert len({item.number for item in checklist.items}) == len(checklist.items) == items
+
+
+def test_stard_has_the_items_of_2015_in_their_order() -> None:
+    numbers = [item.number for item in STARD_AI.items if item.number != "+"]
+    assert {re.sub(r"\D", "", number) for number in numbers} == {str(k) for k in range(1, 31)}
+    assert [int(re.sub(r"\D", "", number)) for number in numbers] == sorted(int(re.sub(r"\D", "", n)) for n in numbers)
+
+
+def test_items_are_named_in_few_words_and_ask_for_facts_that_exist(manifest: Manifest, tmp_path: Path) -> None:
+    """A fact that is misspelt would never be filled: every name is one that some run knows."""
+    source = Path("pipeline/evaluation/study/facts.py").read_text()
+    for checklist in CHECKLISTS:
+        for item in checklist.items:
+            assert len(item.about.split()) <= 10
+            assert not item.fact or f'"{item.fact}"' in source, item
+
+
+def test_the_files_count_what_they_fill(manifest: Manifest, tmp_path: Path) -> None:
+    folder = Path(write_study(str(tmp_path / "out"), compared(manifest, tmp_path, old=False), Stores()))
+    assert {path.name for path in folder.iterdir()} == {
+        "claim.md",
+        "tripod_ai.md",
+        "stard_ai.md",
+        "pccp.md",
+        "flow.svg",
+    }
+    for checklist in CHECKLISTS:
+        text = (folder / checklist.file).read_text()
+        found = states(text)
+        assert len(found) == len(checklist.items)
+        whole, part, person = (sum(state == of for state in found) for of in (FILLED, IN_PART, PERSON))
+        assert f"**{whole} of {len(found)} items filled by the run, {part} in part; {person} need a person.**" in text
+        assert (whole > 5 and person > 5 and "Synthetic" in text) or "synthetic" in text
+        assert "![Where the images went](flow.svg)" in text and checklist.source in text
+
+
+def test_what_the_run_cannot_know_is_left_to_a_person_and_what_it_knows_is_told(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    folder = Path(write_study(str(tmp_path / "out"), compared(manifest, tmp_path, old=False), Stores()))
+    text = (folder / "claim.md").read_text()
+    rows = {row.split(" | ")[0].strip("| "): row for row in text.splitlines() if row.startswith("| ")}
+    for number in ("3", "13", "14", "34", "44"):
+        assert rows[number].endswith(f"| {PERSON} |  |")
+    assert "train 12 images" in rows["19"] and "no subject has images in two parts" in rows["20"]
+    assert "smudge" in rows["8"] and IN_PART in rows["8"] and "7 no image" in rows["8"]
+    assert "Sensitivity (recall) 1.000" in rows["37"]
+
+
+def test_facts_without_ground_are_not_claimed(manifest: Manifest, tmp_path: Path) -> None:
+    found = compared(manifest, tmp_path, old=False).evaluations[0]
+    known = facts(found)
+    assert not {"pseudonyms", "external", "demographics", "ood", "protocol", "contradictions"} & set(known)
+    assert "internal" in known and facts(found, {"sha256": "ab"})["protocol"].text.count("ab")
+
+
+def test_the_plan_has_three_parts_and_tells_the_change_and_its_impact(manifest: Manifest, tmp_path: Path) -> None:
+    found = compared(manifest, tmp_path)
+    decision = Decision([Criterion("sensitivity", "met", "1.0")], "promoted", "ada", "new stain", {"sha256": "c0ffee"})
+    folder = Path(write_study(str(tmp_path / "out"), found, Stores(), decision))
+    text = (folder / "pccp.md").read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        "1. Description of modifications", "2. Modification protocol", "3. Impact assessment"
+    ]  # fmt: skip
+    assert "threshold: 0.4 -> 0.5" in text and "sensitivity: met" in text
+    assert "Promoted by ada, because: new stain; protocol c0ffee" in text
+    assert "6 images are now right that were wrong, 6 now wrong that were right" in text
+    assert changes(found.evaluations[0].bundle, found.evaluations[0].bundle) == []
+
+
+def test_counts() -> None:
+    assert counted([Fact("a"), Fact("b", is_whole=False), None, None]) == (
+        "**1 of 4 items filled by the run, 1 in part; 2 need a person.**"
+    )
+
+
+def test_every_image_is_somewhere_in_the_flow(manifest: Manifest, tmp_path: Path) -> None:
+    flow = flow_of(compared(manifest, tmp_path, unread=2, old=False).evaluations[0])
+    assert flow.listed == flow.unlabelled + sum(flow.other_without_part.values()) + flow.labelled == 41
+    assert flow.other_without_part == {"of classes left out": 3} and flow.unlabelled == 2
+    assert flow.parts == {"train": (12, 4), "validation": (12, 4), "test": (12, 4)}
+    assert flow.scored + sum(flow.unread.values()) == 12 and flow.unread == {"truncated": 2}
+    assert flow.not_listed == {"no image": 7, "not listed: truncated": 1}
+    told = "".join(ET.fromstring(draw(flow)).itertext())
+    for number in (
+        "41 images",
+        "36 images",
+        "In no part: 5",
+        "Measured: 10 images",
+        "Could not be read: 2",
+        "Not listed: 8",
+    ):
+        assert number in told
+
+
+def test_odd_names_do_not_break_the_diagram(manifest: Manifest, tmp_path: Path) -> None:
+    info = manifest.info.model_copy(update={"left_out": {"<b>&\"'": 1, "x" * 300: 2}})
+    odd = Manifest(manifest.uri, manifest.table, info)
+    assert "<b>&" in "".join(ET.fromstring(draw(flow_of(compared(odd, tmp_path, old=False).evaluations[0]))).itertext())
