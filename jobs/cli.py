@@ -15,6 +15,7 @@ JOBS = {
     "train": "train a CNN data-parallel on Ray and publish it as a bundle",
     "tune": "search the settings of training, poor ones ended early",
     "evaluate": "measure a model on a split and write the report",
+    "transfer-check": "say whether images of another laboratory look like a model's own",
     "score": "score whole archives into Parquet, every image accounted for",
     "summary": "print and draw what a scoring run found",
     "serve": "answer HTTP requests with the best model",
@@ -26,7 +27,7 @@ JOBS = {
 
 
 def usage() -> str:
-    lines = [f"  {name:<9} {text}" for name, text in JOBS.items()]
+    lines = [f"  {name:<14} {text}" for name, text in JOBS.items()]
     return "\n".join(
         [
             "usage: leukoray JOB [options]",
@@ -39,6 +40,11 @@ def usage() -> str:
             "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
         ]
     )
+
+
+def module_of(job: str) -> str:
+    """The job's file in `jobs`."""
+    return job.replace("-", "_")
 
 
 def main() -> None:
@@ -54,7 +60,7 @@ def main() -> None:
         finish(2)
     try:
         with ends_when_told(functools.partial(give_up, f"leukoray {arguments[0]}")):
-            job = importlib.import_module(f"jobs.{arguments[0]}")  # with torch, which takes seconds
+            job = importlib.import_module(f"jobs.{module_of(arguments[0])}")  # with torch, which takes seconds
     except KeyboardInterrupt as error:
         finish(told(f"leukoray {arguments[0]}", error))
     finish(job.command(arguments[1:]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs.cli import JOBS
+from jobs.cli import JOBS, module_of
 from jobs.common import EXIT_CODES
 from jobs.config import JobConfig, Option, options
 from pipeline.base.errors import OUTAGE_CODES, TRANSIENT_CODES, Code
@@ -69,7 +69,7 @@ def page() -> str:
 
 def config_of(job: str) -> type[JobConfig]:
     """The configuration model of a job."""
-    found: type[JobConfig] = typing.get_type_hints(importlib.import_module(f"jobs.{job}").main)["config"]
+    found: type[JobConfig] = typing.get_type_hints(importlib.import_module(f"jobs.{module_of(job)}").main)["config"]
     return found
 
 

@@ -31,6 +31,10 @@ class IncompleteError(LeukorayError):
     exit_code = 4
 
 
+class TooDifferentError(IncompleteError):
+    """Images look too different from those of training to trust a threshold, or cannot be told, which was to fail."""
+
+
 class PlatformError(LeukorayError):
     """The machine, the cluster or the store cannot do what the job needs: cores, memory, port, disk, lock."""
 

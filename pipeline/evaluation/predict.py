@@ -21,7 +21,7 @@ from pipeline.model.sketch import Met, Sketch, read_sketch
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.manifest import Manifest, ManifestRow
 from pipeline.sources.outage import fetch_while_up
-from pipeline.sources.rows import Access
+from pipeline.sources.rows import Access, ListingRow, Row
 from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
@@ -159,10 +159,10 @@ def is_labelled(info: BundleInfo, row: ManifestRow) -> bool:
     return (row.label if info.task == "binary" else row.class_name) is not None
 
 
-def tasks_of(wanted: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
+def tasks_of(wanted: Sequence[Row]) -> list[list[Row]]:
     """Members of one archive together, in its order; those of a compressed tar in one task, which reads it once."""
-    streamed: dict[str, list[ManifestRow]] = {}
-    direct: list[ManifestRow] = []
+    streamed: dict[str, list[Row]] = {}
+    direct: list[Row] = []
     for row in sorted(wanted, key=lambda row: (row.uri, row.offset or 0)):
         (streamed.setdefault(row.uri, []) if row.access is Access.STREAM else direct).append(row)
     return [*streamed.values(), *(direct[at : at + _ROWS_PER_TASK] for at in range(0, len(direct), _ROWS_PER_TASK))]
@@ -177,7 +177,7 @@ class Spread:
     bundles: Sequence[Bundle]
 
     def results(
-        self, ray: Any, tasks: Sequence[tuple[str, Sequence[ManifestRow]]], stores: Stores, *,
+        self, ray: Any, tasks: Sequence[tuple[str, Sequence[ListingRow]]], stores: Stores, *,
         workers: int | None, cpus_per_worker: float, gpus_per_worker: float,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """Hand tasks, each a method of the worker and its rows, to workers as they become free; results as they come.
@@ -196,7 +196,7 @@ class Spread:
         yield from self._spread(ray, plan, tasks)
 
     def _spread(
-        self, ray: Any, plan: ClusterPlan, tasks: Sequence[tuple[str, Sequence[ManifestRow]]]
+        self, ray: Any, plan: ClusterPlan, tasks: Sequence[tuple[str, Sequence[ListingRow]]]
     ) -> Iterator[list[Any]]:
         remote = ray.remote(
             num_cpus=plan.cpus_per_worker, num_gpus=plan.gpus_per_worker, max_restarts=3, max_task_retries=3

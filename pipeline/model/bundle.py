@@ -20,6 +20,7 @@ from pipeline.images.load import Preprocessing
 from pipeline.images.unit import Unit
 from pipeline.model.chance import AgainstChance
 from pipeline.model.choices import Norm
+from pipeline.model.drift import ReferenceStatistics
 from pipeline.model.reference import REFERENCE, OodRule
 from pipeline.model.review import ReviewRule
 from pipeline.model.seen import seen_size
@@ -75,6 +76,7 @@ class BundleInfo(BaseModel):
     subject_rules: SubjectRules | None = (
         None  # null: images are no cells, no subjects are known, or of a version before
     )
+    reference_statistics: ReferenceStatistics | None = None  # null: what its own images look like is not known
     manifest_digest: str = ""
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration

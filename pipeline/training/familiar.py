@@ -1,4 +1,4 @@
-"""What a model to be published makes of its own images, which its reference and the limit of it are fitted to.
+"""What a model to be published makes of its own images, and what these look like: what others are compared with.
 
 Up to so many of the train and of the validation split, drawn by the seed, as they are: not augmented. Their
 pixels come from this node's cache; what it lacks is decoded again.
@@ -13,9 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.evaluation import drift
 from pipeline.evaluation.ood import MOST_TRAINING, MOST_VALIDATION, Fitted, Seen, fit
+from pipeline.images.appearance import NAMES, appearances
+from pipeline.model.drift import OOD_SCORE, ReferenceStatistics
 from pipeline.model.outputs import FEATURES
-from pipeline.model.reference import colours_seen
+from pipeline.model.reference import Reference, colours_seen
 from pipeline.model.seen import seen_size
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
@@ -30,43 +33,66 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
+class Own:
+    """What is known of a model's own images; None of either where they are too few."""
+
+    ood: Fitted | None
+    statistics: ReferenceStatistics | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Usable images of a split, by ascending id. `looks` float32 (N, len(NAMES))."""
+
+    ids: NDArray[np.int64]
+    seen: Seen
+    looks: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Familiar:
     """Where the pixels of a run's images are had. `cache` of this node; None: none is kept."""
 
     stores: Stores
     cache: PixelCache | None
 
-    def fit(self, graph: bytes, settings: Settings, rows: LabelledRows, manifest: Manifest) -> Fitted | None:
-        """The reference of the model of `graph`, and its limit; None where too few training images can be used.
+    def fit(self, graph: bytes, settings: Settings, rows: LabelledRows, manifest: Manifest) -> Own:
+        """The reference of the model of `graph` with its limit, and the statistics of its images.
 
         Raises PlatformError when the store is out.
         """
         session, seen = session_of(graph, threads=0), seen_size(settings.input_size, settings.center)
-        (_, training), (ids, validation) = (
-            self._seen(session, drawn(table, most, settings.seed), settings, seen)
+        training, validation = (
+            self._part(session, drawn(table, most, settings.seed), settings, seen)
             for table, most in ((rows.train, MOST_TRAINING), (rows.validation, MOST_VALIDATION))
         )
-        subjects = manifest.table["subject_id"].take(
-            pc.index_in(pa.array(ids, pa.int64()), manifest.table["image_id"].combine_chunks())
-        )
-        return fit(training, validation, subjects.to_pylist(), manifest.info.units)
+        units = manifest.info.units
+        ood = fit(training.seen, validation.seen, _subjects(manifest, validation.ids), units)
+        looks = np.concatenate([training.looks, validation.looks])
+        values = dict(zip(NAMES, looks.T, strict=True))
+        if ood is not None and len(validation.ids):  # of training the network made its features
+            scores = Reference.unpacked(ood.reference).scores(validation.seen.features, validation.seen.colours)
+            values[OOD_SCORE] = np.concatenate([np.full(len(training.ids), np.nan, np.float32), scores])
+        subjects = _subjects(manifest, np.concatenate([training.ids, validation.ids]))
+        return Own(ood, drift.fit(values, subjects, units, settings.seed))
 
-    def _seen(self, session: Any, rows: pa.Table, settings: Settings, seen: int) -> tuple[NDArray[np.int64], Seen]:
-        """Ids of the usable images, ascending, and what is seen of them."""
+    def _part(self, session: Any, rows: pa.Table, settings: Settings, seen: int) -> _Part:
         ids, features, colours = list[NDArray[np.int64]](), list[NDArray[np.float32]](), list[NDArray[np.float32]]()
+        looks = [np.empty((0, len(NAMES)), np.float32)]
         for numbers, images in self._pixels(rows, settings):
             for start in range(0, len(numbers), _BATCH):
                 batch = np.ascontiguousarray(images[start : start + _BATCH])
                 features += session.run([FEATURES], {"images": batch})
                 colours.append(colours_seen(batch, seen))
+                looks.append(appearances(batch))
             ids.append(numbers)
         if not ids:
             nothing = np.empty((0, 0), np.float32)
-            return np.empty(0, np.int64), Seen(nothing, nothing)
+            return _Part(np.empty(0, np.int64), Seen(nothing, nothing), looks[0])
         numbers, values = np.concatenate(ids), np.concatenate(features)
         order = np.argsort(numbers)  # so that sums do not depend on where pixels lay
         kept = order[np.isfinite(values[order]).all(axis=1)]
-        return numbers[kept], Seen(values[kept], np.concatenate(colours)[kept])
+        return _Part(numbers[kept], Seen(values[kept], np.concatenate(colours)[kept]), np.concatenate(looks)[kept])
 
     def _pixels(self, rows: pa.Table, settings: Settings) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Ids and pixels uint8 (N, S, S, 3) of the usable images, some at a time."""
@@ -88,6 +114,13 @@ class Familiar:
             usable = pc.is_null(decoded.notes["code"]).to_numpy(zero_copy_only=False)
             if usable.any():
                 yield decoded.notes["image_id"].to_numpy()[usable], decoded.images[usable]
+
+
+def _subjects(manifest: Manifest, ids: NDArray[np.int64]) -> list[str | None]:
+    """Of each image, None where the manifest knows none."""
+    at = pc.index_in(pa.array(ids, pa.int64()), manifest.table["image_id"].combine_chunks())
+    found: list[str | None] = manifest.table["subject_id"].take(at).to_pylist()
+    return found
 
 
 def drawn(rows: pa.Table, most: int, seed: int) -> pa.Table:

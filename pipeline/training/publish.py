@@ -22,7 +22,7 @@ from pipeline.model.timm_networks import PREFIX as TIMM
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
 from pipeline.training.checkpoint import Best
-from pipeline.training.familiar import Familiar
+from pipeline.training.familiar import Familiar, Own
 from pipeline.training.fit import Trained
 from pipeline.training.judgement import HeldOut, judge
 from pipeline.training.rows import LabelledRows
@@ -72,7 +72,7 @@ def publish(
         review_error=review_error, subject_label=subject_label,
     )  # fmt: skip
     rule = judged.rule
-    fitted = None if familiar is None else familiar.fit(graph, settings, rows, manifest)
+    own = Own(None, None) if familiar is None else familiar.fit(graph, settings, rows, manifest)
     digest = hashlib.sha256(weights).hexdigest()
     info = BundleInfo(
         name=folder.uri.rsplit("/", 1)[-1],
@@ -82,14 +82,15 @@ def publish(
         weights_sha256=digest,
         graph_sha256=hashlib.sha256(graph).hexdigest(),
         sketch_sha256="" if sketch is None else hashlib.sha256(sketch).hexdigest(),
-        ood=None if fitted is None else fitted.rule,
+        ood=None if own.ood is None else own.ood.rule,
+        reference_statistics=own.statistics,
         training={**configuration, **_account(trained, settings, rows, rule)},
         versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows)}
     files |= {} if sketch is None else {SKETCH: sketch}
-    files |= {} if fitted is None else {REFERENCE: fitted.reference}
+    files |= {} if own.ood is None else {REFERENCE: own.ood.reference}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     verdict = folder.point_if_better(bundle)
     return Published(bundle, verdict, rule.temperature, rule.threshold, judged.agreement, judged.told_of_review)

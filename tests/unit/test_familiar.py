@@ -44,7 +44,7 @@ def graph() -> bytes:
 
 
 def fitted(graph: bytes, rows: LabelledRows, manifest: Manifest, cache: PixelCache | None) -> Fitted:
-    found = Familiar(Stores(), cache).fit(graph, SETTINGS, rows, manifest)
+    found = Familiar(Stores(), cache).fit(graph, SETTINGS, rows, manifest).ood
     assert found is not None
     return found
 
@@ -80,4 +80,4 @@ def test_too_few_training_images_give_no_reference(graph: bytes, rows: LabelledR
     few = LabelledRows(
         rows.task, rows.classes, rows.positive_classes, rows.train.slice(0, ood.FEWEST_TRAINING - 1), rows.validation
     )
-    assert Familiar(Stores(), None).fit(graph, SETTINGS, few, manifest) is None
+    assert Familiar(Stores(), None).fit(graph, SETTINGS, few, manifest).ood is None

@@ -1,0 +1,116 @@
+"""Fitting what a model's own images look like, and how far new subjects of its laboratory lie from them.
+
+The limits come from subjects, not from a test: each subject of the reference (and sets of several) is compared with
+the others as another laboratory will be, and 19 of 20 lie within the limits in all statistics at once.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.intervals import called_units, subject_codes
+from pipeline.model.drift import LEVELS, STATISTICS, ReferenceStatistics, Statistic
+
+Floats = NDArray[np.floating]
+
+FEWEST_IMAGES = 40  # of a reference
+FEWEST_SUBJECTS = 10  # whose distances say how far another one may lie
+SETS = (1, 2, 5, 10)  # subjects in a set
+UNKNOWN_LIMIT = 2.0  # spreads, where subjects are not known; measured where they are: docs/evaluate.md
+_SMALLEST_LIMIT = 0.5  # spreads: half of what images of one laboratory differ by
+_OUTSIDE = 0.05
+_DRAWS = 200
+_FEWEST_OF_ONE = 5  # images of a set, for its distance to be one of subjects
+_DIGITS = 5
+
+
+def fit(
+    values: Mapping[str, Floats], subjects: Sequence[str | None], called: str, seed: int = 0
+) -> ReferenceStatistics | None:
+    """Of statistics (N,) of the same images, NaN where an image has none; None for too few images.
+
+    `subjects` of the images, which the manifest calls `called`.
+    """
+    count = len(subjects)
+    if count < FEWEST_IMAGES:
+        return None
+    known = {name: found for name, found in values.items() if np.isfinite(found).sum() >= FEWEST_IMAGES}
+    spreads = {name: _spread(found, STATISTICS[name].smallest) for name, found in known.items()}
+    codes, unit = subject_codes(list(subjects), count)
+    number = len(np.unique(codes))
+    has_subjects = unit != "image" and number >= FEWEST_SUBJECTS
+    limits = _limits(known, spreads, codes, seed) if has_subjects else {}
+    named = called_units(unit, called)
+    return ReferenceStatistics(
+        images=count,
+        subjects=number if unit != "image" else 0,
+        called=named,
+        rests_on=_rests_on(limits, number, named, unit),
+        statistics={
+            name: Statistic(
+                quantiles=_rounded(np.nanquantile(found, LEVELS)),
+                spread=round(spreads[name], _DIGITS),
+                limits={size: round(by_name[name], 3) for size, by_name in limits.items()} or {1: UNKNOWN_LIMIT},
+            )
+            for name, found in known.items()
+        },
+    )
+
+
+def _rounded(values: Floats) -> tuple[float, ...]:
+    return tuple(round(value, _DIGITS) for value in values.tolist())
+
+
+def _spread(values: Floats, smallest: float) -> float:
+    return max(float(np.nanstd(values)), smallest / 2)
+
+
+def _limits(
+    values: Mapping[str, Floats], spreads: Mapping[str, float], codes: NDArray[np.int64], seed: int
+) -> dict[int, dict[str, float]]:
+    """By subjects in a set, then by statistic: within so many spreads 19 of 20 sets lie, in all statistics at once.
+
+    Each statistic's typical distance times one factor, so that those in which subjects differ more have more room.
+    """
+    found: dict[int, dict[str, float]] = {}
+    subjects = np.unique(codes)
+    smallest = np.maximum(_SMALLEST_LIMIT, [STATISTICS[name].smallest / spreads[name] for name in values])
+    rng = np.random.default_rng(seed)
+    for size in SETS:
+        if len(subjects) < max(2 * size, FEWEST_SUBJECTS):
+            break
+        sets = [[one] for one in subjects] if size == 1 else [rng.choice(subjects, size, False) for _ in range(_DRAWS)]
+        inside = [np.isin(codes, some) for some in sets]
+        rows = [
+            [_distance(values[name], chosen) / spreads[name] for name in values]
+            for chosen in inside
+            if chosen.sum() >= _FEWEST_OF_ONE
+        ]
+        if len(rows) < FEWEST_SUBJECTS:
+            continue
+        apart = np.array(rows)  # (sets, statistics)
+        typical = np.maximum(np.nanmedian(apart, axis=0), 1e-9)
+        worst = np.sort(np.nanmax(apart / typical, axis=1))
+        place = min(len(worst), int(np.ceil((len(worst) + 1) * (1 - _OUTSIDE))))  # as a conformal limit
+        wide = np.maximum(typical * worst[place - 1], smallest)
+        for earlier in found.values():  # more subjects never have more room
+            wide = np.fmin(wide, list(earlier.values()))
+        found[size] = dict(zip(values, wide.tolist(), strict=True))
+    return found
+
+
+def _distance(values: Floats, chosen: NDArray[np.bool_]) -> float:
+    """Between the chosen images and the others; NaN where one side shows nothing."""
+    here, others = values[chosen & np.isfinite(values)], values[~chosen & np.isfinite(values)]
+    if len(here) < _FEWEST_OF_ONE or not len(others):
+        return float("nan")
+    return float(np.abs(np.quantile(here, LEVELS) - np.quantile(others, LEVELS)).mean())
+
+
+def _rests_on(limits: Mapping[int, object], subjects: int, called: str, unit: str) -> str:
+    if limits:
+        sets = ", ".join(map(str, limits))
+        return f"how far sets of {sets} of its {subjects:,} {called} lie from the others"
+    known = "no subjects known" if unit == "image" else f"{subjects} {called}, too few to tell"
+    return f"an assumption ({known}): {UNKNOWN_LIMIT:g} spreads"

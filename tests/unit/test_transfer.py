@@ -1,0 +1,144 @@
+"""A transfer check without Ray: what is drawn, measured, said and shown; the command's refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from jobs import transfer_check
+from pipeline.base.errors import InputError
+from pipeline.evaluation import drift
+from pipeline.evaluation.drawing import Drawn, draw_listed, draw_recorded, drawn
+from pipeline.evaluation.report.transfer import render_transfer
+from pipeline.evaluation.transfer import Transfer, inspect_rows, sentences, statistics_of
+from pipeline.images.appearance import NAMES
+from pipeline.model.bundle import Bundle
+from pipeline.model.drift import OOD_SCORE, ReferenceStatistics, Verdict
+from pipeline.model.predictor import Predictor
+from pipeline.storage.stores import Stores
+from tests.bundles import make_bundle, make_familiar_bundle
+from tests.images import encoded
+from tests.scoring_sources import write_files
+from tests.training_data import cell_images, manifest_of
+from tests.unit.test_appearance import cell
+
+Change = Callable[[Image.Image], Image.Image]
+
+
+def picture(seed: int, change: Change = lambda image: image) -> bytes:
+    """A cell of its own size and light, on a stage where both vary a little."""
+    rng = np.random.default_rng(seed)
+    pixels = cell(seed, radius=rng.uniform(22, 30)) * rng.uniform(0.94, 1.0)
+    return encoded(change(Image.fromarray(pixels.astype(np.uint8))), "PNG")
+
+
+def images(folder: Path, count: int, first: int = 5000, change: Change = lambda image: image) -> Path:
+    return write_files(folder, {f"{seed}.png": picture(seed, change) for seed in range(first, first + count)})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A linear model that knows what 120 cells of 20 subjects look like."""
+    folder = tmp_path_factory.mktemp("model")
+    plain = make_familiar_bundle(folder / "m", [picture(seed) for seed in range(120)], 144, unit="cell")
+    rows = draw_listed(str(images(folder / "own", 120, 200)), 500, 0, Stores()).rows
+    found = inspect_rows(Predictor(plain), rows)
+    empty = ReferenceStatistics(images=0, subjects=0, statistics={})
+    asked = Transfer(plain.info, empty, Drawn(rows, [None] * 120, 120, {}, {}), found, None)
+    known = drift.fit(asked.values, [f"s{k % 20}" for k in range(120)], "subjects")
+    return plain.update(reference_statistics=known)
+
+
+def check(bundle: Bundle, source: Path, subjects: int | None = None) -> Transfer:
+    found = draw_listed(str(source), 500, 0, Stores())
+    inspected = inspect_rows(Predictor(bundle), found.rows)
+    return Transfer(bundle.info, statistics_of(bundle), found, inspected, subjects)
+
+
+def test_own_images_look_alike(bundle: Bundle, tmp_path: Path) -> None:
+    found = check(bundle, images(tmp_path, 40))
+    assert found.verdict is Verdict.ALIKE
+    assert sentences(found)[0] == "looks like the images of training"
+    assert "40 images of an unknown number of subjects, drawn from 40" in sentences(found)[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda image: image.filter(ImageFilter.GaussianBlur(2)), "blurred: "),
+        (lambda image: image.point(lambda level: int(level * 0.7)), "darker by "),
+        (lambda image: image.crop((24, 24, 120, 120)).resize((144, 144)), "cells look 5"),
+    ],
+)
+def test_changed_images_are_told_by_name(bundle: Bundle, tmp_path: Path, change: Change, words: str) -> None:
+    found = check(bundle, images(tmp_path, 40, change=change))
+    assert found.verdict is Verdict.TOO_DIFFERENT
+    assert words in "\n".join(sentences(found))
+
+
+def test_few_images_cannot_be_told(bundle: Bundle, tmp_path: Path) -> None:
+    found = check(bundle, images(tmp_path, 19))
+    assert found.verdict is Verdict.UNKNOWN
+    assert sentences(found)[0] == "cannot be told: 19 images could be measured, 20 are needed"
+
+
+def test_unreadable_images_are_counted_and_masks_left_out(bundle: Bundle, tmp_path: Path) -> None:
+    images(tmp_path, 22)
+    write_files(tmp_path, {"bad.png": b"no image", "5000_mask.png": picture(1)})
+    found = check(bundle, tmp_path)
+    assert found.unreadable == {"unsupported_format": 1} and len(found.usable) == 22
+    assert found.drawn.left_out == {"masks": 1} and found.drawn.listed == 23
+    assert "1 images could not be read: 1 unsupported_format" in "\n".join(sentences(found))
+
+
+def test_the_record_is_json_and_the_page_fetches_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    darker = images(tmp_path, 30, change=lambda image: image.point(lambda level: int(level * 0.7)))
+    found = check(bundle, darker)
+    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    assert record["verdict"] == "too_different" and record["images"]["measured"] == 30
+    by_name = {item["name"]: item for item in record["statistics"]}
+    assert set(by_name) == {*NAMES, OOD_SCORE} and by_name["brightness"]["is_beyond"]
+    page = render_transfer(found, "<new> microscope", {"sample": 500}, Stores())
+    assert "&lt;new&gt; microscope" in page and "Darker by " in page and page.count("<figure>") == 12
+    assert page.count("data:image/jpeg") == 12 and "http" not in page and "<script" not in page
+
+
+def test_the_same_images_are_drawn_in_any_order() -> None:
+    numbers = np.random.default_rng(0).permutation(10_000).tolist()
+    chosen = drawn(numbers, 50, 3, int)
+    assert chosen == drawn(sorted(numbers), 50, 3, int) and len(set(chosen)) == 50
+    assert chosen != drawn(numbers, 50, 4, int)
+    assert 3500 < np.mean(drawn(numbers, 1000, 0, int)) < 6500
+
+
+def test_of_a_manifest_a_split_is_drawn_with_its_subjects(tmp_path: Path) -> None:
+    cells = cell_images(tmp_path / "images", 30)
+    for number, row in enumerate(cells):
+        row["subject_id"] = f"s{number // 4}"
+    manifest = manifest_of(cells, tmp_path / "manifest")
+    found = draw_recorded(manifest.uri, "validation", 500, 0, Stores())
+    rows = manifest.split("validation")
+    assert {row.image_id for row in found.rows} == {row.image_id for row in rows}
+    assert found.subject_count == len({row.subject_id for row in rows}) and found.listed == len(rows)
+    with pytest.raises(InputError, match="no image in split 'test'"):
+        draw_recorded(manifest.uri, "test", 500, 0, Stores())
+
+
+def test_the_command_says_what_is_wrong_and_what_to_do(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, some = make_bundle(tmp_path / "old", 32), images(tmp_path / "some", 2)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, code, words in (
+        ([some, "--model", old.uri], 3, "publish it again with `leukoray train MANIFEST`"),
+        ([empty, "--model", bundle.uri], 3, "no images found"),
+        ([some, "--model", bundle.uri, "--split", "test"], 2, "is no manifest"),
+        ([some, "--model", bundle.uri, "--split", "all"], 2, "expected one of"),
+    ):
+        assert transfer_check.command([*map(str, arguments), "--out", str(tmp_path / "out")]) == code
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
