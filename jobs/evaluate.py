@@ -12,7 +12,9 @@ from jobs.config import NamingConfig, effective, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
+from pipeline.evaluation.audit import NO_AUDIT, Audit, audit
 from pipeline.evaluation.by_subject import rules_here
+from pipeline.evaluation.changes import Copies
 from pipeline.evaluation.comparison import words as comparison_words
 from pipeline.evaluation.comparison.page import render_comparison
 from pipeline.evaluation.comparison.result import Comparison, refuse_incomparable
@@ -22,10 +24,12 @@ from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance, predict_split
 from pipeline.evaluation.reach import refuse_without_validation, review_here, threshold_here, threshold_of
+from pipeline.evaluation.remaining import border_colour, sample_of
 from pipeline.evaluation.report import elsewhere, words
 from pipeline.evaluation.report.subjects import subjects_in_words
 from pipeline.evaluation.result import Evaluation, evaluation
 from pipeline.evaluation.shortcut import images_to_learn_from
+from pipeline.evaluation.shown import predict_shown
 from pipeline.evaluation.study.write import write_study
 from pipeline.images.unit import refuse_mismatch
 from pipeline.ingest.matching import Matched
@@ -75,6 +79,12 @@ class EvaluateConfig(NamingConfig):
     mistakes: int = Field(24, ge=0, le=200, description="how many of the worst mistakes to show")
     colour_images: int = Field(
         1000, ge=0, description="training images to read for what colour alone tells; 0: not checked"
+    )
+    audit: int = Field(
+        300, ge=0, description="measured images to show in changed copies, for what the answers rest on; 0: none"
+    )
+    robustness: bool = Field(
+        False, description="show these images with noise, blur, other light, stain and JPEG quality as well"
     )
     compare_splits: bool = Field(
         False, description="tell what a random split would promise: a probe under several ways to split (a minute)"
@@ -137,11 +147,12 @@ def main(config: EvaluateConfig) -> None:
         learnt_from = images_to_learn_from(manifest, bundle.info, config.split, config.colour_images)
         outcomes, glances = outcomes_of(ray, config, bundle, manifest, config.split, stores, learnt_from)
         resampling = Resampling(config.bootstrap, config.confidence, config.seed)
+        audited = _audit(ray, config, bundle, outcomes, threshold.value, resampling)
         splits = _splits(ray, config, bundle, manifest, stores, resampling)
     found = evaluation(
         bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
         prevalences=config.prevalence, matched=None if matched is None else record_of(matched), rules=rules,
-        further={"splits": splits},
+        further={"splits": splits}, audited=audited,
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
@@ -159,6 +170,10 @@ def _refuse_mixed(config: EvaluateConfig) -> None:
         raise UsageError("--external puts one model's figures beside its own; give one --model")
     if config.review_error is not None and len(config.model) > 1:
         raise UsageError("--review-error chooses the band of one model; give one --model")
+    if config.robustness and len(config.model) > 1:
+        raise UsageError("--robustness is told of one model; give one --model")
+    if config.robustness and not config.audit:
+        raise UsageError("--robustness shows the images of --audit, which is 0; leave one of the two out")
     if not config.external and (config.labels is not None or config.classes):
         raise UsageError("--labels and --classes are for --external; a manifest of its own has labels and classes")
     if config.study and len(config.model) > 1:
@@ -169,6 +184,22 @@ def _images(config: EvaluateConfig, info: BundleInfo, stores: Stores) -> tuple[M
     if not config.external:
         return read_manifest(config.manifest, stores), None
     return labelled_elsewhere(config.manifest, info, stores, labels=config.labels, classes=config.classes)
+
+
+def _audit(
+    ray: Any, config: EvaluateConfig, bundle: Bundle, outcomes: Outcomes, threshold: float, resampling: Resampling
+) -> Audit:
+    """What is left of the figures on changed copies of a sample of the images."""
+    rows = sample_of(outcomes, config.audit, config.seed)
+    if not rows:
+        return NO_AUDIT
+    copies, clock = Copies(border_colour(outcomes), config.robustness), Clock()
+    shown = predict_shown(
+        ray, bundle, rows, copies, bundle.stores, workers=config.workers, cpus_per_worker=config.cpus_per_worker,
+        gpus_per_worker=config.gpus_per_worker,
+    )  # fmt: skip
+    print(f"audit: {len(rows):,} images in {len(copies.keys)} copies each, {clock.seconds:.0f} s")
+    return audit(shown, copies, outcomes, threshold, resampling)
 
 
 def _splits(

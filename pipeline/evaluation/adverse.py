@@ -180,9 +180,26 @@ def limits(
 ) -> dict[Hashable, Limits]:
     """Limits of each metric; none (NaN) where it is None. `means` names further ones that are means of some."""
     drawn_of = samples(metrics, units, resampling, means)
-    tail = (1 - resampling.confidence) / 2
-    told = {key: (np.quantile(low, tail), np.quantile(high, 1 - tail)) for key, (low, high) in drawn_of.items()}
-    return {key: (float(low), float(high)) for key in [*metrics, *means] for low, high in [told.get(key, NO_LIMITS)]}
+    return {
+        key: limits_of(drawn_of[key], resampling.confidence) if key in drawn_of else NO_LIMITS
+        for key in [*metrics, *means]
+    }
+
+
+def limits_of(drawn: Floats, confidence: float) -> Limits:
+    """Of a metric, from its samples (2, R)."""
+    tail = (1 - confidence) / 2
+    return float(np.quantile(drawn[0], tail)), float(np.quantile(drawn[1], 1 - tail))
+
+
+def paired_limits(first: Floats, second: Floats, confidence: float) -> Limits:
+    """Of a metric of some answers less the same of others to the same images, both of `samples` (2, R), paired.
+
+    The subject for the lower limit is answered all wrongly first and all rightly second; that for the upper limit the
+    other way round.
+    """
+    tail = (1 - confidence) / 2
+    return float(np.quantile(first[0] - second[1], tail)), float(np.quantile(first[1] - second[0], 1 - tail))
 
 
 def interval_of(value: float, found: Limits, unit: str) -> Interval:

@@ -159,13 +159,13 @@ def is_labelled(info: BundleInfo, row: ManifestRow) -> bool:
     return (row.label if info.task == "binary" else row.class_name) is not None
 
 
-def tasks_of(wanted: Sequence[Row]) -> list[list[Row]]:
+def tasks_of(wanted: Sequence[Row], rows: int = _ROWS_PER_TASK) -> list[list[Row]]:
     """Members of one archive together, in its order; those of a compressed tar in one task, which reads it once."""
     streamed: dict[str, list[Row]] = {}
     direct: list[Row] = []
     for row in sorted(wanted, key=lambda row: (row.uri, row.offset or 0)):
         (streamed.setdefault(row.uri, []) if row.access is Access.STREAM else direct).append(row)
-    return [*streamed.values(), *(direct[at : at + _ROWS_PER_TASK] for at in range(0, len(direct), _ROWS_PER_TASK))]
+    return [*streamed.values(), *(direct[at : at + rows] for at in range(0, len(direct), rows))]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.evaluation.audit import NO_AUDIT, Audit
 from pipeline.evaluation.by_subject import SUBJECTS_CSV, by_subject, notes, table_of_subjects
+from pipeline.evaluation.examples import Examples, examples_of
 from pipeline.evaluation.external import beside
 from pipeline.evaluation.folds import cross_validation
 from pipeline.evaluation.intervals import Resampling
@@ -26,7 +28,7 @@ from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
-_NOT_IN_CARD = ("slices", "slice_intervals", "by_subject")
+_NOT_IN_CARD = ("slices", "slice_intervals", "by_subject", "audit", "robustness")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Evaluation:
     recognized: Recognized
     by_subject: dict[str, Any]  # of `by_subject`
     rules: SubjectRules | None  # it was made by
+    audit: Audit = NO_AUDIT
     external: dict[str, Any] | None = None  # of `beside`; None: the images are not another laboratory's
     further: Mapping[str, Any] = field(default_factory=dict)  # more records by name, each None where there is none
 
@@ -62,7 +65,11 @@ class Evaluation:
     @property
     def warnings(self) -> list[str]:
         """All that a reader must know before trusting the figures."""
-        return [*self.notes, *self.shortcut.notes(), *notes(self.by_subject), *self.metrics["warnings"]]
+        return [*self._told, *self.metrics["warnings"]]
+
+    @property
+    def _told(self) -> list[str]:
+        return [*self.notes, *self.shortcut.notes(), *self.audit.notes(), *notes(self.by_subject)]
 
     def record(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """`metrics.json`."""
@@ -73,6 +80,8 @@ class Evaluation:
             "reach": self.reach,
             "training_images": self.recognized.record(),
             "shortcut": self.shortcut.record(),
+            "audit": self.audit.record(),
+            "robustness": self.audit.robustness(),
             "reliability": self.curves["reliability"],
             "external": self.external,
             "warnings": self.warnings,
@@ -98,7 +107,10 @@ class Evaluation:
             mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores),
             provenance=self.facts,
             synthetic=info.synthetic or self.manifest.info.synthetic,
-            warnings=[*self.notes, *self.shortcut.notes(), *notes(self.by_subject)],
+            warnings=self._told,
+            audit=self.audit.record(),
+            robustness=self.audit.robustness(),
+            examples=self._examples(stores),
             by_subject=self.by_subject,
             shortcut=self.shortcut.record(),
             ood=self.ood,
@@ -107,6 +119,10 @@ class Evaluation:
             split=self.split,
             basis=basis(self.split, self.bundle, self.manifest, self.recognized),
         )
+
+    def _examples(self, stores: Stores) -> list[Examples]:
+        copies = self.audit.copies
+        return [] if copies is None else examples_of(self.audit.examples, copies, self.bundle.info, stores)
 
     def save(self, out: str, record: Mapping[str, Any], report: str, stores: Stores) -> None:
         """Into the folder `out`: predictions, metrics, the page; where they apply, RECOGNIZED and SUBJECTS_CSV."""
@@ -138,6 +154,7 @@ def evaluation(
     bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen, resampling: Resampling,
     *, glances: Sequence[Glance] = (), asked: int = 0, prevalences: Sequence[float] = (),
     matched: Mapping[str, Any] | None = None, rules: SubjectRules | None = None, further: Mapping[str, Any] = {},
+    audited: Audit = NO_AUDIT,
 ) -> Evaluation:  # fmt: skip
     """Measure what the model of `bundle` said of a split at an operating point.
 
@@ -161,6 +178,7 @@ def evaluation(
     found = Evaluation(
         bundle, manifest, split, outcomes, threshold, metrics, told, facts, shortcut, reached, resampling, recognized,
         subjects, rules,
+        audit=audited,
         further={"cross_validation": cross_validation(bundle, manifest, resampling), **further},
     )  # fmt: skip
     if matched is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.evaluation.adverse import samples
+from pipeline.evaluation.adverse import paired_limits, samples
 from pipeline.evaluation.comparison import delong
 from pipeline.evaluation.definitions import Floats
 from pipeline.evaluation.intervals import Resampling, called_units
@@ -89,8 +89,7 @@ def is_for_delong(answers: Answers) -> bool:
 def _by_samples(value: float, first: Floats, second: Floats, confidence: float, method: str) -> Difference:
     """From samples (2, R) with an adverse and with a helpful subject; p is the level at which 0 leaves the limits."""
     lows, highs = first[0] - second[1], first[1] - second[0]
-    tail = (1 - confidence) / 2
-    low, high = float(np.quantile(lows, tail)), float(np.quantile(highs, 1 - tail))
+    low, high = paired_limits(first, second, confidence)
     beyond = min(int((lows <= 0).sum()), int((highs >= 0).sum()))
     p = min(1.0, 2 * (1 + beyond) / (1 + len(lows)))
     return Difference(value, min(low, value), max(high, value), p, method)

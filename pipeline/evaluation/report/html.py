@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
-from pipeline.evaluation.report import elsewhere, plots, subjects, words
+from pipeline.evaluation.report import audit_pictures, elsewhere, plots, subjects, words
 from pipeline.evaluation.report.picture import Picture
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -67,6 +67,9 @@ def render_report(
     recognized: Mapping[str, Any] | None = None,
     shortcut: Mapping[str, Any] | None = None,
     ood: Mapping[str, Any] | None = None,
+    audit: Mapping[str, Any] | None = None,
+    robustness: Mapping[str, Any] | None = None,
+    examples: Sequence[Mapping[tuple[str, int], NDArray[np.uint8]]] = (),
     external: Mapping[str, Any] | None = None,
     by_subject: Mapping[str, Any] | None = None,
     further: Mapping[str, Any] = {},
@@ -79,10 +82,14 @@ def render_report(
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
     after 'Measured on N images of M subjects'. Records of modules of `evaluation`: `shortcut`,
-    `reach`, `recognized`, `ood`, `external` and `by_subject`, and more by name in `further`. `kept` names the epoch of
-    `history` whose weights the model has.
+    `reach`, `recognized`, `ood`, `external` and `by_subject`, and more by name in `further`; `audit` and `robustness`
+    are those of `Audit`, with `examples` of changed copies. `kept` names the epoch of `history` whose weights the model
+    has.
     """
     records = {"provenance": provenance, "shortcut": shortcut, "ood": ood, "external": _external(external, metrics)}
+    sources = [{key: data_uri(pixels) for key, pixels in some.items()} for some in examples]
+    records |= {"audit": audit, "robustness": robustness}
+    records["audit_pictures"] = audit_pictures.drawn(audit, robustness, sources)
     template = environment().get_template("report.html.j2")
     return template.render(
         title=title,

@@ -62,7 +62,7 @@ def roc(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, a
         if operating_point and all(map(finite, operating_point)):
             x, y = operating_point
             _point(axes, x, y, "operating point", (x + 0.06, y - 0.12) if x < 0.5 else (x - 0.45, y - 0.15))
-        return _svg(figure, "roc")
+        return as_svg(figure, "roc")
 
 
 def precision_recall(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, area: str) -> str:
@@ -77,7 +77,7 @@ def precision_recall(curve: Mapping[str, Any], operating_point: tuple[float, flo
         if operating_point and all(map(finite, operating_point)):
             x, y = operating_point
             _point(axes, x, y, "operating point", (max(x - 0.46, 0.02), y - 0.14 if y > base + 0.2 else y + 0.1))
-        return _svg(figure, "pr")
+        return as_svg(figure, "pr")
 
 
 def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
@@ -94,7 +94,7 @@ def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
                 label = f"{name}  {curve['auc']:.3f}"
                 axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
         axes.legend(loc="lower right", title="AUC, each class against the rest", title_fontsize=8.5)
-        return _svg(figure, "roc-classes")
+        return as_svg(figure, "roc-classes")
 
 
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
@@ -126,7 +126,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
             axes.text(column, row - 0.04, f"{count:,}", ha="center", va="bottom", fontsize=size, color=colour)
             share = f"{shares[row, column]:.0%}" if totals[row, 0] else "–"
             axes.text(column, row + 0.09, share, ha="center", va="top", fontsize=size * 0.7, color=colour)
-        return _svg(figure, "confusion")
+        return as_svg(figure, "confusion")
 
 
 def score_histogram(
@@ -152,7 +152,7 @@ def score_histogram(
         axes.text(0.008, limit * 0.86, f"▲ truly {names[1]}", color=POSITIVE, fontweight="bold")
         axes.text(0.008, -limit * 0.94, f"▼ truly {names[0]}", color=NEGATIVE, fontweight="bold")
         _threshold(axes, threshold, band, limit * 0.86)
-        return _svg(figure, "scores")
+        return as_svg(figure, "scores")
 
 
 def probability_histogram(
@@ -174,7 +174,7 @@ def probability_histogram(
         axes.set_yticks(places[middle:], names[middle:])
         if threshold is not None:
             _threshold(axes, threshold, band, top * 0.91)
-        return _svg(figure, "probabilities")
+        return as_svg(figure, "probabilities")
 
 
 def _threshold(axes: Axes, threshold: float, band: tuple[float, float] | None, height: float) -> None:
@@ -204,7 +204,7 @@ def reliability(points: Sequence[Mapping[str, Any]], share_label: str) -> str:
         spans = np.maximum([x - [point["lowest"] for point in points], [point["highest"] for point in points] - x], 0)
         axes.errorbar(x, y, yerr=bars, xerr=spans, fmt="none", ecolor=ACCENT, elinewidth=1, alpha=0.55)
         axes.plot(x, y, "o", color=ACCENT, markersize=5, clip_on=False)
-        return _svg(figure, "reliability")
+        return as_svg(figure, "reliability")
 
 
 def reliability_of_two(series: Mapping[str, Sequence[Mapping[str, Any]]], share_label: str) -> str:
@@ -219,7 +219,7 @@ def reliability_of_two(series: Mapping[str, Sequence[Mapping[str, Any]]], share_
             axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=colour, elinewidth=1, alpha=0.55)
             axes.plot(x, y, mark, color=colour, markersize=5, clip_on=False, label=name)
         axes.legend(loc="upper left")
-        return _svg(figure, "reliability-two")
+        return as_svg(figure, "reliability-two")
 
 
 def trade_off(
@@ -253,7 +253,7 @@ def trade_off(
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(loc="upper right")
-        return _svg(figure, "review")
+        return as_svg(figure, "review")
 
 
 def decision_curve(curve: Mapping[str, Any], threshold: float) -> str:
@@ -269,7 +269,7 @@ def decision_curve(curve: Mapping[str, Any], threshold: float) -> str:
         axes.plot(curve["threshold"], curve["model"], color=ACCENT, linewidth=2, label="this model")
         axes.axvline(threshold, color=INK, linewidth=1, linestyle=":", label=f"its threshold, {threshold:.3f}")
         axes.legend(loc="upper right")
-        return _svg(figure, "decision-curve")
+        return as_svg(figure, "decision-curve")
 
 
 def monitored(monitor: str) -> str:
@@ -295,7 +295,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], kept: int | None, moni
                 axes.axvline(kept, color=POSITIVE, linewidth=1, linestyle=(0, (4, 3)), label="kept")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="best")
-        return _svg(figure, "learning")
+        return as_svg(figure, "learning")
 
 
 def forest(rows: Sequence[Mapping[str, Any]], label: str, is_corrected: bool) -> str:
@@ -317,7 +317,7 @@ def forest(rows: Sequence[Mapping[str, Any]], label: str, is_corrected: bool) ->
         axes.grid(False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         figure.legend(loc="outside upper right", ncols=3)
-        return _svg(figure, "forest")
+        return as_svg(figure, "forest")
 
 
 def _shortened(name: str) -> str:
@@ -365,7 +365,7 @@ def _square_root_ticks(largest: float) -> tuple[list[float], list[str]]:
     return [float(np.sign(mark) * np.sqrt(abs(mark))) for mark in marks], [f"{abs(mark):,}" for mark in marks]
 
 
-def _svg(figure: Figure, name: str) -> str:
+def as_svg(figure: Figure, name: str) -> str:
     """The figure as an <svg> element fit to stand in a page with others: ids of its own, no style of its own."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
