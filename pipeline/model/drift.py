@@ -126,11 +126,16 @@ def shifts(reference: ReferenceStatistics, values: Mapping[str, Floats], subject
     found = []
     for name, known in reference.statistics.items():
         if name in values and name in STATISTICS:
-            seen = values[name][np.isfinite(values[name])]
-            here = float(np.median(seen)) if len(seen) else float("nan")
-            limit, widest = known.limit(max(1, subjects)), known.limit(1)
-            found.append(Shift(name, len(seen), known.distance(seen), limit, widest, here, known.middle))
+            found.append(shift_of(name, known, values[name], subjects))
     return sorted(found, key=lambda shift: -shift.distance / shift.limit if np.isfinite(shift.distance) else 0.0)
+
+
+def shift_of(name: str, known: Statistic, values: Floats, subjects: int) -> Shift:
+    """Of one statistic, whose values (N,) are NaN where an image has none."""
+    seen = values[np.isfinite(values)]
+    here = float(np.median(seen)) if len(seen) else float("nan")
+    limit, widest = known.limit(max(1, subjects)), known.limit(1)
+    return Shift(name, len(seen), known.distance(seen), limit, widest, here, known.middle)
 
 
 def verdict(found: Sequence[Shift], images: int, ood_share: float | None) -> Verdict:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.images.depth import GUESSED
 from pipeline.images.unit import Unit
 from pipeline.model.bundle import Bundle
+from pipeline.model.drift import OOD_SCORE, Statistic
 from pipeline.model.reference import OodRule, is_far_above, told
 from pipeline.model.review import Band, ReviewRule
 from pipeline.scoring.request import Request, Workforce
@@ -73,11 +74,18 @@ class ModelUsed(_Entry):
     ood: OodRule | None = None  # null: nothing tells images unlike those
     review_band: Band | None = None  # [low, high) of the probability, left to a person
     review: ReviewRule | None = None  # what is promised outside it; null: nothing
+    features: Statistic | None = None  # `ood_score` of the model's own images; null: not known
+    mean_probability: float | None = None  # of held-out images of training
 
     @classmethod
     def of(cls, bundle: Bundle) -> "ModelUsed":
-        given = bundle.info.model_dump(include=set(cls.model_fields) - {"uri", "sha256"})
-        return cls(uri=bundle.uri, sha256=bundle.info.identity(), **given)
+        info = bundle.info
+        given = info.model_dump(include=set(cls.model_fields) - {"uri", "sha256", "features", "mean_probability"})
+        known = {} if info.reference_statistics is None else info.reference_statistics.statistics
+        return cls(
+            uri=bundle.uri, sha256=info.identity(), features=known.get(OOD_SCORE),
+            mean_probability=info.reference_scores.get("mean"), **given,
+        )  # fmt: skip
 
 
 class Pace(_Entry):

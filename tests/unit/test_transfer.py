@@ -1,6 +1,8 @@
 """A transfer check without Ray: what is drawn, measured, said and shown; the command's refusals."""
 
+import html
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from jobs import transfer_check
+from jobs import summary, transfer_check
 from pipeline.base.errors import InputError
 from pipeline.evaluation import drift
 from pipeline.evaluation.drawing import Drawn, draw_listed, draw_recorded, drawn
@@ -18,10 +20,13 @@ from pipeline.images.appearance import NAMES
 from pipeline.model.bundle import Bundle
 from pipeline.model.drift import OOD_SCORE, ReferenceStatistics, Verdict
 from pipeline.model.predictor import Predictor
+from pipeline.scoring.run_folder import RECORD
+from pipeline.scoring.summary.page import render_page
+from pipeline.scoring.summary.summary import summarize
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle, make_familiar_bundle
 from tests.images import encoded
-from tests.scoring_sources import write_files
+from tests.scoring_sources import score_here, write_files
 from tests.training_data import cell_images, manifest_of
 from tests.unit.test_appearance import cell
 
@@ -142,3 +147,32 @@ def test_the_command_says_what_is_wrong_and_what_to_do(
         assert transfer_check.command([*map(str, arguments), "--out", str(tmp_path / "out")]) == code
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda image: image, "the network's features lie as at home"),
+        (lambda image: Image.eval(image, lambda level: 255 - level), "leukoray transfer-check tells what differs"),
+    ],
+)
+def test_a_summary_compares_what_rows_hold_with_the_models_own_images(
+    bundle: Bundle, tmp_path: Path, change: Change, words: str
+) -> None:
+    source = images(tmp_path / "in", 30, change=change)
+    run = score_here([str(source)], bundle, tmp_path / "out")[0]
+    found = summarize(run)
+    assert words in found.drift_note and found.drift_note in summary.account(found)
+    assert words[4:] in html.unescape(render_page(found, {}))
+    exact = next(shift for shift in check(bundle, source).shifts if shift.name == OOD_SCORE)
+    numbers = [float(text) for text in re.findall(r"\d+\.\d\d", found.drift_note)]
+    assert numbers[:2] == pytest.approx([exact.here, exact.at_home], rel=0.03)
+    record = json.loads(run.read(RECORD))
+    del record["model"]["features"]  # as versions before wrote it
+    run.write(RECORD, json.dumps(record).encode())
+    assert summarize(run).drift_note == ""
+
+
+def test_a_summary_of_few_images_compares_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    source = images(tmp_path / "in", 19)
+    assert summarize(score_here([str(source)], bundle, tmp_path / "out")[0]).drift_note == ""

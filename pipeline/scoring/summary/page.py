@@ -28,6 +28,7 @@ def render_page(summary: Summary, pictures: Mapping[int, Thumbnail]) -> str:
             run=run,
             counts=run.counts,
             headline=summary.headline(),
+            drift_note=summary.drift_note,
             uncounted=summary.uncounted,
             tiles=_tiles(summary),
             decisions=_decisions(summary),

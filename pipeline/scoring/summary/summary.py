@@ -25,6 +25,7 @@ from pipeline.scoring.run_folder import RECORD, REQUEST, SUBJECTS, Output, RunFo
 from pipeline.scoring.schemas import IS_OOD, IS_UNCOUNTED
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.advice import Advice
+from pipeline.scoring.summary.drift import Drift
 from pipeline.storage.stores import Stores
 
 GALLERY = 12  # images of each kind that are shown
@@ -69,6 +70,7 @@ class Summary:
     subjects: list[dict[str, Any]]  # of subjects.parquet, most suspicious first, at most MAX_SUBJECTS
     subject_count: int
     uncounted: list[str]  # the first archives and folders that could not be read to their end, and why
+    drift_note: str = ""  # how the images lie to the model's own, a sentence; empty where nothing can be compared
 
     @property
     def decides(self) -> bool:
@@ -149,6 +151,7 @@ def summarize(folder: RunFolder) -> Summary:
         subjects=subjects,
         subject_count=subject_count,
         uncounted=described(folder, GALLERY) if counts.uncounted else [],
+        drift_note=scores.drift.note(run.model, subject_count),
     )
 
 
@@ -193,6 +196,7 @@ class _Scores:
         self.classes: Counter[str] = Counter()
         self.review_band: tuple[float, float] | None = None
         self.highest, self.strangest, self.borderline = _Best(), _Best(), _Best()
+        self.drift = Drift()
 
     def add(self, table: pa.Table, file: int, group: int) -> None:
         probabilities = table["probability"].to_numpy().astype(np.float32)
@@ -208,6 +212,7 @@ class _Scores:
         self.highest.offer(probabilities, file, group)
         if IS_OOD in table.column_names:  # 0.1 wrote none
             flagged = pc.fill_null(table[IS_OOD], False)
+            self.drift.add(probabilities, pc.fill_null(table["ood_score"], np.nan).to_numpy())
             self.strangest.offer(pc.if_else(flagged, table["ood_score"], np.nan).to_numpy(), file, group)
         # Without a threshold the least sure images are the borderline ones.
         distance = probabilities if self._threshold is None else np.abs(probabilities - np.float32(self._threshold))
