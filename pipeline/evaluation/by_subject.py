@@ -157,7 +157,7 @@ def _look_at(roll: Roll, outcomes: Outcomes) -> list[dict[str, Any]]:
 def _suspicion(row: Mapping[str, Any]) -> float:
     if row["probability"] is not None:
         return float(row["probability"]["value"])
-    return float((row["corrected"] or row["observed"])["value"])
+    return float(row["observed"]["value"])  # correction changes no order, but makes many of them 0
 
 
 def _rates_record(rules: SubjectRules) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from pipeline.model.subject_rules import RollUp, SubjectLabel, SubjectRules
 FEWEST_OF_RATES = 5  # subjects with cells of a kind: fewer tell nothing of the spread between them
 FEWEST_OF_LABEL = 8  # subjects with the label, and without
 _MEANS, _SPREADS, _VALUES = 80, 40, 240  # of the grids
+_SHOWN = 3.84  # of twice the log-likelihood ratio: 1.96 squared, one side of 5 %
 _NEGLIGIBLE = 1e-5  # of the largest weight
 # of the roll-up's first three numbers, wide ones: mean and standard deviation
 _PRIOR = np.array([[-1.5, 2.0], [0.5, 1.0], [-2.0, 1.5]])
@@ -162,7 +163,12 @@ def fit_roll_up(
             f"{positives} of the {on} subjects are positive ({label}) and {negatives} are not; at least "
             f"{FEWEST_OF_LABEL} of each are needed"
         )
-    centre, covariance = _mode(counts.called[known], counts.cells[known], positive[known])
+    centre, covariance, is_shown = _mode(counts.called[known], counts.cells[known], positive[known])
+    if not is_shown:
+        return None, (
+            f"{positives} positive subjects ({label}) and {negatives} others do not show that more cells are called in "
+            "positive ones"
+        )
     odds, uncertain = np.log(positives / negatives), 1 / positives + 1 / negatives
     whole = np.zeros((4, 4))
     whole[:3, :3], whole[3, 3] = covariance, uncertain
@@ -173,25 +179,43 @@ def fit_roll_up(
     ), ""
 
 
-def _mode(called: Ints, cells: Ints, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """The most likely (3,) numbers under _PRIOR, and the inverse curvature (3, 3) there."""
+_Numbers = Callable[[Floats], float]
+
+
+def _mode(called: Ints, cells: Ints, positive: NDArray[np.bool_]) -> tuple[Floats, Floats, bool]:
+    """The most likely (3,) numbers under _PRIOR, the inverse curvature (3, 3) there, and whether the counts show that
+    positive subjects have more cells called: by the likelihood ratio, against one share in all.
+    """
     from scipy.optimize import minimize
-    from scipy.special import betaln, expit
+
+    def unlikely(numbers: Floats) -> float:
+        return -_likelihood(called, cells, positive, numbers)
 
     def loss(numbers: Floats) -> float:
-        low, gap, spread = numbers
-        share = expit(np.where(positive, low + np.exp(min(gap, 4.0)), low)).clip(1e-9, 1 - 1e-9)
-        size = 1 / expit(spread) - 1
-        a, b = share * size, (1 - share) * size
-        told = betaln(called + a, cells - called + b) - betaln(a, b)
-        return float(-told.sum() + (((numbers - _PRIOR[:, 0]) / _PRIOR[:, 1]) ** 2).sum() / 2)
+        return unlikely(numbers) + float((((numbers - _PRIOR[:, 0]) / _PRIOR[:, 1]) ** 2).sum() / 2)
 
-    found = minimize(loss, _PRIOR[:, 0], method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9})
-    at = np.asarray(found.x, np.float64)
-    return at, np.asarray(np.linalg.inv(_curvature(loss, at)), np.float64)
+    def as_one(numbers: Floats) -> float:
+        return unlikely(np.array([numbers[0], -np.inf, numbers[1]]))
+
+    options = {"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9}
+    at = np.asarray(minimize(loss, _PRIOR[:, 0], method="Nelder-Mead", options=options).x, np.float64)
+    null = minimize(as_one, at[[0, 2]], method="Nelder-Mead", options=options)
+    is_shown = 2 * (float(null.fun) - unlikely(at)) > _SHOWN
+    return at, np.asarray(np.linalg.inv(_curvature(loss, at)), np.float64), is_shown
 
 
-def _curvature(loss: Callable[[Floats], float], at: Floats, step: float = 1e-3) -> Floats:
+def _likelihood(called: Ints, cells: Ints, positive: NDArray[np.bool_], numbers: Floats) -> float:
+    """Log of it, but for a constant, of the first three numbers of `RollUp.centre`."""
+    from scipy.special import betaln, expit
+
+    low, gap, spread = numbers
+    share = expit(np.where(positive, low + np.exp(min(gap, 4.0)), low)).clip(1e-9, 1 - 1e-9)
+    size = 1 / float(expit(spread).clip(1e-9, 1 - 1e-9)) - 1
+    a, b = share * size, (1 - share) * size
+    return float((betaln(called + a, cells - called + b) - betaln(a, b)).sum())
+
+
+def _curvature(loss: _Numbers, at: Floats, step: float = 1e-3) -> Floats:
     """Second differences (3, 3), made positive definite where rounding leaves them flat."""
     ways = np.eye(len(at)) * step
     second = np.array([[_second(loss, at, one, other, step) for other in ways] for one in ways])
@@ -199,6 +223,6 @@ def _curvature(loss: Callable[[Floats], float], at: Floats, step: float = 1e-3) 
     return np.asarray(vectors @ np.diag(np.maximum(values, 1e-2)) @ vectors.T)
 
 
-def _second(loss: Callable[[Floats], float], at: Floats, one: Floats, other: Floats, step: float) -> float:
+def _second(loss: _Numbers, at: Floats, one: Floats, other: Floats, step: float) -> float:
     ends = loss(at + one + other) - loss(at + one - other) - loss(at - one + other) + loss(at - one - other)
     return float(ends) / (4 * step * step)

@@ -139,10 +139,11 @@ def _smallest(rates: CellRates, cells: int) -> str:
     """The shares that are detected, by so many cells and at best."""
     told = f"missed with at most {100 * MISSED_AT_MOST:g} %"
     here, best = detection_limit(rates, cells), detection_limit(rates, None)
-    at_best = "no share is, whatever the number of cells" if best is None else f"{percent(best)} of any number"
+    if best is None:
+        return f"No share is {told}, whatever the number of cells."
     if here is None:
-        return f"No share is {told} of {cells:,} cells; {at_best}."
-    return f"The smallest share {told} is {percent(here)} of {cells:,} cells, {at_best}."
+        return f"No share is {told} of {cells:,} cells; {percent(best)} is, of any number."
+    return f"The smallest share {told} is {percent(here)} of {cells:,} cells, {percent(best)} of any number."
 
 
 def percent(share: float) -> str:

@@ -104,10 +104,11 @@ def _as_a_whole(record: Mapping[str, Any]) -> list[str]:
     if area is None:
         told.append("The subjects measured are all of one kind, so how well they are told apart cannot be measured.")
     else:
+        by = "the share called" if record["no_roll_up"] else "that probability"
         limits = "" if area["low"] is not None else " (no interval: too few subjects of a kind)"
         doubt = "" if area["low"] is None or area["low"] > 0.5 else ", so it is not shown to be better than guessing"
         told.append(
-            f"ROC-AUC of the subjects, {area['positives']} positive and {area['negatives']} not: "
+            f"ROC-AUC of the subjects by {by}, {area['positives']} positive and {area['negatives']} not: "
             f"{with_interval(area)}{limits}{doubt}."
         )
     return told
