@@ -138,9 +138,7 @@ def _subjects(summary: Summary) -> list[str]:
     if summary.subject_count > len(shown):
         lines.append(f"  and {summary.subject_count - len(shown):,} more in {summary.folder.file('subjects.parquet')}")
     if is_corrected:
-        lines.append(
-            "  corrected: of cells at or above the threshold, those to review too, by the model's rates in other subjects, 95 %"
-        )
+        lines.append("  corrected: of those at or above the threshold, in review too; by the model's rates, 95 %")
     lines += [f"  {sentence}" for sentence in detection_of(summary)]
     return [*lines, ""]
 
