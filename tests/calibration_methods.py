@@ -6,7 +6,7 @@ fifths. Printed: log-loss, Brier score and calibration error on the held-out ima
 temperature scaling with its standard error over subjects.
 
 Vector scaling (Guo et al. 2017, arXiv:1706.04599) has a factor and an offset a class; of two classes it is Platt's.
-Isotonic regression (Zadrozny & Elkan 2002) is fitted to each class against the others, and normalized.
+'prior' adds the frequency of classes. Isotonic regression (Zadrozny & Elkan 2002) is fitted to each class against the others, and normalized.
 """
 
 import argparse
@@ -37,6 +37,14 @@ def none(logits: Floats, truth: Ints) -> Mapped:
 def temperature(logits: Floats, truth: Ints) -> Mapped:
     value = fit_temperature(logits, truth).value
     return lambda other: probabilities(other, value)
+
+
+def prior(logits: Floats, truth: Ints) -> Mapped:
+    """A temperature after the logarithm of how frequent each class is, which a weighted loss leaves out."""
+    counts = np.bincount(truth, minlength=logits.shape[1]) + 1.0
+    shift = np.log(counts / counts.sum())
+    value = fit_temperature(logits + shift, truth).value
+    return lambda other: probabilities(other + shift, value)
 
 
 def vector(logits: Floats, truth: Ints) -> Mapped:
@@ -77,7 +85,7 @@ def isotonic(logits: Floats, truth: Ints) -> Mapped:
     return mapped
 
 
-METHODS = {"none": none, "temperature": temperature, "vector": vector, "isotonic": isotonic}
+METHODS = {"none": none, "temperature": temperature, "prior": prior, "vector": vector, "isotonic": isotonic}
 
 
 def held_out(logits: Floats, truth: Ints, codes: Ints, seed: int) -> dict[str, Floats]:
