@@ -252,7 +252,8 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
         )  # fmt: skip
     out = absolute(config.out)
     found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)
-    print("\n" + "\n".join([*comparison_words.headline(found), "", *comparison_words.lines(found), ""]))
+    seen = [f"{letter}: {sentence}" for letter, sentence in comparison_words.recognized(found)]
+    print("\n" + "\n".join([*comparison_words.headline(found), *seen, "", *comparison_words.lines(found), ""]))
     for note in [*found.warnings, comparison_words.several(found)]:
         print(f"  note: {note}")
     images = found.evaluations[0].metrics["images"]

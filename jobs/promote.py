@@ -122,6 +122,8 @@ def _by_protocol(config: PromoteConfig, uri: str) -> None:
     folder = ModelFolder(uri, writing_stores(config, uri, single_writer=config.single_writer))
     protocol, written = read_protocol(str(config.protocol), folder.stores)
     manifest, bundle = manifest_of(protocol, folder.stores), _checked(folder, str(config.version))
+    before, images = _named(folder) or "no best model", len(manifest.split(protocol.split))
+    print(f"{config.version} against {before}, on {images:,} images of {manifest.uri}", flush=True)
     with connected(config.address, config.num_cpus) as ray:
         found = judge(
             ray, protocol, written, manifest, bundle, folder, workers=config.workers,

@@ -13,6 +13,7 @@ from pipeline.model.promotions import promotions
 from pipeline.model.registry import ModelFolder
 from pipeline.sources.manifest import Manifest
 from tests.bundles import make_bundle
+from tests.servers import S3Server
 from tests.training_data import cell_images, manifest_of
 
 
@@ -111,3 +112,20 @@ def test_a_best_that_is_moved_meanwhile_is_not_overwritten(
     asked = ["--protocol", protocol(tmp_path, manifest), "--out", str(tmp_path / "out")]
     assert promote.command([str(models), "--version", "v2", *asked]) == 5
     assert named(models) == "v3"
+
+
+def test_a_registry_on_s3_is_moved_archived_and_rolled_back(
+    ray_cluster: Any, s3: S3Server, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {str(path.relative_to(models)): path.read_bytes() for path in models.glob("v*/**/*") if path.is_file()}
+    uri = s3.upload("promoted/leukoray", files)
+    for version in ("v1", "v2"):
+        assert promote.command([uri, "--version", version, "--by", "ada", *s3.flags]) == 0
+    assert promote.command([uri, "--rollback", "--by", "ada", "--list", *s3.flags]) == 0
+    folder = ModelFolder(uri, s3.stores)
+    pointer = folder.pointer()
+    assert pointer is not None and (pointer.version, pointer.earlier) == ("v1", ())
+    assert [(one.action, one.version, one.before) for one in promotions(folder)] == [
+        ("pointed", "v1", None), ("pointed", "v2", "v1"), ("rolled back", "v1", "v2")
+    ]  # fmt: skip
+    assert "rolled back  v1 (before: v2) by ada" in capsys.readouterr().out

@@ -272,3 +272,17 @@ def test_records_are_json_that_others_read(tmp_path: Path) -> None:
     promote.command([str(tmp_path), "--version", "v1"])
     [path] = (tmp_path / "promotions").iterdir()
     assert json.loads(path.read_text())["model_sha256"] == ModelFolder(str(tmp_path)).pointer().model_sha256  # type: ignore[union-attr]
+
+
+def test_nobody_goes_back_while_another_promotion_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        version(tmp_path, number)
+        promote.command([str(tmp_path), "--version", f"v{number}"])
+    monkeypatch.setattr("pipeline.model.registry._POINTING_S", 0.2)
+    with ModelFolder(str(tmp_path)).moving():
+        assert promote.command([str(tmp_path), "--rollback"]) == 5
+    assert named(tmp_path) == "v2" and len(kept(tmp_path)) == 2
+    assert "another run is writing here" in capsys.readouterr().err
+    assert promote.command([str(tmp_path), "--rollback"]) == 0

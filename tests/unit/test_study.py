@@ -132,7 +132,7 @@ def test_the_plan_has_three_parts_and_tells_the_change_and_its_impact(manifest: 
         "1. Description of modifications", "2. Modification protocol", "3. Impact assessment"
     ]  # fmt: skip
     assert "threshold: 0.4 -> 0.5" in text and "sensitivity: met" in text
-    assert "Promoted by ada, because: new stain; protocol c0ffee" in text
+    assert "Promoted by ada, reason given: new stain; protocol c0ffee" in text
     assert "6 images are now right that were wrong, 6 now wrong that were right" in text
     assert changes(found.evaluations[0].bundle, found.evaluations[0].bundle) == []
 

@@ -34,11 +34,7 @@ def render_comparison(found: Comparison, pictures: int, stores: Stores) -> str:
         metrics=[(told.metric_name(name), _rows(found, name)) for name in metrics_of(one)],
         disagreements=[told.disagreement(found, pair) for pair in found.pairs],
         galleries=_galleries(found, pictures, stores),
-        recognized=[
-            (letter, sentence)
-            for letter, of in zip(found.letters, found.evaluations, strict=True)
-            for sentence in words.recognized(of.recognized.record(), of.metrics["task"])
-        ],
+        recognized=told.recognized(found),
         synthetic=any(of.bundle.info.synthetic or of.manifest.info.synthetic for of in found.evaluations),
         synthetic_note=words.SYNTHETIC,
         not_a_device=words.NOT_A_DEVICE,

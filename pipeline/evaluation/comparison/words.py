@@ -67,6 +67,15 @@ def _none(found: Comparison) -> list[str]:
     return [f"These images show no difference between {named}.{hidden}"]
 
 
+def recognized(found: Comparison) -> list[tuple[str, str]]:
+    """(letter, sentence) of each model that knows images of its training among those measured."""
+    return [
+        (letter, sentence)
+        for letter, of in zip(found.letters, found.evaluations, strict=True)
+        for sentence in words.recognized(of.recognized.record(), of.metrics["task"])
+    ]
+
+
 def several(found: Comparison) -> str:
     """How many questions were asked, and what was done about it."""
     if not found.pairs:

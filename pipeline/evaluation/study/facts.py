@@ -72,7 +72,7 @@ def _of_data(manifest: Manifest) -> Facts:
             f"{info.contradictions:,} images that two labels contradict are in no part" if info.contradictions else "",
             is_whole=False,
         ),
-        "partitions": Fact(f"{sizes}. {info.split_reason}"),
+        "partitions": Fact(f"{sizes}. {info.split_reason}".rstrip(". ")),
         "disjoint": Fact((_RULES.get(info.split_rule, "") + pairs) if info.split_rule in _RULES else ""),
         "sizes": Fact(f"{sizes}; no calculation of the size needed", is_whole=False),
         "sites": Fact(f"{len(sites)} sites: {', '.join(sites)}" if sites else "", is_whole=False),

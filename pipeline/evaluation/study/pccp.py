@@ -83,11 +83,11 @@ def _modifications(comparison: Comparison) -> list[tuple[str, Fact | None]]:
 def _protocol(comparison: Comparison, facts: Facts, decision: Decision | None) -> list[tuple[str, Fact | None]]:
     new = comparison.evaluations[0]
     digest = new.manifest.split_digest(new.split)
-    data = f"{facts['partitions'].text} Digest of the images measured {digest}"
+    data = f"{facts['partitions'].text}. Digest of the images measured {digest}"
     judged = None if decision is None else Fact("; ".join(f"{one.asked}: {one.state}" for one in decision.criteria))
     update = None
     if decision is not None:
-        why = f", because: {decision.why}" if decision.why else ""
+        why = f", reason given: {decision.why}" if decision.why else ""
         update = Fact(
             f"{decision.action.capitalize()} by {decision.by}{why}; protocol {decision.protocol['sha256']}; archived "
             "with all figures; `leukoray promote --rollback` goes back",
