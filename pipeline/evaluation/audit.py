@@ -46,10 +46,10 @@ class Audit:
         """`audit` of `metrics.json`."""
         if self.found is None:
             return {"why_not": self.why_not}
-        rows = [{"shown": UNCHANGED, "name": "The images as they are", **self.found.unchanged, "kept": 1.0}]
-        rows += [
+        names = {UNCHANGED: "The images as they are", **HIDDEN}
+        rows = [
             {"shown": key, "name": name, **self.found.of(key), "kept": self.found.kept(key)}
-            for key, name in HIDDEN.items()
+            for key, name in names.items()
         ]
         return {"why_not": None, **self._sample(self.found), "rows": rows, "notes": self._shortcuts(self.found)}
 

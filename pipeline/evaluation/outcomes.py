@@ -14,9 +14,9 @@ from pipeline.evaluation.calibration import Threshold, threshold_for
 from pipeline.evaluation.chance import METHODS, against_chance
 from pipeline.evaluation.intervals import Resampling, called_units
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
-from pipeline.evaluation.predict import Outcome
+from pipeline.evaluation.predict import LOOKS, Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
-from pipeline.evaluation.slices import worth_a_table
+from pipeline.evaluation.slices import thirds, worth_a_table
 from pipeline.images.load import load_image
 from pipeline.images.remarks import count_kinds
 from pipeline.model.bundle import BundleInfo, class_columns
@@ -128,6 +128,9 @@ class Outcomes:
         further = {name: list(compress(values.to_pylist(), is_scored)) for name, values in self._further.items()}
         sites = {"site": [outcome.row.site for outcome in self.scored]}
         columns |= worth_a_table({name: values for name, values in further.items() if name not in columns})
+        for k, name in enumerate(LOOKS):
+            seen = [None if outcome.looks is None else outcome.looks[k] for outcome in self.scored]
+            columns.setdefault(name, thirds(seen) or [None] * len(seen))
         return {name: values for name, values in (sites | columns).items() if len(set(values)) > 1}
 
     def called(self, threshold: float) -> NDArray[np.int64]:

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.base.cluster import alive_nodes, refuse_dead_node, tell_waiting
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.resources import ClusterPlan, check, check_after_loss, places
 from pipeline.evaluation.colours import Colours, colours_of
+from pipeline.images.appearance import NAMES, appearance
 from pipeline.images.load import Limits, LoadedImage
 from pipeline.images.remarks import joined
 from pipeline.model.bundle import INFO, Bundle, BundleInfo
@@ -28,6 +32,7 @@ from pipeline.storage.uris import join
 
 BATCH = 32
 _ROWS_PER_TASK = 128
+LOOKS = ("brightness", "sharpness")  # figures of `appearance` that images are divided by
 _NODE_CHECK_S = 5.0
 
 
@@ -41,6 +46,7 @@ class Outcome:
     remark: str | None = None
     colours: Colours | None = None
     met: Met | None = None  # with an image that took part in making the model; None as well where that is not known
+    looks: tuple[float, ...] | None = None  # LOOKS of it
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,13 @@ def bytes_of(fetched: Fetched[ManifestRow]) -> bytes:
 def predicted(predictor: Predictor, batch: Sequence[Waiting]) -> Iterator[Outcome]:
     results = predictor.predict_each([image.pixels for _, image, _ in batch])
     for (row, image, met), result in zip(batch, results, strict=True):
-        yield Outcome(row, result, image.header.format, joined(image.remarks), colours_of(image.pixels), met)
+        pixels, kind, remarks = image.pixels, image.header.format, joined(image.remarks)
+        yield Outcome(row, result, kind, remarks, colours_of(pixels), met, _looks(pixels))
+
+
+def _looks(pixels: NDArray[np.uint8]) -> tuple[float, ...]:
+    found = dict(zip(NAMES, appearance(pixels), strict=True))
+    return tuple(found[name] for name in LOOKS)
 
 
 def look_at_rows(

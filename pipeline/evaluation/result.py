@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from pipeline.evaluation.audit import NO_AUDIT, Audit
 from pipeline.evaluation.by_subject import SUBJECTS_CSV, by_subject, notes, table_of_subjects
 from pipeline.evaluation.examples import Examples, examples_of
 from pipeline.evaluation.external import beside
 from pipeline.evaluation.folds import cross_validation
-from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.intervals import Resampling, subject_codes
+from pipeline.evaluation.multiplicity import groups_against_others, told
 from pipeline.evaluation.ood import flagged_in
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance
@@ -28,7 +31,7 @@ from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
-_NOT_IN_CARD = ("slices", "slice_intervals", "by_subject", "audit", "robustness")
+_NOT_IN_CARD = ("slices", "slice_intervals", "by_subject", "audit", "robustness", "slice_comparison")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class Evaluation:
 
     @property
     def _told(self) -> list[str]:
-        return [*self.notes, *self.shortcut.notes(), *self.audit.notes(), *notes(self.by_subject)]
+        compared = self.further.get("slice_comparison") or {"rows": []}
+        worse = compared["told"] if any(row["is_worse"] for row in compared["rows"]) else []
+        return [*self.notes, *self.shortcut.notes(), *self.audit.notes(), *worse, *notes(self.by_subject)]
 
     def record(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """`metrics.json`."""
@@ -179,12 +184,25 @@ def evaluation(
         bundle, manifest, split, outcomes, threshold, metrics, told, facts, shortcut, reached, resampling, recognized,
         subjects, rules,
         audit=audited,
-        further={"cross_validation": cross_validation(bundle, manifest, resampling), **further},
+        further={
+            "slice_comparison": _compared(outcomes, threshold.value, resampling.seed),
+            "cross_validation": cross_validation(bundle, manifest, resampling),
+            **further,
+        },
     )  # fmt: skip
     if matched is None:
         return found
     external = {**matched, **beside(bundle.info, outcomes, metrics, found.curves["reliability"])}
     return replace(found, external=external)
+
+
+def _compared(outcomes: Outcomes, threshold: float, seed: int) -> dict[str, Any] | None:
+    """All groups but subjects, of which each says nothing of others, and classes, which are no groups of a class."""
+    columns = {name: values for name, values in outcomes.slices().items() if name not in ("subject", "class")}
+    right = (outcomes.called(threshold) == outcomes.truth).astype(np.int64)
+    codes, _ = subject_codes(outcomes.subjects, len(right))
+    found = groups_against_others(right, outcomes.truth, codes, columns, seed)
+    return None if found is None else found | {"told": told(found)}
 
 
 def _why_not_recognized(bundle: Bundle, manifest: Manifest, split: str) -> str:

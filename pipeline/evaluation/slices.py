@@ -20,13 +20,41 @@ _BINARY = ("sensitivity", "specificity", "roc_auc")
 
 
 def worth_a_table(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | None]]:
-    """Of further columns, those that divide the images into 2 to MOST_VALUES groups; as text, null where unknown."""
+    """Of further columns, those that divide the images into 2 to MOST_VALUES groups; as text, null where unknown.
+
+    Numbers of more values, as ages, are divided into thirds.
+    """
     found = {}
     for name, values in columns.items():
         groups = {value for value in values if value is not None}
         if 1 <= len(groups) <= MOST_VALUES and len(set(values)) > 1:
             found[name] = [None if value is None else as_word(value) for value in values]
+        elif len(groups) > MOST_VALUES and (numbers := _numbers(values)) and (bands := thirds(numbers)):
+            found[name] = bands
     return found
+
+
+def _numbers(values: Sequence[Any]) -> list[float | None] | None:
+    """None where one is no number."""
+    try:
+        return [None if value is None or isinstance(value, bool) else float(value) for value in values]
+    except (TypeError, ValueError):
+        return None
+
+
+def thirds(values: Sequence[float | None]) -> list[str | None] | None:
+    """The lowest, middle or highest third that each number lies in, in words; None where they do not divide so."""
+    known = np.array([value for value in values if value is not None and np.isfinite(value)])
+    if len(known) < 3:
+        return None
+    low, high = np.quantile(known, [1 / 3, 2 / 3])
+    if not known.min() <= low < high < known.max():
+        return None
+    names = f"1: up to {low:.4g}", f"2: {low:.4g} to {high:.4g}", f"3: above {high:.4g}"
+    return [
+        None if value is None or not np.isfinite(value) else names[int(value > low) + int(value > high)]
+        for value in values
+    ]
 
 
 class Slice:

@@ -15,13 +15,14 @@ from pipeline.base.errors import InputError, UsageError
 from pipeline.evaluation.comparison import delong
 from pipeline.evaluation.comparison import words as told
 from pipeline.evaluation.comparison.page import render_comparison
-from pipeline.evaluation.comparison.paired import Side, holm, paired_differences
+from pipeline.evaluation.comparison.paired import Side, paired_differences
 from pipeline.evaluation.comparison.predict import ComparisonWorker
 from pipeline.evaluation.comparison.result import Comparison, comparison, refuse_incomparable
 from pipeline.evaluation.comparison.speed import Speed, speeds
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.limits import Answers
+from pipeline.evaluation.multiplicity import holm
 from pipeline.evaluation.predict import EvaluationWorker
 from pipeline.evaluation.reach import threshold_of
 from pipeline.images.load import load_image

@@ -93,13 +93,3 @@ def _by_samples(value: float, first: Floats, second: Floats, confidence: float, 
     beyond = min(int((lows <= 0).sum()), int((highs >= 0).sum()))
     p = min(1.0, 2 * (1 + beyond) / (1 + len(lows)))
     return Difference(value, min(low, value), max(high, value), p, method)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted for being several: the chance that one of those called real is not, at most (Holm 1979). NaN stays."""
-    order = sorted((k for k, p in enumerate(p_values) if not np.isnan(p)), key=lambda k: p_values[k])
-    adjusted, least = [float("nan")] * len(p_values), 0.0
-    for rank, k in enumerate(order):
-        least = max(least, min(1.0, (len(order) - rank) * p_values[k]))
-        adjusted[k] = least
-    return adjusted

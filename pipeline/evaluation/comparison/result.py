@@ -12,10 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected, InputError, UsageError
-from pipeline.evaluation.comparison.paired import Difference, Side, holm, paired_differences
+from pipeline.evaluation.comparison.paired import Difference, Side, paired_differences
 from pipeline.evaluation.comparison.speed import Speed
 from pipeline.evaluation.intervals import Resampling, known_or_none, subject_codes
 from pipeline.evaluation.limits import Answers
+from pipeline.evaluation.multiplicity import holm
 from pipeline.evaluation.names import MAIN_METRICS
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Outcome
