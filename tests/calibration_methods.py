@@ -6,7 +6,8 @@ fifths. Printed: log-loss, Brier score and calibration error on the held-out ima
 temperature scaling with its standard error over subjects.
 
 Vector scaling (Guo et al. 2017, arXiv:1706.04599) has a factor and an offset a class; of two classes it is Platt's.
-'prior' adds the frequency of classes. Isotonic regression (Zadrozny & Elkan 2002) is fitted to each class against the others, and normalized.
+'prior' adds the logarithm of each class's frequency. Isotonic regression (Zadrozny & Elkan 2002) is fitted to each
+class against the others, and normalized.
 """
 
 import argparse
