@@ -8,8 +8,10 @@ import pytest
 
 from pipeline.evaluation import ood
 from pipeline.evaluation.ood import Fitted
+from pipeline.images.appearance import appearances
 from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
+from pipeline.model.drift import OOD_SCORE
 from pipeline.model.export import to_onnx
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
@@ -67,6 +69,21 @@ def test_pixels_kept_in_a_cache_and_decoded_ones_give_the_same(
     again = fitted(graph, rows, manifest, cache)
     assert again.rule.threshold == pytest.approx(without.rule.threshold, rel=1e-4)
     assert again.rule.training_images == 79 and again.rule.images == 40
+
+
+def test_statistics_are_of_both_splits_and_the_features_of_validation_alone(
+    graph: bytes, rows: LabelledRows, manifest: Manifest
+) -> None:
+    own = Familiar(Stores(), None).fit(graph, SETTINGS, rows, manifest)
+    assert own.ood is not None and own.statistics is not None
+    known = own.statistics
+    assert known.images == 119 and set(known.statistics) >= {"brightness", "redness", "grain", OOD_SCORE}
+    looks = appearances(decode(pa.concat_tables([rows.train, rows.validation]), SETTINGS.pixels).images)
+    usable = looks[looks[:, 0] > 0]  # a damaged one has black pixels
+    assert len(usable) == 119
+    assert known.statistics["brightness"].middle == pytest.approx(float(np.median(usable[:, 0])), abs=1e-3)
+    assert own.ood.rule.threshold is not None
+    assert max(known.statistics[OOD_SCORE].quantiles) <= own.ood.rule.threshold * 1.01
 
 
 def test_many_images_are_drawn_by_the_seed_whatever_their_order(rows: LabelledRows) -> None:

@@ -44,10 +44,8 @@ def images(folder: Path, count: int, first: int = 5000, change: Change = lambda 
     return write_files(folder, {f"{seed}.png": picture(seed, change) for seed in range(first, first + count)})
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def knowing_bundle(folder: Path) -> Bundle:
     """A linear model that knows what 120 cells of 20 subjects look like."""
-    folder = tmp_path_factory.mktemp("model")
     plain = make_familiar_bundle(folder / "m", [picture(seed) for seed in range(120)], 144, unit="cell")
     rows = draw_listed(str(images(folder / "own", 120, 200)), 500, 0, Stores()).rows
     found = inspect_rows(Predictor(plain), rows)
@@ -55,6 +53,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     asked = Transfer(plain.info, empty, Drawn(rows, [None] * 120, 120, {}, {}), found, None)
     known = drift.fit(asked.values, [f"s{k % 20}" for k in range(120)], "subjects")
     return plain.update(reference_statistics=known)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return knowing_bundle(tmp_path_factory.mktemp("model"))
 
 
 def check(bundle: Bundle, source: Path, subjects: int | None = None) -> Transfer:
