@@ -72,6 +72,7 @@ class ModelUsed(_Entry):
     synthetic: bool = False  # trained on generated images
     unit: Unit | None = None  # what the images of training show
     ood: OodRule | None = None  # null: nothing tells images unlike those
+    subject_label: str = ""  # which subjects `subject_probability` means, in words; empty: none is given
     review_band: Band | None = None  # [low, high) of the probability, left to a person
     review: ReviewRule | None = None  # what is promised outside it; null: nothing
     features: Statistic | None = None  # `ood_score` of the model's own images; null: not known
@@ -80,10 +81,14 @@ class ModelUsed(_Entry):
     @classmethod
     def of(cls, bundle: Bundle) -> "ModelUsed":
         info = bundle.info
-        given = info.model_dump(include=set(cls.model_fields) - {"uri", "sha256", "features", "mean_probability"})
+        given = info.model_dump(
+            include=set(cls.model_fields) - {"uri", "sha256", "features", "mean_probability", "subject_label"}
+        )
         known = {} if info.reference_statistics is None else info.reference_statistics.statistics
+        rules = info.subject_rules
+        label = str(rules.label) if rules is not None and rules.roll_up is not None else ""
         return cls(
-            uri=bundle.uri, sha256=info.identity(), features=known.get(OOD_SCORE),
+            uri=bundle.uri, sha256=info.identity(), subject_label=label, features=known.get(OOD_SCORE),
             mean_probability=info.reference_scores.get("mean"), **given,
         )  # fmt: skip
 

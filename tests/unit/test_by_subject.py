@@ -230,6 +230,7 @@ def test_a_run_has_corrected_shares_in_table_text_and_page(tmp_path: Path) -> No
     assert "corrected" in text and "is missed with probability" in text
     page = render_page(found, {})
     assert "Corrected" in page and "is missed with probability" in page
+    assert "“more than 20 % of the cells are truly positive”" in page
 
 
 @pytest.mark.parametrize(("unit", "threshold"), [("field", 0.5), (None, 0.5), ("cell", 0.6)])

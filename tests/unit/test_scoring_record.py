@@ -24,7 +24,7 @@ KEYS = {
     "counts": "listed scored quarantined quarantined_again skipped deleted_at_source codes remarks in_training "
     "skipped_reasons left_out masks uncounted uncounted_unchanged uncounted_accepted out_of_distribution",
     "model": "uri name version sha256 threshold temperature positive_classes preprocessing_digest bit_depth synthetic"
-    " unit ood review_band review features mean_probability",
+    " unit ood subject_label review_band review features mean_probability",
     "request": "sources model_uri model_sha256 include exclude since limit subject_pattern rescore retry_of max_bytes"
     " max_pixels max_frames partition_by pseudonym_key_id",
     "progress": "images resumed_images elapsed_s images_per_s mb_per_s first_part_s workers images_by_worker"
