@@ -290,8 +290,8 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     print()
     for name, metric in found.metrics["metrics"].items():
         print(f"  {METRIC_NAMES[name]:<40}{words.with_interval(metric)}")
-    for sentence in ("", *subjects_in_words(found.by_subject), ""):
-        print(sentence)
+    if told := subjects_in_words(found.by_subject):
+        print("", *told, "", sep="\n")
     for note in _notes(found):
         print(f"  note: {note}")
     scored, rejected = len(found.outcomes.scored), len(found.outcomes.rejections)
