@@ -16,6 +16,7 @@ JOBS = {
     "tune": "search the settings of training, poor ones ended early",
     "evaluate": "measure a model on a split and write the report",
     "transfer-check": "say whether images of another laboratory look like a model's own",
+    "calibrate": "a version of a model for another laboratory, by some of its labelled images",
     "score": "score whole archives into Parquet, every image accounted for",
     "summary": "print and draw what a scoring run found",
     "serve": "answer HTTP requests with the best model",

@@ -38,6 +38,23 @@ OUT_OF_FOLD = "report/out_of_fold.parquet"  # scores of a model trained with fol
 SKETCH = "sketch.parquet"  # of the images of training: `model.sketch`
 
 
+class Parent(BaseModel):
+    """`parent` of `bundle.json`: the version that another one was made from, by `leukoray calibrate`."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    name: str
+    version: str
+    weights_sha256: str
+    model_sha256: str  # its `identity()`
+    changed: tuple[str, ...] = ()  # temperature, threshold, review band, shifts, head
+    images: int = 0  # it was made by: of another laboratory
+    units: int = 0
+    called: str = "images"
+    manifest_digest: str = ""  # of these
+    source: tuple[str, ...] = ()
+
+
 class BundleInfo(BaseModel):
     """`bundle.json`. Probabilities and thresholds lie in 0..1."""
 
@@ -81,6 +98,7 @@ class BundleInfo(BaseModel):
     split_rule: str = ""
     training: dict[str, Any] = {}  # effective training configuration
     reference_scores: dict[str, Any] = {}  # quantiles of validation scores, for drift
+    parent: Parent | None = None  # null: trained, made from no other version
     migrated: dict[str, Any] = {}  # from which version and pixel rules, and what that changed; see `model.migration`
     versions: dict[str, str] = {}  # packages at training
     created_at: str = ""  # ISO 8601, UTC

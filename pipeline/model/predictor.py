@@ -17,7 +17,7 @@ from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
 from pipeline.model.outputs import FEATURES, LOGITS, Outputs
 from pipeline.model.prediction import Prediction, predictions
 from pipeline.model.reference import REFERENCE, Reference, colours_seen
-from pipeline.model.turns import over_turns
+from pipeline.model.turns import over_turns, turned
 
 Engine = Literal["auto", "onnx", "torch"]
 
@@ -61,6 +61,14 @@ class Predictor:
         said = iter(predictions(self.info, logits[finite], scores))
         return [next(said) if answered else _not_finite() for answered in finite.tolist()]
 
+    def outputs(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """Logits and features of decoded images, uint8 (S, S, 3), both means over the turns: of a linear head the ones
+        come of the others. None in place of features where the graph, of an older version, gives none.
+        """
+        found = [self._run(some) for some in turned(np.stack(images), self.info.turns)]
+        known = [one.features for one in found if one.features is not None]
+        return Outputs(_mean([one.logits for one in found]), _mean(known) if known else None)
+
     def _outputs(self, images: NDArray[np.uint8]) -> Outputs:
         """Logits over all turns, features of the first."""
         first: list[NDArray[np.float32] | None] = []
@@ -97,6 +105,10 @@ class Predictor:
         for answer in answers:
             if isinstance(answer, ImageRejected):
                 raise InputError(f"bundle {self.bundle.uri}: fails the probe image: {answer.message}")
+
+
+def _mean(found: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.asarray(np.mean(np.stack(found), axis=0, dtype=np.float64), np.float32)
 
 
 def _reference(bundle: Bundle) -> Reference | None:

@@ -60,6 +60,9 @@ class Met:
     how: How  # its bytes are the same, or it looks the same
 
 
+Entry = tuple[bytes, bytes, bytes | None]  # hashes of a file's ends, of its bytes, of its looks
+
+
 @dataclass(frozen=True)
 class Trace:
     """What a sketch is made of, of one image."""
@@ -116,6 +119,17 @@ class Sketch:
         differ = _ONES[self._codes ^ np.frombuffer(code, np.uint16)].sum(axis=1, dtype=np.int64)  # (N,)
         nearest = int(differ.argmin())
         return Met(self._looking[nearest], "looks") if differ[nearest] <= ALIKE else None
+
+    def entry(self, data: bytes, pixels: NDArray[np.uint8]) -> Entry:
+        """What would be kept of an image: encoded bytes, and pixels of the model's size."""
+        code = _coded(key_of(pixels)[None], self._centre, self._spread, self._planes)[0]
+        return _hash_of_ends(data, self._salt), _hash(data, self._salt), code
+
+    def extended(self, part: Part, entries: Sequence[Entry]) -> "Sketch":
+        """With further images, under the same salt."""
+        rows = [*self._rows, *((part, *entry) for entry in entries)]
+        parts, ends, hashes, looks = zip(*rows, strict=True)
+        return Sketch(self._salt, self._centre, self._spread, parts, ends, hashes, looks)
 
     def packed(self) -> bytes:
         """The file; rows in the order of their hashes, which says nothing of the order of the images."""

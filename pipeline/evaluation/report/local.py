@@ -1,0 +1,75 @@
+"""A calibration for another laboratory, in lines that a person reads: takes what `adapt` and `adapt_curve` give."""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.evaluation.adapt import Adapted
+from pipeline.evaluation.adapt_curve import SIZES, Point
+from pipeline.evaluation.report.words import DASH, number
+from pipeline.model.bundle import BundleInfo
+
+_NAMES = {
+    "log_loss": "log-loss",
+    "ece": "calibration error",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+}
+_KINDS = {
+    "as it was": "as it was",
+    "temperature": "another temperature",
+    "shifts": "temperature and shifts of the classes",
+    "head": "a new head near the old one",
+}
+
+
+def tried(found: Adapted) -> list[str]:
+    """What held-out likelihood said of each change."""
+    lines = ["log-loss on images held out, by folds of the local subjects:"]
+    for one in found.tried:
+        gain = "" if one.kind == "as it was" else f"  gain {one.gain:+.4f}, standard error {one.error:.4f}"
+        verdict = "" if one.kind == "as it was" else (": taken" if one.helps else ": not taken")
+        lines.append(f"  {_KINDS[one.kind]:<40}{one.loss:.4f}{gain}{verdict}")
+    change = found.change
+    said = f"temperature {change.temperature:.3f}"
+    said += f", shifts {', '.join(f'{value:+.2f}' for value in change.shift)}" if change.kind == "shifts" else ""
+    return [*lines, f"so: {_KINDS[change.kind]} ({said})"]
+
+
+def threshold(found: Adapted, info: BundleInfo) -> list[str]:
+    """The operating point."""
+    if not info.positive_classes:
+        return []
+    if found.has_new_threshold:
+        return [f"threshold {number(found.threshold)}, it was {number(info.threshold)}"]
+    return [f"threshold {number(info.threshold)} kept: another one does no better on images held out"]
+
+
+def curve(points: Sequence[Point], units: str) -> list[str]:
+    """The table: of images that were not used, as it was and adapted."""
+    if not points:
+        return [f"no learning curve: too few {units} to learn from some and judge by others"]
+    lines = [
+        f"what n images bring, judged on images of {'others' if units == 'images' else f'other {units}'} "
+        "(mean of draws; in brackets 95 % of them):"
+    ]
+    for point in points:
+        taken = ", ".join(f"{kind} {count}" for kind, count in sorted(point.kinds.items(), key=lambda one: -one[1]))
+        lines.append(f"  n = {point.images}, {point.draws} draws, judged on {point.judged:.0f}; taken: {taken}")
+        for name, shown in _NAMES.items():
+            if name in point.metrics["gain"]:
+                before, now, gain = (point.metrics[key][name] for key in ("as_it_was", "adapted", "gain"))
+                lines.append(
+                    f"    {shown:<20}{_spread(before)}  ->  {_spread(now)}   difference {_spread(gain, sign=True)}"
+                )
+    missing = [str(size) for size in SIZES if size not in {point.images for point in points}]
+    if missing:
+        lines.append(f"  n = {', '.join(missing)}: too few {units} to learn from so many and judge by others")
+    return lines
+
+
+def _spread(found: Mapping[str, float | None], *, sign: bool = False) -> str:
+    values = [found[end] for end in ("value", "low", "high")]
+    if None in values:
+        return DASH
+    value, low, high = (f"{value:+.3f}" if sign else f"{value:.3f}" for value in values)
+    return f"{value} ({low} to {high})"
