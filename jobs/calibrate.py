@@ -86,6 +86,8 @@ def main(config: CalibrateConfig) -> None:
     report = _report(found, curve, record_of(matched))
     bundle = publish_adapted(parent, found, asked, seen, manifest, folder, report)
     Predictor(bundle, engine="onnx").probe()
+    if info.subject_rules is not None:
+        print("note: what the model says of subjects was fitted to other probabilities: the new version says nothing")
     print(f"bundle {bundle.uri}: {', '.join(changed)} of {info.name} / {info.version} changed")
     if config.promote:
         folder.point_to(bundle)
@@ -129,7 +131,7 @@ def _asked(config: CalibrateConfig, parent: Bundle, seen: "Seen", units: str) ->
         raise InputError(f"model {info.version}: the head of {info.architecture} is no linear layer; leave --adapt out")
     if adapts and seen.local.features is None:
         raise InputError(f"model {info.version}: its graph, of an older version, gives no features; publish it again")
-    notes = refuse_too_few(seen.local, info.classes, units, adapts_head=adapts)
+    notes = refuse_too_few(seen.local, info.classes, units)
     target, costs = rule_of(info)
     if config.target_sensitivity is not None:
         target, costs = config.target_sensitivity, None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.evaluation.calibration import Costs, fit_temperature, threshold_for
+from pipeline.evaluation.calibration import Costs, threshold_for
 from pipeline.evaluation.definitions import Floats, Ints
 from pipeline.model.prediction import probabilities
 
@@ -164,14 +164,17 @@ def _fits(kind: Kind) -> list[Fit]:
 
 
 def _temperature(local: Local) -> Change:
-    """Where these images cannot tell one it stays as it was."""
-    found = fit_temperature(local.logits, local.targets, on="local")
-    value = found.value if found.is_told else local.temperature
-    return Change("temperature", value, np.zeros(local.logits.shape[1]))
+    return _scaled(local, "temperature", shifted=False)
 
 
 def _shifts(local: Local) -> Change:
-    """Temperature and a shift of each class, with weak priors about the temperature as it was and no shift."""
+    return _scaled(local, "shifts", shifted=True)
+
+
+def _scaled(local: Local, kind: Kind, *, shifted: bool) -> Change:
+    """Temperature, and where `shifted` a shift of each class, with weak priors about the temperature as it was and no
+    shift: so that a few images, or scores that say nothing of them, have an optimum.
+    """
     from scipy.optimize import minimize
 
     count = local.logits.shape[1]
@@ -188,9 +191,9 @@ def _shifts(local: Local) -> Change:
         )
         return float(_losses(base + shift, local.targets).sum()) + prior / 2, slope
 
-    bounds = [(-3.0, 3.0)] + [(-12.0, 12.0)] * count
+    bounds = [(-3.0, 3.0)] + [(-12.0, 12.0) if shifted else (0.0, 0.0)] * count
     found = minimize(loss, np.zeros(1 + count), jac=True, method="L-BFGS-B", bounds=bounds)
-    return Change("shifts", local.temperature * math.exp(found.x[0]), np.asarray(found.x[1:], np.float64))
+    return Change(kind, local.temperature * math.exp(found.x[0]), np.asarray(found.x[1:], np.float64))
 
 
 def _head(local: Local, strength: float) -> Change:

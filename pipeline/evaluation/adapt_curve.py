@@ -19,13 +19,13 @@ from pipeline.model.prediction import probabilities
 SIZES = (10, 25, 50, 100)
 FEWEST_IMAGES, FEWEST_OF_CLASS, FEWEST_UNITS = 10, 5, 3
 MOST_IMAGES = 3000
-DRAWS = 40
+DRAWS = 25
 _FEWEST_LEFT = 0.2  # of the images, to judge on
 _QUANTILES = (0.025, 0.975)
 _Measured = dict[str, float]
 
 
-def refuse_too_few(local: Local, classes: Sequence[str], units: str, *, adapts_head: bool = False) -> list[str]:
+def refuse_too_few(local: Local, classes: Sequence[str], units: str) -> list[str]:
     """Raise InputError where these images cannot carry a calibration, with the numbers that could; else what they
     cannot carry of it, in sentences.
     """
@@ -51,12 +51,11 @@ def refuse_too_few(local: Local, classes: Sequence[str], units: str, *, adapts_h
             f"images of {len(np.unique(local.groups))} {units}: {2 * FEWEST_UNITS} are the fewest for some to "
             "be judged by others"
         )
-    found = fit_temperature(local.logits, local.targets, on="local")
-    is_right = probabilities(local.logits).argmax(axis=1) == local.targets
-    if is_right.all() or not (found.is_told or adapts_head):
+    if (probabilities(local.logits).argmax(axis=1) == local.targets).all():
+        reason = fit_temperature(local.logits, local.targets, on="local").reason
         raise InputError(
-            f"these {len(local)} images tell no temperature ({found.reason}); give more, until the model is right on "
-            "some and wrong on some, or keep the model as it is"
+            f"these {len(local)} images tell no temperature ({reason}); give more, until the model is wrong on some, "
+            "or keep the model as it is"
         )
     few = [name for name, count in zip(classes, counts, strict=True) if count < FEWEST_OF_CLASS]
     if not few or local.logits.shape[1] == 1:

@@ -73,7 +73,6 @@ class Temperature:
 
     value: float
     reason: str
-    is_told: bool = True  # False: left at 1, since these scores tell none
 
 
 def threshold_for(
@@ -147,14 +146,14 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, on: CalibratedOn = 
     if len(truth) != len(logits):
         raise ValueError(f"{len(logits)} scores but {len(truth)} labels")
     if len(np.unique(truth)) < 2:
-        return Temperature(1.0, "not scaled: there are fewer than two classes", is_told=False)
+        return Temperature(1.0, "not scaled: there are fewer than two classes")
     if not np.isfinite(logits).all():
-        return Temperature(1.0, "not scaled: some scores are not finite", is_told=False)
+        return Temperature(1.0, "not scaled: some scores are not finite")
     rows = np.arange(len(truth))
     others = logits.copy()
     others[rows, truth] = -np.inf
     if (logits[rows, truth] > others.max(axis=1)).all():  # the loss falls to 0 with T, and is 0 in float64 long before
-        return Temperature(1.0, "not scaled: the classes are separated without error, no finite optimum", is_told=False)
+        return Temperature(1.0, "not scaled: the classes are separated without error, no finite optimum")
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(logits / math.exp(log_temperature), axis=1)
@@ -163,9 +162,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, on: CalibratedOn = 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     if found.x < low + 1e-3:
-        return Temperature(1.0, "not scaled: the best temperature is below what can be told", is_told=False)
+        return Temperature(1.0, "not scaled: the best temperature is below what can be told")
     if found.x > high - 1e-3:
-        return Temperature(1.0, "not scaled: the scores say nothing about the classes", is_told=False)
+        return Temperature(1.0, "not scaled: the scores say nothing about the classes")
     return Temperature(math.exp(found.x), f"log-loss on {on} images {loss(0.0):.4f} -> {found.fun:.4f}")
 
 

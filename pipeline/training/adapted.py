@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from pipeline.base.errors import InputError, PlatformError
+from pipeline.evaluation.abstention import review_rule
 from pipeline.evaluation.adapt import Adapted, Asked, Change, Local
 from pipeline.evaluation.calibration import Calibration, Spread, Temperature, Threshold, threshold_for, threshold_limits
 from pipeline.evaluation.chance import against_chance
@@ -24,6 +25,7 @@ from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.export import check_parity, to_onnx, to_safetensors
 from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder, new_version
+from pipeline.model.review import ReviewRule
 from pipeline.model.sketch import Entry, read_sketch
 from pipeline.model.torch_engine import load_model
 from pipeline.model.trainable import linear_head
@@ -53,7 +55,9 @@ def changes(parent: BundleInfo, adapted: Adapted) -> tuple[str, ...]:
         found.append("temperature")
     found += [change.kind] if change.kind in ("shifts", "head") else []
     if parent.positive_classes and adapted.threshold != parent.threshold:
-        found += ["threshold", *(["review band"] if parent.review_band else [])]
+        found += ["threshold"]
+    if found and (parent.review_band or parent.review):
+        found += ["review band"]
     return tuple(found)
 
 
@@ -77,16 +81,20 @@ def publish_adapted(
         model_sha256=parent.info.identity(), changed=changes(parent.info, adapted), images=len(local), units=units,
         called=called, manifest_digest=manifest.info.digest, source=tuple(manifest.info.source),
     )  # fmt: skip
-    fields = judged.fields(None) | {
-        "review_band": moved.review_band,
-        "parent": ancestor,
-        "training": parent.info.training | _rules(judged, asked),
-        "weights_sha256": hashlib.sha256(files[WEIGHTS]).hexdigest(),
-        "graph_sha256": hashlib.sha256(files[GRAPH]).hexdigest(),
-        "sketch_sha256": "",
-        "synthetic": parent.info.synthetic or manifest.info.synthetic,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    band = {} if parent.info.review else {"review_band": moved.review_band}  # of a version without a promise
+    fields = (
+        judged.fields()
+        | band
+        | {
+            "parent": ancestor,
+            "training": parent.info.training | _rules(judged, asked),
+            "weights_sha256": hashlib.sha256(files[WEIGHTS]).hexdigest(),
+            "graph_sha256": hashlib.sha256(files[GRAPH]).hexdigest(),
+            "sketch_sha256": "",
+            "synthetic": parent.info.synthetic or manifest.info.synthetic,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
     info = parent.info.model_copy(update=fields)
     info = info.model_copy(update={"version": new_version(info.identity())})
     files |= {CARD: render_card(info).encode(), LOCAL_REPORT: json.dumps(report, indent=2).encode()}
@@ -167,7 +175,16 @@ def _judged(
     worth = against_chance(
         local.targets, probabilities(scores.logits, temperature), seen.subjects, task=parent.task, called=called
     )
-    return Judgement(parent.task, scores, rule, worth, None, seen.subjects)
+    return Judgement(parent.task, scores, rule, worth, None, seen.subjects, review=_review(parent, rule, seen, called))
+
+
+def _review(parent: BundleInfo, rule: Calibration, seen: Seen, called: str) -> ReviewRule | None:
+    """For the error that the parent promised, by the local images; with few subjects it says that it promises none."""
+    if parent.review is None or rule.diseased is None:
+        return None
+    return review_rule(
+        rule.diseased.astype(np.int64), rule.values, seen.subjects, parent.review.error, on="local", called=called
+    )
 
 
 def _threshold(adapted: Adapted, asked: Asked, seen: Seen) -> tuple[Threshold | None, Spread | None]:

@@ -116,7 +116,7 @@ def test_too_few_images_are_refused_with_what_is_needed(there: Local, said: str)
 def test_classes_of_too_few_images_get_no_shift_and_it_is_said() -> None:
     rng = np.random.default_rng(0)
     there = Local(rng.normal(size=(60, 3)), np.arange(60) % 2, np.arange(60) // 3, (), 1.0, 0.5)
-    (note,) = refuse_too_few(there, ("a", "b", "c"), "subjects", adapts_head=True)
+    (note,) = refuse_too_few(there, ("a", "b", "c"), "subjects")
     assert note.startswith("Fewer than 5 images of c: only temperature and threshold")
 
 
