@@ -176,6 +176,8 @@ def _refuse_mixed(config: EvaluateConfig) -> None:
         raise UsageError("--robustness shows the images of --audit, which is 0; leave one of the two out")
     if not config.external and (config.labels is not None or config.classes):
         raise UsageError("--labels and --classes are for --external; a manifest of its own has labels and classes")
+    if config.compare_splits and len(config.model) > 1:
+        raise UsageError("--compare-splits asks a probe, not a model; give one --model")
     if config.study and len(config.model) > 1:
         raise UsageError("--study is of one model; of a version beside the best one `leukoray promote` writes it")
 

@@ -1,6 +1,7 @@
 """Promotion: what a protocol asks, what moves best.json, what the archive keeps, and the way back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from pipeline.evaluation.promotion.protocol import Protocol, read_protocol
 from pipeline.evaluation.promotion.run import best_beside
 from pipeline.evaluation.promotion.run import manifest_of as manifest_for
 from pipeline.evaluation.reach import threshold_of
+from pipeline.evaluation.recognized import Recognized
 from pipeline.model.promotions import promotions
 from pipeline.model.registry import ModelFolder
+from pipeline.model.sketch import How
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
@@ -244,6 +247,23 @@ def test_images_of_training_that_cannot_be_ruled_out_are_said_so(tmp_path: Path,
     """A bundle of another manifest, without a sketch."""
     found = states(manifest, compared(manifest, version(tmp_path, 1, manifest_digest="other")))
     assert next(iter(found.values())) == "cannot be told"
+
+
+@pytest.mark.parametrize(
+    ("own", "by", "state"),
+    [(True, {"bytes": 0, "looks": 2}, "met"), (False, {"bytes": 0, "looks": 2}, "cannot be told"),
+     (False, {"bytes": 1, "looks": 0}, "not met"), (True, {"bytes": 1, "looks": 0}, "not met"),
+     (False, {"bytes": 0, "looks": 0}, "met")],
+)  # fmt: skip
+def test_images_of_training_among_those_measured_are_no_ground_for_a_promotion(
+    tmp_path: Path, manifest: Manifest, own: bool, by: dict[How, int], state: str
+) -> None:
+    """Bytes are proof; looks are not, where splits of one manifest hold siblings apart."""
+    bundle = version(tmp_path, 1, manifest_digest=manifest.info.digest if own else "other")
+    found = compared(manifest, bundle)
+    seen = Recognized(images=60, by=by, parts={"train": sum(by.values()), "validation": 0})
+    found = replace(found, evaluations=[replace(found.evaluations[0], recognized=seen)])
+    assert next(iter(states(manifest, found).values())) == state
 
 
 def test_a_figure_that_such_models_do_not_have_is_refused_by_name(tmp_path: Path, manifest: Manifest) -> None:
