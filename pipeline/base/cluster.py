@@ -7,6 +7,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.base.resources import ClusterPlan, Node, waiting
 from pipeline.base.text import first_line
 
 _CALLS_END_S = 10.0  # where nothing failed: what was begun is ending by itself
+_SETTLE_S = 5.0  # Ray gives back what workers held within this, on a busy machine
 _calling: list[threading.Thread] = []
 
 
@@ -178,9 +180,16 @@ def alive_nodes(ray: Any) -> list[Node]:
 
 
 def tell_waiting(ray: Any, plan: ClusterPlan) -> None:
-    """Say it where others hold what the plan needs: Ray waits for them without a word."""
-    if (said := waiting(plan, ray.available_resources())) is not None:
-        print(said, flush=True)
+    """Say it where others hold what the plan needs: Ray waits for them without a word.
+
+    What has just ended, as workers of a step before, is still counted for a moment.
+    """
+    patient_until = time.monotonic() + _SETTLE_S
+    while (said := waiting(plan, ray.available_resources())) is not None:
+        if time.monotonic() > patient_until:
+            print(said, flush=True)
+            return
+        time.sleep(0.1)
 
 
 def on_node(node_id: str) -> Any:

@@ -50,7 +50,7 @@ def thirds(values: Sequence[float | None]) -> list[str | None] | None:
     low, high = np.quantile(known, [1 / 3, 2 / 3])
     if not known.min() <= low < high < known.max():
         return None
-    names = f"1: up to {low:.4g}", f"2: {low:.4g} to {high:.4g}", f"3: above {high:.4g}"
+    names = f"lowest third, up to {low:.4g}", f"middle third, to {high:.4g}", f"top third, above {high:.4g}"
     return [
         None if value is None or not np.isfinite(value) else names[int(value > low) + int(value > high)]
         for value in values

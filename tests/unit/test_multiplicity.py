@@ -68,6 +68,6 @@ def test_numbers_are_divided_into_thirds_and_what_cannot_be_is_left() -> None:
     ages = [str(20 + k) for k in range(60)]
     found = worth_a_table({"age": [*ages, None], "id": [f"p{k}" for k in range(61)]})
     assert list(found) == ["age"] and found["age"][-1] is None
-    assert found["age"][0] == "1: up to 39.67" and found["age"][59] == "3: above 59.33"
+    assert found["age"][0] == "lowest third, up to 39.67" and found["age"][59] == "top third, above 59.33"
     assert [sum(value == name for value in found["age"]) for name in sorted({v for v in found["age"] if v})] == [20] * 3
     assert thirds([1.0] * 50) is None and thirds([1.0, None]) is None and thirds([float("nan")] * 9) is None
