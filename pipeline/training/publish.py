@@ -66,10 +66,9 @@ def publish(
     `familiar`: where pixels are had, which tell what is unlike them; None: nothing does.
     """
     weights, graph = _exported(trained.best, settings, to_graph)
-    asked = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
     judged = judge(
-        asked, settings, rows, manifest, target_sensitivity=target_sensitivity, costs=costs,
-        review_error=review_error, subject_label=subject_label,
+        held_out or HeldOut(trained.best.scores, _looks(trained, settings)), settings, rows, manifest,
+        target_sensitivity=target_sensitivity, costs=costs, review_error=review_error, subject_label=subject_label,
     )  # fmt: skip
     rule = judged.rule
     own = Own(None, None) if familiar is None else familiar.fit(graph, settings, rows, manifest)

@@ -39,7 +39,7 @@ def test_blurred_images_within_subjects_are_named() -> None:
     assert bands is not None
     found = groups_against_others(right, truth, codes, {"sharpness": bands}, 0)
     assert found is not None
-    assert [row["value"][0] for row in found["rows"] if row["is_worse"]] == ["1"]
+    assert [row["value"].split(",")[0] for row in found["rows"] if row["is_worse"]] == ["lowest third"]
 
 
 def test_luck_is_seldom_called_worse_though_subjects_differ_and_a_class_is_harder() -> None:
