@@ -17,6 +17,7 @@ JOBS = {
     "evaluate": "measure a model on a split and write the report",
     "transfer-check": "say whether images of another laboratory look like a model's own",
     "calibrate": "a version of a model for another laboratory, by some of its labelled images",
+    "explain": "show which places of a few images speak for what a model says",
     "score": "score whole archives into Parquet, every image accounted for",
     "summary": "print and draw what a scoring run found",
     "serve": "answer HTTP requests with the best model",

@@ -88,6 +88,51 @@ def make_familiar_bundle(path: Path | str, own: Sequence[bytes], size: int = 32,
     return write_bundle(str(path), plain.info.model_copy(update={"ood": fitted.rule}), files)
 
 
+def make_mapped_bundle(
+    path: Path | str, size: int = 64, task: Literal["binary", "multiclass"] = "binary", **info: Any
+) -> Bundle:
+    """A bundle whose network pools over positions, 4 x 4 pixels each: red ones speak for the last class, blue ones
+    against it; of `multiclass` they speak for the last and for the first."""
+    plain = make_bundle(path, size, task, **info)
+    seen = plain.info.seen_size
+    start = (size - seen) // 2
+    colours = np.zeros((2, 3, 4, 4), np.float32)  # red, blue
+    colours[0, 0], colours[0, 2], colours[1, 2], colours[1, 0] = 1, -1, 1, -1
+    head = np.zeros((2, plain.info.outputs), np.float32)
+    head[0, -1] = 20
+    head[1, 0] += -20 if plain.info.outputs == 1 else 20
+    nodes = [
+        helper.make_node("Slice", ["images", "start", "end", "axes"], ["seen"]),
+        helper.make_node("Cast", ["seen"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["levels", "scale"], ["unit"]),
+        helper.make_node("Transpose", ["unit"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "colours"], ["found"], strides=[4, 4]),
+        helper.make_node("Relu", ["found"], ["activations"]),
+        helper.make_node("ReduceMean", ["activations", "positions"], [FEATURES], keepdims=0),
+        helper.make_node("Gemm", [FEATURES, "head", "bias"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([start, start]), "start"),
+        numpy_helper.from_array(np.array([start + seen, start + seen]), "end"),
+        numpy_helper.from_array(np.array([1, 2]), "axes"),
+        numpy_helper.from_array(np.array([2, 3]), "positions"),
+        numpy_helper.from_array(np.array(1 / (255 * 16), np.float32), "scale"),
+        numpy_helper.from_array(colours, "colours"),
+        numpy_helper.from_array(head, "head"),
+        numpy_helper.from_array(np.full(plain.info.outputs, -0.1, np.float32), "bias"),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", plain.info.outputs]),
+        helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", 2]),
+    ]
+    given = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])
+    graph = helper.make_graph(nodes, "colours", [given], outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model)
+    files = {WEIGHTS: plain.file(WEIGHTS), GRAPH: bytes(model.SerializeToString()), CARD: plain.file(CARD)}
+    return write_bundle(str(path), plain.info, files)
+
+
 def _with_features(graph: bytes, size: int) -> bytes:
     """The linear graph with an output `features`, float32 (B, 16): means over a grid of 4 x 4."""
     model = onnx.load_from_string(graph)

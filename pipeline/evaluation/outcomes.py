@@ -1,6 +1,7 @@
 """What a model said of a split: predictions, metrics, curves, worst mistakes, from the outcome of every row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import compress
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.evaluation.calibration import Threshold, threshold_for
 from pipeline.evaluation.chance import METHODS, against_chance
 from pipeline.evaluation.intervals import Resampling, called_units
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
+from pipeline.evaluation.overlay import Mistake, overlaid, told
 from pipeline.evaluation.predict import LOOKS, Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
 from pipeline.evaluation.slices import thirds, worth_a_table
@@ -21,6 +23,7 @@ from pipeline.images.load import load_image
 from pipeline.images.remarks import count_kinds
 from pipeline.model.bundle import BundleInfo, class_columns
 from pipeline.model.prediction import Prediction
+from pipeline.model.predictor import Predictor
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import ManifestRow
 from pipeline.storage.stores import Stores
@@ -139,8 +142,10 @@ class Outcomes:
             return (self.classes[:, 1] >= threshold).astype(np.int64)
         return np.asarray(self.classes.argmax(axis=1), np.int64)
 
-    def mistakes(self, threshold: float, count: int, stores: Stores) -> list[tuple[NDArray[np.uint8], str]]:
-        """Thumbnails and captions of the wrong images, those farthest from being right first.
+    def mistakes(
+        self, threshold: float, count: int, stores: Stores, predictor: Predictor | None = None
+    ) -> list[Mistake]:
+        """The wrong images, those farthest from being right first; with maps by a `predictor` whose network has them.
 
         Of two classes, by the way from the threshold to certainty that the score has gone on the wrong side; of more,
         by how far the class named is ahead of the true one.
@@ -149,12 +154,32 @@ class Outcomes:
         worst = self.farthest(np.flatnonzero(called != self.truth), threshold)[:count]
         found = thumbnails([self.scored[k].row for k in worst], self.info.bit_depth, stores)
         pictures = []
-        for k in worst.tolist():
-            row = self.scored[k].row
-            if row.image_id in found:  # else it is gone since it was scored; the table of predictions still has it
-                caption = f"{self.told(k, called, threshold)}; {short_name(str(row.member or row.uri))}"
-                pictures.append((found[row.image_id], caption))
+        kept = [int(k) for k in worst if self.scored[k].row.image_id in found]  # else gone since it was scored
+        maps = self._maps(kept, called, predictor, stores) if predictor is not None else {}
+        for k in kept:
+            row, name = self.scored[k].row, self.info.classes
+            caption = f"{self.told(k, called, threshold)}; {short_name(str(row.member or row.uri))}"
+            alt = f"image truly {name[self.truth[k]]}, called {name[called[k]]}"
+            mistake = Mistake(found[row.image_id], caption, alt)
+            if k in maps:
+                of, map_ = maps[k]
+                mapped = overlaid(mistake.pixels, map_)
+                mistake = replace(mistake, mapped=mapped, map_alt=f"map of it: {told(of, map_)}")
+            pictures.append(mistake)
         return pictures
+
+    def _maps(
+        self, wrong: Sequence[int], called: NDArray[np.int64], predictor: Predictor, stores: Stores
+    ) -> dict[int, tuple[str, NDArray[np.float32]]]:
+        """Of each image the class that its map is of, and the map (S, S): of two the second, of more the one named."""
+        rows = {k: self.scored[k].row for k in wrong}
+        pixels = thumbnails(rows.values(), self.info.bit_depth, stores, predictor.size)
+        there = [k for k in wrong if rows[k].image_id in pixels]
+        if not there:
+            return {}
+        of = [self.info.classes[1 if self.info.task == "binary" else called[k]] for k in there]
+        maps = predictor.maps([pixels[rows[k].image_id] for k in there], of).maps
+        return dict(zip(there, zip(of, maps, strict=True), strict=True))
 
     def told(self, k: int, called: NDArray[np.int64], threshold: float) -> str:
         """Of the scored image `k`: what it is, what it is called, and by which numbers."""
@@ -207,11 +232,13 @@ class Outcomes:
         return pa.table(columns)
 
 
-def thumbnails(rows: Iterable[ManifestRow], bit_depth: int | None, stores: Stores) -> dict[int, NDArray[np.uint8]]:
-    """Image id -> uint8 (THUMBNAIL, THUMBNAIL, 3), RGB, of those that are still there."""
+def thumbnails(
+    rows: Iterable[ManifestRow], bit_depth: int | None, stores: Stores, side: int = THUMBNAIL
+) -> dict[int, NDArray[np.uint8]]:
+    """Image id -> uint8 (side, side, 3), RGB, of those that are still there."""
     in_order = sorted(rows, key=lambda row: row.uri)  # one pass an archive
     found = ((fetched.row.image_id, fetched.data) for fetched in fetch_rows(in_order, stores))
-    return {key: load_image(data, THUMBNAIL, bit_depth=bit_depth).pixels for key, data in found if data is not None}
+    return {key: load_image(data, side, bit_depth=bit_depth).pixels for key, data in found if data is not None}
 
 
 def true_class(info: BundleInfo, row: ManifestRow) -> int:

@@ -25,6 +25,7 @@ from pipeline.evaluation.recognized import NO_SKETCH, OWN, RECOGNIZED, Recognize
 from pipeline.evaluation.report import Kept, render_card, render_report
 from pipeline.evaluation.shortcut import Shortcut, judge_colours
 from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
+from pipeline.model.predictor import Predictor
 from pipeline.model.subject_rules import SubjectRules
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.parquet import to_parquet
@@ -101,6 +102,7 @@ class Evaluation:
     def report(self, mistakes: int, stores: Stores) -> str:
         """The page, with so many of the worst mistakes."""
         info = self.bundle.info
+        predictor, no_map = _with_maps(self.bundle) if mistakes else (None, "")
         return render_report(
             title=f"{info.name}, {self.split} split" if self.external is None else f"{info.name}, elsewhere",
             metrics=self.metrics,
@@ -109,7 +111,8 @@ class Evaluation:
             kept=_kept(info),
             reach=self.reach,
             recognized=self.recognized.record(),
-            mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores),
+            mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores, predictor),
+            no_map=no_map,
             provenance=self.facts,
             synthetic=info.synthetic or self.manifest.info.synthetic,
             warnings=self._told,
@@ -203,6 +206,13 @@ def _compared(outcomes: Outcomes, threshold: float, seed: int) -> dict[str, Any]
     codes, _ = subject_codes(outcomes.subjects, len(right))
     found = groups_against_others(right, outcomes.truth, codes, columns, seed)
     return None if found is None else found | {"told": told(found)}
+
+
+def _with_maps(bundle: Bundle) -> tuple[Predictor | None, str]:
+    """A predictor that has maps; or none, and why not."""
+    predictor = Predictor(bundle, engine="onnx")
+    why_not = predictor.why_no_map()
+    return (None, why_not) if why_not else (predictor, "")
 
 
 def _why_not_recognized(bundle: Bundle, manifest: Manifest, split: str) -> str:

@@ -5,7 +5,7 @@ the same bytes get the same probability everywhere (to 1e-5 between engines).
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import onnxruntime
@@ -18,6 +18,9 @@ from pipeline.model.outputs import FEATURES, LOGITS, Outputs
 from pipeline.model.prediction import Prediction, predictions
 from pipeline.model.reference import REFERENCE, Reference, colours_seen
 from pipeline.model.turns import over_turns, turned
+
+if TYPE_CHECKING:
+    from pipeline.model.maps import Mapper, Maps
 
 Engine = Literal["auto", "onnx", "torch"]
 
@@ -38,6 +41,9 @@ class Predictor:
         self.engine = _choose(engine)
         self._reference = _reference(bundle)
         self._run: _Runner = _OnnxRunner(bundle, threads) if self.engine == "onnx" else _torch_runner(bundle)
+        self._threads = threads
+        self._mapper: Mapper | None = None  # a session of its own, for whoever asks for maps
+        self._no_map = ""
 
     def load(self, data: bytes, limits: Limits = Limits()) -> LoadedImage:
         """Decode one encoded image for this model. Raises ImageRejected."""
@@ -92,6 +98,38 @@ class Predictor:
                 f"{len(self._reference.features)}; publish the model again"
             )
         return self._reference.scores(features, colours_seen(images, self.info.seen_size))
+
+    def maps(self, images: Sequence[NDArray[np.uint8]], classes: Sequence[str]) -> "Maps":
+        """Where decoded images, uint8 (S, S, 3), RGB, speak for a class each, by the network's one pass over each.
+
+        A model of two classes has maps of the second. They are of the images as they are, whatever the bundle's turns,
+        and 0 where the network does not look. Raises InputError where no map is known of the bundle's graph, and for a
+        class that it has none of.
+        """
+        from pipeline.model.maps import placed
+
+        known = self.info.classes[1:] if self.info.outputs == 1 else self.info.classes
+        if unknown := [name for name in classes if name not in known]:
+            raise InputError(f"bundle {self.bundle.uri}: no map of {unknown[0]!r}; of {', '.join(known)}")
+        if why_not := self.why_no_map():
+            raise InputError(
+                f"bundle {self.bundle.uri}: {why_not}; ask for maps of a network that pools over positions"
+            )
+        assert self._mapper is not None
+        small = self._mapper.small(self._mapper.inner(np.stack(images)), [known.index(name) for name in classes])
+        return placed(small, self.size, self.info.seen_size)
+
+    def why_no_map(self) -> str:
+        """Why the network has no map; empty where it has one."""
+        if self._mapper is None and not self._no_map:
+            from pipeline.model.map_graph import NoMapError
+            from pipeline.model.maps import Mapper
+
+            try:
+                self._mapper = Mapper(self.bundle.file(GRAPH), self._threads)
+            except NoMapError as error:
+                self._no_map = f"no map is known of its network ({self.info.architecture}): {error}"
+        return self._no_map
 
     def probe(self) -> None:
         """A black and a white image must get an answer. Raises InputError where the model gives none."""

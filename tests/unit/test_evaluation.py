@@ -115,8 +115,8 @@ def test_mistakes_come_with_their_picture_the_most_confident_first(bundle: Bundl
     rows = [row(tmp_path, number, level, 1) for number, level in enumerate((100, 40, 250))]
     outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
     mistakes = outcomes.mistakes(0.5, 10, Stores())
-    assert [caption.rsplit("/", 1)[-1] for _, caption in mistakes] == ["cell_1.png", "cell_0.png"]
-    assert all(picture.shape == (160, 160, 3) for picture, _ in mistakes)
+    assert [mistake.caption.rsplit("/", 1)[-1] for mistake in mistakes] == ["cell_1.png", "cell_0.png"]
+    assert all(mistake.pixels.shape == (160, 160, 3) and mistake.mapped is None for mistake in mistakes)
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
@@ -126,7 +126,7 @@ def test_mistakes_are_told_by_the_threshold_that_made_them(bundle: Bundle, tmp_p
     rows = [row(tmp_path, number, level, label) for number, (level, label) in enumerate(levels)]
     outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
     said = {f"cell_{k}.png": 1 / (1 + np.exp(-(level - 128) / 32)) for k, (level, _) in enumerate(levels)}
-    captions = [caption for _, caption in outcomes.mistakes(threshold, 10, Stores())]
+    captions = [mistake.caption for mistake in outcomes.mistakes(threshold, 10, Stores())]
     expected = {0.05: ["1", "2", "0"], 0.5: ["2"], 0.95: ["2", "3"]}[threshold]
     assert [caption.rsplit("_", 1)[-1][0] for caption in captions] == expected
     for caption in captions:

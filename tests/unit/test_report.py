@@ -12,6 +12,7 @@ from pipeline.evaluation.abstention import review_rule
 from pipeline.evaluation.chance import METHODS
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
+from pipeline.evaluation.overlay import WHAT_IT_IS, Mistake
 from pipeline.evaluation.prevalence import predictive_values
 from pipeline.evaluation.report import (
     Kept,
@@ -60,7 +61,12 @@ def binary_content(units: str = "subjects", **changes: Any) -> dict[str, Any]:
         "metrics": metrics,
         "curves": binary_curves(labels, probabilities),
         "history": HISTORY,
-        "mistakes": [(thumbnail, "truly positive, p = 0.031"), (thumbnail, "<b>odd & name</b>.jpg")],
+        "mistakes": [
+            Mistake(
+                thumbnail, "truly positive, p = 0.031", "image truly positive", thumbnail, "map of it: what speaks"
+            ),
+            Mistake(thumbnail, "<b>odd & name</b>.jpg", "image <b>", thumbnail, "map of it: <b>"),
+        ],
         "provenance": PROVENANCE,
         "synthetic": True,
         "warnings": ["The background tells the class."],
@@ -434,3 +440,16 @@ def test_pictures_and_columns_are_named_for_those_who_do_not_see_them() -> None:
     text = binary_report()
     assert text.count('role="img" aria-label="Decision curve. What acting') == 1
     assert text.count("<h3>") == text.count('<div role="img" aria-label=') + text.count("<h3 style")
+
+
+def test_a_mistake_stands_beside_its_map_and_both_are_told_to_who_does_not_see() -> None:
+    text = binary_report()
+    assert 'alt="image truly positive"' in text and 'alt="map of it: what speaks"' in text
+    assert "map of it: &lt;b&gt;" in text and WHAT_IT_IS.replace("'", "&#39;") in text
+    assert "of positive, also where the model does not call it so" in " ".join(text.split())
+
+
+def test_a_gallery_without_maps_says_why() -> None:
+    plain = [Mistake(np.full((8, 8, 3), 9, np.uint8), "a caption", "image")]
+    text = render_report(**binary_content(mistakes=plain, no_map="no map is known of its network (x)"))
+    assert "Without maps: no map is known of its network (x)." in text and "class-activation" not in text

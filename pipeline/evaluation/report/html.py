@@ -12,7 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.evaluation import overlay
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
+from pipeline.evaluation.overlay import Mistake
 from pipeline.evaluation.report import audit_pictures, elsewhere, plots, subjects, words
 from pipeline.evaluation.report.picture import Picture
 
@@ -24,6 +26,7 @@ _FIXED = {
     "slice_rows": _SLICE_ROWS,
     "not_a_device": words.NOT_A_DEVICE,
     "synthetic_note": words.SYNTHETIC,
+    "what_a_map_is": overlay.WHAT_IT_IS,
 }
 
 
@@ -59,7 +62,8 @@ def render_report(
     curves: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]] = (),
     kept: Kept | None = None,
-    mistakes: Sequence[tuple[NDArray[np.uint8], str]] = (),
+    mistakes: Sequence[Mistake] = (),
+    no_map: str = "",
     provenance: Mapping[str, Any],
     synthetic: bool,
     warnings: Sequence[str] = (),
@@ -80,7 +84,7 @@ def render_report(
 
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
-    `mistakes` are thumbnails uint8 (h, w, 3), RGB, with captions. `warnings` add to those in `metrics`. `basis` goes on
+    `no_map` says why mistakes have no map. `warnings` add to those in `metrics`. `basis` goes on
     after 'Measured on N images of M subjects'. Records of modules of `evaluation`: `shortcut`,
     `reach`, `recognized`, `ood`, `external` and `by_subject`, and more by name in `further`; `audit` and `robustness`
     are those of `Audit`, with `examples` of changed copies. `kept` names the epoch of `history` whose weights the model
@@ -104,7 +108,8 @@ def render_report(
         recognized=recognized or {},
         predictive=_disease(metrics).get("predictive_values", []),
         training=_training_pictures(history, kept),
-        mistakes=[(data_uri(pixels), caption) for pixels, caption in mistakes],
+        mistakes=[_shown(mistake) for mistake in mistakes],
+        no_map=no_map,
         synthetic=synthetic,
         **records,
         subjects=subjects.section(by_subject),
@@ -114,6 +119,13 @@ def render_report(
         hardest=_hardest,
         **_FIXED,
     )
+
+
+def _shown(mistake: Mistake) -> dict[str, str]:
+    """Sources and texts of a figure; without a map where there is none."""
+    shown = {"source": data_uri(mistake.pixels), "caption": mistake.caption, "alt": mistake.alt}
+    mapped = "" if mistake.mapped is None else data_uri(mistake.mapped)
+    return shown | {"mapped": mapped, "map_alt": mistake.map_alt}
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:
