@@ -21,6 +21,8 @@ _OVER_POSITIONS = {(2, 3): (0, 2, 3, 1), (1, 2): (0, 1, 2, 3), (1,): (0, 1, 2)}
 _SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Transpose", "Gather", "Slice")
 _SIMPLE = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hard swish"}
 
+_DRAWN = 1 / 3
+
 Kind = Literal["mean", "maximum"]
 
 
@@ -58,6 +60,25 @@ class MapGraph:
 def map_graph(graph: bytes) -> MapGraph:
     """Of the ONNX graph of a bundle. Raises NoMapError."""
     return _Reader(onnx.load_from_string(graph)).read()
+
+
+def drawn_last(graph: bytes, seed: int) -> bytes:
+    """The same graph, the weights of whose last third of layers, the head among them, are shuffled within each layer.
+
+    So a layer keeps the size of what it gives, and nothing of what it has learnt.
+    """
+    proto = onnx.load_from_string(graph)
+    matrices = {item.name: item for item in proto.graph.initializer if len(item.dims) > 1 and item.data_type == 1}
+    layers = [name for node in proto.graph.node for name in node.input if name in matrices]
+    layers = list(dict.fromkeys(layers))
+    rng = np.random.default_rng(seed)
+    for name in layers[-max(1, round(len(layers) * _DRAWN)) :]:
+        values = numpy_helper.to_array(matrices[name])
+        matrices[name].CopyFrom(
+            numpy_helper.from_array(rng.permutation(values.reshape(-1)).reshape(values.shape), name)
+        )
+    drawn: bytes = proto.SerializeToString()
+    return drawn
 
 
 class _Reader:
@@ -195,10 +216,10 @@ class _Reader:
     def _constant(self, name: str) -> NDArray[Any] | None:
         """Values that depend on no image; None where they do."""
         if name in self._constants:
-            return numpy_helper.to_array(self._constants[name])
+            return np.asarray(numpy_helper.to_array(self._constants[name]))
         node = self._made_by.get(name)
         if node is not None and node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            return numpy_helper.to_array(node.attribute[0].t)
+            return np.asarray(numpy_helper.to_array(node.attribute[0].t))
         return None
 
     def _type_of(self, name: str) -> str:

@@ -6,7 +6,7 @@ class-activation map weighs channels by, without autograd and without torch (`mo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Operation(NamedTuple):
     back: Callable[[Array, Rows, Sequence[Array]], Rows]  # of the gradient by what it gives, that by what it takes
 
 
-def _elementwise(value: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Operation:
+def _elementwise(value: Callable[[Array], NDArray[Any]], slope: Callable[[Array], NDArray[Any]]) -> Operation:
     return Operation(
         lambda rows, _: value(rows[0]).astype(np.float32),
         lambda gradient, rows, _: [(gradient * slope(rows[0])).astype(np.float32)],

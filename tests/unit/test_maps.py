@@ -143,7 +143,7 @@ def test_the_map_is_what_autograd_gives(name: str) -> None:
         expected = (token_map if is_transformer else grad_cam)(model, images, logit)
         found = mapper.signed(inner, [logit] * len(images))
         assert found.shape == expected.shape and found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(found, expected, atol=5e-5 * np.abs(expected).max())
         assert np.ptp(expected) > 1e-6
         assert np.array_equal(mapper.small(inner, [logit] * len(images)), found.clip(0))
 
@@ -158,7 +158,7 @@ def test_a_head_that_is_put_on_a_graph_of_features_has_the_same_map() -> None:
     images = images_of(SIZE)
     found = mapper.signed(mapper.inner(images), [1, 1, 1])
     expected = grad_cam(model, images, 1)
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=5e-5 * np.abs(expected).max())
 
 
 @given(
