@@ -19,7 +19,9 @@ from pipeline.evaluation.comparison import words as comparison_words
 from pipeline.evaluation.comparison.page import render_comparison
 from pipeline.evaluation.comparison.result import Comparison, refuse_incomparable
 from pipeline.evaluation.comparison.run import compare_on
+from pipeline.evaluation.explanation import FAILS, sentences
 from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.map_checks import judge_maps
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance, predict_split
@@ -90,6 +92,7 @@ class EvaluateConfig(NamingConfig):
         False, description="tell what a random split would promise: a probe under several ways to split (a minute)"
     )
     study: bool = Field(False, description="write study/ as well: CLAIM, TRIPOD+AI, STARD-AI, change control plan")
+    map_images: int = Field(100, ge=0, description="images to judge class-activation maps on; 0: they are not judged")
     max_error_share: float = Field(0.05, ge=0, le=1, description="share of unreadable images above which to fail")
     workers: int | None = Field(None, ge=1, description="predictors side by side (default: one a core)")
     cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores a worker holds")
@@ -149,10 +152,11 @@ def main(config: EvaluateConfig) -> None:
         resampling = Resampling(config.bootstrap, config.confidence, config.seed)
         audited = _audit(ray, config, bundle, outcomes, threshold.value, resampling)
         splits = _splits(ray, config, bundle, manifest, stores, resampling)
+        maps = _maps(ray, config, bundle, outcomes, threshold.value, stores)
     found = evaluation(
         bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
         prevalences=config.prevalence, matched=None if matched is None else record_of(matched), rules=rules,
-        further={"splits": splits}, audited=audited,
+        further={"splits": splits, "explanation": maps}, audited=audited,
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
@@ -202,6 +206,15 @@ def _audit(
     )  # fmt: skip
     print(f"audit: {len(rows):,} images in {len(copies.keys)} copies each, {clock.seconds:.0f} s")
     return audit(shown, copies, outcomes, threshold, resampling)
+
+
+def _maps(
+    ray: Any, config: EvaluateConfig, bundle: Bundle, outcomes: Outcomes, threshold: float, stores: Stores
+) -> dict[str, Any] | None:
+    return judge_maps(
+        ray, bundle, outcomes, threshold, stores, asked=config.map_images, seed=config.seed, workers=config.workers,
+        cpus_per_worker=config.cpus_per_worker,
+    )  # fmt: skip
 
 
 def _splits(
@@ -275,6 +288,8 @@ def _notes(found: Evaluation) -> Iterator[str]:
     yield from found.warnings
     if splits := found.further.get("splits"):
         yield from words.optimism(splits)
+    if maps := found.further.get("explanation"):
+        yield from (f"maps: {sentence}" for sentence in sentences(maps) if sentence.startswith(FAILS))
     for kind, count in found.outcomes.remarks.items():
         yield f"{count} images: {kind}"
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.evaluation import overlay
+from pipeline.evaluation import explanation, overlay
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
 from pipeline.evaluation.overlay import Mistake
 from pipeline.evaluation.report import audit_pictures, elsewhere, plots, subjects, words
@@ -52,6 +52,7 @@ def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Env
     loaded.filters |= {"recognized": words.recognized, "signed": elsewhere.signed}
     loaded.filters |= {"share": subjects.percent_with_limits}
     loaded.filters |= {"optimism": words.optimism, "ways_to_split": words.ways_to_split}
+    loaded.filters |= {"map_sentences": explanation.sentences}
     return loaded
 
 
