@@ -75,7 +75,7 @@ def rank_correlation(one: Map, other: Map) -> float | None:
     ranks = [np.argsort(np.argsort(values, axis=None)).astype(np.float64) for values in (one, other)]
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def judged(scores: Sequence[MapScores], asked: int, sampled: str) -> dict[str, Any]:

@@ -55,10 +55,10 @@ class MapWorker:
         size, seen = len(image), self._seen
         signed = self._mapper.signed(inner, [logit])
         map_ = placed(signed.clip(0), size, self._info.seen_size).maps[0]
-        pointed = pointing(map_, nuclei(image), seen) or (None, None, None)
+        hits, any_point, middle = pointing(map_, nuclei(image), seen) or (None, None, None)
         alike = rank_correlation(signed[0], self._drawn.signed(self._drawn.inner(image[None]), [logit])[0])
         if not map_.any():
-            return MapScores(*pointed, None, None, alike)
+            return MapScores(hits, any_point, middle, None, None, alike)
 
         def probability(images: NDArray[np.uint8]) -> NDArray[np.float64]:
             found = probabilities(self._mapper.inner(images).logits, self._info.temperature)
@@ -66,8 +66,8 @@ class MapWorker:
 
         rng = np.random.default_rng([_SEED, image_id & 0xFFFFFFFF])
         by_chance = random_order(rng, signed.shape[1:], size, seen)
-        areas = (deletion(image, order, seen, probability) for order in (map_, by_chance))
-        return MapScores(*pointed, *areas, alike)
+        area, by_luck = (deletion(image, order, seen, probability) for order in (map_, by_chance))
+        return MapScores(hits, any_point, middle, area, by_luck, alike)
 
 
 def sample(outcomes: Outcomes, threshold: float, count: int, seed: int) -> tuple[list[ManifestRow], str]:

@@ -57,7 +57,7 @@ def test_nuclei_of_drawn_cells_are_found_and_red_cells_are_not(kind: str) -> Non
         pixels, known = drawn_cell(seed, kind)
         found = nuclei(pixels)
         overlaps.append((found & known).sum() / (found | known).sum())
-    assert np.median(overlaps) > 0.8 and np.quantile(overlaps, 0.1) > 0.5
+    assert np.median(overlaps) > 0.7 and np.quantile(overlaps, 0.1) > 0.5
 
 
 def test_where_nothing_is_stained_there_is_no_nucleus() -> None:
