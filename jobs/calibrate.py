@@ -77,7 +77,7 @@ def main(config: CalibrateConfig) -> None:
     asked, notes = _asked(config, parent, seen, units)
     found, curve = adapt(seen.local, asked), learning_curve(seen.local, asked)
     print("\n".join(["", *local.tried(found), *local.threshold(found, info), "", *local.curve(curve, units), ""]))
-    for note in [*notes, *_notes(seen, sights, units)]:
+    for note in [*notes, *local.forgotten(found, seen.local, info.classes), *_notes(seen, sights, units)]:
         print(f"note: {note}")
     changed = changes(info, found)
     if not changed:

@@ -40,9 +40,11 @@ def refuse_too_few(local: Local, classes: Sequence[str], units: str) -> list[str
     for name, rows in sides.items():
         images, of_units = int(np.sum(rows)), len(np.unique(local.groups[rows]))
         if images < FEWEST_OF_CLASS or of_units < FEWEST_UNITS:
+            whose = "" if units == "images" else f" of {of_units} {units}"
+            more = "" if units == "images" else f", of {FEWEST_UNITS} {units} or more"
             raise InputError(
-                f"{images} {name} images of {of_units} {units}: at least {FEWEST_OF_CLASS} of {FEWEST_UNITS} are "
-                "needed of each side, to choose a threshold by some and judge it by others"
+                f"{images} {name} images{whose}: at least {FEWEST_OF_CLASS} of each side are needed{more}, to choose a "
+                "threshold by some and judge it by others"
             )
     if not sides and int((counts >= FEWEST_OF_CLASS).sum()) < 2:
         raise InputError(f"fewer than two classes with {FEWEST_OF_CLASS} images each: {_listed(classes, counts)}")

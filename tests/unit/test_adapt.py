@@ -103,7 +103,10 @@ def test_folds_divide_no_subject_and_hold_every_image_out_once() -> None:
     ("there", "said"),
     [
         (drawn(8, subjects=8), "8 labelled images that can be read: 10 are the fewest"),
-        (replace(drawn(40), targets=np.zeros(40, np.int64)), "0 diseased images of 0 subjects: at least 5 of 3"),
+        (
+            replace(drawn(40), targets=np.zeros(40, np.int64)),
+            "0 diseased images of 0 subjects: at least 5 of each side are needed, of 3 subjects",
+        ),
         (drawn(40, subjects=4), "images of 4 subjects: 6 are the fewest"),
         (replace(drawn(40), logits=10.0 * (drawn(40).targets[:, None] - 0.5)), "separated without error"),
     ],
@@ -118,6 +121,14 @@ def test_classes_of_too_few_images_get_no_shift_and_it_is_said() -> None:
     there = Local(rng.normal(size=(60, 3)), np.arange(60) % 2, np.arange(60) // 3, (), 1.0, 0.5)
     (note,) = refuse_too_few(there, ("a", "b", "c"), "subjects")
     assert note.startswith("Fewer than 5 images of c: only temperature and threshold")
+
+
+def test_a_class_that_is_lost_is_named() -> None:
+    there = drawn(40)
+    found = replace(adapt(there), logits=np.full((40, 1), -1.0))  # nothing is called positive any more
+    (said,) = lines.forgotten(found, there, CLASSES)
+    assert f"of {int(there.targets.sum())} held-out images of positive 0 are found" in said
+    assert lines.forgotten(replace(found, logits=there.logits), there, CLASSES) == []
 
 
 def test_the_learning_curve_gains_on_subjects_that_were_not_used() -> None:

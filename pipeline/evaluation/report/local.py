@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.adapt import Adapted
+from pipeline.evaluation.adapt import Adapted, Local
 from pipeline.evaluation.adapt_curve import SIZES, Point
 from pipeline.evaluation.report.words import DASH, number
 from pipeline.model.bundle import BundleInfo
+from pipeline.model.prediction import probabilities
 
+_MUCH = 0.2  # of a class's images: more of them lost must be said
 _NAMES = {
     "log_loss": "log-loss",
     "ece": "calibration error",
@@ -42,6 +44,18 @@ def threshold(found: Adapted, info: BundleInfo) -> list[str]:
     if found.has_new_threshold:
         return [f"threshold {number(found.threshold)}, it was {number(info.threshold)}"]
     return [f"threshold {number(info.threshold)} kept: another one does no better on images held out"]
+
+
+def forgotten(found: Adapted, of: Local, classes: Sequence[str]) -> list[str]:
+    """Classes of which held-out images are found much less than before: likelihood is that of the frequent ones."""
+    before, now = (probabilities(logits).argmax(axis=1) == of.targets for logits in (of.logits, found.logits))
+    said = []
+    for k, name in enumerate(classes):
+        rows = of.targets == k
+        was, is_now, count = int(before[rows].sum()), int(now[rows].sum()), int(rows.sum())
+        if was - is_now > max(1, _MUCH * count):
+            said.append(f"of {count} held-out images of {name} {is_now} are found, {was} were before: it is being lost")
+    return said
 
 
 def curve(points: Sequence[Point], units: str) -> list[str]:
