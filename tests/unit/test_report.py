@@ -446,7 +446,7 @@ def test_a_mistake_stands_beside_its_map_and_both_are_told_to_who_does_not_see()
     text = binary_report()
     assert 'alt="image truly positive"' in text and 'alt="map of it: what speaks"' in text
     assert "map of it: &lt;b&gt;" in text and WHAT_IT_IS.replace("'", "&#39;") in text
-    assert "of positive, also where the model does not call it so" in " ".join(text.split())
+    assert "of the class positive, also where the model does not call it so" in " ".join(text.split())
 
 
 def test_a_gallery_without_maps_says_why() -> None:
