@@ -77,24 +77,31 @@ class Evaluation:
         worse = compared["told"] if any(row["is_worse"] for row in compared["rows"]) else []
         return [*self.notes, *self.shortcut.notes(), *self.audit.notes(), *worse, *notes(self.by_subject)]
 
+    @property
+    def _records(self) -> dict[str, Any]:
+        """By their names in `metrics.json`, each None where there is nothing to tell."""
+        return {
+            "reach": self.reach,
+            "training_images": self.recognized.record(),
+            "shortcut": self.shortcut.record(),
+            "audit": self.audit.record(),
+            "robustness": self.audit.robustness(),
+            "external": self.external,
+            "ood": self.ood,
+            "by_subject": self.by_subject,
+            **self.further,
+        }
+
     def record(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """`metrics.json`."""
         return {
             "split": self.split,
             "provenance": self.facts,
             **self.metrics,
-            "reach": self.reach,
-            "training_images": self.recognized.record(),
-            "shortcut": self.shortcut.record(),
-            "audit": self.audit.record(),
-            "robustness": self.audit.robustness(),
+            **self._records,
             "reliability": self.curves["reliability"],
-            "external": self.external,
             "warnings": self.warnings,
             "configuration": configuration,
-            "ood": self.ood,
-            "by_subject": self.by_subject,
-            **self.further,
             "rejected": len(self.outcomes.rejections),
             "remarks": self.outcomes.remarks,
         }
@@ -109,21 +116,13 @@ class Evaluation:
             curves=self.curves,
             history=_history(self.bundle),
             kept=_kept(info),
-            reach=self.reach,
-            recognized=self.recognized.record(),
             mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores, predictor),
             no_map=no_map,
             provenance=self.facts,
             synthetic=info.synthetic or self.manifest.info.synthetic,
             warnings=self._told,
-            audit=self.audit.record(),
-            robustness=self.audit.robustness(),
             examples=self._examples(stores),
-            by_subject=self.by_subject,
-            shortcut=self.shortcut.record(),
-            ood=self.ood,
-            external=self.external,
-            further=self.further,
+            records=self._records,
             split=self.split,
             basis=basis(self.split, self.bundle, self.manifest, self.recognized),
         )

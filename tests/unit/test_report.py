@@ -241,7 +241,8 @@ def test_report_gives_predictive_values_where_disease_is_rarer() -> None:
     content["metrics"]["predictive_values"] = rows
     text = " ".join(Outline(render_report(**content)).text.split())
     assert "What an answer means elsewhere" in text and "0.5 of 100" in text
-    assert words.with_interval(rows[0]["ppv"]) in text and words.with_interval(rows[1]["npv"]) in text
+    for metric in (rows[0]["ppv"], rows[1]["npv"]):
+        assert words.number(metric["value"]) + words.interval(metric) in text
 
 
 def test_report_tells_what_colour_reaches_or_why_that_is_not_known() -> None:
@@ -250,9 +251,11 @@ def test_report_tells_what_colour_reaches_or_why_that_is_not_known() -> None:
         "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "border": found,
         "whole": found | {"value": 0.95}, "model": found | {"value": 0.88},
     }  # fmt: skip
-    text = " ".join(Outline(render_report(**binary_content(shortcut=shortcut))).text.split())
+    text = " ".join(Outline(render_report(**binary_content(records={"shortcut": shortcut}))).text.split())
     assert "It learnt from 1,000 of the 1,578 training images" in text and "0.9100.850 – 0.960" in text
-    unchecked = Outline(render_report(**binary_content(shortcut={"why_not": "there is no train split"}))).text
+    unchecked = Outline(
+        render_report(**binary_content(records={"shortcut": {"why_not": "there is no train split"}}))
+    ).text
     assert "Not checked: there is no train split." in unchecked
 
 
@@ -263,7 +266,7 @@ def test_each_table_with_intervals_names_their_method() -> None:
         "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "border": found, "whole": found,
         "model": found,
     }  # fmt: skip
-    content = binary_content(shortcut=shortcut)
+    content = binary_content(records={"shortcut": shortcut})
     sides = content["metrics"]["metrics"]
     content["metrics"]["predictive_values"] = predictive_values(sides["sensitivity"], sides["specificity"], [0.1])
     ours = "Bayesian bootstrap over subjects, one adverse subject added"

@@ -21,6 +21,10 @@ from pipeline.evaluation.report.picture import Picture
 TEMPLATES = Path(__file__).parent / "templates"
 _SLICE_ROWS = 15
 _RIGHT = "Share rightly named"
+_RECORDS = (
+    "reach", "training_images", "shortcut", "ood", "audit", "robustness", "external", "by_subject",
+    "slice_comparison", "cross_validation", "splits", "explanation",
+)  # fmt: skip
 _FIXED = {
     "names": METRIC_NAMES,
     "slice_rows": _SLICE_ROWS,
@@ -68,16 +72,8 @@ def render_report(
     provenance: Mapping[str, Any],
     synthetic: bool,
     warnings: Sequence[str] = (),
-    reach: Mapping[str, Any] | None = None,
-    recognized: Mapping[str, Any] | None = None,
-    shortcut: Mapping[str, Any] | None = None,
-    ood: Mapping[str, Any] | None = None,
-    audit: Mapping[str, Any] | None = None,
-    robustness: Mapping[str, Any] | None = None,
     examples: Sequence[Mapping[tuple[str, int], NDArray[np.uint8]]] = (),
-    external: Mapping[str, Any] | None = None,
-    by_subject: Mapping[str, Any] | None = None,
-    further: Mapping[str, Any] = {},
+    records: Mapping[str, Any] = {},
     split: str = "test",
     basis: str = "",
 ) -> str:
@@ -86,15 +82,10 @@ def render_report(
     `metrics` and `curves` are those of `evaluate_binary` and `binary_curves`, or of their multi-class siblings; a
     multi-class model with diseased classes may carry the binary view as `metrics["disease"]`, `curves["disease"]`.
     `no_map` says why mistakes have no map. `warnings` add to those in `metrics`. `basis` goes on
-    after 'Measured on N images of M subjects'. Records of modules of `evaluation`: `shortcut`,
-    `reach`, `recognized`, `ood`, `external` and `by_subject`, and more by name in `further`; `audit` and `robustness`
-    are those of `Audit`, with `examples` of changed copies. `kept` names the epoch of `history` whose weights the model
-    has.
+    after 'Measured on N images of M subjects'. `records`: what else was found, by its name in `metrics.json`; a section
+    is left out where its record is missing or None. `examples`: changed copies of the audit. `kept` names the epoch of
+    `history` whose weights the model has.
     """
-    records = {"provenance": provenance, "shortcut": shortcut, "ood": ood, "external": _external(external, metrics)}
-    sources = [{key: data_uri(pixels) for key, pixels in some.items()} for some in examples]
-    records |= {"audit": audit, "robustness": robustness}
-    records["audit_pictures"] = audit_pictures.drawn(audit, robustness, sources)
     template = environment().get_template("report.html.j2")
     return template.render(
         title=title,
@@ -105,21 +96,35 @@ def render_report(
         grids=_grids(metrics),
         results=_result_pictures(metrics, curves),
         scores=_score_pictures(metrics, curves),
-        reach=words.reach(reach) if reach else [],
-        recognized=recognized or {},
         predictive=_disease(metrics).get("predictive_values", []),
         training=_training_pictures(history, kept),
         mistakes=[_shown(mistake) for mistake in mistakes],
         no_map=no_map,
+        provenance=provenance,
         synthetic=synthetic,
-        **records,
-        subjects=subjects.section(by_subject),
-        further=further,
+        **_sections(records, metrics, examples),
         basis=basis or f" ({split} split)",
         warnings=list(dict.fromkeys([*warnings, *metrics["warnings"], *_disease(metrics).get("warnings", ())])),
         hardest=_hardest,
         **_FIXED,
     )
+
+
+def _sections(
+    records: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    examples: Sequence[Mapping[tuple[str, int], NDArray[np.uint8]]],
+) -> dict[str, Any]:
+    """What the sections of `records` show."""
+    found = {name: records.get(name) for name in _RECORDS}
+    sources = [{key: data_uri(pixels) for key, pixels in some.items()} for some in examples]
+    return found | {
+        "reach": words.reach(found["reach"]) if found["reach"] else [],
+        "recognized": found["training_images"] or {},
+        "external": _external(found["external"], metrics),
+        "subjects": subjects.section(found["by_subject"]),
+        "audit_pictures": audit_pictures.drawn(found["audit"], found["robustness"], sources),
+    }
 
 
 def _shown(mistake: Mistake) -> dict[str, str]:
