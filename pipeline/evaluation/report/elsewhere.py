@@ -36,7 +36,7 @@ def about_classes(record: Mapping[str, Any]) -> list[str]:
             f"No {missing} image is among them: {untold}, ROC-AUC, balanced accuracy and the right threshold cannot be "
             "told there."
         )
-    if record["absent"]:
+    if record["absent"] and not record["one_side"]:
         said.append(
             f"No image of class {', '.join(record['absent'])} is among them, so figures over all classes are of other "
             "classes there than here; compare class by class."
