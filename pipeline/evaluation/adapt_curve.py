@@ -112,7 +112,9 @@ def learning_curve(local: Local, asked: Asked, sizes: Sequence[int] = SIZES, dra
 
 
 def _drawn(local: Local, size: int, rng: np.random.Generator) -> tuple[Ints, Ints] | None:
-    """Images to learn from and images to judge by, of other subjects; None where too few are left, or one side."""
+    """Images to learn from and images to judge by, of other subjects; None where too few are left, or one side, or
+    those to learn from are of too few subjects for folds that divide none.
+    """
     groups = rng.permutation(np.unique(local.groups))
     counts = np.array([(local.groups == group).sum() for group in groups])
     taken = int(np.searchsorted(counts.cumsum(), max(len(local) // 2, size))) + 1
@@ -121,6 +123,8 @@ def _drawn(local: Local, size: int, rng: np.random.Generator) -> tuple[Ints, Int
     if len(pool) < size or len(rest) < max(FEWEST_OF_CLASS, _FEWEST_LEFT * len(local)):
         return None
     some = np.sort(rng.choice(pool, size, replace=False))
+    if len(np.unique(local.groups[some])) < FEWEST_UNITS:
+        return None
     return (some, rest) if all(_has_sides(local.of(rows)) for rows in (some, rest)) else None
 
 

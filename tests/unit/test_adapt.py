@@ -142,3 +142,15 @@ def test_the_learning_curve_gains_on_subjects_that_were_not_used() -> None:
     assert points == learning_curve(there, asked, sizes=(10, 100, 390), draws=10)
     said = "\n".join(lines.curve(points, "subjects"))
     assert "n = 100, 10 draws, judged on" in said and "n = 25, 50: too few subjects" in said
+
+
+def test_a_subject_with_most_of_the_images_is_never_learnt_from_alone() -> None:
+    """Folds divide no subject: the images of one alone would leave nothing to fit to."""
+    for others, learnt in ((7, []), (40, [10, 50])):
+        sizes = [100] + [5] * others
+        groups = np.repeat(np.arange(len(sizes)), sizes)
+        there = with_features(replace(drawn(len(groups), seed=5), groups=groups), seed=6, width=5)
+        assert refuse_too_few(there, CLASSES, "subjects") == []
+        points = learning_curve(there, Asked(adapts_head=True), sizes=(10, 50), draws=25 if not learnt else 4)
+        assert [point.images for point in points] == learnt
+        assert all(np.isfinite(point.metrics["adapted"]["log_loss"]["value"] or np.nan) for point in points)
