@@ -25,7 +25,13 @@ from pipeline.evaluation.map_checks import judge_maps
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Glance, predict_split
-from pipeline.evaluation.reach import refuse_without_validation, review_here, threshold_here, threshold_of
+from pipeline.evaluation.reach import (
+    refuse_without_sides,
+    refuse_without_validation,
+    review_here,
+    threshold_here,
+    threshold_of,
+)
 from pipeline.evaluation.remaining import border_colour, sample_of
 from pipeline.evaluation.report import elsewhere, words
 from pipeline.evaluation.report.subjects import subjects_in_words
@@ -110,6 +116,7 @@ class EvaluateConfig(NamingConfig):
         return kept if len(self.model) > 1 else kept | {"model": self.model[0]}
 
 
+_OF_ONE = ("review_error", "robustness", "prevalence", "audit", "map_images", "colour_images", "compare_splits")
 EPILOG = """examples:
   leukoray evaluate out/demo/manifest --model out/demo/models --out out/demo/report
   leukoray evaluate /data/elsewhere --external --model out/models --classes 'blasts=positive' --out out/external
@@ -136,7 +143,7 @@ def main(config: EvaluateConfig) -> None:
     refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
     if note := bundle.depth_note(published.info.bit_depth):
         print(note)
-    _refuse_choices(config, manifest)
+    _refuse_choices(config, manifest, bundle.info, stores)
     threshold, rules = threshold_of(bundle.info), bundle.info.subject_rules
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         if config.target_sensitivity is not None or config.review_error is not None:
@@ -172,16 +179,13 @@ def _refuse_mixed(config: EvaluateConfig) -> None:
         raise UsageError("--external measures all labelled images, of whatever split; leave --split out")
     if config.external and len(config.model) > 1:
         raise UsageError("--external puts one model's figures beside its own; give one --model")
-    if config.review_error is not None and len(config.model) > 1:
-        raise UsageError("--review-error chooses the band of one model; give one --model")
-    if config.robustness and len(config.model) > 1:
-        raise UsageError("--robustness is told of one model; give one --model")
+    given = [name for name in _OF_ONE if name in config.model_fields_set and len(config.model) > 1]
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')} is told of one model; give one --model, or leave it out")
     if config.robustness and not config.audit:
         raise UsageError("--robustness shows the images of --audit, which is 0; leave one of the two out")
     if not config.external and (config.labels is not None or config.classes):
         raise UsageError("--labels and --classes are for --external; a manifest of its own has labels and classes")
-    if config.compare_splits and len(config.model) > 1:
-        raise UsageError("--compare-splits asks a probe, not a model; give one --model")
     if config.study and len(config.model) > 1:
         raise UsageError("--study is of one model; of a version beside the best one `leukoray promote` writes it")
 
@@ -228,16 +232,21 @@ def _splits(
     return compare_splits(manifest, bundle.info, stores, connect, resampling).record()
 
 
-def _refuse_choices(config: EvaluateConfig, manifest: Manifest) -> None:
-    """Raise UsageError where validation images cannot tell what is to be chosen on them."""
+def _refuse_choices(config: EvaluateConfig, manifest: Manifest, info: BundleInfo, stores: Stores) -> None:
+    """Raise UsageError or InputError where the images cannot tell what is asked of them, before any is read."""
     for name, value in (("target-sensitivity", config.target_sensitivity), ("review-error", config.review_error)):
         if value is not None:
+            refuse_without_sides(info, f"--{name}")
             refuse_without_validation(manifest, f"--{name}")
     if config.review_error is not None and manifest.info.split_rule == "images":
         raise UsageError(
             "--review-error: subjects of validation are in train as well (split by image), so nothing is known of new "
             "ones; ingest with a split by subject, or leave it out"
         )
+    if config.compare_splits:
+        from pipeline.training.split_comparison import refuse_splits  # torch: seconds
+
+        refuse_splits(manifest, info, stores)
 
 
 def outcomes_of(

@@ -56,7 +56,7 @@ def main(config: TransferCheckConfig) -> None:
     refuse_mismatch(bundle.info.unit, drawn.unit, config.source)
     with connected(config.address, config.num_cpus) as ray:
         inspected = inspect(ray, bundle, drawn.rows, stores)
-    found = Transfer(bundle.info, reference, drawn, inspected, config.subjects or drawn.subject_count or None)
+    found = Transfer(bundle.info, reference, drawn, inspected, drawn.subject_count or config.subjects)
     if not found.usable:
         codes = ", ".join(f"{count} {code}" for code, count in found.unreadable.items())
         raise InputError(f"{config.source}: none of {len(inspected):,} images can be read ({codes})")

@@ -134,7 +134,8 @@ def judge_review(
     if band is None and rule is None:
         return None
     codes, unit = subject_codes(subjects, len(labels))
-    review, called, sick = in_band(band, scores), scores >= threshold, labels == 1
+    review = in_band(band, scores, is_ruled=rule is not None)
+    called, sick = scores >= threshold, labels == 1
     wrong, ones = called != sick, np.ones(len(labels))
     weights = {side: np.where(sick == side, 1.0, 0.0) for side in (False, True)}
     for side, weight in weights.items():
@@ -158,9 +159,9 @@ def judge_review(
     }
 
 
-def in_band(band: Band | None, scores: Floats) -> NDArray[np.bool_]:
-    """Whether each score (N,) is left to a person."""
-    return np.array([is_in(band, score) for score in scores.tolist()], np.bool_)
+def in_band(band: Band | None, scores: Floats, *, is_ruled: bool = True) -> NDArray[np.bool_]:
+    """Whether each score (N,) is left to a person, as `is_in` says."""
+    return np.array([is_in(band, score, is_ruled=is_ruled) for score in scores.tolist()], np.bool_)
 
 
 def trade_off(

@@ -27,6 +27,7 @@ from pipeline.sources.manifest import Manifest
 from pipeline.sources.rows import place_of
 
 SUBJECTS_CSV = "subjects.csv"
+OWN_RATES = "The rates are of these very subjects, so of how many the interval holds the true share says nothing."
 LOOK_AT = 5  # cells of a subject
 OLDER = "the bundle does not say how often its model calls cells of other subjects rightly: train it again"
 
@@ -43,9 +44,13 @@ class Roll:
 
 
 def by_subject(
-    outcomes: Outcomes, manifest: Manifest, threshold: float, rules: SubjectRules | None, resampling: Resampling
-) -> dict[str, Any]:
-    """`by_subject` of `metrics.json`; only `why_not` where nothing can be said of subjects."""
+    outcomes: Outcomes, manifest: Manifest, threshold: float, rules: SubjectRules | None, resampling: Resampling,
+    *, are_own: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """`by_subject` of `metrics.json`; only `why_not` where nothing can be said of subjects.
+
+    `are_own`: the rates of `rules` were found on the subjects measured, so how often intervals hold says nothing.
+    """
     unit = manifest.info.unit or outcomes.info.unit
     why_not = why_no_subjects(unit, manifest.info.units, outcomes.subjects)
     if outcomes.diseased is None:
@@ -69,7 +74,8 @@ def by_subject(
         "no_rates": used.no_rates or None,
         "roll_up": None if used.roll_up is None else used.roll_up.model_dump(include={"positives", "negatives"}),
         "no_roll_up": used.no_roll_up or None,
-        "coverage": _coverage(rows),
+        "coverage": None if are_own else _coverage(rows),
+        "coverage_note": OWN_RATES if are_own and used.rates is not None else None,
         "roc_auc": _area(rows, resampling),
         "median_cells": median,
         "detection": [] if used.rates is None else detection(used.rates, median),

@@ -11,10 +11,10 @@ from pipeline.base.errors import InputError
 from pipeline.images.unit import Unit
 from pipeline.sources.archives import Entry, Problem
 from pipeline.sources.listing import Tally, base_folder, entry_id, entry_row, list_sources, path_below
-from pipeline.sources.manifest import read_manifest
+from pipeline.sources.manifest import ManifestRow, read_manifest
 from pipeline.sources.masks import MASKS, Masks
 from pipeline.sources.pseudonyms import names_of
-from pipeline.sources.rows import ListingRow
+from pipeline.sources.rows import ListingRow, read_rows
 from pipeline.storage.stores import Stores
 
 Item = TypeVar("Item")
@@ -74,8 +74,7 @@ def draw_listed(source: str, most: int, seed: int, stores: Stores, subjects_of: 
 def draw_recorded(uri: str, split: str | None, most: int, seed: int, stores: Stores) -> Drawn:
     """At most so many images of a manifest, or of one of its splits. Raises InputError where there is none."""
     manifest = read_manifest(uri, stores)
-    splits = [split] if split else manifest.table["split"].unique().to_pylist()
-    rows = [row for name in splits if name is not None for row in manifest.split(name)]
+    rows = manifest.split(split) if split else read_rows(manifest.table, ManifestRow)
     if not rows:
         raise InputError(f"{uri}: no image" + (f" in split {split!r}; choose another --split" if split else ""))
     chosen = drawn(rows, most, seed, lambda row: row.image_id)

@@ -51,11 +51,15 @@ def fit(
             name: Statistic(
                 quantiles=_rounded(np.nanquantile(found, LEVELS)),
                 spread=round(spreads[name], _DIGITS),
-                limits={size: round(by_name[name], 3) for size, by_name in limits.items()} or {1: UNKNOWN_LIMIT},
+                limits=_of_one(name, limits) or {1: UNKNOWN_LIMIT},
             )
             for name, found in known.items()
         },
     )
+
+
+def _of_one(name: str, limits: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+    return {size: round(by_name[name], 3) for size, by_name in limits.items() if name in by_name}
 
 
 def _rounded(values: Floats) -> tuple[float, ...]:
@@ -71,33 +75,37 @@ def _limits(
 ) -> dict[int, dict[str, float]]:
     """By subjects in a set, then by statistic: within so many spreads 19 of 20 sets lie, in all statistics at once.
 
-    Each statistic's typical distance times one factor, so that those in which subjects differ more have more room.
+    Each statistic's typical distance times one factor, so that those in which subjects differ more have more room. A
+    statistic that too few sets show has none; nor has any for several subjects that has none for one, the widest.
     """
     found: dict[int, dict[str, float]] = {}
-    subjects = np.unique(codes)
-    smallest = np.maximum(_SMALLEST_LIMIT, [STATISTICS[name].smallest / spreads[name] for name in values])
+    subjects, names = np.unique(codes), list(values)
     rng = np.random.default_rng(seed)
     for size in SETS:
         if len(subjects) < max(2 * size, FEWEST_SUBJECTS):
             break
         sets = [[one] for one in subjects] if size == 1 else [rng.choice(subjects, size, False) for _ in range(_DRAWS)]
-        inside = [np.isin(codes, some) for some in sets]
-        rows = [
-            [_distance(values[name], chosen) / spreads[name] for name in values]
-            for chosen in inside
-            if chosen.sum() >= _FEWEST_OF_ONE
-        ]
-        if len(rows) < FEWEST_SUBJECTS:
-            continue
-        apart = np.array(rows)  # (sets, statistics)
-        typical = np.maximum(np.nanmedian(apart, axis=0), 1e-9)
-        worst = np.sort(np.nanmax(apart / typical, axis=1))
+        inside = [chosen for chosen in (np.isin(codes, some) for some in sets) if chosen.sum() >= _FEWEST_OF_ONE]
+        apart = {
+            name: np.array([_distance(values[name], chosen) / spreads[name] for chosen in inside]) for name in names
+        }
+        names = [name for name in names if np.isfinite(apart[name]).sum() >= FEWEST_SUBJECTS]
+        if not names:
+            break
+        typical = {name: max(float(np.nanmedian(apart[name])), 1e-9) for name in names}
+        worst = np.sort(np.nanmax([apart[name] / typical[name] for name in names], axis=0))
+        worst = worst[np.isfinite(worst)]  # of sets that show any of them
         place = min(len(worst), int(np.ceil((len(worst) + 1) * (1 - _OUTSIDE))))  # as a conformal limit
-        wide = np.maximum(typical * worst[place - 1], smallest)
-        for earlier in found.values():  # more subjects never have more room
-            wide = np.fmin(wide, list(earlier.values()))
-        found[size] = dict(zip(values, wide.tolist(), strict=True))
+        wide = {name: max(typical[name] * worst[place - 1], _smallest(name, spreads[name])) for name in names}
+        found[size] = {  # more subjects never have more room
+            name: min(limit, *(earlier[name] for earlier in found.values())) if found else limit
+            for name, limit in wide.items()
+        }
     return found
+
+
+def _smallest(name: str, spread: float) -> float:
+    return max(_SMALLEST_LIMIT, STATISTICS[name].smallest / spread)
 
 
 def _distance(values: Floats, chosen: NDArray[np.bool_]) -> float:
@@ -111,6 +119,7 @@ def _distance(values: Floats, chosen: NDArray[np.bool_]) -> float:
 def _rests_on(limits: Mapping[int, object], subjects: int, called: str, unit: str) -> str:
     if limits:
         sets = ", ".join(map(str, limits))
-        return f"how far sets of {sets} of its {subjects:,} {called} lie from the others"
+        few = f"; so few that they hold {subjects} of {subjects + 1} rather than 19 of 20" if subjects < 19 else ""
+        return f"how far sets of {sets} of its {subjects:,} {called} lie from the others{few}"
     known = "no subjects known" if unit == "image" else f"{subjects} {called}, too few to tell"
     return f"an assumption ({known}): {UNKNOWN_LIMIT:g} spreads"

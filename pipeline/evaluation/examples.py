@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.changes import Copies
 from pipeline.images.load import load_image
 from pipeline.model.bundle import BundleInfo
@@ -19,13 +20,16 @@ Examples = dict[tuple[str, int], NDArray[np.uint8]]  # by `Copies.keys`, uint8 (
 
 
 def examples_of(rows: Sequence[ManifestRow], copies: Copies, info: BundleInfo, stores: Stores) -> list[Examples]:
-    """Of each row its copies; an image that is gone since it was measured is left out."""
+    """Of each row its copies; an image that is gone or another since it was measured is left out."""
     found = {fetched.row.image_id: fetched.data for fetched in fetch_rows(sorted(rows, key=lambda r: r.uri), stores)}
     pictures = []
     for row in rows:
         data = found.get(row.image_id)
         if data is not None:
-            pixels = load_image(data, info.input_size, bit_depth=info.bit_depth).pixels[None]
+            try:
+                pixels = load_image(data, info.input_size, bit_depth=info.bit_depth).pixels[None]
+            except ImageRejected:
+                continue
             made = copies.made(pixels, info.seen_size, [int(row.image_id)])
             pictures.append({key: _small(some[0], info.seen_size) for key, some in zip(copies.keys, made, strict=True)})
     return pictures

@@ -16,26 +16,30 @@ from pipeline.evaluation.definitions import Floats, Ints
 
 LEVEL = 0.05
 METHOD = "permutation of {what}, one-sided, of right answers less the share of right ones of the class"
-_SHUFFLES = 2000
-_CHUNK = 100
+_SHUFFLES = 2000  # at least; 20 times as many as groups, so that each could be called worse after Holm
+_CHUNK_BYTES = 50_000_000
 
 
 def groups_against_others(
-    right: Ints, truth: Ints, codes: Ints, columns: Mapping[str, Sequence[str | None]], seed: int
-) -> dict[str, Any] | None:
+    right: Ints, truth: Ints, codes: Ints, columns: Mapping[str, Sequence[str | None]], seed: int,
+    called: str = "subjects",
+) -> dict[str, Any] | None:  # fmt: skip
     """Of answers right or not (N,), of classes `truth` and subjects `codes` (N,); None where no column divides them.
+
+    `called`: what the units of `codes` are, images where no subject is known: these are taken as independent.
 
     Unknown values are among the others of each group.
     """
     share = np.bincount(truth, right) / np.maximum(np.bincount(truth), 1)
     residual = right - share[truth]  # (N,)
+    groups = {name: sorted({value for value in values if value is not None}) for name, values in columns.items()}
+    shuffles = max(_SHUFFLES, int(1 / LEVEL) * sum(map(len, groups.values())))
     rows: list[dict[str, Any]] = []
-    for name, values in columns.items():
-        names = sorted({value for value in values if value is not None})
+    for name, names in groups.items():
         if len(names) < 2:
             continue
-        member = np.array([[value == one for value in values] for one in names], np.float64)  # (G, N)
-        rows += _compared(name, names, member, residual, codes, seed)
+        member = np.array([[value == one for value in columns[name]] for one in names], np.float64)  # (G, N)
+        rows += _compared(name, names, member, residual, codes, seed, shuffles, called)
     if not rows:
         return None
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
@@ -44,8 +48,9 @@ def groups_against_others(
 
 
 def _compared(
-    column: str, names: Sequence[str], member: Floats, residual: Floats, codes: Ints, seed: int
-) -> list[dict[str, Any]]:
+    column: str, names: Sequence[str], member: Floats, residual: Floats, codes: Ints, seed: int, shuffles: int,
+    called: str,
+) -> list[dict[str, Any]]:  # fmt: skip
     """One row a group: how far its answers are from those of others, and p of as little or less by luck."""
     sizes = np.bincount(codes).astype(np.float64)
     held = np.stack([np.bincount(codes, one, len(sizes)) for one in member])  # (G, K)
@@ -53,8 +58,9 @@ def _compared(
     rng = np.random.default_rng(seed)
     seen = _means(member, residual)
     worse = np.zeros(len(names), np.int64)
-    for start in range(0, _SHUFFLES, _CHUNK):
-        count = min(_CHUNK, _SHUFFLES - start)
+    chunk = max(1, _CHUNK_BYTES // (8 * max(len(names) * len(sizes) if is_whole else 0, len(codes))))
+    for start in range(0, shuffles, chunk):
+        count = min(chunk, shuffles - start)
         if is_whole:  # subjects change groups: their images go with them
             order = rng.permuted(np.tile(np.arange(len(sizes)), (count, 1)), axis=1)  # (R, K)
             whose = (held > 0).astype(np.float64)[:, order]  # (G, R, K)
@@ -64,11 +70,11 @@ def _compared(
             drawn = member @ mixed.T / np.maximum(member.sum(axis=1), 1)[:, None]  # (G, R)
         worse += (drawn <= seen[:, None] + 1e-12).sum(axis=1)
     others = _means(1 - member, residual)
-    method = METHOD.format(what="subjects" if is_whole else "images within their subject")
+    method = METHOD.format(what=called if is_whole else f"images within {called}")
     return [
         {
             "column": column, "value": name, "images": int(member[k].sum()), "difference": float(seen[k] - others[k]),
-            "p": float((1 + worse[k]) / (1 + _SHUFFLES)), "method": method,
+            "p": float((1 + worse[k]) / (1 + shuffles)), "method": method,
         }
         for k, name in enumerate(names)
     ]  # fmt: skip

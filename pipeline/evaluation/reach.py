@@ -78,6 +78,12 @@ def refuse_without_validation(manifest: Manifest, flag: str = "--target-sensitiv
         raise UsageError(f"{flag} is chosen on validation images; this manifest is for testing alone")
 
 
+def refuse_without_sides(info: BundleInfo, flag: str) -> None:
+    """Raise UsageError where no class, or every class, means disease: there is no decision to choose for."""
+    if info.task == "multiclass" and not 0 < len(info.positive_classes) < len(info.classes):
+        raise UsageError(f"{flag}: this model's classes do not say which mean disease; leave it out")
+
+
 def threshold_here(validation: Outcomes, target_sensitivity: float, called: str) -> Chosen:
     """Chosen anew on what the model says of the manifest's validation split. Raises UsageError as `threshold_for`."""
     found = validation.threshold_for(target_sensitivity)

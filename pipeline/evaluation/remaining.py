@@ -127,7 +127,9 @@ class _Copy:
         )  # (N,)
         positive = [info.classes.index(name) for name in info.positive_classes]
         has_sides = is_binary or 0 < len(positive) < len(info.classes)
-        self._diseased = (truth if is_binary else np.isin(truth, positive)).astype(np.int64) if has_sides else None
+        sides = (truth if is_binary else np.isin(truth, positive)).astype(np.int64) if has_sides else None
+        # images of one side alone have no sensitivity, or no specificity, to lose
+        self._diseased = sides if sides is not None and 0 < sides.sum() < len(sides) else None
         scores = self.classes[:, 1] if is_binary else np.array([each.probability for each in said])
         self._alarms = (scores >= threshold).astype(np.int64)
         flags = [each.is_ood for each in said]

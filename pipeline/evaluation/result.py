@@ -13,7 +13,7 @@ from pipeline.evaluation.by_subject import SUBJECTS_CSV, by_subject, notes, tabl
 from pipeline.evaluation.examples import Examples, examples_of
 from pipeline.evaluation.external import beside
 from pipeline.evaluation.folds import cross_validation
-from pipeline.evaluation.intervals import Resampling, subject_codes
+from pipeline.evaluation.intervals import Resampling, called_units, subject_codes
 from pipeline.evaluation.multiplicity import groups_against_others, told
 from pipeline.evaluation.ood import flagged_in
 from pipeline.evaluation.outcomes import Outcomes
@@ -181,13 +181,14 @@ def evaluation(
     shortcut = judge_colours(glances, asked, manifest, outcomes, own, resampling)
     reached = reach(bundle.info, manifest, split, outcomes, threshold)
     rules = rules or bundle.info.subject_rules
-    subjects = by_subject(outcomes, manifest, threshold.value, rules, resampling)
+    are_own = _rates_are_own(bundle, manifest, split, rules)
+    subjects = by_subject(outcomes, manifest, threshold.value, rules, resampling, are_own=are_own)
     found = Evaluation(
         bundle, manifest, split, outcomes, threshold, metrics, told, facts, shortcut, reached, resampling, recognized,
         subjects, rules,
         audit=audited,
         further={
-            "slice_comparison": _compared(outcomes, threshold.value, resampling.seed),
+            "slice_comparison": _compared(outcomes, threshold.value, resampling.seed, manifest.info.units),
             "cross_validation": cross_validation(bundle, manifest, resampling),
             **further,
         },
@@ -198,13 +199,24 @@ def evaluation(
     return replace(found, external=external)
 
 
-def _compared(outcomes: Outcomes, threshold: float, seed: int) -> dict[str, Any] | None:
+def _compared(outcomes: Outcomes, threshold: float, seed: int, units: str) -> dict[str, Any] | None:
     """All groups but subjects, of which each says nothing of others, and classes, which are no groups of a class."""
     columns = {name: values for name, values in outcomes.slices().items() if name not in ("subject", "class")}
     right = (outcomes.called(threshold) == outcomes.truth).astype(np.int64)
-    codes, _ = subject_codes(outcomes.subjects, len(right))
-    found = groups_against_others(right, outcomes.truth, codes, columns, seed)
+    codes, unit = subject_codes(outcomes.subjects, len(right))
+    found = groups_against_others(right, outcomes.truth, codes, columns, seed, called_units(unit, units))
     return None if found is None else found | {"told": told(found)}
+
+
+def _rates_are_own(bundle: Bundle, manifest: Manifest, split: str, rules: SubjectRules | None) -> bool:
+    """Whether the rates of cells were found on images of the very split that is measured."""
+    if rules is None or rules.rates is None:
+        return False
+    if rules != bundle.info.subject_rules:  # of a threshold chosen on this manifest's validation images
+        return split == "validation"
+    if bundle.info.manifest_digest != manifest.info.digest:
+        return False
+    return split == "validation" or (split == "train" and rules.rates.on == "out-of-fold")
 
 
 def _with_maps(bundle: Bundle) -> tuple[Predictor | None, str]:

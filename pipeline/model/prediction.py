@@ -64,6 +64,6 @@ def _ood(rule: OodRule | None, scores: NDArray[np.float32] | None) -> tuple[Iter
 
 def decide(info: BundleInfo, probability: float) -> Decision:
     """The side of the threshold that a probability of disease lies on, or 'review' within the band."""
-    if is_in(info.review_band, probability):
+    if is_in(info.review_band, probability, is_ruled=info.review is not None):
         return "review"
     return "positive" if probability >= info.threshold else "negative"

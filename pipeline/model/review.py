@@ -52,8 +52,8 @@ class ReviewRule(BaseModel):
         )
 
 
-def is_in(band: Band | None, probability: float) -> bool:
-    """Whether a probability is left to a person."""
+def is_in(band: Band | None, probability: float, *, is_ruled: bool = True) -> bool:
+    """Whether a probability is left to a person. `is_ruled`: by a ReviewRule; bands from before it never hold 1."""
     if band is None:
         return False
-    return band[0] <= probability and (probability < band[1] or band[1] >= 1.0)
+    return band[0] <= probability and (probability < band[1] or (is_ruled and band[1] >= 1.0))

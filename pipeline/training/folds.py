@@ -77,10 +77,6 @@ class Folds:
             validation=self._table.filter(pa.array(held_out)).combine_chunks(),
         )
 
-    def whole(self) -> LabelledRows:
-        """Everything to train on, nothing to validate with."""
-        return replace(self._rows, train=self._table.combine_chunks(), validation=self._table.slice(0, 0))
-
     def sizes(self) -> list[int]:
         return [int(size) for size in np.bincount(self._fold, minlength=self.count)]
 

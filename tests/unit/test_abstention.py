@@ -20,6 +20,7 @@ from pipeline.evaluation.definitions import Floats, Ints
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.report import words
 from pipeline.model.prediction import decide
+from pipeline.model.review import ReviewRule
 from tests.bundles import make_bundle
 from tests.review_coverage import Setting, errors
 
@@ -165,3 +166,11 @@ def test_the_more_go_to_a_person_the_less_is_decided_wrongly() -> None:
         assert found[side][0] == pytest.approx(everything[side]["value"])
         assert found[side][-1] == pytest.approx(0.0) and (np.diff(found[side]) <= 1e-12).all()
     assert trade_off(np.ones(4, np.int64), np.ones(4), None, 0.5) is None
+
+
+def test_a_band_from_before_rules_decides_a_certain_image_as_ever(tmp_path: Path) -> None:
+    old = make_bundle(tmp_path / "old", threshold=0.9, review_band=(0.75, 1.0)).info
+    assert [decide(old, p) for p in (0.7, 0.8, 0.999, 1.0)] == ["negative", "review", "review", "positive"]
+    rule = ReviewRule(error=0.1, low=0.2, high=1.0, images=9, negative_units=3, positive_units=3)
+    ruled = old.model_copy(update={"review": rule, "review_band": (0.2, 1.0)})
+    assert decide(ruled, 1.0) == "review"

@@ -224,3 +224,21 @@ def test_images_that_are_gone_or_of_one_class_leave_no_figure(tmp_path: Path) ->
     pictures = examples_of(found.examples, copies, bundle.info, Stores())
     assert [row.label for row in found.examples] == [0, 1] and set(pictures[0]) == set(copies.keys)
     assert len(HIDDEN) + 1 == len(pictures[1]) and pictures[0][UNCHANGED, 0].shape == (96, 96, 3)
+
+
+def test_images_of_healthy_classes_alone_have_no_sensitivity_to_lose(tmp_path: Path) -> None:
+    stages = ("Benign", "Other", "Early")
+    info = make_bundle(tmp_path / "b", SIDE, "multiclass", classes=stages, positive_classes=("Early",)).info
+    place = ("/x.png", None, Access.FILE, None, None, 1, None, None)
+    copies = Copies((0.0, 0.0, 0.0), True)
+    shown = [
+        Shown(
+            ManifestRow(k, *place, 0, stages[k % 2], f"s{k}", "test"),
+            (Prediction((0.5 + 0.1 * (k % 2 == 0), 0.4, 0.1), 0.1, "Benign", "negative"),) * len(copies.keys),
+        )
+        for k in range(20)
+    ]
+    outcomes = Outcomes(info, [Outcome(each.row, each.said[0]) for each in shown])
+    record = audit(shown, copies, outcomes, 0.5, RESAMPLING).robustness()
+    assert record is not None and "sensitivity" not in record["unchanged"]
+    assert all("Answers hold" in kind["told"] for kind in record["kinds"])

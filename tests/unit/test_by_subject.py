@@ -251,3 +251,10 @@ def test_subjects_of_an_older_output_are_still_shown(tmp_path: Path) -> None:
     found = summarize(run)
     assert found.subjects[0]["subject_id"] in "\n".join(job.account(found))
     assert found.subjects[0]["subject_id"] in render_page(found, {})
+
+
+def test_rates_of_the_very_subjects_say_nothing_of_how_often_intervals_hold() -> None:
+    found = by_subject(measured(), manifest(), 0.5, known_rules(), RESAMPLING, are_own=True)
+    assert found["coverage"] is None and found["rates"] is not None
+    told = " ".join(subjects_in_words(found))
+    assert "of these very subjects" in told and "holds the true share in" not in told

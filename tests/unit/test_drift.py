@@ -156,3 +156,18 @@ def test_a_bundle_keeps_them_without_becoming_another_model(tmp_path: Path) -> N
 def test_a_damaged_statistic_is_refused() -> None:
     with pytest.raises(ValueError, match="quantiles"):
         Statistic(quantiles=(0.0,) * (QUANTILES - 1), spread=1.0, limits={1: 1.0})
+
+
+def test_a_statistic_that_few_subjects_show_has_the_assumed_limit_and_all_limits_are_numbers() -> None:
+    values, subjects = laboratory(20, 30, 0.5)
+    seen = np.full(len(subjects), np.nan)
+    seen[::10] = values["brightness"][::10]  # three images of each subject: none shows enough of it
+    known = fitted(values | {"ood_score": seen}, subjects)
+    assert known.statistics["ood_score"].limits == {1: drift.UNKNOWN_LIMIT}
+    assert set(known.statistics["brightness"].limits) == {1, 2, 5, 10}
+    assert all(np.isfinite(list(each.limits.values())).all() for each in known.statistics.values())
+
+
+def test_where_no_subject_alone_shows_enough_none_is_judged_by_sets_of_several() -> None:
+    values, subjects = laboratory(30, 4, 0.5)
+    assert all(each.limits == {1: drift.UNKNOWN_LIMIT} for each in fitted(values, subjects).statistics.values())

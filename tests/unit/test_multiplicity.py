@@ -26,7 +26,7 @@ def test_a_group_of_subjects_that_is_answered_worse_is_named_and_the_number_look
     row = next(row for row in found["rows"] if row["value"] == "c")
     assert row["difference"] == pytest.approx(-0.35, abs=0.06) and row["p"] <= row["p_holm"] <= 0.05
     assert "permutation of subjects," in row["method"]
-    assert "images within their subject" in next(r for r in found["rows"] if r["column"] == "noise")["method"]
+    assert "images within subjects" in next(r for r in found["rows"] if r["column"] == "noise")["method"]
     (said,) = told(found)
     assert said.startswith("7 groups were looked at") and "site c (150 images, by" in said
 
@@ -71,3 +71,13 @@ def test_numbers_are_divided_into_thirds_and_what_cannot_be_is_left() -> None:
     assert found["age"][0] == "lowest third, up to 39.67" and found["age"][59] == "top third, above 59.33"
     assert [sum(value == name for value in found["age"]) for name in sorted({v for v in found["age"] if v})] == [20] * 3
     assert thirds([1.0] * 50) is None and thirds([1.0, None]) is None and thirds([float("nan")] * 9) is None
+
+
+def test_among_very_many_groups_one_that_is_always_wrong_is_still_named() -> None:
+    rng, codes, truth = answers(3, subjects=240, images=6)
+    site = [f"s{number:03d}" for number in codes // 2]
+    right = np.where(np.array(site) == "s007", 0, (rng.random(len(codes)) < 0.95).astype(int))
+    found = groups_against_others(right, truth, codes, {"site": site}, 0, "blocks")
+    assert found is not None and found["groups"] == 120
+    assert [row["value"] for row in found["rows"] if row["is_worse"]] == ["s007"]
+    assert "permutation of blocks," in found["rows"][0]["method"]

@@ -79,6 +79,8 @@ def _corrected(record: Mapping[str, Any]) -> list[str]:
         f"{with_interval(_named(found))} over {found['subjects']} subjects, false alarms "
         f"{with_interval(_named(alarms))} over {alarms['subjects']})"
     )
+    if covered is None:
+        return [f"{known}. {record.get('coverage_note') or ''}".strip()]
     return [
         f"{known}, the {100 * record['confidence']:g} % interval of the share holds the true share in "
         f"{covered['covered']} of {covered['subjects']} subjects."

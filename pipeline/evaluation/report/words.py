@@ -129,16 +129,19 @@ def ways_to_split(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 def optimism(record: Mapping[str, Any]) -> list[str]:
     """What a split of single images would have promised, in sentences."""
-    told = []
+    told, unit = [], str(record["called"]).removesuffix("s")
     for name, gain in record["optimism"].items():
         random, apart = (record["ways"][way][name] for way in ("images", "subjects"))
-        unit, limits = str(record["called"]).removesuffix("s"), interval(gain)
+        limits = interval(gain)
         between = f" ({round(100 * record['confidence'])} % CI {limits})" if limits else ""
         much = f"{number(abs(gain['value']))} too {'much' if gain['value'] >= 0 else 'little'}{between}"
         told.append(
             f"{METRIC_NAMES[name]} of a probe is {number(random)} where images are dealt at random, {number(apart)} "
             f"where no {unit} is on both sides: a random split promises {much}."
         )
+    if record["unnamed"]:
+        told.append(f"{record['unnamed']:,} labelled images are left out, since nobody knows their {unit}.")
+    told += [f"By {way}: not told ({why})." for way, why in record["left_out"].items()]
     if any(gain["low"] is None for gain in record["optimism"].values()):
         told.append(f"No interval: {record['subjects']} {record['called']} are too few to tell how far that is luck.")
     return told
