@@ -91,7 +91,7 @@ def test_a_version_that_does_not_is_refused_unless_forced_and_both_are_archived(
     command = [str(models), "--version", "v3", *asked]
     assert promote.command(command) == 7
     said = capsys.readouterr()
-    assert named(models) == "v1" and "1 of 3 criteria are not met" in said.err and "not met" in said.out
+    assert named(models) == "v1" and "1 of 5 criteria are not met" in said.err and "not met" in said.out
     assert promote.command([*command, "--force", "--why", "a drill"]) == 0
     assert named(models) == "v3" and "FORCED" in capsys.readouterr().out
     found = promotions(ModelFolder(str(models)))

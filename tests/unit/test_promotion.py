@@ -1,6 +1,7 @@
 """Promotion: what a protocol asks, what moves best.json, what the archive keeps, and the way back."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,19 @@ import numpy as np
 import pytest
 
 from jobs import promote
-from pipeline.base.errors import InputError
+from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.evaluation.comparison.predict import ComparisonWorker
 from pipeline.evaluation.comparison.result import Comparison, comparison
 from pipeline.evaluation.comparison.speed import Speed
 from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.promotion.criteria import SAME, Best, criteria
 from pipeline.evaluation.promotion.protocol import Protocol, read_protocol
 from pipeline.evaluation.promotion.run import best_beside
 from pipeline.evaluation.promotion.run import manifest_of as manifest_for
 from pipeline.evaluation.reach import threshold_of
 from pipeline.evaluation.recognized import Recognized
+from pipeline.model.bundle import Parent
 from pipeline.model.promotions import promotions
 from pipeline.model.registry import ModelFolder
 from pipeline.model.sketch import How
@@ -168,9 +171,14 @@ def test_a_protocol_holds_for_its_own_images_alone(manifest: Manifest) -> None:
             manifest_for(Protocol(**asked, test_digest=other), Stores())
 
 
-def compared(manifest: Manifest, *bundles: Any) -> Comparison:
+def compared(manifest: Manifest, *bundles: Any, silent: Sequence[int] = ()) -> Comparison:
+    """`silent`: of how many images each of the bundles says nothing."""
     said = ComparisonWorker(bundles, Stores(), on_gpu=False).predict(manifest.split("test"))
-    outcomes = [[of[k] for of in said] for k in range(len(bundles))]
+    none, silent = ImageRejected(Code.TRUNCATED, "ends early"), [*silent, *[0] * len(bundles)]
+    outcomes = [
+        [Outcome(of[k].row, none) if place < silent[k] else of[k] for place, of in enumerate(said)]
+        for k in range(len(bundles))
+    ]
     thresholds = [threshold_of(bundle.info) for bundle in bundles]
     return comparison(bundles, manifest, "test", outcomes, thresholds, Resampling(300), [SPEED] * len(bundles))
 
@@ -181,7 +189,7 @@ def states(manifest: Manifest, found: Comparison, best: Best | None = None, **as
     )
     if best is None:
         best = Best("old", dict(found.pairs[0].differences)) if found.pairs else Best(None)
-    return {one.asked: one.state for one in criteria(protocol, found.evaluations[0], best, SPEED)}
+    return {one.asked: one.state for one in criteria(protocol, found, best)}
 
 
 def test_a_silent_model_is_worse_than_the_best_and_one_that_is_alike_needs_a_margin_that_can_be_seen(
@@ -191,14 +199,14 @@ def test_a_silent_model_is_worse_than_the_best_and_one_that_is_alike_needs_a_mar
     silent = version(tmp_path, 2, bias=-20.0, manifest_digest=manifest.info.digest)
     rule = [{"metric": "sensitivity", "margin": 0.3, "minimum": 0.2}]
     found = states(manifest, compared(manifest, silent, good), metrics=rule)
-    assert list(found.values()) == ["met", "not met", "not met"]
+    assert list(found.values()) == ["met", "met", "met", "not met", "not met"]
     # 30 subjects of a class: identical answers still leave 1 - 0.025 ** (1 / 30) = 0.116 to chance
     alike = make_bundle(
         tmp_path / "v3", 16, seed=1, bias=20.0, version="v3", temperature=1.001, manifest_digest=manifest.info.digest
     )
     both = compared(manifest, alike, good)
     judged = [
-        list(states(manifest, both, metrics=[{"metric": "sensitivity", "margin": margin}]).values())[1]
+        list(states(manifest, both, metrics=[{"metric": "sensitivity", "margin": margin}]).values())[-1]
         for margin in (0.05, 0.16)
     ]
     assert judged == ["not met", "met"]
@@ -210,7 +218,7 @@ def test_without_a_best_model_nothing_is_worse_and_with_one_that_cannot_be_compa
     found = compared(manifest, version(tmp_path, 1, manifest_digest=manifest.info.digest))
     rule: dict[str, Any] = {"metrics": [{"metric": "sensitivity", "margin": 0.01}]}
     asked = [
-        list(states(manifest, found, best, **rule).values())[1]
+        list(states(manifest, found, best, **rule).values())[-1]
         for best in (Best(None), Best("v0", why_not=SAME), Best("v0", why_not="damaged"))
     ]
     assert asked == ["met", "met", "cannot be told"]
@@ -240,7 +248,7 @@ def test_latency_and_the_share_unlike_training_are_asked_where_the_protocol_says
     assert list(states(manifest, found, latency_p95_ms=8.0).values())[-1] == "met"
     assert list(states(manifest, found, latency_p95_ms=7.9).values())[-1] == "not met"
     assert list(states(manifest, found, max_ood_share=0.5).values())[-1] == "cannot be told"
-    assert len(states(manifest, found)) == 2
+    assert len(states(manifest, found)) == 4
 
 
 def test_images_of_training_that_cannot_be_ruled_out_are_said_so(tmp_path: Path, manifest: Manifest) -> None:
@@ -264,6 +272,70 @@ def test_images_of_training_among_those_measured_are_no_ground_for_a_promotion(
     seen = Recognized(images=60, by=by, parts={"train": sum(by.values()), "validation": 0})
     found = replace(found, evaluations=[replace(found.evaluations[0], recognized=seen)])
     assert next(iter(states(manifest, found).values())) == state
+
+
+def test_a_calibrated_version_without_a_sketch_may_have_learnt_from_the_images(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    """Its manifest is that of its parent, but it learnt from images of any split."""
+    parent = Parent(
+        name="cells", version="v0", weights_sha256="", model_sha256="", changed=("head",), images=60, units=60,
+        called="subjects", manifest_digest=manifest.info.digest, source=(),
+    )  # fmt: skip
+    asked = [
+        next(iter(states(manifest, compared(manifest, bundle)).values()))
+        for bundle in (
+            version(tmp_path, 1, manifest_digest=manifest.info.digest),
+            version(tmp_path, 2, manifest_digest=manifest.info.digest, parent=parent),
+        )
+    ]
+    assert asked == ["met", "cannot be told"]
+
+
+@pytest.mark.parametrize(
+    ("silent", "share", "state"),
+    [((0, 0), 0.0, "met"), ((1, 0), 0.0, "not met"), ((18, 0), 0.25, "not met"), ((18, 0), 0.3, "met"),
+     ((0, 18), 0.25, "cannot be told"), ((54, 0), 0.3, "not met")],
+)  # fmt: skip
+def test_images_without_an_answer_stand_against_a_version(
+    tmp_path: Path, manifest: Manifest, silent: tuple[int, int], share: float, state: str
+) -> None:
+    """Of 60; without this a version that fails on the hard ones looks better by their absence."""
+    both = [version(tmp_path, number, bias=20.0, manifest_digest=manifest.info.digest) for number in (1, 2)]
+    rule = [{"metric": "sensitivity", "minimum": 0.0}]
+    found = states(manifest, compared(manifest, *both, silent=silent), metrics=rule, max_unanswered_share=share)
+    assert [of for asked, of in found.items() if "without an answer" in asked] == [state]
+    assert [of for asked, of in found.items() if "without an answer" not in asked] == ["met"] * 3
+
+
+@pytest.mark.parametrize(
+    ("made", "state"),
+    [
+        ({"version": "v2"}, "met"),
+        ({"task": "multiclass", "version": "v2"}, "not met"),
+        ({"version": "v2", "classes": ("negative", "blast")}, "not met"),
+        ({"version": "v2", "unit": "field"}, "not met"),
+    ],
+)
+def test_a_protocol_without_margins_does_not_let_another_question_in(
+    tmp_path: Path, manifest: Manifest, made: dict[str, Any], state: str
+) -> None:
+    """Readers of best.json rely on its classes, and on what its images show."""
+    folder = ModelFolder(str(tmp_path))
+    folder.point_to(version(tmp_path, 1, unit="cell"))
+    best, _ = best_beside(folder, make_bundle(tmp_path / "v2", 16, **made))
+    found = compared(manifest, version(tmp_path, 3, manifest_digest=manifest.info.digest))
+    rule = [{"metric": "sensitivity", "minimum": 0.0}]
+    assert states(manifest, found, best, metrics=rule)["it answers the question of the best model"] == state
+
+
+def test_what_a_best_model_that_is_gone_answered_cannot_be_told(tmp_path: Path, manifest: Manifest) -> None:
+    folder = ModelFolder(str(tmp_path))
+    folder.point_to(version(tmp_path, 1))
+    (tmp_path / "v1" / "bundle.json").unlink()
+    best, _ = best_beside(folder, version(tmp_path, 2))
+    found = states(manifest, compared(manifest, version(tmp_path, 3)), best)
+    assert found["it answers the question of the best model"] == "cannot be told"
 
 
 def test_a_figure_that_such_models_do_not_have_is_refused_by_name(tmp_path: Path, manifest: Manifest) -> None:

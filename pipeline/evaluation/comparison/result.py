@@ -72,6 +72,11 @@ class Comparison:
     resampling: Resampling
 
     @property
+    def images(self) -> int:
+        """Labelled images of the split, answered or not."""
+        return len(self.evaluations[0].outcomes.scored) + self.left_out
+
+    @property
     def letters(self) -> list[str]:
         return list(ascii_uppercase[: len(self.evaluations)])
 

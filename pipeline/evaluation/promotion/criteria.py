@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
-from pipeline.evaluation.comparison.result import Judged, metrics_of
+from pipeline.evaluation.comparison.result import Comparison, Judged, metrics_of
 from pipeline.evaluation.comparison.speed import Speed
 from pipeline.evaluation.comparison.words import metric_name, signed
 from pipeline.evaluation.intervals import subject_codes
@@ -40,13 +40,21 @@ class Best:
     version: str | None  # None: there is no best model
     differences: dict[str, Judged] | None = None
     why_not: str = ""
+    other_question: str = ""  # a sentence, where it answers another one than the new version
+    is_readable: bool = True  # False: nobody can tell what it answers
 
 
-def criteria(protocol: Protocol, new: Evaluation, best: Best, speed: Speed) -> list[Criterion]:
-    """All of a protocol, in its order. Raises InputError where it asks for a figure that such models do not have."""
+def criteria(protocol: Protocol, found: Comparison, best: Best) -> list[Criterion]:
+    """All of a protocol for the first model of `found`: what is always asked, then the rules in their order.
+
+    Raises InputError where it asks for a figure that such models do not have.
+    """
+    new, speed = found.evaluations[0], found.speeds[0]
     return [
         _training_images(new),
-        *(found for rule in protocol.metrics for found in _of_metric(rule, new, best)),
+        _answered(protocol.max_unanswered_share, found),
+        _question(best),
+        *(told for rule in protocol.metrics for told in _of_metric(rule, new, best)),
         *(_of_slice(rule, new) for rule in protocol.slices),
         *_of_latency(protocol.latency_p95_ms, speed),
         *_of_ood(protocol.max_ood_share, new),
@@ -61,7 +69,8 @@ def _training_images(new: Evaluation) -> Criterion:
     """Asked by every protocol: figures on images of training say nothing."""
     asked = "no image of its training is among those measured"
     seen = new.recognized
-    is_own = bool(new.bundle.info.manifest_digest) and new.bundle.info.manifest_digest == new.manifest.info.digest
+    info = new.bundle.info  # one that `calibrate` made has learnt from further images
+    is_own = info.parent is None and bool(info.manifest_digest) and info.manifest_digest == new.manifest.info.digest
     if seen.why_not:
         state = MET if is_own else UNTOLD
         why = "another split of the manifest of its training" if is_own else seen.why_not
@@ -72,6 +81,32 @@ def _training_images(new: Evaluation) -> Criterion:
     if seen.count and not is_own:
         return Criterion(asked, UNTOLD, f"{seen.count:,} of {seen.images:,} look like some; see recognized.csv")
     return Criterion(asked, MET, str(seen))
+
+
+def _answered(limit: float, found: Comparison) -> Criterion:
+    """Asked by every protocol: figures leave out what a model says nothing of, which are its hardest images."""
+    whose = f"at most {100 * limit:g} of 100 images" if limit else "no image"
+    asked = f"{whose} without an answer"
+    silent, images = len(found.evaluations[0].outcomes.rejections), found.images
+    told = f"{silent:,} of {images:,} without an answer"
+    if silent > limit * images:
+        return Criterion(asked, NOT_MET, told)
+    if found.left_out > limit * images:
+        more = found.left_out - silent
+        return Criterion(asked, UNTOLD, f"{told}; {more:,} more without one of the best model: not compared on those")
+    return Criterion(asked, MET, told)
+
+
+def _question(best: Best) -> Criterion:
+    """Asked by every protocol: whoever follows best.json relies on its classes."""
+    asked = "it answers the question of the best model"
+    if best.version is None:
+        return Criterion(asked, MET, "there is no best model yet")
+    if not best.is_readable:
+        return Criterion(asked, UNTOLD, f"{best.version}: {best.why_not}")
+    if best.other_question:
+        return Criterion(asked, NOT_MET, best.other_question)
+    return Criterion(asked, MET, f"that of {best.version}")
 
 
 def _of_metric(rule: MetricRule, new: Evaluation, best: Best) -> Iterator[Criterion]:

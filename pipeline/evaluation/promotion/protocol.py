@@ -60,6 +60,7 @@ class Protocol(_Part):
     slices: tuple[SliceRule, ...] = ()
     latency_p95_ms: float | None = Field(None, gt=0)  # of one image on one core of the machine that promotes
     max_ood_share: float | None = Field(None, ge=0, le=1)
+    max_unanswered_share: float = Field(0.0, ge=0, le=1)  # of the labelled images of the split
     confidence: float = Field(0.95, gt=0.5, lt=1)
     bootstrap: int = Field(1000, ge=100)
     seed: int = Field(0, ge=0)

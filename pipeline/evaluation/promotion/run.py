@@ -10,7 +10,7 @@ from pipeline.evaluation.comparison.run import compare_on
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.promotion.criteria import SAME, Best, Criterion, criteria
 from pipeline.evaluation.promotion.protocol import Protocol, WrittenProtocol
-from pipeline.images.unit import refuse_mismatch
+from pipeline.images.unit import DESCRIBED, refuse_mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import ModelFolder
 from pipeline.sources.manifest import Manifest, read_manifest
@@ -47,13 +47,29 @@ def best_beside(folder: ModelFolder, new: Bundle) -> tuple[Best, Bundle | None]:
     if pointer is None:
         return Best(None), None
     try:
-        bundle = folder.best(pointer).verify()
-        if bundle.info.identity() == new.info.identity():
-            return Best(pointer.version, why_not=SAME), None
-        refuse_incomparable([new, bundle])
+        bundle = folder.best(pointer)
+    except InputError as error:
+        return Best(pointer.version, why_not=f"cannot be read: {error}", is_readable=False), None
+    if bundle.info.identity() == new.info.identity():
+        return Best(pointer.version, why_not=SAME), None
+    if other := _other_question(new, bundle):
+        return Best(pointer.version, why_not=f"cannot be compared: {other}", other_question=other), None
+    try:
+        return Best(pointer.version), bundle.verify()
     except InputError as error:
         return Best(pointer.version, why_not=f"cannot be compared: {error}"), None
-    return Best(pointer.version), bundle
+
+
+def _other_question(new: Bundle, best: Bundle) -> str:
+    """A sentence where the two were made for other classes or other images; else empty."""
+    try:
+        refuse_incomparable([new, best])
+    except InputError as error:
+        return str(error)
+    one, other = new.info.unit, best.info.unit
+    if one is not None and other is not None and one != other:
+        return f"{new.uri} is for images of {DESCRIBED[one]}, {best.uri} for those of {DESCRIBED[other]}"
+    return ""
 
 
 def judge(
@@ -69,4 +85,4 @@ def judge(
     found = compare_on(ray, bundles, manifest, protocol.split, folder.stores, resampling, **workers)
     if beside is not None:
         best = Best(best.version, dict(found.pairs[0].differences))
-    return Judgement(protocol, written, found, criteria(protocol, found.evaluations[0], best, found.speeds[0]), best)
+    return Judgement(protocol, written, found, criteria(protocol, found, best), best)
