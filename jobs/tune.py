@@ -58,8 +58,7 @@ class TuneConfig(TrainConfig):
 
 def main(config: TuneConfig) -> None:
     clock, model = Clock(), join(config.out, config.name)
-    if config.has_folds:
-        raise UsageError("--folds: trials share one validation split; cross-validate the best: leukoray train --folds")
+    _refuse_what_is_of_one_run(config)
     stores = writing_stores(config, model, single_writer=config.single_writer)
     manifest = read_manifest(config.manifest, stores)
     space = read_space(config.space, TUNABLE)
@@ -92,6 +91,17 @@ def main(config: TuneConfig) -> None:
             check_lock()
             _write(work, trials, space, rows)
     _account(work, trials, space, config, given, clock)
+
+
+def _refuse_what_is_of_one_run(config: TuneConfig) -> None:
+    """Raise UsageError for an option that a search would not heed."""
+    if config.has_folds:
+        raise UsageError("--folds: trials share one validation split; cross-validate the best: leukoray train --folds")
+    if config.dry_run:
+        raise UsageError(
+            "--dry-run: a search has none; `leukoray train --dry-run` with the same options tells the plan, memory and "
+            "time of one trial"
+        )
 
 
 def _say(text: str) -> None:

@@ -57,10 +57,7 @@ def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclas
     names = sorted(pc.unique(known["class_name"].drop_null()).to_pylist())
     chosen: Task = ("binary" if labels == {0, 1} else "multiclass") if task == "auto" else task
     if not labels and not names:
-        raise InputError(
-            f"{manifest.uri}: no labels to learn from; give a source with class folders or a table of labels to "
-            "`leukoray ingest`, or score it with a trained model"
-        )
+        raise InputError(f"{manifest.uri}: {_why_nothing(manifest.table)}")
     if chosen == "binary":
         if labels != {0, 1}:
             hint = (
@@ -86,6 +83,20 @@ def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclas
     labelled = LabelledRows(chosen, classes, positive, train, validation)
     _refuse_gaps(manifest.uri, labelled)
     return labelled
+
+
+def _why_nothing(table: pa.Table) -> str:
+    """Why no row of train and validation has a class: none is labelled, or the labelled ones are in other splits."""
+    labelled = table.filter(pc.or_(pc.is_valid(table["label"]), pc.is_valid(table["class_name"]))).num_rows
+    if not labelled:
+        return (
+            "no labels to learn from; give a source with class folders or a table of labels to `leukoray ingest`, or "
+            "score it with a trained model"
+        )
+    return (
+        f"{labelled} of its images are labelled, none of them is in the train or validation split; `leukoray ingest` "
+        "says why: too few subjects, or --fractions"
+    )
 
 
 def _seen(labels: set[int]) -> str:

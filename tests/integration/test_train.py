@@ -210,6 +210,7 @@ def test_labels_that_mean_nothing_give_no_best_model(
     ("change", "flags", "words"),
     [
         ({"label": None, "class_name": None}, [], "no labels to learn from"),
+        ({"split": None}, [], "12 of its images are labelled, none of them is in the train or validation split"),
         ({"label": 1}, ["--task", "binary"], "every labelled image is positive"),
         ({"split": "train"}, [], "no labelled images in the validation split"),
         ({}, ["--architecture", "alexnet"], "unknown; one of cnn"),

@@ -53,6 +53,11 @@ def test_folds_are_for_the_best_alone(capsys: pytest.CaptureFixture[str]) -> Non
     assert "leukoray train --folds" in capsys.readouterr().err
 
 
+def test_a_search_is_never_taken_for_its_rehearsal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.command(["manifest", "--dry-run"]) == 2
+    assert "leukoray train --dry-run" in capsys.readouterr().err
+
+
 def test_a_trial_has_one_checkpoint_and_then_a_record(search: Search) -> None:
     assert search.trial(1).ending == "unfinished" and search.trial(1).history == []
     for epoch in (1, 2):
