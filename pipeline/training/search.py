@@ -10,7 +10,7 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -93,9 +93,19 @@ def search(
         ledger = _Ledger(work, say)
         with tempfile.TemporaryDirectory() as scratch, in_environment(_ENVIRONMENT):
             _run(_tuner(assignments, plan, _scheduler(work), ledger, scratch), plan)
-        if ledger.failures and not any(trial.history for trial in work.trials()):
+        if ledger.failures and not _has_result(work.trials()):
             raise ledger.failures[0]
-    return work.trials()
+    trials = work.trials()
+    if not _has_result(trials):
+        raise RefusedError(
+            f"{work.uri}: no trial came to a model; trial {trials[0].number}: {trials[0].ending}. Change --space or "
+            "the settings that all trials have; to try the same again, remove the folder"
+        )
+    return trials
+
+
+def _has_result(trials: Sequence[Trial]) -> bool:
+    return any(trial.history and not trial.failed for trial in trials)
 
 
 def _assignments(
@@ -202,12 +212,23 @@ class _Ledger(tune.Callback):
         result = trial.last_result or {}
         failure = result.get(_FAILURE)
         if failure:
-            self.failures.append(RefusedError(failure, result.get(_EXIT_CODE, RefusedError.exit_code)))
+            code = result.get(_EXIT_CODE, RefusedError.exit_code)
+            self.failures.append(RefusedError(failure, code))
+            if code == PlatformError.exit_code:
+                self._leave(trial, failure)
+                return
         self._end(trial, failure)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         self.failures.append(_explained(trial.get_pickled_error() or RuntimeError("its process died")))
-        self._end(trial, first_line(self.failures[-1]))
+        if isinstance(self.failures[-1], PlatformError):
+            self._leave(trial, first_line(self.failures[-1]))
+        else:
+            self._end(trial, first_line(self.failures[-1]))
+
+    def _leave(self, trial: Any, failure: str) -> None:
+        """Its checkpoint stays: a machine says nothing of settings, and the same command tries it again."""
+        self._say(f"trial {trial.config['trial']:>3}  left unfinished: {failure}")
 
     def _end(self, trial: Any, failure: str | None) -> None:
         ended = self._work.end(trial.config["trial"], failure=failure and f"failed: {failure}")

@@ -22,6 +22,11 @@ class Trial:
     history: Sequence[Mapping[str, float]]
     ending: str  # finished, stopped (others were ahead), failed or unfinished
 
+    @property
+    def failed(self) -> bool:
+        """Whether training with these values comes to no model, however well an epoch did before."""
+        return self.ending.startswith("failed")
+
     def best(self, metric: str) -> float:
         """The highest value of any epoch; nan before the first."""
         return self._best_row(metric).get(metric, math.nan)
@@ -36,11 +41,13 @@ class Trial:
 
 
 def ranked(trials: Sequence[Trial], metric: str) -> list[Trial]:
-    """Best first; what has no value comes last."""
-    return sorted(
-        trials,
-        key=lambda trial: (math.isnan(trial.best(metric)), -trial.best(metric), trial.loss(metric), trial.number),
-    )
+    """Best first; then what failed, and what has no value."""
+
+    def place(trial: Trial) -> tuple[bool, bool, float, float, int]:
+        best = trial.best(metric)
+        return trial.failed, math.isnan(best), 0.0 if math.isnan(best) else -best, trial.loss(metric), trial.number
+
+    return sorted(trials, key=place)
 
 
 def as_table(trials: Sequence[Trial], space: Space, metric: str, given: Mapping[str, str]) -> str:

@@ -76,6 +76,11 @@ def test_the_best_comes_first_and_what_failed_last() -> None:
     assert lines[4].split()[:3] == ["3", "-", "0"] and lines[4].endswith("failed")
 
 
+def test_what_failed_is_never_the_best_however_well_an_epoch_did_before() -> None:
+    broken = trial(4, [0.99], "failed: the loss is not finite in epoch 2; lower --learning-rate")
+    assert [each.number for each in ranked([broken, *TRIALS], "val_auc")] == [2, 0, 1, 4, 3]
+
+
 def test_of_equal_trials_the_one_with_the_lower_loss_is_first() -> None:
     low = Trial(5, {}, [{"epoch": 1, "val_auc": 0.8, "val_loss": 0.1}], "finished")
     assert [each.number for each in ranked([*TRIALS, low], "val_auc")][:2] == [5, 2]

@@ -93,3 +93,19 @@ def test_the_command_of_the_best_is_the_search_with_its_values() -> None:
     found = parse(TrainConfig, words[2:], prog="train")
     assert (found.learning_rate, found.batch_size, found.augment, found.balance) == (0.002, 16, False, "sample")
     assert found.workers is None and found.out == "/o"
+
+
+def test_a_search_whose_trials_all_failed_names_no_best_when_it_is_given_again(search: Search) -> None:
+    from pipeline.base.resources import ClusterPlan
+    from pipeline.training.search import search as carry_out
+    from pipeline.training.watch import RefusedError
+
+    keep(search.run(0), 1, files(1))  # an epoch that went well does not save it
+    for number in (0, 1):
+        search.end(number, failure="failed: the loss is not finite in epoch 2; lower --learning-rate")
+    rows: Any = None  # nothing is left to train
+    with pytest.raises(RefusedError, match="trial 0: failed: the loss is not finite in epoch 2") as refused:
+        carry_out(
+            search, {}, rows, ClusterPlan("tune", 1, 1.0), teacher=None, threads=1, max_error_share=0.05, say=print
+        )  # fmt: skip
+    assert refused.value.exit_code == 4
