@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import urllib.request
@@ -28,7 +29,7 @@ from pipeline.base.head import on_lost_head
 from pipeline.storage.abilities import for_writing
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
-from pipeline.storage.uris import absolute
+from pipeline.storage.uris import absolute, is_s3
 
 if TYPE_CHECKING:
     from pipeline.sources.pseudonyms import Names
@@ -169,6 +170,23 @@ def job_stores(config: JobConfig) -> Stores:
 def writing_stores(config: JobConfig, out: str, *, single_writer: bool) -> Stores:
     """As `job_stores`, for a job that locks `out`: its store is asked what it heeds. Raises PlatformError."""
     return for_writing(job_stores(config), out, single_writer=single_writer, say=functools.partial(print, flush=True))
+
+
+def refuse_unwritable(out: str) -> None:
+    """Before the work: raise what its last step would, where no file can be put into the folder `out` of a disk.
+
+    The folder is made. Nothing is asked of S3, where a write that is tried may not be removable.
+    """
+    if is_s3(out):
+        return
+    try:
+        os.makedirs(out, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"--out {out}: no folder to write to ({error.strerror}); choose another one") from error
 
 
 def show_config(config: JobConfig, names: "Names | None" = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from jobs.common import Clock, job, job_stores, show_config, start
+from jobs.common import Clock, job, job_stores, refuse_unwritable, show_config, start
 from jobs.config import NamingConfig, effective, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
 from pipeline.base.cluster import connected
@@ -144,6 +144,7 @@ def main(config: EvaluateConfig) -> None:
     if note := bundle.depth_note(published.info.bit_depth):
         print(note)
     _refuse_choices(config, manifest, bundle.info, stores)
+    refuse_unwritable(absolute(config.out))
     threshold, rules = threshold_of(bundle.info), bundle.info.subject_rules
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         if config.target_sensitivity is not None or config.review_error is not None:
@@ -267,6 +268,7 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
     refuse_incomparable(bundles)
     for bundle in bundles:
         refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
+    refuse_unwritable(absolute(config.out))
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)
     with connected(config.address, config.num_cpus) as ray:
         found = compare_on(

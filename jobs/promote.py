@@ -4,7 +4,7 @@ import re
 
 from pydantic import Field, model_validator
 
-from jobs.common import job, job_stores, start, writing_stores
+from jobs.common import job, job_stores, refuse_unwritable, start, writing_stores
 from jobs.config import NamingConfig, effective, positional
 from pipeline.base.cluster import connected
 from pipeline.base.errors import InputError, LeukorayError, NotPromotedError, PlatformError, UsageError
@@ -95,6 +95,11 @@ def _by_hand(config: PromoteConfig, folder: ModelFolder) -> None:
 def _checked(folder: ModelFolder, version: str) -> Bundle:
     """The bundle of a version, whole and answering."""
     bundle = read_bundle(join(folder.uri, version), folder.stores).verify()
+    if bundle.info.version != version:  # best.json would name another folder, or none
+        raise InputError(
+            f"{bundle.uri}: its bundle.json says version {bundle.info.version}: a copied or renamed folder; name it "
+            f" {bundle.info.version}, as best.json would"
+        )
     Predictor(bundle, engine="onnx").probe()
     return bundle
 
@@ -122,6 +127,7 @@ def _by_protocol(config: PromoteConfig, uri: str) -> None:
     folder = ModelFolder(uri, writing_stores(config, uri, single_writer=config.single_writer))
     protocol, written = read_protocol(str(config.protocol), folder.stores)
     manifest, bundle = manifest_of(protocol, folder.stores), _checked(folder, str(config.version))
+    refuse_unwritable(absolute(config.out))
     before, images = _named(folder) or "no best model", len(manifest.split(protocol.split))
     print(f"{config.version} against {before}, on {images:,} images of {manifest.uri}", flush=True)
     with connected(config.address, config.num_cpus) as ray:

@@ -6,10 +6,11 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
-from jobs.common import EXIT_CODES, job
+from jobs.common import EXIT_CODES, job, refuse_unwritable
 from jobs.config import JobConfig
 from pipeline.base.errors import Code, IncompleteError, InputError, NotBetterThanChanceError, PlatformError, UsageError
 from pipeline.storage.types import StoreError
@@ -98,3 +99,13 @@ def test_a_stderr_that_nobody_reads_any_more_leaves_the_code(monkeypatch: pytest
     assert ends(InputError("m: none here")) == 3
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.close()
+
+
+def test_a_place_that_takes_no_files_is_refused_before_the_work(tmp_path: Path) -> None:
+    refuse_unwritable(str(tmp_path / "new" / "folder"))
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(InputError, match="--out .*file.*: no folder to write to"):
+            refuse_unwritable(str(tmp_path / place))
+    refuse_unwritable("s3://nowhere/out")

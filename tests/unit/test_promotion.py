@@ -378,3 +378,14 @@ def test_nobody_goes_back_while_another_promotion_decides(
     assert named(tmp_path) == "v2" and len(kept(tmp_path)) == 2
     assert "another run is writing here" in capsys.readouterr().err
     assert promote.command([str(tmp_path), "--rollback"]) == 0
+
+
+def test_a_renamed_folder_is_refused_for_best_json_would_name_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ModelFolder(str(tmp_path)).point_to(version(tmp_path, 1))
+    version(tmp_path, 2)
+    (tmp_path / "v2").rename(tmp_path / "newest")
+    assert promote.command([str(tmp_path), "--version", "newest", "--why", "x"]) == 3
+    assert "its bundle.json says version v2" in capsys.readouterr().err
+    assert named(tmp_path) == "v1" and not promotions(ModelFolder(str(tmp_path)))

@@ -390,6 +390,20 @@ def test_card_has_the_sections_of_the_paper_and_its_metrics() -> None:
     assert info(synthetic=True).identity() in text
 
 
+def test_a_class_name_brings_no_html_into_the_card_and_stays_as_it_is_in_its_head() -> None:
+    name = "<img src=x onerror=alert(1)>"
+    head, _, text = render_card(
+        info(classes=("negative", name), positive_classes=(name,)), data={"Source": "</td><b>"}
+    ).partition("# Model card")
+    assert "&lt;img src=x onerror=alert(1)>" in text and "&lt;/td>&lt;b>" in text
+    assert "<img" not in text and "<b>" not in text and "&lt;" not in head
+
+
+@pytest.mark.parametrize(("text", "told"), [("< 0.001", "< 0.001"), ("a <5", "a <5"), ("<!-- x", "&lt;!-- x")])
+def test_only_what_opens_a_tag_is_changed_for_markdown(text: str, told: str) -> None:
+    assert words.unmarked(text) == told
+
+
 def test_card_tables_are_not_broken_by_blank_lines() -> None:
     lines = render_card(info(), metrics=binary_content()["metrics"], data={"Source": "x"}).splitlines()
     rules = [number for number, line in enumerate(lines) if line.startswith("|---")]

@@ -116,6 +116,14 @@ def test_what_the_run_cannot_know_is_left_to_a_person_and_what_it_knows_is_told(
     assert "Sensitivity (recall) 1.000" in rows["37"]
 
 
+def test_names_bring_no_html_into_the_documents(manifest: Manifest, tmp_path: Path) -> None:
+    info = manifest.info.model_copy(update={"source": ["<script>x"]})
+    odd = Manifest(manifest.uri, manifest.table, info)
+    folder = Path(write_study(str(tmp_path / "out"), compared(odd, tmp_path, old=False), Stores()))
+    text = "".join(path.read_text() for path in folder.glob("*.md"))
+    assert "<script>" not in text and "&lt;script>x" in text
+
+
 def test_facts_without_ground_are_not_claimed(manifest: Manifest, tmp_path: Path) -> None:
     found = compared(manifest, tmp_path, old=False).evaluations[0]
     known = facts(found)

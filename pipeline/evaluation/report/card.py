@@ -28,10 +28,11 @@ def render_card(
     """
     return (
         environment(autoescape=False)
+        .overlay(finalize=_finalized)
         .get_template("card.md.j2")
         .render(
             info=info,
-            front=front_matter(info, metrics),
+            front=_Head(front_matter(info, metrics)),
             identity=info.identity(),
             spreads=_spreads(info.calibration),
             metrics=metrics,
@@ -45,6 +46,15 @@ def render_card(
             synthetic_note=words.SYNTHETIC,
         )
     )
+
+
+class _Head(str):
+    """The YAML that the card begins with, which is no Markdown."""
+
+
+def _finalized(value: Any) -> Any:
+    """What the template prints, its YAML head excepted: names of classes and folders bring no HTML."""
+    return value if isinstance(value, _Head) or not isinstance(value, str) else words.unmarked(value)
 
 
 def _headline(metrics: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 Takes the `{"value", "low", "high"}` dictionaries of `pipeline.evaluation.metrics`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if float(text) == 0 and value > 0:
         return f"< {10**-digits:.{digits}f}"
     return text
+
+
+def unmarked(text: str) -> str:
+    """For Markdown: what would open an HTML tag there (CommonMark, 'raw HTML') is text; '< 0.001' stays as it is."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def interval(metric: Mapping[str, Any], digits: int = 3) -> str:

@@ -84,4 +84,4 @@ def _state(fact: Fact | None) -> str:
 
 
 def _cell(fact: Fact | None) -> str:
-    return "" if fact is None else fact.text.replace("|", "\\|").replace("\n", " ")
+    return "" if fact is None else words.unmarked(fact.text).replace("|", "\\|").replace("\n", " ")
