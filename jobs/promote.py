@@ -98,7 +98,7 @@ def _checked(folder: ModelFolder, version: str) -> Bundle:
     if bundle.info.version != version:  # best.json would name another folder, or none
         raise InputError(
             f"{bundle.uri}: its bundle.json says version {bundle.info.version}: a copied or renamed folder; name it "
-            f" {bundle.info.version}, as best.json would"
+            f"{bundle.info.version}, as best.json would"
         )
     Predictor(bundle, engine="onnx").probe()
     return bundle

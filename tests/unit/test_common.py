@@ -106,6 +106,6 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(tmp_path: Path) 
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
-        with pytest.raises(InputError, match="--out .*file.*: no folder to write to"):
+        with pytest.raises(InputError, match="no folder to write to"):
             refuse_unwritable(str(tmp_path / place))
     refuse_unwritable("s3://nowhere/out")

@@ -392,9 +392,8 @@ def test_card_has_the_sections_of_the_paper_and_its_metrics() -> None:
 
 def test_a_class_name_brings_no_html_into_the_card_and_stays_as_it_is_in_its_head() -> None:
     name = "<img src=x onerror=alert(1)>"
-    head, _, text = render_card(
-        info(classes=("negative", name), positive_classes=(name,)), data={"Source": "</td><b>"}
-    ).partition("# Model card")
+    odd = info(classes=("negative", name), positive_classes=(name,))
+    head, _, text = render_card(odd, data={"Source": "</td><b>"}).partition("# Model card")
     assert "&lt;img src=x onerror=alert(1)>" in text and "&lt;/td>&lt;b>" in text
     assert "<img" not in text and "<b>" not in text and "&lt;" not in head
 
