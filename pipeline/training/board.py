@@ -23,7 +23,7 @@ class Board:
         self._uri, self._stores = uri, stores
         self._temporary = tempfile.TemporaryDirectory() if is_s3(uri) else None
         self._folder = Path(self._temporary.name if self._temporary else uri)
-        self._writer = SummaryWriter(str(self._folder))
+        self._writer = SummaryWriter(str(self._folder), purge_step=1)  # what an interrupted run wrote is told anew
 
     def add(self, row: dict[str, float]) -> None:
         """The scalars of an epoch, at the time it ended: a continued run shows its first epochs where they were."""
