@@ -4,7 +4,7 @@ Pointing game (Zhang et al. 2018, arXiv:1608.00507): does the map's maximum lie 
 the image's middle would reach. Deletion (Petsiuk et al. 2018, arXiv:1806.07421): how fast the probability falls as the
 places that the map calls important are blurred, beside places in random order. Model randomization (Adebayo et al.
 2018, arXiv:1810.03292): a map that stays the same when the last layers have drawn weights tells of the image,
-not of the model.
+not of the model. Images of one subject count as one draw: limits are over subjects where they are known.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.intervals import as_json, exact_interval
+from pipeline.evaluation.adverse import FEWEST_UNITS, interval_of, limits, share
+from pipeline.evaluation.definitions import Floats, Ints
+from pipeline.evaluation.intervals import Resampling, as_json, subject_codes
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of what is seen that is blurred, in turn
 _BLUR = 1 / 12  # sigma, of a side
 MOST_ALIKE = 0.5  # mean rank correlation beyond which maps of drawn weights are the same maps
-HOLDS, FAILS = "Holds.", "FAILS."
-_SURE = 1.96
+HOLDS, FAILS, UNKNOWN = "Holds.", "FAILS.", "Cannot be told."
+_RESAMPLING = Resampling()
 
 Map = NDArray[np.float32]
 Probability = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # of the map's class, (B,), of images (B, S, S, 3)
@@ -37,6 +39,7 @@ class MapScores:
     deletion: float | None  # area under the probability, 0..1, as the map orders
     random: float | None  # and in random order
     alike: float | None  # rank correlation with the map of drawn last layers
+    subject: str | None = None  # that the image is of; None: not known
 
 
 def pointing(map_: Map, nucleus: NDArray[np.bool_], seen: slice) -> tuple[bool, float, bool] | None:
@@ -54,8 +57,8 @@ def deletion(image: NDArray[np.uint8], order: Map, seen: slice, probability: Pro
     window = order[seen, seen]
     rank = np.argsort(np.argsort(-window, axis=None, kind="stable"), kind="stable").reshape(window.shape)
     steps = np.repeat(image[None], len(SHARES), axis=0)
-    for step, share in zip(steps, SHARES, strict=True):
-        gone = rank < share * rank.size
+    for step, part in zip(steps, SHARES, strict=True):
+        gone = rank < part * rank.size
         step[seen, seen][gone] = blurred[seen, seen][gone]
     found = probability(steps)
     return float(np.sum((found[1:] + found[:-1]) / 2 * np.diff(SHARES)))
@@ -79,43 +82,73 @@ def rank_correlation(one: Map, other: Map) -> float | None:
 
 
 def judged(scores: Sequence[MapScores], asked: int, sampled: str) -> dict[str, Any]:
-    """What the maps of a sample show together: the record `explanation` of metrics.json. Intervals are over images."""
+    """What the maps of a sample show together: the record `explanation` of metrics.json.
+
+    Limits are over subjects, `unit` (each image by itself where none is known); `holds` is None of fewer than two.
+    """
+    _, unit = subject_codes([score.subject for score in scores], len(scores))
     return {
         "images": len(scores),
         "asked": asked,
         "sampled": sampled,
+        "unit": unit,
         "pointing": _pointing(scores),
         "deletion": _deletion(scores),
         "randomization": _randomization(scores),
     }
 
 
+def _codes(scores: Sequence[MapScores]) -> tuple[Ints, int, str]:
+    """Subject of each (N,), how many there are, and the unit."""
+    codes, unit = subject_codes([score.subject for score in scores], len(scores))
+    return codes, len(np.unique(codes)), unit
+
+
 def _pointing(scores: Sequence[MapScores]) -> dict[str, Any] | None:
     told = [score for score in scores if score.hits is not None]
     if not told:
         return None
-    hits = sum(bool(score.hits) for score in told)
-    share = exact_interval(hits, len(told))
+    codes, units, unit = _codes(told)
+    hits = np.array([bool(score.hits) for score in told], np.float64)
+    found = limits({"hits": share(codes, hits, np.ones(len(hits)))}, units, _RESAMPLING)["hits"]
+    interval = interval_of(float(hits.mean()), found, unit)
     any_point = float(np.mean([score.any_point or 0.0 for score in told]))
     middle = float(np.mean([bool(score.middle) for score in told]))
-    holds = share.low > any_point
-    return {"images": len(told), "hits": as_json(share), "any_point": any_point, "middle": middle, "holds": holds}
+    holds = None if units < FEWEST_UNITS else interval.low > any_point
+    beside = {"any_point": any_point, "middle": middle, "holds": holds}
+    return {"images": len(told), "units": units, "hits": as_json(interval), **beside}
 
 
 def _deletion(scores: Sequence[MapScores]) -> dict[str, Any] | None:
-    pairs = np.array([(one.deletion, one.random) for one in scores if one.deletion is not None], np.float64)
-    if len(pairs) < 2:
+    told = [score for score in scores if score.deletion is not None]
+    if len(told) < 2:
         return None
-    gained = pairs[:, 1] - pairs[:, 0]
-    around = _SURE * gained.std(ddof=1) / np.sqrt(len(gained))
-    gain = {"value": gained.mean(), "low": gained.mean() - around, "high": gained.mean() + around}
-    means = {"map": float(pairs[:, 0].mean()), "random": float(pairs[:, 1].mean())}
+    pairs = np.array([(one.deletion, one.random) for one in told], np.float64)
+    codes, units, _ = _codes(told)
+    gain = _mean_over(pairs[:, 1] - pairs[:, 0], codes, units)
     return {
         "images": len(pairs),
-        **means,
-        "gain": {k: float(v) for k, v in gain.items()},
-        "holds": bool(gain["low"] > 0),
+        "units": units,
+        "map": float(pairs[:, 0].mean()),
+        "random": float(pairs[:, 1].mean()),
+        "gain": gain,
+        "holds": None if gain["low"] is None else gain["low"] > 0,
     }
+
+
+def _mean_over(values: Floats, codes: Ints, units: int) -> dict[str, float | None]:
+    """Mean of (N,) and its limits, `codes` (N,) telling what varies together: the cluster-robust standard error with
+    Student's t of as many degrees as there are units but one (Cameron & Miller 2015, doi:10.3368/jhr.50.2.317).
+    """
+    mean = float(values.mean())
+    if units < FEWEST_UNITS:
+        return {"value": mean, "low": None, "high": None}
+    from scipy.stats import t  # 0.5 s to import: a worker needs none of it
+
+    sums = np.bincount(codes, values - mean)
+    error = float(np.sqrt(units / (units - 1) * (sums**2).sum())) / len(values)
+    around = float(t.ppf(0.5 + _RESAMPLING.confidence / 2, units - 1)) * error
+    return {"value": mean, "low": mean - around, "high": mean + around}
 
 
 def _randomization(scores: Sequence[MapScores]) -> dict[str, Any] | None:
@@ -130,18 +163,18 @@ def sentences(found: dict[str, Any]) -> list[str]:
     """What the record says, for a person; a check that fails is said to fail."""
     said = []
     if pointing := found["pointing"]:
-        share = pointing["hits"]
+        hits = pointing["hits"]
         said.append(
-            f"{_verdict(pointing)} Pointing game: in {100 * share['value']:.0f} of 100 images the map's maximum is in "
-            f"a nucleus (95 % interval {100 * share['low']:.0f} to {100 * share['high']:.0f}); any point would in "
+            f"{_verdict(pointing)} Pointing game: in {100 * hits['value']:.0f} of 100 images the map's maximum is in "
+            f"a nucleus ({_within(hits, 100, 0)}); any point would in "
             f"{100 * pointing['any_point']:.0f}, the middle of the image in {100 * pointing['middle']:.0f}"
-            + (": the map points no better than the middle does." if share["value"] <= pointing["middle"] else ".")
+            + (": the map points no better than the middle does." if hits["value"] <= pointing["middle"] else ".")
         )
     if deletion := found["deletion"]:
         said.append(
             f"{_verdict(deletion)} Deletion: as what the map calls important is blurred first, the probability is "
             f"{deletion['map']:.3f} on average; in random order {deletion['random']:.3f} (difference "
-            f"{deletion['gain']['value']:.3f}, {deletion['gain']['low']:.3f} to {deletion['gain']['high']:.3f})."
+            f"{deletion['gain']['value']:.3f}; {_within(deletion['gain'], 1, 3)})."
         )
     if drawn := found["randomization"]:
         said.append(
@@ -151,5 +184,11 @@ def sentences(found: dict[str, Any]) -> list[str]:
     return said
 
 
+def _within(found: dict[str, Any], times: int, digits: int) -> str:
+    if found["low"] is None:
+        return "all of them of one subject or block, which gives no limits"
+    return f"95 % interval {times * found['low']:.{digits}f} to {times * found['high']:.{digits}f}"
+
+
 def _verdict(check: dict[str, Any]) -> str:
-    return HOLDS if check["holds"] else FAILS
+    return UNKNOWN if check["holds"] is None else HOLDS if check["holds"] else FAILS

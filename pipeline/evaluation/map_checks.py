@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.explanation import MapScores, deletion, judged, pointing, random_order, rank_correlation
-from pipeline.evaluation.nucleus import nuclei
+from pipeline.evaluation.nuclei import nuclei
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Spread, bytes_of
+from pipeline.images.load import load_image
 from pipeline.model.bundle import GRAPH, Bundle
 from pipeline.model.map_graph import drawn_last
 from pipeline.model.maps import Mapper, placed
@@ -33,7 +34,6 @@ class MapWorker:
 
     def __init__(self, bundle: Bundle, stores: Stores) -> None:
         graph = bundle.file(GRAPH)
-        self._predictor = Predictor(bundle, engine="onnx")
         self._mapper, self._drawn = Mapper(graph), Mapper(drawn_last(graph, _SEED))
         self._info, self._stores = bundle.info, stores
         self._seen = middle_of(bundle.info.input_size, bundle.info.seen_size)
@@ -43,31 +43,31 @@ class MapWorker:
         found = []
         for fetched in fetch_rows(rows, self._stores):
             try:
-                image = self._predictor.load(bytes_of(fetched)).pixels
+                image = load_image(bytes_of(fetched), self._info.input_size, bit_depth=self._info.bit_depth).pixels
             except ImageRejected:
                 continue
-            found.append(self._score(image, fetched.row.image_id))
+            found.append(self._score(image, fetched.row))
         return found
 
-    def _score(self, image: NDArray[np.uint8], image_id: int) -> MapScores:
+    def _score(self, image: NDArray[np.uint8], row: ManifestRow) -> MapScores:
         inner = self._mapper.inner(image[None])
         logit = int(inner.logits.argmax()) if self._info.outputs > 1 else 0
         size, seen = len(image), self._seen
         signed = self._mapper.signed(inner, [logit])
         map_ = placed(signed.clip(0), size, self._info.seen_size).maps[0]
-        hits, any_point, middle = pointing(map_, nuclei(image), seen) or (None, None, None)
+        hits, any_point, middle = pointing(map_, nuclei(image[None])[0], seen) or (None, None, None)
         alike = rank_correlation(signed[0], self._drawn.signed(self._drawn.inner(image[None]), [logit])[0])
         if not map_.any():
-            return MapScores(hits, any_point, middle, None, None, alike)
+            return MapScores(hits, any_point, middle, None, None, alike, row.subject_id)
 
         def probability(images: NDArray[np.uint8]) -> NDArray[np.float64]:
             found = probabilities(self._mapper.inner(images).logits, self._info.temperature)
             return found[:, logit if self._info.outputs > 1 else 1]
 
-        rng = np.random.default_rng([_SEED, image_id & 0xFFFFFFFF])
+        rng = np.random.default_rng([_SEED, row.image_id & 0xFFFFFFFF])
         by_chance = random_order(rng, signed.shape[1:], size, seen)
         area, by_luck = (deletion(image, order, seen, probability) for order in (map_, by_chance))
-        return MapScores(hits, any_point, middle, area, by_luck, alike)
+        return MapScores(hits, any_point, middle, area, by_luck, alike, row.subject_id)
 
 
 def sample(outcomes: Outcomes, threshold: float, count: int, seed: int) -> tuple[list[ManifestRow], str]:

@@ -9,6 +9,7 @@ from pipeline.evaluation.explanation import (
     FAILS,
     HOLDS,
     SHARES,
+    UNKNOWN,
     MapScores,
     deletion,
     judged,
@@ -17,8 +18,9 @@ from pipeline.evaluation.explanation import (
     rank_correlation,
     sentences,
 )
+from pipeline.evaluation.intervals import exact_interval
 from pipeline.evaluation.map_checks import MapWorker
-from pipeline.evaluation.nucleus import nuclei
+from pipeline.evaluation.nuclei import nuclei
 from pipeline.model.bundle import GRAPH
 from pipeline.model.map_graph import drawn_last
 from pipeline.model.maps import Mapper
@@ -55,16 +57,16 @@ def test_nuclei_of_drawn_cells_are_found_and_red_cells_are_not(kind: str) -> Non
     overlaps = []
     for seed in range(20):
         pixels, known = drawn_cell(seed, kind)
-        found = nuclei(pixels)
+        (found,) = nuclei(pixels[None])
         overlaps.append((found & known).sum() / (found | known).sum())
-    assert np.median(overlaps) > 0.7 and np.quantile(overlaps, 0.1) > 0.5
+    assert np.median(overlaps) > 0.9 and np.quantile(overlaps, 0.1) > 0.8
 
 
 def test_where_nothing_is_stained_there_is_no_nucleus() -> None:
     rng = np.random.default_rng(0)
     for level in (0, 128, 255):
-        assert not nuclei(np.full((64, 64, 3), level, np.uint8)).any()
-    assert not nuclei(rng.normal(220, 3, (64, 64, 3)).clip(0, 255).astype(np.uint8)).any()
+        assert not nuclei(np.full((1, 64, 64, 3), level, np.uint8)).any()
+    assert not nuclei(rng.normal(220, 3, (1, 64, 64, 3)).clip(0, 255).astype(np.uint8)).any()
 
 
 def test_pointing_asks_for_the_maximum_within_what_is_seen() -> None:
@@ -130,6 +132,49 @@ def test_maps_that_hold_and_maps_that_fail_are_said_to() -> None:
     assert nothing["pointing"] is None and sentences(nothing) == []
 
 
+def of_subjects(hits: list[bool], gains: list[float], subjects: list[str | None]) -> list[MapScores]:
+    return [
+        MapScores(hit, 0.5, False, 0.5, 0.5 + gain, 0.1, subject)
+        for hit, gain, subject in zip(hits, gains, subjects, strict=True)
+    ]
+
+
+def test_limits_over_images_of_their_own_are_clopper_and_pearsons_and_students() -> None:
+    from scipy.stats import ttest_1samp
+
+    gains = [0.01 * k - 0.03 for k in range(20)]
+    found = judged(of_subjects([True] * 17 + [False] * 3, gains, [None] * 20), 20, "drawn")
+    exact = exact_interval(17, 20)
+    hits, gain = found["pointing"]["hits"], found["deletion"]["gain"]
+    assert hits["value"] == 0.85 and hits["unit"] == found["unit"] == "image"
+    assert hits["low"] == pytest.approx(exact.low, abs=0.02) and hits["high"] == pytest.approx(exact.high, abs=0.02)
+    known = ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert (gain["low"], gain["high"]) == pytest.approx((known.low, known.high))
+
+
+def test_images_of_one_subject_count_as_one() -> None:
+    """Four subjects with 10 images each that are all alike: as four images, not as forty."""
+    hits, gains = [True, True, True, False], [0.10, 0.12, 0.09, -0.02]
+    names: list[str | None] = ["a", "b", "c", "d"]
+    few = judged(of_subjects(hits, gains, names), 4, "drawn")
+    many = judged(of_subjects(hits * 10, gains * 10, names * 10), 40, "drawn")
+    as_images = judged(of_subjects(hits * 10, gains * 10, [None] * 40), 40, "drawn")
+    assert many["unit"] == "subject" and many["pointing"]["units"] == many["deletion"]["units"] == 4
+    for name, part in (("pointing", "hits"), ("deletion", "gain")):
+        for limit in ("low", "high"):
+            assert many[name][part][limit] == pytest.approx(few[name][part][limit])
+        assert as_images[name]["holds"] is True and many[name]["holds"] is False
+
+
+def test_of_one_subject_nothing_can_be_told() -> None:
+    found = judged(of_subjects([True] * 30, [0.2] * 30, ["a"] * 30), 30, "drawn")
+    assert found["pointing"]["holds"] is None and found["deletion"]["holds"] is None
+    assert found["pointing"]["hits"]["low"] is None and found["deletion"]["gain"]["low"] is None
+    said = sentences(found)
+    assert [one.startswith(UNKNOWN) for one in said] == [True, True, False]
+    assert "all of them of one subject or block" in said[0] and "nan" not in " ".join(said)
+
+
 def test_drawn_last_layers_make_another_map_and_leave_the_first_layers(tmp_path: Path) -> None:
     graph = make_mapped_bundle(tmp_path).file(GRAPH)
     image = red_at(SIZE, 8, 8)[None]
@@ -150,6 +195,6 @@ def test_a_worker_scores_maps_of_a_model_that_looks_at_what_is_red(tmp_path: Pat
         Image.fromarray(red_at(SIZE, 8 + 20 * number, 40, side=12)).save(made.uri)
     worker = MapWorker(make_mapped_bundle(tmp_path / "model", SIZE), Stores())
     found = worker.score(rows)
-    assert len(found) == 2
+    assert [score.subject for score in found] == [made.subject_id for made in rows]
     for score in found:
         assert score.deletion is not None and score.random is not None and score.deletion < score.random
