@@ -16,10 +16,10 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Spread, bytes_of
 from pipeline.images.load import load_image
 from pipeline.model.bundle import GRAPH, Bundle
+from pipeline.model.class_maps import ClassMaps
 from pipeline.model.map_graph import drawn_last
 from pipeline.model.maps import Mapper, placed
 from pipeline.model.prediction import probabilities
-from pipeline.model.predictor import Predictor
 from pipeline.model.seen import middle_of
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import ManifestRow
@@ -94,7 +94,7 @@ def judge_maps(
     asked: int, seed: int, workers: int | None, cpus_per_worker: float,
 ) -> dict[str, Any] | None:  # fmt: skip
     """`explanation` of metrics.json; None where nothing is asked for, or there is no map, or no image for one."""
-    if not asked or Predictor(bundle, engine="onnx").why_no_map():
+    if not asked or ClassMaps(bundle).why_no_map():
         return None
     rows, sampled = sample(outcomes, threshold, asked, seed)
     if not rows:

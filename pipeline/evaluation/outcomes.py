@@ -1,9 +1,9 @@
 """What a model said of a split: predictions, metrics, curves, worst mistakes, from the outcome of every row."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +23,13 @@ from pipeline.images.load import load_image
 from pipeline.images.remarks import count_kinds
 from pipeline.model.bundle import BundleInfo, class_columns
 from pipeline.model.prediction import Prediction
-from pipeline.model.predictor import Predictor
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import ManifestRow
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import short_name
+
+if TYPE_CHECKING:
+    from pipeline.model.class_maps import ClassMaps  # onnx: not every process needs it
 
 THUMBNAIL = 160  # pixels, square
 
@@ -143,43 +145,41 @@ class Outcomes:
         return np.asarray(self.classes.argmax(axis=1), np.int64)
 
     def mistakes(
-        self, threshold: float, count: int, stores: Stores, predictor: Predictor | None = None
+        self, threshold: float, count: int, stores: Stores, maps: "ClassMaps | None" = None
     ) -> list[Mistake]:
-        """The wrong images, those farthest from being right first; with maps by a `predictor` whose network has them.
+        """The wrong images, those farthest from being right first; with a map of each where `maps` are given.
 
         Of two classes, by the way from the threshold to certainty that the score has gone on the wrong side; of more,
         by how far the class named is ahead of the true one.
         """
         called = self.called(threshold)
         worst = self.farthest(np.flatnonzero(called != self.truth), threshold)[:count]
-        found = thumbnails([self.scored[k].row for k in worst], self.info.bit_depth, stores)
-        pictures = []
+        sides = [THUMBNAIL] if maps is None else [THUMBNAIL, maps.size]
+        found = pictures([self.scored[k].row for k in worst], self.info.bit_depth, stores, sides)
+        made = []
         kept = [int(k) for k in worst if self.scored[k].row.image_id in found]  # else gone since it was scored
-        maps = self._maps(kept, called, predictor, stores) if predictor is not None else {}
+        seen = {} if maps is None else {k: found[self.scored[k].row.image_id][1] for k in kept}
+        mapped = {} if maps is None else self._mapped(seen, called, maps)
         for k in kept:
             row, name = self.scored[k].row, self.info.classes
             caption = f"{self.told(k, called, threshold)}; {short_name(str(row.member or row.uri))}"
             alt = f"image truly {name[self.truth[k]]}, called {name[called[k]]}"
-            mistake = Mistake(found[row.image_id], caption, alt)
-            if k in maps:
-                of, map_ = maps[k]
-                mapped = overlaid(mistake.pixels, map_)
-                mistake = replace(mistake, mapped=mapped, map_alt=f"map of it: {told(of, map_)}")
-            pictures.append(mistake)
-        return pictures
+            mistake = Mistake(found[row.image_id][0], caption, alt)
+            if k in mapped:
+                of, map_ = mapped[k]
+                over = overlaid(mistake.pixels, map_)
+                mistake = replace(mistake, mapped=over, map_alt=f"map of it: {told(of, map_)}")
+            made.append(mistake)
+        return made
 
-    def _maps(
-        self, wrong: Sequence[int], called: NDArray[np.int64], predictor: Predictor, stores: Stores
+    def _mapped(
+        self, seen: Mapping[int, NDArray[np.uint8]], called: NDArray[np.int64], maps: "ClassMaps"
     ) -> dict[int, tuple[str, NDArray[np.float32]]]:
         """Of each image the class that its map is of, and the map (S, S): of two the second, of more the one named."""
-        rows = {k: self.scored[k].row for k in wrong}
-        pixels = thumbnails(rows.values(), self.info.bit_depth, stores, predictor.size)
-        there = [k for k in wrong if rows[k].image_id in pixels]
-        if not there:
+        if not seen:
             return {}
-        of = [self.info.classes[1 if self.info.task == "binary" else called[k]] for k in there]
-        maps = predictor.maps([pixels[rows[k].image_id] for k in there], of).maps
-        return dict(zip(there, zip(of, maps, strict=True), strict=True))
+        of = [self.info.classes[1 if self.info.task == "binary" else called[k]] for k in seen]
+        return dict(zip(seen, zip(of, maps.maps(list(seen.values()), of).maps, strict=True), strict=True))
 
     def told(self, k: int, called: NDArray[np.int64], threshold: float) -> str:
         """Of the scored image `k`: what it is, what it is called, and by which numbers."""
@@ -232,13 +232,22 @@ class Outcomes:
         return pa.table(columns)
 
 
-def thumbnails(
-    rows: Iterable[ManifestRow], bit_depth: int | None, stores: Stores, side: int = THUMBNAIL
-) -> dict[int, NDArray[np.uint8]]:
-    """Image id -> uint8 (side, side, 3), RGB, of those that are still there."""
+def thumbnails(rows: Iterable[ManifestRow], bit_depth: int | None, stores: Stores) -> dict[int, NDArray[np.uint8]]:
+    """Image id -> uint8 (THUMBNAIL, THUMBNAIL, 3), RGB, of those that are still there."""
+    return {key: shown for key, (shown,) in pictures(rows, bit_depth, stores, [THUMBNAIL]).items()}
+
+
+def pictures(
+    rows: Iterable[ManifestRow], bit_depth: int | None, stores: Stores, sides: Sequence[int]
+) -> dict[int, list[NDArray[np.uint8]]]:
+    """Image id -> one a side, uint8 (side, side, 3), RGB, of those that are still there. Each is fetched once."""
     in_order = sorted(rows, key=lambda row: row.uri)  # one pass an archive
     found = ((fetched.row.image_id, fetched.data) for fetched in fetch_rows(in_order, stores))
-    return {key: load_image(data, side, bit_depth=bit_depth).pixels for key, data in found if data is not None}
+    return {
+        key: [load_image(data, side, bit_depth=bit_depth).pixels for side in sides]
+        for key, data in found
+        if data is not None
+    }
 
 
 def true_class(info: BundleInfo, row: ManifestRow) -> int:

@@ -20,7 +20,8 @@ from pipeline.model.reference import REFERENCE, Reference, colours_seen
 from pipeline.model.turns import over_turns, turned
 
 if TYPE_CHECKING:
-    from pipeline.model.maps import Mapper, Maps
+    from pipeline.model.class_maps import ClassMaps
+    from pipeline.model.maps import Maps
 
 Engine = Literal["auto", "onnx", "torch"]
 
@@ -42,8 +43,7 @@ class Predictor:
         self._reference = _reference(bundle)
         self._run: _Runner = _OnnxRunner(bundle, threads) if self.engine == "onnx" else _torch_runner(bundle)
         self._threads = threads
-        self._mapper: Mapper | None = None  # a session of its own, for whoever asks for maps
-        self._no_map = ""
+        self._maps: ClassMaps | None = None  # a session of its own, for whoever asks for maps
 
     def load(self, data: bytes, limits: Limits = Limits()) -> LoadedImage:
         """Decode one encoded image for this model. Raises ImageRejected."""
@@ -106,30 +106,18 @@ class Predictor:
         and 0 where the network does not look. Raises InputError where no map is known of the bundle's graph, and for a
         class that it has none of.
         """
-        from pipeline.model.maps import placed
-
-        known = self.info.classes[1:] if self.info.outputs == 1 else self.info.classes
-        if unknown := [name for name in classes if name not in known]:
-            raise InputError(f"bundle {self.bundle.uri}: no map of {unknown[0]!r}; of {', '.join(known)}")
-        if why_not := self.why_no_map():
-            raise InputError(
-                f"bundle {self.bundle.uri}: {why_not}; ask for maps of a network that pools over positions"
-            )
-        assert self._mapper is not None
-        small = self._mapper.small(self._mapper.inner(np.stack(images)), [known.index(name) for name in classes])
-        return placed(small, self.size, self.info.seen_size)
+        return self._class_maps().maps(images, classes)
 
     def why_no_map(self) -> str:
         """Why the network has no map; empty where it has one."""
-        if self._mapper is None and not self._no_map:
-            from pipeline.model.map_graph import NoMapError
-            from pipeline.model.maps import Mapper
+        return self._class_maps().why_no_map()
 
-            try:
-                self._mapper = Mapper(self.bundle.file(GRAPH), self._threads)
-            except NoMapError as error:
-                self._no_map = f"no map is known of its network ({self.info.architecture}): {error}"
-        return self._no_map
+    def _class_maps(self) -> "ClassMaps":
+        if self._maps is None:
+            from pipeline.model.class_maps import ClassMaps  # onnx: scoring pays nothing for it
+
+            self._maps = ClassMaps(self.bundle, self._threads)
+        return self._maps
 
     def probe(self) -> None:
         """A black and a white image must get an answer. Raises InputError where the model gives none."""
