@@ -144,9 +144,7 @@ class Outcomes:
             return (self.classes[:, 1] >= threshold).astype(np.int64)
         return np.asarray(self.classes.argmax(axis=1), np.int64)
 
-    def mistakes(
-        self, threshold: float, count: int, stores: Stores, maps: "ClassMaps | None" = None
-    ) -> list[Mistake]:
+    def mistakes(self, threshold: float, count: int, stores: Stores, maps: "ClassMaps | None" = None) -> list[Mistake]:
         """The wrong images, those farthest from being right first; with a map of each where `maps` are given.
 
         Of two classes, by the way from the threshold to certainty that the score has gone on the wrong side; of more,

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,12 +25,14 @@ from pipeline.evaluation.recognized import NO_SKETCH, OWN, RECOGNIZED, Recognize
 from pipeline.evaluation.report import Kept, render_card, render_report
 from pipeline.evaluation.shortcut import Shortcut, judge_colours
 from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
-from pipeline.model.predictor import Predictor
 from pipeline.model.subject_rules import SubjectRules
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
+
+if TYPE_CHECKING:
+    from pipeline.model.class_maps import ClassMaps  # onnx: not every process needs it
 
 _NOT_IN_CARD = ("slices", "slice_intervals", "by_subject", "audit", "robustness", "slice_comparison")
 
@@ -51,8 +53,7 @@ class Evaluation:
     reach: dict[str, Any]  # of `reach`
     resampling: Resampling
     recognized: Recognized
-    by_subject: dict[str, Any]  # of `by_subject`
-    rules: SubjectRules | None  # it was made by
+    rules: SubjectRules | None  # of subjects
     audit: Audit = NO_AUDIT
     external: dict[str, Any] | None = None  # of `beside`; None: the images are not another laboratory's
     further: Mapping[str, Any] = field(default_factory=dict)  # more records by name, each None where there is none
@@ -66,6 +67,23 @@ class Evaluation:
     def curves(self) -> dict[str, Any]:
         return self.outcomes.curves(self.resampling)
 
+    @functools.cached_property
+    def by_subject(self) -> dict[str, Any]:
+        """Of `by_subject`. This and what follows takes seconds or reads files, and a comparison asks for none of it."""
+        are_own = _rates_are_own(self.bundle, self.manifest, self.split, self.rules)
+        cut = self.threshold.value
+        return by_subject(self.outcomes, self.manifest, cut, self.rules, self.resampling, are_own=are_own)
+
+    @functools.cached_property
+    def slice_comparison(self) -> dict[str, Any] | None:
+        """Of `groups_against_others`, and what is told of it."""
+        return _compared(self.outcomes, self.threshold.value, self.resampling.seed, self.manifest.info.units)
+
+    @functools.cached_property
+    def cross_validation(self) -> dict[str, Any] | None:
+        """Of `cross_validation`. Raises InputError where the bundle's table is not of these images."""
+        return cross_validation(self.bundle, self.manifest, self.resampling)
+
     @property
     def warnings(self) -> list[str]:
         """All that a reader must know before trusting the figures."""
@@ -73,7 +91,7 @@ class Evaluation:
 
     @property
     def _told(self) -> list[str]:
-        compared = self.further.get("slice_comparison") or {"rows": []}
+        compared = self.slice_comparison or {"rows": []}
         worse = compared["told"] if any(row["is_worse"] for row in compared["rows"]) else []
         return [*self.notes, *self.shortcut.notes(), *self.audit.notes(), *worse, *notes(self.by_subject)]
 
@@ -89,6 +107,8 @@ class Evaluation:
             "external": self.external,
             "ood": self.ood,
             "by_subject": self.by_subject,
+            "slice_comparison": self.slice_comparison,
+            "cross_validation": self.cross_validation,
             **self.further,
         }
 
@@ -109,14 +129,14 @@ class Evaluation:
     def report(self, mistakes: int, stores: Stores) -> str:
         """The page, with so many of the worst mistakes."""
         info = self.bundle.info
-        predictor, no_map = _with_maps(self.bundle) if mistakes else (None, "")
+        maps, no_map = _with_maps(self.bundle) if mistakes else (None, "")
         return render_report(
             title=f"{info.name}, {self.split} split" if self.external is None else f"{info.name}, elsewhere",
             metrics=self.metrics,
             curves=self.curves,
             history=_history(self.bundle),
             kept=_kept(info),
-            mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores, predictor),
+            mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores, maps),
             no_map=no_map,
             provenance=self.facts,
             synthetic=info.synthetic or self.manifest.info.synthetic,
@@ -180,18 +200,11 @@ def evaluation(
     own = metrics["metrics"]["balanced_accuracy"]
     shortcut = judge_colours(glances, asked, manifest, outcomes, own, resampling)
     reached = reach(bundle.info, manifest, split, outcomes, threshold)
-    rules = rules or bundle.info.subject_rules
-    are_own = _rates_are_own(bundle, manifest, split, rules)
-    subjects = by_subject(outcomes, manifest, threshold.value, rules, resampling, are_own=are_own)
     found = Evaluation(
         bundle, manifest, split, outcomes, threshold, metrics, told, facts, shortcut, reached, resampling, recognized,
-        subjects, rules,
+        rules or bundle.info.subject_rules,
         audit=audited,
-        further={
-            "slice_comparison": _compared(outcomes, threshold.value, resampling.seed, manifest.info.units),
-            "cross_validation": cross_validation(bundle, manifest, resampling),
-            **further,
-        },
+        further=further,
     )  # fmt: skip
     if matched is None:
         return found
@@ -219,11 +232,13 @@ def _rates_are_own(bundle: Bundle, manifest: Manifest, split: str, rules: Subjec
     return split == "validation" or (split == "train" and rules.rates.on == "out-of-fold")
 
 
-def _with_maps(bundle: Bundle) -> tuple[Predictor | None, str]:
-    """A predictor that has maps; or none, and why not."""
-    predictor = Predictor(bundle, engine="onnx")
-    why_not = predictor.why_no_map()
-    return (None, why_not) if why_not else (predictor, "")
+def _with_maps(bundle: Bundle) -> tuple["ClassMaps | None", str]:
+    """What makes maps; or none, and why not."""
+    from pipeline.model.class_maps import ClassMaps
+
+    maps = ClassMaps(bundle)
+    why_not = maps.why_no_map()
+    return (None, why_not) if why_not else (maps, "")
 
 
 def _why_not_recognized(bundle: Bundle, manifest: Manifest, split: str) -> str:

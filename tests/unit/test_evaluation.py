@@ -1,8 +1,11 @@
 """An evaluation without Ray: a model that calls bright images diseased, on images written to disk."""
 
 import io
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +15,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from pipeline.base.errors import InputError
+from pipeline.evaluation import outcomes as outcomes_module
+from pipeline.evaluation import result
 from pipeline.evaluation.chance import METHODS
+from pipeline.evaluation.comparison.result import comparison
+from pipeline.evaluation.comparison.speed import Speed
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import EvaluationWorker, tasks_of
@@ -20,11 +27,18 @@ from pipeline.evaluation.provenance import basis, provenance
 from pipeline.evaluation.reach import threshold_of
 from pipeline.evaluation.recognized import NO_SKETCH, Recognized
 from pipeline.evaluation.report import words
+from pipeline.evaluation.result import evaluation
 from pipeline.images.load import Preprocessing
-from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
+from pipeline.model.bundle import GRAPH, OUT_OF_FOLD, WEIGHTS, Bundle, BundleInfo, class_columns, write_bundle
+from pipeline.model.class_maps import ClassMaps
+from pipeline.model.registry import resolve
+from pipeline.sources.fetch import Fetched
 from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, ManifestRow
 from pipeline.sources.rows import Access
+from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
+from tests.bundles import make_mapped_bundle
+from tests.unit.test_maps import red_at
 
 SIZE = 16
 
@@ -117,6 +131,73 @@ def test_mistakes_come_with_their_picture_the_most_confident_first(bundle: Bundl
     mistakes = outcomes.mistakes(0.5, 10, Stores())
     assert [mistake.caption.rsplit("/", 1)[-1] for mistake in mistakes] == ["cell_1.png", "cell_0.png"]
     assert all(mistake.pixels.shape == (160, 160, 3) and mistake.mapped is None for mistake in mistakes)
+
+
+def test_mistakes_with_maps_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_mapped_bundle(tmp_path / "model")
+    rows = [row(tmp_path, number, 128, 0) for number in range(2)]
+    for number, made in enumerate(rows):
+        Image.fromarray(red_at(64, 40, 8 + 20 * number)).save(made.uri)
+    said = EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows)
+    asked: list[int] = []
+    fetch = outcomes_module.fetch_rows
+
+    def counted(some: list[ManifestRow], stores: Stores) -> Iterator[Fetched[ManifestRow]]:
+        asked.extend(of.image_id for of in some)
+        return fetch(some, stores)
+
+    monkeypatch.setattr(outcomes_module, "fetch_rows", counted)
+    found = Outcomes(bundle.info, said).mistakes(0.0, 10, Stores(), ClassMaps(bundle))
+    assert sorted(asked) == [0, 1] and len(found) == 2
+    for mistake in found:
+        assert mistake.mapped is not None and mistake.mapped.shape == mistake.pixels.shape == (160, 160, 3)
+        number = int(mistake.caption.rsplit("_", 1)[-1][0])
+        is_changed = np.abs(mistake.mapped.astype(int) - mistake.pixels).max(axis=2) > 40
+        assert is_changed[100:120, 20 + 50 * number : 40 + 50 * number].mean() > 0.5  # of 64 pixels, at 40 and 8 or 28
+
+
+def counting(calls: list[str], name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+    """`made`, that notes its name in `calls` each time."""
+
+    def noted(*given: Any, **more: Any) -> Any:
+        calls.append(name)
+        return made(*given, **more)
+
+    return noted
+
+
+def test_what_a_comparison_does_not_ask_for_is_not_computed(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of folds of a bundle that was copied wrong stops what shows it, and nothing else."""
+    rows = [row(tmp_path, number, 60 + 40 * (number % 4), number % 2) for number in range(8)]
+    info = ManifestInfo(source=["x"])
+    manifest = Manifest("m", MANIFEST_SCHEMA.empty_table(), info)
+    bundle.update(calibrated_on="out-of-fold", manifest_digest=info.digest)
+    stale = {"image_id": [99], "class": ["negative"], "fold": [1], "class_0": [0.5], "class_1": [0.5]}
+    bundle.write(OUT_OF_FOLD, to_parquet(pa.table(stale)))
+    bundle = resolve(bundle.uri, Stores())
+    said = EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows)
+    calls: list[str] = []
+    for name in ("by_subject", "groups_against_others"):
+        monkeypatch.setattr(result, name, counting(calls, name, getattr(result, name)))
+    speed = Speed(*[1.0] * len(fields(Speed)))
+    both = comparison(
+        [bundle] * 2, manifest, "test", [said] * 2, [threshold_of(bundle.info)] * 2, Resampling(100), [speed] * 2
+    )
+    assert len(both.pairs) == 1 and json.dumps(both.record({})) and calls == []
+    with pytest.raises(InputError, match="names 1 images that the manifest does not have"):
+        both.evaluations[0].record({})
+    bundle.update(calibrated_on="validation")
+    calls.clear()
+    found = evaluation(
+        resolve(bundle.uri, Stores()), manifest, "test", Outcomes(bundle.info, said), threshold_of(bundle.info),
+        Resampling(100), further={"splits": None},
+    )  # fmt: skip
+    names = list(found.record({}))
+    at = names.index("by_subject")
+    assert names[at : at + 4] == ["by_subject", "slice_comparison", "cross_validation", "splits"]
+    assert found.report(0, Stores()) and calls == ["by_subject", "groups_against_others"]  # once each
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])

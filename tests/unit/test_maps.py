@@ -17,10 +17,11 @@ from pipeline.base.errors import InputError
 from pipeline.model.architectures import ARCHITECTURES, build
 from pipeline.model.bundle import GRAPH
 from pipeline.model.cell_classifier import CellClassifier, in_the_middle
+from pipeline.model.class_maps import BATCH, ClassMaps
 from pipeline.model.export import to_onnx
 from pipeline.model.feature_graph import features_graph, with_head
 from pipeline.model.map_graph import NoMapError
-from pipeline.model.maps import Mapper, placed
+from pipeline.model.maps import Inner, Mapper, placed
 from pipeline.model.predictor import Predictor
 from pipeline.model.tail import OPERATIONS
 from pipeline.model.vision_transformer import VisionTransformer
@@ -256,3 +257,24 @@ def test_small_maps_are_stretched_to_their_own_peak() -> None:
     maps, peaks = placed(small, 16, 8)
     assert peaks.tolist() == [4, 0] and maps[0].max() == 1 and maps[0, 11, 11] == 1 and not maps[1].any()
     assert not maps[0, :4].any() and not maps[0, 12:].any()
+
+
+def test_many_images_get_the_maps_that_each_gets_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In passes of at most BATCH images, for their inner activations take memory."""
+    maps = ClassMaps(make_mapped_bundle(tmp_path, task="multiclass"))
+    images = [red_at(64, 3 * k, 63 - 3 * k)[:, :, :: 1 if k % 2 else -1].copy() for k in range(BATCH + 3)]
+    classes = ["Pro" if k % 3 else "Benign" for k in range(len(images))]
+    passes: list[int] = []
+    inner = Mapper.inner
+
+    def counted(self: Mapper, some: np.ndarray) -> Inner:
+        passes.append(len(some))
+        return inner(self, some)
+
+    monkeypatch.setattr(Mapper, "inner", counted)
+    found = maps.maps(images, classes)
+    assert passes[-2:] == [BATCH, 3] and found.maps.any()
+    for k, (image, name) in enumerate(zip(images, classes, strict=True)):
+        alone = maps.maps([image], [name])
+        np.testing.assert_allclose(found.maps[k], alone.maps[0], atol=1e-5)
+        assert found.peaks[k] == pytest.approx(alone.peaks[0], abs=1e-4)
