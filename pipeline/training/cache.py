@@ -237,7 +237,7 @@ class ImageCache(abc.ABC):
         leaving = [file for file in files if file.path not in mine and file.used < lately]
         spare = sum(file.size for file in leaving)
         if held - spare + need > limit or need > free + spare:
-            return f"{need / 1e9:.2f} GB of decoded images, room for {max(0, limit - held + spare) / 1e9:.2f} GB"
+            return f"{need / 1e6:,.1f} MB of decoded images, room for {max(0, limit - held + spare) / 1e6:,.1f} MB"
         for file in leaving:
             if held + need <= limit and need <= free:
                 break

@@ -207,7 +207,7 @@ def test_where_there_is_no_room_nothing_is_removed_and_the_reason_told(tmp_path:
     path = put(cache, rows_of(tmp_path))
     unused_since(path, 3600)
     full = PixelCache(cache.root, RULES, max_bytes=path.stat().st_size)
-    assert "room for 0.00 GB" in str(full.make_room(1000, []))
+    assert "1.8 MB of decoded images, room for 0.0 MB" in str(full.make_room(1000, []))
     assert "room" in str(full.make_room(10, [path.name]))  # it is needed itself
     assert path.exists()
     unused_since(path, 1)  # a run may be about to map it
