@@ -51,7 +51,9 @@ EXIT_CODES = {
 _WRONG_PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_CONTINUED = ("leukoray score", "leukoray train", "leukoray tune")  # keep what they have finished
 _INTERRUPTED = "interrupted; what was finished is kept, the same command continues"
+_STOPPED = "interrupted; nothing is left half written, the same command starts anew"
 
 # For this machine's own endpoint: a proxy that the environment names for the world does not know it
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -92,7 +94,7 @@ def _print_anything() -> None:
 
 def told(prog: str, error: BaseException, *, debug: bool = False) -> int:
     """Print what ended a job in one line, of a bug all that is known; its exit code."""
-    code, message = _outcome(error)
+    code, message = _outcome(prog, error)
     with contextlib.suppress(BrokenPipeError):  # whoever read stderr may have ended too
         if debug or (code == BUG and not isinstance(error, LeukorayError)):
             traceback.print_exception(error)
@@ -100,9 +102,13 @@ def told(prog: str, error: BaseException, *, debug: bool = False) -> int:
     return code
 
 
+def _interrupted(prog: str) -> str:
+    return _INTERRUPTED if prog in _CONTINUED else _STOPPED
+
+
 def give_up(prog: str, signum: int) -> None:
     """The end of a process that was told to end and hangs. Written past `sys.stderr`, whose lock may be taken."""
-    os.write(2, f"{prog}: {_INTERRUPTED}\n".encode())
+    os.write(2, f"{prog}: {_interrupted(prog)}\n".encode())
     os._exit(TERMINATED if signum == signal.SIGTERM else INTERRUPTED)
 
 
@@ -117,11 +123,11 @@ def start(command: Command) -> None:
     finish(command(sys.argv[1:]))
 
 
-def _outcome(error: BaseException) -> tuple[int, str]:
+def _outcome(prog: str, error: BaseException) -> tuple[int, str]:
     """Exit code and the one line to print."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         code = TERMINATED if is_terminated() or isinstance(error, SystemExit) else INTERRUPTED
-        return code, _INTERRUPTED
+        return code, _interrupted(prog)
     if isinstance(error, StoreError):
         error = error.refusal()
     if isinstance(error, BrokenPipeError):

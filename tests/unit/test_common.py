@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.common import EXIT_CODES, job, refuse_unwritable
+from jobs.common import EXIT_CODES, job, refuse_unwritable, told
 from jobs.config import JobConfig
 from pipeline.base.errors import Code, IncompleteError, InputError, NotBetterThanChanceError, PlatformError, UsageError
 from pipeline.storage.types import StoreError
@@ -49,8 +49,8 @@ class FailedTask(Exception):
         (OSError(errno.ENOSPC, "No space left on device"), 5, "disk full"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), 3, "/x: No such file or directory"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 5, "what read its output has ended"),
-        (KeyboardInterrupt(), 130, "the same command continues"),
-        (SystemExit(signal.SIGTERM), 143, "the same command continues"),
+        (KeyboardInterrupt(), 130, "the same command starts anew"),
+        (SystemExit(signal.SIGTERM), 143, "the same command starts anew"),
     ],
 )
 def test_a_failure_that_is_no_bug_is_one_line_and_its_code(
@@ -109,3 +109,11 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(tmp_path: Path) 
         with pytest.raises(InputError, match="no folder to write to"):
             refuse_unwritable(str(tmp_path / place))
     refuse_unwritable("s3://nowhere/out")
+
+
+@pytest.mark.parametrize(
+    ("name", "way_on"), [("train", "is kept, the same command continues"), ("ingest", "starts anew")]
+)
+def test_an_interrupted_job_says_whether_it_goes_on(name: str, way_on: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(f"leukoray {name}", KeyboardInterrupt()) == 130
+    assert way_on in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from tests.scoring_sources import ROOT
 
-_LINE = "leukoray example: interrupted; what was finished is kept, the same command continues\n"
+_LINE = "leukoray example: interrupted; nothing is left half written, the same command starts anew\n"
 _JOB = """
 import threading, time
 from jobs import ending
