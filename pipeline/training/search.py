@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pipeline.base.cluster import alive_nodes, calling_ray, refuse_dead_node
 from pipeline.base.environment import in_environment
-from pipeline.base.errors import LeukorayError, PlatformError
+from pipeline.base.errors import IncompleteError, LeukorayError, PlatformError
 from pipeline.base.resources import ClusterPlan, check_after_loss
 from pipeline.base.text import first_line
 from pipeline.training.cache import PixelCache
@@ -212,7 +212,7 @@ class _Ledger(tune.Callback):
         result = trial.last_result or {}
         failure = result.get(_FAILURE)
         if failure:
-            code = result.get(_EXIT_CODE, RefusedError.exit_code)
+            code = result.get(_EXIT_CODE, IncompleteError.exit_code)
             self.failures.append(RefusedError(failure, code))
             if code == PlatformError.exit_code:
                 self._leave(trial, failure)

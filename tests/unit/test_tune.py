@@ -109,3 +109,17 @@ def test_a_search_whose_trials_all_failed_names_no_best_when_it_is_given_again(s
             search, {}, rows, ClusterPlan("tune", 1, 1.0), teacher=None, threads=1, max_error_share=0.05, say=print
         )  # fmt: skip
     assert refused.value.exit_code == 4
+
+
+def test_a_trial_that_training_refused_ends_as_training_does_and_one_of_the_machine_is_left(search: Search) -> None:
+    from types import SimpleNamespace
+
+    from pipeline.training.search import _Ledger
+
+    ledger = _Ledger(search, print)
+    for number, result in ((0, {"failure": "the loss is not finite"}), (1, {"failure": "disk full", "exit_code": 5})):
+        trial: Any = SimpleNamespace(config={"trial": number}, last_result=result)
+        ledger.on_trial_complete(1, [], trial)
+    codes: list[Any] = [vars(failure)["exit_code"] for failure in ledger.failures]
+    assert codes == [4, 5]
+    assert [trial.ending for trial in search.trials()] == ["failed: the loss is not finite", "unfinished"]
