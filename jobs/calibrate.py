@@ -20,6 +20,7 @@ from pipeline.evaluation.report import elsewhere, local, words
 from pipeline.evaluation.sight import Sight, see_all
 from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.predictor import Predictor
+from pipeline.model.promotions import move_by_hand, user_name
 from pipeline.model.registry import ModelFolder, resolve
 from pipeline.storage.uris import absolute, join
 
@@ -90,7 +91,7 @@ def main(config: CalibrateConfig) -> None:
         print("note: what the model says of subjects was fitted to other probabilities: the new version says nothing")
     print(f"bundle {bundle.uri}: {', '.join(changed)} of {info.name} / {info.version} changed")
     if config.promote:
-        folder.point_to(bundle)
+        move_by_hand(folder, bundle, user_name(), "leukoray calibrate --promote")
         print(f"{folder.uri}: best is now {bundle.info.version}")
     print(f"{words.NOT_A_DEVICE}\n{clock.seconds:.0f} s. Next, on other images of that laboratory: leukoray evaluate "
           f"SOURCE --external --model {bundle.uri}")  # fmt: skip

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pydantic import Field
 
-from jobs.common import job, job_stores, start
+from jobs.common import job, job_stores, start, writing_stores
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import InputError, UsageError
 from pipeline.model import migration
@@ -35,6 +36,9 @@ class MigrateConfig(JobConfig):
         None, description="output that the model has scored: some of its images are scored again and compared"
     )
     dry_run: bool = Field(False, description="say what would change, write nothing")
+    single_writer: bool = Field(
+        False, description="nobody else moves this best.json: for a store that cannot hold a lock"
+    )
 
 
 def main(config: MigrateConfig) -> None:
@@ -83,9 +87,17 @@ def _migrate(bundle: Bundle, config: MigrateConfig, stores: Stores) -> None:
         print(f"wrote {done.uri}: the same weights, threshold and temperature, which were fitted under the old rules")
     else:
         print(f"version {new.version} is there already")
-    if not config.dry_run and migration.move_pointer(bundle, done):
-        print("best.json points to it")
+    if not config.dry_run:
+        _follow(bundle, done, config)
     print(f"next: leukoray evaluate MANIFEST --model {done.uri}")
+
+
+def _follow(bundle: Bundle, done: Bundle, config: MigrateConfig) -> None:
+    """best.json to the new version, where it names the old one."""
+    folder = bundle.uri.rpartition("/")[0]
+    writing = replace(bundle, stores=writing_stores(config, folder, single_writer=config.single_writer))
+    if migration.move_pointer(writing, done):
+        print("best.json points to it")
 
 
 def _tell_output(output: Output) -> None:

@@ -1,7 +1,5 @@
 """Point a model's best.json to another version, by a written protocol or by hand, back again, or list its versions."""
 
-import re
-
 from pydantic import Field, model_validator
 
 from jobs.common import job, job_stores, refuse_unwritable, start, writing_stores
@@ -17,7 +15,18 @@ from pipeline.evaluation.study.write import write_study
 from pipeline.model.bundle import Bundle, read_bundle
 from pipeline.model.chance import NOT_SHOWN
 from pipeline.model.predictor import Predictor
-from pipeline.model.promotions import Action, Promotion, archive, move, promotions, record, user_name
+from pipeline.model.promotions import (
+    Action,
+    Promotion,
+    archive,
+    archived,
+    is_version_name,
+    move,
+    move_by_hand,
+    record,
+    user_name,
+    version_named,
+)
 from pipeline.model.registry import ModelFolder, version_uris
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -31,6 +40,8 @@ EXAMPLES = """examples:
 
 Research software, not a medical device."""
 _LISTED = 10  # of the archive
+_OF_PROTOCOL = {"out", "workers", "cpus_per_worker", "gpus_per_worker", "mistakes"}
+_OF_MOVES = {"why", "by", "single_writer"}
 
 
 class PromoteConfig(NamingConfig):
@@ -61,7 +72,17 @@ class PromoteConfig(NamingConfig):
             raise ValueError("--protocol: name the --version that it judges")
         if self.force and not (self.protocol and self.why.strip()):
             raise ValueError("--force: needs the --protocol that it overrules, and --why")
+        self._refuse_unused()
         return self
+
+    def _refuse_unused(self) -> None:
+        """What was given and would change nothing: somebody believes it does."""
+        flags = {name: "--" + name.replace("_", "-") for name in self.model_fields_set}
+        if not self.protocol and (unused := sorted(flags[name] for name in _OF_PROTOCOL & flags.keys())):
+            raise ValueError(f"{', '.join(unused)}: only with --protocol, which measures the version")
+        moves = self.version or self.rollback
+        if not moves and (unused := sorted(flags[name] for name in _OF_MOVES & flags.keys())):
+            raise ValueError(f"{', '.join(unused)}: only with --version or --rollback, which move best.json")
 
     @property
     def who(self) -> str:
@@ -70,47 +91,44 @@ class PromoteConfig(NamingConfig):
 
 def main(config: PromoteConfig) -> None:
     uri = absolute(config.model)
-    if config.version is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.version):
+    if config.version is not None and not is_version_name(config.version):
         raise UsageError(f"--version {config.version!r}: the name of a folder in {uri}, without slashes; see --list")
     if not (config.version or config.list or config.rollback):
         raise UsageError("name a --version, or see them with --list")
-    if config.protocol:
-        _by_protocol(config, uri)
-    elif config.rollback:
-        _roll_back(config, uri)
-    elif config.version:
-        _by_hand(config, ModelFolder(uri, job_stores(config)))
+    try:
+        if config.protocol:
+            _by_protocol(config, uri)
+        elif config.rollback:
+            _roll_back(config, uri)
+        elif config.version:
+            _by_hand(config, uri)
+    except NotPromotedError:
+        if config.list:
+            _print_versions(uri, job_stores(config))
+        raise
     if config.list:
         _print_versions(uri, job_stores(config))
 
 
-def _by_hand(config: PromoteConfig, folder: ModelFolder) -> None:
+def _by_hand(config: PromoteConfig, uri: str) -> None:
+    folder = ModelFolder(uri, writing_stores(config, uri, single_writer=config.single_writer))
     bundle = _checked(folder, str(config.version))
-    promotion = record("pointed", bundle, _named(folder), config.who, why=config.why)
-    pointer, _ = move(folder, bundle, promotion)
+    pointer, _ = move_by_hand(folder, bundle, config.who, config.why)
     print(f"{folder.uri}: best is now {config.version} ({pointer.metric} {_number(pointer.value)})")
     _warn(bundle)
 
 
 def _checked(folder: ModelFolder, version: str) -> Bundle:
-    """The bundle of a version, whole and answering."""
-    bundle = read_bundle(join(folder.uri, version), folder.stores).verify()
-    if bundle.info.version != version:  # best.json would name another folder, or none
+    """The bundle of a version, whole and answering. Raises InputError where its folder has another name."""
+    bundle = read_bundle(join(folder.uri, version), folder.stores)
+    if bundle.info.version != version or not is_version_name(version):  # best.json would name another folder, or none
         raise InputError(
             f"{bundle.uri}: its bundle.json says version {bundle.info.version}: a copied or renamed folder; name it "
             f"{bundle.info.version}, as best.json would"
         )
+    bundle.verify()
     Predictor(bundle, engine="onnx").probe()
     return bundle
-
-
-def _named(folder: ModelFolder) -> str | None:
-    """The version that best.json names; None where there is none, or a damaged one, which is then replaced."""
-    try:
-        pointer = folder.pointer()
-    except InputError:
-        return None
-    return None if pointer is None else pointer.version
 
 
 def _warn(bundle: Bundle) -> None:
@@ -128,7 +146,7 @@ def _by_protocol(config: PromoteConfig, uri: str) -> None:
     protocol, written = read_protocol(str(config.protocol), folder.stores)
     manifest, bundle = manifest_of(protocol, folder.stores), _checked(folder, str(config.version))
     refuse_unwritable(absolute(config.out))
-    before, images = _named(folder) or "no best model", len(manifest.split(protocol.split))
+    before, images = version_named(folder) or "no best model", len(manifest.split(protocol.split))
     print(f"{config.version} against {before}, on {images:,} images of {manifest.uri}", flush=True)
     with connected(config.address, config.num_cpus) as ray:
         found = judge(
@@ -234,13 +252,15 @@ def _print_versions(uri: str, stores: Stores) -> None:
         metric, value = info.monitored
         doubt = f"  {NOT_SHOWN}" if info.against_chance is not None and not info.against_chance.is_shown else ""
         print(f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}{doubt}")
-    records = promotions(ModelFolder(uri, stores))
+    records = list(archived(ModelFolder(uri, stores)))
     if records:
         print(f"\nthe last of {len(records)} promotions:" if len(records) > _LISTED else "\npromotions:")
         print("\n".join(_promotion_line(one) for one in records[-_LISTED:]))
 
 
-def _promotion_line(one: Promotion) -> str:
+def _promotion_line(one: Promotion | InputError) -> str:
+    if isinstance(one, InputError):
+        return f"  unusable: {one}"
     before = f" (before: {one.before})" if one.before else ""
     why = f": {one.why}" if one.why else ""
     return f"  {one.at[:19]}  {one.action:<11}  {one.version}{before} by {one.by or 'nobody named'}{why}"

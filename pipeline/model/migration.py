@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 from pipeline import __version__
 from pipeline.model.bundle import CARD, INFO, Bundle, read_bundle, write_bundle
+from pipeline.model.promotions import move, record, user_name
 from pipeline.model.registry import ModelFolder
 
 
@@ -64,13 +65,24 @@ def publish(bundle: Bundle, change: Change) -> Bundle:
 
 
 def move_pointer(old: Bundle, new: Bundle) -> bool:
-    """Point best.json to `new` where it names `old`; whether it did."""
+    """Point best.json to `new` where it names `old`, under its lock, and archive it; whether it did.
+
+    Raises PlatformError where another run holds the lock.
+    """
     folder = ModelFolder(old.uri.rpartition("/")[0], old.stores)
-    pointer = folder.pointer()
-    if pointer is None or pointer.version != old.info.version:
+    if not _names(folder, old):
         return False
-    folder.point_to(new)
+    with folder.moving() as check_lock:
+        if not _names(folder, old):  # moved while this one waited
+            return False
+        check_lock()
+        move(folder, new, record("pointed", new, old.info.version, user_name(), why="leukoray migrate"))
     return True
+
+
+def _names(folder: ModelFolder, bundle: Bundle) -> bool:
+    pointer = folder.pointer()
+    return pointer is not None and pointer.version == bundle.info.version
 
 
 def _beside(bundle: Bundle) -> str:

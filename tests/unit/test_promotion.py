@@ -1,6 +1,5 @@
-"""Promotion: what a protocol asks, what moves best.json, what the archive keeps, and the way back."""
+"""Promotion: what a protocol asks, and what came of it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import promote
 from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.evaluation.comparison.predict import ComparisonWorker
 from pipeline.evaluation.comparison.result import Comparison, comparison
@@ -23,7 +21,6 @@ from pipeline.evaluation.promotion.run import manifest_of as manifest_for
 from pipeline.evaluation.reach import threshold_of
 from pipeline.evaluation.recognized import Recognized
 from pipeline.model.bundle import Parent
-from pipeline.model.promotions import promotions
 from pipeline.model.registry import ModelFolder
 from pipeline.model.sketch import How
 from pipeline.sources.manifest import Manifest
@@ -36,99 +33,6 @@ SPEED = Speed(100.0, 4.0, 8.0, 50, 1000)
 
 def version(folder: Path, number: int, bias: float = 0.0, **info: Any) -> Any:
     return make_bundle(folder / f"v{number}", 16, seed=number, bias=bias, version=f"v{number}", **info)
-
-
-def named(folder: Path) -> str:
-    pointer = ModelFolder(str(folder)).pointer()
-    assert pointer is not None
-    return pointer.version
-
-
-def kept(folder: Path) -> list[tuple[str, str, bool]]:
-    return [(one.action, one.version, one.moved) for one in promotions(ModelFolder(str(folder)))]
-
-
-# ---- the pointer and the archive -------------------------------------------------------------------------------------
-
-
-def test_every_move_is_archived_with_who_when_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    version(tmp_path, 1), version(tmp_path, 2)
-    assert promote.command([str(tmp_path), "--version", "v1", "--by", "ada"]) == 0
-    assert promote.command([str(tmp_path), "--version", "v2", "--by", "ada", "--why", "new camera", "--list"]) == 0
-    first, second = promotions(ModelFolder(str(tmp_path)))
-    assert (first.before, second.before, second.by, second.why) == (None, "v1", "ada", "new camera")
-    assert first.at < second.at and second.action == "pointed" and second.protocol is None
-    assert sorted(path.name.partition("-v")[2] for path in (tmp_path / "promotions").iterdir()) == ["1.json", "2.json"]
-    assert "pointed      v2 (before: v1) by ada: new camera" in capsys.readouterr().out
-
-
-def test_rollback_goes_back_step_by_step_and_never_round_in_circles(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in (1, 2, 3):
-        version(tmp_path, number)
-        assert promote.command([str(tmp_path), "--version", f"v{number}"]) == 0
-    for expected in ("v2", "v1"):
-        assert promote.command([str(tmp_path), "--rollback", "--why", "false alarms"]) == 0
-        assert named(tmp_path) == expected
-    assert promote.command([str(tmp_path), "--rollback"]) == 3
-    assert "nothing is known of one before" in capsys.readouterr().err
-    assert kept(tmp_path)[3:] == [("rolled back", "v2", True), ("rolled back", "v1", True)]
-
-
-def test_rollback_goes_behind_a_training_that_moved_the_pointer(tmp_path: Path) -> None:
-    for number in (1, 2):
-        bundle = version(tmp_path, number, metrics={"validation": {"roc_auc": 0.8 + 0.05 * number}})
-        assert ModelFolder(str(tmp_path)).point_if_better(bundle).is_best
-    assert promote.command([str(tmp_path), "--rollback"]) == 0 and named(tmp_path) == "v1"
-
-
-def test_rollback_to_a_version_that_is_gone_says_so_and_moves_nothing(tmp_path: Path) -> None:
-    for number in (1, 2):
-        version(tmp_path, number)
-        promote.command([str(tmp_path), "--version", f"v{number}"])
-    (tmp_path / "v1" / "bundle.json").unlink()
-    assert promote.command([str(tmp_path), "--rollback"]) == 3
-    assert named(tmp_path) == "v2" and len(kept(tmp_path)) == 2
-
-
-def test_a_pointer_that_cannot_be_written_is_archived_as_not_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version(tmp_path, 1)
-    monkeypatch.setattr(ModelFolder, "point_to", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
-    assert promote.command([str(tmp_path), "--version", "v1"]) == 5
-    assert kept(tmp_path) == [("pointed", "v1", False)]
-    assert "no space left" in promotions(ModelFolder(str(tmp_path)))[0].why
-
-
-def test_an_altered_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    version(tmp_path, 1)
-    promote.command([str(tmp_path), "--version", "v1"])
-    [path] = (tmp_path / "promotions").iterdir()
-    path.write_text('{"promotion_version": 1}')
-    assert promote.command([str(tmp_path), "--list"]) == 3
-    assert path.name in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "why"),
-    [
-        (["--rollback", "--version", "v1"], "--rollback"),
-        (["--protocol", "p.yaml"], "--version"),
-        (["--version", "v1", "--force", "--why", "x"], "--protocol"),
-        (["--version", "v1", "--protocol", "p.yaml", "--force"], "--why"),
-        ([], "--list"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused(
-    tmp_path: Path, flags: list[str], why: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert promote.command([str(tmp_path), *flags]) == 2
-    assert why in capsys.readouterr().err
-
-
-# ---- the protocol ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -357,35 +261,3 @@ def test_the_best_of_now_is_compared_where_that_can_be_done(tmp_path: Path) -> N
     (tmp_path / "v1" / "model.onnx").write_bytes(b"?")
     best, bundle = best_beside(folder, version(tmp_path, 3))
     assert bundle is None and "cannot be compared" in best.why_not
-
-
-def test_records_are_json_that_others_read(tmp_path: Path) -> None:
-    version(tmp_path, 1)
-    promote.command([str(tmp_path), "--version", "v1"])
-    [path] = (tmp_path / "promotions").iterdir()
-    assert json.loads(path.read_text())["model_sha256"] == ModelFolder(str(tmp_path)).pointer().model_sha256  # type: ignore[union-attr]
-
-
-def test_nobody_goes_back_while_another_promotion_decides(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in (1, 2):
-        version(tmp_path, number)
-        promote.command([str(tmp_path), "--version", f"v{number}"])
-    monkeypatch.setattr("pipeline.model.registry._POINTING_S", 0.2)
-    with ModelFolder(str(tmp_path)).moving():
-        assert promote.command([str(tmp_path), "--rollback"]) == 5
-    assert named(tmp_path) == "v2" and len(kept(tmp_path)) == 2
-    assert "another run is writing here" in capsys.readouterr().err
-    assert promote.command([str(tmp_path), "--rollback"]) == 0
-
-
-def test_a_renamed_folder_is_refused_for_best_json_would_name_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ModelFolder(str(tmp_path)).point_to(version(tmp_path, 1))
-    version(tmp_path, 2)
-    (tmp_path / "v2").rename(tmp_path / "newest")
-    assert promote.command([str(tmp_path), "--version", "newest", "--why", "x"]) == 3
-    assert "its bundle.json says version v2" in capsys.readouterr().err
-    assert named(tmp_path) == "v1" and not promotions(ModelFolder(str(tmp_path)))

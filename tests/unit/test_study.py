@@ -15,6 +15,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.promotion.criteria import Criterion
 from pipeline.evaluation.reach import threshold_of
+from pipeline.evaluation.report import words
 from pipeline.evaluation.study.checklists import CHECKLISTS, CLAIM, STARD_AI, TRIPOD_AI
 from pipeline.evaluation.study.facts import Fact, facts
 from pipeline.evaluation.study.flow import draw, flow_of
@@ -99,7 +100,7 @@ def test_the_files_count_what_they_fill(manifest: Manifest, tmp_path: Path) -> N
         assert len(found) == len(checklist.items)
         whole, part, person = (sum(state == of for state in found) for of in (FILLED, IN_PART, PERSON))
         assert f"**{whole} of {len(found)} items filled by the run, {part} in part; {person} need a person.**" in text
-        assert (whole > 5 and person > 5 and "Synthetic" in text) or "synthetic" in text
+        assert whole > 5 and person > 5 and words.SYNTHETIC in text
         assert "![Where the images went](flow.svg)" in text and checklist.source in text
 
 
