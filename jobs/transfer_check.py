@@ -15,7 +15,7 @@ from pipeline.evaluation.transfer import Transfer, inspect, sentences, statistic
 from pipeline.images.unit import refuse_mismatch
 from pipeline.model.drift import Verdict
 from pipeline.model.registry import resolve
-from pipeline.sources.manifest import SPLITS, is_manifest
+from pipeline.sources.manifest import SPLITS, is_manifest, read_info
 from pipeline.sources.pseudonyms import names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
@@ -56,7 +56,7 @@ def main(config: TransferCheckConfig) -> None:
     refuse_mismatch(bundle.info.unit, drawn.unit, config.source)
     with connected(config.address, config.num_cpus) as ray:
         inspected = inspect(ray, bundle, drawn.rows, stores)
-    found = Transfer(bundle.info, reference, drawn, inspected, drawn.subject_count or config.subjects)
+    found = Transfer(bundle.info, reference, drawn, inspected, *_subjects(config, drawn, stores))
     if not found.usable:
         codes = ", ".join(f"{count} {code}" for code, count in found.unreadable.items())
         raise InputError(f"{config.source}: none of {len(inspected):,} images can be read ({codes})")
@@ -76,6 +76,13 @@ def _drawn(config: TransferCheckConfig, stores: Stores) -> Drawn:
     if config.split is not None:
         raise UsageError(f"--split: {config.source} is no manifest; leave it out, or make one with `leukoray ingest`")
     return draw_listed(absolute(config.source), config.sample, config.seed, stores, _subjects_of)
+
+
+def _subjects(config: TransferCheckConfig, drawn: Drawn, stores: Stores) -> tuple[int | None, str]:
+    """How many the images are of, None where that is not known, and what they are called."""
+    if not drawn.subject_count or not is_manifest(config.source, stores):
+        return drawn.subject_count or config.subjects, "subjects"
+    return drawn.subject_count, read_info(config.source, stores).units
 
 
 def _subjects_of(paths: Sequence[str]) -> list[str | None]:

@@ -18,7 +18,7 @@ from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.overlay import Mistake, overlaid, told
 from pipeline.evaluation.predict import LOOKS, Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
-from pipeline.evaluation.slices import thirds, worth_a_table
+from pipeline.evaluation.slices import groups_of, thirds, worth_a_table
 from pipeline.images.load import load_image
 from pipeline.images.remarks import count_kinds
 from pipeline.model.bundle import BundleInfo, class_columns
@@ -122,21 +122,43 @@ class Outcomes:
 
     def slices(self) -> dict[str, list[str | None]]:
         """The columns worth a table: those with more than one value."""
-        columns: dict[str, list[str | None]] = {
+        columns = self._own_columns()
+        sites = {"site": columns.pop("site")}
+        if self.info.task == "multiclass":
+            del columns["class"]
+        further = {name: self._further_values(name) for name in self._further}
+        columns |= worth_a_table({name: values for name, values in further.items() if name not in columns})
+        for k, name in enumerate(LOOKS):
+            columns.setdefault(name, self._looks(k))
+        return {name: values for name, values in (sites | columns).items() if len(set(values)) > 1}
+
+    def column(self, name: str) -> list[str | None] | None:
+        """The group of a column that each image scored lies in (N,), of whatever number, None where that is unknown.
+
+        None where there is no such column.
+        """
+        own = self._own_columns()
+        if name in own:
+            return own[name]
+        if name in self._further:
+            return groups_of(self._further_values(name))
+        return self._looks(list(LOOKS).index(name)) if name in LOOKS else None
+
+    def _own_columns(self) -> dict[str, list[str | None]]:
+        return {
             "subject": self.subjects,
             "class": [outcome.row.class_name for outcome in self.scored],
             "format": [outcome.format for outcome in self.scored],
+            "site": [outcome.row.site for outcome in self.scored],
         }
-        if self.info.task == "multiclass":
-            del columns["class"]
+
+    def _further_values(self, name: str) -> list[Any]:
         is_scored = [isinstance(outcome.result, Prediction) for outcome in self.all]
-        further = {name: list(compress(values.to_pylist(), is_scored)) for name, values in self._further.items()}
-        sites = {"site": [outcome.row.site for outcome in self.scored]}
-        columns |= worth_a_table({name: values for name, values in further.items() if name not in columns})
-        for k, name in enumerate(LOOKS):
-            seen = [None if outcome.looks is None else outcome.looks[k] for outcome in self.scored]
-            columns.setdefault(name, thirds(seen) or [None] * len(seen))
-        return {name: values for name, values in (sites | columns).items() if len(set(values)) > 1}
+        return list(compress(self._further[name].to_pylist(), is_scored))
+
+    def _looks(self, k: int) -> list[str | None]:
+        seen = [None if outcome.looks is None else outcome.looks[k] for outcome in self.scored]
+        return thirds(seen) or [None] * len(seen)
 
     def called(self, threshold: float) -> NDArray[np.int64]:
         """Class index called (N,)."""

@@ -135,7 +135,7 @@ class Evaluation:
             metrics=self.metrics,
             curves=self.curves,
             history=_history(self.bundle),
-            kept=_kept(info),
+            kept=kept_weights(info),
             mistakes=self.outcomes.mistakes(self.threshold.value, mistakes, stores, maps),
             no_map=no_map,
             provenance=self.facts,
@@ -247,12 +247,13 @@ def _why_not_recognized(bundle: Bundle, manifest: Manifest, split: str) -> str:
     return "" if bundle.has_sketch else NO_SKETCH
 
 
-def _kept(info: BundleInfo) -> Kept | None:
+def kept_weights(info: BundleInfo) -> Kept | None:
     """Which epoch's weights the model has; None where training does not say."""
     epoch = info.training.get("best_epoch")
     if epoch is None:
         return None
-    return Kept(epoch, str(info.training.get("monitor", "val_auc")), is_last=info.calibrated_on == "out-of-fold")
+    has_folds = bool(info.training.get("folds")) or info.calibrated_on == "out-of-fold"  # also if calibrated since
+    return Kept(epoch, str(info.training.get("monitor", "val_auc")), is_last=has_folds)
 
 
 def _history(bundle: Bundle) -> list[Mapping[str, Any]]:

@@ -34,6 +34,16 @@ def worth_a_table(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | 
     return found
 
 
+def groups_of(values: Sequence[Any]) -> list[str | None]:
+    """The group that each value lies in, however many there are: numbers of more than MOST_VALUES in thirds, else the
+    value as text; None where it is unknown.
+    """
+    known = [None if value is None or value != value else value for value in values]
+    if len(set(known) - {None}) > MOST_VALUES and (numbers := _numbers(known)) and (bands := thirds(numbers)):
+        return bands
+    return [None if value is None else as_word(value) for value in known]
+
+
 def _numbers(values: Sequence[Any]) -> list[float | None] | None:
     """None where one is no number."""
     try:

@@ -108,13 +108,16 @@ def statistics_of(bundle: Bundle) -> ReferenceStatistics:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A source beside the images of a model. `subjects`: that its images are of; None: not known."""
+    """A source beside the images of a model. `subjects`: that its images are of, None where not known; `called`: what
+    they are, 'subjects', or 'blocks' of consecutive file numbers.
+    """
 
     info: BundleInfo
     reference: ReferenceStatistics
     drawn: Drawn
     inspected: Sequence[Inspected]
     subjects: int | None
+    called: str = "subjects"
 
     @cached_property
     def usable(self) -> list[Inspected]:
@@ -133,7 +136,13 @@ class Transfer:
 
     @cached_property
     def shifts(self) -> list[Shift]:
-        return shifts(self.reference, self.values, self.subjects or 1)
+        return shifts(self.reference, self.values, self._subjects_at_least)
+
+    @property
+    def _subjects_at_least(self) -> int:
+        """Many blocks may be of one subject; they are as many as they are where the limits are of blocks too."""
+        is_alike = self.called == "subjects" or self.called == self.reference.called
+        return (self.subjects or 1) if is_alike else 1
 
     @property
     def has_limit(self) -> bool:
@@ -171,6 +180,7 @@ class Transfer:
             "model": {"name": self.info.name, "version": self.info.version, "identity": self.info.identity()},
             "images": {"listed": self.drawn.listed, "drawn": len(self.inspected), "measured": len(self.usable)},
             "subjects": self.subjects,
+            "called": self.called,
             "unreadable": self.unreadable,
             "left_out": self.drawn.left_out,
             "reference": self.reference.model_dump(include={"images", "subjects", "called", "rests_on"}),
@@ -221,6 +231,6 @@ def _shift_line(shift: Shift, found: Transfer) -> str:
 def _basis(found: Transfer) -> str:
     known = "an unknown number of" if found.subjects is None else f"{found.subjects:,}"
     return (
-        f"{len(found.usable):,} images of {known} subjects, drawn from {found.drawn.listed:,}; compared with "
+        f"{len(found.usable):,} images of {known} {found.called}, drawn from {found.drawn.listed:,}; compared with "
         f"{found.reference.images:,} of training and validation. Limits: {found.reference.rests_on}."
     )

@@ -15,9 +15,9 @@ from pipeline.base.errors import InputError, UsageError
 from pipeline.evaluation.comparison import delong
 from pipeline.evaluation.comparison import words as told
 from pipeline.evaluation.comparison.page import render_comparison
-from pipeline.evaluation.comparison.paired import Side, paired_differences
+from pipeline.evaluation.comparison.paired import Side, enough_samples, paired_differences
 from pipeline.evaluation.comparison.predict import ComparisonWorker
-from pipeline.evaluation.comparison.result import Comparison, comparison, refuse_incomparable
+from pipeline.evaluation.comparison.result import Comparison, comparison, judged_pairs, refuse_incomparable
 from pipeline.evaluation.comparison.speed import Speed, speeds
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.intervals import Resampling
@@ -28,6 +28,7 @@ from pipeline.evaluation.reach import threshold_of
 from pipeline.images.load import load_image
 from pipeline.model.bundle import Bundle
 from pipeline.model.prediction import Prediction
+from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
 from tests.paired_coverage import METRICS, Setting, drawn, rates
@@ -169,6 +170,22 @@ def test_holm_multiplies_the_smallest_by_their_number_and_keeps_the_order() -> N
     assert holm([0.6, float("nan"), 0.9])[0] == 1.0 and np.isnan(holm([0.6, float("nan"), 0.9])[1])
 
 
+@pytest.mark.parametrize(
+    ("samples", "confidence", "pairs"), [(100, 0.95, 3), (1000, 0.95, 28), (100, 0.99, 1), (100, 0.95, 325)]
+)
+def test_samples_suffice_for_a_difference_to_be_real_among_all_pairs(
+    samples: int, confidence: float, pairs: int
+) -> None:
+    """The smallest p there is, times the number of pairs, lies below the level; so does that of luck in 3 samples."""
+    drawn_ = enough_samples(Resampling(samples, confidence), pairs).replicates
+    for beyond in (0, 3):
+        assert 2 * (1 + beyond) / (1 + drawn_) * pairs <= 1 - confidence
+
+
+def test_no_more_samples_are_drawn_than_asked_for_where_these_suffice() -> None:
+    assert enough_samples(Resampling(1000), 3) == Resampling(1000)
+
+
 # ---- on images -------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +260,28 @@ def test_the_page_says_which_differences_are_real_and_fetches_nothing(bundles: l
     assert page.count('<img src="data:image/jpeg') == 4
     assert "A right, B wrong: 24 images" in page and "B right, A wrong: 24 images" in page
     assert "Holm" not in told.several(found) and "Holm" in told.several(compared(bundles, manifest))
+
+
+def test_differences_of_three_models_are_real_however_few_samples_are_asked_for(
+    bundles: list[Bundle], manifest: Any
+) -> None:
+    """All called positive, none, and some: 24 images of a class between the first two."""
+    evaluations = compared(bundles, manifest).evaluations
+    first = judged_pairs(evaluations, Resampling(100))[0].differences["sensitivity"]
+    assert first.difference.value == 1 and first.p_adjusted <= 0.05 and first.is_real
+
+
+@pytest.mark.parametrize("units", ["subjects", "blocks"])
+def test_blocks_are_not_called_subjects(bundles: list[Bundle], tmp_path: Path, units: str) -> None:
+    """One of them a class: nothing can be told, and of what too few are there is said."""
+    rows = [row | {"split": "test"} for row in cell_images(tmp_path / "images", 12)]
+    rows = [row | {"subject_id": f"s{row['label']}"} for row in rows]
+    made = manifest_of(rows, tmp_path / "manifest")
+    found = compared(bundles[:2], Manifest(made.uri, made.table, made.info.model_copy(update={"units": units})))
+    page = render_comparison(found, 0, Stores())
+    other = {"subjects": "blocks", "blocks": "subjects"}[units]
+    for text in (page, "\n".join(told.lines(found)), "\n".join(told.headline(found))):
+        assert f"oo few {units}" in text and f"oo few {other}" not in text
 
 
 def test_an_image_that_one_model_cannot_answer_leaves_the_figures_of_all(

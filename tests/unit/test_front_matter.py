@@ -31,6 +31,22 @@ def test_the_hub_reads_tags_task_and_figures() -> None:
     assert card.text.lstrip().startswith("# Model card")
 
 
+@pytest.mark.parametrize(
+    ("subjects", "units", "told"),
+    [([f"s{k // 2}" for k in range(60)], "subjects", "over subjects"),
+     ([f"s{k // 2}" for k in range(60)], "blocks", "over blocks"), (None, "blocks", "over images")],
+)  # fmt: skip
+def test_intervals_are_over_what_the_manifest_calls_subjects(
+    subjects: list[str | None] | None, units: str, told: str
+) -> None:
+    truth = np.arange(60) % 2
+    scores = np.clip(np.random.default_rng(0).normal(0.2 + 0.6 * truth, 0.2), 0, 1)
+    metrics = evaluate_binary(truth, scores, threshold=0.5, resampling=Resampling(100), subjects=subjects, units=units)
+    card = ModelCard(render_card(info(), metrics=metrics))
+    names = [result.metric_name or "" for result in card.data.eval_results or []]
+    assert any(told in name for name in names) and all(told in name for name in names if "CI" in name)
+
+
 def test_without_figures_there_is_no_index_and_a_synthetic_model_says_so() -> None:
     card = ModelCard(render_card(info(synthetic=True)))
     assert not card.data.eval_results and "synthetic" in (card.data.tags or [])

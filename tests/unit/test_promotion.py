@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.base.errors import Code, ImageRejected, InputError
@@ -143,6 +144,48 @@ def test_slices_are_judged_where_they_have_enough_subjects(tmp_path: Path, manif
     assert state(0.0, 41) == "cannot be told" and state(0.0, 1, "sex") == "cannot be told"
     north = right[~south].mean()
     assert state(north, 21) == "met"  # the south, with 20, is left out
+
+
+def test_a_column_of_many_or_of_unknown_values_is_judged_by_those_that_are_known(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    """20 wards of 2 subjects each, which no table would show, and 20 subjects of no known ward; ages of 60 values."""
+    places = [f"ward {k % 20}" if k < 40 else None for k in range(60)]
+    table = manifest.table.append_column("ward", pa.array(places, pa.string()))
+    table = table.append_column("age", pa.array(range(60), pa.int64()))
+    table = table.append_column("only", pa.array(["one"] * 59 + [None], pa.string()))
+    more = Manifest(manifest.uri, table, manifest.info.model_copy(update={"units": "blocks"}))
+    found = compared(more, version(tmp_path, 1, manifest_digest=manifest.info.digest))
+    said = found.evaluations[0].outcomes
+    right = said.called(0.5) == said.truth
+    lowest = min(right[[k, k + 20]].mean() for k in range(20))
+
+    def judged(column: str, minimum: float, least: int) -> Any:
+        rule = {"column": column, "minimum": minimum, "min_subjects": least}
+        protocol = Protocol(manifest="m", metrics=[{"metric": "sensitivity", "minimum": 0.0}], slices=[rule])  # type: ignore[list-item]
+        return criteria(protocol, found, Best(None))[-1]
+
+    wards = judged("ward", lowest, 2)
+    assert wards.state == "met" and judged("ward", lowest + 1e-3, 2).state == "not met"
+    assert wards.found.count("ward ") == 20 and "None" not in wards.found
+    assert "20 images without a value are in no group" in wards.found and "2 blocks or more" in wards.asked
+    assert judged("ward", 0.0, 3).state == "cannot be told"  # not by the 20 that nobody knows
+    assert judged("age", 0.0, 20).state == "met" and "lowest third" in judged("age", 0.0, 20).found
+    assert judged("class", 0.0, 30).state == "met"
+    assert (judged("only", 0.0, 1).state, judged("only", 0.0, 1).found) == (
+        "cannot be told", "the images have no two different values of only"
+    )  # fmt: skip
+    assert judged("sex", 0.0, 1).found == "the images have no column sex"
+
+
+def test_groups_of_many_classes_can_be_asked_for(tmp_path: Path, manifest: Manifest) -> None:
+    names = tuple(sorted({str(row.class_name) for row in manifest.split("test")}))
+    bundle = make_bundle(
+        tmp_path / "m", 16, "multiclass", classes=names, version="m", manifest_digest=manifest.info.digest
+    )
+    rule = {"column": "class", "minimum": 0.0, "min_subjects": 5}
+    asked = {"metrics": [{"metric": "accuracy", "minimum": 0.0}], "slices": [rule]}
+    assert list(states(manifest, compared(manifest, bundle), **asked).values())[-1] == "met"
 
 
 def test_latency_and_the_share_unlike_training_are_asked_where_the_protocol_says(

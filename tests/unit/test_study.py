@@ -2,15 +2,19 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from jobs.elsewhere import record_of
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.evaluation.comparison.predict import ComparisonWorker
 from pipeline.evaluation.comparison.result import Comparison, comparison
 from pipeline.evaluation.comparison.speed import Speed
+from pipeline.evaluation.explanation import MapScores, judged, sentences
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.promotion.criteria import Criterion
@@ -21,10 +25,12 @@ from pipeline.evaluation.study.facts import Fact, facts
 from pipeline.evaluation.study.flow import draw, flow_of
 from pipeline.evaluation.study.pccp import Decision, changes
 from pipeline.evaluation.study.write import FILLED, IN_PART, PERSON, counted, write_study
-from pipeline.sources.manifest import Manifest
+from pipeline.ingest.matching import match
+from pipeline.sources.manifest import Manifest, NearCopyCounts
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle
 from tests.training_data import cell_images, manifest_of
+from tests.unit.test_audit import audited
 
 
 @pytest.fixture
@@ -175,3 +181,87 @@ def test_odd_names_do_not_break_the_diagram(manifest: Manifest, tmp_path: Path) 
     info = manifest.info.model_copy(update={"left_out": {"<b>&\"'": 1, "x" * 300: 2}})
     odd = Manifest(manifest.uri, manifest.table, info)
     assert "<b>&" in "".join(ET.fromstring(draw(flow_of(compared(odd, tmp_path, old=False).evaluations[0]))).itertext())
+
+
+def test_images_elsewhere_are_told_apart_by_why_they_are_in_no_part(manifest: Manifest, tmp_path: Path) -> None:
+    """Matching takes the class of an image that the model does not know; it is still not one without a class."""
+    info = manifest.info.model_copy(update={"ignored": ["smudge"], "units": "blocks"})
+    rows = manifest.table.to_pylist()
+    next(row for row in rows if row["class_name"] == "smudge").update(class_name="strange", split="test")
+    there = Manifest("/there", pa.Table.from_pylist(rows, schema=manifest.table.schema), info)
+    bundle = make_bundle(tmp_path / "b", 16)
+    table, matched = match(there, bundle.info)
+    at = Manifest(there.uri, table, info.model_copy(update={"images": table.num_rows}))
+    found = compared(at, tmp_path, old=False).evaluations[0]
+    flow = flow_of(replace(found, external=record_of(matched)))
+    assert flow.unlabelled == 0 and flow.other_without_part == {
+        "of classes the model does not know": 1, "ignored, by their manifest": 2, "without a label": 2
+    }  # fmt: skip
+    assert flow.listed == sum(flow.other_without_part.values()) + flow.labelled == 41
+    told = "".join(ET.fromstring(draw(flow)).itertext())
+    assert "12 blocks" in told and "without a class" not in told
+
+
+@pytest.mark.parametrize(
+    ("torn", "told", "is_whole"),
+    [
+        (0, "7 pairs of near copies were kept on one side", True),
+        (2, "2 of 7 pairs of near copies lie in two parts", False),
+    ],
+)
+def test_near_copies_that_splits_tear_apart_are_said_to_be(
+    manifest: Manifest, tmp_path: Path, torn: int, told: str, is_whole: bool
+) -> None:
+    info = manifest.info.model_copy(update={"near_copies": NearCopyCounts(pairs=7, torn=torn)})
+    found = compared(Manifest(manifest.uri, manifest.table, info), tmp_path, old=False).evaluations[0]
+    fact = facts(found)["disjoint"]
+    assert told in fact.text and fact.is_whole is is_whole
+    assert ("kept on one side" in fact.text) is is_whole
+
+
+def test_what_the_threshold_comes_from_is_told_apart_from_the_temperature(manifest: Manifest, tmp_path: Path) -> None:
+    found = compared(manifest, tmp_path, old=False).evaluations[0]
+    assert facts(found)["recalibration"].text.startswith("Temperature and threshold from validation scores;")
+    folds = found.bundle.update(calibrated_on="out-of-fold")
+    anew = replace(found, bundle=folds, threshold=replace(found.threshold, on="validation"))
+    assert facts(anew)["recalibration"].text.startswith(
+        "Temperature from out-of-fold scores, threshold from validation scores;"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({}, "Weights of epoch 2, the best by ROC-AUC on validation"),
+     ({"calibrated_on": "out-of-fold"}, "Weights of epoch 2, the last: no epoch was chosen"),
+     ({"calibrated_on": "local", "training": {"best_epoch": 2, "folds": 5}},
+      "Weights of epoch 2, the last: no epoch was chosen"),
+     ({"calibrated_on": "local", "training": {"best_epoch": 2, "folds": None, "monitor": "val_loss"}},
+      "Weights of epoch 2, the best by loss on validation"),
+     ({"training": {}}, None)],
+)  # fmt: skip
+def test_how_the_epoch_was_chosen(
+    manifest: Manifest, tmp_path: Path, changed: dict[str, Any], told: str | None
+) -> None:
+    found = compared(manifest, tmp_path, old=False).evaluations[0]
+    fact = facts(replace(found, bundle=found.bundle.update(**changed))).get("selection")
+    assert (fact.text if fact else None) == told
+
+
+def test_checks_of_robustness_and_of_maps_answer_their_items(manifest: Manifest, tmp_path: Path) -> None:
+    """Of a model that knows the colour of the border; and of maps, three of four of which point into a nucleus."""
+    found = compared(manifest, tmp_path, old=False).evaluations[0]
+    assert "explanation" not in facts(found) and "border" not in facts(found)["robustness"].text
+    scores = [MapScores(hit, 0.25, True, 0.2, 0.4 + k / 100, 0.1) for k, hit in enumerate((True, True, False, True))]
+    maps = judged(scores, 4, "4 images")
+    said = facts(replace(found, further={"explanation": maps}))["explanation"]
+    assert "checked on 4 images" in said.text and "in 75 of 100 images" in said.text and not said.is_whole
+    assert all(sentence in said.text for sentence in sentences(maps))
+    rows = {item.number: item.fact for item in CLAIM.items}
+    assert (rows["30"], rows["31"]) == ("robustness", "explanation")
+    seen = audited(tmp_path / "audit", "border", with_disturbances=True)
+    record, disturbed = seen.record(), seen.robustness()
+    assert disturbed is not None
+    told = facts(replace(found, audit=seen))["robustness"].text
+    border = next(row for row in record["rows"] if row["shown"] == "border")
+    assert f"{border['name'].lower()} {words.with_interval(border)}" in told and "of 90 images" in told
+    assert all(f"{kind['name']}: {kind['told'].rstrip('.')}" in told for kind in disturbed["kinds"])

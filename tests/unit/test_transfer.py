@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.model.predictor import Predictor
 from pipeline.scoring.run_folder import RECORD
 from pipeline.scoring.summary.page import render_page
 from pipeline.scoring.summary.summary import summarize
+from pipeline.sources.manifest import write_manifest
 from pipeline.storage.stores import Stores
 from tests.bundles import make_bundle, make_familiar_bundle
 from tests.images import encoded
@@ -71,6 +73,32 @@ def test_own_images_look_alike(bundle: Bundle, tmp_path: Path) -> None:
     assert found.verdict is Verdict.ALIKE
     assert sentences(found)[0] == "looks like the images of training"
     assert "40 images of an unknown number of subjects, drawn from 40" in sentences(found)[-1]
+
+
+def test_blocks_are_named_and_narrow_no_limits_of_subjects(bundle: Bundle, tmp_path: Path) -> None:
+    """Twenty blocks of file numbers may be of one subject; they count where the model knows its images by blocks."""
+    found = check(bundle, images(tmp_path, 40), subjects=20)
+    of_blocks = replace(found, called="blocks")
+    assert "40 images of 20 subjects" in sentences(found)[-1]
+    assert "40 images of 20 blocks" in sentences(of_blocks)[-1] and of_blocks.record()["called"] == "blocks"
+    alone = replace(found, subjects=1)
+    alike = replace(of_blocks, reference=found.reference.model_copy(update={"called": "blocks"}))
+    wide, narrow, blocks, own = (
+        {shift.name: shift.limit for shift in each.shifts} for each in (alone, found, of_blocks, alike)
+    )
+    assert blocks == wide != narrow == own
+
+
+def test_the_command_reads_from_the_manifest_that_its_subjects_are_blocks(bundle: Bundle, tmp_path: Path) -> None:
+    rows = [row | {"subject_id": f"b{k // 5}"} for k, row in enumerate(cell_images(tmp_path / "images", 30))]
+    made = manifest_of(rows, tmp_path / "manifest")
+    info = made.info.model_copy(update={"units": "blocks"})
+    uri = write_manifest(str(tmp_path / "blocks"), [made.table], info).uri
+    drawn_ = draw_recorded(uri, None, 500, 0, Stores())
+    config = transfer_check.TransferCheckConfig(source=uri, model=bundle.uri)
+    assert transfer_check._subjects(config, drawn_, Stores()) == (6, "blocks")
+    nameless = config.model_copy(update={"subjects": 3}), replace(drawn_, subjects=[None] * len(drawn_.rows))
+    assert transfer_check._subjects(*nameless, Stores()) == (3, "subjects")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ test, which finds more: its false alarms keep to their rate, while its limits ho
 (`tests/paired_coverage.py`).
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from pipeline.evaluation.limits import Answers, Means, Parts, binary_parts, mult
 
 METHOD = "Bayesian bootstrap over {units}, paired, one adverse {unit} added"
 FEWEST_DELONG = 20
+_BEYOND = 4  # samples, less one, that may lie beyond 0 for a real difference of any pair; of 1, luck would decide
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,15 @@ def is_for_delong(answers: Answers) -> bool:
     """Whether each subject has one image, and there are enough of both sides for a normal distribution."""
     sick = int(answers.truth.sum())
     return answers.units == len(answers.truth) and min(sick, len(answers.truth) - sick) >= FEWEST_DELONG
+
+
+def enough_samples(resampling: Resampling, pairs: int) -> Resampling:
+    """As many samples as asked for, or more: the p of `_by_samples` is never below 2 / (R + 1), and Holm's method
+    multiplies it by the number of pairs, so that of too few samples no difference could ever be real.
+    """
+    level = 1 - resampling.confidence
+    fewest = math.ceil(_BEYOND * 2 * pairs / level - 1e-6)
+    return replace(resampling, replicates=max(resampling.replicates, fewest))
 
 
 def _by_samples(value: float, first: Floats, second: Floats, confidence: float, method: str) -> Difference:

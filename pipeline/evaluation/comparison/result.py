@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected, InputError, UsageError
-from pipeline.evaluation.comparison.paired import Difference, Side, paired_differences
+from pipeline.evaluation.comparison.paired import Difference, Side, enough_samples, paired_differences
 from pipeline.evaluation.comparison.speed import Speed
-from pipeline.evaluation.intervals import Resampling, known_or_none, subject_codes
+from pipeline.evaluation.intervals import Resampling, called_units, known_or_none, subject_codes
 from pipeline.evaluation.limits import Answers
 from pipeline.evaluation.multiplicity import holm
 from pipeline.evaluation.names import MAIN_METRICS
@@ -81,6 +81,12 @@ class Comparison:
         return list(ascii_uppercase[: len(self.evaluations)])
 
     @property
+    def units(self) -> str:
+        """What was resampled, in words: subjects, blocks or images."""
+        method = self.evaluations[0].metrics["intervals"]
+        return called_units(method["unit"], method["called"])
+
+    @property
     def names(self) -> list[str]:
         return [f"{of.bundle.info.name} / {of.bundle.info.version}" for of in self.evaluations]
 
@@ -95,6 +101,7 @@ class Comparison:
             "subjects": one.metrics["subjects"],
             "left_out": self.left_out,
             "intervals": one.metrics["intervals"],
+            "difference_samples": enough_samples(self.resampling, len(self.pairs)).replicates,
             "models": {letter: _model(found, speed) for letter, found, speed in models},
             "pairs": [self._pair(pair) for pair in self.pairs],
             "warnings": self.warnings,
@@ -212,7 +219,8 @@ def judged_pairs(evaluations: Sequence[Evaluation], resampling: Resampling) -> l
     numbers = list(combinations(range(len(evaluations)), 2))
     sides = [_sides(found) for found in evaluations]
     called = evaluations[0].manifest.info.units
-    raw = [_differences(sides[one], sides[other], resampling, called) for one, other in numbers]
+    enough = enough_samples(resampling, len(numbers))
+    raw = [_differences(sides[one], sides[other], enough, called) for one, other in numbers]
     adjusted = {name: holm([found[name].p for found in raw]) for name in raw[0]} if raw else {}
     level = 1 - resampling.confidence
     pairs = []

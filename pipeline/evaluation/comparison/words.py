@@ -62,7 +62,9 @@ def _none(found: Comparison) -> list[str]:
         if not math.isnan(judged.difference.low)
     ]
     hidden = (
-        f" One of up to {max(widest):.2f} could be hidden by chance." if widest else " Too few subjects to tell any."
+        f" One of up to {max(widest):.2f} could be hidden by chance."
+        if widest
+        else f" Too few {found.units} to tell any."
     )
     return [f"These images show no difference between {named}.{hidden}"]
 
@@ -111,13 +113,13 @@ def lines(found: Comparison) -> list[str]:
 def _difference_line(found: Comparison, pair: Pair, metric: str) -> str:
     judged, which = pair.differences[metric], f"{found.letters[pair.first]} - {found.letters[pair.second]}"
     between = f" ({limits(judged)})" if limits(judged) else ""
-    return f"{which:<8}{signed(judged.difference.value)}{between}, {verdict(judged)}"
+    return f"{which:<8}{signed(judged.difference.value)}{between}, {verdict(judged, found.units)}"
 
 
-def verdict(judged: Judged) -> str:
-    """'real, p 0.004', 'not shown, p 0.31' or that nothing can be told."""
+def verdict(judged: Judged, units: str) -> str:
+    """'real, p 0.004', 'not shown, p 0.31' or that so few `units` tell nothing."""
     if math.isnan(judged.p_adjusted):
-        return "cannot be told: too few subjects"
+        return f"cannot be told: too few {units}"
     p = f"p {judged.p_adjusted:.3f}" if judged.p_adjusted >= 0.001 else "p < 0.001"
     return f"{'real' if judged.is_real else 'not shown'}, {p}"
 

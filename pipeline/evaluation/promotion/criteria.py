@@ -12,7 +12,7 @@ from pipeline.base.errors import InputError
 from pipeline.evaluation.comparison.result import Comparison, Judged, metrics_of
 from pipeline.evaluation.comparison.speed import Speed
 from pipeline.evaluation.comparison.words import metric_name, signed
-from pipeline.evaluation.intervals import subject_codes
+from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.evaluation.promotion.protocol import MetricRule, Protocol, SliceRule
 from pipeline.evaluation.report import words
 from pipeline.evaluation.result import Evaluation
@@ -121,22 +121,29 @@ def _of_metric(rule: MetricRule, new: Evaluation, best: Best) -> Iterator[Criter
         metric = figures[rule.metric]
         asked = f"{name}: lower limit at least {rule.minimum:g}"
         if metric["low"] is None:
-            yield Criterion(asked, UNTOLD, f"{words.number(metric['value'])}, without an interval: too few subjects")
+            yield Criterion(
+                asked, UNTOLD, f"{words.number(metric['value'])}, without an interval: too few {_units(new)}"
+            )
         else:
             yield Criterion(asked, _state(metric["low"] >= rule.minimum), words.with_interval(metric))
     if rule.margin is not None:
         asked = f"{name}: not worse than the best model by more than {rule.margin:g}"
-        yield Criterion(asked, *_against(best, rule.metric, rule.margin))
+        yield Criterion(asked, *_against(best, rule.metric, rule.margin, _units(new)))
 
 
-def _against(best: Best, metric: str, margin: float) -> tuple[State, str]:
+def _units(new: Evaluation) -> str:
+    method = new.metrics["intervals"]
+    return called_units(method["unit"], method["called"])
+
+
+def _against(best: Best, metric: str, margin: float, units: str) -> tuple[State, str]:
     if best.version is None:
         return MET, "there is no best model yet"
     if best.differences is None:
         return (MET if best.why_not == SAME else UNTOLD), f"{best.version}: {best.why_not}"
     of = best.differences[metric].difference
     if math.isnan(of.low):
-        return UNTOLD, f"difference to {best.version} {signed(of.value)}, without limits: too few subjects"
+        return UNTOLD, f"difference to {best.version} {signed(of.value)}, without limits: too few {units}"
     told = f"difference to {best.version} {signed(of.value)} ({signed(of.low)} to {signed(of.high)})"
     return _state(of.low >= -margin), told
 
@@ -145,11 +152,15 @@ SAME = "it is the same model"
 
 
 def _of_slice(rule: SliceRule, new: Evaluation) -> Criterion:
+    said, units = new.outcomes, new.manifest.info.units
     named = f"{rule.metric} at least {rule.minimum:g} in each group of {rule.column}"
-    asked = f"{named} with {rule.min_subjects} subjects or more"
-    said = new.outcomes
-    values = said.slices().get(rule.column)
+    asked = f"{named} with {rule.min_subjects} {units} or more"
+    values = said.column(rule.column)
     if values is None:
+        return Criterion(asked, UNTOLD, f"the images have no column {rule.column}")
+    of = np.array([value or "" for value in values])
+    groups = sorted(set(of.tolist()) - {""})
+    if len(groups) < 2:
         return Criterion(asked, UNTOLD, f"the images have no two different values of {rule.column}")
     counted = _counted(new, rule.metric)
     if counted is None:
@@ -158,17 +169,18 @@ def _of_slice(rule: SliceRule, new: Evaluation) -> Criterion:
     codes, unit = subject_codes(said.subjects, len(right))
     if unit != "subject":
         return Criterion(asked, UNTOLD, "no subjects are known")
-    of = np.array([str(value) for value in values])
     judged, few = dict[str, float](), []
-    for value in sorted(set(of.tolist())):
+    for value in groups:
         rows = among & (of == value)
         if len(np.unique(codes[rows])) < rule.min_subjects:
             few.append(value)
         else:
             judged[value] = float(right[rows].mean())
-    left = f"; not judged, fewer subjects: {', '.join(few)}" if few else ""
+    left = f"; not judged, fewer {units}: {', '.join(few)}" if few else ""
+    if unknown := int((of == "").sum()):
+        left += f"; {unknown:,} images without a value are in no group"
     if not judged:
-        return Criterion(asked, UNTOLD, f"no group has so many subjects{left}")
+        return Criterion(asked, UNTOLD, f"no group has so many {units}{left}")
     told = ", ".join(f"{value} {words.number(share)}" for value, share in judged.items())
     return Criterion(asked, _state(min(judged.values()) >= rule.minimum), told + left)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.evaluation.intervals import called_units
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import words
 from pipeline.model.bundle import BundleInfo
@@ -39,13 +40,14 @@ def front_matter(info: BundleInfo, metrics: Mapping[str, Any] | None) -> str:
 
 def _values(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each metric that is defined, its interval in its name: the Hub has no field for it."""
-    percent, unit = round(100 * metrics["intervals"]["confidence"]), metrics["intervals"]["unit"]
+    method = metrics["intervals"]
+    percent, units = round(100 * method["confidence"]), called_units(method["unit"], method["called"])
     found = []
     for name, metric in metrics["metrics"].items():
         if metric["value"] is None:
             continue
         limits = words.interval(metric)
-        told = f" ({percent} % CI {limits}, over {unit}s)" if limits else ""
+        told = f" ({percent} % CI {limits}, over {units})" if limits else ""
         value = round(float(metric["value"]), 6)
         found.append({"type": _TYPES.get(name, name), "value": value, "name": METRIC_NAMES[name] + told})
     return found

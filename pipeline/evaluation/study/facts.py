@@ -10,12 +10,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from pipeline.evaluation.explanation import sentences
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
 from pipeline.evaluation.report import words
-from pipeline.evaluation.result import Evaluation
+from pipeline.evaluation.report.plots import monitored
+from pipeline.evaluation.result import Evaluation, kept_weights
 from pipeline.evaluation.study.flow import part_size
 from pipeline.images.unit import DESCRIBED
-from pipeline.sources.manifest import SPLITS, Manifest
+from pipeline.sources.manifest import SPLITS, Manifest, NearCopyCounts
 
 _DEMOGRAPHIC = ("sex", "gender", "age", "diagnosis", "ethnicity", "race")
 _RECIPE = ("epochs", "batch_size", "learning_rate", "optimizer", "unfreeze", "augment", "balance", "monitor", "seed")
@@ -60,8 +62,6 @@ def _of_data(manifest: Manifest) -> Facts:
     sites = sorted(set(manifest.table["site"].drop_null().to_pylist()))
     unit = f"An image shows {DESCRIBED[info.unit]}" if info.unit else ""
     pseudonyms = "Paths and subjects are pseudonyms made with a secret key" if info.pseudonym_key_id else ""
-    near = info.near_copies
-    pairs = f"; {near.pairs:,} pairs of near copies were kept on one side" if near is not None else ""
     return {
         "source": Fact(f"{', '.join(info.source)}; manifest digest {info.digest}", is_whole=False),
         "left_out": Fact("; ".join(filter(None, [f"files left out: {left}" if left else "", ignored])), is_whole=False),
@@ -73,12 +73,24 @@ def _of_data(manifest: Manifest) -> Facts:
             is_whole=False,
         ),
         "partitions": Fact(f"{sizes}. {info.split_reason}".rstrip(". ")),
-        "disjoint": Fact((_RULES.get(info.split_rule, "") + pairs) if info.split_rule in _RULES else ""),
+        "disjoint": _disjoint(info.split_rule, info.near_copies),
         "sizes": Fact(f"{sizes}; no calculation of the size needed", is_whole=False),
         "sites": Fact(f"{len(sites)} sites: {', '.join(sites)}" if sites else "", is_whole=False),
         "classes": Fact(_classes(manifest), is_whole=False),
         "imbalance": Fact(_classes(manifest, "train"), is_whole=False),
     }
+
+
+def _disjoint(rule: str, near: NearCopyCounts | None) -> Fact:
+    """Parts that tear near copies apart are not shown to be apart: a person has to add to it."""
+    if rule not in _RULES:
+        return Fact("")
+    if near is None:
+        return Fact(_RULES[rule])
+    if near.torn:
+        told = f"{near.torn:,} of {near.pairs:,} pairs of near copies lie in two parts: figures are inflated"
+        return Fact(f"{_RULES[rule]}; {told}", is_whole=False)
+    return Fact(f"{_RULES[rule]}; {near.pairs:,} pairs of near copies were kept on one side")
 
 
 def _classes(manifest: Manifest, split: str | None = None) -> str:
@@ -92,7 +104,6 @@ def _of_model(found: Evaluation) -> Facts:
     info, training = found.bundle.info, found.bundle.info.training
     recipe = ", ".join(f"{key} {training[key]}" for key in _RECIPE if training.get(key) is not None)
     weights = training.get("weights")
-    epoch = training.get("best_epoch")
     packages = ", ".join(f"{name} {version}" for name, version in info.versions.items())
     band = info.review_band
     decided = f"; decision at {found.threshold.value:.4f} ({found.threshold.rule})" if info.positive_classes else ""
@@ -108,22 +119,38 @@ def _of_model(found: Evaluation) -> Facts:
         "software": Fact(f"{found.facts['Versions']}; trained with {packages}" if packages else ""),
         "start": Fact(f"Weights began as {weights}" if weights else ""),
         "training": Fact(f"{recipe}; all settings are in bundle.json" if recipe else ""),
-        "selection": Fact(f"Weights of epoch {epoch}, by {training.get('monitor', 'val_auc')}" if epoch else ""),
+        "selection": Fact(_selection(found)),
         "ensemble": Fact(
             f"One model; logits averaged over {info.turns} turns of an image" if info.turns > 1 else "One model"
         ),
         "output": Fact(
             f"Probability of {', '.join(info.classes)}, logits divided by {info.temperature:.4f}{decided}{review}"
         ),
-        "recalibration": Fact(
-            f"Temperature and threshold from {info.calibrated_on} scores; nothing was changed after this evaluation"
-        ),
+        "recalibration": Fact(f"{_chosen_on(found)}; nothing was changed after this evaluation"),
         "goal": Fact("Development and evaluation of an image classifier, or evaluation alone", is_whole=False),
         "availability": Fact(
             "The bundle holds weights, graph and settings; which of it is public is for a person", is_whole=False
         ),
         "blind": Fact("The model sees pixels alone: no label, name or other finding"),
     }
+
+
+def _selection(found: Evaluation) -> str:
+    kept = kept_weights(found.bundle.info)
+    if kept is None:
+        return ""
+    why = "the last: no epoch was chosen" if kept.is_last else f"the best by {monitored(kept.monitor)}"
+    return f"Weights of epoch {kept.epoch}, {why}"
+
+
+def _chosen_on(found: Evaluation) -> str:
+    """A threshold may have been chosen anew for this evaluation, on other scores than the temperature."""
+    info, on = found.bundle.info, found.threshold.on
+    if not info.positive_classes:
+        return f"Temperature from {info.calibrated_on} scores"
+    if on == info.calibrated_on:
+        return f"Temperature and threshold from {on} scores"
+    return f"Temperature from {info.calibrated_on} scores, threshold from {on} scores"
 
 
 def _of_result(found: Evaluation) -> Facts:
@@ -148,6 +175,8 @@ def _of_result(found: Evaluation) -> Facts:
         "flow": Fact("flow.svg"),
         "demographics": Fact(f"By {', '.join(people)}: report.html, metrics.json" if people else "", is_whole=False),
         "slices": Fact(f"Figures by {shares}: metrics.json" if shares else "", is_whole=False),
+        "robustness": Fact(_robustness(found, shares), is_whole=False),
+        "explanation": Fact(_explanation(found), is_whole=False),
         "failures": Fact("Worst mistakes with pictures: report.html or comparison.html", is_whole=False),
         "limitations": Fact("; ".join(note.rstrip(".") for note in found.warnings), is_whole=False),
         "ood": Fact(f"{ood['told']} An image is {ood['rests_on']}" if ood else "", is_whole=False),
@@ -155,6 +184,26 @@ def _of_result(found: Evaluation) -> Facts:
             f"{review['images']:,} images in the review band, counted by the side they lie on" if review else ""
         ),
     }
+
+
+def _robustness(found: Evaluation, shares: str) -> str:
+    """Figures of groups, of images of which parts are hidden, and of disturbed ones, where these were measured."""
+    told = [f"Figures by {shares}"] if shares else []
+    hidden, disturbed = found.audit.record(), found.audit.robustness()
+    if hidden["why_not"] is None:
+        kinds = ", ".join(f"{row['name'].lower()} {words.with_interval(row)}" for row in hidden["rows"])
+        told.append(f"{METRIC_NAMES[hidden['metric']]} of {hidden['images']:,} images by what is shown: {kinds}")
+    if disturbed is not None:
+        told += [f"{kind['name']}: {kind['told'].rstrip('.')}" for kind in disturbed["kinds"]]
+    return f"{'; '.join(told)}: metrics.json" if told else ""
+
+
+def _explanation(found: Evaluation) -> str:
+    record = found.further.get("explanation")
+    if record is None:
+        return ""
+    told = " ".join(sentences(record)) or "No check could be made."
+    return f"Class-activation maps, checked on {record['images']:,} images. {told}"
 
 
 def _of_figures(found: Evaluation) -> Facts:

@@ -3,8 +3,9 @@
 Boxes from above to below; what leaves stands to the right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.sax.saxutils import escape
 
 import pyarrow.compute as pc
@@ -26,6 +27,7 @@ class Flow:
     other_without_part: dict[str, int]  # reason to labelled images in no part
     labelled: int  # in a part
     parts: dict[str, tuple[int, int]]  # part to labelled images, subjects
+    units: str  # what subjects are called
     measured: str  # name of the part that was measured
     unread: dict[str, int]  # code to its images that could not be read
     scored: int
@@ -34,33 +36,45 @@ class Flow:
 def flow_of(found: Evaluation) -> Flow:
     """Every listed image is in exactly one of: unlabelled, without a part, a part."""
     manifest = found.manifest
-    table, info = manifest.table, manifest.info
-    is_named = pc.or_(pc.is_valid(table["class_name"]), pc.is_valid(table["label"]))
-    named = table.filter(is_named)
+    info = manifest.info
     parts = {split: part_size(manifest, split) for split in SPLITS}
-    without = named.filter(pc.is_null(named["split"]))
-    ignored = sum(without["class_name"].to_pylist().count(name) for name in info.ignored)
-    rest = without.num_rows - ignored
-    contradicted = min(info.contradictions, rest)
-    reasons = {
-        "of classes left out": ignored,
-        "under two labels": contradicted,
-        "for other reasons": rest - contradicted,
-    }
+    unlabelled, reasons = _of_manifest(manifest) if found.external is None else _of_match(found.external)
     codes: dict[str, int] = {}
     for error in found.outcomes.rejections:
         codes[error.code.value] = codes.get(error.code.value, 0) + 1
     return Flow(
         not_listed=dict(info.left_out) | {f"not listed: {code}": count for code, count in info.problems.items()},
         listed=info.images,
-        unlabelled=table.num_rows - named.num_rows,
+        unlabelled=unlabelled,
         other_without_part={why: count for why, count in reasons.items() if count},
         labelled=sum(images for images, _ in parts.values()),
         parts=parts,
+        units=info.units,
         measured=found.split,
         unread=codes,
         scored=len(found.outcomes.scored),
     )
+
+
+def _of_manifest(manifest: Manifest) -> tuple[int, dict[str, int]]:
+    """Images without a class, and labelled ones in no part by reason."""
+    table, info = manifest.table, manifest.info
+    named = table.filter(pc.or_(pc.is_valid(table["class_name"]), pc.is_valid(table["label"])))
+    without = named.filter(pc.is_null(named["split"]))
+    ignored = sum(without["class_name"].to_pylist().count(name) for name in info.ignored)
+    rest = without.num_rows - ignored
+    contradicted = min(info.contradictions, rest)
+    return table.num_rows - named.num_rows, {
+        "of classes left out": ignored,
+        "under two labels": contradicted,
+        "for other reasons": rest - contradicted,
+    }
+
+
+def _of_match(external: Mapping[str, Any]) -> tuple[int, dict[str, int]]:
+    """The same of images elsewhere: matching took their class and part, and counted those without a label too."""
+    unknown = sum(external["unmatched"].values())
+    return 0, {"of classes the model does not know": unknown} | dict(external["left_out"])
 
 
 def part_size(manifest: Manifest, split: str) -> tuple[int, int]:
@@ -78,7 +92,7 @@ def draw(flow: Flow) -> str:
     top = _step(out, top, [f"With a class, in a part: {flow.labelled:,} images"], _reasons("In no part", gone))
     heights = []
     for column, (split, (images, subjects)) in enumerate(flow.parts.items()):
-        known = f"{subjects:,} subjects" if subjects else "subjects not known"
+        known = f"{subjects:,} {flow.units}" if subjects else "subjects not known"
         told = [split.capitalize(), f"{images:,} images", known]
         heights.append(_box(out, _left(column), top, _COLUMN, told, is_strong=split == flow.measured))
     column, below = list(flow.parts).index(flow.measured), top + max(heights)

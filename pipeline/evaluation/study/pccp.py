@@ -108,7 +108,10 @@ def _impact(comparison: Comparison, facts: Facts) -> list[tuple[str, Fact | None
     compared = disagreed = None
     if len(comparison.pairs) == 1:
         [pair] = comparison.pairs
-        told = [f"{metric_name(k)} {signed(j.difference.value)} ({verdict(j)})" for k, j in pair.differences.items()]
+        told = [
+            f"{metric_name(k)} {signed(judged.difference.value)} ({verdict(judged, comparison.units)})"
+            for k, judged in pair.differences.items()
+        ]
         compared = Fact("New less before: " + "; ".join(told), is_whole=False)
         disagreed = Fact(
             f"{len(pair.only_first):,} images are now right that were wrong, {len(pair.only_second):,} now wrong that "
