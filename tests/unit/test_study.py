@@ -51,7 +51,9 @@ def manifest(tmp_path: Path) -> Manifest:
     return Manifest(made.uri, made.table, info)
 
 
-def compared(manifest: Manifest, folder: Path, *, unread: int = 0, old: bool = True) -> Comparison:
+def compared(
+    manifest: Manifest, folder: Path, *, unread: int = 0, old: bool = True, unread_by_old: int = 0
+) -> Comparison:
     own = {"manifest_digest": manifest.info.digest, "training": {"epochs": 3, "best_epoch": 2, "weights": "none"}}
     bundles = [make_bundle(folder / "new", 16, seed=1, bias=20.0, version="new", **own)]
     if old:
@@ -59,7 +61,7 @@ def compared(manifest: Manifest, folder: Path, *, unread: int = 0, old: bool = T
     said = ComparisonWorker(bundles, Stores(), on_gpu=False).predict(manifest.split("test"))
     gone = ImageRejected(Code.TRUNCATED, "ends early")
     outcomes = [
-        [Outcome(of[k].row, gone) if place < unread else of[k] for place, of in enumerate(said)]
+        [Outcome(of[k].row, gone) if place < unread + unread_by_old * k else of[k] for place, of in enumerate(said)]
         for k in range(len(bundles))
     ]
     quick = [Speed(100.0, 1.0, 2.0, 10, 1000) for _ in bundles]
@@ -175,6 +177,16 @@ def test_every_image_is_somewhere_in_the_flow(manifest: Manifest, tmp_path: Path
         "Not listed: 8",
     ):
         assert number in told
+
+
+def test_images_that_the_other_model_lost_are_told_too(manifest: Manifest, tmp_path: Path) -> None:
+    """Of 12, one has no answer of both, two more none of the old model."""
+    found = compared(manifest, tmp_path, unread=1, unread_by_old=2)
+    folder = Path(write_study(str(tmp_path / "out"), found, Stores()))
+    told = " ".join(ET.fromstring((folder / "flow.svg").read_text()).itertext())
+    assert "Measured: 9 images" in told and "Could not be read: 3" in told and "2 by the other model" in told
+    missing = facts(found.evaluations[0], left_out=found.left_out)["missing"].text
+    assert "1 images could not be read" in missing and "; 2 more by the other model, left out as well" in missing
 
 
 def test_odd_names_do_not_break_the_diagram(manifest: Manifest, tmp_path: Path) -> None:

@@ -40,9 +40,11 @@ class Fact:
 Facts = dict[str, Fact]
 
 
-def facts(found: Evaluation, protocol: Mapping[str, Any] | None = None) -> Facts:
-    """All that is known. `protocol`: uri, text and sha256 of a promotion protocol, where there is one."""
-    known = _of_data(found.manifest) | _of_model(found) | _of_result(found) | _of_figures(found)
+def facts(found: Evaluation, protocol: Mapping[str, Any] | None = None, left_out: int = 0) -> Facts:
+    """All that is known. `protocol`: uri, text and sha256 of a promotion protocol, where there is one; `left_out`: as
+    `flow_of` takes it.
+    """
+    known = _of_data(found.manifest) | _of_model(found) | _of_result(found, left_out) | _of_figures(found)
     if protocol:
         told = f"Promotion protocol, SHA-256 {protocol['sha256']}, whole in the archive of promotions"
         known["protocol"] = Fact(told, is_whole=False)
@@ -153,10 +155,12 @@ def _chosen_on(found: Evaluation) -> str:
     return f"Temperature from {info.calibrated_on} scores, threshold from {on} scores"
 
 
-def _of_result(found: Evaluation) -> Facts:
+def _of_result(found: Evaluation, left_out: int) -> Facts:
     outcomes, ood = found.outcomes, found.ood
     codes = sorted({error.code.value for error in outcomes.rejections})
     unread = f"{len(outcomes.rejections):,} images could not be read and are left out"
+    by_others = left_out - len(outcomes.rejections)
+    others = f"; {by_others:,} more by the other model, left out as well" if by_others > 0 else ""
     own = found.bundle.info.manifest_digest == found.manifest.info.digest
     shares = "; ".join(
         f"{name} ({len(rows)} groups)"
@@ -166,7 +170,9 @@ def _of_result(found: Evaluation) -> Facts:
     people = [name for name in found.metrics["slices"] if name.removeprefix("meta_").lower() in _DEMOGRAPHIC]
     review = found.metrics.get("review") or (found.metrics.get("disease") or {}).get("review")
     return {
-        "missing": Fact(f"{unread}{': ' + ', '.join(codes) if codes else ''}; images without a label are not measured"),
+        "missing": Fact(
+            f"{unread}{': ' + ', '.join(codes) if codes else ''}{others}; images without a label are not measured"
+        ),
         "internal": Fact("The test split of the manifest of training" if own and found.split == "test" else ""),
         "external": Fact(
             "" if own else "Images of another manifest than that of training; whether of another place, a person says",

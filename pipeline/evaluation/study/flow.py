@@ -29,12 +29,15 @@ class Flow:
     parts: dict[str, tuple[int, int]]  # part to labelled images, subjects
     units: str  # what subjects are called
     measured: str  # name of the part that was measured
-    unread: dict[str, int]  # code to its images that could not be read
+    unread: dict[str, int]  # code, or 'by the other model', to its images without an answer
     scored: int
 
 
-def flow_of(found: Evaluation) -> Flow:
-    """Every listed image is in exactly one of: unlabelled, without a part, a part."""
+def flow_of(found: Evaluation, left_out: int = 0) -> Flow:
+    """Every listed image is in exactly one of: unlabelled, without a part, a part.
+
+    `left_out`: images of the measured part that a comparison leaves out, also those that another model alone lost.
+    """
     manifest = found.manifest
     info = manifest.info
     parts = {split: part_size(manifest, split) for split in SPLITS}
@@ -42,6 +45,8 @@ def flow_of(found: Evaluation) -> Flow:
     codes: dict[str, int] = {}
     for error in found.outcomes.rejections:
         codes[error.code.value] = codes.get(error.code.value, 0) + 1
+    if (by_others := left_out - sum(codes.values())) > 0:
+        codes["by the other model"] = by_others
     return Flow(
         not_listed=dict(info.left_out) | {f"not listed: {code}": count for code, count in info.problems.items()},
         listed=info.images,

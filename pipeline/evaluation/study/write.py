@@ -23,13 +23,13 @@ _FDA = "https://www.regulations.gov/docket/FDA-2022-D-2628"
 def write_study(out: str, comparison: Comparison, stores: Stores, decision: pccp.Decision | None = None) -> str:
     """Into the folder `study` of `out`, whose URI is given back; of the first model of the comparison."""
     found = comparison.evaluations[0]
-    known = facts(found, decision.protocol if decision else None)
+    known = facts(found, decision.protocol if decision else None, comparison.left_out)
     info = found.bundle.info
     head = f"{info.name} / {info.version}, {found.split} split of manifest {found.manifest.info.digest[:12]}"
     synthetic = info.synthetic or found.manifest.info.synthetic
     texts = {checklist.file: checklist_text(checklist, known, head, synthetic) for checklist in CHECKLISTS}
     texts["pccp.md"] = pccp_text(pccp.parts(comparison, known, decision), head, synthetic)
-    texts["flow.svg"] = draw(flow_of(found))
+    texts["flow.svg"] = draw(flow_of(found, comparison.left_out))
     folder = join(out, STUDY)
     for name, text in texts.items():
         stores.of(folder).write(join(folder, name), text.encode())
