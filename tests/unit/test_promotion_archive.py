@@ -9,7 +9,7 @@ import pytest
 from jobs import promote
 from pipeline.base.errors import InputError, NotPromotedError, PlatformError
 from pipeline.model.migration import move_pointer
-from pipeline.model.promotions import UNFINISHED, archive, move_by_hand, promotions, record
+from pipeline.model.promotions import UNFINISHED, Promotion, archive, move_by_hand, promotions, record
 from pipeline.model.registry import ModelFolder
 from tests.bundles import make_bundle
 
@@ -111,8 +111,14 @@ def test_a_run_that_is_killed_leaves_a_record_of_one_that_was_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lies there at the moment when the pointer is written."""
-    seen, real = [], ModelFolder.point_to
-    monkeypatch.setattr(ModelFolder, "point_to", lambda *given: (seen.extend(promotions(given[0])), real(*given))[1])
+    seen: list[Promotion] = []
+    real = ModelFolder.point_to
+
+    def looking(*given: Any) -> Any:
+        seen.extend(promotions(given[0]))
+        return real(*given)
+
+    monkeypatch.setattr(ModelFolder, "point_to", looking)
     version(tmp_path, 1)
     assert promote.command([str(tmp_path), "--version", "v1", "--why", "new stain"]) == 0
     assert [(one.moved, one.why) for one in seen] == [(False, f"new stain {UNFINISHED}")]
