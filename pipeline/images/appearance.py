@@ -1,7 +1,7 @@
 """What an image looks like in eight figures, none of which says what it shows: light, colour, focus, grain, size.
 
 For telling another stain, microscope or camera, so each means something to whoever stands at one. Of the whole image at
-the model's size, with the ground that its network may not see. Why these: docs/evaluate.md.
+the model's size, with the ground that its network may not see. Why these: docs/another-laboratory.md.
 """
 
 from collections.abc import Sequence
