@@ -136,7 +136,7 @@ def shares_called(rates: CellRates, share: float) -> Floats:
     """
     alarms = np.asarray(rates.alarms.of_subject)[:, None]
     found = np.maximum(np.asarray(rates.found.of_subject)[None, :], alarms)
-    values = np.sort((share * found + (1 - share) * alarms).ravel())
+    values = np.sort((alarms + share * (found - alarms)).ravel())  # so written, rounding lowers none as shares rise
     places = (np.arange(_POOLED) + 0.5) / _POOLED * len(values)
     return np.asarray(values[places.astype(np.int64)])
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UsageError
@@ -84,6 +84,7 @@ def test_a_share_of_one_in_a_hundred_among_200_cells() -> None:
 
 
 @given(SOME_RATES, st.integers(1, 400), SHARES, SHARES)
+@example(rates(0.625, 0.14623919674614919, 0.3), 1, 0.25, 0.23046875)
 def test_a_larger_share_is_missed_no_more_often(known: CellRates, cells: int, one: float, other: float) -> None:
     small, large = sorted((one, other))
     assert 0 <= missed(known, cells, large) <= missed(known, cells, small) <= 1
