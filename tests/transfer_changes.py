@@ -1,4 +1,6 @@
-"""What a transfer check says of a model's own images, of changed ones and of other laboratories'; docs/another-laboratory.md.
+"""What a transfer check says of a model's own images, of changed ones and of other laboratories'.
+
+Its table stands in docs/another-laboratory.md.
 
     python -m tests.transfer_changes MANIFEST --model BUNDLE [--cells MANIFEST ...] [--count 150]
 

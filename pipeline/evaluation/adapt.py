@@ -4,7 +4,8 @@ Every change is one formula, probabilities of `logits / temperature + shift + fe
 of its freedom: as it was; another temperature (Guo et al. 2017, arXiv:1706.04599); a shift of each class with it
 (Alexandari et al. 2020, arXiv:1901.06852, for classes of another frequency); a head that is held near the old one by a
 ridge. Folds never divide a subject, and a freer change is taken where the gain of held-out log-loss is larger than its
-standard error over subjects (Breiman et al. 1984). Steps of isotonic regression are not offered: docs/another-laboratory.md.
+standard error over subjects (Breiman et al. 1984). Steps of isotonic regression are not offered:
+docs/another-laboratory.md.
 """
 
 import functools
