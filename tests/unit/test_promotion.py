@@ -11,13 +11,13 @@ import pytest
 
 from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.evaluation.comparison.predict import ComparisonWorker
-from pipeline.evaluation.comparison.result import Comparison, comparison
+from pipeline.evaluation.comparison.result import Comparison, comparison, metric_keys, metrics_of
 from pipeline.evaluation.comparison.speed import Speed
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.promotion.criteria import SAME, Best, criteria
 from pipeline.evaluation.promotion.protocol import Protocol, read_protocol
-from pipeline.evaluation.promotion.run import best_beside
+from pipeline.evaluation.promotion.run import best_beside, judge
 from pipeline.evaluation.promotion.run import manifest_of as manifest_for
 from pipeline.evaluation.reach import threshold_of
 from pipeline.evaluation.recognized import Recognized
@@ -285,10 +285,22 @@ def test_what_a_best_model_that_is_gone_answered_cannot_be_told(tmp_path: Path, 
     assert found["it answers the question of the best model"] == "cannot be told"
 
 
-def test_a_figure_that_such_models_do_not_have_is_refused_by_name(tmp_path: Path, manifest: Manifest) -> None:
-    found = compared(manifest, version(tmp_path, 1))
-    with pytest.raises(InputError, match=r"'f1_macro'.*sensitivity, specificity"):
-        states(manifest, found, metrics=[{"metric": "f1_macro", "minimum": 0.5}])
+@pytest.mark.parametrize(
+    ("task", "asked", "known"),
+    [("binary", "f1_macro", "sensitivity, specificity"), ("multiclass", "acuracy", "f1_macro, disease_sensitivity")],
+)
+def test_a_figure_that_such_models_do_not_have_is_refused_by_name_before_anything_is_read(
+    tmp_path: Path, manifest: Manifest, task: Any, asked: str, known: str
+) -> None:
+    protocol = Protocol(manifest=manifest.uri, metrics=({"metric": asked, "minimum": 0.5},))
+    bundle = make_bundle(tmp_path / "model" / "v1", 48, task)
+    with pytest.raises(InputError, match=rf"{asked!r}.*{known}"):
+        judge(None, protocol, None, manifest, bundle, ModelFolder(str(tmp_path / "model"), Stores()))
+
+
+def test_the_figures_that_may_be_asked_for_are_those_compared(tmp_path: Path, manifest: Manifest) -> None:
+    found = compared(manifest, version(tmp_path, 1)).evaluations[0]
+    assert metric_keys(found.bundle.info) == tuple(metrics_of(found))
 
 
 def test_the_best_of_now_is_compared_where_that_can_be_done(tmp_path: Path) -> None:

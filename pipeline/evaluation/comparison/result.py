@@ -22,7 +22,7 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.reach import Chosen
 from pipeline.evaluation.result import Evaluation, evaluation
-from pipeline.model.bundle import Bundle
+from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.prediction import Prediction
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.parquet import to_parquet
@@ -203,6 +203,12 @@ def comparison(
         evaluations.append(evaluation(bundle, manifest, split, said, threshold, resampling))
     pairs = judged_pairs(evaluations, resampling)
     return Comparison(evaluations, pairs, speeds, len(every) - len(common), resampling)
+
+
+def metric_keys(info: BundleInfo) -> tuple[str, ...]:
+    """Names of the figures that models of these classes are compared by, as `metrics_of` has them."""
+    has_disease = info.task == "multiclass" and 0 < len(info.positive_classes) < len(info.classes)
+    return (*MAIN_METRICS[info.task], *(DISEASE + name for name in _DISEASE_METRICS if has_disease))
 
 
 def metrics_of(found: Evaluation) -> dict[str, Any]:

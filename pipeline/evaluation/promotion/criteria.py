@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
-from pipeline.evaluation.comparison.result import Comparison, Judged, metrics_of
+from pipeline.evaluation.comparison.result import Comparison, Judged, metric_keys, metrics_of
 from pipeline.evaluation.comparison.speed import Speed
 from pipeline.evaluation.comparison.words import metric_name, signed
 from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.evaluation.promotion.protocol import MetricRule, Protocol, SliceRule
 from pipeline.evaluation.report import words
 from pipeline.evaluation.result import Evaluation
+from pipeline.model.bundle import BundleInfo
 
 State = Literal["met", "not met", "cannot be told"]
 MET, NOT_MET, UNTOLD = State.__args__  # type: ignore[attr-defined]
@@ -109,13 +110,19 @@ def _question(best: Best) -> Criterion:
     return Criterion(asked, MET, f"that of {best.version}")
 
 
+def refuse_unknown(protocol: Protocol, info: BundleInfo) -> None:
+    """Raise InputError where a rule names a figure that models of these classes are not compared by."""
+    known = metric_keys(info)
+    for rule in protocol.metrics:
+        if rule.metric not in known:
+            raise InputError(
+                f"the protocol asks for {rule.metric!r}, which models of these classes are not compared by; "
+                f"they are by {', '.join(known)}"
+            )
+
+
 def _of_metric(rule: MetricRule, new: Evaluation, best: Best) -> Iterator[Criterion]:
     figures = metrics_of(new)
-    if rule.metric not in figures:
-        raise InputError(
-            f"the protocol asks for {rule.metric!r}, which models of these classes are not compared by; "
-            f"they are by {', '.join(figures)}"
-        )
     name = metric_name(rule.metric)
     if rule.minimum is not None:
         metric = figures[rule.metric]

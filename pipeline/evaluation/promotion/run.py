@@ -8,7 +8,7 @@ from pipeline.base.errors import InputError
 from pipeline.evaluation.comparison.result import Comparison, refuse_incomparable
 from pipeline.evaluation.comparison.run import compare_on
 from pipeline.evaluation.intervals import Resampling
-from pipeline.evaluation.promotion.criteria import SAME, Best, Criterion, criteria
+from pipeline.evaluation.promotion.criteria import SAME, Best, Criterion, criteria, refuse_unknown
 from pipeline.evaluation.promotion.protocol import Protocol, WrittenProtocol
 from pipeline.images.unit import DESCRIBED, refuse_mismatch
 from pipeline.model.bundle import Bundle
@@ -77,6 +77,7 @@ def judge(
     **workers: Any,
 ) -> Judgement:  # fmt: skip
     """Measure and compare as the protocol says. `workers`: as `compare_on` takes them."""
+    refuse_unknown(protocol, new.info)
     best, beside = best_beside(folder, new)
     bundles = [new] if beside is None else [new, beside]
     for bundle in bundles:
