@@ -3,7 +3,7 @@
 Takes arrays over images and a column that names each image's group, gives one JSON-ready row a group.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.evaluation.intervals import Interval, as_json, exact_interval, kno
 from pipeline.evaluation.limits import Answers, Parts, area, method_of, recall
 
 MOST_VALUES = 12  # of a column that is worth a table
+MOST_NUMBERS = 5  # as stages are; of more, as of ages, each group would be a patient or two
 WITHIN = "Clopper and Pearson, over the images of each group"
 _BINARY = ("sensitivity", "specificity", "roc_auc")
 
@@ -22,26 +23,31 @@ _BINARY = ("sensitivity", "specificity", "roc_auc")
 def worth_a_table(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | None]]:
     """Of further columns, those that divide the images into 2 to MOST_VALUES groups; as text, null where unknown.
 
-    Numbers of more values, as ages, are divided into thirds.
+    Numbers of more than MOST_NUMBERS values, as ages, are divided into thirds.
     """
     found = {}
     for name, values in columns.items():
         groups = {value for value in values if value is not None}
-        if 1 <= len(groups) <= MOST_VALUES and len(set(values)) > 1:
+        if groups and not _are_many(groups) and len(set(values)) > 1:
             found[name] = [None if value is None else as_word(value) for value in values]
-        elif len(groups) > MOST_VALUES and (numbers := _numbers(values)) and (bands := thirds(numbers)):
+        elif _are_many(groups) and (numbers := _numbers(values)) and (bands := thirds(numbers)):
             found[name] = bands
     return found
 
 
 def groups_of(values: Sequence[Any]) -> list[str | None]:
-    """The group that each value lies in, however many there are: numbers of more than MOST_VALUES in thirds, else the
-    value as text; None where it is unknown.
+    """The group that each value lies in, however many there are: many numbers in thirds, else the value as text; None
+    where it is unknown.
     """
     known = [None if value is None or value != value else value for value in values]
-    if len(set(known) - {None}) > MOST_VALUES and (numbers := _numbers(known)) and (bands := thirds(numbers)):
+    if _are_many(set(known) - {None}) and (numbers := _numbers(known)) and (bands := thirds(numbers)):
         return bands
     return [None if value is None else as_word(value) for value in known]
+
+
+def _are_many(groups: Set[Any]) -> bool:
+    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in groups)
+    return len(groups) > (MOST_NUMBERS if are_numbers else MOST_VALUES)
 
 
 def _numbers(values: Sequence[Any]) -> list[float | None] | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.multiplicity import groups_against_others, told
-from pipeline.evaluation.slices import thirds, worth_a_table
+from pipeline.evaluation.slices import groups_of, thirds, worth_a_table
 
 
 def answers(seed: int, subjects: int = 40, images: int = 15) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
@@ -62,6 +62,14 @@ def test_a_column_of_one_group_is_not_compared() -> None:
     _, codes, truth = answers(0)
     column = ["x"] * (len(codes) - 1) + [None]
     assert groups_against_others(truth, truth, codes, {"site": column}, 0) is None and told(None) == []
+
+
+def test_a_few_numbers_are_groups_and_ages_of_a_dozen_patients_are_thirds() -> None:
+    stages, ages = [1, 2, 3, 4, 5] * 12, [20.0 + k % 12 for k in range(60)]
+    wards = [f"w{k % 12}" for k in range(60)]
+    found = worth_a_table({"stage": stages, "age": ages, "ward": wards})
+    assert {name: len(set(values)) for name, values in found.items()} == {"stage": 5, "age": 3, "ward": 12}
+    assert groups_of(ages) == found["age"] and groups_of(stages) == found["stage"]
 
 
 def test_numbers_are_divided_into_thirds_and_what_cannot_be_is_left() -> None:
