@@ -469,3 +469,9 @@ def test_a_gallery_without_maps_says_why() -> None:
     plain = [Mistake(np.full((8, 8, 3), 9, np.uint8), "a caption", "image")]
     text = render_report(**binary_content(mistakes=plain, no_map="no map is known of its network (x)"))
     assert "Without maps: no map is known of its network (x)." in text and "class-activation" not in text
+
+
+def test_a_number_is_never_rounded_to_nothing_or_to_all() -> None:
+    assert [words.number(value) for value in (0.0, 0.0004, -0.0004, -0.02, 0.9996, 1.0, None)] == [
+        "0.000", "< 0.001", "> -0.001", "-0.020", "> 0.999", "1.000", "–",
+    ]  # fmt: skip

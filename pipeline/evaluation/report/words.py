@@ -25,6 +25,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"> {1 - 10**-digits:.{digits}f}"
     if float(text) == 0 and value > 0:
         return f"< {10**-digits:.{digits}f}"
+    if float(text) == 0 and value < 0:
+        return f"> -{10**-digits:.{digits}f}"
     return text
 
 
