@@ -109,11 +109,8 @@ def _explain(rows: Sequence[ListingRow], predictor: Predictor, of: str | None, s
     seen: list[tuple[ListingRow, bytes, NDArray[np.uint8]]] = []
     for row in rows:
         try:
-            one = fetched[row.image_id]
-            if one.data is None:
-                assert one.rejected is not None
-                raise one.rejected
-            seen.append((row, one.data, predictor.load(one.data).pixels))
+            data = fetched[row.image_id].bytes_or_raise()
+            seen.append((row, data, predictor.load(data).pixels))
         except ImageRejected as error:
             yield _Explained(_line(row.uri, row.member, why_not=f"{error.code.value}: {error.message}"))
     if not seen:

@@ -135,13 +135,13 @@ def adapt(local: Local, asked: Asked = Asked()) -> Adapted:
 def _chosen(local: Local, parts: Sequence[NDArray[np.bool_]], asked: Asked) -> tuple["Fit", Floats, list[Tried]]:
     """How to fit what is taken, its held-out logits (N, K), and all that was tried."""
     (current,), chosen = held_out(local, parts, _fits("as it was")), _fits("as it was")[0]
-    tried = [Tried("as it was", float(_losses(current, local.targets).mean()), 0.0, 0.0)]
+    tried = [Tried("as it was", float(losses_of(current, local.targets).mean()), 0.0, 0.0)]
     more: list[tuple[Kind, bool]] = [("temperature", True), ("shifts", asked.shifts), ("head", asked.adapts_head)]
     for kind in (kind for kind, is_wanted in more if is_wanted):
         found = held_out(local, parts, _fits(kind))
-        losses = [_losses(logits, local.targets) for logits in found]
+        losses = [losses_of(logits, local.targets) for logits in found]
         best = int(np.argmin([loss.mean() for loss in losses]))
-        gained = _mean_and_error(_losses(current, local.targets) - losses[best], local.groups)
+        gained = _mean_and_error(losses_of(current, local.targets) - losses[best], local.groups)
         one = Tried(kind, float(losses[best].mean()), *gained, STRENGTHS[best] if kind == "head" else None)
         tried.append(one)
         if one.helps:
@@ -190,7 +190,7 @@ def _scaled(local: Local, kind: Kind, *, shifted: bool) -> Change:
             -float((wrong * base).sum()) + log_temperature / _TEMPERATURE_SPREAD**2,
             wrong.sum(axis=0) + shift / _SHIFT_SPREAD**2,
         )
-        return float(_losses(base + shift, local.targets).sum()) + prior / 2, slope
+        return float(losses_of(base + shift, local.targets).sum()) + prior / 2, slope
 
     bounds = [(-3.0, 3.0)] + [(-12.0, 12.0) if shifted else (0.0, 0.0)] * count
     found = minimize(loss, np.zeros(1 + count), jac=True, method="L-BFGS-B", bounds=bounds)
@@ -228,7 +228,7 @@ def _ridge(places: Floats, base: Floats, targets: Ints, strength: float) -> Floa
         weight = flat.reshape(shape)
         logits = base + places @ weight
         wrong = (probabilities(logits) - truth)[:, -shape[1] :]
-        value = float(_losses(logits, targets).sum()) + float((weight**2).sum()) / (2 * strength)
+        value = float(losses_of(logits, targets).sum()) + float((weight**2).sum()) / (2 * strength)
         return value, (places.T @ wrong + weight / strength).ravel()
 
     found = minimize(loss, np.zeros(shape[0] * shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 200})
@@ -262,8 +262,8 @@ def held_out(local: Local, parts: Sequence[NDArray[np.bool_]], fits: Sequence[Fi
     return found
 
 
-def _losses(logits: Floats, targets: Ints) -> Floats:
-    """Log-loss (N,)."""
+def losses_of(logits: Floats, targets: Ints) -> Floats:
+    """Log-loss (N,) of calibrated logits (N, K)."""
     chosen = probabilities(logits)[np.arange(len(targets)), targets]
     found: Floats = -np.log(np.maximum(chosen, _TINY))
     return found

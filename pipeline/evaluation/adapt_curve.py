@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import InputError
-from pipeline.evaluation.adapt import Asked, Change, Local, adapt, as_it_was
+from pipeline.evaluation.adapt import Asked, Change, Local, adapt, as_it_was, losses_of
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.definitions import Floats, Ints, binary_metrics, multiclass_metrics
 from pipeline.model.prediction import probabilities
@@ -135,9 +135,8 @@ def _has_sides(local: Local) -> bool:
 
 def measured(local: Local, change: Change, threshold: float) -> _Measured:
     """Log-loss, calibration error and balanced accuracy of all classes; sensitivity and specificity of disease."""
-    classes = probabilities(change(local))
-    chosen = classes[np.arange(len(local)), local.targets]
-    found = {"log_loss": float(-np.log(np.maximum(chosen, 1e-12)).mean())}
+    logits = change(local)
+    classes, found = probabilities(logits), {"log_loss": float(losses_of(logits, local.targets).mean())}
     truth = local.diseased
     of_sides = {} if truth is None else binary_metrics(truth, change.values(local), threshold)
     of_all = of_sides if classes.shape[1] == 2 and of_sides else multiclass_metrics(local.targets, classes)

@@ -13,7 +13,7 @@ from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.explanation import MapScores, deletion, judged, pointing, random_order, rank_correlation
 from pipeline.evaluation.nuclei import nuclei
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.predict import Spread, bytes_of
+from pipeline.evaluation.predict import Spread
 from pipeline.images.load import load_image
 from pipeline.model.bundle import GRAPH, Bundle
 from pipeline.model.class_maps import ClassMaps
@@ -43,7 +43,9 @@ class MapWorker:
         found = []
         for fetched in fetch_rows(rows, self._stores):
             try:
-                image = load_image(bytes_of(fetched), self._info.input_size, bit_depth=self._info.bit_depth).pixels
+                image = load_image(
+                    fetched.bytes_or_raise(), self._info.input_size, bit_depth=self._info.bit_depth
+                ).pixels
             except ImageRejected:
                 continue
             found.append(self._score(image, fetched.row))

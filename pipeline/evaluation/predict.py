@@ -22,7 +22,6 @@ from pipeline.model.bundle import INFO, Bundle, BundleInfo
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.model.sketch import Met, Sketch, read_sketch
-from pipeline.sources.fetch import Fetched
 from pipeline.sources.manifest import Manifest, ManifestRow
 from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import Access, ListingRow, Row
@@ -72,7 +71,7 @@ def predict_rows(
     waiting: list[Waiting] = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            data = bytes_of(fetched)
+            data = fetched.bytes_or_raise()
             image = predictor.load(data, limits)
             met = None if sketch is None else sketch.by_bytes(data) or sketch.by_looks(image.pixels)
             waiting.append((fetched.row, image, met))
@@ -82,13 +81,6 @@ def predict_rows(
             outcomes += predicted(predictor, waiting)
             waiting = []
     return [*outcomes, *predicted(predictor, waiting)]
-
-
-def bytes_of(fetched: Fetched[ManifestRow]) -> bytes:
-    if fetched.data is None:
-        assert fetched.rejected is not None
-        raise fetched.rejected
-    return fetched.data
 
 
 def predicted(predictor: Predictor, batch: Sequence[Waiting]) -> Iterator[Outcome]:
@@ -110,7 +102,7 @@ def look_at_rows(
     glances = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            glances.append(Glance(fetched.row, colours_of(predictor.load(bytes_of(fetched), limits).pixels)))
+            glances.append(Glance(fetched.row, colours_of(predictor.load(fetched.bytes_or_raise(), limits).pixels)))
         except ImageRejected:
             glances.append(Glance(fetched.row, None))
     return glances

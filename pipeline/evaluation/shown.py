@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.changes import Copies
-from pipeline.evaluation.predict import BATCH, Spread, bytes_of, tasks_of, tell_progress
+from pipeline.evaluation.predict import BATCH, Spread, tasks_of, tell_progress
 from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
 from pipeline.model.prediction import Prediction
@@ -44,7 +44,7 @@ def predict_copies(
     waiting: list[tuple[ManifestRow, NDArray[np.uint8]]] = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            waiting.append((fetched.row, predictor.load(bytes_of(fetched), limits).pixels))
+            waiting.append((fetched.row, predictor.load(fetched.bytes_or_raise(), limits).pixels))
         except ImageRejected:
             found.append(Shown(fetched.row))
         if len(waiting) == BATCH:

@@ -49,11 +49,9 @@ class SightWorker:
         waiting: list[tuple[ManifestRow, NDArray[np.uint8], Entry | None]] = []
         for fetched in fetch_while_up(rows, self._stores, Limits()):
             try:
-                if fetched.data is None:
-                    assert fetched.rejected is not None
-                    raise fetched.rejected
-                pixels = self._predictor.load(fetched.data).pixels
-                entry = None if self._sketch is None else self._sketch.entry(fetched.data, pixels)
+                data = fetched.bytes_or_raise()
+                pixels = self._predictor.load(data).pixels
+                entry = None if self._sketch is None else self._sketch.entry(data, pixels)
                 waiting.append((fetched.row, pixels, entry))
             except ImageRejected as error:
                 found.append(Sight(fetched.row, rejected=error))

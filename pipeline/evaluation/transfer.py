@@ -46,10 +46,7 @@ def inspect_rows(
     waiting: list[tuple[ListingRow, NDArray[np.uint8]]] = []
     for fetched in fetch_while_up(rows, stores, limits):
         try:
-            if fetched.data is None:
-                assert fetched.rejected is not None
-                raise fetched.rejected
-            waiting.append((fetched.row, predictor.load(fetched.data, limits).pixels))
+            waiting.append((fetched.row, predictor.load(fetched.bytes_or_raise(), limits).pixels))
         except ImageRejected as error:
             found.append(Inspected(fetched.row, error))
         if len(waiting) == _BATCH:

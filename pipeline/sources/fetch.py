@@ -41,6 +41,13 @@ class Fetched(Generic[Row]):
     etag: str
     attempts: int
 
+    def bytes_or_raise(self) -> bytes:
+        """`data`. Raises the ImageRejected that stands in its place."""
+        if self.data is None:
+            assert self.rejected is not None
+            raise self.rejected
+        return self.data
+
 
 def fetch(row: Row, store: Reader, limits: Limits = Limits()) -> Fetched[Row]:
     """Bytes of one row that has random access. Never raises for what is wrong with this one image."""

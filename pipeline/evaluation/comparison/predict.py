@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.base.errors import ImageRejected, InputError
-from pipeline.evaluation.predict import BATCH, Outcome, Spread, Waiting, bytes_of, is_labelled, predicted, tasks_of
+from pipeline.evaluation.predict import BATCH, Outcome, Spread, Waiting, is_labelled, predicted, tasks_of
 from pipeline.evaluation.predict import tell_progress as tell
 from pipeline.images.load import Limits, LoadedImage
 from pipeline.model.bundle import Bundle
@@ -48,7 +48,7 @@ class ComparisonWorker:
             waiting: list[Waiting] = []
             for fetched, image in zip(batch, decoded[rule], strict=True):
                 if isinstance(image, LoadedImage):
-                    met = sketch and (sketch.by_bytes(bytes_of(fetched)) or sketch.by_looks(image.pixels))
+                    met = sketch and (sketch.by_bytes(fetched.bytes_or_raise()) or sketch.by_looks(image.pixels))
                     waiting.append((fetched.row, image, met or None))
             answers = predicted(predictor, waiting)
             pairs = zip(batch, decoded[rule], strict=True)
@@ -60,7 +60,7 @@ class ComparisonWorker:
 
 def _loaded(predictor: Predictor, fetched: Fetched[ManifestRow], limits: Limits) -> LoadedImage | ImageRejected:
     try:
-        return predictor.load(bytes_of(fetched), limits)
+        return predictor.load(fetched.bytes_or_raise(), limits)
     except ImageRejected as error:
         return error
 
