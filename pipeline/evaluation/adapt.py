@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.evaluation.calibration import Costs, threshold_for
 from pipeline.evaluation.definitions import Floats, Ints
+from pipeline.evaluation.intervals import clustered_error
 from pipeline.model.prediction import probabilities
 
 Kind = Literal["as it was", "temperature", "shifts", "head"]
@@ -271,9 +272,7 @@ def losses_of(logits: Floats, targets: Ints) -> Floats:
 
 def _mean_and_error(values: Floats, groups: Ints) -> tuple[float, float]:
     """Mean of (N,) and its standard error, whole subjects counting as one."""
-    mean = float(values.mean())
-    sums = np.bincount(groups - groups.min(), values - mean)
-    return mean, float(np.sqrt((sums**2).sum())) / len(values)
+    return float(values.mean()), clustered_error(values, groups)
 
 
 def _threshold(

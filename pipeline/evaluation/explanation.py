@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.adverse import FEWEST_UNITS, interval_of, limits, share
 from pipeline.evaluation.definitions import Floats, Ints
-from pipeline.evaluation.intervals import Resampling, as_json, subject_codes
+from pipeline.evaluation.intervals import Resampling, as_json, clustered_error, subject_codes
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of what is seen that is blurred, in turn
 _BLUR = 1 / 12  # sigma, of a side
@@ -145,8 +145,7 @@ def _mean_over(values: Floats, codes: Ints, units: int) -> dict[str, float | Non
         return {"value": mean, "low": None, "high": None}
     from scipy.stats import t  # 0.5 s to import: a worker needs none of it
 
-    sums = np.bincount(codes, values - mean)
-    error = float(np.sqrt(units / (units - 1) * (sums**2).sum())) / len(values)
+    error = float(np.sqrt(units / (units - 1))) * clustered_error(values, codes)
     around = float(t.ppf(0.5 + _RESAMPLING.confidence / 2, units - 1)) * error
     return {"value": mean, "low": mean - around, "high": mean + around}
 

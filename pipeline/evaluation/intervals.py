@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.definitions import Ints
+from pipeline.evaluation.definitions import Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,12 @@ def exact_interval(successes: float, trials: float, confidence: float = 0.95) ->
     low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
     high = 1.0 if successes == trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
     return Interval(successes / trials, low, high)
+
+
+def clustered_error(values: Floats, codes: Ints) -> float:
+    """Standard error of the mean of (N,), those of one unit of codes (N,) varying together; of many units."""
+    of_units = np.bincount(codes - codes.min(), values - values.mean())
+    return float(np.sqrt((of_units**2).sum())) / len(values)
 
 
 def called_units(unit: str, called: str) -> str:

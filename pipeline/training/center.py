@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline import __version__
 from pipeline.base.errors import UsageError
+from pipeline.evaluation.intervals import clustered_error
 from pipeline.images.load import Preprocessing
 from pipeline.model.architectures import build
 from pipeline.model.feature_graph import features_graph
@@ -152,9 +153,7 @@ def judged(losses: NDArray[np.float64], groups: NDArray[np.int64]) -> Seen:
     means = losses.mean(axis=1)
     best = int(means.argmin())
     gains = losses[0] - losses[best]
-    of_subjects = np.bincount(groups, gains - gains.mean())
-    error = float(np.sqrt((of_subjects**2).sum())) / len(gains)
-    if gains.mean() <= _SURE * error:
+    if gains.mean() <= _SURE * clustered_error(gains, groups):
         return Seen(1.0, f"no less of {len(gains)} training images tells a probe surely more")
     return Seen(
         WIDTHS[best],
