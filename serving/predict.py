@@ -1,0 +1,138 @@
+"""POST /predict: one image as the body, or several as multipart/form-data."""
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from pipeline.base.errors import ImageRejected
+from serving.engine import Engine
+from serving.errors import HttpError, from_rejection
+from serving.guard import check_key
+from serving.intake import (
+    MULTIPART,
+    Admission,
+    ReceivedFile,
+    Ticket,
+    check_encoding,
+    media_type,
+    read_files,
+    read_raw,
+)
+from serving.interface import BODIES, KEYS, REQUEST_BODY, REQUEST_ID_PARAMETER, responses
+from serving.model import LoadedModel
+from serving.schemas import BatchBody, ErrorDetail, FileAnswer, PredictionBody
+
+_FILES_AT_ONCE = 4  # of one request, so that other requests are not left behind all of them
+
+
+def prediction_routes(engine: Engine) -> APIRouter:
+    router = APIRouter()
+    admission = Admission(engine.settings)
+
+    @router.post(
+        "/predict",
+        summary="Predict one image, or several",
+        response_model=PredictionBody | BatchBody,
+        responses=responses(),
+        openapi_extra={"requestBody": REQUEST_BODY, "parameters": [REQUEST_ID_PARAMETER]},
+        dependencies=KEYS,
+    )
+    async def predict(request: Request) -> Response:
+        """One image as the body (`image/*`, `application/dicom` or `application/octet-stream`) gives one prediction.
+
+        `multipart/form-data` with one or several files gives `results`, in the order sent, each with a prediction
+        or an error. Its status is 200 as soon as one file was predicted, else that of the first file's error.
+        """
+        check_key(request.headers, engine.settings.api_key_sha256)
+        check_encoding(request.headers)
+        with admission.enter() as ticket:
+            return await _answer_in_time(request, engine, ticket)
+
+    return router
+
+
+async def _answer_in_time(request: Request, engine: Engine, ticket: Ticket) -> Response:
+    """The answer, or 408 when the client was too slow, or 504 when we were."""
+    started = time.perf_counter()
+    kind = media_type(request.headers)
+    settings = engine.settings
+    has_body = False
+    try:
+        async with asyncio.timeout(settings.request_timeout_s):
+            if kind == MULTIPART:
+                files = await read_files(request, settings, ticket)
+                has_body = True
+                return await _answer_files(request, engine, files, started)
+            if kind and kind not in BODIES and not kind.startswith("image/"):
+                message = f"Content-Type {kind[:80]!r}: expected image/*, {', '.join(BODIES)} or {MULTIPART}"
+                raise HttpError(415, "unsupported_media_type", message)
+            data = await read_raw(request, settings, ticket)
+            has_body = True
+            return await _answer_image(request, engine, data, started)
+    except TimeoutError as error:
+        limit = f"{settings.request_timeout_s:g} s"
+        if has_body:
+            raise HttpError(504, "timeout", f"no answer within {limit}; try again, or send fewer images") from error
+        raise HttpError(408, "body_timeout", f"the body did not arrive within {limit}") from error
+
+
+def _provenance(request: Request, model: LoadedModel, started: float) -> dict[str, Any]:
+    return {
+        "model": model.info,
+        "request_id": request.state.request_id,
+        "elapsed_ms": round((time.perf_counter() - started) * 1e3, 3),
+    }
+
+
+async def _answer_image(request: Request, engine: Engine, data: bytes, started: float) -> Response:
+    model = engine.model
+    try:
+        answer = await engine.answer(model, data)
+    except ImageRejected as error:
+        raise from_rejection(error) from error
+    body = PredictionBody(**dict(answer), threshold=model.info.threshold, **_provenance(request, model, started))
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+async def _answer_files(request: Request, engine: Engine, files: list[ReceivedFile], started: float) -> Response:
+    model = engine.model
+    request_id = str(request.state.request_id)
+    places = asyncio.Semaphore(_FILES_AT_ONCE)
+
+    async def in_turn(file: ReceivedFile) -> Any:
+        async with places:
+            return await _answer_file(engine, model, file)
+
+    outcomes = await asyncio.gather(*map(in_turn, files))
+    results, errors = [], []
+    for file, outcome in zip(files, outcomes, strict=True):
+        if isinstance(outcome, HttpError):
+            errors.append(outcome)
+            results.append(FileAnswer(filename=file.filename, error=outcome.detail(request_id)))
+        else:
+            results.append(FileAnswer(filename=file.filename, prediction=outcome))
+    is_failure = len(errors) == len(results)
+    first: ErrorDetail | None = errors[0].detail(request_id) if is_failure else None
+    body = BatchBody(
+        results=results,
+        predicted=len(results) - len(errors),
+        failed=len(errors),
+        error=first,
+        **_provenance(request, model, started),
+    )
+    status = errors[0].status if is_failure else 200
+    return Response(body.model_dump_json(), status_code=status, media_type="application/json")
+
+
+async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile) -> Any:
+    """`ImageAnswer`, or the `HttpError` that this file alone would have got."""
+    if file.data is None:
+        message = f"{file.size_bytes} bytes, limit {engine.settings.max_bytes}; send a smaller image"
+        return HttpError(413, "too_large", message)
+    try:
+        return await engine.answer(model, file.data)
+    except ImageRejected as error:
+        return from_rejection(error)

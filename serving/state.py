@@ -1,0 +1,50 @@
+"""GET /healthz, /readyz and /model: whether the process answers, whether the model does, and which it is."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+
+from pipeline.base.errors import InputError
+from serving.engine import Engine
+from serving.errors import HttpError
+from serving.interface import RETRY_AFTER, get
+from serving.schemas import Alive, ErrorBody, ModelBody, Ready
+
+
+def state_routes(engine: Engine) -> APIRouter:
+    router = APIRouter()
+
+    @get(router, "/healthz", summary="The process answers")
+    async def healthz() -> Alive:
+        return Alive()
+
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "headers": RETRY_AFTER}}
+
+    @get(router, "/readyz", summary="The model answers a probe image", responses=not_ready)
+    async def readyz() -> Ready:
+        settings = engine.settings
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                await engine.check()
+        except (InputError, TimeoutError) as error:
+            headers = {"Retry-After": str(settings.retry_after_s)}
+            raise HttpError(503, "not_ready", "the model does not answer its probe", headers) from error
+        return Ready(
+            model=engine.model.info,
+            max_bytes=settings.max_bytes,
+            max_pixels=settings.max_pixels,
+            max_files=settings.max_files,
+            max_request_bytes=settings.max_request_bytes,
+            needs_api_key=bool(settings.api_key_sha256),
+            refused=engine.refused,
+        )
+
+    @get(router, "/model", summary="The model that answers now, and whether it was shown to be better than chance")
+    async def model() -> ModelBody:
+        current = engine.model
+        judged = current.predictor.info.against_chance
+        text = None if judged is None else str(judged)
+        return ModelBody(**dict(current.info), against_chance=judged, against_chance_text=text)
+
+    return router
