@@ -13,7 +13,7 @@ from jobs.elsewhere import labelled_elsewhere, record_of
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
 from pipeline.evaluation.audit import NO_AUDIT, Audit, audit
-from pipeline.evaluation.by_subject import rules_here
+from pipeline.evaluation.by_subject import refuse_contradictions, rules_here
 from pipeline.evaluation.changes import Copies
 from pipeline.evaluation.comparison import words as comparison_words
 from pipeline.evaluation.comparison.page import render_comparison
@@ -235,6 +235,7 @@ def _splits(
 
 def _refuse_choices(config: EvaluateConfig, manifest: Manifest, info: BundleInfo, stores: Stores) -> None:
     """Raise UsageError or InputError where the images cannot tell what is asked of them, before any is read."""
+    refuse_contradictions(info, manifest)
     for name, value in (("target-sensitivity", config.target_sensitivity), ("review-error", config.review_error)):
         if value is not None:
             refuse_without_sides(info, f"--{name}")

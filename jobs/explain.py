@@ -1,6 +1,5 @@
 """`leukoray explain`: which places of a few images speak for the class that a model names, as pictures and a table."""
 
-import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import NamingConfig, positional
+from pipeline.base.csv_text import csv_of
 from pipeline.base.errors import ImageRejected, IncompleteError, InputError
 from pipeline.base.machine import usable_cores
 from pipeline.evaluation.overlay import WHAT_IT_IS, overlaid
@@ -150,11 +150,7 @@ def _picture(pixels: NDArray[np.uint8], map_: NDArray[np.float32]) -> bytes:
 
 
 def _table(lines: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_of([_COLUMNS, *([line[name] for name in _COLUMNS] for line in lines)])
 
 
 def _account(config: ExplainConfig, predictor: Predictor, lines: Sequence[dict[str, Any]], clock: Clock) -> None:

@@ -320,7 +320,10 @@ def _scarcity(draft: ManifestDraft) -> list[str]:
 def _fitness(draft: ManifestDraft) -> list[str]:
     """What this manifest is not good for."""
     if not draft.classes:
-        return ["no labels: fine for scoring, training will refuse it; give --labels or one folder a class"]
+        return [
+            "no labels: fine for scoring, training will refuse it; give --labels or one folder a class (names that are "
+            "numbers or dates are taken for classes with --layout class-folders)"
+        ]
     if len(draft.classes) == 1:
         return [f"one class only ({draft.classes[0]}): fine for scoring, training will refuse it"]
     if not draft.positive:

@@ -238,8 +238,9 @@ def _roll_back(config: PromoteConfig, uri: str) -> None:
 
 
 def _print_versions(uri: str, stores: Stores) -> None:
-    """Of one model, or of all models of a registry."""
-    found = list(version_uris(uri, stores))
+    """Of one model, or of all models of a registry; a damaged best.json is told, with none of its versions as best."""
+    damaged: list[InputError] = []
+    found = list(version_uris(uri, stores, damaged))
     if not found:
         raise InputError(f"{uri}: no versions here; name the model's folder, REGISTRY/NAME")
     for folder, is_best in found:
@@ -252,6 +253,8 @@ def _print_versions(uri: str, stores: Stores) -> None:
         metric, value = info.monitored
         doubt = f"  {NOT_SHOWN}" if info.against_chance is not None and not info.against_chance.is_shown else ""
         print(f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}{doubt}")
+    for unread in damaged:
+        print(f"\nunusable: {unread}")
     records = list(archived(ModelFolder(uri, stores)))
     if records:
         print(f"\nthe last of {len(records)} promotions:" if len(records) > _LISTED else "\npromotions:")

@@ -5,14 +5,13 @@ What a model calls positive is corrected by rates known from other subjects, tho
 the subjects measured here would make every share right on average, whatever the model is worth.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.base.csv_text import csv_of
 from pipeline.evaluation.adverse import interval_of, limits
 from pipeline.evaluation.definitions import Floats, Ints, rank_metrics
 from pipeline.evaluation.intervals import Interval, Resampling, as_json, subject_codes, wilson_interval
@@ -20,6 +19,7 @@ from pipeline.evaluation.limits import area
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.subject_fit import count_cells, fit_rates
 from pipeline.evaluation.subject_labels import labels_in, labels_of, why_no_subjects
+from pipeline.model.bundle import BundleInfo
 from pipeline.model.cell_rates import detection_limit
 from pipeline.model.prediction import Prediction
 from pipeline.model.subject_rules import SubjectLabel, SubjectRules, detection
@@ -81,6 +81,16 @@ def by_subject(
         "detection": [] if used.rates is None else detection(used.rates, median),
         "rows": rows,
     }
+
+
+def refuse_contradictions(info: BundleInfo, manifest: Manifest) -> None:
+    """Before anything is predicted: InputError where a subject has two values of the label that the model knows."""
+    label = SubjectLabel() if info.subject_rules is None else info.subject_rules.label
+    has_subjects = not why_no_subjects(
+        manifest.info.unit or info.unit, manifest.info.units, manifest.table["subject_id"].to_pylist()
+    )
+    if has_subjects and info.positive_classes and _label(label, manifest)[0].column is not None:
+        labels_in(manifest, label, of_any_value=True)
 
 
 def rules_here(validation: Outcomes, manifest: Manifest, threshold: float, rules: SubjectRules | None) -> SubjectRules:
@@ -205,14 +215,12 @@ def table_of_subjects(record: Mapping[str, Any], rules: SubjectRules | None) -> 
 
     `smallest_share_told`: missed with at most 5 %. Cells are named most suspicious first, with ' | ' between them.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    lines: list[Sequence[object]] = [_COLUMNS]
     rates = None if rules is None else rules.rates
     for row in record["rows"]:
         told = None if rates is None else detection_limit(rates, row["cells"])
         places = (place_of(place["uri"], place["member"]) for place in row["look_at"])
-        writer.writerow(
+        lines.append(
             [
                 *(row[name] for name in _COLUMNS[:4]),
                 *_three(row["observed"]),
@@ -226,7 +234,7 @@ def table_of_subjects(record: Mapping[str, Any], rules: SubjectRules | None) -> 
                 " | ".join(places),
             ]
         )
-    return text.getvalue()
+    return csv_of(lines)
 
 
 def _three(found: Mapping[str, float] | None) -> list[float | None]:

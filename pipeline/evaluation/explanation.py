@@ -164,9 +164,10 @@ def sentences(found: dict[str, Any]) -> list[str]:
     if pointing := found["pointing"]:
         hits = pointing["hits"]
         said.append(
-            f"{_verdict(pointing)} Pointing game: in {100 * hits['value']:.0f} of 100 images the map's maximum is in "
-            f"a nucleus ({_within(hits, 100, 0)}); any point would in "
-            f"{100 * pointing['any_point']:.0f}, the middle of the image in {100 * pointing['middle']:.0f}"
+            f"{_verdict(pointing)} Pointing game: in {round(hits['value'] * pointing['images']):,} of "
+            f"{pointing['images']:,} images ({_percent(hits['value'])}; {_within(hits, 100, 0, ' %')}) the map's "
+            f"maximum is in a nucleus; any point would be in {_percent(pointing['any_point'])}, the middle of the "
+            f"image in {_percent(pointing['middle'])}"
             + (": the map points no better than the middle does." if hits["value"] <= pointing["middle"] else ".")
         )
     if deletion := found["deletion"]:
@@ -183,10 +184,14 @@ def sentences(found: dict[str, Any]) -> list[str]:
     return said
 
 
-def _within(found: dict[str, Any], times: int, digits: int) -> str:
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _within(found: dict[str, Any], times: int, digits: int, sign: str = "") -> str:
     if found["low"] is None:
         return "all of them of one subject or block, which gives no limits"
-    return f"95 % interval {times * found['low']:.{digits}f} to {times * found['high']:.{digits}f}"
+    return f"95 % interval {times * found['low']:.{digits}f} to {times * found['high']:.{digits}f}{sign}"
 
 
 def _verdict(check: dict[str, Any]) -> str:

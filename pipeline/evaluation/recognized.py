@@ -3,13 +3,12 @@
 A model remembers its training images, so whatever is measured on them says nothing of others.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.base.csv_text import csv_of
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.model.sketch import PARTS, How
@@ -80,11 +79,9 @@ def recognize(
 
 def table_of_met(outcomes: Outcomes) -> str:
     """CSV: the images that were recognized, where they lie, in which part of training they were, how that is known."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, "part", "recognized_by"])
-    for outcome in outcomes.scored:
-        if outcome.met is not None:
-            row = (getattr(outcome.row, name) for name in _COLUMNS)
-            writer.writerow([*row, outcome.met.part, outcome.met.how])
-    return text.getvalue()
+    rows = [
+        [*(getattr(outcome.row, name) for name in _COLUMNS), outcome.met.part, outcome.met.how]
+        for outcome in outcomes.scored
+        if outcome.met is not None
+    ]
+    return csv_of([[*_COLUMNS, "part", "recognized_by"], *rows])

@@ -38,6 +38,8 @@ _OF_PATIENT = re.compile(
     re.IGNORECASE,
 )
 _FAB = re.compile(r"(?:L[1-3]|M[0-7][a-z]?)", re.IGNORECASE)  # subtypes of the French-American-British classification
+# What neither a date nor a number has: two letters of any script in a row, or a sign as in '=1+1' and '"a"'.
+_WORDY = re.compile(r"""[^\W\d_]{2}|["'=<>|&!@{}]""")
 _MOST = 0.95  # of the images: a few stray folders do not change how all others are read
 _RECOGNIZED_SHARE = 0.5
 _MAX_CLASSES = 64  # more folders than this are dates or patients, not classes
@@ -211,4 +213,4 @@ def names_classes(read: Read, paths: Sequence[str]) -> bool:
         return True
     if sum(_PATIENT.fullmatch(annotation.class_name or "") is not None for annotation in found) > len(found) / 2:
         return False
-    return len(names) > 1 and all(re.search(r"[A-Za-z]{2}", name) or _FAB.fullmatch(name) for name in names)
+    return len(names) > 1 and all(_WORDY.search(name) or _FAB.fullmatch(name) for name in names)

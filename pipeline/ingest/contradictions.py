@@ -3,13 +3,12 @@
 They are listed in a CSV (`CONTRADICTIONS`) that the person edits, and that ingest reads back.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
+from pipeline.base.csv_text import csv_of
 from pipeline.base.errors import InputError
 from pipeline.ingest.annotation import Annotation
 
@@ -72,15 +71,13 @@ def to_csv(
     verdicts: frozenset[str],
 ) -> str:
     """Both paths of each group with what is said of them, and what a person has said of that so far."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    lines: list[Sequence[object]] = [_COLUMNS]
     for number, rows in enumerate(contradictions, start=1):
         for row in rows:
             label = annotations[row].label
             answer = "yes" if places[row] in verdicts else ""
-            writer.writerow((number, places[row], annotations[row].class_name, "" if label is None else label, answer))
-    return text.getvalue()
+            lines.append((number, places[row], annotations[row].class_name, label, answer))
+    return csv_of(lines)
 
 
 def _said(annotation: Annotation) -> tuple[str | None, int | None]:

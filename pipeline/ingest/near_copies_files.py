@@ -4,14 +4,13 @@ The pictures are one HTML file that fetches nothing; their captions are the name
 """
 
 import base64
-import csv
 import html
-import io
 from collections.abc import Sequence
 
 import cv2
 import pyarrow as pa
 
+from pipeline.base.csv_text import csv_of
 from pipeline.base.errors import ImageRejected
 from pipeline.images.load import load_image
 from pipeline.ingest.near_copies import Pair
@@ -34,17 +33,15 @@ figcaption{font-size:12px;overflow-wrap:anywhere} img,.none{width:160px;height:1
 
 def table_of_pairs(pairs: Sequence[Pair], manifest: pa.Table) -> str:
     """CSV: both paths of each pair with class, subject and split, and how well they agree."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     sides = ("first", "second")
-    writer.writerow([*sides, "agreement", *(f"{side}_{name}" for name in _COLUMNS for side in sides)])
+    lines: list[list[object]] = [[*sides, "agreement", *(f"{side}_{name}" for name in _COLUMNS for side in sides)]]
     places = places_of(manifest)
     columns = {name: manifest[name].to_pylist() for name in _COLUMNS}
     for pair in pairs:
         both = (pair.first, pair.second)
         said = [columns[name][row] for name in _COLUMNS for row in both]
-        writer.writerow([*(places[row] for row in both), f"{pair.agreement:.2f}", *said])
-    return text.getvalue()
+        lines.append([*(places[row] for row in both), f"{pair.agreement:.2f}", *said])
+    return csv_of(lines)
 
 
 def sheet_of_pairs(pairs: Sequence[Pair], manifest: pa.Table, stores: Stores = Stores()) -> str:

@@ -4,12 +4,11 @@ A row for every image of the manifest, suspects first: a table of labels is all 
 suspects alone would take the labels of all others away. SUSPECT_COLUMNS are notes, which ingest does not keep.
 """
 
-import csv
-import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.base.csv_text import csv_of
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.rows import places_of
 
@@ -85,9 +84,7 @@ class SuspectsTable:
         table, rank = self._table, {suspect.image_id: number for number, suspect in enumerate(suspects)}
         columns = {name: table[name].to_pylist() for name in self._columns}
         ids, places = table["image_id"].to_pylist(), places_of(table)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", *columns, *SUSPECT_COLUMNS])
+        lines: list[list[object]] = [["path", *columns, *SUSPECT_COLUMNS]]
         for row in sorted(range(table.num_rows), key=lambda row: rank.get(ids[row], len(rank))):
             said = [values[row] for values in columns.values()]
             number = rank.get(ids[row])
@@ -96,5 +93,5 @@ class SuspectsTable:
                 found = suspects[number]
                 suggested = self.suggestion(found.suggested)
                 notes = [str(number + 1), said[0], suggested, f"{found.margin:.3f}", found.reason]
-            writer.writerow([places[row], *said, *notes])
-        return text.getvalue()
+            lines.append([places[row], *said, *notes])
+        return csv_of(lines)

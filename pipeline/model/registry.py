@@ -206,15 +206,24 @@ def new_version(digest: str = "") -> str:
     return f"{stamp}-{digest[:8]}" if digest else stamp
 
 
-def version_uris(uri: str, stores: Stores) -> Iterator[tuple[str, bool]]:
-    """Folders of all bundles of one model, or of all models of a registry, each with whether best.json names it."""
+def version_uris(uri: str, stores: Stores, damaged: list[InputError] | None = None) -> Iterator[tuple[str, bool]]:
+    """Folders of all bundles of one model, or of all models of a registry, each with whether best.json names it.
+
+    Raises InputError where a best.json cannot be read; puts that into `damaged` where it is given.
+    """
     best: dict[str, str | None] = {}
     for item in sorted(stores.of(uri).walk(uri), key=lambda item: item.uri):
         folder, _, name = item.uri.rpartition("/")
         if name == INFO:
             model, _, version = folder.rpartition("/")
             if model not in best:
-                pointer = ModelFolder(model, stores).pointer()
+                try:
+                    pointer = ModelFolder(model, stores).pointer()
+                except InputError as error:
+                    if damaged is None:
+                        raise
+                    pointer = None
+                    damaged.append(error)
                 best[model] = pointer.version if pointer else None
             yield folder, version == best[model]
 

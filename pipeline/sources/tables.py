@@ -5,9 +5,11 @@ import io
 import re
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipeline.base.csv_text import unguarded
 from pipeline.base.errors import InputError
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -55,7 +57,16 @@ def _read_csv(data: bytes) -> pa.Table:
     first = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse)
     types = {name: pa.string() for name in first.schema.names}
     convert = pyarrow.csv.ConvertOptions(column_types=types, null_values=_NOTHING, strings_can_be_null=True)
-    return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
+    return _unguarded(pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert))
+
+
+def _unguarded(table: pa.Table) -> pa.Table:
+    """Without what keeps spreadsheets from running a cell, in tables that we wrote and people edited."""
+    for index, field in enumerate(table.schema):
+        if pc.any(pc.starts_with(table[index], "'")).as_py():
+            plain = [None if cell is None else unguarded(cell) for cell in table[index].to_pylist()]
+            table = table.set_column(index, field.name, pa.array(plain, pa.string()))
+    return table
 
 
 def text_of(data: bytes) -> str:

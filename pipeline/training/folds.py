@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.base.csv_text import unguarded
 from pipeline.base.errors import InputError, UsageError
 from pipeline.ingest.near_copies_files import NEAR_COPIES_TABLE
 from pipeline.sources.manifest import Manifest
@@ -130,7 +131,7 @@ def _near_copies(manifest: Manifest, at: NDArray[np.int64], stores: Stores) -> N
     places = places_of(manifest.table)
     row_of = {places[number]: row for row, number in enumerate(at.tolist())}
     read = csv.DictReader(io.StringIO(found.decode("utf-8", "surrogateescape")))
-    pairs = [(row_of.get(pair["first"], -1), row_of.get(pair["second"], -1)) for pair in read]
+    pairs = [tuple(row_of.get(unguarded(pair[side]), -1) for side in ("first", "second")) for pair in read]
     return np.array([pair for pair in pairs if -1 not in pair], np.int64).reshape(-1, 2)
 
 

@@ -1,12 +1,12 @@
 """What a search tried, best first: a table for a terminal, a CSV, and a picture."""
 
-import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.base.csv_text import csv_of
 from pipeline.training.search_space import Choice, Range, Space
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ def as_csv(trials: Sequence[Trial], space: Space, metric: str) -> str:
     """The same, with the last row of every trial's history."""
     last = [trial.history[-1] if trial.history else {} for trial in ranked(trials, metric)]
     names = list(dict.fromkeys(name for row in last for name in row))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial", f"best_{metric}", "epochs", "ending", *space, *(f"last_{name}" for name in names)])
+    lines: list[list[object]] = [
+        ["trial", f"best_{metric}", "epochs", "ending", *space, *(f"last_{name}" for name in names)]
+    ]
     for trial, row in zip(ranked(trials, metric), last, strict=True):
         best = trial.best(metric)
         told = ["" if math.isnan(best) else repr(best), len(trial.history), trial.ending]
         values = [trial.proposal.get(name, "") for name in space]
-        writer.writerow([trial.number, *told, *values, *(row.get(name, "") for name in names)])
-    return out.getvalue()
+        lines.append([trial.number, *told, *values, *(row.get(name, "") for name in names)])
+    return csv_of(lines)
 
 
 def picture(trials: Sequence[Trial], space: Space, metric: str, title: str) -> bytes:

@@ -11,7 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import summary as job
-from pipeline.evaluation.by_subject import LOOK_AT, OLDER, by_subject, notes, rules_here, table_of_subjects
+from pipeline.base.errors import InputError
+from pipeline.evaluation.by_subject import (
+    LOOK_AT,
+    OLDER,
+    by_subject,
+    notes,
+    refuse_contradictions,
+    rules_here,
+    table_of_subjects,
+)
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Outcome
@@ -143,6 +152,16 @@ def test_labels_come_from_the_column_that_the_model_knows() -> None:
     without = by_subject(measured(), manifest(), 0.5, known_rules(label), RESAMPLING)
     assert "by the column kind, which this manifest lacks" in without["label_note"]
     assert without["label"].startswith("more than 20 %")
+
+
+def test_a_subject_of_two_labels_is_refused_before_anything_is_predicted() -> None:
+    info = INFO.model_copy(update={"subject_rules": known_rules(SubjectLabel.parse("kind=APL"))})
+    both = pa.table({"subject_id": ["s1", "s1", "s2"], "kind": ["APL", "AML", "AML"]})
+    with pytest.raises(InputError, match="subject 's1' has kind 'APL' and 'AML'"):
+        refuse_contradictions(info, Manifest("lab/manifest", both, ManifestInfo(unit="cell")))
+    for unit, units in (("field", "subjects"), ("cell", "blocks")):  # of which nothing is said by subject
+        refuse_contradictions(info, Manifest("lab/manifest", both, ManifestInfo(unit=unit, units=units)))
+    refuse_contradictions(INFO, Manifest("lab/manifest", both, ManifestInfo(unit="cell")))
 
 
 def test_subjects_of_one_kind_have_no_area() -> None:

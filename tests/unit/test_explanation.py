@@ -128,6 +128,9 @@ def test_maps_that_hold_and_maps_that_fail_are_said_to() -> None:
     bad = judged(scores(False, -0.2, 0.95), 20, "drawn")
     assert len(sentences(bad)) == 3 and all(sentence.startswith(FAILS) for sentence in sentences(bad))
     assert "the map points no better than the middle does" in sentences(bad)[0]
+    assert "in 20 of 20 images (100 %; 95 % interval" in sentences(good)[0]
+    two = sentences(judged(scores(True, 0.2, 0.1)[:2], 100, "drawn"))[0]
+    assert "in 2 of 2 images" in two and "of 100" not in two and "any point would be in 10 %" in two
     nothing = judged([MapScores(None, None, None, None, None, None)], 1, "drawn")
     assert nothing["pointing"] is None and sentences(nothing) == []
 

@@ -151,6 +151,22 @@ def test_specimen_numbers_of_a_hospital_are_not_taken_for_the_samples() -> None:
     assert recognize([f"{name}/S{n:05d}_1.tif" for name in ("ALL", "Normal") for n in range(9)]).name == "class-folders"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("=1+1", "Band"), ("a=b", "c=d"), ('"x"', "'y'"), ("it's", "@b"), ("бласт", "норма"), ("=A", '"B"', "<C>")],
+)
+def test_folders_with_signs_that_neither_dates_nor_numbers_have_are_classes(names: tuple[str, ...]) -> None:
+    paths = [f"{name}/{k}.png" for name in names for k in range(8)]
+    layout = recognize(paths)
+    assert layout.name == "class-folders"
+    assert {layout.annotate(path).class_name for path in paths} == set(names)
+
+
+@pytest.mark.parametrize("names", [("1", "2"), ("a1", "b2"), ("10%", "20%"), ("2024.01.02", "mono"), ("A", "B")])
+def test_folders_that_may_be_numbers_stay_without_a_class(names: tuple[str, ...]) -> None:
+    assert recognize([f"{name}/{k}.png" for name in names for k in range(8)]).name == "flat"
+
+
 def test_dates_and_many_folders_are_not_classes() -> None:
     assert recognize(["2024-01-01/1.jpg", "2024-01-02/1.jpg"]).name == "flat"
     assert recognize([f"patient{i}/x.jpg" for i in range(100)]).name == "flat"

@@ -154,7 +154,7 @@ def test_a_column_of_many_or_of_unknown_values_is_judged_by_those_that_are_known
     table = manifest.table.append_column("ward", pa.array(places, pa.string()))
     table = table.append_column("age", pa.array(range(60), pa.int64()))
     table = table.append_column("only", pa.array(["one"] * 59 + [None], pa.string()))
-    more = Manifest(manifest.uri, table, manifest.info.model_copy(update={"units": "blocks"}))
+    more = Manifest(manifest.uri, table, manifest.info)
     found = compared(more, version(tmp_path, 1, manifest_digest=manifest.info.digest))
     said = found.evaluations[0].outcomes
     right = said.called(0.5) == said.truth
@@ -168,7 +168,7 @@ def test_a_column_of_many_or_of_unknown_values_is_judged_by_those_that_are_known
     wards = judged("ward", lowest, 2)
     assert wards.state == "met" and judged("ward", lowest + 1e-3, 2).state == "not met"
     assert wards.found.count("ward ") == 20 and "None" not in wards.found
-    assert "20 images without a value are in no group" in wards.found and "2 blocks or more" in wards.asked
+    assert "20 images without a value are in no group" in wards.found and "2 subjects or more" in wards.asked
     assert judged("ward", 0.0, 3).state == "cannot be told"  # not by the 20 that nobody knows
     assert judged("age", 0.0, 20).state == "met" and "lowest third" in judged("age", 0.0, 20).found
     assert judged("class", 0.0, 30).state == "met"
@@ -176,6 +176,20 @@ def test_a_column_of_many_or_of_unknown_values_is_judged_by_those_that_are_known
         "cannot be told", "the images have no two different values of only"
     )  # fmt: skip
     assert judged("sex", 0.0, 1).found == "the images have no column sex"
+
+
+def test_blocks_of_file_numbers_are_no_count_of_subjects(tmp_path: Path, manifest: Manifest) -> None:
+    """All blocks of a group may be of one subject, which is all that a group is sure to have."""
+    blocks = Manifest(manifest.uri, manifest.table, manifest.info.model_copy(update={"units": "blocks"}))
+    found = compared(blocks, version(tmp_path, 1, manifest_digest=manifest.info.digest))
+
+    def judged(least: int) -> Any:
+        rule = {"column": "site", "minimum": 0.0, "min_subjects": least}
+        protocol = Protocol(manifest="m", metrics=[{"metric": "sensitivity", "minimum": 0.0}], slices=[rule])  # type: ignore[list-item]
+        return criteria(protocol, found, Best(None))[-1]
+
+    assert judged(2).state == "cannot be told" and "only blocks" in judged(2).found
+    assert judged(1).state == "met"
 
 
 def test_groups_of_many_classes_can_be_asked_for(tmp_path: Path, manifest: Manifest) -> None:

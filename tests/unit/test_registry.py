@@ -204,6 +204,17 @@ def test_a_pointer_that_cannot_be_read_says_why_and_what_to_do(tmp_path: Path, t
         resolve(str(tmp_path))
 
 
+def test_versions_are_listed_beside_a_pointer_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version(tmp_path, 1)
+    (tmp_path / "best.json").write_text('{"version": "v1"')
+    assert promote.command([str(tmp_path), "--list"]) == 0
+    told = capsys.readouterr().out
+    assert "  v1  " in told and "* v1" not in told
+    assert "unusable: " in told and "best.json: cannot be read" in told and "leukoray promote" in told
+
+
 def test_a_pointer_of_a_newer_release_is_refused_as_such(tmp_path: Path) -> None:
     (tmp_path / "best.json").write_text('{"version": "v1", "pointer_version": 2}')
     with pytest.raises(InputError, match=r"best\.json: pointer version 2, made by a newer leukoray"):

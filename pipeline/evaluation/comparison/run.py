@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.evaluation.by_subject import refuse_contradictions
 from pipeline.evaluation.comparison.predict import predict_side_by_side
 from pipeline.evaluation.comparison.result import Comparison, comparison
 from pipeline.evaluation.comparison.speed import speeds
@@ -25,6 +26,8 @@ def compare_on(
     places: dict[str, Any] = {
         "workers": workers, "cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker
     }  # fmt: skip
+    for bundle in bundles:
+        refuse_contradictions(bundle.info, manifest)
     thresholds = [threshold_of(bundle.info) for bundle in bundles]
     if target_sensitivity is not None:
         refuse_without_validation(manifest)

@@ -161,7 +161,7 @@ SAME = "it is the same model"
 def _of_slice(rule: SliceRule, new: Evaluation) -> Criterion:
     said, units = new.outcomes, new.manifest.info.units
     named = f"{rule.metric} at least {rule.minimum:g} in each group of {rule.column}"
-    asked = f"{named} with {rule.min_subjects} {units} or more"
+    asked = f"{named} with {rule.min_subjects} subjects or more"
     values = said.column(rule.column)
     if values is None:
         return Criterion(asked, UNTOLD, f"the images have no column {rule.column}")
@@ -176,6 +176,8 @@ def _of_slice(rule: SliceRule, new: Evaluation) -> Criterion:
     codes, unit = subject_codes(said.subjects, len(right))
     if unit != "subject":
         return Criterion(asked, UNTOLD, "no subjects are known")
+    if units != "subjects" and rule.min_subjects > 1:  # many may be of one subject
+        return Criterion(asked, UNTOLD, f"no subjects are known, only {units}; `min_subjects: 1` judges every group")
     judged, few = dict[str, float](), []
     for value in groups:
         rows = among & (of == value)
