@@ -5,17 +5,20 @@ Only starts and stops: the application is `serving.app:build`, as in a Serve con
 
 import contextlib
 import io
+import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.common import DIRECT, Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
@@ -29,7 +32,8 @@ from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
 from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import join
-from serving.settings import ServingSettings, proxy_timeout_s
+from serving import own_proxy
+from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
 
 APPLICATION = "leukoray"
 _DEFAULT = {name: field.default for name, field in ServingSettings.model_fields.items()}
@@ -59,9 +63,21 @@ class ServeConfig(JobConfig):
     request_timeout_s: float = Field(
         _DEFAULT["request_timeout_s"], gt=0, description="seconds until a request is given up"
     )
+    cors_origins: list[str] = Field(
+        [], description="origins whose pages may ask from a browser, as https://lab.example; '*': all (default: none)"
+    )
+    access_log: bool = Field(
+        False, description="log every request, not only failed ones, in logs/serve of Ray's session"
+    )
     replace: bool = Field(
         False, description="end the service of this name on the cluster first, such as one left by a killed command"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ServeConfig":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}")
+        return self
 
 
 def main(config: ServeConfig) -> None:
@@ -71,9 +87,12 @@ def main(config: ServeConfig) -> None:
     is_local = cluster_target(config.address) is None
     if is_local:
         check_port(config.host, config.port)
+    read_settings(_arguments(config, bundle))  # whatever does not fit is refused before Ray is started
+    warn_of_open_door(config)
     with (
         contextlib.ExitStack() as quiet,
         _stop_signals() as stop,
+        own_proxy.hardened(),
         connected(config.address, config.num_cpus, worker_logs=config.debug) as ray,
     ):
         plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
@@ -111,6 +130,23 @@ def check_port(host: str, port: int) -> None:
             raise PlatformError(
                 f"cannot listen on {host} port {port} ({reason}); stop what listens there, or give --port/--host"
             ) from error
+
+
+def warn_of_open_door(config: ServeConfig) -> None:
+    if os.environ.get(API_KEYS_VARIABLE, "").strip(", ") or _is_loopback(config.host):
+        return
+    print(
+        f"warning: {config.host} is reached from other machines, and no key is asked for: whoever comes to port "
+        f"{config.port} may send images; set ${API_KEYS_VARIABLE}, or leave --host out",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def make_room(replace: bool) -> None:
@@ -188,7 +224,8 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
     options = HTTPOptions(
         host=config.host, port=config.port, request_timeout_s=proxy_timeout_s(config.request_timeout_s)
     )
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    # Serve's own access log would hold paths; that of serving/access.py holds routes
+    quiet = {"log_level": "INFO" if config.access_log else "WARNING", "enable_access_log": False}
     try:
         try:
             serve.start(ProxyLocation.HeadOnly, options, logging_config=quiet)
@@ -207,7 +244,7 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
 def _arguments(config: ServeConfig, bundle: Bundle) -> dict[str, Any]:
     shared = (
         "s3_endpoint s3_region s3_anonymous s3_requester_pays "
-        "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s"
+        "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s cors_origins"
     )
     return {name: getattr(config, name) for name in shared.split()} | {
         "model": bundle.uri,
@@ -229,7 +266,7 @@ def _announce(config: ServeConfig, bundle: Bundle, clock: Clock) -> None:
     if info.synthetic:
         print("trained on synthetic images: what it says of real cells means nothing")
     print(f"ready after {clock.seconds:.1f} s at {url}   page {url}/   interface {url}/docs")
-    print(f"try: curl -H 'Content-Type: image/jpeg' --data-binary @cell.jpg {url}/predict")
+    print(f"try: curl --data-binary @cell.jpg {url}/predict")
     print("Research software, not a medical device. Ctrl-C stops it.", flush=True)
 
 

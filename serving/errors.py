@@ -1,12 +1,19 @@
-"""From an error to an HTTP status and a JSON body; the only place that knows which code is which status."""
+"""From an error to an HTTP status and a JSON body; the only place that knows which code is which status.
+
+Bodies are problem details (RFC 9457) with one extension member: `error`, with a code for programs and the request id.
+"""
 
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import Response
+from starlette.types import Scope
 
 from pipeline.base.errors import Code, ImageRejected
 from serving.schemas import ErrorBody, ErrorDetail
 
+PROBLEM = "application/problem+json"
 # RFC 9110, section 15; what is not named here is our fault: 500.
 _STATUS = {
     Code.EMPTY: 400,
@@ -21,7 +28,7 @@ _STATUS = {
 
 @dataclass
 class HttpError(Exception):
-    """A request that is answered with `status` and `{"error": {"code", "message", "request_id"}}`."""
+    """A request that is answered with `status` and a problem whose `error` has `code` and `message`."""
 
     status: int
     code: str
@@ -31,14 +38,26 @@ class HttpError(Exception):
     def detail(self, request_id: str) -> ErrorDetail:
         return ErrorDetail(code=self.code, message=self.message, request_id=request_id)
 
+    def problem(self, scope: Scope) -> dict[str, Any]:
+        """The members of RFC 9457, and `error`. `type` leads to the code's line in /docs."""
+        request_id = scope["state"]["request_id"]
+        return {
+            "type": f"{quote(scope.get('root_path', ''))}/docs#{self.code}",
+            "title": self.code.replace("_", " ").capitalize(),
+            "status": self.status,
+            "detail": self.message,
+            "instance": f"{quote(scope['path'])}#{request_id}",
+            "error": self.detail(request_id),
+        }
+
 
 def from_rejection(error: ImageRejected) -> HttpError:
     """The same words as in a batch run's quarantine, with the status of their code."""
     return HttpError(_STATUS.get(error.code, 500), error.code.value, error.message)
 
 
-def error_response(error: HttpError, request_id: str) -> Response:
-    body = ErrorBody(error=error.detail(request_id))
-    return Response(
-        body.model_dump_json(), status_code=error.status, headers=error.headers, media_type="application/json"
-    )
+def error_response(error: HttpError, scope: Scope) -> Response:
+    """`scope` is the request's, after the guard; its state remembers the code for the log."""
+    scope["state"]["error_code"] = error.code
+    body = ErrorBody(**error.problem(scope))
+    return Response(body.model_dump_json(), status_code=error.status, headers=error.headers, media_type=PROBLEM)

@@ -7,14 +7,17 @@ import hashlib
 import hmac
 import logging
 import re
+import time
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.access import log_access
 from serving.errors import HttpError, error_response
 
 log = logging.getLogger("ray.serve")
@@ -36,37 +39,39 @@ class Guard:
         self.adds_id = adds_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await _refuse_websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID)
-        is_valid = given is None or _VALID_ID.match(given) is not None
-        request_id = given if given is not None and is_valid else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        has_started = False
+        started = time.perf_counter()
+        has_valid_id = set_request_id(scope)
+        status = 0  # of an answer that has begun
 
         async def send_guarded(message: Message) -> None:
-            nonlocal has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_started = True
-                self._add_headers(MutableHeaders(scope=message), request_id)
+                status = message["status"]
+                self._add_headers(MutableHeaders(scope=message), scope["state"]["request_id"])
             await send(message)
 
         try:
-            if not is_valid:
-                message = "X-Request-ID: expected 1 to 128 of A-Z a-z 0-9 . _ : / + = -"
-                raise HttpError(400, "invalid_request_id", message)
+            if not has_valid_id:
+                raise invalid_id()
             await self.app(scope, receive, send_guarded)
         except HttpError as error:
-            await error_response(error, request_id)(scope, receive, send_guarded)
+            await error_response(error, scope)(scope, receive, send_guarded)
         except (ClientDisconnect, TaskCancelledError):  # the second is how Serve tells of it
-            log.info("request %s: the client went away", request_id)
+            scope["state"]["error_code"] = "client_gone"
         except Exception:
-            log.exception("request %s failed", request_id)
-            if has_started:
+            log.exception("request %s failed", scope["state"]["request_id"])
+            if status:
                 raise
             failure = HttpError(500, "internal", "the request failed here, not by its own fault; quote its id")
-            await error_response(failure, request_id)(scope, receive, send_guarded)
+            await error_response(failure, scope)(scope, receive, send_guarded)
+        finally:
+            log_access(scope, status, time.perf_counter() - started)
 
     def _add_headers(self, headers: MutableHeaders, request_id: str) -> None:
         for name, value in SECURITY_HEADERS.items():
@@ -75,19 +80,70 @@ class Guard:
             headers[REQUEST_ID] = request_id
 
 
+def has_valid_id(scope: Scope) -> bool:
+    """Whether the request has no id of its own, or one that may be copied into logs and answers."""
+    given = Headers(scope=scope).get(REQUEST_ID)
+    return given is None or _VALID_ID.match(given) is not None
+
+
+def set_request_id(scope: Scope) -> bool:
+    """Give the request its id, the client's own where that is valid. False where the client's is not."""
+    is_valid = has_valid_id(scope)
+    given = Headers(scope=scope).get(REQUEST_ID) if is_valid else None
+    scope.setdefault("state", {})["request_id"] = given or uuid.uuid4().hex
+    return is_valid
+
+
+def invalid_id() -> HttpError:
+    return HttpError(400, "invalid_request_id", "X-Request-ID: expected 1 to 128 of A-Z a-z 0-9 . _ : / + = -")
+
+
+async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a WebSocket's opening handshake (RFC 6455, section 4.2.2) with an error as for any other request.
+
+    By the ASGI extension 'WebSocket Denial Response'; a server without it answers a bare 403.
+    """
+    has_valid_id = set_request_id(scope)
+    error = HttpError(400, "no_websocket", "there are no WebSockets here; send a plain HTTP request, see /docs")
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    response = error_response(error if has_valid_id else invalid_id(), scope)
+    response.headers.update({**SECURITY_HEADERS, REQUEST_ID: scope["state"]["request_id"]})
+    await response(scope, receive, send)
+
+
 def check_key(headers: Headers, accepted_sha256: Sequence[str]) -> None:
     """Let a request pass that carries one of the keys. Raises HttpError 401 (no key) or 403 (another key).
 
-    `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`. Every digest is compared, each in constant time.
+    `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`; who sends both has both checked. Every digest is
+    compared, each in constant time.
     """
     if not accepted_sha256:
         return
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    key = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-    if not key:
+    given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+    keys = [key for key in given if key]
+    if not keys:
         message = "this service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY"
         raise HttpError(401, "key_missing", message, {"WWW-Authenticate": "Bearer"})
+    verdicts = [_is_accepted(key, accepted_sha256) for key in keys]
+    if not all(verdicts):
+        raise HttpError(403, "key_refused", "this key is not accepted here")
+
+
+def _is_accepted(key: str, accepted_sha256: Sequence[str]) -> bool:
     digest = hashlib.sha256(key.encode()).hexdigest()
     matches = [hmac.compare_digest(digest, accepted) for accepted in accepted_sha256]
-    if not any(matches):
-        raise HttpError(403, "key_refused", "this key is not accepted here")
+    return any(matches)
+
+
+def cors_options(origins: Sequence[str]) -> dict[str, Any]:
+    """What pages of `origins` may do here (https://fetch.spec.whatwg.org/#http-cors-protocol): anything, no cookies."""
+    return {
+        "allow_origins": list(origins),
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["Authorization", "Content-Type", "Inference-Header-Content-Length", "X-API-Key", REQUEST_ID],
+        "expose_headers": [REQUEST_ID, "Retry-After", "Inference-Header-Content-Length"],
+        "max_age": 600,
+    }

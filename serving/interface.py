@@ -6,11 +6,14 @@ Described only: guard, intake and errors are what checks. OpenAPI 3.1 (https://s
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from pipeline.base.errors import Code, Stage
+from serving.errors import PROBLEM
 from serving.intake import MULTIPART
-from serving.schemas import BatchBody, ErrorBody
+from serving.schemas import BatchFailure, ErrorBody
+from serving.settings import ServingSettings
 
 Handler = Callable[..., Any]
 ERRORS = {
@@ -25,6 +28,25 @@ ERRORS = {
     503: "overloaded or not ready; Retry-After tells when to try again",
     504: "the answer took too long",
 }
+# Beside those of images (pipeline/base/errors.py:Code)
+_CODES = {
+    "bad_request": "No valid request.",
+    "body_timeout": "The body did not arrive in time.",
+    "http_error": "Another error of the protocol.",
+    "internal": "The request failed here, not by its own fault.",
+    "invalid_request_id": "An X-Request-ID that cannot be copied into logs and answers.",
+    "key_missing": "No key, where one is asked for.",
+    "key_refused": "A key that is not accepted.",
+    "malformed_multipart": "A multipart body that does not follow RFC 7578.",
+    "method_not_allowed": "The route does not know this method.",
+    "no_file": "A multipart body without a file.",
+    "no_filename": "A file without a filename.",
+    "no_websocket": "There are no WebSockets here.",
+    "not_ready": "The model does not answer its probe.",
+    "overloaded": "No room for another request; Retry-After says when to come back.",
+    "too_many_files": "More files than the limit.",
+    "unsupported_encoding": "A compressed body.",
+}
 _TEXT = {"type": "string"}
 _REQUEST_ID_HEADER = {"X-Request-ID": {"description": "of this request, as sent or made here", "schema": _TEXT}}
 RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
@@ -35,23 +57,30 @@ REQUEST_ID_PARAMETER = {
     "description": "comes back in the answer",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
 }
-# Described only: `check_key` is what checks, and `needs_api_key` in /readyz tells whether it does.
-KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODIES = ("application/dicom", "application/octet-stream")  # beside image/*
+_KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+# Bodies are called images by media type, so that who generates requests from this sends some. Content-Type itself is
+# not looked at: bytes under any other one are taken as an image as well.
+_IMAGE = {"type": "string", "format": "binary", "minLength": 1}
+_FILES = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "minItems": 1,
+}  # an empty one has its own error
 REQUEST_BODY = {
     "required": True,
     "content": {
-        "image/*": _BINARY,
-        **dict.fromkeys(BODIES, _BINARY),
+        "image/*": {"schema": _IMAGE},
         MULTIPART: {
-            "schema": {
-                "type": "object",
-                "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-            }
+            "schema": {"type": "object", "properties": {"files": _FILES}, "required": ["files"]},
+            "encoding": {"files": {"contentType": "image/png, image/jpeg"}},
         },
     },
 }
+
+
+def keys(settings: ServingSettings) -> list[Any]:
+    """How a key is sent, where one is asked for; `check_key` is what checks."""
+    return _KEYS if settings.api_key_sha256 else []
 
 
 def responses() -> dict[int | str, dict[str, Any]]:
@@ -60,9 +89,18 @@ def responses() -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {200: {"headers": _REQUEST_ID_HEADER}}
     for status, text in ERRORS.items():
         headers = {**_REQUEST_ID_HEADER, **(RETRY_AFTER if status == 503 else {})}
-        model = ErrorBody | BatchBody if status in of_files else ErrorBody
+        model = ErrorBody | BatchFailure if status in of_files else ErrorBody
         found[status] = {"model": model, "description": text, "headers": headers}
     return found
+
+
+def codes() -> dict[str, str]:
+    """Every code of a problem and what it means."""
+    met = {Stage.DECODE, Stage.PREDICT}
+    of_images = {code.value: code.meaning for code in Code if met & set(code.stages)}
+    # `not_found` and `timeout` are codes of a batch run as well, where they mean an object and a store
+    here = {"not_found": "No such route.", "timeout": "The answer took too long."}
+    return dict(sorted({**of_images, **_CODES, **here}.items()))
 
 
 def get(router: APIRouter, path: str, **options: Any) -> Callable[[Handler], Handler]:
@@ -74,3 +112,19 @@ def get(router: APIRouter, path: str, **options: Any) -> Callable[[Handler], Han
         return handler
 
     return add
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The description that FastAPI makes, with errors as problem details and what every route may answer."""
+    found = app.openapi()
+    everywhere = {400: "an invalid X-Request-ID", 500: ERRORS[500], 503: ERRORS[503]}
+    body = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
+    for operations in found["paths"].values():
+        for operation in operations.values():
+            answers = operation["responses"]
+            for status, text in everywhere.items():
+                answers.setdefault(str(status), {"description": text, "content": {"application/json": body}})
+            for status, answer in answers.items():
+                if status >= "400" and "application/json" in answer.get("content", {}):
+                    answer["content"] = {PROBLEM: answer["content"]["application/json"]}
+    return found

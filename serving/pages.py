@@ -23,12 +23,15 @@ def front_page() -> HtmlPage:
     return _with_policy((_FOLDER / "page.html").read_text(encoding="utf-8"))
 
 
-def docs_page(openapi: dict[str, Any]) -> HtmlPage:
-    """`/docs`, drawn from the OpenAPI description; Swagger UI would have to come from another host."""
+def docs_page(openapi: dict[str, Any], codes: dict[str, str]) -> HtmlPage:
+    """`/docs`, drawn from the OpenAPI description; Swagger UI would have to come from another host.
+
+    `codes` of errors and what they mean each get an anchor, to which the `type` of a problem leads.
+    """
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (_FOLDER / "docs.html.j2").read_text(encoding="utf-8")
     )
-    return _with_policy(template.render(api=openapi))
+    return _with_policy(template.render(api=openapi, codes=codes))
 
 
 def _with_policy(html: str) -> HtmlPage:

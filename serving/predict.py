@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from pipeline.base.errors import ImageRejected
 from serving.engine import Engine
-from serving.errors import HttpError, from_rejection
+from serving.errors import PROBLEM, HttpError, from_rejection
 from serving.guard import check_key
 from serving.intake import (
     MULTIPART,
@@ -21,9 +21,9 @@ from serving.intake import (
     read_files,
     read_raw,
 )
-from serving.interface import BODIES, KEYS, REQUEST_BODY, REQUEST_ID_PARAMETER, responses
+from serving.interface import REQUEST_BODY, REQUEST_ID_PARAMETER, keys, responses
 from serving.model import LoadedModel
-from serving.schemas import BatchBody, ErrorDetail, FileAnswer, PredictionBody
+from serving.schemas import BatchBody, BatchFailure, FileAnswer, PredictionBody
 
 _FILES_AT_ONCE = 4  # of one request, so that other requests are not left behind all of them
 
@@ -38,10 +38,10 @@ def prediction_routes(engine: Engine) -> APIRouter:
         response_model=PredictionBody | BatchBody,
         responses=responses(),
         openapi_extra={"requestBody": REQUEST_BODY, "parameters": [REQUEST_ID_PARAMETER]},
-        dependencies=KEYS,
+        dependencies=keys(engine.settings),
     )
     async def predict(request: Request) -> Response:
-        """One image as the body (`image/*`, `application/dicom` or `application/octet-stream`) gives one prediction.
+        """One image as the body gives one prediction. Its format is what the bytes say, whatever Content-Type says.
 
         `multipart/form-data` with one or several files gives `results`, in the order sent, each with a prediction
         or an error. Its status is 200 as soon as one file was predicted, else that of the first file's error.
@@ -66,9 +66,6 @@ async def _answer_in_time(request: Request, engine: Engine, ticket: Ticket) -> R
                 files = await read_files(request, settings, ticket)
                 has_body = True
                 return await _answer_files(request, engine, files, started)
-            if kind and kind not in BODIES and not kind.startswith("image/"):
-                message = f"Content-Type {kind[:80]!r}: expected image/*, {', '.join(BODIES)} or {MULTIPART}"
-                raise HttpError(415, "unsupported_media_type", message)
             data = await read_raw(request, settings, ticket)
             has_body = True
             return await _answer_image(request, engine, data, started)
@@ -114,17 +111,17 @@ async def _answer_files(request: Request, engine: Engine, files: list[ReceivedFi
             results.append(FileAnswer(filename=file.filename, error=outcome.detail(request_id)))
         else:
             results.append(FileAnswer(filename=file.filename, prediction=outcome))
-    is_failure = len(errors) == len(results)
-    first: ErrorDetail | None = errors[0].detail(request_id) if is_failure else None
-    body = BatchBody(
-        results=results,
-        predicted=len(results) - len(errors),
-        failed=len(errors),
-        error=first,
+    said = {
+        "results": results,
+        "predicted": len(results) - len(errors),
+        "failed": len(errors),
         **_provenance(request, model, started),
-    )
-    status = errors[0].status if is_failure else 200
-    return Response(body.model_dump_json(), status_code=status, media_type="application/json")
+    }
+    if len(errors) < len(results):
+        return Response(BatchBody(**said).model_dump_json(), media_type="application/json")
+    request.state.error_code = errors[0].code
+    failure = BatchFailure(**said, **errors[0].problem(request.scope))
+    return Response(failure.model_dump_json(), status_code=errors[0].status, media_type=PROBLEM)
 
 
 async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile) -> Any:

@@ -8,13 +8,14 @@ GET  /          the page                 GET /docs     this interface; /openapi.
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, Response
 
 from pipeline import __version__
 from serving.engine import Engine
 from serving.errors import HttpError, error_response
-from serving.guard import Guard
-from serving.interface import get
+from serving.guard import Guard, cors_options
+from serving.interface import codes, describe, get
 from serving.pages import docs_page, front_page
 from serving.predict import prediction_routes
 from serving.schemas import NOTICE
@@ -31,19 +32,24 @@ def create_app(engine: Engine, *, behind_serve: bool = False) -> FastAPI:
         description=f"Leukemia detection in microscope images of blood cells. {NOTICE}",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever the Host header names
     )
     app.add_middleware(Guard, adds_id=not behind_serve)
+    if engine.settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(engine.settings.cors_origins))  # around errors as well
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(HTTPException, _on_starlette_error)
     app.include_router(prediction_routes(engine))
     app.include_router(state_routes(engine))
+    description = describe(app)
+    app.openapi = lambda: description  # type: ignore[method-assign]  # as FastAPI's documentation extends it
     _add_pages(app)
     return app
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HttpError)
-    return error_response(error, request.state.request_id)
+    return error_response(error, request.scope)
 
 
 async def _on_starlette_error(request: Request, error: Exception) -> Response:
@@ -51,12 +57,12 @@ async def _on_starlette_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail}; see /docs"
     code = _NAMES.get(error.status_code, "http_error")
     failure = HttpError(error.status_code, code, message, dict(error.headers or {}))
-    return error_response(failure, request.state.request_id)
+    return error_response(failure, request.scope)
 
 
 def _add_pages(app: FastAPI) -> None:
     front = front_page()
-    docs = docs_page(app.openapi())
+    docs = docs_page(app.openapi(), codes())
 
     @get(app.router, "/", include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -26,6 +26,13 @@ class ErrorDetail(_Body):
 
 
 class ErrorBody(_Body):
+    """Problem details (RFC 9457); `error` is an extension of it, and what programs should go by."""
+
+    type: str = Field(description="reference to the code's line in /docs")
+    title: str
+    status: int = Field(description="as in the status line", ge=400, le=599)
+    detail: str = Field(description="as error.message")
+    instance: str = Field(description="reference to this one request, with its id behind the #")
     error: ErrorDetail
 
 
@@ -118,6 +125,12 @@ class BatchBody(Provenance):
     predicted: int
     failed: int
     error: ErrorDetail | None = None
+
+
+class BatchFailure(BatchBody, ErrorBody):
+    """Answer to a multipart request of which no file was predicted: the first file's error, and that of each."""
+
+    error: ErrorDetail
 
 
 class Ready(_Body):

@@ -5,6 +5,7 @@ API keys never lie in a configuration: it holds their SHA-256 only, taken from $
 
 import hashlib
 import os
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +18,7 @@ from pipeline.storage.types import S3Settings
 from pipeline.storage.uris import absolute
 
 API_KEYS_VARIABLE = "LEUKORAY_API_KEYS"
+_ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")  # RFC 6454, as browsers send it: no path, no slash behind
 
 
 class ServingSettings(BaseModel):
@@ -54,6 +56,18 @@ class ServingSettings(BaseModel):
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica holds; above 0 it predicts with PyTorch")
 
     api_key_sha256: tuple[str, ...] = Field((), description="SHA-256, hex, of accepted keys; empty: open to all")
+
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins whose pages may ask from a browser, as https://lab.example; '*': all; empty: none"
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _is_origin(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; expected scheme://host or scheme://host:port, or '*'")
+        return origins
 
     @field_validator("api_key_sha256")
     @classmethod

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import io
+import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -63,9 +65,14 @@ def call(engine: Engine, method: str, path: str, **options: Any) -> httpx.Respon
 
 def assert_error(answer: httpx.Response, status: int, code: str) -> None:
     assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    error = problem["error"]
     assert error["code"] == code
     assert error["message"] and error["request_id"] == answer.headers["x-request-id"]
+    assert (problem["status"], problem["detail"]) == (status, error["message"])
+    assert problem["type"] == f"/docs#{code}" and problem["title"]
+    assert problem["instance"].endswith("#" + error["request_id"])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
@@ -104,8 +111,13 @@ def test_answer_carries_its_provenance(make: Callable[..., Engine]) -> None:
     assert "not a medical device" in answer["notice"]
 
 
-def test_body_without_content_type_is_taken_as_an_image(make: Callable[..., Engine]) -> None:
-    assert call(make(), "POST", "/predict", content=picture()).status_code == 200
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "binary/octet-stream", "text/plain", "application/json", "", None]
+)
+def test_the_format_is_what_the_bytes_say(make: Callable[..., Engine], kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}  # the first is what `curl --data-binary` sends
+    answer = call(make(), "POST", "/predict", content=picture(), headers=headers)
+    assert (answer.status_code, answer.json()["image"]["format"]) == (200, "jpeg")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +126,8 @@ def test_body_without_content_type_is_taken_as_an_image(make: Callable[..., Engi
         (b"", JPEG, 400, "empty"),
         (b"hello", JPEG, 415, "unsupported_format"),
         (b"<svg/>", {"content-type": "image/svg+xml"}, 415, "unsupported_format"),
-        (picture(), {"content-type": "text/plain"}, 415, "unsupported_media_type"),
-        (picture(), {"content-type": "application/json"}, 415, "unsupported_media_type"),
+        (b"a=1&b=2", {"content-type": "application/x-www-form-urlencoded"}, 415, "unsupported_format"),
+        (b'{"image": "..."}', {"content-type": "application/json"}, 415, "unsupported_format"),
         (picture(), JPEG | {"content-encoding": "gzip"}, 415, "unsupported_encoding"),
         (picture("PNG")[:400], JPEG, 422, "truncated"),
         (picture("JPEG")[:900], JPEG, 422, "truncated"),
@@ -146,11 +158,94 @@ def test_unknown_route_and_method_are_json(make: Callable[..., Engine]) -> None:
     assert answer.headers["allow"] == "POST"
 
 
-@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "a\tb", "<script>"])
-def test_invalid_request_id_is_refused(make: Callable[..., Engine], given: str) -> None:
-    answer = call(make(), "GET", "/healthz", headers={"x-request-id": given})
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "a\tb", "<script>", b"caf\xe9"])
+def test_invalid_request_id_is_refused(make: Callable[..., Engine], given: str | bytes) -> None:
+    answer = call(make(), "GET", "/healthz", headers=[(b"x-request-id", given)])
     assert_error(answer, 400, "invalid_request_id")
     assert answer.headers["x-request-id"] != given
+
+
+@pytest.mark.parametrize("path", ["/predict/", "/healthz/", "/docs/"])
+def test_nothing_is_redirected_to_what_the_host_header_says(make: Callable[..., Engine], path: str) -> None:
+    for method in ("GET", "POST"):
+        answer = call(make(), method, path, headers={"host": "elsewhere.example"})
+        assert_error(answer, 404, "not_found")
+        assert "location" not in answer.headers
+
+
+@pytest.mark.parametrize("has_extension", [True, False])
+@pytest.mark.parametrize("given", [None, b"case-7", b"a b"])
+def test_a_websocket_is_refused_at_once(make: Callable[..., Engine], has_extension: bool, given: bytes | None) -> None:
+    sent: list[Any] = []
+    scope = {
+        "type": "websocket",
+        "path": "/predict",
+        "headers": [(b"x-request-id", given)] if given else [],
+        "extensions": {"websocket.http.response": {}} if has_extension else {},
+    }
+
+    async def never() -> Any:
+        raise AssertionError("nothing has to be read for it")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(create_app(make())(scope, never, send))
+    if not has_extension:
+        assert sent == [{"type": "websocket.close", "code": 1008}]
+        return
+    start, body = sent
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 400)
+    error = json.loads(body["body"])["error"]
+    assert error["code"] == ("invalid_request_id" if given == b"a b" else "no_websocket")
+    assert dict(start["headers"])[b"x-request-id"].decode() == error["request_id"] != "a b"
+
+
+def test_every_request_is_one_line_of_the_log_without_what_it_sent(
+    make: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, secret = make(), "doe_john_1950"
+    with caplog.at_level("INFO", "ray.serve.access"):
+        call(engine, "POST", "/predict", content=picture(), headers={"x-request-id": "r1"})
+        call(engine, "POST", "/predict", files=[("files", (f"{secret}.png", b"no"))], headers={"x-request-id": "r2"})
+        call(engine, "GET", f"/{secret}", headers={"x-request-id": "r3"})
+        call(engine, "GET", "/healthz", headers={"x-request-id": f"{secret} {secret}"})
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "ray.serve.access"]
+    without_time = [(level, re.sub(r"ms=[\d.]+", "ms", line)) for level, line in lines]
+    assert without_time[:3] == [
+        ("INFO", "method=POST route=/predict status=200 ms code=- request=r1"),
+        ("WARNING", "method=POST route=/predict status=415 ms code=unsupported_format request=r2"),
+        ("WARNING", "method=GET route=- status=404 ms code=not_found request=r3"),
+    ]
+    assert len(lines) == 4 and secret not in caplog.text
+
+
+def test_a_fault_of_the_service_is_logged_as_an_error(
+    make: Callable[..., Engine], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+
+    async def explode(*_: Any) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(engine, "answer", explode)
+    call(engine, "POST", "/predict", content=picture())
+    [line] = [record for record in caplog.records if record.name == "ray.serve.access"]
+    assert line.levelname == "ERROR" and "status=500" in line.getMessage() and "code=internal" in line.getMessage()
+
+
+def test_pages_of_other_origins_may_ask_only_where_they_are_listed(make: Callable[..., Engine]) -> None:
+    asked = {"origin": "https://lab.example", "access-control-request-method": "POST"}
+    closed, listed = make(), make(cors_origins=["https://lab.example"])
+    assert call(closed, "OPTIONS", "/predict", headers=asked).status_code == 405
+    assert "access-control-allow-origin" not in call(closed, "GET", "/readyz", headers=asked).headers
+    preflight = call(listed, "OPTIONS", "/predict", headers=asked | {"access-control-request-headers": "x-api-key"})
+    assert preflight.status_code == 200
+    for answer in (preflight, call(listed, "GET", "/readyz", headers=asked), call(listed, "GET", "/no", headers=asked)):
+        assert answer.headers["access-control-allow-origin"] == "https://lab.example"
+        assert "access-control-allow-credentials" not in answer.headers
+    other = call(listed, "GET", "/readyz", headers={"origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in other.headers
 
 
 def test_body_without_length_is_stopped_at_the_limit(make: Callable[..., Engine]) -> None:
@@ -235,6 +330,8 @@ def test_keys_are_asked_for_only_where_images_go(make: Callable[..., Engine]) ->
     assert_error(
         call(engine, "POST", "/predict", content=picture(), headers={"x-api-key": "three"}), 403, "key_refused"
     )
+    both = {"x-api-key": "one", "authorization": "Bearer three"}
+    assert_error(call(engine, "POST", "/predict", content=picture(), headers=both), 403, "key_refused")
     for headers in ({"x-api-key": "one"}, {"authorization": "Bearer two"}, {"authorization": "bearer  two"}):
         assert call(engine, "POST", "/predict", content=picture(), headers=headers).status_code == 200
     for path in ("/", "/docs", "/healthz", "/readyz", "/model"):
@@ -352,17 +449,44 @@ def test_openapi_names_every_status(make: Callable[..., Engine]) -> None:
     assert {"200", "400", "401", "403", "408", "413", "415", "422", "500", "503", "504"} == statuses
 
 
-def test_openapi_tells_of_keys_ids_and_waiting(make: Callable[..., Engine]) -> None:
+def test_openapi_tells_of_keys_where_they_are_asked_for(make: Callable[..., Engine]) -> None:
+    digest = hashlib.sha256(b"one").hexdigest()
+    for settings, expected in (({}, None), ({"api_key_sha256": (digest,)}, [{"HTTPBearer": []}, {"APIKeyHeader": []}])):
+        description = call(make(**settings), "GET", "/openapi.json").json()
+        assert description["paths"]["/predict"]["post"].get("security") == expected
+        assert "securitySchemes" in description["components"] if expected else "securitySchemes" not in str(description)
+
+
+def test_openapi_tells_of_ids_files_and_waiting(make: Callable[..., Engine]) -> None:
     description = call(make(), "GET", "/openapi.json").json()
     post = description["paths"]["/predict"]["post"]
-    schemes = description["components"]["securitySchemes"]
-    assert {scheme["type"] for scheme in schemes.values()} == {"http", "apiKey"}
-    assert post["security"] == [{name: []} for name in schemes]
     assert [item["name"] for item in post["parameters"]] == ["X-Request-ID"]
     assert set(post["responses"]["503"]["headers"]) == {"X-Request-ID", "Retry-After"}
-    schema = post["responses"]["422"]["content"]["application/json"]["schema"]
-    assert {one["$ref"].rsplit("/", 1)[-1] for one in schema["anyOf"]} == {"ErrorBody", "BatchBody"}
+    schema = post["responses"]["422"]["content"]["application/problem+json"]["schema"]
+    assert {one["$ref"].rsplit("/", 1)[-1] for one in schema["anyOf"]} == {"ErrorBody", "BatchFailure"}
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["files"] and form["properties"]["files"]["minItems"] == 1
     assert "X-API-Key" in call(make(), "GET", "/docs").text
+
+
+def test_every_problem_leads_to_its_line_in_the_documentation(make: Callable[..., Engine]) -> None:
+    engine = make(max_files=1, max_bytes=5000)
+    many = [("f", (f"{index}.png", b"x")) for index in range(2)]
+    answers = [
+        call(engine, "GET", "/nowhere"),
+        call(engine, "GET", "/predict"),
+        call(engine, "POST", "/predict"),
+        call(engine, "POST", "/predict", content=b"no"),
+        call(engine, "POST", "/predict", content=bytes(6000)),
+        call(engine, "POST", "/predict", files=many),
+        call(engine, "POST", "/predict", content=b"--", headers={"content-type": "multipart/form-data"}),
+        call(engine, "GET", "/healthz", headers={"x-request-id": "a b"}),
+    ]
+    page = call(engine, "GET", "/docs").text
+    codes = [answer.json()["type"].removeprefix("/docs#") for answer in answers]
+    assert len(set(codes)) == len(codes)
+    for code in codes:
+        assert f'id="{code}"' in page
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/readyz", "/model"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.serve import check_port
+from jobs.serve import ServeConfig, check_port, warn_of_open_door
 from jobs.serve import command as serve_command
 from pipeline.base.errors import UsageError
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
@@ -47,6 +47,8 @@ def test_keys_of_the_environment_are_only_kept_as_digests(monkeypatch: pytest.Mo
         ({"model": "m", "min_replicas": 3, "max_replicas": 2}, "below min_replicas"),
         ({"model": "m", "api_key_sha256": ["my-key"]}, "not the keys themselves"),
         ({"model": "m", "max_bytes": 10**10}, "max_in_flight_bytes"),
+        ({"model": "m", "cors_origins": ["lab.example"]}, "'lab.example' is no origin"),
+        ({"model": "m", "cors_origins": ["https://lab.example/"]}, "is no origin"),
         ({"model": "https://example.org/m"}, "only local paths and s3://"),
     ],
 )
@@ -98,3 +100,25 @@ def test_model_that_is_none_ends_with_exit_3_before_anything_starts(
     (tmp_path / "broken" / "model.onnx").write_bytes(b"not a graph")
     assert serve_command([broken.uri]) == 3
     assert "model.onnx" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_before_a_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path / "bundle", size=16)
+    for flags, word in (
+        (["--replicas", "2", "--max-replicas", "1"], "--max-replicas 1 is below --replicas 2"),
+        (["--cors-origins", "lab.example"], "'lab.example' is no origin"),
+    ):
+        assert serve_command([bundle.uri, *flags]) == 2
+        assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_warned"),
+    [("127.0.0.1", "", False), ("::1", "", False), ("0.0.0.0", "", True), ("::", " ,", True), ("0.0.0.0", "k", False)],
+)
+def test_listening_to_all_without_a_key_is_warned_of(
+    host: str, keys: str, is_warned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEYS_VARIABLE, keys)
+    warn_of_open_door(ServeConfig(model="m", host=host))
+    assert ("warning: " in capsys.readouterr().err) is is_warned

@@ -1,0 +1,33 @@
+"""One line in the log for every request: INFO where it was answered, WARNING for 4xx, ERROR for 5xx.
+
+Never what a client sent, beside the id that it chose: no path (it may hold a name), no file name, no subject, no byte
+of an image. Lines go to Serve's logger: its `logging_config` decides where they go, from which level on (`log_level`),
+and whether they are JSON (`encoding`: the fields are fields then).
+"""
+
+import logging
+
+from starlette.types import Scope
+
+log = logging.getLogger("ray.serve.access")
+
+
+def log_access(scope: Scope, status: int, seconds: float) -> None:
+    """`scope` after the request; `status` is 0 where the client left before there was an answer."""
+    level = logging.ERROR if status >= 500 else logging.WARNING if status >= 400 else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    state = scope["state"]
+    route = getattr(scope.get("route"), "path", "-")  # as declared, /v2/models/{name}; not as asked for
+    fields = {
+        "method": scope["method"] if scope["method"] in _METHODS else "-",
+        "route": route,
+        "status": status,
+        "ms": round(seconds * 1e3, 1),
+        "code": state.get("error_code", "-"),
+    }
+    text = " ".join(f"{name}={value}" for name, value in {**fields, "request": state["request_id"]}.items())
+    log.log(level, text, extra=fields)
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})

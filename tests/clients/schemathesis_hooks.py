@@ -1,0 +1,12 @@
+"""What schemathesis sends where the interface asks for an image: whole ones of its own samples, not any bytes.
+
+A schema of OpenAPI can only say 'binary'. See 'String Format Strategies' in https://schemathesis.readthedocs.io
+"""
+
+import schemathesis
+from hypothesis import strategies
+from schemathesis.core.file_samples import MEDIA_TYPE_FILE_SAMPLES
+from schemathesis.transport.serialization import Binary
+
+images = strategies.sampled_from(sorted(MEDIA_TYPE_FILE_SAMPLES.values()))
+schemathesis.openapi.format("binary", images.map(Binary))
