@@ -10,6 +10,7 @@ import torch
 
 from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
 from jobs.config import effective
+from jobs.train_account import tell_end
 from jobs.train_options import (
     TrainConfig,
     chosen_start,
@@ -18,16 +19,14 @@ from jobs.train_options import (
     refuse_steps,
     with_defaults,
 )
-from jobs.train_rehearsal import planned, tell, tell_fit
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
-from pipeline.base.errors import NotBetterThanChanceError, UsageError
+from pipeline.base.errors import UsageError
 from pipeline.base.machine import shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
 from pipeline.model.bundle import OUT_OF_FOLD
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
-from pipeline.model.reference import described
 from pipeline.model.registry import ModelFolder
 from pipeline.model.seen import size_to_decode
 from pipeline.model.starting_weights import check_start, start_from
@@ -37,8 +36,8 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 from pipeline.training.cache import PixelCache, default_root
 from pipeline.training.center import Seen, center_for
+from pipeline.training.checkpoint import Trained
 from pipeline.training.cross_validation import OutOfFold, cross_validate
-from pipeline.training.fit import Trained, fit
 from pipeline.training.folds import Folds, fold_numbers
 from pipeline.training.graphs import GraphMaker
 from pipeline.training.recipe import Start, fits_head
@@ -47,11 +46,11 @@ from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
 from pipeline.training.sketching import sketch_of
-from pipeline.training.suspicion import suspicion
 from pipeline.training.teacher import Teacher, open_teacher
 from pipeline.training.tracking import Described, Tracker, tracking_uri
 
 if TYPE_CHECKING:
+    from pipeline.training.familiar import FeaturesOf
     from pipeline.training.probe import Probe
     from pipeline.training.publish import Published
 
@@ -100,10 +99,12 @@ def main(config: TrainConfig) -> None:
         settings = _settings(ready.config, ready.rows, "1", None)
         probe = _probe(ready, settings, _cache(ready.config, settings))
         _announce(ready.rows)
-        trained, published, run = _carried_out(ready, mlflow, settings, probe, to_graph=probe.graph)
+        trained, published, run = _carried_out(
+            ready, mlflow, settings, probe, to_graph=probe.graph, features_of=probe.features_of
+        )
     else:
         trained, published, run = _in_steps(ready, mlflow)
-    _account(trained, published, ready.rows, run, ready.config, clock)
+    tell_end(trained, published, ready.rows, run, ready.config, clock)
 
 
 _Done = tuple[Trained, "Published", TrainingRun]
@@ -111,6 +112,8 @@ _Done = tuple[Trained, "Published", TrainingRun]
 
 def _in_steps(ready: _Ready, mlflow: str | None) -> _Done:
     """On Ray Train's workers."""
+    from pipeline.training.fit import fit  # Ray Train and Ray Data take a second to load
+
     config, rows = ready.config, ready.rows
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
@@ -137,8 +140,12 @@ def _carried_out(
     *,
     meanwhile: Callable[[Records], None] | None = None,
     to_graph: ToGraph = to_onnx,
+    features_of: "FeaturesOf | None" = None,
 ) -> _Done:
-    """Every fold, then the model for use, published. `meanwhile`: what `fit_run` does while workers train."""
+    """Every fold, then the model for use, published.
+
+    `meanwhile`: what `fit_run` does while workers train. `features_of`: those of the graph, where they are known.
+    """
     config, rows, manifest, folder, folds = ready.config, ready.rows, ready.manifest, ready.folder, ready.folds
     kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
     digest = settings.digest(manifest.info.digest, hashlib.sha256(ready.initial or b"").hexdigest(), kind)
@@ -152,7 +159,7 @@ def _carried_out(
         last = fit_run if meanwhile is None else functools.partial(fit_run, meanwhile=lambda: meanwhile(records))
         trained = last(settings, rows, run=run, log=records)
         run.check_lock()
-        published = _published(trained, settings, ready, out_of_fold, to_graph)
+        published = _published(trained, settings, ready, out_of_fold, to_graph, features_of)
         records.published(published, trained.best.scores)
         run.close(published.bundle.info.version)
     return trained, published, run
@@ -198,6 +205,8 @@ def _tell(chosen: Start, seen: Seen) -> None:
 
 
 def _rehearse(ready: _Ready) -> None:
+    from jobs.train_rehearsal import planned, tell, tell_fit
+
     config, rows, folds = ready.config, ready.rows, ready.folds
     runs = 1 if folds is None else folds.count + 1
     if ready.is_fitted:
@@ -220,8 +229,9 @@ def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: 
 
 
 def _published(
-    trained: Trained, settings: Settings, ready: _Ready, out_of_fold: OutOfFold | None, to_graph: ToGraph
-) -> "Published":
+    trained: Trained, settings: Settings, ready: _Ready, out_of_fold: OutOfFold | None, to_graph: ToGraph,
+    features_of: "FeaturesOf | None",
+) -> "Published":  # fmt: skip
     """The bundle; with folds, calibrated by what their models say of images that they did not see."""
     from pipeline.training.familiar import Familiar
     from pipeline.training.judgement import HeldOut
@@ -230,13 +240,14 @@ def _published(
     config, teacher, held_out = ready.config, ready.teacher, None
     if out_of_fold is not None:
         held_out = HeldOut(out_of_fold.scores, looks=1, on="out-of-fold", shipped=trained.best.scores)
-    sketch = sketch_of(ready.rows, settings.pixels, ready.stores) if config.sketch else None
+    cache = _cache(config, settings)
+    sketch = sketch_of(ready.rows, settings.pixels, ready.stores, cache) if config.sketch else None
     published = publish(
         trained, settings, ready.rows, ready.manifest, ready.folder, held_out=held_out, sketch=sketch,
         to_graph=to_graph, target_sensitivity=config.target_sensitivity, review_error=config.review_error,
         configuration=effective(config) | {"teacher": None if teacher is None else teacher.account()},
         costs=config.costs_of_mistakes, subject_label=config.label_of_subjects,
-        familiar=Familiar(ready.stores, _cache(config, settings)),
+        familiar=Familiar(ready.stores, cache, features_of),
     )  # fmt: skip
     if out_of_fold is not None:
         from pipeline.training.suspects import keep_suspects
@@ -353,43 +364,6 @@ def _announce(rows: LabelledRows, plan: ClusterPlan | None = None) -> None:
     warning = shared_memory_warning()
     if warning:
         print(f"warning: {warning}", flush=True)
-
-
-def _account(
-    trained: Trained, published: "Published", rows: LabelledRows, training_run: TrainingRun, config: TrainConfig,
-    clock: Clock,
-) -> None:  # fmt: skip
-    state, info = trained.state, published.bundle.info
-    metric, value = info.monitored
-    if trained.rejected.count:
-        print(f"left out: {trained.rejected}")
-    early = ", stopped early" if state.epoch < (config.epochs or 0) else ""
-    when = f"best epoch {state.best_epoch} of {state.epoch}{early}: " if len(state.history) > 1 else ""
-    print(f"{when}{metric} {'undefined' if value is None else f'{value:.4f}'}")
-    print(f"temperature {info.temperature:.3f} ({published.temperature.reason})")
-    if published.threshold is not None:
-        chosen = published.threshold
-        print(
-            f"threshold {chosen.value:.4f} ({chosen.rule}): sensitivity there {chosen.sensitivity:.3f}, "
-            f"specificity {chosen.specificity:.3f}"
-        )
-    for told in filter(None, (published.review, published.agreement)):
-        print(told)
-    print(f"out of distribution: {described(info.ood)}")
-    kind = "synthetic images; " if info.synthetic else ""
-    print(f"bundle {published.bundle.uri} ({kind}research software, not a medical device)")
-    if doubt := suspicion(state.history, str(info.training["monitor"]), rows.counts("validation")):
-        print(f"note: {doubt}")
-    print(info.against_chance)
-    print(published.verdict.reason)
-    print(f"TensorBoard: tensorboard --logdir {training_run.board}")
-    model = join(config.out, config.name) if published.verdict.is_best else published.bundle.uri
-    if published.verdict.guesses:
-        raise NotBetterThanChanceError(
-            f"{info.version} is kept, but {published.verdict.reason}; use it all the same with `leukoray promote "
-            f"{join(config.out, config.name)} --version {info.version}`"
-        )
-    print(f"{clock.seconds:.0f} s. Next: leukoray evaluate {config.manifest} --model {model}")
 
 
 command = job("train", TrainConfig, main, EXAMPLES)

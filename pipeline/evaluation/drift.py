@@ -86,9 +86,7 @@ def _limits(
             break
         sets = [[one] for one in subjects] if size == 1 else [rng.choice(subjects, size, False) for _ in range(_DRAWS)]
         inside = [chosen for chosen in (np.isin(codes, some) for some in sets) if chosen.sum() >= _FEWEST_OF_ONE]
-        apart = {
-            name: np.array([_distance(values[name], chosen) / spreads[name] for chosen in inside]) for name in names
-        }
+        apart = {name: _distances(values[name], inside) / spreads[name] for name in names}
         names = [name for name in names if np.isfinite(apart[name]).sum() >= FEWEST_SUBJECTS]
         if not names:
             break
@@ -108,12 +106,28 @@ def _smallest(name: str, spread: float) -> float:
     return max(_SMALLEST_LIMIT, STATISTICS[name].smallest / spread)
 
 
-def _distance(values: Floats, chosen: NDArray[np.bool_]) -> float:
-    """Between the chosen images and the others; NaN where one side shows nothing."""
-    here, others = values[chosen & np.isfinite(values)], values[~chosen & np.isfinite(values)]
+def _distances(values: Floats, sets: Sequence[NDArray[np.bool_]]) -> Floats:
+    """Between the images of each set and the others, (len(sets),); NaN where one side shows nothing."""
+    known = np.isfinite(values)
+    order = np.argsort(values[known])
+    ordered = values[known][order]
+    return np.array([_distance(ordered, chosen[known][order]) for chosen in sets])
+
+
+def _distance(ordered: Floats, chosen: NDArray[np.bool_]) -> float:
+    here, others = ordered[chosen], ordered[~chosen]
     if len(here) < _FEWEST_OF_ONE or not len(others):
         return float("nan")
-    return float(np.abs(np.quantile(here, LEVELS) - np.quantile(others, LEVELS)).mean())
+    return float(np.abs(quantiles_of(here) - quantiles_of(others)).mean())
+
+
+def quantiles_of(ordered: Floats) -> Floats:
+    """`np.quantile(ordered, LEVELS)`, to the bit, of values (N,) that ascend: a publication asks for ten thousand."""
+    place = (len(ordered) - 1) * LEVELS
+    below = np.floor(place).astype(np.int64)
+    low, high = ordered[below], ordered[np.minimum(below + 1, len(ordered) - 1)]
+    share, step = place - below, high - low
+    return np.where(share >= 0.5, high - step * (1 - share), low + step * share)
 
 
 def _rests_on(limits: Mapping[int, object], subjects: int, called: str, unit: str) -> str:

@@ -22,7 +22,8 @@ from pipeline.evaluation.prevalence import predictive_values
 from pipeline.evaluation.provenance import basis, caveats, data_facts, provenance
 from pipeline.evaluation.reach import Chosen, reach
 from pipeline.evaluation.recognized import NO_SKETCH, OWN, RECOGNIZED, Recognized, recognize, table_of_met
-from pipeline.evaluation.report import Kept, render_card, render_report
+from pipeline.evaluation.report.card import render_card
+from pipeline.evaluation.report.html import Kept, render_report
 from pipeline.evaluation.shortcut import Shortcut, judge_colours
 from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
 from pipeline.model.subject_rules import SubjectRules

@@ -2,7 +2,7 @@
 
     <root>/<key>/<digest>.pixels        some hundreds of images each; `key`: of all that decides a pixel
     <root>/<key>/<digest>.features      what a network makes of them, as `features` keeps it
-    <root>/<what>/<digest>.onnx, .json  what takes seconds to make, as `kept` keeps it
+    <root>/<what>/<digest>.onnx, ...    what takes seconds to make, as `kept` keeps it
 
 Which run, split or seed an image was decoded for is not in it: an image is found by its id and the version (etag) of
 the object it was read from, in whichever file it lies. What is not whole is removed, never believed. Files that were
@@ -11,6 +11,7 @@ not used for longest leave when there is no more room; a run that has one mapped
 
 import abc
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -48,7 +49,7 @@ _DISK_SHARE = 0.5  # of the disk's free bytes and those of the cache itself
 _HEADER_SHARE = 1.05  # a file's bytes by those of its pixels, at most
 _ABANDONED_S = 24 * 3600.0  # what was being written so long ago belongs to nobody any more
 _USED_LATELY_S = 120.0  # a run that has chosen a file may not have mapped it yet
-SUFFIXES = (".pixels", ".features", ".onnx", ".json")  # of all that lies below a root
+SUFFIXES = (".pixels", ".features", ".onnx", ".json", ".safetensors")  # of all that lies below a root
 PLACED_SCHEMA = pa.schema([*NOTE_FIELDS, pa.field("position", pa.int32(), nullable=False)])
 
 
@@ -296,6 +297,7 @@ def _name(image_ids: Sequence[int], etags: Sequence[str]) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
+@functools.cache  # the key is asked for with every file, and each of these reads a file of its own
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -6,7 +6,6 @@ the one that says most of subjects that the probe did not learn from is taken. C
 network looks at them: the features are always those of the default network, at its size.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed
@@ -32,7 +31,7 @@ from pipeline.training.cache import PixelCache
 from pipeline.training.decoded import decode
 from pipeline.training.features import session_of
 from pipeline.training.folds import groups_of
-from pipeline.training.kept import Kept
+from pipeline.training.kept import Kept, digest_of
 from pipeline.training.linear import held_out_losses, weigh
 from pipeline.training.recipe import KNOWN, KNOWN_SIZE
 from pipeline.training.rows import LabelledRows
@@ -138,12 +137,12 @@ def _chosen(images: Images, rows: pa.Table, settings: Settings) -> Seen:
 
 def _deciding(asked: pa.Table, pixels: Preprocessing, settings: Settings) -> list[str]:
     """All that the choice depends on: images, labels, subjects, how classes weigh, and what looks at them."""
-    rows = hashlib.sha256(json.dumps(asked.select(["image_id", "etag", "target"]).to_pydict()).encode())
-    rows.update(np.unique(asked["group"].to_numpy(), return_inverse=True)[1].astype(np.int64).tobytes())
+    groups = np.unique(asked["group"].to_numpy(), return_inverse=True)[1].tolist()
+    rows = digest_of(asked.select(["image_id", "etag", "target"]).append_column("group", pa.array(groups)))
     weighing = (settings.classes, settings.task, settings.balance, settings.costs, settings.positive, settings.seed)
     engines = [f"{name} {installed(name)}" for name in ("onnxruntime", "torch")]
     decoders = PixelCache("", pixels).key
-    return ["middle", __version__, rows.hexdigest(), decoders, str(weighing), str(WIDTHS), *engines]
+    return ["middle", __version__, rows, decoders, str(weighing), str(WIDTHS), *engines]
 
 
 def judged(losses: NDArray[np.float64], groups: NDArray[np.int64]) -> Seen:

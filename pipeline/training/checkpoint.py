@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
+from pipeline.training.rejected import Rejected
 from pipeline.training.run_folder import STATE
 from pipeline.training.validation import Scores
 
@@ -74,6 +75,15 @@ class Best:
 
     weights: Weights
     scores: Scores
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run ends with."""
+
+    state: State
+    best: Best
+    rejected: Rejected
 
 
 def weights_of(model: nn.Module) -> Weights:

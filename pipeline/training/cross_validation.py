@@ -15,8 +15,8 @@ from pipeline.model.prediction import probabilities
 from pipeline.model.registry import ModelFolder
 from pipeline.storage.uris import join
 from pipeline.training import validation
+from pipeline.training.checkpoint import Trained
 from pipeline.training.display import EpochLog
-from pipeline.training.fit import Trained
 from pipeline.training.folds import Folds
 from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows

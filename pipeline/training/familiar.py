@@ -4,7 +4,8 @@ Up to so many of the train and of the validation split, drawn by the seed, as th
 pixels come from this node's cache; what it lacks is decoded again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import __version__
+from pipeline.base.machine import usable_cores
 from pipeline.evaluation import drift
 from pipeline.evaluation.ood import MOST_TRAINING, MOST_VALIDATION, Fitted, Seen, fit
-from pipeline.images.appearance import NAMES, appearances
+from pipeline.images.appearance import NAMES, appearance
 from pipeline.model.drift import OOD_SCORE, ReferenceStatistics
 from pipeline.model.outputs import FEATURES
 from pipeline.model.reference import Reference, colours_seen
@@ -26,10 +29,15 @@ from pipeline.training.cache import PixelCache
 from pipeline.training.decoded import decode
 from pipeline.training.features import session_of
 from pipeline.training.filling import chunks
+from pipeline.training.kept import Kept, digest_of
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
 
 _BATCH = 16
+_NO_IDS, _NO_IMAGES = np.empty(0, np.int64), np.empty((0, 1, 1, 3), np.uint8)
+
+# Of images (N,), which are usable, and the features of these (n, D)
+FeaturesOf = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -41,61 +49,100 @@ class Own:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Usable images of a split, by ascending id. `looks` float32 (N, len(NAMES))."""
+class _Looks:
+    """What pixels alone say of images."""
 
-    ids: NDArray[np.int64]
-    seen: Seen
-    looks: NDArray[np.float32]
+    ids: NDArray[np.int64]  # (N,)
+    colours: NDArray[np.float32]  # (N, COLOURS)
+    figures: NDArray[np.float32]  # (N, len(NAMES))
+
+    def at(self, places: NDArray[np.int64]) -> "_Looks":
+        return _Looks(self.ids[places], self.colours[places], self.figures[places])
+
+    def of(self, ids: NDArray[np.int64]) -> "_Looks":
+        """Of some of the images, whose ids ascend."""
+        return self.at(np.searchsorted(self.ids, ids))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Usable images of a split, by ascending id."""
+
+    features: NDArray[np.float32]  # (N, D)
+    looks: _Looks
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.features, self.looks.colours)
 
 
 @dataclass(frozen=True)
 class Familiar:
-    """Where the pixels of a run's images are had. `cache` of this node; None: none is kept."""
+    """Where the pixels of a run's images are had, and what is known of them without.
+
+    `cache` of this node, beside which figures of pixels are kept; None: nothing is. `features_of`: those of the graph
+    that is asked of, where they are known already.
+    """
 
     stores: Stores
     cache: PixelCache | None
+    features_of: FeaturesOf | None = None
 
     def fit(self, graph: bytes, settings: Settings, rows: LabelledRows, manifest: Manifest) -> Own:
         """The reference of the model of `graph` with its limit, and the statistics of its images.
 
         Raises PlatformError when the store is out.
         """
-        session, seen = session_of(graph, threads=0), seen_size(settings.input_size, settings.center)
+        session = session_of(graph, threads=0) if self.features_of is None else None
         training, validation = (
-            self._part(session, drawn(table, most, settings.seed), settings, seen)
+            self._part(session, drawn(table, most, settings.seed), settings)
             for table, most in ((rows.train, MOST_TRAINING), (rows.validation, MOST_VALIDATION))
         )
-        units = manifest.info.units
-        ood = fit(training.seen, validation.seen, _subjects(manifest, validation.ids), units)
-        looks = np.concatenate([training.looks, validation.looks])
-        values = dict(zip(NAMES, looks.T, strict=True))
-        if ood is not None and len(validation.ids):  # of training the network made its features
-            scores = Reference.unpacked(ood.reference).scores(validation.seen.features, validation.seen.colours)
-            values[OOD_SCORE] = np.concatenate([np.full(len(training.ids), np.nan, np.float32), scores])
-        subjects = _subjects(manifest, np.concatenate([training.ids, validation.ids]))
+        units, count = manifest.info.units, len(training.features)
+        ood = fit(training.seen, validation.seen, _subjects(manifest, validation.looks.ids), units)
+        figures = np.concatenate([training.looks.figures, validation.looks.figures])
+        values = dict(zip(NAMES, figures.T, strict=True))
+        if ood is not None and len(validation.features):  # of training the network made its features
+            scores = Reference.unpacked(ood.reference).scores(validation.features, validation.looks.colours)
+            values[OOD_SCORE] = np.concatenate([np.full(count, np.nan, np.float32), scores])
+        subjects = _subjects(manifest, np.concatenate([training.looks.ids, validation.looks.ids]))
         return Own(ood, drift.fit(values, subjects, units, settings.seed))
 
-    def _part(self, session: Any, rows: pa.Table, settings: Settings, seen: int) -> _Part:
-        ids, features, colours = list[NDArray[np.int64]](), list[NDArray[np.float32]](), list[NDArray[np.float32]]()
-        looks = [np.empty((0, len(NAMES)), np.float32)]
-        for numbers, images in self._pixels(rows, settings):
-            for start in range(0, len(numbers), _BATCH):
-                batch = np.ascontiguousarray(images[start : start + _BATCH])
-                features += session.run([FEATURES], {"images": batch})
-                colours.append(colours_seen(batch, seen))
-                looks.append(appearances(batch))
-            ids.append(numbers)
-        if not ids:
-            nothing = np.empty((0, 0), np.float32)
-            return _Part(np.empty(0, np.int64), Seen(nothing, nothing), looks[0])
-        numbers, values = np.concatenate(ids), np.concatenate(features)
-        order = np.argsort(numbers)  # so that sums do not depend on where pixels lay
-        kept = order[np.isfinite(values[order]).all(axis=1)]
-        return _Part(numbers[kept], Seen(values[kept], np.concatenate(colours)[kept]), np.concatenate(looks)[kept])
+    def _part(self, session: Any, rows: pa.Table, settings: Settings) -> _Part:
+        """`session`: of the graph; None where features are known."""
+        seen = seen_size(settings.input_size, settings.center)
+        kept = _kept(self.cache, rows, seen)
+        known = _read(kept)
+        if known is not None and session is None:
+            return self._with_features(known)
+        looks, features, is_lasting = [_looks_of(_NO_IDS, _NO_IMAGES, seen)], list[NDArray[np.float32]](), True
+        for ids, images, is_same_again in self._pixels(rows, settings):
+            is_lasting = is_lasting and is_same_again
+            for start in range(0, len(ids), _BATCH):
+                numbers, batch = ids[start : start + _BATCH], np.ascontiguousarray(images[start : start + _BATCH])
+                features += [] if session is None else session.run([FEATURES], {"images": batch})
+                looks.append(
+                    known.of(numbers) if known is not None and is_same_again else _looks_of(numbers, batch, seen)
+                )
+        found = _Looks(*(np.concatenate([getattr(part, name) for part in looks]) for name in _Looks.__annotations__))
+        order = np.argsort(found.ids)  # so that sums do not depend on where pixels lay
+        if known is None and is_lasting:
+            kept.write_arrays(vars(found.at(order)))
+        if session is None:
+            return self._with_features(found.at(order))
+        values = np.concatenate(features or [np.empty((0, 0), np.float32)])
+        chosen = order[np.isfinite(values[order]).all(axis=1)]
+        return _Part(values[chosen], found.at(chosen))
 
-    def _pixels(self, rows: pa.Table, settings: Settings) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Ids and pixels uint8 (N, S, S, 3) of the usable images, some at a time."""
+    def _with_features(self, looks: _Looks) -> _Part:
+        assert self.features_of is not None
+        usable, values = self.features_of(looks.ids)
+        return _Part(values, looks.at(np.flatnonzero(usable)))
+
+    def _pixels(
+        self, rows: pa.Table, settings: Settings
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], bool]]:
+        """Ids and pixels uint8 (N, S, S, 3) of usable images, some at a time, and whether later runs see the same."""
         known = pa.array([], pa.int64())
         for placed in [] if self.cache is None else self.cache.find(rows, ""):
             held = self.cache.held(placed) if self.cache is not None else None
@@ -106,14 +153,30 @@ class Familiar:
             has_pixels = pc.is_null(placed.rows["code"]).to_numpy(zero_copy_only=False)
             ids = placed.rows["image_id"].to_numpy()
             known = pa.concat_arrays([known, pa.array(ids[whole])])
-            if (whole & has_pixels).any():
-                yield ids[whole & has_pixels], file.images[positions[whole & has_pixels]]
+            yield ids[whole & has_pixels], file.images[positions[whole & has_pixels]], True
         missing = rows.filter(pc.invert(pc.is_in(rows["image_id"], known)))
         for part in chunks(missing, missing.num_rows, settings.pixels.size):  # an archive is read once
             decoded = decode(part, settings.pixels, self.stores)
             usable = pc.is_null(decoded.notes["code"]).to_numpy(zero_copy_only=False)
-            if usable.any():
-                yield decoded.notes["image_id"].to_numpy()[usable], decoded.images[usable]
+            is_lasting = pc.all(decoded.notes["lasting"]).as_py()
+            yield decoded.notes["image_id"].to_numpy()[usable], decoded.images[usable], is_lasting
+
+
+def _looks_of(ids: NDArray[np.int64], images: NDArray[np.uint8], seen: int) -> _Looks:
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        figures = np.array(list(pool.map(appearance, images)), np.float32).reshape(-1, len(NAMES))
+    return _Looks(ids, colours_seen(images, seen), figures)
+
+
+def _kept(cache: PixelCache | None, rows: pa.Table, seen: int) -> Kept:
+    """What pixels alone say of these images."""
+    rest = [] if cache is None else [cache.key, digest_of(rows.select(["image_id", "etag"]))]
+    return Kept(cache, "looks", ["figures", __version__, np.__version__, str(NAMES), str(seen), *rest], ".safetensors")
+
+
+def _read(kept: Kept) -> _Looks | None:
+    arrays = kept.read_arrays()
+    return None if arrays is None else _Looks(**arrays)
 
 
 def _subjects(manifest: Manifest, ids: NDArray[np.int64]) -> list[str | None]:

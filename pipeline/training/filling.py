@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
 
 from pipeline.base.errors import LeukorayError, PlatformError
 from pipeline.base.text import last_line
@@ -80,6 +79,8 @@ def fill_caches(cache: PixelCache, missing: pa.Table, images: int, stores: Store
 
     `images`: of the whole run. Raises PlatformError where the store is out, a disk is full, or processes keep dying.
     """
+    import ray.data  # slow to load, and most that import this module keep or find images only
+
     begin = time.monotonic()
     blocks = chunks(missing, images, cache.pixels.size)
     with ray.data.DataContext.current(_context()):
@@ -105,7 +106,9 @@ def fill_caches(cache: PixelCache, missing: pa.Table, images: int, stores: Store
     return Filled(list(_by_file(pa.concat_tables(tables).cast(_KNOWN_SCHEMA))), time.monotonic() - begin)
 
 
-def _context() -> ray.data.DataContext:
+def _context() -> Any:
+    import ray.data
+
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # an error of ours comes back as it is

@@ -4,7 +4,6 @@ Ray Train (V2) continues from the last checkpoint in the run's folder.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,12 +17,11 @@ from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.training import checkpoint, midway
 from pipeline.training.cache import PixelCache
-from pipeline.training.checkpoint import Best, State
+from pipeline.training.checkpoint import Trained
 from pipeline.training.display import Display, EpochLog
 from pipeline.training.group import ProcessGroup, Trainer, train_environment
 from pipeline.training.loop import Assignment, train_worker
 from pipeline.training.progress import Announcer, Mailbox, checkpoint_name
-from pipeline.training.rejected import Rejected
 from pipeline.training.rows import LabelledRows
 from pipeline.training.run_folder import TrainingRun, checkpoint_files
 from pipeline.training.settings import Settings
@@ -34,15 +32,6 @@ from pipeline.training.watch import WORKER_RESTARTS, RefusedError, Watch, explai
 _CONTROLLER_RESTARTS = 2
 _RESIZE_EVERY_S = 120.0  # workers that become more begin anew, which takes them half a minute
 _POLL_S = 0.3
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The result of `fit`."""
-
-    state: State
-    best: Best
-    rejected: Rejected
 
 
 def fit(

@@ -1,4 +1,5 @@
-"""Small things that cost seconds to make, kept beside decoded images for the next run: graphs of networks, a choice.
+"""Small things that cost seconds to make, kept beside decoded images for the next run: graphs of networks, a choice,
+figures of pixels.
 
     <root>/<what>/<digest><suffix>      SHA-256 of the rest, then the rest
 
@@ -7,16 +8,28 @@ fails for it; what is not whole is made again.
 """
 
 import contextlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from pipeline.training.cache import PixelCache
 from pipeline.training.pixel_file import write_copy
 
 _DIGEST_BYTES = 32
+
+
+def digest_of(images: pa.Table) -> str:
+    """Of all columns: what something rests on that is made of these images, `image_id` and `etag` among them."""
+    return sha256(json.dumps(images.to_pydict()).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,15 @@ class Kept:
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_copy(str(path), sha256(data).digest() + data)
+
+    def read_arrays(self) -> dict[str, NDArray[Any]] | None:
+        """What `write_arrays` kept; None as `read`."""
+        data = self.read()
+        return None if data is None else load(data)
+
+    def write_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """As `write`, in the safetensors format."""
+        self.write(save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))
 
     def forget(self) -> None:
         """It is not what it should be."""

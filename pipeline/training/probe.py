@@ -21,11 +21,10 @@ from pipeline.model.export import check_parity
 from pipeline.model.feature_graph import with_head
 from pipeline.model.trainable import linear_head
 from pipeline.sources.manifest import Manifest
-from pipeline.training.checkpoint import Best, State, weights_of
+from pipeline.training.checkpoint import Best, State, Trained, weights_of
 from pipeline.training.display import EpochLog
 from pipeline.training.feature_network import feature_network
 from pipeline.training.features import QUARTERS, Features, FeatureSource, Network, seconds_an_image
-from pipeline.training.fit import Trained
 from pipeline.training.folds import groups_of
 from pipeline.training.linear import MOST_ITERATIONS, Learnt, choose_strength, fit_head, mean_loss, weigh
 from pipeline.training.rejected import refuse_missing_classes
@@ -105,6 +104,12 @@ class Probe:
         made = with_head(self._features_network().graph, weight, bias)
         check_parity(WithFeatures(model).eval(), made, input_size)
         return made
+
+    def features_of(self, image_ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Of these images (N,), which are usable, and what their features are as they stand, (n, D)."""
+        assert self._features is not None, "a probe that has fitted a head knows them"
+        usable, values = self._features.of(image_ids)
+        return usable, values[:, 0]
 
     def image_s(self) -> float:
         """Seconds that a core needs for the features of an image whose pixels are there."""

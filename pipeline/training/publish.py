@@ -21,9 +21,8 @@ from pipeline.model.subject_rules import SubjectLabel
 from pipeline.model.timm_networks import PREFIX as TIMM
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
-from pipeline.training.checkpoint import Best
+from pipeline.training.checkpoint import Best, Trained
 from pipeline.training.familiar import Familiar, Own
-from pipeline.training.fit import Trained
 from pipeline.training.judgement import HeldOut, judge
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.label_errors import label_errors
 from pipeline.evaluation.outcomes import THUMBNAIL
-from pipeline.evaluation.report.html import data_uri, environment
+from pipeline.evaluation.report.filling import data_uri, environment
 from pipeline.evaluation.report.words import NOT_A_DEVICE, number
 from pipeline.images.load import load_image
 from pipeline.ingest.suspects import SUSPECTS_TABLE, Suspect, SuspectsTable

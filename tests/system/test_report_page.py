@@ -11,8 +11,8 @@ from playwright.sync_api import sync_playwright
 
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
-from pipeline.evaluation.report import render_report
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
+from pipeline.evaluation.report.html import render_report
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 pytestmark = pytest.mark.skipif(

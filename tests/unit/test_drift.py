@@ -13,6 +13,7 @@ from pipeline.evaluation import drift
 from pipeline.model.bundle import read_bundle
 from pipeline.model.drift import (
     FEWEST_IMAGES,
+    LEVELS,
     QUANTILES,
     ReferenceStatistics,
     Shift,
@@ -171,3 +172,13 @@ def test_a_statistic_that_few_subjects_show_has_the_assumed_limit_and_all_limits
 def test_where_no_subject_alone_shows_enough_none_is_judged_by_sets_of_several() -> None:
     values, subjects = laboratory(30, 4, 0.5)
     assert all(each.limits == {1: drift.UNKNOWN_LIMIT} for each in fitted(values, subjects).statistics.values())
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 700), st.sampled_from([np.float32, np.float64]), st.floats(-6, 6))
+def test_quantiles_of_values_in_order_are_numpys_to_the_bit(
+    seed: int, count: int, kind: type[np.floating], scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.sort((rng.normal(size=count).round(2) * 10**scale).astype(kind))  # rounded, so that some are equal
+    found, expected = drift.quantiles_of(values), np.quantile(values, LEVELS)
+    assert found.dtype == expected.dtype and (found == expected).all()

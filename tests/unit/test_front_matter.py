@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary
-from pipeline.evaluation.report import render_card
+from pipeline.evaluation.report.card import render_card
 from tests.unit.test_report import info
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.base.errors import UsageError
 from pipeline.evaluation.calibration import Costs
-from pipeline.evaluation.report import render_card
+from pipeline.evaluation.report.card import render_card
 from pipeline.sources.manifest import Manifest
 from pipeline.training.judgement import HeldOut, judge, refuse_review
 from pipeline.training.rows import LabelledRows, labelled_rows

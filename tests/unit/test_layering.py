@@ -96,7 +96,12 @@ for name in {CPU_PATH!r}:
 @pytest.mark.parametrize(
     ("modules", "late"),
     [
-        (("jobs.train",), ("scipy", "sklearn", "matplotlib", "torchvision", "onnxscript")),  # the driver
+        (("jobs.train",), ("scipy", "sklearn", "matplotlib", "torchvision", "onnxscript", "ray.train")),  # the driver
+        (
+            ("jobs.train", "pipeline.training.probe", "pipeline.training.publish"),
+            ("matplotlib", "ray.train", "ray.data"),
+        ),
+        (("pipeline.training.features",), ("torch", "scipy", "pandas", "ray.train", "ray.data")),  # what extracts them
         (("pipeline.training.loop",), ("scipy", "sklearn", "matplotlib", "torchvision", "boto3")),  # a worker
         (("pipeline.training.group", "pipeline.training.progress"), ("torch", "scipy", "cv2")),  # Ray's controller
     ],

@@ -14,16 +14,10 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.overlay import WHAT_IT_IS, Mistake
 from pipeline.evaluation.prevalence import predictive_values
-from pipeline.evaluation.report import (
-    Kept,
-    binary_curves,
-    multiclass_curves,
-    plots,
-    render_card,
-    render_report,
-    words,
-)
-from pipeline.evaluation.report.curves import net_benefit
+from pipeline.evaluation.report import plots, words
+from pipeline.evaluation.report.card import render_card
+from pipeline.evaluation.report.curves import binary_curves, multiclass_curves, net_benefit
+from pipeline.evaluation.report.html import Kept, render_report
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.chance import AgainstChance
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,10 +15,11 @@ from PIL import Image
 
 from pipeline.base.errors import InputError
 from pipeline.images.likeness import KEY_LENGTH
-from pipeline.images.load import Preprocessing, load_image
+from pipeline.images.load import LoadedImage, Preprocessing, load_image
 from pipeline.model.bundle import SKETCH, Bundle, read_bundle
 from pipeline.model.sketch import Met, Part, Sketch, Trace, key_of, make_sketch, read_sketch
 from pipeline.storage.stores import Stores
+from pipeline.training.cache import PixelCache
 from pipeline.training.rows import labelled_rows
 from pipeline.training.sketching import sketch_of
 from tests.bundles import make_bundle
@@ -179,6 +181,25 @@ def test_training_sketches_what_it_learned_from_and_was_chosen_by(tmp_path: Path
         for uri in table["uri"].to_pylist():
             is_damaged = Path(uri) == damaged
             assert met_bytes(found, uri) == (None if is_damaged else Met(part, "bytes"))  # type: ignore[arg-type]
+
+
+def test_looks_are_found_once_while_an_image_is_as_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = labelled_rows(manifest_of(cell_images(tmp_path / "cells", 24), tmp_path / "manifest"))
+    cache = PixelCache(str(tmp_path / "cache"), Preprocessing(SIZE), None)
+    sketch_of(rows, Preprocessing(SIZE), Stores(), cache)
+    replaced = Path(rows.train["uri"][0].as_py())
+    replaced.write_bytes(jpeg(99))
+    decoded = list[bytes]()
+
+    def seen(data: bytes, *rest: Any, **options: Any) -> LoadedImage:
+        decoded.append(data)
+        return load_image(data, *rest, **options)
+
+    monkeypatch.setattr("pipeline.training.sketching.load_image", seen)
+    found = read_sketch(sketched(tmp_path / "b", sketch_of(rows, Preprocessing(SIZE), Stores(), cache)))
+    assert decoded == [jpeg(99)] and found is not None
+    for uri in [*rows.train["uri"].to_pylist(), *rows.validation["uri"].to_pylist()]:
+        assert found.by_looks(load_image(Path(uri).read_bytes(), SIZE).pixels) is not None
 
 
 def met_bytes(sketch: Sketch, uri: str) -> Met | None:

@@ -9,7 +9,7 @@ from pipeline.evaluation.comparison import words as told
 from pipeline.evaluation.comparison.result import Comparison, Judged, Pair, metrics_of
 from pipeline.evaluation.outcomes import thumbnails
 from pipeline.evaluation.report import words
-from pipeline.evaluation.report.html import data_uri, environment
+from pipeline.evaluation.report.filling import data_uri, environment
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import short_name
 

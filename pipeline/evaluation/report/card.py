@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.evaluation.calibration import called_in, spread_in
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import words
+from pipeline.evaluation.report.filling import environment
 from pipeline.evaluation.report.front_matter import front_matter
-from pipeline.evaluation.report.html import environment
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.reference import described
 

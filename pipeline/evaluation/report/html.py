@@ -1,24 +1,19 @@
 """The evaluation report: one HTML file that holds its pictures and fetches nothing, on screen and on paper."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.evaluation import explanation, overlay
+from pipeline.evaluation import overlay
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
 from pipeline.evaluation.overlay import Mistake
 from pipeline.evaluation.report import audit_pictures, elsewhere, plots, subjects, words
+from pipeline.evaluation.report.filling import data_uri, environment
 from pipeline.evaluation.report.picture import Picture
 
-TEMPLATES = Path(__file__).parent / "templates"
 _SLICE_ROWS = 15
 _RIGHT = "Share rightly named"
 _RECORDS = (
@@ -41,23 +36,6 @@ class Kept:
     epoch: int
     monitor: str = "val_auc"
     is_last: bool = False
-
-
-def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Environment:
-    """Jinja2 with this package's templates and those in `folders`; a missing name is an error, not a blank."""
-    loaded = Environment(
-        loader=FileSystemLoader([*folders, TEMPLATES]),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    loaded.filters |= {"number": words.number, "limits": words.interval, "with_interval": words.with_interval}
-    loaded.filters |= {"recognized": words.recognized, "signed": elsewhere.signed}
-    loaded.filters |= {"share": subjects.percent_with_limits}
-    loaded.filters |= {"optimism": words.optimism, "ways_to_split": words.ways_to_split}
-    loaded.filters |= {"map_sentences": explanation.sentences}
-    return loaded
 
 
 def render_report(
@@ -132,13 +110,6 @@ def _shown(mistake: Mistake) -> dict[str, str]:
     shown = {"source": data_uri(mistake.pixels), "caption": mistake.caption, "alt": mistake.alt}
     mapped = "" if mistake.mapped is None else data_uri(mistake.mapped)
     return shown | {"mapped": mapped, "map_alt": mistake.map_alt}
-
-
-def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 (h, w, 3), RGB, as a JPEG data: URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=88, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _disease(metrics: Mapping[str, Any]) -> Mapping[str, Any]:

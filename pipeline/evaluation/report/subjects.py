@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.evaluation.report import plots
 from pipeline.evaluation.report.picture import Picture
-from pipeline.evaluation.report.words import DASH, with_interval
+from pipeline.evaluation.report.words import with_interval
 from pipeline.model.subject_rules import percent
 
 SHOWN = 40  # subjects of the page; the CSV table has all
@@ -24,14 +24,6 @@ class Section:
     has_shares: bool
     has_probabilities: bool
     has_labels: bool
-
-
-def percent_with_limits(found: Mapping[str, Any] | None) -> str:
-    """`12 % (5.1 – 24)`."""
-    if found is None:
-        return DASH
-    low, high = (percent(found[end]).removesuffix(" %") for end in ("low", "high"))
-    return f"{percent(found['value'])} ({low} – {high})"
 
 
 def section(record: Mapping[str, Any] | None) -> Section | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected
-from pipeline.evaluation.report.html import data_uri, environment
+from pipeline.evaluation.report.filling import data_uri, environment
 from pipeline.evaluation.report.words import NOT_A_DEVICE, SYNTHETIC, number
 from pipeline.evaluation.transfer import Inspected, Transfer, sentences
 from pipeline.images.appearance import NAMES

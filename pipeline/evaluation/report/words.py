@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
+from pipeline.model.subject_rules import percent
 
 NOT_A_DEVICE = "Research software, not a medical device. Not for use in diagnosis or treatment."
 SYNTHETIC = (
@@ -46,6 +47,14 @@ def with_interval(metric: Mapping[str, Any], digits: int = 3) -> str:
     """0.942 (0.910 – 0.968)."""
     limits = interval(metric, digits)
     return number(metric["value"], digits) + (f" ({limits})" if limits else "")
+
+
+def percent_with_limits(found: Mapping[str, Any] | None) -> str:
+    """`12 % (5.1 – 24)`."""
+    if found is None:
+        return DASH
+    low, high = (percent(found[end]).removesuffix(" %") for end in ("low", "high"))
+    return f"{percent(found['value'])} ({low} – {high})"
 
 
 def per_hundred(share: float) -> str:

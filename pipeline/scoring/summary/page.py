@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.report import plots, words
-from pipeline.evaluation.report.html import data_uri, environment
+from pipeline.evaluation.report.filling import data_uri, environment
 from pipeline.scoring.schemas import IS_OOD
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail
