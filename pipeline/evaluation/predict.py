@@ -6,6 +6,7 @@ Imports neither scikit-learn nor matplotlib, so that a worker starts in a fracti
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.base.cluster import alive_nodes, refuse_dead_node, tell_waiting
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.resources import ClusterPlan, check, check_after_loss, places
 from pipeline.evaluation.colours import Colours, colours_of
+from pipeline.evaluation.read import Seen, in_batches
 from pipeline.images.appearance import NAMES, appearance
 from pipeline.images.load import Limits, LoadedImage
 from pipeline.images.remarks import joined
@@ -23,13 +25,11 @@ from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.model.sketch import Met, Sketch, read_sketch
 from pipeline.sources.manifest import Manifest, ManifestRow
-from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import Access, ListingRow, Row
 from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
-BATCH = 32
 _ROWS_PER_TASK = 128
 LOOKS = ("brightness", "sharpness")  # figures of `appearance` that images are divided by
 _NODE_CHECK_S = 5.0
@@ -56,9 +56,6 @@ class Glance:
     colours: Colours | None
 
 
-Waiting = tuple[ManifestRow, LoadedImage, Met | None]
-
-
 def predict_rows(
     predictor: Predictor,
     rows: Sequence[ManifestRow],
@@ -67,27 +64,20 @@ def predict_rows(
     sketch: Sketch | None = None,
 ) -> list[Outcome]:
     """Fetch, decode and predict; exactly one outcome a row."""
-    outcomes: list[Outcome] = []
-    waiting: list[Waiting] = []
-    for fetched in fetch_while_up(rows, stores, limits):
-        try:
-            data = fetched.bytes_or_raise()
-            image = predictor.load(data, limits)
-            met = None if sketch is None else sketch.by_bytes(data) or sketch.by_looks(image.pixels)
-            waiting.append((fetched.row, image, met))
-        except ImageRejected as error:
-            outcomes.append(Outcome(fetched.row, error))
-        if len(waiting) == BATCH:
-            outcomes += predicted(predictor, waiting)
-            waiting = []
-    return [*outcomes, *predicted(predictor, waiting)]
+
+    def met(data: bytes, image: LoadedImage) -> Met | None:
+        return None if sketch is None else sketch.by_bytes(data) or sketch.by_looks(image.pixels)
+
+    return in_batches(
+        predictor, rows, partial(predicted, predictor), Outcome, note=met, stores=stores, limits=limits
+    )  # fmt: skip
 
 
-def predicted(predictor: Predictor, batch: Sequence[Waiting]) -> Iterator[Outcome]:
-    results = predictor.predict_each([image.pixels for _, image, _ in batch])
-    for (row, image, met), result in zip(batch, results, strict=True):
-        pixels, kind, remarks = image.pixels, image.header.format, joined(image.remarks)
-        yield Outcome(row, result, kind, remarks, colours_of(pixels), met, _looks(pixels))
+def predicted(predictor: Predictor, batch: Sequence[Seen[ManifestRow, Met | None]]) -> Iterator[Outcome]:
+    results = predictor.predict_each([seen.image.pixels for seen in batch])
+    for seen, result in zip(batch, results, strict=True):
+        pixels, kind, remarks = seen.image.pixels, seen.image.header.format, joined(seen.image.remarks)
+        yield Outcome(seen.row, result, kind, remarks, colours_of(pixels), seen.note, _looks(pixels))
 
 
 def _looks(pixels: NDArray[np.uint8]) -> tuple[float, ...]:
@@ -99,13 +89,13 @@ def look_at_rows(
     predictor: Predictor, rows: Sequence[ManifestRow], stores: Stores = Stores(), limits: Limits = Limits()
 ) -> list[Glance]:
     """Fetch and decode as for a prediction, and keep the colours."""
-    glances = []
-    for fetched in fetch_while_up(rows, stores, limits):
-        try:
-            glances.append(Glance(fetched.row, colours_of(predictor.load(fetched.bytes_or_raise(), limits).pixels)))
-        except ImageRejected:
-            glances.append(Glance(fetched.row, None))
-    return glances
+
+    def glances(batch: Sequence[Seen[ManifestRow, None]]) -> list[Glance]:
+        return [Glance(seen.row, colours_of(seen.image.pixels)) for seen in batch]
+
+    return in_batches(
+        predictor, rows, glances, lambda row, _: Glance(row, None), stores=stores, limits=limits, size=1
+    )  # fmt: skip
 
 
 class EvaluationWorker:

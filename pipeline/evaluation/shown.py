@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.changes import Copies
-from pipeline.evaluation.predict import BATCH, Spread, tasks_of, tell_progress
+from pipeline.evaluation.predict import Spread, tasks_of, tell_progress
+from pipeline.evaluation.read import BATCH, Seen, in_batches
 from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.sources.manifest import ManifestRow
-from pipeline.sources.outage import fetch_while_up
 from pipeline.storage.stores import Stores
 
 _ROWS_PER_TASK = BATCH  # each of them in many copies
@@ -40,30 +38,17 @@ def predict_copies(
     limits: Limits = Limits(),
 ) -> list[Shown]:
     """Fetch, decode, change and predict; exactly one record a row."""
-    found: list[Shown] = []
-    waiting: list[tuple[ManifestRow, NDArray[np.uint8]]] = []
-    for fetched in fetch_while_up(rows, stores, limits):
-        try:
-            waiting.append((fetched.row, predictor.load(fetched.bytes_or_raise(), limits).pixels))
-        except ImageRejected:
-            found.append(Shown(fetched.row))
-        if len(waiting) == BATCH:
-            found += _predict(predictor, waiting, copies)
-            waiting = []
-    return [*found, *_predict(predictor, waiting, copies)]
 
+    def answers(batch: Sequence[Seen[ManifestRow, None]]) -> Iterator[Shown]:
+        images = np.stack([seen.image.pixels for seen in batch])
+        numbers = [int(seen.row.image_id) for seen in batch]
+        made = copies.made(images, predictor.info.seen_size, numbers)
+        said = zip(*(predictor.predict_each(list(some)) for some in made), strict=True)
+        for seen, of_image in zip(batch, said, strict=True):
+            known = tuple(each for each in of_image if isinstance(each, Prediction))
+            yield Shown(seen.row, known if len(known) == len(of_image) else ())
 
-def _predict(
-    predictor: Predictor, batch: Sequence[tuple[ManifestRow, NDArray[np.uint8]]], copies: Copies
-) -> Iterator[Shown]:
-    if not batch:
-        return
-    images = np.stack([pixels for _, pixels in batch])
-    numbers = [int(row.image_id) for row, _ in batch]
-    answers = [predictor.predict_each(list(some)) for some in copies.made(images, predictor.info.seen_size, numbers)]
-    for (row, _), said in zip(batch, zip(*answers, strict=True), strict=True):
-        known = tuple(each for each in said if isinstance(each, Prediction))
-        yield Shown(row, known if len(known) == len(answers) else ())
+    return in_batches(predictor, rows, answers, lambda row, _: Shown(row), stores=stores, limits=limits)
 
 
 class CopyWorker:

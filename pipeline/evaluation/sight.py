@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.predict import Spread, is_labelled, tasks_of
-from pipeline.images.load import Limits
+from pipeline.evaluation.read import Seen, in_batches
+from pipeline.images.load import LoadedImage
 from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.model.sketch import Entry, read_sketch
 from pipeline.sources.manifest import Manifest, ManifestRow
-from pipeline.sources.outage import fetch_while_up
 from pipeline.storage.stores import Stores
-
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -45,32 +43,23 @@ class SightWorker:
 
     def see(self, rows: Sequence[ManifestRow]) -> list[Sight]:
         """Exactly one a row."""
-        found: list[Sight] = []
-        waiting: list[tuple[ManifestRow, NDArray[np.uint8], Entry | None]] = []
-        for fetched in fetch_while_up(rows, self._stores, Limits()):
-            try:
-                data = fetched.bytes_or_raise()
-                pixels = self._predictor.load(data).pixels
-                entry = None if self._sketch is None else self._sketch.entry(data, pixels)
-                waiting.append((fetched.row, pixels, entry))
-            except ImageRejected as error:
-                found.append(Sight(fetched.row, rejected=error))
-            if len(waiting) == _BATCH:
-                found += self._seen(waiting)
-                waiting = []
-        return [*found, *self._seen(waiting)]
+        return in_batches(
+            self._predictor, rows, self._seen, lambda row, error: Sight(row, rejected=error), note=self._entry,
+            stores=self._stores,
+        )  # fmt: skip
 
-    def _seen(self, waiting: Sequence[tuple[ManifestRow, NDArray[np.uint8], Entry | None]]) -> list[Sight]:
-        if not waiting:
-            return []
-        images = [pixels for _, pixels, _ in waiting]
+    def _entry(self, data: bytes, image: LoadedImage) -> Entry | None:
+        return None if self._sketch is None else self._sketch.entry(data, image.pixels)
+
+    def _seen(self, batch: Sequence[Seen[ManifestRow, Entry | None]]) -> list[Sight]:
+        images = [seen.image.pixels for seen in batch]
         logits, features = self._predictor.outputs(images)
         said = self._predictor.predict_each(images)
         return [
-            Sight(row, rejected=answer)
+            Sight(seen.row, rejected=answer)
             if isinstance(answer, ImageRejected)
-            else Sight(row, logits[k], None if features is None else features[k], answer.is_ood, entry)
-            for k, ((row, _, entry), answer) in enumerate(zip(waiting, said, strict=True))
+            else Sight(seen.row, logits[k], None if features is None else features[k], answer.is_ood, seen.note)
+            for k, (seen, answer) in enumerate(zip(batch, said, strict=True))
         ]
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.evaluation.drawing import Drawn
 from pipeline.evaluation.predict import Spread, tasks_of, tell_progress
+from pipeline.evaluation.read import Seen, in_batches
 from pipeline.images.appearance import NAMES, appearances
 from pipeline.images.load import Limits
 from pipeline.model.bundle import Bundle, BundleInfo
@@ -22,7 +23,6 @@ from pipeline.model.drift import FEWEST_IMAGES, OOD_SCORE, ReferenceStatistics, 
 from pipeline.model.drift import told as told_shift
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
-from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import ListingRow
 from pipeline.storage.stores import Stores
 
@@ -42,23 +42,15 @@ def inspect_rows(
     predictor: Predictor, rows: Sequence[ListingRow], stores: Stores = Stores(), limits: Limits = Limits()
 ) -> list[Inspected]:
     """Fetch, decode, measure and predict; exactly one record a row."""
-    found: list[Inspected] = []
-    waiting: list[tuple[ListingRow, NDArray[np.uint8]]] = []
-    for fetched in fetch_while_up(rows, stores, limits):
-        try:
-            waiting.append((fetched.row, predictor.load(fetched.bytes_or_raise(), limits).pixels))
-        except ImageRejected as error:
-            found.append(Inspected(fetched.row, error))
-        if len(waiting) == _BATCH:
-            found += measured(predictor, waiting)
-            waiting = []
-    return [*found, *measured(predictor, waiting)]
+
+    def answered(batch: Sequence[Seen[ListingRow, None]]) -> list[Inspected]:
+        return measured(predictor, [(seen.row, seen.image.pixels) for seen in batch])
+
+    return in_batches(predictor, rows, answered, Inspected, stores=stores, limits=limits, size=_BATCH)
 
 
 def measured(predictor: Predictor, images: Sequence[tuple[ListingRow, NDArray[np.uint8]]]) -> list[Inspected]:
     """Of decoded images, uint8 (S, S, 3), one record each, in order."""
-    if not images:
-        return []
     pixels = [image for _, image in images]
     looks, results = appearances(np.stack(pixels)).tolist(), predictor.predict_each(pixels)
     return [

@@ -49,7 +49,11 @@ class Statistic(BaseModel):
         known = values[np.isfinite(values)]
         if not len(known):
             return float("nan")
-        return float(np.abs(np.quantile(known, LEVELS) - np.asarray(self.quantiles)).mean() / self.spread)
+        return self.distance_at(np.quantile(known, LEVELS))
+
+    def distance_at(self, quantiles: Floats) -> float:
+        """The same of quantiles at LEVELS."""
+        return float(np.abs(quantiles - np.asarray(self.quantiles)).mean() / self.spread)
 
     def limit(self, subjects: int) -> float:
         """For a set of images of so many subjects: of the largest known number that is not above."""
@@ -133,9 +137,14 @@ def shifts(reference: ReferenceStatistics, values: Mapping[str, Floats], subject
 def shift_of(name: str, known: Statistic, values: Floats, subjects: int) -> Shift:
     """Of one statistic, whose values (N,) are NaN where an image has none."""
     seen = values[np.isfinite(values)]
-    here = float(np.median(seen)) if len(seen) else float("nan")
-    limit, widest = known.limit(max(1, subjects)), known.limit(1)
-    return Shift(name, len(seen), known.distance(seen), limit, widest, here, known.middle)
+    at = np.quantile(seen, LEVELS) if len(seen) else np.full(QUANTILES, np.nan)
+    return shift_at(name, known, at, len(seen), subjects)
+
+
+def shift_at(name: str, known: Statistic, quantiles: Floats, images: int, subjects: int) -> Shift:
+    """The same of the quantiles at LEVELS of so many images' values."""
+    here, limit, widest = float(quantiles[QUANTILES // 2]), known.limit(max(1, subjects)), known.limit(1)
+    return Shift(name, images, known.distance_at(quantiles), limit, widest, here, known.middle)
 
 
 def verdict(found: Sequence[Shift], images: int, ood_share: float | None) -> Verdict:

@@ -5,7 +5,7 @@ the sum of losses, on standardised features; the intercept is free.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,6 @@ from pipeline.training.settings import Settings
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-_Asked = tuple[NDArray[np.float32], Ints, Floats]
 
 # What is tried, C; with a thousand features the optimum usually lies near 3e-3
 _STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -93,12 +92,13 @@ def choose_strength(
     Features (N, D) are means over turns, whose best strength is that of the turns and is found four times as fast, in
     single precision. From the usual one in steps to whatever neighbour is better: the loss has one valley.
     """
-    parts = _held_out(features, targets, weighed, groups, settings)
+    weights = weighed.of_class[targets]
+    parts = list(_held_out(features, targets, weights, _folds(targets, groups, settings)))
     if not parts:
         return _USUAL, "the usual one: too few subjects to choose by"
 
     def loss(number: int) -> float:
-        return sum(float(part.losses(_STRENGTHS[number], *asked).sum()) for part, _, asked in parts)
+        return sum(float(_losses(part, _STRENGTHS[number], targets, weights).sum()) for part in parts)
 
     number, tried = _lowest(loss, _STRENGTHS.index(_USUAL), len(_STRENGTHS))
     return _STRENGTHS[number], f"of {tried} tried, by {len(parts)} folds of the training subjects"
@@ -111,10 +111,11 @@ def held_out_losses(
 
     nan where no fold holds the image out; None where there are too few groups for any.
     """
-    parts, losses = _held_out(features, targets, weighed, groups, settings), np.full(len(targets), np.nan)
-    for part, out, asked in parts:
-        losses[out] = part.losses(_USUAL, *asked)
-    return losses if parts else None
+    folds, weights = _folds(targets, groups, settings), weighed.of_class[targets]
+    losses = np.full(len(targets), np.nan)
+    for part in _held_out(features, targets, weights, folds):
+        losses[part.out] = _losses(part, _USUAL, targets, weights)
+    return losses if folds else None
 
 
 def held_out_probabilities(features: NDArray[np.float32], targets: Ints, fold: Ints, classes: int) -> Floats:
@@ -126,37 +127,43 @@ def held_out_probabilities(features: NDArray[np.float32], targets: Ints, fold: I
     counts = np.bincount(targets, minlength=classes)
     there = np.flatnonzero(counts)
     weights = (len(targets) / len(there) / np.maximum(1, counts))[targets]
-    mean, deviation = _scale(features.astype(np.float64))
-    values = ((features - mean) / deviation).astype(np.float32)
     found = np.full((len(targets), classes), np.nan)
-    for number in np.unique(fold):
-        out = fold == number
-        if len(np.unique(targets[~out])) == len(there):
-            weight, bias = _Regression(values[~out], targets[~out], weights[~out], _ROUGH).fit(_USUAL)
-            found[out] = 0.0
-            found[np.ix_(out, there)] = np.exp(_log_probabilities((values[out] @ weight.T + bias).astype(np.float64)))
+    folds = _whole([fold == number for number in np.unique(fold)], targets)
+    for part in _held_out(features, targets, weights, folds):
+        found[part.out] = 0.0
+        found[np.ix_(part.out, there)] = np.exp(part.said(_USUAL))
     return found
 
 
-def _held_out(
-    features: NDArray[np.float32], targets: Ints, weighed: Weighed, groups: Ints, settings: Settings
-) -> "list[tuple[_Regression, NDArray[np.bool_], _Asked]]":
-    """For each fold a regression on the other groups, which images it holds out, and what `losses` takes of them.
+@dataclass(frozen=True)
+class _Part:
+    """A regression on other images than those of a fold, and what is held out."""
 
-    In single precision; nothing where there are too few groups.
-    """
-    count = min(_FOLDS, len(np.unique(groups)))
-    folds = _folds(targets, groups, count, settings) if count > 1 else []
+    fitted: "_Regression"
+    out: NDArray[np.bool_]  # (N,)
+    values: NDArray[np.float32]  # (M, D), of the images that are held out
+
+    def said(self, strength: float) -> Floats:
+        """Logarithms of their probabilities (M, K), K classes that there are."""
+        weight, bias = self.fitted.fit(strength)
+        return _log_probabilities((self.values @ weight.T + bias).astype(np.float64))
+
+
+def _held_out(
+    features: NDArray[np.float32], targets: Ints, weights: Floats, folds: list[NDArray[np.bool_]]
+) -> Iterator[_Part]:
+    """One for each fold, in single precision; features (N, D), weights (N,)."""
     mean, deviation = _scale(features.astype(np.float64))
-    values, weights = ((features - mean) / deviation).astype(np.float32), weighed.of_class[targets]
-    return [
-        (
-            _Regression(values[~out], targets[~out], weights[~out], _ROUGH),
-            out,
-            (values[out], targets[out], weights[out]),
-        )
-        for out in folds
-    ]
+    values = ((features - mean) / deviation).astype(np.float32)
+    for out in folds:
+        yield _Part(_Regression(values[~out], targets[~out], weights[~out], _ROUGH), out, values[out])
+
+
+def _losses(part: _Part, strength: float, targets: Ints, weights: Floats) -> Floats:
+    """Of the images that are held out (M,), each weighing as in the fit."""
+    truth = targets[part.out]
+    found: Floats = -(weights[part.out] * part.said(strength)[np.arange(len(truth)), truth])
+    return found
 
 
 def _lowest(loss: Callable[[int], float], start: int, count: int) -> tuple[int, int]:
@@ -172,17 +179,24 @@ def _lowest(loss: Callable[[int], float], start: int, count: int) -> tuple[int, 
     return best, len(losses)
 
 
-def _folds(targets: Ints, groups: Ints, count: int, settings: Settings) -> list[NDArray[np.bool_]]:
-    """Which images each fold holds out; folds without which a class is gone are left out."""
+def _folds(targets: Ints, groups: Ints, settings: Settings) -> list[NDArray[np.bool_]]:
+    """Which images each fold holds out; none where there are too few groups."""
+    count = min(_FOLDS, len(np.unique(groups)))
+    if count < 2:
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer groups than folds
         try:
             fold = dealt(targets, groups, count, settings.seed)
         except ValueError:  # no class has an image for each fold
             return []
-    held_out = [fold == number for number in range(count)]
+    return _whole([fold == number for number in range(count)], targets)
+
+
+def _whole(folds: list[NDArray[np.bool_]], targets: Ints) -> list[NDArray[np.bool_]]:
+    """Without the folds that hold nothing out, and those without which a class is gone."""
     everything = len(np.unique(targets))
-    return [out for out in held_out if out.any() and len(np.unique(targets[~out])) == everything]
+    return [out for out in folds if out.any() and len(np.unique(targets[~out])) == everything]
 
 
 def mean_loss(logits: NDArray[np.float32], targets: Ints) -> float:
@@ -224,10 +238,3 @@ class _Regression:
             self._model.set_params(C=strength).fit(self._values, self._targets, sample_weight=self._weights)
         self.iterations = int(self._model.n_iter_.max())
         return self._model.coef_, self._model.intercept_
-
-    def losses(self, strength: float, values: NDArray[np.floating], targets: Ints, weights: Floats) -> Floats:
-        """The losses of other images (N,)."""
-        weight, bias = self.fit(strength)
-        said = _log_probabilities((values @ weight.T + bias).astype(np.float64))
-        found: Floats = -(weights * said[np.arange(len(targets)), targets])
-        return found

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.base.errors import ImageRejected, InputError
-from pipeline.evaluation.predict import BATCH, Outcome, Spread, Waiting, is_labelled, predicted, tasks_of
+from pipeline.evaluation.predict import Outcome, Spread, is_labelled, predicted, tasks_of
 from pipeline.evaluation.predict import tell_progress as tell
+from pipeline.evaluation.read import BATCH, Seen
 from pipeline.images.load import Limits, LoadedImage
 from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
-from pipeline.model.sketch import read_sketch
+from pipeline.model.sketch import Met, read_sketch
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.manifest import Manifest, ManifestRow
 from pipeline.sources.outage import fetch_while_up
@@ -45,11 +46,11 @@ class ComparisonWorker:
             rule = predictor.info.preprocessing_digest
             if rule not in decoded:
                 decoded[rule] = [_loaded(predictor, fetched, limits) for fetched in batch]
-            waiting: list[Waiting] = []
+            waiting: list[Seen[ManifestRow, Met | None]] = []
             for fetched, image in zip(batch, decoded[rule], strict=True):
                 if isinstance(image, LoadedImage):
                     met = sketch and (sketch.by_bytes(fetched.bytes_or_raise()) or sketch.by_looks(image.pixels))
-                    waiting.append((fetched.row, image, met or None))
+                    waiting.append(Seen(fetched.row, image, met or None))
             answers = predicted(predictor, waiting)
             pairs = zip(batch, decoded[rule], strict=True)
             by_model.append(

@@ -20,7 +20,7 @@ from pipeline.base.errors import IncompleteError, InputError
 from pipeline.base.text import human_time
 from pipeline.scoring.history.ledger import UNCHANGED, UNCHANGED_BAD
 from pipeline.scoring.history.uncounted import described
-from pipeline.scoring.record import Pace, RunRecord
+from pipeline.scoring.record import ModelUsed, Pace, RunRecord
 from pipeline.scoring.run_folder import RECORD, REQUEST, SUBJECTS, Output, RunFolder
 from pipeline.scoring.schemas import IS_OOD, IS_UNCOUNTED
 from pipeline.scoring.summary import advice
@@ -118,7 +118,7 @@ def find_run(uri: str, stores: Stores) -> RunFolder:
 def summarize(folder: RunFolder) -> Summary:
     """Read a finished run. Raises IncompleteError when its files hold other rows than its account says."""
     run = folder.record()
-    scores = _Scores(run.model.threshold if run.model.positive_classes else None)
+    scores = _Scores(run.model)
     files = folder.outputs("predictions")
     for number, name in enumerate(files):
         for group, table in _row_groups(folder, name, _COUNTED):
@@ -189,14 +189,14 @@ class _Best:
 class _Scores:
     """What is counted of the predictions."""
 
-    def __init__(self, threshold: float | None) -> None:
-        self._threshold = threshold
+    def __init__(self, model: ModelUsed) -> None:
+        self._threshold = model.threshold if model.positive_classes else None
         self.histogram = np.zeros(BINS, np.int64)
         self.decisions: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
         self.review_band: tuple[float, float] | None = None
         self.highest, self.strangest, self.borderline = _Best(), _Best(), _Best()
-        self.drift = Drift()
+        self.drift = Drift.of(model)
 
     def add(self, table: pa.Table, file: int, group: int) -> None:
         probabilities = table["probability"].to_numpy().astype(np.float32)
