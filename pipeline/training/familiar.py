@@ -21,7 +21,7 @@ from pipeline.evaluation.ood import MOST_TRAINING, MOST_VALIDATION, Fitted, Seen
 from pipeline.images.appearance import NAMES, appearance
 from pipeline.model.drift import OOD_SCORE, ReferenceStatistics
 from pipeline.model.outputs import FEATURES
-from pipeline.model.reference import Reference, colours_seen
+from pipeline.model.reference import COLOURS, Reference, colours_seen
 from pipeline.model.seen import seen_size
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
@@ -34,7 +34,6 @@ from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
 
 _BATCH = 16
-_NO_IDS, _NO_IMAGES = np.empty(0, np.int64), np.empty((0, 1, 1, 3), np.uint8)
 
 # Of images (N,), which are usable, and the features of these (n, D)
 FeaturesOf = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float32]]]
@@ -62,6 +61,9 @@ class _Looks:
     def of(self, ids: NDArray[np.int64]) -> "_Looks":
         """Of some of the images, whose ids ascend."""
         return self.at(np.searchsorted(self.ids, ids))
+
+
+_NO_LOOKS = _Looks(np.empty(0, np.int64), np.empty((0, COLOURS), np.float32), np.empty((0, len(NAMES)), np.float32))
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Familiar:
         known = _read(kept)
         if known is not None and session is None:
             return self._with_features(known)
-        looks, features, is_lasting = [_looks_of(_NO_IDS, _NO_IMAGES, seen)], list[NDArray[np.float32]](), True
+        looks, features, is_lasting = [_NO_LOOKS], list[NDArray[np.float32]](), True
         for ids, images, is_same_again in self._pixels(rows, settings):
             is_lasting = is_lasting and is_same_again
             for start in range(0, len(ids), _BATCH):

@@ -28,6 +28,7 @@ from tests.training_data import cell_images, manifest_of
 from tests.training_settings import training_settings
 
 SIZE = 32
+pytestmark = pytest.mark.filterwarnings("error")
 SETTINGS = training_settings(input_size=SIZE)
 
 
