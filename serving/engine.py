@@ -54,10 +54,14 @@ class Engine:
         """Decode and predict one encoded image. Raises ImageRejected."""
         loop = asyncio.get_running_loop()
         loaded = await loop.run_in_executor(self._decoders, model.predictor.load, data, self.settings.limits)
-        answer = await self._predict(Waiting(model, loaded.pixels))
+        return to_answer(model, await self.predict(model, loaded.pixels), loaded, len(data))
+
+    async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8]) -> Prediction:
+        """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size. Raises ImageRejected."""
+        answer = await self._predict(Waiting(model, pixels))
         if isinstance(answer, ImageRejected):
             raise answer
-        return to_answer(model, answer, loaded, len(data))
+        return answer
 
     async def _run_batch(self, waiting: list[Waiting]) -> list[Answer]:
         return await asyncio.get_running_loop().run_in_executor(self._forward, _predict_waiting, waiting)
@@ -104,11 +108,13 @@ def _predict_waiting(waiting: list[Waiting]) -> list[Answer]:
     answers: list[Answer] = list(failed)
     for model in {id(item.model): item.model for item in waiting}.values():
         places = [place for place, item in enumerate(waiting) if item.model is model]
+        started = time.perf_counter_ns()
         try:
             said = model.predictor.predict_each([waiting[place].pixels for place in places])
         except Exception:
             log.exception("the forward pass failed")
             continue
+        model.work.count(len(places), time.perf_counter_ns() - started)
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
     return answers

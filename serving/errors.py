@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from pipeline.base.errors import Code, ImageRejected
@@ -51,6 +51,11 @@ class HttpError(Exception):
         }
 
 
+def speaks_oip(path: str) -> bool:
+    """Whether errors at this path are those of the Open Inference Protocol: `{"error": $string}` and nothing else."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
 def from_rejection(error: ImageRejected) -> HttpError:
     """The same words as in a batch run's quarantine, with the status of their code."""
     return HttpError(_STATUS.get(error.code, 500), error.code.value, error.message)
@@ -59,5 +64,7 @@ def from_rejection(error: ImageRejected) -> HttpError:
 def error_response(error: HttpError, scope: Scope) -> Response:
     """`scope` is the request's, after the guard; its state remembers the code for the log."""
     scope["state"]["error_code"] = error.code
+    if speaks_oip(scope["path"].removeprefix(scope.get("root_path", ""))):
+        return JSONResponse({"error": error.message}, error.status, error.headers)
     body = ErrorBody(**error.problem(scope))
     return Response(body.model_dump_json(), status_code=error.status, headers=error.headers, media_type=PROBLEM)

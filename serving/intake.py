@@ -86,9 +86,14 @@ def check_encoding(headers: Headers) -> None:
         raise HttpError(415, "unsupported_encoding", message)
 
 
+async def read_body(request: Request, limit: int, ticket: Ticket) -> bytes:
+    """The body, of at most `limit` bytes; it may have none. Raises HttpError 413 or 503."""
+    return b"".join([chunk async for chunk in _chunks(request, limit, ticket)])
+
+
 async def read_raw(request: Request, settings: ServingSettings, ticket: Ticket) -> bytes:
     """The image that is the body. Raises HttpError 400, 413 or 503."""
-    data = b"".join([chunk async for chunk in _chunks(request, settings.max_bytes, ticket)])
+    data = await read_body(request, settings.max_bytes, ticket)
     if not data:
         raise HttpError(400, "empty", "the body has no bytes; send one image as the body, or files as multipart")
     return data

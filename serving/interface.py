@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from pipeline.base.errors import Code, Stage
-from serving.errors import PROBLEM
+from serving.errors import PROBLEM, speaks_oip
 from serving.intake import MULTIPART
 from serving.schemas import BatchFailure, ErrorBody
 from serving.settings import ServingSettings
@@ -47,6 +47,7 @@ _CODES = {
     "too_many_files": "More files than the limit.",
     "unsupported_encoding": "A compressed body.",
 }
+_PROBLEM_BODY = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
 _TEXT = {"type": "string"}
 _REQUEST_ID_HEADER = {"X-Request-ID": {"description": "of this request, as sent or made here", "schema": _TEXT}}
 RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
@@ -118,13 +119,18 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """The description that FastAPI makes, with errors as problem details and what every route may answer."""
     found = app.openapi()
     everywhere = {400: "an invalid X-Request-ID", 500: ERRORS[500], 503: ERRORS[503]}
-    body = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
-    for operations in found["paths"].values():
+    known = found["components"]["schemas"]
+    known.setdefault("OipError", {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]})
+    for path, operations in found["paths"].items():
         for operation in operations.values():
             answers = operation["responses"]
             for status, text in everywhere.items():
-                answers.setdefault(str(status), {"description": text, "content": {"application/json": body}})
+                answers.setdefault(str(status), {"description": text, "content": {"application/json": _PROBLEM_BODY}})
             for status, answer in answers.items():
-                if status >= "400" and "application/json" in answer.get("content", {}):
+                if status < "400":
+                    continue
+                if speaks_oip(path):
+                    answer["content"] = {"application/json": {"schema": {"$ref": "#/components/schemas/OipError"}}}
+                elif "application/json" in answer.get("content", {}):
                     answer["content"] = {PROBLEM: answer["content"]["application/json"]}
     return found

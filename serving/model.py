@@ -1,6 +1,7 @@
 """A bundle in memory that has proved itself, ready to be swapped in."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from pipeline.images.load import LoadedImage
 from pipeline.model.prediction import Prediction
@@ -10,12 +11,29 @@ from serving.schemas import ImageAnswer, ImageInfo, ModelInfo
 from serving.settings import ServingSettings
 
 
+@dataclass(eq=False)
+class Work:
+    """Forward passes since a model was loaded. Only the thread of these counts."""
+
+    images: int = 0
+    passes: int = 0
+    ns: int = 0
+    last_ms: int = 0  # since the epoch; 0: none yet
+
+    def count(self, images: int, ns: int) -> None:
+        self.images += images
+        self.passes += 1
+        self.ns += ns
+        self.last_ms = time.time_ns() // 1_000_000
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A predictor and what an answer says of it. Requests keep the one they started with through a swap."""
 
     predictor: Predictor
     info: ModelInfo
+    work: Work = field(default_factory=Work)
 
 
 def load_model(uri: str, settings: ServingSettings, threshold: float | None = None) -> LoadedModel:

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -24,13 +25,16 @@ from serving.intake import (
 from serving.interface import REQUEST_BODY, REQUEST_ID_PARAMETER, keys, responses
 from serving.model import LoadedModel
 from serving.schemas import BatchBody, BatchFailure, FileAnswer, PredictionBody
+from serving.settings import ServingSettings
 
+_Body = TypeVar("_Body")
+_Item = TypeVar("_Item")
+_Outcome = TypeVar("_Outcome")
 _FILES_AT_ONCE = 4  # of one request, so that other requests are not left behind all of them
 
 
-def prediction_routes(engine: Engine) -> APIRouter:
+def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
     router = APIRouter()
-    admission = Admission(engine.settings)
 
     @router.post(
         "/predict",
@@ -48,32 +52,56 @@ def prediction_routes(engine: Engine) -> APIRouter:
         """
         check_key(request.headers, engine.settings.api_key_sha256)
         check_encoding(request.headers)
-        with admission.enter() as ticket:
-            return await _answer_in_time(request, engine, ticket)
+        settings, started = engine.settings, time.perf_counter()
+
+        async def read(ticket: Ticket) -> bytes | list[ReceivedFile]:
+            if media_type(request.headers) == MULTIPART:
+                return await read_files(request, settings, ticket)
+            return await read_raw(request, settings, ticket)
+
+        async def answer(body: bytes | list[ReceivedFile]) -> Response:
+            if isinstance(body, bytes):
+                return await _answer_image(request, engine, body, started)
+            return await _answer_files(request, engine, body, started)
+
+        return await in_time(settings, admission, read, answer)
 
     return router
 
 
-async def _answer_in_time(request: Request, engine: Engine, ticket: Ticket) -> Response:
-    """The answer, or 408 when the client was too slow, or 504 when we were."""
-    started = time.perf_counter()
-    kind = media_type(request.headers)
-    settings = engine.settings
+async def in_time(
+    settings: ServingSettings,
+    admission: Admission,
+    read: Callable[[Ticket], Awaitable[_Body]],
+    answer: Callable[[_Body], Awaitable[Response]],
+) -> Response:
+    """One request from its place to its answer.
+
+    Raises HttpError 503 when there is no place, 408 when the client was too slow, 504 when we were.
+    """
     has_body = False
     try:
-        async with asyncio.timeout(settings.request_timeout_s):
-            if kind == MULTIPART:
-                files = await read_files(request, settings, ticket)
+        with admission.enter() as ticket:
+            async with asyncio.timeout(settings.request_timeout_s):
+                body = await read(ticket)
                 has_body = True
-                return await _answer_files(request, engine, files, started)
-            data = await read_raw(request, settings, ticket)
-            has_body = True
-            return await _answer_image(request, engine, data, started)
+                return await answer(body)
     except TimeoutError as error:
         limit = f"{settings.request_timeout_s:g} s"
         if has_body:
             raise HttpError(504, "timeout", f"no answer within {limit}; try again, or send fewer images") from error
         raise HttpError(408, "body_timeout", f"the body did not arrive within {limit}") from error
+
+
+async def at_once(work: Callable[[_Item], Awaitable[_Outcome]], items: Sequence[_Item]) -> list[_Outcome]:
+    """`work` on a few items of one request at a time, its outcomes in order."""
+    places = asyncio.Semaphore(_FILES_AT_ONCE)
+
+    async def in_turn(item: _Item) -> _Outcome:
+        async with places:
+            return await work(item)
+
+    return list(await asyncio.gather(*map(in_turn, items)))
 
 
 def _provenance(request: Request, model: LoadedModel, started: float) -> dict[str, Any]:
@@ -97,13 +125,7 @@ async def _answer_image(request: Request, engine: Engine, data: bytes, started: 
 async def _answer_files(request: Request, engine: Engine, files: list[ReceivedFile], started: float) -> Response:
     model = engine.model
     request_id = str(request.state.request_id)
-    places = asyncio.Semaphore(_FILES_AT_ONCE)
-
-    async def in_turn(file: ReceivedFile) -> Any:
-        async with places:
-            return await _answer_file(engine, model, file)
-
-    outcomes = await asyncio.gather(*map(in_turn, files))
+    outcomes = await at_once(lambda file: _answer_file(engine, model, file), files)
     results, errors = [], []
     for file, outcome in zip(files, outcomes, strict=True):
         if isinstance(outcome, HttpError):

@@ -3,6 +3,7 @@
 POST /predict   one image as the body, or several as multipart/form-data
 GET  /healthz   the process answers      GET /readyz   the model answers
 GET  /model     which model, and whether it was shown to be better than chance
+     /v2...     the Open Inference Protocol
 GET  /          the page                 GET /docs     this interface; /openapi.json for programs
 """
 
@@ -15,9 +16,11 @@ from pipeline import __version__
 from serving.engine import Engine
 from serving.errors import HttpError, error_response
 from serving.guard import Guard, cors_options
+from serving.intake import Admission
 from serving.interface import codes, describe, get
 from serving.pages import docs_page, front_page
 from serving.predict import prediction_routes
+from serving.protocols.oip.routes import oip_routes
 from serving.schemas import NOTICE
 from serving.state import state_routes
 
@@ -39,7 +42,9 @@ def create_app(engine: Engine, *, behind_serve: bool = False) -> FastAPI:
         app.add_middleware(CORSMiddleware, **cors_options(engine.settings.cors_origins))  # around errors as well
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(HTTPException, _on_starlette_error)
-    app.include_router(prediction_routes(engine))
+    admission = Admission(engine.settings)
+    app.include_router(prediction_routes(engine, admission))
+    app.include_router(oip_routes(engine, admission))
     app.include_router(state_routes(engine))
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]  # as FastAPI's documentation extends it

@@ -1,15 +1,25 @@
 """Clients that nobody here wrote, run unchanged against the service: what they call a standard has to be one."""
 
 import hashlib
+import json
+import re
+import socket
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from serving.settings import ServingSettings
+from tests.asgi import picture
 from tests.bundles import make_bundle
 from tests.clients import ROOT, run_client
 from tests.live import live
+from tests.servers import free_port
+from tests.system.test_serve_faults import started, until
 
 KEY = "k1"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -45,6 +55,107 @@ def schemathesis(url: str, folder: Path, config: str) -> str:
 def test_schemathesis_finds_nothing_without_keys_and_with_them(
     url: str, guarded_url: str, tmp_path: Path, key: str | None
 ) -> None:
-    config = f'[auth.openapi.APIKeyHeader]\napi_key = "{key}"\n' if key else ""
+    # That data has as many elements as shape says, and is base64 of an image, is more than a JSON schema can say.
+    config = '[parameters]\n"path.name" = "tiny-linear"\n"path.version" = "20260101-000000-00000000"\n'
+    config += '[[operations]]\ninclude-path-regex = "/infer$"\nchecks.positive_data_acceptance.enabled = false\n'
+    if key:
+        config += f'[auth.openapi.APIKeyHeader]\napi_key = "{key}"\n'
     said = schemathesis(guarded_url if key else url, tmp_path, config)
-    assert "No issues found" in said and "/predict" not in said, said
+    assert "FAILURES" not in said and "ERRORS" not in said, said
+    [(tested, total)] = re.findall(r"Operations: +(\d+) selected / (\d+) total", said)
+    assert tested == total and int(total) >= 16
+
+
+@dataclass
+class Sent:
+    """Images in files, and what /predict says of them."""
+
+    files: list[str]
+    probability: list[float]
+    decision: list[str]
+    model: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def sent(url: str, tmp_path_factory: pytest.TempPathFactory) -> Sent:
+    folder, files, said = tmp_path_factory.mktemp("images"), [], []
+    for seed, kind in enumerate(("PNG", "JPEG", "WEBP")):
+        file = folder / f"{seed}.{kind}"
+        file.write_bytes(picture(kind, seed))
+        said.append(httpx.post(f"{url}/predict", content=file.read_bytes(), timeout=30).json())
+        files.append(str(file))
+    return Sent(files, [one["probability"] for one in said], [one["decision"] for one in said], said[0]["model"])
+
+
+def run(name: str, script: str, *arguments: str, cwd: Path) -> dict[str, Any]:
+    """What a script of tests/clients prints last, as JSON."""
+    said = run_client(name, str(ROOT / "tests" / "clients" / script), *arguments, cwd=cwd)
+    return dict(json.loads(said.strip().splitlines()[-1]))
+
+
+def assert_triton(url: str, sent: Sent, folder: Path) -> None:
+    told = run("tritonclient", "triton_client.py", url, *sent.files, cwd=folder)
+    assert (told["probability"], told["decision"]) == (sent.probability, sent.decision)
+    status, message = told["refused"]
+    assert status == "415" and "no image" in message
+    assert told["answered"] == 4 and told["extensions"] == ["binary_tensor_data", "statistics"]
+
+
+def test_tritonclient(url: str, sent: Sent, tmp_path: Path) -> None:
+    assert_triton(url, sent, tmp_path)
+
+
+def test_kserves_client(url: str, sent: Sent, tmp_path: Path) -> None:
+    told = run("kserve", "kserve_client.py", url, sent.model["name"], *sent.files, cwd=tmp_path)
+    assert told["True"] == told["False"] == sent.probability
+    assert "inputs none: expected one, 'image', '400 Bad Request'" in told["refused"]
+
+
+def test_the_client_made_from_the_protocols_openapi_file(url: str, sent: Sent, tmp_path: Path) -> None:
+    names = [sent.model["name"], sent.model["version"]]
+    told = run("open-inference-openapi", "open_inference_client.py", url, *names, *sent.files, cwd=tmp_path)
+    assert told["server"] == "leukoray" and told["probability"] == [[sent.probability]] * 2
+    assert told["refused"][0] == 404 and "no model 'another'" in told["refused"][1]
+
+
+def test_mlservers_types(url: str, sent: Sent, tmp_path: Path) -> None:
+    told = run("mlserver", "mlserver_types.py", url, sent.model["name"], *sent.files, cwd=tmp_path)
+    assert told["server"] == "leukoray" and told["probability"] == sent.probability and len(told["class"]) == 3
+
+
+def raw(url: str, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """An answer on a plain socket; clients refuse to send what is sent here."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 10) as connection:
+        connection.sendall(request.replace(b"\n", b"\r\n"))
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.recv(65536)
+        head, _, body = received.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        while len(body) < int(headers.get("content-length", 0)):
+            body += connection.recv(65536)
+    return int(lines[0].split()[1]), headers, body
+
+
+_UPGRADE = b"Host: x\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: a2V5a2V5a2V5a2V5a2V5a2==\n"
+
+
+def test_behind_serves_own_proxy(model_uri: str, sent: Sent, tmp_path: Path) -> None:
+    """One start: the clients' answers, ids that are none, and handshakes of WebSockets, all answered at once."""
+    port, log = free_port(), tmp_path / "serve.log"
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "jobs.serve", model_uri, "--port", str(port), "--num-cpus", "1"]
+    with started(*command, log=log, RAY_SERVE_ENABLE_HA_PROXY="0") as process:
+        until(lambda: "Ctrl-C stops it" in log.read_text() or process.poll() is not None, "the announcement")
+        assert process.poll() is None, log.read_text()
+        assert_triton(address, sent, tmp_path)
+        for given in (b"caf\xe9", b"a b"):
+            status, headers, body = raw(address, b"GET /healthz HTTP/1.1\nHost: x\nX-Request-ID: " + given + b"\n\n")
+            error = json.loads(body)["error"]
+            assert (status, error["code"]) == (400, "invalid_request_id")
+            assert headers["x-request-id"] == error["request_id"]
+        for line, rest in ((b"GET", b"\n"), (b"POST", b"Content-Length: 2\n\nxx"), (b"POST", b"\n")):
+            status, headers, body = raw(address, line + b" /predict HTTP/1.1\n" + _UPGRADE + rest)
+            assert status in (400, 405) and json.loads(body)["error"]["request_id"] == headers["x-request-id"]

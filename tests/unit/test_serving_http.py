@@ -22,18 +22,12 @@ from serving.engine import Engine
 from serving.model import load_model
 from serving.routes import create_app
 from serving.settings import ModelChoice, ServingSettings, read_choice
+from tests.asgi import call, client, picture
 from tests.bundles import make_bundle, said_of
 from tests.dicoms import PATIENT, dicom
 from tests.images import encoded, scene
 
 JPEG = {"content-type": "image/jpeg"}
-
-
-def picture(kind: str = "JPEG", seed: int = 0, width: int = 90, height: int = 70) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +42,6 @@ def make(model_uri: str) -> Callable[..., Engine]:
         return Engine(checked, load_model(checked.model, checked))
 
     return build
-
-
-def client(engine: Engine) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
-
-
-def call(engine: Engine, method: str, path: str, **options: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
-        async with client(engine) as http:
-            return await http.request(method, path, **options)
-
-    return asyncio.run(once())
 
 
 def assert_error(answer: httpx.Response, status: int, code: str) -> None:
