@@ -139,7 +139,8 @@ def raw(url: str, request: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(lines[0].split()[1]), headers, body
 
 
-_UPGRADE = b"Host: x\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: a2V5a2V5a2V5a2V5a2V5a2==\n"
+_KEY = b"Sec-WebSocket-Version: 13\nSec-WebSocket-Key: a2V5a2V5a2V5a2V5a2V5a2==\n"
+_UPGRADE = b"Host: x\nConnection: Upgrade\nUpgrade: websocket\n" + _KEY
 
 
 def test_behind_serves_own_proxy(model_uri: str, sent: Sent, tmp_path: Path) -> None:
