@@ -6,11 +6,35 @@ from typing import Any
 from pipeline.evaluation.sample_size import FEW_IMAGES, FEW_UNITS, what_is_enough
 
 FEW_SUBJECTS = 20
+_APART = 0.1  # share of the images by which probabilities miss, from which on it is said
+_FEWEST_UNITS, _ERRORS = 10, 3.0  # whose spread tells a standard error; how many of them are no chance
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
     """Takes the dictionary that `evaluate_binary` or `evaluate_multiclass` is building."""
-    return [*_of_units(result["intervals"]), *_of_classes(result)]
+    return [*_of_units(result["intervals"]), *_of_classes(result), *_of_shares(result)]
+
+
+def _of_shares(result: Mapping[str, Any]) -> list[str]:
+    """Where the probabilities of many classes, added up, are far from how frequent these are here."""
+    found = result.get("shares")
+    if found is None or found["apart"] < _APART or result["intervals"]["units"] < _FEWEST_UNITS:
+        return []
+    differences = [told - true for told, true in zip(found["told"], found["true"], strict=True)]
+    beyond = [k for k, (apart, error) in enumerate(zip(differences, found["error"], strict=True))
+              if abs(apart) > _ERRORS * error]  # fmt: skip
+    if not beyond:
+        return []
+    most = sorted(beyond, key=lambda k: -abs(differences[k]))[:3]
+    named = ", ".join(
+        f"{result['class_names'][k]} {100 * found['told'][k]:.1f} % where {100 * found['true'][k]:.1f} % are"
+        for k in most
+    )
+    return [
+        f"Probabilities rank images here rather than tell shares: added up they say {named}. Training with --balance "
+        "loss lets rare classes weigh as much as others; --balance none, or `leukoray calibrate` on images as they "
+        "come, lets probabilities tell shares."
+    ]
 
 
 def _of_units(method: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.evaluation.abstention import judge_review
 from pipeline.evaluation.adverse import NO_LIMITS, Limits, interval_of, limits
 from pipeline.evaluation.cautions import cautions
 from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, binary_metrics, ratio, weighted_multiclass
-from pipeline.evaluation.intervals import Resampling, as_json, subject_codes
+from pipeline.evaluation.intervals import Resampling, as_json, clustered_error, subject_codes
 from pipeline.evaluation.limits import Answers, Means, Parts, binary_parts, method_of, multiclass_parts
 from pipeline.evaluation.slices import Slice
 from pipeline.model.review import Band, ReviewRule
@@ -93,6 +93,7 @@ def evaluate_multiclass(
         "per_class": [
             {"class_name": name, **_one_class(k, points, answers, found)} for k, name in enumerate(class_names)
         ],
+        "shares": _shares(truth, scores, answers),
         **_slices(tables, found, units, resampling),
         "review": None,
     }
@@ -120,6 +121,17 @@ def _slices(tables: Mapping[str, Slice], found: Found, called: str, resampling: 
             name: {"unit": table.unit, "method": table.method(called)} for name, table in tables.items()
         },
     }
+
+
+def _shares(truth: Ints, scores: Floats, answers: Answers) -> dict[str, Any]:
+    """Of each class: the mean of its probabilities, its share of the images, the standard error of the difference over
+    `units`. `apart`: the share of images by which the means miss (total variation), 0..1.
+    """
+    actual = np.eye(scores.shape[1])[truth]
+    told, true = scores.mean(axis=0), actual.mean(axis=0)
+    errors = [clustered_error(column, answers.codes) for column in (scores - actual).T]
+    apart = float(np.abs(told - true).sum() / 2)
+    return {"told": told.tolist(), "true": true.tolist(), "error": errors, "apart": apart}
 
 
 def _one_class(k: int, points: Mapping[str, Floats], answers: Answers, found: Found) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Shortcut:
     border: Mapping[str, Any] | None = None
     whole: Mapping[str, Any] | None = None
     model: Mapping[str, Any] | None = None  # the model's own, on the same images
+    few: tuple[str, ...] = ()  # of many classes those with fewer than _FEWEST images learnt from
 
     def record(self) -> dict[str, Any]:
         """For `metrics.json`."""
@@ -141,7 +142,9 @@ def judge_colours(
         guesser = make_pipeline(StandardScaler(), SVC(C=10, class_weight="balanced")).fit(known, truth)
         reached = _balanced_accuracy(outcomes, guesser.predict(measured), resampling)
         found[part] = reached | {"above_guessing": _is_above(chance, reached, outcomes)}
-    return Shortcut("", len(seen), total, chance, **found, model=dict(model))
+    counts = zip(info.classes, np.bincount(truth, minlength=len(info.classes)).tolist(), strict=True)
+    few = tuple(name for name, count in counts if count < _FEWEST)
+    return Shortcut("", len(seen), total, chance, **found, model=dict(model), few=few)
 
 
 def _why_not(outcomes: Outcomes, truth: Ints, asked: int, total: int) -> str:
@@ -152,8 +155,7 @@ def _why_not(outcomes: Outcomes, truth: Ints, asked: int, total: int) -> str:
         return "this manifest has no labelled training images"
     if not asked:
         return "--colour-images is 0"
-    counts = np.unique(truth, return_counts=True)[1]
-    if len(counts) < 2 or counts.min() < _FEWEST:
+    if (np.unique(truth, return_counts=True)[1] >= _FEWEST).sum() < 2:
         return f"too few training images could be read ({len(truth)}; {_FEWEST} of each of two classes are needed)"
     if len(np.unique(outcomes.truth)) < 2:
         return "the images measured are of one class only"

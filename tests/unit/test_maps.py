@@ -29,8 +29,6 @@ from tests.bundles import make_bundle, make_mapped_bundle
 
 SIZE, OUTPUTS = 64, 3
 QUICK = ("cnn", "cnn-se")
-# of the same blocks as another
-DEEPER = ("resnet34", "efficientnet-lite1", "efficientnet-lite2", "dinobloom-b")
 TIMM = ("timm:mobilenetv4_conv_small", "timm:hgnetv2_b0", "timm:test_convnext")
 
 Rest = Callable[[Tensor], Tensor]
@@ -125,11 +123,7 @@ def token_map(model: CellClassifier, images: np.ndarray, logit: int) -> np.ndarr
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in (*ARCHITECTURES, *TIMM)
-        if name not in DEEPER
-    ],
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*ARCHITECTURES, *TIMM)],
 )
 def test_the_map_is_what_autograd_gives(name: str) -> None:
     if name.startswith("timm:"):

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, known numbers and their own definitions."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,6 +216,33 @@ def test_multiclass_evaluation_equals_scikit_learn() -> None:
     )
     assert [row["support"] for row in result["per_class"]] == np.bincount(labels).tolist()
     assert result["confusion"] == sk.confusion_matrix(labels, called).tolist()
+
+
+def drawn_by(prior: np.ndarray, believed: np.ndarray, seed: int, units: int) -> tuple[Any, Any, list[str]]:
+    """Labels as frequent as `prior`, and what a model says that believes them as frequent as `believed`."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(len(prior), 600, p=prior)
+    seen = np.eye(len(prior))[labels] * 1.5 + rng.normal(size=(600, len(prior)))
+    odds = np.exp(1.5 * seen) * believed  # Bayes' rule for unit variance
+    return labels, odds / odds.sum(axis=1, keepdims=True), [f"s{k % units}" for k in range(600)]
+
+
+def test_probabilities_that_do_not_tell_shares_are_said_not_to() -> None:
+    prior, alike = np.array([0.8, 0.15, 0.05]), np.ones(3) / 3
+    labels, said, subjects = drawn_by(prior, alike, 0, 30)
+    options: dict[str, Any] = {"class_names": ["many", "some", "few"], "resampling": Resampling(50)}
+    found = evaluate_multiclass(labels, said, subjects=subjects, **options)
+    assert found["shares"]["told"] == pytest.approx(said.mean(axis=0))
+    assert found["shares"]["true"] == pytest.approx(np.bincount(labels) / 600)
+    apart = np.abs(said.mean(axis=0) - np.bincount(labels) / 600).sum() / 2
+    assert found["shares"]["apart"] == pytest.approx(apart) and apart > 0.1
+    [note] = [note for note in found["warnings"] if "rather than tell shares" in note]
+    assert f"many {100 * said[:, 0].mean():.1f} % where {100 * (labels == 0).mean():.1f} % are" in note
+    for seed in range(10):  # a model that knows how frequent the classes are says nothing wrong
+        labels, said, subjects = drawn_by(prior, prior, seed, 30)
+        assert "tell shares" not in str(evaluate_multiclass(labels, said, subjects=subjects, **options)["warnings"])
+    labels, said, subjects = drawn_by(prior, alike, 0, 5)  # of which nothing tells what is chance
+    assert "tell shares" not in str(evaluate_multiclass(labels, said, subjects=subjects, **options)["warnings"])
 
 
 def test_multiclass_evaluation_survives_a_missing_class() -> None:

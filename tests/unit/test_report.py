@@ -205,6 +205,29 @@ def test_no_line_runs_through_probabilities_that_no_image_has() -> None:
     assert len(curves["reliability"]) > 2 and lines and max(path.count("L") for path in lines) == 1
 
 
+def test_a_page_of_many_classes_shows_each_and_names_them_once() -> None:
+    """17 curves in one picture, with their names over them, tell nobody anything."""
+    names = tuple(f"Kind_{chr(97 + k)}" for k in range(17))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 17, 400)
+    logits = rng.normal(size=(400, 17)) + 2 * np.eye(17)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    content = multiclass_content() | {
+        "metrics": evaluate_multiclass(labels, probabilities, class_names=names, resampling=Resampling(50)),
+        "curves": multiclass_curves(labels, probabilities, names),
+    }
+    page = render_report(**content)
+    rocs = page[page.index('<svg class="plot roc-many"') :].partition("</svg>")[0]
+    assert all(rocs.count(f">Kind {name[-1]}<") == 1 for name in names) and "each class against the rest" not in rocs
+    confusion = page[page.index('<svg class="plot confusion"') :].partition("</svg>")[0]
+    matrix = np.array(content["metrics"]["confusion"])
+    assert re.findall(r">(\d+)</text>", confusion) == [str(count) for count in matrix.ravel() if count]
+    assert "%<" not in confusion and "darker the larger their share of the row" in page
+    text = Outline(page).text
+    assert ", 17 classes, which are counted below." in text and "24 Kind_a" not in text
+    assert "truly diseased" not in text and "Of the images of a class, the share that is called by its name" in text
+
+
 def test_headline_says_when_nothing_is_shown_to_be_better_than_chance() -> None:
     content = multiclass_content()
     judged = AgainstChance(
@@ -242,11 +265,12 @@ def test_report_gives_predictive_values_where_disease_is_rarer() -> None:
 def test_report_tells_what_colour_reaches_or_why_that_is_not_known() -> None:
     found = {"value": 0.91, "low": 0.85, "high": 0.96}
     shortcut = {
-        "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "border": found,
-        "whole": found | {"value": 0.95}, "model": found | {"value": 0.88},
+        "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "few": ["rare"],
+        "border": found, "whole": found | {"value": 0.95}, "model": found | {"value": 0.88},
     }  # fmt: skip
     text = " ".join(Outline(render_report(**binary_content(records={"shortcut": shortcut}))).text.split())
     assert "It learnt from 1,000 of the 1,578 training images" in text and "0.9100.850 – 0.960" in text
+    assert "Of rare fewer than 10 images were learnt from: colours may tell more than this." in text
     unchecked = Outline(
         render_report(**binary_content(records={"shortcut": {"why_not": "there is no train split"}}))
     ).text
@@ -257,8 +281,8 @@ def test_each_table_with_intervals_names_their_method() -> None:
     """And the explanation holds for what the intervals are over."""
     found = {"value": 0.91, "low": 0.85, "high": 0.96}
     shortcut = {
-        "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "border": found, "whole": found,
-        "model": found,
+        "why_not": None, "train_images": 1000, "train_images_of": 1578, "chance": 0.5, "border": found, "few": [],
+        "whole": found, "model": found,
     }  # fmt: skip
     content = binary_content(records={"shortcut": shortcut})
     sides = content["metrics"]["metrics"]

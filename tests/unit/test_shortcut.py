@@ -146,6 +146,17 @@ def test_chance_is_that_of_as_many_classes_as_were_learnt() -> None:
     assert found.chance == pytest.approx(1 / 3) and found.border is not None and found.border["value"] == 1.0
 
 
+def test_a_rare_class_of_many_leaves_the_others_checked() -> None:
+    levels: dict[int, tuple[float, ...]] = {0: (60.0,), 1: (120.0,), 2: (180.0,)}
+    train, test = (split_of(name, levels, 90, STAGES) for name in ("train", "test"))
+    rare = [one for one in train if one[0].class_name == STAGES[2]][:3]
+    found = judged([one for one in train if one[0].class_name != STAGES[2]] + rare, test, classes=STAGES)
+    assert found.few == (STAGES[2],) and found.record()["few"] == (STAGES[2],)
+    assert found.border is not None and found.border["value"] > 0.6 and found.notes()
+    alone = judged(rare + [one for one in train if one[0].class_name == STAGES[0]], test, classes=STAGES)
+    assert "10 of each of two classes are needed" in alone.why_not
+
+
 @pytest.mark.parametrize(
     ("train", "test", "asked", "why"),
     [

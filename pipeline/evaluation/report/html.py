@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation import overlay
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
 from pipeline.evaluation.overlay import Mistake
-from pipeline.evaluation.report import audit_pictures, elsewhere, plots, subjects, words
+from pipeline.evaluation.report import audit_pictures, class_plots, elsewhere, plots, subjects, words
 from pipeline.evaluation.report.filling import data_uri, environment
 from pipeline.evaluation.report.picture import Picture
 
@@ -175,17 +175,21 @@ def _grids(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _result_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Picture]:
+    names = metrics["class_names"]
+    is_many = len(names) > class_plots.MANY
+    shares = "darker the larger their share of the row" if is_many else "with the share of each row"
     pictures = [
         Picture(
-            plots.confusion(metrics["confusion"], metrics["class_names"]),
+            class_plots.confusion(metrics["confusion"], names),
             "Confusion",
-            "Images by what they truly are (rows) and what the model says (columns), with the share of each row.",
-            wide=len(metrics["class_names"]) > 5,
+            f"Images by what they truly are (rows) and what the model says (columns), {shares}.",
+            wide=len(names) > 5,
         )
     ]
     if curves.get("roc_by_class"):
         caption = "Each class against all others. A class seldom seen has a ragged curve."
-        pictures.append(Picture(plots.roc_by_class(curves["roc_by_class"]), "ROC by class", caption))
+        drawn = class_plots.roc_by_class(curves["roc_by_class"])
+        pictures.append(Picture(drawn, "ROC by class", caption, wide=is_many))
     view = _disease(metrics)
     points = curves.get("disease") or curves
     if view and points.get("roc"):

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -21,9 +20,7 @@ from pipeline.evaluation.report.curves import finite
 INK, MUTED, GRID = "#1b2430", "#5b6672", "#e3e7ec"
 NEGATIVE, POSITIVE, ACCENT = "#0072b2", "#d55e00", "#0f4c81"
 BAND = "#f0e442"
-CLASS_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b6672", "#1b2430")
 DASHES = ("-", "--", "-.", ":")
-SHADES = LinearSegmentedColormap.from_list("share", ["#ffffff", "#cfe0ef", "#6fa3cc", "#0f4c81"])
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: crisp, selectable, in the page's font
     "svg.hashsalt": "leukoray",  # same data, same bytes
@@ -54,7 +51,7 @@ SQUARE, WIDE = (4.4, 4.1), (9.3, 3.5)  # inches; one page column and two, at the
 def roc(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, area: str) -> str:
     """ROC with the operating point (false alarm rate, sensitivity); `area` is the AUC as text."""
     with mpl.rc_context(STYLE):
-        figure, axes = _unit_square("False alarms (1 − specificity)", "Sensitivity")
+        figure, axes = unit_square("False alarms (1 − specificity)", "Sensitivity")
         axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         axes.fill_between(curve["fpr"], curve["tpr"], color=ACCENT, alpha=0.07, linewidth=0)
         axes.plot(curve["fpr"], curve["tpr"], color=ACCENT, linewidth=2, solid_joinstyle="round", clip_on=False)
@@ -68,7 +65,7 @@ def roc(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, a
 def precision_recall(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, area: str) -> str:
     """Precision over recall with the operating point (recall, precision) and the share of positives."""
     with mpl.rc_context(STYLE):
-        figure, axes = _unit_square("Recall (sensitivity)", "Precision")
+        figure, axes = unit_square("Recall (sensitivity)", "Precision")
         base = curve["prevalence"]
         axes.axhline(base, color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         axes.text(0.02, min(base + 0.02, 0.93), "share of positive images", color=MUTED, fontsize=8.5)
@@ -78,55 +75,6 @@ def precision_recall(curve: Mapping[str, Any], operating_point: tuple[float, flo
             x, y = operating_point
             _point(axes, x, y, "operating point", (max(x - 0.46, 0.02), y - 0.14 if y > base + 0.2 else y + 0.1))
         return as_svg(figure, "pr")
-
-
-def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """One-vs-rest ROC of every class that can be drawn."""
-    with mpl.rc_context(STYLE):
-        figure, axes = _unit_square("False alarms (1 − specificity)", "Sensitivity")
-        axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
-        for k, (name, curve) in enumerate(curves.items()):
-            if curve:
-                style: dict[str, Any] = {
-                    "color": CLASS_COLOURS[k % len(CLASS_COLOURS)],
-                    "linestyle": DASHES[k % len(DASHES)],
-                }
-                label = f"{name}  {curve['auc']:.3f}"
-                axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
-        axes.legend(loc="lower right", title="AUC, each class against the rest", title_fontsize=8.5)
-        return as_svg(figure, "roc-classes")
-
-
-def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Counts and, below each, the share of its row; darker is the larger share."""
-    counts = np.asarray(matrix, np.int64)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    side = max(4.2, 1.0 + 0.72 * len(names))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(side + 0.2, side - 0.2), layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1.15)
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        wrapped = [name.replace("_", " ").replace(" ", "\n", 1) if len(name) > 9 else name for name in names]
-        slanted = len(names) > 2 and max(map(len, names)) > 5
-        slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-        axes.set_xticks(range(len(names)), wrapped, color=INK, **slant)
-        axes.set_yticks(range(len(names)), wrapped, color=INK)
-        axes.set_xlabel("The model says")
-        axes.set_ylabel("Truly")
-        axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="white", linewidth=3)
-        axes.tick_params(which="minor", length=0)
-        size = 16 if len(names) == 2 else 12 if len(names) < 6 else 7
-        for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.7 else INK
-            axes.text(column, row - 0.04, f"{count:,}", ha="center", va="bottom", fontsize=size, color=colour)
-            share = f"{shares[row, column]:.0%}" if totals[row, 0] else "–"
-            axes.text(column, row + 0.09, share, ha="center", va="top", fontsize=size * 0.7, color=colour)
-        return as_svg(figure, "confusion")
 
 
 def score_histogram(
@@ -194,7 +142,7 @@ def reliability(points: Sequence[Mapping[str, Any]], share_label: str) -> str:
     bins there may be no image at all.
     """
     with mpl.rc_context(STYLE):
-        figure, axes = _unit_square("Probability given", share_label)
+        figure, axes = unit_square("Probability given", share_label)
         axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         axes.text(0.60, 0.52, "perfectly calibrated", color=MUTED, fontsize=8.5, rotation=45, rotation_mode="anchor")
         x = np.array([point["probability"] for point in points])
@@ -210,7 +158,7 @@ def reliability(points: Sequence[Mapping[str, Any]], share_label: str) -> str:
 def reliability_of_two(series: Mapping[str, Sequence[Mapping[str, Any]]], share_label: str) -> str:
     """As `reliability`, of two sets of images by name: the first as squares, the second as points."""
     with mpl.rc_context(STYLE):
-        figure, axes = _unit_square("Probability given", share_label)
+        figure, axes = unit_square("Probability given", share_label)
         axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (2, 3)))
         for (name, points), colour, mark in zip(series.items(), (NEGATIVE, POSITIVE), "so", strict=False):
             x, y = (np.array([point[key] for point in points]) for key in ("probability", "share"))
@@ -313,14 +261,14 @@ def forest(rows: Sequence[Mapping[str, Any]], label: str, is_corrected: bool) ->
         true: dict[str, Any] = {"color": POSITIVE, "markerfacecolor": "none", "markersize": 6, "label": "true share"}
         axes.plot([row["true"] for row in rows], at, "D", clip_on=False, **true)
         axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
-        axes.set_yticks(at, [_shortened(str(row["name"])) for row in rows], color=INK)
+        axes.set_yticks(at, [shortened(str(row["name"])) for row in rows], color=INK)
         axes.grid(False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         figure.legend(loc="outside upper right", ncols=3)
         return as_svg(figure, "forest")
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     return name if len(name) <= 24 else f"…{name[-23:]}"
 
 
@@ -332,7 +280,7 @@ def _series(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: s
         )
 
 
-def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SQUARE, layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=x_label, ylabel=y_label, aspect="equal")
