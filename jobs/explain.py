@@ -15,10 +15,10 @@ from jobs.config import NamingConfig, positional
 from pipeline.base.csv_text import csv_of
 from pipeline.base.errors import ImageRejected, IncompleteError, InputError
 from pipeline.base.machine import usable_cores
-from pipeline.evaluation.overlay import WHAT_IT_IS, overlaid
 from pipeline.evaluation.report.words import NOT_A_DEVICE
 from pipeline.images.load import load_image
-from pipeline.model.prediction import Prediction
+from pipeline.model.overlay import WHAT_IT_IS, overlaid
+from pipeline.model.prediction import Prediction, mapped_class
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
 from pipeline.sources.archives import Entry
@@ -131,8 +131,7 @@ def _explain(rows: Sequence[ListingRow], predictor: Predictor, of: str | None, s
 def _map_of(predictor: Predictor, answer: Prediction | ImageRejected, of: str | None) -> str:
     if of is not None:
         return of
-    names_class = predictor.info.outputs > 1 and isinstance(answer, Prediction)
-    return answer.class_name if names_class and isinstance(answer, Prediction) else predictor.info.classes[-1]
+    return mapped_class(predictor.info, answer) if isinstance(answer, Prediction) else predictor.info.classes[-1]
 
 
 def _line(uri: str, member: str | None, **known: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from serving.schemas import ImageAnswer
 from serving.settings import ModelChoice, ServingSettings
 
 log = logging.getLogger("ray.serve")
+_T = TypeVar("_T")
 _PROBE_IS_FRESH_S = 2.0
 
 
@@ -30,6 +32,17 @@ class Waiting:
 
     model: LoadedModel
     pixels: NDArray[np.uint8]  # (S, S, 3), RGB
+
+
+class NoMap(Exception):
+    """A map was asked for, and none is known of this model; says why."""
+
+
+class Mapped(NamedTuple):
+    """Where one image speaks for a class."""
+
+    shares: NDArray[np.float32]  # (S, S), 0..1 of its own peak
+    peak: float  # in logits; 0: no place speaks for the class
 
 
 Answer = Prediction | ImageRejected
@@ -47,14 +60,22 @@ class Engine:
         self.refused: str | None = None  # why the model last asked for was not taken
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._forward = ThreadPoolExecutor(1, "forward")
+        self._mapping = ThreadPoolExecutor(1, "map")  # its session is opened when a map is first asked for
         self._predict = batcher(self._run_batch) if batcher else self._run_alone
         self._probed_at = time.monotonic()
 
     async def answer(self, model: LoadedModel, data: bytes) -> ImageAnswer:
         """Decode and predict one encoded image. Raises ImageRejected."""
-        loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(self._decoders, model.predictor.load, data, self.settings.limits)
+        loaded = await self.decoding(model.predictor.load, data, self.settings.limits)
         return to_answer(model, await self.predict(model, loaded.pixels), loaded, len(data))
+
+    async def decoding(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """`work`, which decodes an image or draws one, in a thread for that."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
+
+    async def map_of(self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:
+        """Where a decoded image speaks for a class, by a thread for that. Raises NoMap where the model cannot tell."""
+        return await asyncio.get_running_loop().run_in_executor(self._mapping, _map_of, model, pixels, class_name)
 
     async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8]) -> Prediction:
         """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size. Raises ImageRejected."""
@@ -100,6 +121,13 @@ class Engine:
         if reason != self.refused:
             log.error("model refused, %s %s stays: %s", self.model.info.name, self.model.info.version, reason)
         self.refused = reason
+
+
+def _map_of(model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:
+    if why_not := model.predictor.why_no_map():
+        raise NoMap(why_not)
+    maps, peaks = model.predictor.maps([pixels], [class_name])
+    return Mapped(maps[0], float(peaks[0]))
 
 
 def _predict_waiting(waiting: list[Waiting]) -> list[Answer]:

@@ -40,6 +40,7 @@ _CODES = {
     "malformed_multipart": "A multipart body that does not follow RFC 7578.",
     "method_not_allowed": "The route does not know this method.",
     "no_file": "A multipart body without a file.",
+    "no_map": "No map of where it looks is known of this model.",
     "no_filename": "A file without a filename.",
     "no_websocket": "There are no WebSockets here.",
     "not_ready": "The model does not answer its probe.",
@@ -50,6 +51,7 @@ _CODES = {
 _PROBLEM_BODY = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
 _TEXT = {"type": "string"}
 _REQUEST_ID_HEADER = {"X-Request-ID": {"description": "of this request, as sent or made here", "schema": _TEXT}}
+NO_MAP = "a map is asked for, and none is known of this model"
 RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 REQUEST_ID_PARAMETER = {
     "name": "X-Request-ID",
@@ -67,10 +69,11 @@ _FILES = {
     "items": {"type": "string", "format": "binary"},
     "minItems": 1,
 }  # an empty one has its own error
+IMAGE_BODY = {"image/*": {"schema": _IMAGE}}
 REQUEST_BODY = {
     "required": True,
     "content": {
-        "image/*": {"schema": _IMAGE},
+        **IMAGE_BODY,
         MULTIPART: {
             "schema": {"type": "object", "properties": {"files": _FILES}, "required": ["files"]},
             "encoding": {"files": {"contentType": "image/png, image/jpeg"}},

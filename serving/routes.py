@@ -1,6 +1,7 @@
 """The HTTP face of one replica, as a FastAPI application that needs no Ray: what is asked, what is answered.
 
 POST /predict   one image as the body, or several as multipart/form-data
+POST /explain   where one image speaks for its class
 GET  /healthz   the process answers      GET /readyz   the model answers
 GET  /model     which model, and whether it was shown to be better than chance
      /v2...     the Open Inference Protocol
@@ -15,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from pipeline import __version__
 from serving.engine import Engine
 from serving.errors import HttpError, error_response
+from serving.explain import explain_routes
 from serving.guard import Guard, cors_options
 from serving.intake import Admission
 from serving.interface import codes, describe, get
@@ -44,6 +46,7 @@ def create_app(engine: Engine, *, behind_serve: bool = False) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_starlette_error)
     admission = Admission(engine.settings)
     app.include_router(prediction_routes(engine, admission))
+    app.include_router(explain_routes(engine, admission))
     app.include_router(oip_routes(engine, admission))
     app.include_router(state_routes(engine))
     description = describe(app)

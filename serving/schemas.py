@@ -45,6 +45,15 @@ class ImageInfo(_Body):
     size_bytes: int
 
 
+class Explanation(_Body):
+    """Where the image speaks for a class: a class-activation map, as docs/explain.md has it. No proof of a reason."""
+
+    of: str = Field(description="class that the map is of: of two the second, of more the one that is named")
+    peak: float = Field(description="in logits; 0: no place speaks for the class")
+    map: list[list[float]] = Field(description="rows from above, 0..1 of the image's own peak, in the model's size")
+    text: str = Field(description="what it shows, in words")
+
+
 class ImageAnswer(_Body):
     """What the model says of one image."""
 
@@ -64,6 +73,7 @@ class ImageAnswer(_Body):
     remarks: tuple[str, ...] = Field(
         (), description="what was noticed about the image, e.g. that its depth was guessed"
     )
+    explanation: Explanation | None = Field(None, description="where it was asked for")
 
 
 class ModelInfo(_Body):

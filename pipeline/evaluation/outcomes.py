@@ -15,13 +15,14 @@ from pipeline.evaluation.calibration import Threshold, threshold_for
 from pipeline.evaluation.chance import METHODS, against_chance
 from pipeline.evaluation.intervals import Resampling, called_units
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
-from pipeline.evaluation.overlay import Mistake, overlaid, told
+from pipeline.evaluation.mistakes import Mistake
 from pipeline.evaluation.predict import LOOKS, Outcome
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
 from pipeline.evaluation.slices import groups_of, thirds, worth_a_table
 from pipeline.images.load import load_image
 from pipeline.images.remarks import count_kinds
 from pipeline.model.bundle import BundleInfo, class_columns
+from pipeline.model.overlay import overlaid, told
 from pipeline.model.prediction import Prediction
 from pipeline.sources.fetch import fetch_rows
 from pipeline.sources.manifest import ManifestRow

@@ -52,6 +52,11 @@ def predictions(
     return list(map(Prediction, rows, values32, names, decisions, *_ood(info.ood, ood_scores)))
 
 
+def mapped_class(info: BundleInfo, said: Prediction) -> str:
+    """The class that a map of an image is of, unless another is asked for: of two the second, of more the one named."""
+    return said.class_name if info.outputs > 1 else info.classes[-1]
+
+
 def _ood(rule: OodRule | None, scores: NDArray[np.float32] | None) -> tuple[Iterable[Any], ...]:
     """`ood_score` and `is_ood`, none where there is nothing to compare with."""
     if rule is None or scores is None:

@@ -12,7 +12,7 @@ from pipeline.evaluation.abstention import review_rule
 from pipeline.evaluation.chance import METHODS
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
-from pipeline.evaluation.overlay import WHAT_IT_IS, Mistake
+from pipeline.evaluation.mistakes import Mistake
 from pipeline.evaluation.prevalence import predictive_values
 from pipeline.evaluation.report import plots, words
 from pipeline.evaluation.report.card import render_card
@@ -20,6 +20,7 @@ from pipeline.evaluation.report.curves import binary_curves, multiclass_curves, 
 from pipeline.evaluation.report.html import Kept, render_report
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.chance import AgainstChance
+from pipeline.model.overlay import WHAT_IT_IS
 
 PROVENANCE = {"Model": "demo / v1", "Model SHA-256": "9f" * 32, "Split rule": "subject-disjoint, seed 0"}
 HISTORY = [

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation import overlay
+from pipeline.evaluation.mistakes import Mistake
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
-from pipeline.evaluation.overlay import Mistake
 from pipeline.evaluation.report import audit_pictures, class_plots, elsewhere, plots, subjects, words
 from pipeline.evaluation.report.filling import data_uri, environment
 from pipeline.evaluation.report.picture import Picture
+from pipeline.model import overlay
 
 _SLICE_ROWS = 15
 _RIGHT = "Share rightly named"

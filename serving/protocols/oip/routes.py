@@ -21,8 +21,8 @@ from serving.errors import HttpError, from_rejection
 from serving.guard import check_key
 from serving.intake import Admission, Ticket, check_encoding, read_body
 from serving.interface import REQUEST_ID_PARAMETER, get, keys, responses
+from serving.limits import at_once, in_time
 from serving.model import LoadedModel
-from serving.predict import at_once, in_time
 from serving.protocols.oip.schemas import (
     IndexEntry,
     IndexRequest,

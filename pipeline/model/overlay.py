@@ -3,8 +3,6 @@
 One hue that grows denser, and a line at half of the peak: both are seen by the colour-blind and on paper.
 """
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +38,3 @@ def told(class_name: str, map_: NDArray[np.float32]) -> str:
     row, column = np.unravel_index(int(map_.argmax()), map_.shape)
     place = f"{_THIRDS[3 * int(row) // len(map_)]} {_SIDES[3 * int(column) // len(map_)]}".strip()
     return f"what speaks for {class_name}, most at the {place or 'centre'}"
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong image for the report. Pixels are uint8 (h, w, 3), RGB; `alt` and `map_alt` are for who does not see."""
-
-    pixels: NDArray[np.uint8]
-    caption: str
-    alt: str
-    mapped: NDArray[np.uint8] | None = None  # as `overlaid`
-    map_alt: str = ""
