@@ -29,6 +29,7 @@ from serving.schemas import NOTICE, ErrorBody, Explanation, ImageAnswer, Predict
 
 _ANSWERS = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 SIDE = 512  # pixels of the drawn image, square as the model sees it
+_COMPRESSION = 3  # 17 ms of a processor where 6, the default, takes 43, for 9 % more bytes
 _DIGITS = 4  # of a share: finer than any eye, and than the network's grid
 
 
@@ -66,9 +67,8 @@ def _drawn(data: bytes, limits: Limits, model: LoadedModel, mapped: Mapped, abou
     text.add_text("Comment", NOTICE)
     text.add_text("Description", json.dumps(about))
     buffer = io.BytesIO()
-    Image.fromarray(overlaid(shown, mapped.shares)).save(
-        buffer, "PNG", pnginfo=text, compress_level=3
-    )  # a third of the time, 9 % more bytes
+    picture = Image.fromarray(overlaid(shown, mapped.shares))
+    picture.save(buffer, "PNG", pnginfo=text, compress_level=_COMPRESSION)
     return buffer.getvalue()
 
 
