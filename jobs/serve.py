@@ -9,9 +9,11 @@ import ipaddress
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -32,7 +34,7 @@ from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
 from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import join
-from serving import own_proxy
+from serving import front
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
 
 APPLICATION = "leukoray"
@@ -92,7 +94,7 @@ def main(config: ServeConfig) -> None:
     with (
         contextlib.ExitStack() as quiet,
         _stop_signals() as stop,
-        own_proxy.hardened(),
+        _proxy_in_front(is_local),
         connected(config.address, config.num_cpus, worker_logs=config.debug) as ray,
     ):
         plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
@@ -209,6 +211,29 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 @contextlib.contextmanager
+def _proxy_in_front(is_local: bool) -> Iterator[None]:
+    """HAProxy before the replicas of a Ray that starts with the block; a cluster has what its nodes began with."""
+    if not is_local:
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="leukoray-", dir="/tmp")  # not $TMPDIR: paths of sockets are short
+    wanted = front.settings(os.environ, folder, _free_port())
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in wanted:
+            del os.environ[name]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
 def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[None]:
     """The application on Serve. What was started here is ended with the block; a cluster's Serve stays."""
     from ray import serve
@@ -234,10 +259,10 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
             raise PlatformError(f"Ray Serve could not start the service: {error}") from error
         yield
     finally:
+        serve.delete(APPLICATION)  # answers what is in work; shutdown alone would cut it
         if is_local:
             serve.shutdown()
         else:
-            serve.delete(APPLICATION)
             forget(APPLICATION)
 
 

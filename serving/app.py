@@ -80,7 +80,8 @@ def build(args: dict[str, Any]) -> Application:
         name=DEPLOYMENT,
         health_check_period_s=5,
         health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=settings.request_timeout_s + 5,  # what is in work is answered
         **settings.deployment_options(),
     )
     application: Application = deployment.bind(settings)

