@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PROGRAM = "leukoray-haproxy"
@@ -20,13 +20,13 @@ _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _HEADER_TIME = "10s"  # for request line and headers, which fit into one buffer of 16 kB
 _VALID_ID = "^[A-Za-z0-9._:/+=-]{1,128}$"
 _ID = "%[var(txn.request_id)]"
-REFUSED_ID = "X-Refused-Request-ID"  # tells the replica that an id was sent, and was not one
 LOST_FILE = "lost.http"
 _MESSAGES = {
     503: ("not_ready", "no replica can take this request now; try again in 1 s"),
     504: ("timeout", "no answer in time; try again, or send fewer images"),
 }
 _LOST = ("replica_lost", "the replica that worked on this is gone; send it again")  # a 502 of HAProxy, told as 503
+_MIDDLEWARES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.own_proxy.middlewares"}
 _MARK = "# made strict by leukoray"
 
 
@@ -35,14 +35,14 @@ class UnknownConfiguration(Exception):
 
 
 def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dict[str, str]:
-    """What a Ray needs in its environment to put HAProxy before the replicas; empty where it is not to.
+    """What a Ray needs in its environment to put HAProxy before the replicas.
 
-    What is set there already counts. `folder` (private, of at most 24 bytes: HAProxy's sockets lie below it, in one
+    In either case Serve's middlewares are ours (serving/own_proxy.py). What is set there already counts. `folder` (private, of at most 24 bytes: HAProxy's sockets lie below it, in one
     named by the node) is for HAProxy's files, `free_port` for Serve's own proxy, which stands behind it.
     Outside Linux, or with RAY_SERVE_ENABLE_HA_PROXY=0, Serve's own proxy stays.
     """
     if environment.get(_SWITCH, "1") != "1" or sys.platform != "linux":
-        return {}
+        return {name: value for name, value in _MIDDLEWARES.items() if name not in environment}
     files = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
         "SOCKET_PATH": "admin.sock",
@@ -50,6 +50,7 @@ def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dic
         "METRICS_SOCKET_PATH": "metrics.sock",
     }
     wanted = {
+        **_MIDDLEWARES,
         _SWITCH: "1",
         _BINARY: str(_program()),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
@@ -83,7 +84,7 @@ def strict(text: str, folder: str) -> str:
     if text.startswith(_MARK):  # Ray starts HAProxy anew from the same file
         return text
     has_service = re.search(r"^\s+use_backend ", text, re.MULTILINE) is not None
-    rules = {
+    rules: dict[str, Callable[[list[str]], list[str]]] = {
         "global": _global,
         "defaults": lambda lines: _defaults(lines, folder),
         "frontend prometheus": lambda lines: _on_socket(lines, folder, "prom"),
@@ -134,49 +135,24 @@ def _defaults(lines: list[str], folder: str) -> list[str]:
 
 def lost_answer() -> bytes:
     """The whole answer that HAProxy reads from LOST_FILE; its id stands in the header alone."""
-    body = json.dumps(_error(*_LOST, ""))
+    body = _error(503, *_LOST, "")
     head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
     return f"{head}Retry-After: 1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-def _error(code: str, message: str, request_id: str) -> dict[str, dict[str, str]]:
-    return {"error": {"code": code, "message": message, "request_id": request_id}}
-
-
-def _on_socket(lines: list[str], folder: str, name: str) -> list[str]:
-    return _replaced(lines, r"bind ", [f"    bind unix@{os.path.join(folder, name)}.sock mode 600"])
-
-
-def _frontend(lines: list[str]) -> list[str]:
-    """One id for a request, here and in the replica; no other protocol is offered in its middle."""
-    [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
-    rules = [
-        bind,
-        f"    http-request del-header {REFUSED_ID}",
-        "    acl has_id req.hdr(x-request-id) -m found",
-        f"    acl is_id req.fhdr(x-request-id) -m reg {_VALID_ID}",
-        f"    http-request set-header {REFUSED_ID} 1 if has_id !is_id",
-        "    http-request set-var(txn.request_id) req.fhdr(x-request-id) if has_id is_id",
-        "    http-request set-var(txn.request_id) uuid() unless has_id is_id",
-        f"    http-request set-header X-Request-ID {_ID}",
-        "    http-request del-header Upgrade",
-        f"    http-after-response set-header X-Request-ID {_ID}",
-    ]
-    return _replaced(lines, r"bind ", rules)
-
-
-def _nowhere(lines: list[str], has_service: bool) -> list[str]:
-    """For paths of no application; where there is none at all it comes, or it goes."""
-    answer = _answer(404, "not_found", "no such route; see /docs") if has_service else _answer(503, *_MESSAGES[503])
-    return _replaced(lines, r"http-request return status 404 ", [f"    http-request return {answer}"])
+def _error(status: int, code: str, message: str, request_id: str) -> str:
+    """A problem, as serving.errors makes them (RFC 9457)."""
+    error = {"code": code, "message": message, "request_id": request_id}
+    title = code.replace("_", " ").capitalize()
+    problem = {"type": f"/docs#{code}", "title": title, "status": status, "detail": message}
+    return json.dumps({**problem, "instance": f"#{request_id}", "error": error})
 
 
 def _answer(status: int, code: str, message: str) -> str:
     """The arguments of `http-error` and `http-request return`."""
-    body = json.dumps(_error(code, message, "ID"))
-    quoted = body.replace('"', '\\"').replace('"ID', f'"{_ID}')
+    quoted = _error(status, code, message, "ID").replace('"', '\\"').replace('#ID', f"#{_ID}").replace('"ID', f'"{_ID}')
     retry = ' hdr Retry-After "1"' if status == 503 else ""
-    return f'status {status} content-type application/json lf-string "{quoted}"{retry} hdr Cache-Control no-store'
+    return f'status {status} content-type application/problem+json lf-string "{quoted}"{retry} hdr Cache-Control no-store'
 
 
 def main() -> None:

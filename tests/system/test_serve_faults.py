@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import yaml
 from PIL import Image
 
 from pipeline.model.bundle import Bundle
+from serving import front
 from tests.bundles import make_bundle
 from tests.servers import free_port
 
@@ -61,7 +64,7 @@ def started(*command: str, log: Path, **extra: str) -> Iterator[subprocess.Popen
             process.wait(30)
 
 
-def replica_of(process: subprocess.Popen[bytes]) -> psutil.Process | None:
+def replica_of(process: subprocess.Popen[bytes]) -> Any:  # psutil.Process, or None
     for child in psutil.Process(process.pid).children(recursive=True):
         if "LeukorayReplica" in " ".join(child.cmdline()):
             return child
@@ -76,6 +79,34 @@ def picture() -> bytes:
 
 def predict(url: str) -> httpx.Response:
     return httpx.post(f"{url}/predict", content=picture(), headers={"content-type": "image/png"}, timeout=30)
+
+
+class Slow:
+    """A request whose body is sent in two halves, so that it is in work for as long as a test wants."""
+
+    def __init__(self, port: int) -> None:
+        body = picture()
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._socket.sendall(head.encode() + body[:50])
+        self._rest = body[50:]
+
+    def finish(self) -> str:
+        with contextlib.suppress(ConnectionError):  # the answer may be there already
+            self._socket.sendall(self._rest)
+        return self._socket.recv(100_000).decode()
+
+
+def raw(port: int, request: bytes) -> str:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as plain:
+        plain.sendall(request)
+        return plain.recv(100_000).decode()
+
+
+def proxies_listen_at(process: subprocess.Popen[bytes]) -> set[str]:
+    tree = psutil.Process(process.pid).children(recursive=True)
+    found = [child.net_connections("tcp") for child in tree if child.name() == "haproxy"]
+    return {f"{place.laddr.ip}:{place.laddr.port}" for places in found for place in places if place.status == "LISTEN"}
 
 
 def served_sha(url: str) -> str:
@@ -102,15 +133,31 @@ def test_command_survives_a_killed_replica_and_stops_cleanly(bundles: list[Bundl
         text = log.read_text()
         assert url in text and "not a medical device" in text and bundles[0].info.version in text
         before = predict(url).json()["probability"]
+        assert proxies_listen_at(process) == {f"127.0.0.1:{port}"}
+        assert raw(port, b"GET / HTTP/1.1\r\nHost: here\r\nX: " + 50_000 * b"a").startswith("HTTP/1.1 400 ")
+        upgrade = b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        upgrade += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n"
+        assert raw(port, upgrade).startswith("HTTP/1.1 200 ")
+        refused = raw(port, b"GET /healthz HTTP/1.1\r\nHost: here\r\nX-Request-ID: a\xe9\r\n\r\n")
+        (id_in_head,) = re.findall(r"x-request-id: (\S+)", refused)
+        assert refused.startswith("HTTP/1.1 400 ") and f'"request_id":"{id_in_head}"' in refused.replace(": ", ":")
 
+        in_hand = Slow(port)
         replica = until(lambda: replica_of(process), "the replica's process")
+        time.sleep(1)  # it has the headers by now
         replica.kill()
+        lost = in_hand.finish()
+        assert lost.startswith("HTTP/1.1 503 ") and "Retry-After: 1" in lost and "replica_lost" in lost
         recovered = until(lambda: (answer := predict(url)).status_code == 200 and answer, "an answer after the kill")
         assert recovered.json()["probability"] == before
         assert until(lambda: replica_of(process), "another replica").pid != replica.pid
 
         children = psutil.Process(process.pid).children(recursive=True)
+        in_work = [Slow(port) for _ in range(3)]
         process.send_signal(signal.SIGTERM)
+        until(lambda: "stopping" in log.read_text(), "the word that it stops")
+        time.sleep(1)
+        assert all(request.finish().startswith("HTTP/1.1 200 ") for request in in_work)
         assert process.wait(PATIENCE_S) == 0, log.read_text()
         until(lambda: not any(child.is_running() for child in children), "every process gone")
         with pytest.raises(httpx.ConnectError):
@@ -147,7 +194,8 @@ def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[B
     with tempfile.TemporaryDirectory(prefix="lk", dir="/tmp") as short:  # Unix sockets allow 107 bytes
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
         places = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={short}"]
-        with started(*ray, *places, log=tmp_path / "ray.log", RAY_AUTH_MODE="disabled", PYTHONPATH=str(ROOT)) as head:
+        extra = front.settings({}, short, free_port()) | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        with started(*ray, *places, log=tmp_path / "ray.log", **extra) as head:
             until(lambda: httpx.get(f"http://127.0.0.1:{dashboard}/api/version").status_code == 200, "the dashboard")
             deploy()
             until(lambda: served_sha(url) == old.info.identity(), "the first model")

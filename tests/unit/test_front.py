@@ -94,7 +94,9 @@ def test_a_lost_request_may_be_sent_again() -> None:
 
 
 def test_what_the_environment_says_already_counts() -> None:
-    assert settings({"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "/tmp/x", 1) == {}
+    (name,) = settings({"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "/tmp/x", 1)
+    assert name == "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    assert settings({"RAY_SERVE_ENABLE_HA_PROXY": "0", name: "lab.callback"}, "/tmp/x", 1) == {}
     assert "RAY_SERVE_HAPROXY_NBTHREAD" not in settings({"RAY_SERVE_HAPROXY_NBTHREAD": "8"}, "/tmp/x", 1)
 
 
