@@ -258,11 +258,13 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
         except (RuntimeError, ValueError, RayError, RayServeException) as error:
             raise PlatformError(f"Ray Serve could not start the service: {error}") from error
         yield
+        if is_local:
+            serve.delete(APPLICATION)  # answers what is in work, which shutdown alone would cut
     finally:
-        serve.delete(APPLICATION)  # answers what is in work; shutdown alone would cut it
         if is_local:
             serve.shutdown()
         else:
+            serve.delete(APPLICATION)
             forget(APPLICATION)
 
 

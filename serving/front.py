@@ -37,8 +37,9 @@ class UnknownConfiguration(Exception):
 def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dict[str, str]:
     """What a Ray needs in its environment to put HAProxy before the replicas.
 
-    In either case Serve's middlewares are ours (serving/own_proxy.py). What is set there already counts. `folder` (private, of at most 24 bytes: HAProxy's sockets lie below it, in one
-    named by the node) is for HAProxy's files, `free_port` for Serve's own proxy, which stands behind it.
+    In either case Serve's middlewares are ours (serving/own_proxy.py). What is set there already counts. `folder`
+    (private, of at most 24 bytes: HAProxy's sockets lie below it, in one named by the node) is for HAProxy's files,
+    `free_port` for Serve's own proxy, which stands behind it.
     Outside Linux, or with RAY_SERVE_ENABLE_HA_PROXY=0, Serve's own proxy stays.
     """
     if environment.get(_SWITCH, "1") != "1" or sys.platform != "linux":
@@ -136,8 +137,37 @@ def _defaults(lines: list[str], folder: str) -> list[str]:
 def lost_answer() -> bytes:
     """The whole answer that HAProxy reads from LOST_FILE; its id stands in the header alone."""
     body = _error(503, *_LOST, "")
-    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n"
     return f"{head}Retry-After: 1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def _on_socket(lines: list[str], folder: str, name: str) -> list[str]:
+    return _replaced(lines, r"bind ", [f"    bind unix@{os.path.join(folder, name)}.sock mode 600"])
+
+
+def _frontend(lines: list[str]) -> list[str]:
+    """One id for a request, here and in the replica; no other protocol is offered in its middle."""
+    [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
+    rules = [
+        bind,
+        "    acl has_id req.hdr(x-request-id) -m found",
+        f"    acl is_id req.fhdr(x-request-id) -m reg {_VALID_ID}",
+        "    http-request set-var(txn.request_id) req.fhdr(x-request-id) if has_id is_id",
+        "    http-request set-var(txn.request_id) uuid() if !has_id",  # what is no id is the replica's to refuse
+        f"    http-request set-header X-Request-ID {_ID} if !has_id",
+        "    http-request del-header Upgrade",
+        "    acl is_lost status 500 503",  # Serve's own words, in which a replica's death reads as a fault of ours
+        "    acl is_plain res.hdr(content-type) -m beg text/plain",
+        f"    http-response return {_answer(503, *_LOST)} if is_lost is_plain",
+        f"    http-after-response set-header X-Request-ID {_ID} if {{ var(txn.request_id) -m found }}",
+    ]
+    return _replaced(lines, r"bind ", rules)
+
+
+def _nowhere(lines: list[str], has_service: bool) -> list[str]:
+    """For paths of no application; where there is none at all it comes, or it goes."""
+    answer = _answer(404, "not_found", "no such route; see /docs") if has_service else _answer(503, *_MESSAGES[503])
+    return _replaced(lines, r"http-request return status 404 ", [f"    http-request return {answer}"])
 
 
 def _error(status: int, code: str, message: str, request_id: str) -> str:
@@ -150,9 +180,11 @@ def _error(status: int, code: str, message: str, request_id: str) -> str:
 
 def _answer(status: int, code: str, message: str) -> str:
     """The arguments of `http-error` and `http-request return`."""
-    quoted = _error(status, code, message, "ID").replace('"', '\\"').replace('#ID', f"#{_ID}").replace('"ID', f'"{_ID}')
+    body = _error(status, code, message, "ID").replace('"', '\\"')
+    quoted = re.sub('(?<=["#])ID(?=\\\\)', _ID, body)
     retry = ' hdr Retry-After "1"' if status == 503 else ""
-    return f'status {status} content-type application/problem+json lf-string "{quoted}"{retry} hdr Cache-Control no-store'
+    kind = f"status {status} content-type application/problem+json hdr Cache-Control no-store{retry}"
+    return f'{kind} lf-string "{quoted}"'
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """What has to happen before Serve's own code looks at a request: `middlewares` is its callback.
 
-Serve calls it in its own proxy and, behind HAProxy, in each replica; `serving.front` names it to Ray. The proxy copies an X-Request-ID into the answer whatever it is, and fails on one that
-is not ASCII; it leaves a WebSocket's handshake with a body unanswered for ever.
+Serve calls it in its own proxy and, behind HAProxy, in each replica; `serving.front` names it to Ray. Serve copies an
+X-Request-ID into the answer whatever it is, and fails on one that is not ASCII; it leaves a WebSocket's handshake with
+a body unanswered for ever.
 """
 
 from starlette.middleware import Middleware
@@ -9,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import error_response
 from serving.guard import REQUEST_ID, SECURITY_HEADERS, has_valid_id, invalid_id, set_request_id
+
 
 class Front:
     """ASGI middleware around the proxy: a request without a valid id does not get in."""

@@ -91,10 +91,12 @@ class Slow:
         self._socket.sendall(head.encode() + body[:50])
         self._rest = body[50:]
 
-    def finish(self) -> str:
-        with contextlib.suppress(ConnectionError):  # the answer may be there already
-            self._socket.sendall(self._rest)
+    def answer(self) -> str:
         return self._socket.recv(100_000).decode()
+
+    def finish(self) -> str:
+        self._socket.sendall(self._rest)
+        return self.answer()
 
 
 def raw(port: int, request: bytes) -> str:
@@ -110,7 +112,7 @@ def proxies_listen_at(process: subprocess.Popen[bytes]) -> set[str]:
 
 
 def served_sha(url: str) -> str:
-    return str(httpx.get(f"{url}/readyz", timeout=30).json()["model"]["sha256"])
+    return str(httpx.get(f"{url}/readyz", timeout=30).raise_for_status().json()["model"]["sha256"])
 
 
 def refusal(url: str) -> str:
@@ -146,7 +148,7 @@ def test_command_survives_a_killed_replica_and_stops_cleanly(bundles: list[Bundl
         replica = until(lambda: replica_of(process), "the replica's process")
         time.sleep(1)  # it has the headers by now
         replica.kill()
-        lost = in_hand.finish()
+        lost = in_hand.answer()
         assert lost.startswith("HTTP/1.1 503 ") and "Retry-After: 1" in lost and "replica_lost" in lost
         recovered = until(lambda: (answer := predict(url)).status_code == 200 and answer, "an answer after the kill")
         assert recovered.json()["probability"] == before
