@@ -131,7 +131,9 @@ def _defaults(lines: list[str], folder: str) -> list[str]:
     kept = [line for line in lines if not line.strip().startswith("errorfile ")]
     errors = [f"    http-error {_answer(status, *message)}" for status, message in _MESSAGES.items()]
     lost = f"    errorfile 502 {os.path.join(folder, LOST_FILE)}"
-    return [*kept, f"    timeout http-request {_HEADER_TIME}", lost, *errors]
+    # With a used connection HAProxy takes its end for that of an idle one, and leaves the client without an answer.
+    fresh = "    option http-server-close"
+    return [*kept, f"    timeout http-request {_HEADER_TIME}", fresh, lost, *errors]
 
 
 def lost_answer() -> bytes:
