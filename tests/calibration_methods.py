@@ -7,7 +7,8 @@ temperature scaling with its standard error over subjects.
 
 Vector scaling (Guo et al. 2017, arXiv:1706.04599) has a factor and an offset a class; of two classes it is Platt's.
 'prior' adds the logarithm of each class's frequency. Isotonic regression (Zadrozny & Elkan 2002) is fitted to each
-class against the others, and normalized.
+class against the others, and normalized. Beta calibration (Kull et al. 2017, doi:10.1214/17-EJS1338SI) has a factor for
+the logarithm of either probability of two classes, and an offset.
 """
 
 import argparse
@@ -86,7 +87,33 @@ def isotonic(logits: Floats, truth: Ints) -> Mapped:
     return mapped
 
 
-METHODS = {"none": none, "temperature": temperature, "prior": prior, "vector": vector, "isotonic": isotonic}
+def beta(logits: Floats, truth: Ints) -> Mapped:
+    """Of two classes, by maximum likelihood with a weak pull to no change; of more the temperature."""
+    if logits.shape[1] != 2:
+        return temperature(logits, truth)
+
+    def mapped(parameters: Floats, of: Floats) -> Floats:  # factors of either logarithm are kept positive
+        logs = log_softmax(of, axis=1)
+        a, b = np.exp(parameters[:2])
+        second = a * logs[:, 1] - b * logs[:, 0] + parameters[2]
+        return np.stack([np.zeros_like(second), second], axis=1)
+
+    def loss(parameters: Floats) -> float:
+        fit = -log_softmax(mapped(parameters, logits), axis=1)[np.arange(len(truth)), truth].sum()
+        return float(fit + 0.5 * (parameters**2).sum())
+
+    found = minimize(loss, np.zeros(3), method="L-BFGS-B").x
+    return lambda other: probabilities(mapped(found, other))
+
+
+METHODS = {
+    "none": none,
+    "temperature": temperature,
+    "prior": prior,
+    "vector": vector,
+    "isotonic": isotonic,
+    "beta": beta,
+}
 
 
 def held_out(logits: Floats, truth: Ints, codes: Ints, seed: int) -> dict[str, Floats]:

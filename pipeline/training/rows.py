@@ -1,5 +1,6 @@
 """Rows of a manifest to what training learns from: a target for each image, a share for each rank."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,7 +125,8 @@ def _refuse_gaps(uri: str, rows: LabelledRows) -> None:
             )
         missing = [name for name, count in zip(rows.classes, rows.counts(split), strict=True) if not count]
         if missing:
+            without = "" if rows.task == "binary" else f", or leave the class out with --ignore {shlex.join(missing)}"
             raise InputError(
                 f"{uri}: the {split} split has no image of class {', '.join(missing)}; every split needs subjects of "
-                "it that are in no other: add some, then ingest again"
+                f"it that are in no other: add some, then ingest again{without}"
             )
