@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from serving.engine import Engine
 from serving.model import load_model
 from serving.protocols.oip.tensors import Said, read_request, write_outputs
+from serving.routes import create_app
 from serving.settings import ServingSettings
 from tests.asgi import call, client, picture
 from tests.bundles import make_bundle
@@ -269,12 +270,26 @@ def test_binary_data_that_does_not_fit_is_refused(engine: Engine, binary: bytes,
     assert_protocol_error(infer(engine, request, binary), 400, word)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"nonsense", b"[" * 5000, b'{"inputs": NaN}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"nonsense",
+        b"[" * 5000,
+        b'{"inputs": NaN}',
+        b"\xff\xfe",
+        b'{"inputs":[' + b'{"a":1},' * 8000 + b"1]}",  # an error each would be told at length
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[' + b"1," * 8000 + b'1],"data":[]}]}',
+    ],
+    ids=range(8),
+)
 @pytest.mark.parametrize("header", [None, "0", "-1", "x", "999999999"])
 def test_a_body_that_is_no_request_is_400(engine: Engine, body: bytes, header: str | None) -> None:
     headers = {} if header is None else {HEADER: header}
     answer = call(engine, "POST", f"/v2/models/{NAME}/infer", content=body, headers=headers)
     assert_protocol_error(answer, 400, "")
+    assert len(answer.content) < 500
 
 
 def test_limits_and_keys_are_those_of_predict(tmp_path: Path) -> None:
@@ -285,8 +300,8 @@ def test_limits_and_keys_are_those_of_predict(tmp_path: Path) -> None:
     assert_protocol_error(infer(tight, {"inputs": [encoded_input(image, image, image)]}), 413, "3 images, limit 2")
     assert_protocol_error(infer(tight, {"inputs": [encoded_input(image + b"0")]}), 413, f"limit {len(image)}")
     assert_protocol_error(infer(tight, {"inputs": [encoded_input(bytes(9 * len(image)))]}), 413, "limit")
-    values = {"name": "image", "datatype": "UINT8", "shape": [2, 32, 32, 3], "data": [0] * 200_000}
-    assert_protocol_error(infer(built(uri, max_files=2), {"inputs": [values]}), 413, "more values than 2 images have")
+    values = {"name": "image", "datatype": "UINT8", "shape": [20, 32, 32, 3], "data": [0] * (20 * 3072)}
+    assert_protocol_error(infer(built(uri), {"inputs": [values]}), 413, "more numbers than 4 images have, in JSON")
     compressed = infer(tight, {"inputs": [encoded_input(image)]}, **{"content-encoding": "gzip"})
     assert_protocol_error(compressed, 415, "Content-Encoding")
     guarded = built(uri, api_key_sha256=(hashlib.sha256(b"k").hexdigest(),))
@@ -308,6 +323,18 @@ def test_what_is_not_there_is_told_as_the_protocol_tells_it(engine: Engine) -> N
     assert_protocol_error(call(engine, "GET", f"/v2/models/{NAME}/infer"), 405, "Method Not Allowed")
     assert_protocol_error(call(engine, "GET", "/v2", headers={"x-request-id": "a b"}), 400, "X-Request-ID")
     assert call(engine, "GET", "/v2x").json()["error"]["code"] == "not_found"
+
+
+def test_errors_are_the_protocols_below_a_prefix_too(engine: Engine) -> None:
+    async def once(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(engine), root_path="/tight")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return await http.get(path)
+
+    assert_protocol_error(asyncio.run(once("/tight/v2/models/other")), 404, "no model 'other'")
+    assert asyncio.run(once("/tight/v2/models/tiny-linear")).json()["name"] == NAME
+    problem = asyncio.run(once("/tight/nowhere")).json()
+    assert problem["type"] == "/tight/docs#not_found" and problem["error"]["code"] == "not_found"
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5), st.booleans())

@@ -152,15 +152,15 @@ def _add_infer(router: APIRouter, engine: Engine, admission: Admission, counted:
         check_encoding(request.headers)
         model = _asked_for(request, engine)
 
-        async def read(ticket: Ticket) -> tuple[InferRequest, Images]:
+        async def read(ticket: Ticket) -> bytes:
             body = await read_body(request, engine.settings.max_request_bytes, ticket)
             ticket.hold(2 * len(body))  # as they came, and as images
-            header = request.headers.get(HEADER_LENGTH)
-            return await asyncio.to_thread(read_request, body, header, model.info, engine.settings)
+            return body
 
-        async def answer(asked: tuple[InferRequest, Images]) -> Response:
-            said = await _said(engine, model, asked[1])
-            return _response(asked[0], model.info, said)
+        async def answer(body: bytes) -> Response:
+            header = request.headers.get(HEADER_LENGTH)
+            asked, images = await engine.decoding(read_request, body, header, model.info, engine.settings)
+            return _response(asked, model.info, await _said(engine, model, images))
 
         with counted.request(model):
             return await in_time(engine.settings, admission, read, answer)

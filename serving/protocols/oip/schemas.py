@@ -1,11 +1,13 @@
 """The JSON objects of the protocol, with its names: `$inference_request`, `$metadata_model_response` and so on."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 Datatype = Literal["UINT8", "BYTES", "FP32", "BOOL"]
 Parameters = dict[str, Any]
+_Item = TypeVar("_Item")
+_Few = Annotated[list[_Item], FailFast(), Field(max_length=16)]  # one error is enough: a million would take a gigabyte
 
 
 class _Object(BaseModel):
@@ -16,7 +18,7 @@ class _Object(BaseModel):
 
 class RequestInput(_Object):
     name: str
-    shape: list[int]
+    shape: _Few[int]
     datatype: str
     parameters: Parameters = {}
     data: list[Any] | None = Field(None, description="nested or flat; left out where it follows in binary")
@@ -32,8 +34,8 @@ class InferRequest(_Object):
 
     id: str | None = None
     parameters: Parameters = {}
-    inputs: list[RequestInput]
-    outputs: list[RequestOutput] = Field([], description="which to give; none: all")
+    inputs: _Few[RequestInput]
+    outputs: _Few[RequestOutput] = Field([], description="which to give; none: all")
 
 
 class ResponseOutput(_Object):

@@ -24,7 +24,9 @@ from serving.settings import ServingSettings
 
 INPUT = "image"
 _LENGTH = struct.Struct("<I")
-_OTHER_VALUES = 10_000  # of a request's JSON, beside the elements of its tensor
+# Of a request's JSON, as pixels; each of its numbers becomes 32 bytes of Python. As binary data it may be more.
+_IN_JSON = 4
+_OTHER_VALUES = 10_000  # beside the elements of the tensor
 _DTYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 Images = list[bytes] | list[NDArray[np.uint8]]  # encoded, or pixels (S, S, 3)
 
@@ -92,9 +94,10 @@ def read_request(
         if not header_length.isdecimal() or not 0 < int(header_length) <= len(body):
             raise bad_request(f"Inference-Header-Content-Length {header_length[:20]!r}: the body has {len(body)} bytes")
         size = int(header_length)
-    most = 2 * settings.max_files * model.input_size**2 * 3 + _OTHER_VALUES
-    if sum(body.count(mark, 0, size) for mark in (b",", b"[", b"{")) > most:  # before they become objects of Python
-        raise HttpError(413, "too_large", f"more values than {settings.max_files} images have; send several requests")
+    most = 2 * _IN_JSON * model.input_size**2 * 3 + _OTHER_VALUES  # twice: nested as deep as can be
+    if sum(body.count(mark, 0, size) for mark in (b",", b"[", b"{")) > most:
+        message = f"more numbers than {_IN_JSON} images have, in JSON; send them as binary data, or as encoded images"
+        raise HttpError(413, "too_large", message)
     try:
         request = InferRequest.model_validate_json(body[:size])
     except ValidationError as error:
