@@ -24,6 +24,10 @@ from pipeline.model.prediction import probabilities
 
 MAX_DIFFERENCE = 1e-4  # of logits and of features, by the largest of them where that is more than 1
 MAX_PROBABILITY_DIFFERENCE = 1e-5
+# Of the largest logit, what float32 leaves open: a head that is steep, as one fitted to few images that it tells apart
+# without error, makes 1e-4 of what features differ by in their last bits. Measured with such heads: up to 1.3e-5.
+_ROUNDING = 2e-5
+_STEEPEST = 0.25  # of the logistic function
 _OPSET = 20
 
 
@@ -84,31 +88,36 @@ def check_parity(
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(seed)
+    rng, both = np.random.default_rng(seed), dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]()
     for count in counts:
         noise = rng.integers(0, 256, (count, input_size, input_size, 3), dtype=np.uint8)
         flat = np.broadcast_to(rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8), noise.shape).copy()
         for images in (noise, flat):
             with torch.inference_mode():
                 given = model(torch.from_numpy(images))
-            expected = given if isinstance(given, tuple) else (given,)
-            names = [output.name for output in session.get_outputs()][: len(expected)]
-            if len(names) < len(expected):
+            answers = given if isinstance(given, tuple) else (given,)
+            names = [output.name for output in session.get_outputs()][: len(answers)]
+            if len(names) < len(answers):
                 raise PlatformError(f"ONNX export: the graph gives {', '.join(names)} only; it is of an older version")
-            for name, here, there in zip(names, expected, session.run(names, {"images": images}), strict=True):
-                _compare(name, here.numpy(), np.asarray(there))
+            for name, here, there in zip(names, answers, session.run(names, {"images": images}), strict=True):
+                if np.shape(there) != here.shape:
+                    raise PlatformError(f"ONNX export: {name} of shape {np.shape(there)}, PyTorch gives {here.shape}")
+                both.setdefault(name, []).append((here.numpy(), np.asarray(there)))
+    for name, pairs in both.items():
+        expected, found = (np.concatenate(values) for values in zip(*pairs, strict=True))
+        _compare(name, expected, found)
 
 
 def _compare(name: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
-    if found.shape != expected.shape:
-        raise PlatformError(f"ONNX export: {name} of shape {found.shape}, PyTorch gives {expected.shape}")
     # what decides is the probability; logits far from 0 may differ by more in the last bits without moving it
-    values = float(np.abs(expected - found).max() / max(1.0, np.abs(expected).max()))
+    largest = float(np.abs(expected).max())
+    values = float(np.abs(expected - found).max()) / max(1.0, largest)
+    may_move = max(MAX_PROBABILITY_DIFFERENCE, _STEEPEST * _ROUNDING * largest)
     moved = np.abs(probabilities(expected) - probabilities(found)).max() if name == LOGITS else 0.0
-    if not (values <= MAX_DIFFERENCE and moved <= MAX_PROBABILITY_DIFFERENCE):
+    if not (values <= MAX_DIFFERENCE and moved <= may_move):
         raise PlatformError(
             f"ONNX export: differs from PyTorch by {values:.2g} in {name} and {moved:.2g} in probability "
-            f"(limits {MAX_DIFFERENCE:g}, {MAX_PROBABILITY_DIFFERENCE:g}); try another version of torch or onnxruntime"
+            f"(limits {MAX_DIFFERENCE:g}, {may_move:.2g}); try another version of torch or onnxruntime"
         )
 
 

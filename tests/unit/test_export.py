@@ -1,5 +1,6 @@
 """The exported graph equals the network, for every architecture."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from pipeline.base.errors import PlatformError
 from pipeline.model.architectures import ARCHITECTURES, build
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.cell_classifier import CellClassifier, WithFeatures
-from pipeline.model.export import check_parity, to_onnx, to_safetensors
+from pipeline.model.export import check_parity, exported, to_onnx, to_safetensors
 from pipeline.model.feature_graph import features_graph, with_head
 from pipeline.model.torch_engine import TorchRunner, load_model
 
@@ -111,6 +112,27 @@ def test_a_graph_of_other_weights_is_refused() -> None:
     torch.manual_seed(5)
     with pytest.raises(PlatformError, match="differs from PyTorch"):
         check_parity(build("cnn", 1).eval(), graph, 64)
+
+
+class _Brightness(torch.nn.Module):
+    """Logits (B, 1) of mean levels about the middle, `steep` times as large, moved by `shift`."""
+
+    def __init__(self, steep: float, shift: float) -> None:
+        super().__init__()
+        self.steep, self.shift = steep, shift
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.float().mean((1, 2, 3))[:, None] - 127.5) / 127.5 * self.steep + self.shift
+
+
+@pytest.mark.parametrize(
+    ("steep", "shift", "is_equal"),
+    [(1.0, 2e-5, True), (1.0, 2e-4, False), (100.0, 2e-4, True), (100.0, 8e-3, False)],
+)
+def test_what_rounding_moves_is_told_by_how_large_logits_are(steep: float, shift: float, is_equal: bool) -> None:
+    graph = exported(_Brightness(steep, shift), 8, ("logits",))
+    with contextlib.nullcontext() if is_equal else pytest.raises(PlatformError, match="in probability"):
+        check_parity(_Brightness(steep, 0.0), graph, 8)
 
 
 def test_weights_survive_safetensors() -> None:
