@@ -22,7 +22,7 @@ ERRORS = {
     403: "an API key that is not accepted",
     408: "the body did not arrive in time",
     413: "too many bytes, or too many files",
-    415: "a Content-Type or an image format that is not read here",
+    415: "no image, or one of a format that is not read; a compressed body",
     422: "a truncated or corrupt image, or one with too many pixels",
     500: "an error of the service",
     503: "overloaded or not ready; Retry-After tells when to try again",
@@ -44,6 +44,7 @@ _CODES = {
     "no_filename": "A file without a filename.",
     "no_websocket": "There are no WebSockets here.",
     "not_ready": "The model does not answer its probe.",
+    "replica_lost": "The replica that worked on the request is gone; send it again.",
     "overloaded": "No room for another request; Retry-After says when to come back.",
     "too_many_files": "More files than the limit.",
     "unsupported_encoding": "A compressed body.",
@@ -136,4 +137,5 @@ def describe(app: FastAPI) -> dict[str, Any]:
                     answer["content"] = {"application/json": {"schema": {"$ref": "#/components/schemas/OipError"}}}
                 elif "application/json" in answer.get("content", {}):
                     answer["content"] = {PROBLEM: answer["content"]["application/json"]}
+            operation["responses"] = dict(sorted(answers.items()))
     return found

@@ -46,6 +46,7 @@ try:
 except InferenceServerException as error:
     refused = [error.status(), error.message()]
 [stats] = client.get_inference_statistics(name)["model_stats"]
+assert client.get_inference_statistics()["model_stats"] == [stats]
 print(
     json.dumps(
         {

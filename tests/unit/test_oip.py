@@ -204,7 +204,9 @@ def test_statistics_count_requests_images_and_passes(tmp_path: Path) -> None:
             for request in (good, bad):
                 await http.post(f"/v2/models/{NAME}/infer", json=request)
             await http.post("/predict", content=picture())
-            return dict((await http.get(f"/v2/models/{NAME}/stats")).json())
+            told = dict((await http.get(f"/v2/models/{NAME}/stats")).json())
+            assert (await http.get("/v2/models/stats")).json() == told
+            return told
 
     [told] = asyncio.run(session())["model_stats"]
     assert (told["inference_count"], told["execution_count"]) == (3, 3)  # each image alone: no batcher here

@@ -58,6 +58,11 @@ def oip_routes(engine: Engine, admission: Admission) -> APIRouter:
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
     counted = Counted()
     _add_server(router, engine, admission)
+
+    @get(router, "/models/stats", summary="What all models, which is one, have done in the replica that answers")
+    async def statistics() -> Statistics:
+        return counted.of(engine.model)
+
     for place in ("/models/{name}", "/models/{name}/versions/{version}"):
         _add_model(router, engine, counted, place)
         _add_infer(router, engine, admission, counted, place)
