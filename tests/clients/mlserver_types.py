@@ -28,8 +28,9 @@ images = [Path(path).read_bytes() for path in paths]
 tensor = Base64Codec.encode_input(metadata.inputs[0].name, images, use_bytes=False)
 wanted = [RequestOutput(name="probability"), RequestOutput(name="class")]
 request = InferenceRequest(id="case 42", inputs=[tensor], outputs=wanted)
-body = request.model_dump_json(exclude_none=True).encode()
-answer = InferenceResponse.model_validate_json(got(f"/v2/models/{name}/infer", body))
+for left_out in (True, False):  # null, else, for all that is not given
+    body = request.model_dump_json(exclude_none=left_out).encode()
+    answer = InferenceResponse.model_validate_json(got(f"/v2/models/{name}/infer", body))
 assert (answer.id, answer.model_version) == ("case 42", metadata.versions[0])
 probability, classes = answer.outputs
 print(

@@ -131,6 +131,14 @@ def test_only_the_outputs_that_are_asked_for_come_in_that_order(engine: Engine) 
     assert "id" not in infer(engine, {"inputs": [encoded_input(picture())]}).json()
 
 
+def test_null_is_what_is_left_out(engine: Engine) -> None:
+    given = encoded_input(picture())
+    nulls = {"id": None, "parameters": None, "outputs": None, "inputs": [{**given, "parameters": None}]}
+    assert arrays(infer(engine, nulls)) == arrays(infer(engine, {"inputs": [given]}))
+    output = {"name": "class", "parameters": None}
+    assert list(arrays(infer(engine, {"inputs": [given], "outputs": [output]}))) == ["class"]
+
+
 def test_metadata_is_what_inference_then_gives(engine: Engine) -> None:
     told = call(engine, "GET", f"/v2/models/{NAME}").json()
     assert told["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, SIZE, SIZE, 3]}]

@@ -2,12 +2,23 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic_core import PydanticUseDefault
+
+
+def _or_default(value: Any) -> Any:
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
 
 Datatype = Literal["UINT8", "BYTES", "FP32", "BOOL"]
 Parameters = dict[str, Any]
 _Item = TypeVar("_Item")
 _Few = Annotated[list[_Item], FailFast(), Field(max_length=16)]  # one error is enough: a million would take a gigabyte
+_Kind = TypeVar("_Kind")
+# Clients in typed languages send null for what they leave out.
+_Given = Annotated[_Kind, BeforeValidator(_or_default)]
 
 
 class _Object(BaseModel):
@@ -20,22 +31,22 @@ class RequestInput(_Object):
     name: str
     shape: _Few[int]
     datatype: str
-    parameters: Parameters = {}
+    parameters: _Given[Parameters] = {}
     data: list[Any] | None = Field(None, description="nested or flat; left out where it follows in binary")
 
 
 class RequestOutput(_Object):
     name: str
-    parameters: Parameters = {}
+    parameters: _Given[Parameters] = {}
 
 
 class InferRequest(_Object):
     """One input, `image`: UINT8 [n, S, S, 3] for a model of input size S, RGB, or BYTES [n] of encoded images."""
 
     id: str | None = None
-    parameters: Parameters = {}
+    parameters: _Given[Parameters] = {}
     inputs: _Few[RequestInput]
-    outputs: _Few[RequestOutput] = Field([], description="which to give; none: all")
+    outputs: _Given[_Few[RequestOutput]] = Field([], description="which to give; none: all")
 
 
 class ResponseOutput(_Object):
