@@ -26,6 +26,7 @@ from pipeline.base.errors import (
     UsageError,
 )
 from pipeline.base.head import on_lost_head
+from pipeline.base.text import first_line
 from pipeline.storage.abilities import for_writing
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
@@ -134,12 +135,20 @@ def _outcome(prog: str, error: BaseException) -> tuple[int, str]:
         return PlatformError.exit_code, "what read its output has ended; read all of it, or write it to a file"
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return PlatformError.exit_code, f"disk full: {error}; free space and run again"
+    if _is_out_of_memory(error):
+        return PlatformError.exit_code, f"{first_line(error)}; free memory, or give fewer cores (--num-cpus)"
     if isinstance(error, _WRONG_PLACE):
         return InputError.exit_code, f"{error.filename}: {error.strerror}"
     cause = None if isinstance(error, OSError) else _known_cause(error)
     if cause is not None:  # Ray gives what a worker raised a class of both kinds
         return cause.exit_code, str(cause)
     return BUG, f"bug, please report it: {type(error).__name__}: {error}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Ray ended a process because its machine had hardly any memory left, whoever took it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and isinstance(error, ray.exceptions.OutOfMemoryError)
 
 
 def _known_cause(error: BaseException) -> LeukorayError | None:

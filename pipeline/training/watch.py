@@ -97,6 +97,8 @@ def explained(error: Exception, run_uri: str) -> Exception:
     if ours is not None:
         ours.__cause__ = error
         return ours
+    if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray ended its own controller for want of memory
+        return PlatformError(f"training stopped: {first_line(error)}; {_ADVICE}")
     if isinstance(
         error, ray.exceptions.RayActorError
     ):  # Ray's controller, which begins with a note in the run's folder

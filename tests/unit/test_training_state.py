@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import OutOfMemoryError
 
-from pipeline.base.errors import IncompleteError
+from jobs.common import told
+from pipeline.base.errors import IncompleteError, PlatformError
 from pipeline.training.checkpoint import State
 from pipeline.training.decoded import Note, Noted
 from pipeline.training.loop import _refuse_losses
 from pipeline.training.suspicion import suspicion
+from pipeline.training.watch import explained
 from tests.training_settings import training_settings
 
 
@@ -99,3 +102,13 @@ def test_a_class_that_damage_has_taken_whole_is_named(train: Any, validation: An
         _refuse_losses(_losing(_Split(*train), _Split(*validation)))
     _refuse_losses(_losing(_Split(1, 2, 98), _Split(99)))
     _refuse_losses(_losing(_Split(), _Split(98, 99), choose="last"))
+
+
+def test_a_run_whose_processes_ray_ended_for_want_of_memory_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = OutOfMemoryError("4 worker(s) were killed due to the node running low on memory.\nObject store memory: ...")
+    error = explained(ended, "/models/leukoray/.runs/1")
+    assert isinstance(error, PlatformError) and "the same command continues" in str(error)
+    for what in (error, ended):
+        assert told("leukoray train", what) == PlatformError.exit_code
+        [line] = capsys.readouterr().err.splitlines()
+        assert "4 worker(s) were killed" in line and "free memory" in line

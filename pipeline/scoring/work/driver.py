@@ -109,10 +109,11 @@ class _Driver:
 
     def _collect(self, worker: Worker, reference: Any) -> None:
         errors = self._ray.exceptions
+        died = (errors.ActorDiedError, errors.ActorUnavailableError, errors.WorkerCrashedError, errors.OutOfMemoryError)
         try:
             with own_errors(self._ray):
                 account = self._ray.get(reference)
-        except (errors.ActorDiedError, errors.ActorUnavailableError, errors.WorkerCrashedError) as error:
+        except died as error:
             self._bury(worker, error)
             return
         worker.open.pop(reference)
