@@ -103,7 +103,7 @@ def main(config: ServeConfig) -> None:
         if not is_local:
             make_room(config.replace)
         tell_waiting(ray, plan)
-        with _running(config, bundle, is_local):
+        with _running(config, is_local):
             stop.arm()
             raise_if_terminated()
             end_in_order()  # requests that are in work are answered
@@ -158,7 +158,7 @@ def make_room(replace: bool) -> None:
     """
     from ray import serve
 
-    from serving.peers import forget
+    from serving.lifecycle.line import forget
 
     served = serve.status().applications
     if APPLICATION not in served:
@@ -234,18 +234,18 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[None]:
+def _running(config: ServeConfig, is_local: bool) -> Iterator[None]:
     """The application on Serve. What was started here is ended with the block; a cluster's Serve stays."""
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.exceptions import RayServeException
 
-    from serving.app import build
-    from serving.peers import forget
+    from serving.app import application
+    from serving.lifecycle.line import forget
 
     logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
-    application = build(_arguments(config, bundle))
+    bound = application(read_settings(_arguments(config)))
     options = HTTPOptions(
         host=config.host, port=config.port, request_timeout_s=proxy_timeout_s(config.request_timeout_s)
     )
@@ -254,7 +254,7 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
     try:
         try:
             serve.start(ProxyLocation.HeadOnly, options, logging_config=quiet)
-            serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
+            serve.run(bound, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except (RuntimeError, ValueError, RayError, RayServeException) as error:
             raise PlatformError(f"Ray Serve could not start the service: {error}") from error
         yield
@@ -268,13 +268,13 @@ def _running(config: ServeConfig, bundle: Bundle, is_local: bool) -> Iterator[No
             forget(APPLICATION)
 
 
-def _arguments(config: ServeConfig, bundle: Bundle) -> dict[str, Any]:
+def _arguments(config: ServeConfig) -> dict[str, Any]:
     shared = (
         "s3_endpoint s3_region s3_anonymous s3_requester_pays "
         "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s cors_origins"
     )
     return {name: getattr(config, name) for name in shared.split()} | {
-        "model": bundle.uri,
+        "model": config.model,
         "min_replicas": config.replicas,
         "max_replicas": config.max_replicas or config.replicas,
         "max_request_bytes": max(config.max_bytes, _DEFAULT["max_request_bytes"]),

@@ -1,27 +1,29 @@
 """The Ray Serve application: `serving.app:build` for `serve run`, `serve deploy` and `leukoray serve`.
 
-A replica holds one engine and one FastAPI application. It is told of another model by `user_config`
-(`{model: URI, threshold: T}`): that one is loaded beside the current, proves itself, and takes over, or is refused.
+A replica holds one engine and one FastAPI application. `args` and `user_config` (`{model: URI, threshold: T}`) say
+which model is wished; all replicas answer with the one that they agree on (`serving.lifecycle`).
 """
 
-import asyncio
 import functools
-import time
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.metrics import Gauge
 
 from pipeline.base.errors import UsageError
+from pipeline.storage.uris import absolute
+from serving.agreed import News, Wish
 from serving.engine import Engine
+from serving.lifecycle.line import RayLine
+from serving.lifecycle.member import Member
 from serving.model import load_model
-from serving.peers import Peers
 from serving.routes import create_app
-from serving.settings import ModelChoice, ServingSettings, read_choice, read_settings
+from serving.settings import ServingSettings, read_choice, read_settings
 
 DEPLOYMENT = "LeukorayReplica"  # the name under `deployments:` in a Serve config
-_TRY_AGAIN_S = 60.0
+_SURGE_PERCENT = 25  # rounded up: one replica more, so that a new one answers before an old one goes
 
 
 @serve.ingress()
@@ -32,49 +34,60 @@ class LeukorayReplica:
         batcher = functools.partial(
             serve.batch, max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_s
         )
-        self._engine = Engine(settings, load_model(settings.model, settings), batcher)
-        self._peers = Peers(settings.model)
-        self._wanted: ModelChoice | None = ModelChoice()
-        self._is_new, self._tried_at = True, time.monotonic()
-        self._following = asyncio.Lock()  # a slow retry must not end after, and so undo, a newer wish
+        self._settings = settings
+        self._engine = Engine(settings, None, batcher)
+        place = serve.get_replica_context()
+        self._member = Member(place.replica_id.unique_id, self._engine, RayLine(place.app_name), _Gauges().show)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application after the constructor."""
-        return create_app(self._engine, behind_serve=True)
+        return create_app(self._engine, behind_serve=True, order=self._member.order)
 
-    async def reconfigure(self, user_config: dict[str, Any] | None) -> None:
-        """Called at start and at every change of `user_config`. Never raises: Serve would end the replica."""
+    async def reconfigure(self, user_config: Any, rank: Any) -> None:
+        """Called at start and at every change of `user_config`; because it takes `rank`, also where there is none.
+
+        Raises InputError at start only, when there is no model to answer with: else Serve would end the replica. It
+        does not wait for a change: Serve sends no requests meanwhile.
+        """
         try:
-            self._wanted = read_choice(user_config)
+            choice = read_choice(user_config)
+            asked = Wish(model=absolute(choice.model or self._settings.model), threshold=choice.threshold)
         except UsageError as error:
-            self._wanted = None
-            self._engine.refuse(str(error))
-        await self._follow()
-
-    async def _follow(self) -> None:
-        """Take the model that is wanted, else the one that the other replicas answer with."""
-        async with self._following:
-            self._tried_at, wanted = time.monotonic(), self._wanted
-            if wanted is not None and await self._engine.swap(wanted):
-                await self._peers.tell(wanted)
-                return
-            refused = self._engine.refused
-            if self._is_new:
-                last = await self._peers.ask()
-                if last is not None and await self._engine.swap(last):
-                    self._engine.refused = refused
-            self._is_new = False
+            await self._member.ask(str(error))
+        else:
+            await self._member.ask(asked)
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose model stops answering. A refused model is tried again now and then."""
+        """Serve replaces a replica whose model stops answering, or that can no longer follow the others."""
+        self._member.check()
         await self._engine.check()
-        if self._engine.refused and self._wanted and time.monotonic() - self._tried_at > _TRY_AGAIN_S:
-            await self._follow()
+
+
+class _Gauges:
+    """What a replica says of its model as metrics, which Ray exports."""
+
+    def __init__(self) -> None:
+        self._generation = Gauge("leukoray_model_generation", "number of the model that all replicas agreed on")
+        self._refused = Gauge("leukoray_model_refused", "1 where the model last asked for was not taken")
+
+    def show(self, news: News) -> None:
+        self._generation.set(news.agreed.generation if news.agreed is not None else 0)
+        self._refused.set(float(news.refused is not None))
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for the `args` of a Serve config, which are the fields of `ServingSettings`."""
+    """The application for the `args` of a Serve config, which are the fields of `ServingSettings`.
+
+    Raises UsageError or InputError, which `serve status` tells as the reason of a deployment that failed: a service
+    that runs goes on as it is.
+    """
     settings = read_settings(args)
+    load_model(settings.model, settings.model_copy(update={"gpus_per_replica": 0.0}))
+    return application(settings)
+
+
+def application(settings: ServingSettings) -> Application:
+    """The same of a model that was looked at already."""
     deployment = serve.deployment(
         LeukorayReplica,
         name=DEPLOYMENT,
@@ -82,7 +95,8 @@ def build(args: dict[str, Any]) -> Application:
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=settings.request_timeout_s + 5,  # what is in work is answered
+        max_surge_percent=_SURGE_PERCENT,
         **settings.deployment_options(),
     )
-    application: Application = deployment.bind(settings)
-    return application
+    bound: Application = deployment.bind(settings)
+    return bound

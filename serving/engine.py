@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import Code, ImageRejected, LeukorayError, Stage
+from pipeline.base.errors import Code, ImageRejected, InputError, Stage
 from pipeline.model.prediction import Prediction
-from serving.model import LoadedModel, load_model, to_answer
+from serving.agreed import News, Order
+from serving.gate import Gate
+from serving.model import LoadedModel, to_answer
 from serving.schemas import ImageAnswer
-from serving.settings import ModelChoice, ServingSettings
+from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
@@ -51,18 +53,37 @@ Batcher = Callable[[Callable[[list[Waiting]], Awaitable[list[Answer]]]], Callabl
 
 
 class Engine:
-    """The current model and the threads that work for it."""
+    """The current model and the threads that work for it. It may be given one later, before the first request."""
 
-    def __init__(self, settings: ServingSettings, model: LoadedModel, batcher: Batcher | None = None) -> None:
+    def __init__(self, settings: ServingSettings, model: LoadedModel | None, batcher: Batcher | None = None) -> None:
         self.settings = settings
-        self.model = model
-        self.choice = ModelChoice()  # what the current model was chosen by
-        self.refused: str | None = None  # why the model last asked for was not taken
+        self.gate = Gate()
+        self.news = News(order=Order.STAY, generation=0)  # what the keeper last said; alone: nothing
+        self._model = model
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._forward = ThreadPoolExecutor(1, "forward")
         self._mapping = ThreadPoolExecutor(1, "map")  # its session is opened when a map is first asked for
         self._predict = batcher(self._run_batch) if batcher else self._run_alone
         self._probed_at = time.monotonic()
+
+    @property
+    def model(self) -> LoadedModel:
+        """What answers now; a request keeps the one it began with. Raises InputError before the first."""
+        if self._model is None:
+            raise InputError("this replica has no model yet")
+        return self._model
+
+    def take(self, model: LoadedModel) -> None:
+        """Answer with another model from now on."""
+        before, self._model = self._model, model
+        if before is not None:
+            log.info("model %s %s -> %s %s", before.info.name, before.info.version, model.info.name, model.info.version)
+
+    def hear(self, news: News) -> None:
+        """Note what the keeper says, and log once why a model was not taken."""
+        if news.refused is not None and news.refused != self.news.refused:
+            log.error("model refused, the one that answers stays: %s", news.refused)
+        self.news = news
 
     async def answer(self, model: LoadedModel, data: bytes) -> ImageAnswer:
         """Decode and predict one encoded image. Raises ImageRejected."""
@@ -95,32 +116,6 @@ class Engine:
         if time.monotonic() - self._probed_at > _PROBE_IS_FRESH_S:
             await asyncio.get_running_loop().run_in_executor(self._forward, self.model.predictor.probe)
             self._probed_at = time.monotonic()
-
-    async def swap(self, choice: ModelChoice) -> bool:
-        """Load another model beside the current one, then take it; keep the current one when it is no good.
-
-        True when the current model is now the chosen one. Never raises: whatever is wrong with a model, the one that
-        answers goes on.
-        """
-        if choice == self.choice:
-            self.refused = None
-            return True
-        uri = choice.model or self.settings.model
-        try:
-            model = await asyncio.to_thread(load_model, uri, self.settings, choice.threshold)
-        except Exception as error:
-            reason = str(error) if isinstance(error, LeukorayError) else f"{uri}: {type(error).__name__}: {error}"
-            self.refuse(reason)
-            return False
-        before, self.model, self.choice, self.refused = self.model, model, choice, None
-        log.info("model %s %s -> %s %s", before.info.name, before.info.version, model.info.name, model.info.version)
-        return True
-
-    def refuse(self, reason: str) -> None:
-        """Note, and log once, why the model last asked for was not taken."""
-        if reason != self.refused:
-            log.error("model refused, %s %s stays: %s", self.model.info.name, self.model.info.version, reason)
-        self.refused = reason
 
 
 def _map_of(model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:

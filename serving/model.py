@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from pipeline.images.load import LoadedImage
+from pipeline.model.bundle import Bundle
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
@@ -37,11 +38,15 @@ class LoadedModel:
 
 
 def load_model(uri: str, settings: ServingSettings, threshold: float | None = None) -> LoadedModel:
-    """Read the bundle that `uri` means and make it answer the probe.
+    """Read the bundle that `uri` means and make it prove itself.
 
-    Raises InputError when it is missing, altered, was trained with other preprocessing, or fails the probe.
+    Raises InputError when it is missing, altered, was trained with other preprocessing, or fails its proof.
     """
-    bundle = resolve(uri, settings.stores).with_threshold(threshold)
+    return load_bundle(resolve(uri, settings.stores).with_threshold(threshold), settings)
+
+
+def load_bundle(bundle: Bundle, settings: ServingSettings) -> LoadedModel:
+    """Raises InputError when a file is missing or altered, or the model fails its proof."""
     predictor = Predictor(bundle, engine=settings.engine, threads=settings.threads)
     record = {name: getattr(bundle.info, name) for name in ModelInfo.model_fields if hasattr(bundle.info, name)}
     judged = bundle.info.against_chance

@@ -5,8 +5,11 @@ POST /explain   where one image speaks for its class
 GET  /healthz   the process answers      GET /readyz   the model answers
 GET  /model     which model, and whether it was shown to be better than chance
      /v2...     the Open Inference Protocol
+POST /admin/reload, /admin/rollback   where administrators have keys
 GET  /          the page                 GET /docs     this interface; /openapi.json for programs
 """
+
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -14,12 +17,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, Response
 
 from pipeline import __version__
+from serving.agreed import Outcome
 from serving.engine import Engine
 from serving.errors import HttpError, error_response
 from serving.explain import explain_routes
+from serving.gate import Gated
 from serving.guard import Guard, cors_options
 from serving.intake import Admission
 from serving.interface import codes, describe, get
+from serving.lifecycle.admin import admin_routes
 from serving.pages import docs_page, front_page
 from serving.predict import prediction_routes
 from serving.protocols.oip.routes import oip_routes
@@ -29,8 +35,12 @@ from serving.state import state_routes
 _NAMES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(engine: Engine, *, behind_serve: bool = False) -> FastAPI:
-    """The application of one engine. `behind_serve`: Serve's proxy adds X-Request-ID to the answer by itself."""
+def create_app(
+    engine: Engine, *, behind_serve: bool = False, order: Callable[[str], Awaitable[Outcome]] | None = None
+) -> FastAPI:
+    """The application of one engine. `behind_serve`: Serve's proxy adds X-Request-ID to the answer by itself.
+    `order`: carries out what administrators order.
+    """
     app = FastAPI(
         title="leukoray",
         version=__version__,
@@ -39,6 +49,7 @@ def create_app(engine: Engine, *, behind_serve: bool = False) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # it would redirect to whatever the Host header names
     )
+    app.add_middleware(Gated, gate=engine.gate)
     app.add_middleware(Guard, adds_id=not behind_serve)
     if engine.settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(engine.settings.cors_origins))  # around errors as well
@@ -49,6 +60,8 @@ def create_app(engine: Engine, *, behind_serve: bool = False) -> FastAPI:
     app.include_router(explain_routes(engine, admission))
     app.include_router(oip_routes(engine, admission))
     app.include_router(state_routes(engine))
+    if order is not None and engine.settings.admin_key_sha256:
+        app.include_router(admin_routes(engine.settings, order))
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]  # as FastAPI's documentation extends it
     _add_pages(app)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.model.chance import AgainstChance
 from pipeline.model.reference import OodRule
 from pipeline.model.review import ReviewRule
+from serving.agreed import Follows
 
 NOTICE = "Research software, not a medical device."
 
@@ -104,7 +105,22 @@ class ModelBody(ModelInfo):
 
     against_chance: AgainstChance | None = None
     against_chance_text: str | None = None
+    generation: int | None = Field(None, description="rises with every change; the same in all replicas")
+    cause: str | None = Field(None, description="of the last change: configuration, best.json, reload or rollback")
+    since: str | None = Field(None, description="when it was agreed on, ISO 8601, UTC")
+    refused: str | None = Field(None, description="why the model last asked for was not taken")
+    follows: Follows | None = Field(None, description="the pointer of a registry that is followed; null: none")
     notice: str = NOTICE
+
+
+class Switched(_Body):
+    """What every replica answers with after an administrator's order. `has_changed`: it did not before."""
+
+    has_changed: bool
+    generation: int
+    name: str
+    version: str
+    sha256: str
 
 
 class Provenance(_Body):

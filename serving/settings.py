@@ -1,6 +1,7 @@
 """Every knob of the service in one checked model: the `args` of a Serve config are its fields.
 
-API keys never lie in a configuration: it holds their SHA-256 only, taken from $LEUKORAY_API_KEYS where `build` runs.
+Keys never lie in a configuration: it holds their SHA-256 only, taken from $LEUKORAY_API_KEYS and $LEUKORAY_ADMIN_KEYS
+where `build` runs.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from pipeline.storage.types import S3Settings
 from pipeline.storage.uris import absolute
 
 API_KEYS_VARIABLE = "LEUKORAY_API_KEYS"
+ADMIN_KEYS_VARIABLE = "LEUKORAY_ADMIN_KEYS"
 _ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")  # RFC 6454, as browsers send it: no path, no slash behind
 
 
@@ -57,6 +59,11 @@ class ServingSettings(BaseModel):
 
     api_key_sha256: tuple[str, ...] = Field((), description="SHA-256, hex, of accepted keys; empty: open to all")
 
+    admin_key_sha256: tuple[str, ...] = Field(
+        (), description="SHA-256, hex, of keys that /admin accepts; empty: there is no /admin"
+    )
+    follow_s: float = Field(30.0, ge=0, description="how often best.json of a registry is looked at; 0: never")
+
     cors_origins: tuple[str, ...] = Field(
         (), description="origins whose pages may ask from a browser, as https://lab.example; '*': all; empty: none"
     )
@@ -69,7 +76,7 @@ class ServingSettings(BaseModel):
                 raise ValueError(f"{origin!r} is no origin; expected scheme://host or scheme://host:port, or '*'")
         return origins
 
-    @field_validator("api_key_sha256")
+    @field_validator("api_key_sha256", "admin_key_sha256")
     @classmethod
     def _is_sha256(cls, digests: tuple[str, ...]) -> tuple[str, ...]:
         for digest in digests:
@@ -144,8 +151,6 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
 
     Raises UsageError naming the argument.
     """
-    keys = [key.strip() for key in os.environ.get(API_KEYS_VARIABLE, "").split(",")]
-    digests = {hashlib.sha256(key.encode()).hexdigest() for key in keys if key}
     try:
         settings = ServingSettings(**args)
     except ValidationError as error:
@@ -155,6 +160,13 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
             "model": absolute(settings.model),
             "s3_endpoint": settings.stores.s3.endpoint,  # as seen here: replicas elsewhere have another environment
             "s3_region": settings.stores.s3.region,
-            "api_key_sha256": tuple(sorted(digests | set(settings.api_key_sha256))),
+            "api_key_sha256": _digests(API_KEYS_VARIABLE, settings.api_key_sha256),
+            "admin_key_sha256": _digests(ADMIN_KEYS_VARIABLE, settings.admin_key_sha256),
         }
     )
+
+
+def _digests(variable: str, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the keys in a variable of the environment, and those that were given."""
+    keys = [key.strip() for key in os.environ.get(variable, "").split(",")]
+    return tuple(sorted({hashlib.sha256(key.encode()).hexdigest() for key in keys if key} | set(given)))

@@ -37,14 +37,24 @@ def state_routes(engine: Engine) -> APIRouter:
             max_files=settings.max_files,
             max_request_bytes=settings.max_request_bytes,
             needs_api_key=bool(settings.api_key_sha256),
-            refused=engine.refused,
+            refused=engine.news.refused,
         )
 
     @get(router, "/model", summary="The model that answers now, and whether it was shown to be better than chance")
     async def model() -> ModelBody:
-        current = engine.model
+        current, news = engine.model, engine.news
         judged = current.predictor.info.against_chance
         text = None if judged is None else str(judged)
-        return ModelBody(**dict(current.info), against_chance=judged, against_chance_text=text)
+        agreed = news.agreed
+        return ModelBody(
+            **dict(current.info),
+            against_chance=judged,
+            against_chance_text=text,
+            generation=None if agreed is None else agreed.generation,
+            cause=None if agreed is None else agreed.cause,
+            since=None if agreed is None else agreed.since,
+            refused=news.refused,
+            follows=news.follows,
+        )
 
     return router

@@ -7,7 +7,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -180,11 +180,13 @@ class Bundle:
     uri: str
     info: BundleInfo
     stores: Stores = field(default_factory=Stores)
+    held: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)  # files that it brings along
 
     def file(self, name: str) -> bytes:
         """A file of the bundle, checked against its digest. Raises InputError when missing or altered."""
         try:
-            data = self.stores.of(self.uri).read(join(self.uri, name)).data
+            held = self.held.get(name)
+            data = self.stores.of(self.uri).read(join(self.uri, name)).data if held is None else held
         except StoreError as error:
             message = f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
             raise error.refusal(message) from error
@@ -201,6 +203,12 @@ class Bundle:
         for name in (*self.info.digests, *([SKETCH] if self.has_sketch else [])):
             self.file(name)
         return self
+
+    def hold(self) -> "Bundle":
+        """The same with the files that a prediction needs in memory, checked: it can be opened anywhere, whatever
+        becomes of its store. Raises InputError when one is missing or altered.
+        """
+        return replace(self, held={name: self.file(name) for name in self.info.digests})
 
     @property
     def has_sketch(self) -> bool:

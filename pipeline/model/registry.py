@@ -228,6 +228,11 @@ def version_uris(uri: str, stores: Stores, damaged: list[InputError] | None = No
             yield folder, version == best[model]
 
 
+def pointer_of(uri: str, bundle: Bundle) -> str:
+    """URI of the best.json by which `uri` meant this bundle; empty where it names the bundle itself."""
+    return "" if absolute(uri) == bundle.uri else join(bundle.uri.rpartition("/")[0], POINTER)
+
+
 def resolve(uri: str, stores: Stores = Stores()) -> Bundle:
     """The bundle that `uri` means: a bundle folder, a model name's folder, or a registry with one model name.
 

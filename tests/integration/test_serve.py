@@ -1,9 +1,14 @@
 """The endpoint on a real Ray Serve: same answers as the predictor, none mixed up, none lost, none left waiting."""
 
 import asyncio
+import hashlib
 import io
+import itertools
 import logging
-from collections.abc import Iterator
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from PIL import Image
 
 from pipeline.base.cluster import connected
 from pipeline.model.bundle import Bundle
+from pipeline.model.registry import ModelFolder
 from serving.app import build
 from tests.bundles import make_bundle, said_of
 from tests.servers import free_port
@@ -152,3 +158,103 @@ def test_prefix_of_an_application_is_kept_by_its_page(serve_url: str, bundle: Bu
     serve.delete("other")
     assert 'fetch("readyz")' in page
     assert state["model"]["sha256"] == other.info.identity()
+
+
+class Load:
+    """Clients that ask without a pause, each on a connection of its own; every answer with when it was asked for."""
+
+    def __init__(self, url: str, clients: int = 4) -> None:
+        self._url, self._stop = url, threading.Event()
+        self.answers: list[tuple[float, float, int, str]] = []  # sent, done, status, version
+        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(clients)]
+
+    def _ask(self, seed: int) -> None:
+        data = picture("PNG", seed)
+        with httpx.Client(base_url=self._url, timeout=60) as http:
+            while not self._stop.is_set():
+                sent = time.monotonic()
+                answer = http.post("/predict", content=data, headers=JPEG)
+                version = answer.json()["model"]["version"] if answer.status_code == 200 else answer.text
+                self.answers.append((sent, time.monotonic(), answer.status_code, version))
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, version: str) -> None:
+        until(lambda: any(answer[3] == version for answer in self.answers[-20:]), version)
+
+    def check(self, versions: list[str]) -> None:
+        """None failed, and whoever asked after an answer of a version got none of an earlier one."""
+        failed = [answer for answer in self.answers if answer[2] != 200]
+        assert not failed, failed[:3]
+        for before, after in itertools.pairwise(versions):
+            first = min(done for _, done, _, version in self.answers if version == after)
+            late = [version for sent, _, _, version in self.answers if sent > first and version == before]
+            assert not late, f"{len(late)} answers of {before} were asked for after one of {after}"
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+def test_promotions_under_load_reach_all_replicas_at_once_and_none_that_starts_later_differs(
+    serve_url: str, tmp_path: Path
+) -> None:
+    """A registry is followed; an order of an administrator, a rollback and a larger service go on from there."""
+    import ray
+    from ray import serve
+
+    folder = ModelFolder(str(tmp_path / "models" / "blast"))
+    versions = [make_bundle(f"{folder.uri}/v{seed}", size=32, seed=seed, version=f"v{seed}") for seed in (1, 2, 3)]
+    folder.point_to(versions[0])
+    key = {"authorization": "Bearer admin"}
+    settings = {
+        "model": str(tmp_path / "models"),
+        "follow_s": 1,
+        "admin_key_sha256": [hashlib.sha256(b"admin").hexdigest()],
+        "cpus_per_replica": 0.1,
+    }
+    url = f"{serve_url}/swaps"
+    serve.run(build(settings | {"min_replicas": 2, "max_replicas": 2}), name="swaps", route_prefix="/swaps")
+    for headers, status in (({}, 401), ({"x-api-key": "another"}, 403)):
+        assert httpx.post(f"{url}/admin/rollback", headers=headers, timeout=30).status_code == status
+    with Load(url) as load:
+        load.wait_for("v1")
+        folder.point_to(versions[1])
+        load.wait_for("v2")  # followed
+        folder.point_to(versions[2])
+        assert httpx.post(f"{url}/admin/reload", headers=key, timeout=60).json()["version"] == "v3"
+        load.wait_for("v3")
+        shutil.rmtree(f"{folder.uri}/v2")  # it is not needed to go back to
+        folder.stores.of(folder.uri).delete(f"{folder.uri}/best.json")
+        time.sleep(0.5)
+        load.check(["v1", "v2", "v3"])
+        first = len(load.answers)
+        assert httpx.post(f"{url}/admin/rollback", headers=key, timeout=60).json()["version"] == "v2"
+        load.wait_for("v2")
+        again = httpx.post(f"{url}/admin/rollback", headers=key, timeout=60)
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "model_refused")
+    load.answers = load.answers[first:]
+    load.check(["v3", "v2"])
+    state = until(lambda: (now := httpx.get(f"{url}/model", timeout=30).json())["follows"]["error"] and now, "outage")
+    assert (state["generation"], state["cause"]) == (4, "rollback") and "best.json is gone" in state["follows"]["error"]
+
+    folder.point_to(versions[0])  # a larger service is another deployment: it looks at what is there
+    with Load(url) as load:
+        serve.run(build(settings | {"min_replicas": 3, "max_replicas": 3}), name="swaps", route_prefix="/swaps")
+        load.wait_for("v1")
+    load.check(["v2", "v1"])
+    serve.delete("swaps")
+    gone = "keeper-of-swaps"
+    until(lambda: gone not in str(ray.util.list_named_actors(all_namespaces=True)), "its keeper ends with it")

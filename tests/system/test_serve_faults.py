@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -132,6 +133,13 @@ def proxies_listen_at(process: subprocess.Popen[bytes]) -> set[str]:
     return {f"{place.laddr.ip}:{place.laddr.port}" for places in found for place in places if place.status == "LISTEN"}
 
 
+def status(dashboard: int) -> dict[str, Any]:
+    """Of the one application, as `serve status` asks for it."""
+    answer = httpx.get(f"http://127.0.0.1:{dashboard}/api/serve/applications/", timeout=30)
+    (application,) = answer.json()["applications"].values()
+    return dict(application)
+
+
 def served_sha(url: str) -> str:
     return str(httpx.get(f"{url}/readyz", timeout=30).raise_for_status().json()["model"]["sha256"])
 
@@ -249,10 +257,19 @@ def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[B
             )
             assert until(lambda: replica_of(head), "the replica").pid == replica, "the same process all along"
 
+            shutil.rmtree(new.uri)
             os.kill(replica, signal.SIGKILL)
             fresh = until(lambda: (now := replica_of(head)) and now.pid != replica and now, "another replica")
-            assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "not the model of args"
+            assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "neither args nor store needed"
             assert replica_of(head).pid == fresh.pid
+
+            application["args"]["model"] = str(tmp_path / "nothing")
+            deploy()
+            state = until(lambda: (now := status(dashboard))["status"] == "DEPLOY_FAILED" and now, "the failure")
+            assert "neither a bundle" in state["message"], "`serve status` says why"
+            os.kill(fresh.pid, signal.SIGKILL)
+            until(lambda: (now := replica_of(head)) and now.pid != fresh.pid, "another replica all the same")
+            assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "the service goes on"
 
             command = [
                 sys.executable,

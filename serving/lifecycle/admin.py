@@ -1,0 +1,57 @@
+"""POST /admin/reload and /admin/rollback, for who has an administrator's key; without such keys they are not there."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from pipeline.base.errors import InputError
+from serving.agreed import Outcome
+from serving.errors import HttpError
+from serving.guard import check_key
+from serving.interface import KEYS, RETRY_AFTER
+from serving.lifecycle.member import KeeperLost
+from serving.schemas import ErrorBody, Switched
+from serving.settings import ServingSettings
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorBody, "description": "no key"},
+    403: {"model": ErrorBody, "description": "a key that is no administrator's"},
+    409: {"model": ErrorBody, "description": "the model was refused, or there is none to go back to"},
+    503: {"model": ErrorBody, "description": "nobody decides just now", "headers": RETRY_AFTER},
+}
+
+
+def admin_routes(settings: ServingSettings, order: Callable[[str], Awaitable[Outcome]]) -> APIRouter:
+    """`order` tells the keeper to `reload` or `rollback`. Answers when every replica has followed."""
+    router = APIRouter(prefix="/admin")
+
+    async def carried_out(request: Request, what: str) -> Switched:
+        check_key(request.headers, settings.admin_key_sha256)
+        try:
+            outcome = await order(what)
+        except (KeeperLost, InputError) as error:
+            headers = {"Retry-After": str(settings.retry_after_s)}
+            raise HttpError(503, "not_ready", f"nobody decides just now ({error}); try again", headers) from error
+        if outcome.refused is not None:
+            raise HttpError(409, "model_refused", outcome.refused)
+        agreed = outcome.agreed
+        return Switched(
+            has_changed=outcome.has_changed,
+            generation=agreed.generation,
+            name=agreed.chosen.name,
+            version=agreed.chosen.version,
+            sha256=agreed.chosen.sha256,
+        )
+
+    @router.post("/reload", summary="Take what the configuration names now", responses=_RESPONSES, dependencies=KEYS)
+    async def reload(request: Request) -> Switched:
+        """Look at best.json of the registry, or at the bundle, at once."""
+        return await carried_out(request, "reload")
+
+    @router.post("/rollback", summary="Go back to the model before", responses=_RESPONSES, dependencies=KEYS)
+    async def rollback(request: Request) -> Switched:
+        """It stays until best.json or the configuration changes, or /admin/reload."""
+        return await carried_out(request, "rollback")
+
+    return router

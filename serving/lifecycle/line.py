@@ -1,0 +1,133 @@
+"""The keeper as one Ray actor of an application, and a replica's way to it.
+
+Serve's own deployment-scoped actors belong to one version of the code: a redeployment has two of them, just when all
+are to agree, and one that fails keeps dead replicas from being replaced. So this one is detached, has a name, and ends
+itself when Serve no longer knows the application. Ray starts it anew when it dies; members then tell it what it knew.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from pipeline.base.errors import LeukorayError
+from serving.agreed import Joined, News, Report, Wish
+from serving.lifecycle.keeper import Keeper
+from serving.lifecycle.member import KeeperLost
+from serving.lifecycle.switch import POLL_S
+from serving.settings import ServingSettings
+
+log = logging.getLogger("ray.serve")
+_NAMESPACE = "leukoray"
+_PATIENCE_S = 10.0  # beyond what a method itself takes
+_DECIDES_S = 300.0  # reading, proving and switching a model
+_ALONE_S = 3.0  # without members, until Serve is asked whether there is an application
+_SLOW = ("join", "bundle", "reload", "rollback")
+
+
+class KeeperActor(Keeper):
+    """A keeper that looks at best.json by itself and ends with its application."""
+
+    def __init__(self, application: str) -> None:
+        super().__init__(self._runs)
+        self._application = application
+        self._work: list[asyncio.Task[None]] = []
+
+    async def join(self, settings: ServingSettings, asked: Wish | str) -> Joined:
+        self._begin()
+        return await super().join(settings, asked)
+
+    async def news(self, member: str, report: Report, patience_s: float = POLL_S) -> News:
+        self._begin()
+        return await super().news(member, report, patience_s)
+
+    def _begin(self) -> None:
+        if not self._work:
+            self._work = [asyncio.create_task(self._look_forever()), asyncio.create_task(self._end_with_application())]
+
+    async def _look_forever(self) -> None:
+        looked = time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, self.follow_s or 1.0))
+            if time.monotonic() - looked < (self.follow_s or 10.0):
+                continue
+            try:
+                await self.look()
+            except Exception:
+                log.exception("looking for another model failed")
+            looked = time.monotonic()
+
+    async def _end_with_application(self) -> None:
+        while True:
+            await asyncio.sleep(_ALONE_S)
+            if self.members == 0 and not await asyncio.to_thread(_is_known, self._application):
+                log.info("application %s is no more, its keeper ends", self._application)
+                ray.kill(ray.get_runtime_context().current_actor)
+
+    async def _runs(self) -> bool:
+        return await asyncio.to_thread(_has_running, self._application)
+
+
+class RayLine:
+    """To the keeper of one application, which is started where there is none."""
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._actor: Any = None
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Raises KeeperLost, or the LeukorayError that the method raised."""
+        patience_s = _PATIENCE_S + (_DECIDES_S if method in _SLOW else 0.0)
+        try:
+            if self._actor is None:
+                self._actor = await asyncio.to_thread(self._find)
+            return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), patience_s)
+        except RayTaskError as error:
+            if isinstance(error.cause, LeukorayError):
+                raise error.cause from error
+            raise KeeperLost(f"{type(error.cause).__name__}: {error.cause}") from error
+        except (RayError, TimeoutError, ValueError) as error:
+            if isinstance(error, (RayActorError, ValueError)):
+                self._actor = None
+            raise KeeperLost(f"{type(error).__name__}: {error}") from error
+
+    def _find(self) -> Any:
+        options = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
+        actor = ray.remote(KeeperActor).options(**options, **_place(self._application), max_concurrency=1000)
+        return actor.remote(self._application)
+
+
+def forget(application: str) -> None:
+    """End the keeper of an application that is no more."""
+    try:
+        ray.kill(ray.get_actor(**_place(application)))
+    except ValueError:  # it had none
+        return
+
+
+def _place(application: str) -> dict[str, str]:
+    return {"name": f"keeper-of-{application}", "namespace": _NAMESPACE}
+
+
+def _is_known(application: str) -> bool:
+    """Whether Serve has it; True where Serve does not say."""
+    try:
+        return application in serve.status().applications
+    except (RayError, RayServeException) as error:
+        log.warning("Serve does not say which applications there are: %s", error)
+        return True
+
+
+def _has_running(application: str) -> bool:
+    try:
+        found = serve.status().applications.get(application)
+    except (RayError, RayServeException):
+        return False
+    if found is None:
+        return False
+    return any(deployment.replica_states.get("RUNNING", 0) > 0 for deployment in found.deployments.values())
