@@ -67,6 +67,11 @@ class Service:
         for line in self.lines:
             line.keeper = self.keeper
 
+    def asking(self) -> httpx.AsyncClient:
+        """A client of the first replica."""
+        app = create_app(self.engines[0], order=self.members[0].order)
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
     def answers(self) -> set[str]:
         return {engine.model.info.sha256 for engine in self.engines}
 
@@ -338,10 +343,8 @@ def test_orders_need_an_administrators_key_and_are_not_there_without_one(registr
     admin, client = (hashlib.sha256(key).hexdigest() for key in (b"admin", b"client"))
 
     async def story() -> None:
-        async with (
-            running(folder_of(old).uri, 2, follow_s=0, admin_key_sha256=[admin], api_key_sha256=[client]) as all_,
-            asking(create_app(all_.engines[0], order=all_.members[0].order)) as http,
-        ):
+        keys = {"admin_key_sha256": [admin], "api_key_sha256": [client]}
+        async with running(folder_of(old).uri, 2, follow_s=0, **keys) as service, service.asking() as http:
 
             async def order(what: str, key: str | None = "admin") -> httpx.Response:
                 return await http.post(f"/admin/{what}", headers={"x-api-key": key} if key else {})
@@ -356,18 +359,13 @@ def test_orders_need_an_administrators_key_and_are_not_there_without_one(registr
             assert (await order("rollback")).json()["version"] == "v1"
             again = (await order("rollback")).json()["error"]
             assert again["code"] == "model_refused" and "nothing to go back to" in again["message"]
-            for line in all_.lines:
+            for line in service.lines:
                 line.is_cut = True
             assert (await order("reload")).status_code == 503
-        async with running(old.uri, 1) as plain:
-            async with asking(create_app(plain.engines[0], order=plain.members[0].order)) as http:
-                assert (await http.post("/admin/reload")).status_code == 404
+        async with running(old.uri, 1) as plain, plain.asking() as http:
+            assert (await http.post("/admin/reload")).status_code == 404
 
     asyncio.run(story())
-
-
-def asking(app: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
 def test_a_lost_keeper_is_waited_for_a_moment_and_then_each_goes_on(registry: list[Bundle]) -> None:
