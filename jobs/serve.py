@@ -89,7 +89,7 @@ def main(config: ServeConfig) -> None:
     is_local = cluster_target(config.address) is None
     if is_local:
         check_port(config.host, config.port)
-    read_settings(_arguments(config, bundle))  # whatever does not fit is refused before Ray is started
+    settings = read_settings(_arguments(config))  # whatever does not fit is refused before Ray is started
     warn_of_open_door(config)
     with (
         contextlib.ExitStack() as quiet,
@@ -103,7 +103,7 @@ def main(config: ServeConfig) -> None:
         if not is_local:
             make_room(config.replace)
         tell_waiting(ray, plan)
-        with _running(config, is_local):
+        with _running(config, settings, is_local):
             stop.arm()
             raise_if_terminated()
             end_in_order()  # requests that are in work are answered
@@ -234,7 +234,7 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(config: ServeConfig, is_local: bool) -> Iterator[None]:
+def _running(config: ServeConfig, settings: ServingSettings, is_local: bool) -> Iterator[None]:
     """The application on Serve. What was started here is ended with the block; a cluster's Serve stays."""
     from ray import serve
     from ray.exceptions import RayError
@@ -245,7 +245,7 @@ def _running(config: ServeConfig, is_local: bool) -> Iterator[None]:
     from serving.lifecycle.line import forget
 
     logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
-    bound = application(read_settings(_arguments(config)))
+    bound = application(settings)
     options = HTTPOptions(
         host=config.host, port=config.port, request_timeout_s=proxy_timeout_s(config.request_timeout_s)
     )

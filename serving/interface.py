@@ -39,6 +39,7 @@ _CODES = {
     "key_refused": "A key that is not accepted.",
     "malformed_multipart": "A multipart body that does not follow RFC 7578.",
     "method_not_allowed": "The route does not know this method.",
+    "model_refused": "An administrator's order that was refused.",
     "no_file": "A multipart body without a file.",
     "no_map": "No map of where it looks is known of this model.",
     "no_filename": "A file without a filename.",
@@ -61,7 +62,7 @@ REQUEST_ID_PARAMETER = {
     "description": "comes back in the answer",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
 }
-_KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
 # Bodies are called images by media type, so that who generates requests from this sends some. Content-Type itself is
 # not looked at: bytes under any other one are taken as an image as well.
 _IMAGE = {"type": "string", "format": "binary", "minLength": 1}
@@ -85,7 +86,7 @@ REQUEST_BODY = {
 
 def keys(settings: ServingSettings) -> list[Any]:
     """How a key is sent, where one is asked for; `check_key` is what checks."""
-    return _KEYS if settings.api_key_sha256 else []
+    return KEYS if settings.api_key_sha256 else []
 
 
 def responses() -> dict[int | str, dict[str, Any]]:
