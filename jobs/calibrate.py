@@ -86,7 +86,7 @@ def main(config: CalibrateConfig) -> None:
         return
     report = _report(found, curve, record_of(matched))
     bundle = publish_adapted(parent, found, asked, seen, manifest, folder, report)
-    Predictor(bundle, engine="onnx").probe()
+    Predictor(bundle, engine="onnx").prove()
     if info.subject_rules is not None:
         print("note: what the model says of subjects was fitted to other probabilities: the new version says nothing")
     print(f"bundle {bundle.uri}: {', '.join(changed)} of {info.name} / {info.version} changed")

@@ -127,7 +127,7 @@ def _checked(folder: ModelFolder, version: str) -> Bundle:
             f"{bundle.info.version}, as best.json would"
         )
     bundle.verify()
-    Predictor(bundle, engine="onnx").probe()
+    Predictor(bundle, engine="onnx").prove()
     return bundle
 
 

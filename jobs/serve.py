@@ -116,7 +116,7 @@ def main(config: ServeConfig) -> None:
 def checked_bundle(config: ServeConfig) -> Bundle:
     """The bundle that is meant, after it has answered the probe. Raises InputError before anything is started."""
     bundle = resolve(config.model, job_stores(config)).verify()
-    Predictor(bundle, engine="onnx").probe()
+    Predictor(bundle, engine="onnx").prove()
     return bundle
 
 

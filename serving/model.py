@@ -53,7 +53,7 @@ def load_bundle(bundle: Bundle, settings: ServingSettings) -> LoadedModel:
     info = ModelInfo(
         sha256=predictor.model_sha256, better_than_chance=None if judged is None else judged.is_shown, **record
     )
-    predictor.probe()
+    predictor.prove()
     return LoadedModel(predictor, info)
 
 

@@ -1,6 +1,7 @@
 """The bundle: a plain folder that is the model. Weights, graph, decision rule, provenance; no pickle.
 
-    model.safetensors  model.onnx  reference.safetensors  sketch.parquet  bundle.json  MODEL_CARD.md  report/
+    model.safetensors  model.onnx  reference.safetensors  golden.json  sketch.parquet
+    bundle.json  MODEL_CARD.md  report/
 
 `bundle.json` is `BundleInfo` below. It is written last, so a folder without it is no bundle.
 """
@@ -36,6 +37,7 @@ WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "
 HISTORY, REPORT = "report/history.json", "report/report.html"
 OUT_OF_FOLD = "report/out_of_fold.parquet"  # scores of a model trained with folds
 SKETCH = "sketch.parquet"  # of the images of training: `model.sketch`
+GOLDEN = "golden.json"  # drawn images and what is said of them: `model.golden`
 
 
 class Parent(BaseModel):
@@ -77,6 +79,7 @@ class BundleInfo(BaseModel):
     weights_sha256: str
     graph_sha256: str
     sketch_sha256: str = ""  # of SKETCH; empty: the bundle was published without one
+    golden_sha256: str = ""  # of GOLDEN; empty: the bundle was published without
     turns: Turns = 1  # of an image, whose logits are averaged
     # scores that temperature and threshold come from; out-of-fold: of models that did not see the image
     calibrated_on: Literal["validation", "out-of-fold", "local"] = "validation"  # local: `leukoray calibrate`
@@ -190,7 +193,7 @@ class Bundle:
         except StoreError as error:
             message = f"bundle {self.uri}: {name} cannot be read ({error}); publish the model again"
             raise error.refusal(message) from error
-        expected = (self.info.digests | {SKETCH: self.info.sketch_sha256}).get(name)
+        expected = (self.info.digests | {SKETCH: self.info.sketch_sha256, GOLDEN: self.info.golden_sha256}).get(name)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             raise InputError(f"bundle {self.uri}: {name} is not the file that was published; copy the bundle again")
         return data
@@ -208,7 +211,8 @@ class Bundle:
         """The same with the files that a prediction needs in memory, checked: it can be opened anywhere, whatever
         becomes of its store. Raises InputError when one is missing or altered.
         """
-        return replace(self, held={name: self.file(name) for name in self.info.digests})
+        proof = [GOLDEN] if self.info.golden_sha256 else []
+        return replace(self, held={name: self.file(name) for name in (*self.info.digests, *proof)})
 
     @property
     def has_sketch(self) -> bool:
@@ -271,8 +275,8 @@ def write_bundle(uri: str, info: BundleInfo, files: dict[str, bytes], stores: St
     for name, data in files.items():
         bundle.write(name, data)
     weights, graph = (hashlib.sha256(files[name]).hexdigest() for name in (WEIGHTS, GRAPH))
-    sketch = hashlib.sha256(files[SKETCH]).hexdigest() if SKETCH in files else ""
-    return bundle.update(weights_sha256=weights, graph_sha256=graph, sketch_sha256=sketch)
+    sketch, golden = (hashlib.sha256(files[name]).hexdigest() if name in files else "" for name in (SKETCH, GOLDEN))
+    return bundle.update(weights_sha256=weights, graph_sha256=graph, sketch_sha256=sketch, golden_sha256=golden)
 
 
 def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = False) -> Bundle:

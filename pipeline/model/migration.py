@@ -7,7 +7,9 @@ probabilities moved (`Change`), and the bundle keeps it.
 from dataclasses import asdict, dataclass, replace
 
 from pipeline import __version__
-from pipeline.model.bundle import CARD, INFO, Bundle, read_bundle, write_bundle
+from pipeline.model.bundle import CARD, GOLDEN, INFO, Bundle, read_bundle, write_bundle
+from pipeline.model.golden import Golden
+from pipeline.model.predictor import Predictor
 from pipeline.model.promotions import move, record, user_name
 from pipeline.model.registry import ModelFolder
 
@@ -61,6 +63,9 @@ def publish(bundle: Bundle, change: Change) -> Bundle:
     )
     files[CARD] = files.get(CARD, b"") + note.encode()
     info = new.info.model_copy(update={"migrated": record})
+    if bundle.info.golden_sha256:  # the same images are other pixels now
+        golden = Golden.unpacked(files[GOLDEN], f"{bundle.uri}: {GOLDEN}")
+        files[GOLDEN] = Predictor(replace(new, held=files), engine="onnx").golden(golden.images).packed()
     return write_bundle(_beside(bundle), info, files, bundle.stores)
 
 

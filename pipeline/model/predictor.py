@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import Code, ImageRejected, InputError, Stage
 from pipeline.images.load import Limits, LoadedImage, load_image
-from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle
+from pipeline.model.bundle import GOLDEN, GRAPH, WEIGHTS, Bundle
+from pipeline.model.golden import Golden
 from pipeline.model.outputs import FEATURES, LOGITS, Outputs
 from pipeline.model.prediction import Prediction, predictions
 from pipeline.model.reference import REFERENCE, Reference, colours_seen
@@ -131,6 +132,31 @@ class Predictor:
         for answer in answers:
             if isinstance(answer, ImageRejected):
                 raise InputError(f"bundle {self.bundle.uri}: fails the probe image: {answer.message}")
+
+    def golden(self, images: Sequence[bytes]) -> Golden:
+        """What this model says of encoded images, to be kept with it. Raises ImageRejected."""
+        pixels = [self.load(data).pixels for data in images]
+        return Golden(tuple(images), self.outputs(pixels).logits)
+
+    def prove(self) -> None:
+        """The probe, and the golden images of a bundle that has some, decoded and predicted as any other.
+
+        Raises InputError where the model gives no answer, or another one than at publication.
+        """
+        self.probe()
+        if not self.info.golden_sha256:
+            return
+        uri = self.bundle.uri
+        golden = Golden.unpacked(self.bundle.file(GOLDEN), f"bundle {uri}: {GOLDEN}")
+        try:
+            difference = golden.difference(self.golden(golden.images).logits)
+        except ImageRejected as error:
+            raise InputError(f"bundle {uri}: a golden image cannot be decoded here ({error.message})") from error
+        if difference is not None:
+            raise InputError(
+                f"bundle {uri}: does not answer its golden images as it did when it was published ({difference}): this "
+                "machine or its packages compute otherwise; see `leukoray doctor`, or publish the model again here"
+            )
 
 
 def _mean(found: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

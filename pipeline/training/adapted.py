@@ -20,7 +20,18 @@ from pipeline.evaluation.chance import against_chance
 from pipeline.evaluation.definitions import Ints, binary_metrics
 from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.evaluation.report.card import render_card
-from pipeline.model.bundle import CARD, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, Parent, write_bundle
+from pipeline.model.bundle import (
+    CARD,
+    GOLDEN,
+    GRAPH,
+    HISTORY,
+    SKETCH,
+    WEIGHTS,
+    Bundle,
+    BundleInfo,
+    Parent,
+    write_bundle,
+)
 from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.export import check_parity, to_onnx, to_safetensors
 from pipeline.model.prediction import probabilities
@@ -31,6 +42,7 @@ from pipeline.model.torch_engine import load_model
 from pipeline.model.trainable import linear_head
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
+from pipeline.training.golden_images import golden_file
 from pipeline.training.judgement import Judgement
 from pipeline.training.validation import Scores
 
@@ -97,6 +109,7 @@ def publish_adapted(
     )
     info = parent.info.model_copy(update=fields)
     info = info.model_copy(update={"version": new_version(info.identity())})
+    files |= {GOLDEN: golden_file(info, files)}
     files |= {CARD: render_card(info).encode(), LOCAL_REPORT: json.dumps(report, indent=2).encode()}
     return write_bundle(join(folder.uri, info.version), info, files, folder.stores)
 

@@ -12,7 +12,7 @@ from pipeline import __version__
 from pipeline.evaluation.calibration import Agreement, Calibration, Costs, Temperature, Threshold
 from pipeline.evaluation.report.card import render_card
 from pipeline.model.architectures import build
-from pipeline.model.bundle import CARD, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.bundle import CARD, GOLDEN, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.lora import merged
 from pipeline.model.reference import REFERENCE
@@ -23,6 +23,7 @@ from pipeline.sources.manifest import Manifest
 from pipeline.storage.uris import join
 from pipeline.training.checkpoint import Best, Trained
 from pipeline.training.familiar import Familiar, Own
+from pipeline.training.golden_images import golden_file
 from pipeline.training.judgement import HeldOut, judge
 from pipeline.training.rows import LabelledRows
 from pipeline.training.settings import Settings
@@ -89,6 +90,7 @@ def publish(
     files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows)}
     files |= {} if sketch is None else {SKETCH: sketch}
     files |= {} if own.ood is None else {REFERENCE: own.ood.reference}
+    files |= {GOLDEN: golden_file(info, files)}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     verdict = folder.point_if_better(bundle)
     return Published(bundle, verdict, rule.temperature, rule.threshold, judged.agreement, judged.told_of_review)

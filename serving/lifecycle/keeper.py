@@ -310,7 +310,7 @@ class Keeper:
 
 def _proved(bundle: Bundle) -> Bundle:
     held = bundle.hold()
-    Predictor(held, engine="onnx").probe()
+    Predictor(held, engine="onnx").prove()
     return held
 
 
