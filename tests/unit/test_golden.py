@@ -66,10 +66,10 @@ def test_the_limit_is_a_hundredth_of_the_largest_logit(off: float) -> None:
 
 @pytest.mark.parametrize("damage", [b"{}", b"no", b"[]", json.dumps({"golden_version": 9}).encode()])
 def test_a_damaged_file_is_named(bundle: Bundle, damage: bytes) -> None:
-    with pytest.raises(InputError, match="golden.json"):
+    with pytest.raises(InputError, match=r"golden\.json"):
         Predictor(with_golden(bundle, damage), engine="onnx").prove()
     bundle.write(GOLDEN, b"altered")
-    with pytest.raises(InputError, match="golden.json is not the file that was published"):
+    with pytest.raises(InputError, match=r"golden\.json is not the file that was published"):
         Predictor(read_bundle(bundle.uri).hold(), engine="onnx").prove()
 
 
