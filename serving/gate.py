@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import HttpError
 
-LATE_S = 3.0  # with a member's POLL_S less than the keeper's GONE_S
+LATE_S = 9.0  # since it asked: more than two of a member's POLL_S, less than the keeper's GONE_S
 _WAIT_S = 5.0
 
 
@@ -32,9 +32,11 @@ class Gate:
     def open(self) -> None:
         self._open.set()
 
-    def heard(self) -> None:
-        """The keeper was heard, and what it ordered is done."""
-        self._is_watched, self._heard_at = True, time.monotonic()
+    def heard(self, asked_at: float) -> None:
+        """What the keeper answered is done. It counts from when it was asked: an answer may have lain here unread."""
+        self._is_watched, self._heard_at = True, asked_at
+        if not self.is_late():
+            self.open()
 
     def alone(self) -> None:
         """There is no keeper now: whatever this replica answers with is right."""
@@ -43,7 +45,7 @@ class Gate:
 
     async def enter(self) -> None:
         """Returns when a request may begin. Raises HttpError 503 where this replica cannot answer."""
-        if self._is_late():
+        if self.is_late():
             self.hold()  # whoever hears the keeper opens it
         if not self._open.is_set():
             try:
@@ -53,7 +55,8 @@ class Gate:
         if self.shut is not None:
             raise HttpError(503, "not_ready", "this replica cannot load the model of the others", {"Retry-After": "1"})
 
-    def _is_late(self) -> bool:
+    def is_late(self) -> bool:
+        """Whether the others may have gone on without this replica."""
         return self._is_watched and time.monotonic() - self._heard_at > LATE_S
 
 

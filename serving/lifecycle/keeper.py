@@ -60,8 +60,7 @@ class Keeper:
         """A member tells what its configuration asks for, and gets what is agreed once that is decided."""
         async with self._deciding:
             self._settings = settings
-            if self._agreed is None and await self._has_running():
-                await _within(self._given.wait(), _RECALL_S)
+            await self._recall()
             if asked != self._asked:
                 await self._consider(asked)
             return Joined(agreed=self._agreed, refused=self._refused)
@@ -100,24 +99,24 @@ class Keeper:
     async def reload(self) -> Outcome:
         """Look again at what the configuration names, and take it."""
         async with self._deciding:
+            await self._recall()
             agreed = self._known()
-            if not isinstance(self._asked, Wish):
-                return Outcome(has_changed=False, refused=self._refused, agreed=agreed)
-            return await self._outcome(agreed, self._take_wish(self._asked, "reload"))
+            if isinstance(self._asked, Wish):
+                await self._take_wish(self._asked, "reload")
+            return self._outcome(agreed, self._refused)
 
     async def rollback(self) -> Outcome:
         """Take the model from before the last change. It stays until the next change of best.json or configuration."""
         async with self._deciding:
+            await self._recall()
             agreed = self._known()
             if agreed.before is None:
-                refused = "nothing to go back to: no earlier model of this service is known"
-                return Outcome(has_changed=False, refused=refused, agreed=agreed)
-            return await self._outcome(agreed, self._take_before(agreed.before))
+                return self._outcome(agreed, "nothing to go back to: no earlier model of this service is known")
+            return self._outcome(agreed, await self._take_before(agreed.before))
 
-    async def _outcome(self, before: Agreed, change: Awaitable[None]) -> Outcome:
-        await change
+    def _outcome(self, before: Agreed, refused: str | None) -> Outcome:
         now = self._known()
-        return Outcome(has_changed=now.generation != before.generation, refused=self._refused, agreed=now)
+        return Outcome(has_changed=now.generation != before.generation, refused=refused, agreed=now)
 
     # ---- what time brings -----------------------------------------------------------------------------------------
 
@@ -169,19 +168,22 @@ class Keeper:
             self._refuse(_reason(wish.model, error))
             await self._note_pointer()
             return
-        await self._take(found, wish.threshold, cause)
+        reason = await self._take(found, wish.threshold, cause)
+        if reason is not None:
+            self._refuse(reason)
 
-    async def _take_before(self, chosen: Chosen) -> None:
+    async def _take_before(self, chosen: Chosen) -> str | None:
+        """None, or why not: then all stays as it was, and is not tried again."""
         known = [bundle for bundle in self._bundles.values() if bundle.info.identity() == chosen.sha256]
         try:
             bundle = known[0] if known else await asyncio.to_thread(self._read, chosen)
         except Exception as error:
-            self._refuse(_reason(chosen.uri, error))
-            return
+            return _reason(chosen.uri, error)
         agreed = self._known()
-        await self._take(_Found(bundle, agreed.best_json, agreed.pointer), chosen.threshold, ROLLBACK)
+        return await self._take(_Found(bundle, agreed.best_json, agreed.pointer), chosen.threshold, ROLLBACK)
 
-    async def _take(self, found: _Found, threshold: float | None, cause: str) -> None:
+    async def _take(self, found: _Found, threshold: float | None, cause: str) -> str | None:
+        """None, or why the members cannot follow."""
         agreed, info = self._agreed, found.bundle.info
         chosen = Chosen(
             uri=found.bundle.uri,
@@ -194,7 +196,7 @@ class Keeper:
         if agreed is not None and chosen.sha256 == agreed.chosen.sha256:
             self._agreed = agreed.model_copy(update={"chosen": chosen, **seen})
             self._tell(None, self._follows)
-            return
+            return None
         self._attempt = generation = max(self._attempt, agreed.generation if agreed is not None else 0) + 1
         upcoming = Agreed(
             generation=generation,
@@ -209,11 +211,11 @@ class Keeper:
         reason = await self._switch.change(generation, lambda: self._agree(upcoming, found.bundle))
         if reason is None:
             log.info("model %s %s (%s): generation %d", chosen.name, chosen.version, cause, generation)
-            return
+            return None
         del self._bundles[generation]
-        self._refuse(f"{chosen.uri}: {reason}")
         if agreed is not None:
             self._agreed = agreed.model_copy(update=seen)
+        return f"{chosen.uri}: {reason}"
 
     async def _note_pointer(self) -> None:
         """What best.json names was refused: it is looked at again when it changes, or with the next try."""
@@ -255,6 +257,11 @@ class Keeper:
             self._switch.generation = theirs.generation
             if theirs.generation not in self._bundles:
                 self._given.clear()
+
+    async def _recall(self) -> None:
+        """Where nothing is known but replicas run, the keeper was lost: wait until one of them says what was agreed."""
+        if self._agreed is None and await self._has_running():
+            await _within(self._given.wait(), _RECALL_S)
 
     def _agree(self, upcoming: Agreed, bundle: Bundle) -> None:
         self._agreed = upcoming

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -98,15 +99,14 @@ class Member:
 
     async def _step(self, patience_s: float) -> Order:
         """One report, one order."""
-        report = self._report
+        report, asked_at = self._report, time.monotonic()
         news: News = await self._line.call("news", self._name, report, patience_s)
         self._say(agreed=news.agreed or report.agreed, told=news.told)
         self._engine.hear(news)
         self._on_news(news)
         await self._obey(news)
         if not (self._report.is_holding or news.order is Order.WAIT):
-            self._engine.gate.open()
-        self._engine.gate.heard()
+            self._engine.gate.heard(asked_at)
         return news.order
 
     async def _obey(self, news: News) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from serving.agreed import Order, Report
 
-POLL_S = 2.0  # how long a member waits for an order before it reports again
-GONE_S = 6.0
+POLL_S = 4.0  # how long a member waits for an order before it reports again
+GONE_S = 10.0
 _PREPARE_S = 120.0  # reading and loading a model takes seconds
 _HOLD_S = 1.0  # requests wait that long at most, in each round
-_ROUNDS = 6  # together longer than GONE_S
+_ROUNDS = 8  # together longer than GONE_S
 _TAKEN_S = 10.0
 
 
