@@ -7,6 +7,7 @@ that answer, and follows best.json.
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pipeline.model.predictor import Predictor
 from pipeline.model.registry import pointer_of, resolve
 from pipeline.storage.types import StoreError
 from serving.agreed import Agreed, Chosen, Follows, Joined, News, Order, Outcome, Report, Wish
+from serving.lifecycle import switch
 from serving.lifecycle.switch import POLL_S, Switch
 from serving.settings import ServingSettings
 
@@ -48,6 +50,7 @@ class Keeper:
         self._bundles: dict[int, Bundle] = {}  # by generation: the agreed one, the next one, the one before
         self._refused: str | None = None
         self._tried_at = 0.0
+        self._learned_at = -math.inf  # from members, after the keeper was lost
         self._attempt = 0  # the generation last tried: none is tried twice
         self._follows: Follows | None = None
         self._told = 0
@@ -197,6 +200,7 @@ class Keeper:
             self._agreed = agreed.model_copy(update={"chosen": chosen, **seen})
             self._tell(None, self._follows)
             return None
+        await self._all_heard()
         self._attempt = generation = max(self._attempt, agreed.generation if agreed is not None else 0) + 1
         upcoming = Agreed(
             generation=generation,
@@ -255,6 +259,7 @@ class Keeper:
         if theirs is not None and (own is None or theirs.generation > own.generation):
             self._agreed, self._asked = theirs, theirs.asked
             self._switch.generation = theirs.generation
+            self._learned_at = time.monotonic()
             if theirs.generation not in self._bundles:
                 self._given.clear()
 
@@ -262,6 +267,10 @@ class Keeper:
         """Where nothing is known but replicas run, the keeper was lost: wait until one of them says what was agreed."""
         if self._agreed is None and await self._has_running():
             await _within(self._given.wait(), _RECALL_S)
+
+    async def _all_heard(self) -> None:
+        """A keeper that was lost changes nothing before every member had the time to come back to it."""
+        await asyncio.sleep(max(0.0, self._learned_at + switch.GONE_S - time.monotonic()))
 
     def _agree(self, upcoming: Agreed, bundle: Bundle) -> None:
         self._agreed = upcoming

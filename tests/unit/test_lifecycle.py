@@ -205,6 +205,72 @@ def test_the_agreed_model_outlives_its_store_and_its_keeper(registry: list[Bundl
     asyncio.run(story())
 
 
+def test_a_keeper_that_was_lost_asks_the_replicas_before_the_registry(registry: list[Bundle]) -> None:
+    old, new, _ = registry
+
+    async def story() -> None:
+        async with running(folder_of(old).uri, 2, follow_s=0) as service:
+            folder_of(old).point_to(new)
+            service.lose_keeper()
+            await service.add()
+            assert service.answers() == {old.info.identity()}
+            service.lose_keeper()
+            assert (await service.members[1].order("reload")).agreed.generation == 2
+            assert service.answers() == {new.info.identity()}
+
+    asyncio.run(story())
+
+
+def test_one_that_starts_in_the_middle_of_a_change_answers_as_the_others_do_after_it(
+    registry: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, _ = registry
+
+    async def story() -> None:
+        async with running(folder_of(old).uri, 2, follow_s=0) as service:
+            slow, begun, plain = service.members[0], asyncio.Event(), service.members[0]._load
+
+            async def loads(generation: int) -> Any:
+                begun.set()
+                await asyncio.sleep(0.5)
+                return await plain(generation)
+
+            monkeypatch.setattr(slow, "_load", loads)
+            folder_of(old).point_to(new)
+            change = asyncio.create_task(service.members[1].order("reload"))
+            await begun.wait()
+            await service.add()
+            assert (await change).has_changed and service.answers() == {new.info.identity()}
+
+    asyncio.run(story())
+
+
+def test_a_refused_best_json_is_read_again_but_not_proved_again_until_it_moves(
+    registry: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, broken, _ = registry
+    (Path(broken.uri) / "model.onnx").write_bytes(b"no graph")
+
+    async def story() -> None:
+        async with running(folder_of(old).uri, 1, follow_s=5) as service:
+            tried, plain = [], service.keeper._find
+
+            def finds(wish: Wish) -> Any:
+                tried.append(wish)
+                return plain(wish)
+
+            monkeypatch.setattr(service.keeper, "_find", finds)
+            folder_of(old).point_to(broken)
+            for _ in range(3):
+                await service.keeper.look()
+            assert len(tried) == 1 and service.answers() == {old.info.identity()}
+            monkeypatch.setattr("serving.lifecycle.keeper.TRY_AGAIN_S", 0.0)
+            await service.keeper.look()
+            assert len(tried) == 2, "now and then it is: its store may have been out"
+
+    asyncio.run(story())
+
+
 def test_a_wish_that_is_refused_leaves_all_as_they_are_and_a_first_one_ends_the_start(
     registry: list[Bundle], tmp_path: Path
 ) -> None:
