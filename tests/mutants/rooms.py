@@ -55,6 +55,7 @@ ROOMS = {
         ("serving/guard.py", "serving/intake.py"),
         ("tests/unit/test_serving*.py",),
     ),
+    "protocol": Room(("serving/protocols/oip/tensors.py",), ("tests/unit/test_oip.py",)),
     "leaks": Room(
         ("pipeline/ingest/splits.py", "pipeline/ingest/split_units.py", "pipeline/ingest/copies.py"),
         ("tests/unit/test_splits.py", "tests/unit/test_copies.py", "tests/unit/test_layouts.py"),
