@@ -57,7 +57,7 @@ class ServeConfig(JobConfig):
     replicas: int = Field(1, ge=1, description="processes that answer, at least")
     max_replicas: int | None = Field(None, ge=1, description="processes at most, under load (default: --replicas)")
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="largest image, in bytes")
-    max_pixels: int = Field(Limits.max_pixels, ge=1, description="largest image, in pixels, from its header")
+    max_pixels: int = Field(_DEFAULT["max_pixels"], ge=1, description="largest image, in pixels, from its header")
     max_in_flight: int = Field(
         _DEFAULT["max_in_flight"], ge=1, description="requests a replica works on before it answers 503"
     )

@@ -15,6 +15,7 @@ from ray.serve.metrics import Gauge
 from pipeline.base.errors import UsageError
 from pipeline.storage.uris import absolute
 from serving.agreed import News, Wish
+from serving.decoder_process import ProcessDecoder
 from serving.engine import Engine
 from serving.lifecycle.line import RayLine
 from serving.lifecycle.member import Member
@@ -35,7 +36,7 @@ class LeukorayReplica:
             serve.batch, max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_s
         )
         self._settings = settings
-        self._engine = Engine(settings, None, batcher)
+        self._engine = Engine(settings, None, batcher, ProcessDecoder(settings))
         place = serve.get_replica_context()
         self._member = Member(place.replica_id.unique_id, self._engine, RayLine(place.app_name), _Gauges().show)
 

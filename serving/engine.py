@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import Code, ImageRejected, InputError, Stage
+from pipeline.images.load import LoadedImage
 from pipeline.model.prediction import Prediction
 from serving.agreed import News, Order
+from serving.decoding import Decoding, LargeDecoder
 from serving.gate import Gate
 from serving.model import LoadedModel, to_answer
 from serving.schemas import ImageAnswer
@@ -55,12 +57,18 @@ Batcher = Callable[[Callable[[list[Waiting]], Awaitable[list[Answer]]]], Callabl
 class Engine:
     """The current model and the threads that work for it. It may be given one later, before the first request."""
 
-    def __init__(self, settings: ServingSettings, model: LoadedModel | None, batcher: Batcher | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServingSettings,
+        model: LoadedModel | None,
+        batcher: Batcher | None = None,
+        large: LargeDecoder | None = None,
+    ) -> None:
         self.settings = settings
         self.gate = Gate()
         self.news = News(order=Order.STAY, generation=0)  # what the keeper last said; alone: nothing
         self._model = model
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self._decoding = Decoding(settings, large)
         self._forward = ThreadPoolExecutor(1, "forward")
         self._mapping = ThreadPoolExecutor(1, "map")  # its session is opened when a map is first asked for
         self._predict = batcher(self._run_batch) if batcher else self._run_alone
@@ -86,13 +94,18 @@ class Engine:
         self.news = news
 
     async def answer(self, model: LoadedModel, data: bytes) -> ImageAnswer:
-        """Decode and predict one encoded image. Raises ImageRejected."""
-        loaded = await self.decoding(model.predictor.load, data, self.settings.limits)
+        """Decode and predict one encoded image. Raises ImageRejected, and HttpError 503 where there is no room."""
+        loaded = await self.load(model, data)
         return to_answer(model, await self.predict(model, loaded.pixels), loaded, len(data))
 
+    async def load(self, model: LoadedModel, data: bytes, size: int | None = None) -> LoadedImage:
+        """Decode one encoded image, to the model's size or another. Raises as `answer`."""
+        predictor = model.predictor
+        return await self._decoding.load(data, size or predictor.size, predictor.info.bit_depth)
+
     async def decoding(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """`work`, which decodes an image or draws one, in a thread for that."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
+        """`work` of milliseconds, which reads a request or draws an image, in the threads of small images."""
+        return await self._decoding.beside(work, *arguments)
 
     async def map_of(self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:
         """Where a decoded image speaks for a class, by a thread for that. Raises NoMap where the model cannot tell."""

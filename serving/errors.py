@@ -23,6 +23,7 @@ _STATUS = {
     Code.TOO_MANY_FRAMES: 422,
     Code.TRUNCATED: 422,
     Code.CORRUPT: 422,
+    Code.CRASHED_DECODER: 422,
 }
 
 

@@ -8,20 +8,23 @@ import json
 import time
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from pipeline.base.errors import ImageRejected
-from pipeline.images.load import Limits, LoadedImage, load_image
+from pipeline.images.load import LoadedImage
 from pipeline.model.overlay import WHAT_IT_IS, overlaid, told
 from pipeline.model.prediction import Prediction, mapped_class
+from serving.admission import Admission, Ticket
 from serving.answers import prediction_response
 from serving.engine import Engine, Mapped, NoMap
 from serving.errors import HttpError, from_rejection
 from serving.guard import check_key
-from serving.intake import Admission, Ticket, check_encoding, read_raw
+from serving.intake import check_encoding, read_raw
 from serving.interface import IMAGE_BODY, NO_MAP, REQUEST_ID_PARAMETER, keys, responses
 from serving.limits import in_time
 from serving.model import LoadedModel, to_answer
@@ -58,11 +61,11 @@ async def drawn(engine: Engine, model: LoadedModel, data: bytes) -> bytes:
         "model": f"{model.info.name} {model.info.version}",
         "sha256": model.info.sha256,
     }
-    return await engine.decoding(_drawn, data, engine.settings.limits, model, mapped, about)
+    shown = await engine.load(model, data, SIDE)
+    return await engine.decoding(_drawn, shown.pixels, mapped, about)
 
 
-def _drawn(data: bytes, limits: Limits, model: LoadedModel, mapped: Mapped, about: dict[str, Any]) -> bytes:
-    shown = load_image(data, SIDE, limits, model.predictor.info.bit_depth).pixels
+def _drawn(shown: NDArray[np.uint8], mapped: Mapped, about: dict[str, Any]) -> bytes:
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", NOTICE)
     text.add_text("Description", json.dumps(about))
@@ -73,7 +76,7 @@ def _drawn(data: bytes, limits: Limits, model: LoadedModel, mapped: Mapped, abou
 
 
 async def _mapped(engine: Engine, model: LoadedModel, data: bytes) -> tuple[LoadedImage, Prediction, str, Mapped]:
-    loaded = await engine.decoding(model.predictor.load, data, engine.settings.limits)
+    loaded = await engine.load(model, data)
     said = await engine.predict(model, loaded.pixels)
     class_name = mapped_class(model.predictor.info, said)
     try:

@@ -23,7 +23,7 @@ ERRORS = {
     408: "the body did not arrive in time",
     413: "too many bytes, or too many files",
     415: "no image, or one of a format that is not read; a compressed body",
-    422: "a truncated or corrupt image, or one with too many pixels",
+    422: "a truncated or corrupt image, or one that takes too much to decode",
     500: "an error of the service",
     503: "overloaded or not ready; Retry-After tells when to try again",
     504: "the answer took too long",

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from starlette.responses import Response
 
+from serving.admission import Admission, Ticket
 from serving.errors import HttpError
-from serving.intake import Admission, Ticket
 from serving.settings import ServingSettings
 
 _Body = TypeVar("_Body")
@@ -22,17 +22,18 @@ async def in_time(
     read: Callable[[Ticket], Awaitable[_Body]],
     answer: Callable[[_Body], Awaitable[Response]],
 ) -> Response:
-    """One request from its place to its answer.
+    """One request from its first byte to its answer; only a whole body takes a place in work.
 
     Raises HttpError 503 when there is no place, 408 when the client was too slow, 504 when we were.
     """
     has_body = False
     try:
-        with admission.enter() as ticket:
+        with admission.hold() as ticket:
             async with asyncio.timeout(settings.request_timeout_s):
                 body = await read(ticket)
                 has_body = True
-                return await answer(body)
+                with admission.work():
+                    return await answer(body)
     except TimeoutError as error:
         limit = f"{settings.request_timeout_s:g} s"
         if has_body:

@@ -9,24 +9,17 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pipeline.base.errors import ImageRejected
+from serving.admission import Admission, Ticket
 from serving.answers import prediction_response, provenance
 from serving.engine import Engine
 from serving.errors import PROBLEM, HttpError, from_rejection
 from serving.explain import explained
 from serving.guard import check_key
-from serving.intake import (
-    MULTIPART,
-    Admission,
-    ReceivedFile,
-    Ticket,
-    check_encoding,
-    media_type,
-    read_files,
-    read_raw,
-)
+from serving.intake import MULTIPART, check_encoding, media_type, read_files, read_raw
 from serving.interface import NO_MAP, REQUEST_BODY, REQUEST_ID_PARAMETER, keys, responses
 from serving.limits import at_once, in_time
 from serving.model import LoadedModel
+from serving.multipart import ReceivedFile
 from serving.schemas import BatchBody, BatchFailure, ErrorBody, FileAnswer, ImageAnswer, PredictionBody
 
 _EXPLAIN = {
@@ -129,3 +122,5 @@ async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile, a
         return await answer_one(model, file.data)
     except ImageRejected as error:
         return from_rejection(error)
+    except HttpError as error:  # no room for it
+        return error

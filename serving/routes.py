@@ -17,13 +17,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, Response
 
 from pipeline import __version__
+from serving.admission import Admission
 from serving.agreed import Outcome
 from serving.engine import Engine
 from serving.errors import HttpError, error_response
 from serving.explain import explain_routes
 from serving.gate import Gated
 from serving.guard import Guard, cors_options
-from serving.intake import Admission
 from serving.interface import codes, describe, get
 from serving.lifecycle.admin import admin_routes
 from serving.pages import docs_page, front_page

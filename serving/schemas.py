@@ -166,8 +166,10 @@ class Ready(_Body):
     model: ModelInfo
     max_bytes: int
     max_pixels: int
+    max_frames: int
     max_files: int
     max_request_bytes: int
+    decode_timeout_s: float
     needs_api_key: bool
     refused: str | None = None
     notice: str = NOTICE

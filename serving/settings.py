@@ -35,13 +35,19 @@ class ServingSettings(BaseModel):
     s3_requester_pays: bool = Field(False, description="accept the transfer cost of a requester-pays bucket")
 
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="encoded bytes of one image")
-    max_pixels: int = Field(Limits.max_pixels, ge=1, description="pixels its header may announce")
+    max_pixels: int = Field(36_000_000, ge=1, description="pixels its header may announce; fewer than in scoring")
     max_frames: int = Field(Limits.max_frames, ge=1, description="frames of an animation or pages of a file")
     max_files: int = Field(32, ge=1, description="images in one multipart request")
     max_request_bytes: int = Field(128 * 1024 * 1024, ge=1, description="bytes of one multipart request")
 
     max_in_flight: int = Field(128, ge=1, description="requests a replica works on; more get 503 + Retry-After")
-    max_in_flight_bytes: int = Field(512 * 1024 * 1024, ge=1, description="request bytes a replica holds")
+    max_in_flight_bytes: int = Field(384 * 1024 * 1024, ge=1, description="request bytes a replica holds")
+    max_in_flight_pixels: int = Field(
+        144_000_000, ge=1, description="pixels of large images that wait or are decoded; one alone is always taken"
+    )
+    max_receiving: int = Field(256, ge=1, description="bodies that arrive at a time; the slowest is ended for another")
+    min_body_rate: int = Field(8192, ge=1, description="bytes a second that a body keeps up after 5 s, else 408")
+    decode_timeout_s: float = Field(20.0, gt=0, description="for a large image to be decoded, else it is refused")
     max_queued_requests: int = Field(256, ge=1, description="requests Serve's proxy holds for busy replicas")
     retry_after_s: int = Field(1, ge=1, description="what a refused client is told to wait")
     request_timeout_s: float = Field(30.0, gt=0, description="from the first byte to the answer, else 408 or 504")
@@ -109,7 +115,7 @@ class ServingSettings(BaseModel):
         """For `Deployment.options`. A Serve config's `deployments:` section still overrides them."""
         return {
             # Slack lets the replica refuse in JSON by itself, and answer health checks while it is full.
-            "max_ongoing_requests": 2 * self.max_in_flight + 16,
+            "max_ongoing_requests": self.max_receiving + 2 * self.max_in_flight + 16,
             "max_queued_requests": self.max_queued_requests,
             "backpressure_config": {"status_code": 503, "retry_after_s": float(self.retry_after_s)},
             "autoscaling_config": {

@@ -34,8 +34,10 @@ def state_routes(engine: Engine) -> APIRouter:
             model=engine.model.info,
             max_bytes=settings.max_bytes,
             max_pixels=settings.max_pixels,
+            max_frames=settings.max_frames,
             max_files=settings.max_files,
             max_request_bytes=settings.max_request_bytes,
+            decode_timeout_s=settings.decode_timeout_s,
             needs_api_key=bool(settings.api_key_sha256),
             refused=engine.news.refused,
         )

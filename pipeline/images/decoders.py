@@ -1,7 +1,6 @@
 """Encoded bytes to RGB uint8: JPEG through libjpeg-turbo, scaled by its DCT; everything else through Pillow."""
 
 import contextlib
-import io
 import re
 import struct
 from dataclasses import replace
@@ -14,6 +13,7 @@ from PIL import AvifImagePlugin, ExifTags, Image, features
 
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.formats import foreign, heic, jpeg, png, tiff
+from pipeline.images.formats.parts import CountedBytes
 from pipeline.images.formats.sniff import damaged, is_complete, sniff
 from pipeline.images.noise import decoder_remarks, heard, summed_up
 from pipeline.images.samples import Pixels, to_rgb
@@ -58,7 +58,7 @@ def _turbo_reads(data: bytes) -> bool:
 
 def _jpeg_orientation(data: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(CountedBytes(jpeg.only_turning(data)), formats=("JPEG",)) as image:
             return _orientation(image)
     except _EXIF_DAMAGE:
         return 1
@@ -92,7 +92,7 @@ def open_pillow(data: bytes) -> Image.Image:
 
 def _open(data: bytes) -> Image.Image:
     with heard():  # what counts is said again when it is decoded
-        return Image.open(io.BytesIO(tiff.for_pillow(data)), formats=_plugins(sniff(data)))
+        return Image.open(CountedBytes(tiff.for_pillow(data)), formats=_plugins(sniff(data)))
 
 
 def _plugins(name: str | None) -> tuple[str, ...]:

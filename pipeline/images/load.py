@@ -24,6 +24,7 @@ from PIL import Image
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.decoders import decode_jpeg, decode_pillow, format_name, open_pillow
 from pipeline.images.formats import dicom, foreign, jpeg, jpeg2000, pnm, tiff
+from pipeline.images.formats.parts import MOST_PARTS, too_many_parts
 from pipeline.images.formats.sniff import damaged, sniff
 from pipeline.images.remarks import remark
 from pipeline.images.samples import Pixels
@@ -33,7 +34,7 @@ IMAGE_SUFFIXES = frozenset({
     ".webp", ".gif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs", ".heic", ".heif", ".hif",
     ".pnm", ".pbm", ".pgm", ".ppm", ".dcm", ".dicom",
 })  # fmt: skip
-_FREE_SCANS, _MAX_SCANNED = 20, 100  # more scans than any encoder makes; passes over an image of --max-pixels
+_FREE_SCANS, _MAX_SCANNED = 20, 20  # more scans than any encoder makes; passes over an image of --max-pixels
 
 cv2.setNumThreads(1)  # one worker a core: threads of our own would only fight each other
 cv2.utils.logging.setLogLevel(0)  # what it cannot read is a code here, not a line on stderr
@@ -99,7 +100,11 @@ def load_image(data: bytes, size: int, limits: Limits = Limits(), bit_depth: int
     `bit_depth`: how many bits of 16-bit samples count, whatever the file states; None: as it says, or a guess.
     Raises ImageRejected with code empty, too_large, too_many_pixels, unsupported_format, truncated or corrupt.
     """
-    header = read_header(data, limits)
+    return decode_image(data, read_header(data, limits), size, bit_depth)
+
+
+def decode_image(data: bytes, header: Header, size: int, bit_depth: int | None = None) -> LoadedImage:
+    """The second half of `load_image`, of a file whose header was read and is within limits. Raises ImageRejected."""
     if header.format == "jpeg":
         pixels = decode_jpeg(data, size, may_be_turned=header.may_be_turned)
     elif header.format in _DECODERS:
@@ -126,9 +131,13 @@ def read_header(data: bytes, limits: Limits = Limits()) -> Header:
             f"{header.width}x{header.height} pixels announced, the limit (--max-pixels) is {limits.max_pixels}",
         )
     if header.frames > limits.max_frames:
-        message = f"{header.frames} frames, the limit (--max-frames) is {limits.max_frames}; save the frame that counts"
-        raise ImageRejected(Code.TOO_MANY_FRAMES, message)
+        raise _too_many_frames(str(header.frames), limits)
     return header
+
+
+def _too_many_frames(number: str, limits: Limits) -> ImageRejected:
+    message = f"{number} frames, the limit (--max-frames) is {limits.max_frames}; save the frame that counts"
+    return ImageRejected(Code.TOO_MANY_FRAMES, message)
 
 
 def _jpeg_header(data: bytes, limits: Limits) -> Header:
@@ -155,9 +164,13 @@ def _tiff_header(data: bytes, limits: Limits) -> Header:
     refused = page.refused()
     if refused is not None:
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, f"{refused}; save it with 8 or 16 bits a channel, LZW or none")
+    if page.pieces > MOST_PARTS:
+        raise too_many_parts()
     if page.tile_pixels > limits.max_pixels:
         message = f"tiles of {page.tile_pixels} pixels announced, the limit (--max-pixels) is {limits.max_pixels}"
         raise ImageRejected(Code.TOO_MANY_PIXELS, message)
+    if tiff.has_more_pages(data, limits.max_frames):
+        raise _too_many_frames(f"more than {limits.max_frames}", limits)
     with open_pillow(data) as image:
         return Header("tiff", page.width, page.height, _frames(image))
 
@@ -166,6 +179,8 @@ def _jpeg2000_header(data: bytes, limits: Limits) -> Header:
     frame = jpeg2000.read_frame(data)
     if frame is None or not frame.is_complete:
         raise damaged(data, "jp2", ValueError("no end of its codestream"))
+    if jpeg2000.has_too_many_pieces(data, frame):
+        raise too_many_parts()
     if frame.components > 4 or frame.bits > 16:
         message = f"JPEG 2000 of {frame.components} components of {frame.bits} bits; save it as RGB of 8 bits"
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, message)
@@ -200,6 +215,8 @@ def _frames(image: Image.Image) -> int:
     """Frames or pages, by walking their headers."""
     try:
         return int(getattr(image, "n_frames", 1))
+    except ImageRejected:  # they were still being counted
+        raise ImageRejected(Code.TOO_MANY_FRAMES, "more frames than can be counted; save the one that counts") from None
     except Exception:  # damage behind the first frame; the decoder will say what it is
         return 1
 

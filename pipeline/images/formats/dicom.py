@@ -23,6 +23,7 @@ from PIL import Image
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.depth import CONTAINER_BITS, count_levels, depth_of
 from pipeline.images.formats import jpeg, jpeg2000
+from pipeline.images.formats.parts import MOST_PARTS, CountedBytes, too_many_parts
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -50,6 +51,7 @@ _WANTED = [
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", *_PALETTE,
 ]  # fmt: skip
 _UNHEARD = ("ignore", None, Warning, re.compile(r"pydicom\b"), 0)  # of warnings, which quote the header
+_ITEM = b"\xfe\xff\x00\xe0"  # a fragment of coded pixels (PS3.5, annex A.4)
 _SAVE = "save it as PNG or TIFF"
 
 
@@ -130,7 +132,7 @@ def _dataset(data: bytes) -> "Dataset":
     syntax = _syntax(data)
     if syntax not in _SYNTAXES:  # a deflated one would be inflated before anything is known of its size
         raise _refused(f"coded as {_registered(syntax)}")
-    dataset: Dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=_WANTED)
+    dataset: Dataset = pydicom.dcmread(CountedBytes(data), specific_tags=_WANTED)
     return dataset
 
 
@@ -217,11 +219,15 @@ def _checked_frame(dataset: "Dataset", header: Header, syntax: str) -> bytes:
             message = f"dicom ends too early: {len(dataset.PixelData)} of {expected} bytes of pixels"
             raise ImageRejected(Code.TRUNCATED, message)
         return b""
+    if dataset.PixelData.count(_ITEM) > MOST_PARTS:
+        raise too_many_parts()
     frame: bytes = _pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax == _RLE:
         is_expected = sum(map(_unpacked_bytes, _segments(frame))) <= decoded_bytes + 64
     elif syntax in _JPEG_2000:
         wavelets = jpeg2000.read_frame(frame)
+        if wavelets is not None and jpeg2000.has_too_many_pieces(frame, wavelets):
+            raise too_many_parts()
         size = wavelets and (wavelets.width, wavelets.height, wavelets.components)
         is_expected = size == (header.width, header.height, header.samples)
     else:

@@ -3,11 +3,16 @@
 import re
 from dataclasses import dataclass
 
+from pipeline.images.formats.parts import MOST_PARTS, too_many_parts
+
 # Baseline, extended and progressive, Huffman or arithmetic. Lossless and hierarchical frames (SOF3, SOF5 to 7, ...)
 # are not scaled by the DCT: a decoder that was asked to scale them writes past its buffer.
 _DECODED = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # 0xF7: JPEG-LS (ITU-T T.87)
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # markers without a length
+_NO_SCAN = b"\xff\xda\0\x08\1\1\0\0\x3f\0\xff\xd9"
+_MOST_TURNING = 64  # segments that may hold an orientation; there is one of each kind
+_FILL = re.compile(rb"\xff+(?=[^\xff])")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 
@@ -41,14 +46,16 @@ class Frame:
 
 
 def read_frame(data: bytes) -> Frame | None:
-    """The frame header of a file that begins with SOI; None where there is none before the first scan."""
-    at, may_be_turned = 2, False
-    while True:
-        at = data.find(b"\xff", at)
-        while at != -1 and data[at + 1 : at + 2] == b"\xff":  # fill bytes
-            at += 1
-        if at == -1 or at + 4 > len(data):
+    """The frame header of a file that begins with SOI; None where there is none before the first scan.
+
+    Raises ImageRejected where there are too many segments before it.
+    """
+    at, turning = 2, 0
+    for _ in range(MOST_PARTS):
+        found = _FILL.search(data, at)
+        if found is None or found.end() + 3 > len(data):
             return None
+        at = found.end() - 1  # the last of fill bytes
         marker = data[at + 1]
         if marker in _ALONE or marker == _SOI:
             at += 2
@@ -60,9 +67,30 @@ def read_frame(data: bytes) -> Frame | None:
             if at + 9 > len(data):
                 return None
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
-            return Frame(marker, data[at + 4], width, height, may_be_turned)
-        may_be_turned = may_be_turned or (marker == _APP1 and _may_turn(data, at + 4, at + 2 + length))
+            return Frame(marker, data[at + 4], width, height, turning > 0)
+        turning += marker == _APP1 and _may_turn(data, at + 4, at + 2 + length)
+        if turning > _MOST_TURNING:
+            break
         at += 2 + length
+    raise too_many_parts()
+
+
+def only_turning(data: bytes) -> bytes:
+    """A header that says the same orientation, and no more: other segments may be costly to read."""
+    kept, at = [data[:2]], 2
+    while (found := _FILL.search(data, at)) is not None:
+        at = found.end() - 1
+        marker = data[at + 1]
+        if marker in _ALONE or marker == _SOI:
+            at += 2
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in _FRAMES:
+            return b"".join([*kept, data[at:end], _NO_SCAN])
+        if marker == _APP1 and _may_turn(data, at + 4, end):
+            kept.append(data[at:end])
+        at = end
+    return data
 
 
 def _may_turn(data: bytes, begin: int, end: int) -> bool:

@@ -18,7 +18,7 @@ _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8: all that
 _ALL_TYPES = {**_TYPES, 2: "B", 7: "B", 11: "f", 12: "d"}  # ASCII, UNDEFINED, FLOAT, DOUBLE
 _NUMBERS, _BYTES = frozenset({1, 3, 4, 11, 12, 16}), frozenset({1, 2, 7})
 _MAX_VALUES = 1 << 20  # of one tag: a gigapixel in tiles of 32 pixels
-_MAX_PAGES = 100_000
+_MAX_PAGES = 10_000
 _WANTED = frozenset({
     Tag.ImageWidth, Tag.ImageLength, Tag.BitsPerSample, Tag.Compression, Tag.PhotometricInterpretation,
     Tag.StripOffsets, Tag.StripByteCounts, Tag.SamplesPerPixel, Tag.PlanarConfiguration, Tag.TileWidth, Tag.TileLength,
@@ -47,6 +47,7 @@ class Page:
     zero_is_white: bool
     is_planar: bool
     tile_pixels: int  # 0 where there are strips
+    pieces: int  # strips or tiles
     end: int  # first byte behind the pixels
     max_sample: int | None  # the highest value that samples may have, where a tag says so
     description: bytes
@@ -106,6 +107,7 @@ def first_page(data: bytes) -> Page | None:
         zero_is_white=one(Tag.PhotometricInterpretation, 1) == 0,
         is_planar=one(Tag.PlanarConfiguration, 1) == 2,
         tile_pixels=one(Tag.TileWidth, 0) * one(Tag.TileLength, 0),
+        pieces=max(len(tags.get(Tag.StripOffsets, ())), len(tags.get(Tag.TileOffsets, ()))),
         end=max(ends, default=0),
         max_sample=_whole(max(highest)) if highest else None,
         description=bytes(tags.get(Tag.ImageDescription, ())),
@@ -114,6 +116,20 @@ def first_page(data: bytes) -> Page | None:
         tags=frozenset(entry.tag for entry in entries),
         has_more=following != 0,
     )
+
+
+def has_more_pages(data: bytes, than: int) -> bool:
+    """Whether the chain of directories is longer."""
+    seen = set[int]()
+    try:
+        file = _File(data)
+        at = file.first
+        while at and at not in seen and len(seen) <= than:
+            seen.add(at)
+            at = file.following(at)
+    except struct.error:  # whoever reads them finds an end there as well
+        pass
+    return len(seen) > than
 
 
 def _whole(value: float) -> int | None:
@@ -182,6 +198,12 @@ class _File:
         if entry.number > _MAX_VALUES:
             raise struct.error(f"{entry.number} values of one tag")
         return self.read(f"{entry.number}{_ALL_TYPES[entry.kind]}", entry.place)
+
+    def following(self, at: int) -> int:
+        """Where the directory behind the one at `at` lies, without a look at its entries."""
+        count, size = ("Q", 20) if self.is_big else ("H", 12)
+        end = at + struct.calcsize(self.order + count) + size * int(self.read(count, at)[0])
+        return int(self.read(self._word, end)[0])
 
     def pages(self) -> Iterator[list[_Entry]]:
         """The chain of directories, as far as it can be read."""

@@ -16,10 +16,11 @@ from starlette.responses import JSONResponse, Response
 from pipeline import __version__
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.text import problems
+from serving.admission import Admission, Ticket
 from serving.engine import Engine
 from serving.errors import HttpError, from_rejection
 from serving.guard import check_key
-from serving.intake import Admission, Ticket, check_encoding, read_body
+from serving.intake import check_encoding, read_body
 from serving.interface import REQUEST_ID_PARAMETER, get, keys, responses
 from serving.limits import at_once, in_time
 from serving.model import LoadedModel
@@ -159,7 +160,7 @@ def _add_infer(router: APIRouter, engine: Engine, admission: Admission, counted:
 
         async def read(ticket: Ticket) -> bytes:
             body = await read_body(request, engine.settings.max_request_bytes, ticket)
-            ticket.hold(2 * len(body))  # as they came, and as images
+            await ticket.hold(len(body))  # once more: as they came, and as images
             return body
 
         async def answer(body: bytes) -> Response:
