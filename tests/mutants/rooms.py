@@ -52,8 +52,14 @@ ROOMS = {
     ),
     "lock": Room(("pipeline/storage/lock.py",), ("tests/unit/test_lock.py", "tests/integration/test_lock.py")),
     "endpoint": Room(
-        ("serving/guard.py", "serving/intake.py"),
-        ("tests/unit/test_serving*.py",),
+        (
+            "serving/guard.py",
+            "serving/intake.py",
+            "serving/admission.py",
+            "serving/multipart.py",
+            "serving/decoding.py",
+        ),
+        ("tests/unit/test_serving*.py", "tests/unit/test_admission.py", "tests/unit/test_decoding.py"),
     ),
     "protocol": Room(("serving/protocols/oip/tensors.py",), ("tests/unit/test_oip.py",)),
     "leaks": Room(
