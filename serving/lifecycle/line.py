@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from pipeline.base.errors import LeukorayError
 from serving.agreed import Joined, News, Report, Wish
 from serving.lifecycle.keeper import Keeper
-from serving.lifecycle.member import KeeperLost
+from serving.lifecycle.member import KeeperLost, KeeperSilent
 from serving.lifecycle.switch import POLL_S
 from serving.settings import ServingSettings
 
@@ -91,7 +91,9 @@ class RayLine:
             if isinstance(error.cause, LeukorayError):
                 raise error.cause from error
             raise KeeperLost(f"{type(error.cause).__name__}: {error.cause}") from error
-        except (RayError, TimeoutError, ValueError) as error:
+        except TimeoutError as error:
+            raise KeeperSilent(f"no answer to {method!r} within {patience_s:g} s") from error
+        except (RayError, ValueError) as error:
             if isinstance(error, (RayActorError, ValueError)):
                 self._actor = None
             raise KeeperLost(f"{type(error).__name__}: {error}") from error

@@ -19,6 +19,10 @@ class KeeperLost(Exception):
     """The keeper cannot be asked now."""
 
 
+class KeeperSilent(KeeperLost):
+    """It did not answer in time: it may be there, and this replica may have been stopped meanwhile."""
+
+
 class Line(Protocol):
     """The way to the keeper's methods. Raises KeeperLost, or what the method raised."""
 
@@ -90,6 +94,8 @@ class Member:
         while True:
             try:
                 await self._step(POLL_S)
+            except KeeperSilent as error:  # the gate decides how long requests wait for an answer
+                log.warning("the keeper does not answer: %s", error)
             except KeeperLost as error:  # one is started anew and asks what was agreed on
                 log.warning("nobody tells which model to answer with, %s goes on: %s", self._report.generation, error)
                 self._next = None  # it may be another attempt's

@@ -18,7 +18,7 @@ from serving.agreed import Wish
 from serving.engine import Engine
 from serving.lifecycle import switch
 from serving.lifecycle.keeper import Keeper
-from serving.lifecycle.member import KeeperLost, Member
+from serving.lifecycle.member import KeeperLost, KeeperSilent, Member
 from serving.routes import create_app
 from serving.settings import ServingSettings
 from tests.bundles import make_bundle
@@ -343,9 +343,9 @@ def test_one_that_cannot_prepare_keeps_all_from_changing(
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("has_stale_answer", [False, True])
+@pytest.mark.parametrize("finds", ["nothing", "an old answer", "its patience over"])
 def test_a_member_that_dies_or_stalls_in_a_change_holds_nobody_up_and_never_answers_with_the_old(
-    registry: list[Bundle], monkeypatch: pytest.MonkeyPatch, has_stale_answer: bool
+    registry: list[Bundle], monkeypatch: pytest.MonkeyPatch, finds: str
 ) -> None:
     """A stopped process finds, when it goes on, what the keeper answered before the others changed."""
     old, new, _ = registry
@@ -358,8 +358,11 @@ def test_a_member_that_dies_or_stalls_in_a_change_holds_nobody_up_and_never_answ
             plain = line.call
 
             async def waits(method: str, *arguments: Any) -> Any:
-                said = await plain(method, *arguments) if has_stale_answer else None
+                is_first = not blocked.is_set()
+                said = await plain(method, *arguments) if finds == "an old answer" else None
                 await blocked.wait()
+                if is_first and finds == "its patience over":
+                    raise KeeperSilent("no answer")
                 return said or await plain(method, *arguments)
 
             monkeypatch.setattr(line, "call", waits)
