@@ -21,6 +21,7 @@ JOBS = {
     "score": "score whole archives into Parquet, every image accounted for",
     "summary": "print and draw what a scoring run found",
     "serve": "answer HTTP requests with the best model",
+    "predict": "send images to a running service, one row a file",
     "promote": "point a registry to another version",
     "reveal": "the paths behind pseudonyms, for whoever holds the key",
     "migrate": "after an upgrade: what older files hold, and a model under today's pixel rules",

@@ -5,7 +5,6 @@ numbers. Names of classes, subjects and files come from whoever made the images.
 """
 
 import csv
-import io
 import re
 from collections.abc import Iterable
 
@@ -14,10 +13,17 @@ _RISKY = re.compile(r"'*[=+\-@\t\r]")  # one with quotes before it as well, so t
 
 def csv_of(rows: Iterable[Iterable[object]]) -> str:
     """Rows, the header first, as text with a line each; None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerows([guarded(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    return text.getvalue()
+    return "".join(lines)
+
+
+class _Lines(list[str]):
+    """Rows that end with one character. With both in the writer both are quoted in cells: until 3.13 others are not."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def guarded(cell: str) -> str:

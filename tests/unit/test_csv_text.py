@@ -35,6 +35,11 @@ def test_numbers_and_words_stay(cell: str) -> None:
     assert guarded(cell) == cell
 
 
+def test_a_cell_of_several_lines_is_one_cell() -> None:
+    rows = [["a\rb", "c\nd", "e\r\nf"], ["g", "h\r", ""]]
+    assert list(csv.reader(io.StringIO(csv_of(rows), newline=""))) == rows
+
+
 def test_every_table_that_people_open_is_written_by_it() -> None:
     root = Path(__file__).parents[2]
     writers = [
