@@ -15,6 +15,7 @@ CPU_PATH = (
     "pipeline.model.predictor", "pipeline.sources.fetch", "pipeline.sources.listing", "pipeline.ingest.draft",
     "pipeline.model.bundle", "pipeline.scoring.run", "pipeline.scoring.work.worker", "serving.app", "jobs.cli",
     "jobs.ingest", "jobs.samples", "jobs.doctor", "jobs.score", "jobs.serve",
+    "jobs.predict",
 )  # fmt: skip
 MODULE_NAME = re.compile(r"(?:pipeline|jobs|serving)(?:\.\w+)+(?::\w+)?")
 
