@@ -457,6 +457,38 @@ def test_retry_after_is_read_in_both_forms(said: str, seconds: float) -> None:
     assert Reply(503, {"Retry-After": said}, b"", "id").retry_after_s() == seconds  # type: ignore[arg-type]
 
 
+def test_a_proxy_of_the_environment_is_asked_for_what_lies_elsewhere(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[str] = []
+
+    def remembered(handler: Odd) -> None:
+        paths.append(handler.path)
+        handler.answer(prediction())
+
+    with odd(lambda *_: remembered) as (url, _):
+        monkeypatch.setenv("http_proxy", url)
+        code, rows = run("http://lab.invalid:81/blood", files, tmp_path)
+    assert code == 0 and len(rows) == 3
+    assert paths == ["http://lab.invalid:81/blood/predict"] * 3
+
+
+def test_a_connection_closed_while_it_was_idle_costs_no_attempt(files: list[str], tmp_path: Path) -> None:
+    def closes(handler: Odd) -> None:
+        handler.answer(prediction())
+        handler.close_connection = True
+
+    with odd(lambda *_: closes) as (url, _):
+        code, rows = run(url, files, tmp_path, "--concurrency", "1")
+    assert code == 0 and [row["attempts"] for row in rows] == [1, 1, 1]
+
+
+def test_tls_that_fails_is_said_at_once(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with odd(lambda *_: prediction()) as (url, _):
+        assert run(url.replace("http:", "https:"), files, tmp_path) == (5, [])
+    assert "TLS fails" in capsys.readouterr().err
+
+
 def test_ctrl_c_leaves_the_rows_so_far_in_a_whole_file(files: list[str], tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     with odd(lambda data, _: prediction() if data == b"a" else (503, {}, b"")) as (url, asked):
