@@ -3,6 +3,8 @@
 Bodies are problem details (RFC 9457) with one extension member: `error`, with a code for programs and the request id.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from pipeline.base.errors import Code, ImageRejected
+from serving.formats import FHIR_JSON, wants_fhir
 from serving.schemas import ErrorBody, ErrorDetail
 
 PROBLEM = "application/problem+json"
@@ -24,6 +27,20 @@ _STATUS = {
     Code.TRUNCATED: 422,
     Code.CORRUPT: 422,
     Code.CRASHED_DECODER: 422,
+}
+# https://hl7.org/fhir/R4/valueset-issue-type.html; what is not named here: processing
+_ISSUES = {
+    400: "invalid",
+    401: "login",
+    403: "forbidden",
+    406: "not-supported",
+    408: "timeout",
+    409: "conflict",
+    413: "too-long",
+    415: "not-supported",
+    500: "exception",
+    503: "transient",
+    504: "timeout",
 }
 
 
@@ -57,6 +74,21 @@ def speaks_oip(path: str) -> bool:
     return path == "/v2" or path.startswith("/v2/")
 
 
+def outcome_response(errors: Sequence[HttpError]) -> Response:
+    """An OperationOutcome (https://hl7.org/fhir/R4/operationoutcome.html), status and headers those of the first."""
+    issues = [
+        {
+            "severity": "fatal" if error.status >= 500 else "error",
+            "code": _ISSUES.get(error.status, "processing"),
+            "details": {"coding": [{"code": error.code}], "text": error.code},
+            "diagnostics": error.message,
+        }
+        for error in errors
+    ]
+    body = json.dumps({"resourceType": "OperationOutcome", "issue": issues})
+    return Response(body, errors[0].status, errors[0].headers, FHIR_JSON)
+
+
 def from_rejection(error: ImageRejected) -> HttpError:
     """The same words as in a batch run's quarantine, with the status of their code."""
     return HttpError(_STATUS.get(error.code, 500), error.code.value, error.message)
@@ -67,5 +99,7 @@ def error_response(error: HttpError, scope: Scope) -> Response:
     scope["state"]["error_code"] = error.code
     if speaks_oip(scope["path"].removeprefix(scope.get("root_path", ""))):
         return JSONResponse({"error": error.message}, error.status, error.headers)
+    if wants_fhir(scope):
+        return outcome_response([error])
     body = ErrorBody(**error.problem(scope))
     return Response(body.model_dump_json(), status_code=error.status, headers=error.headers, media_type=PROBLEM)

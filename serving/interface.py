@@ -44,6 +44,7 @@ _CODES = {
     "no_map": "No map of where it looks is known of this model.",
     "no_filename": "A file without a filename.",
     "no_websocket": "There are no WebSockets here.",
+    "not_acceptable": "A form of answer that is not spoken here.",
     "not_ready": "The model does not answer its probe.",
     "replica_lost": "The replica that worked on the request is gone; send it again.",
     "overloaded": "No room for another request; Retry-After says when to come back.",
@@ -137,6 +138,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 if speaks_oip(path):
                     answer["content"] = {"application/json": {"schema": {"$ref": "#/components/schemas/OipError"}}}
                 elif "application/json" in answer.get("content", {}):
-                    answer["content"] = {PROBLEM: answer["content"]["application/json"]}
+                    answer["content"][PROBLEM] = answer["content"].pop("application/json")
             operation["responses"] = dict(sorted(answers.items()))
     return found

@@ -3,8 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
+from pipeline.base.errors import InputError
 from pipeline.images.load import LoadedImage
-from pipeline.model.bundle import Bundle
+from pipeline.model.bundle import CARD, Bundle
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
@@ -34,6 +35,7 @@ class LoadedModel:
 
     predictor: Predictor
     info: ModelInfo
+    card: str = ""  # Markdown; empty: the bundle has none
     work: Work = field(default_factory=Work)
 
 
@@ -54,7 +56,15 @@ def load_bundle(bundle: Bundle, settings: ServingSettings) -> LoadedModel:
         sha256=predictor.model_sha256, better_than_chance=None if judged is None else judged.is_shown, **record
     )
     predictor.prove()
-    return LoadedModel(predictor, info)
+    return LoadedModel(predictor, info, _card(bundle))
+
+
+def _card(bundle: Bundle) -> str:
+    """For people, and no part of a prediction: a bundle copied without it answers all the same."""
+    try:
+        return bundle.file(CARD).decode(errors="replace")
+    except InputError:
+        return ""
 
 
 def to_answer(model: LoadedModel, said: Prediction, loaded: LoadedImage, size: int) -> ImageAnswer:

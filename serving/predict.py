@@ -11,15 +11,18 @@ from starlette.responses import Response
 from pipeline.base.errors import ImageRejected
 from serving.admission import Admission, Ticket
 from serving.answers import prediction_response, provenance
+from serving.clinical import SUBJECT, clinical_response, read_format, read_subject, sha256
 from serving.engine import Engine
-from serving.errors import PROBLEM, HttpError, from_rejection
+from serving.errors import PROBLEM, HttpError, from_rejection, outcome_response
 from serving.explain import explained
+from serving.formats import FHIR_JSON, FORMATS, HL7_V2, Format
 from serving.guard import check_key
 from serving.intake import MULTIPART, check_encoding, media_type, read_files, read_raw
 from serving.interface import NO_MAP, REQUEST_BODY, REQUEST_ID_PARAMETER, keys, responses
 from serving.limits import at_once, in_time
 from serving.model import LoadedModel
 from serving.multipart import ReceivedFile
+from serving.protocols.fhir.tally import Sent
 from serving.schemas import BatchBody, BatchFailure, ErrorBody, FileAnswer, ImageAnswer, PredictionBody
 
 _EXPLAIN = {
@@ -29,6 +32,30 @@ _EXPLAIN = {
     "description": "1: with a map of where the image speaks for its class, as /explain gives",
     "schema": {"type": "integer", "enum": [0, 1]},
 }
+_FORMAT = {
+    "name": "format",
+    "in": "query",
+    "required": False,
+    "description": "of the answer, before what Accept says; of several files fhir and hl7 make one report, as of one "
+    "subject. They have no map",
+    "schema": {"type": "string", "enum": list(FORMATS)},
+}
+_SUBJECT = {
+    "name": "subject",
+    "in": "query",
+    "required": False,
+    "description": "with fhir and hl7: an opaque id of whom the images are of; comes back in the answer, never logged",
+    "schema": {"type": "string", "pattern": SUBJECT},
+}
+_RESOURCE = {
+    "type": "object",
+    "properties": {"resourceType": {"type": "string"}},
+    "required": ["resourceType"],
+    "description": "FHIR R4: a Bundle, or an OperationOutcome",
+}
+_OUTCOME = {FHIR_JSON: {"schema": _RESOURCE}}
+_FORMS = {**_OUTCOME, HL7_V2: {"schema": {"type": "string"}}}
+_NOT_HERE = "FHIR of another version, or not as JSON, is asked for and nothing else"
 _Answering = Callable[[LoadedModel, bytes], Awaitable[ImageAnswer]]
 
 
@@ -39,8 +66,11 @@ def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
         "/predict",
         summary="Predict one image, or several",
         response_model=PredictionBody | BatchBody,
-        responses={**responses(), 409: {"model": ErrorBody, "description": NO_MAP}},
-        openapi_extra={"requestBody": REQUEST_BODY, "parameters": [REQUEST_ID_PARAMETER, _EXPLAIN]},
+        responses=_responses(),
+        openapi_extra={
+            "requestBody": REQUEST_BODY,
+            "parameters": [REQUEST_ID_PARAMETER, _EXPLAIN, _FORMAT, _SUBJECT],
+        },
         dependencies=keys(engine.settings),
     )
     async def predict(request: Request) -> Response:
@@ -48,11 +78,14 @@ def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
 
         `multipart/form-data` with one or several files gives `results`, in the order sent, each with a prediction
         or an error. Its status is 200 as soon as one file was predicted, else that of the first file's error.
+
+        `?format=fhir` or `Accept: application/fhir+json` gives a FHIR R4 Bundle, `?format=hl7` an HL7 v2 message.
         """
         check_key(request.headers, engine.settings.api_key_sha256)
         check_encoding(request.headers)
         settings, started = engine.settings, time.perf_counter()
-        answer_one = _answering(request, engine)
+        form, subject = read_format(request), read_subject(request)
+        answer_one = _answering(request, engine, form)
 
         async def read(ticket: Ticket) -> bytes | list[ReceivedFile]:
             if media_type(request.headers) == MULTIPART:
@@ -60,6 +93,8 @@ def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
             return await read_raw(request, settings, ticket)
 
         async def answer(body: bytes | list[ReceivedFile]) -> Response:
+            if form != "json":
+                return await _answer_clinical(request, engine, answer_one, body, form, subject)
             if isinstance(body, bytes):
                 return await _answer_image(request, engine.model, answer_one, body, started)
             return await _answer_files(request, engine, answer_one, body, started)
@@ -69,11 +104,21 @@ def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
     return router
 
 
-def _answering(request: Request, engine: Engine) -> _Answering:
+def _responses() -> dict[int | str, dict[str, Any]]:
+    known = responses()
+    not_acceptable = {"model": ErrorBody, "description": _NOT_HERE, "headers": known[400]["headers"]}
+    refused = {**known, 409: {"model": ErrorBody, "description": NO_MAP}}
+    of_fhir = {status: {**answer, "content": _OUTCOME} for status, answer in refused.items() if status != 200}
+    return {**of_fhir, 200: {**known[200], "content": _FORMS}, 406: not_acceptable}
+
+
+def _answering(request: Request, engine: Engine, form: Format) -> _Answering:
     """What answers an image: with a map where `?explain=1` asks for one."""
     asked = request.query_params.get("explain", "0")
     if asked not in ("0", "1"):
         raise HttpError(400, "bad_request", f"explain={asked[:20]}: expected 0 or 1")
+    if asked == "1" and form != "json":
+        raise HttpError(409, "no_map", f"explain=1: an answer of format {form} has no map; leave one out")
     return engine.answer if asked == "0" else functools.partial(explained, engine)
 
 
@@ -111,6 +156,34 @@ async def _answer_files(
     request.state.error_code = errors[0].code
     failure = BatchFailure(**said, **errors[0].problem(request.scope))
     return Response(failure.model_dump_json(), status_code=errors[0].status, media_type=PROBLEM)
+
+
+async def _answer_clinical(
+    request: Request,
+    engine: Engine,
+    answer_one: _Answering,
+    body: bytes | list[ReceivedFile],
+    form: Format,
+    subject: str | None,
+) -> Response:
+    """The same answers as one FHIR Bundle or one HL7 v2 message; of none predicted the errors of all."""
+    model = engine.model
+    files = [ReceivedFile("", len(body), body)] if isinstance(body, bytes) else body
+    outcomes = await at_once(lambda file: _answer_file(engine, model, file, answer_one), files)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, HttpError)]
+    if len(errors) == len(files):
+        if form == "hl7":
+            raise errors[0]
+        request.state.error_code = errors[0].code
+        return outcome_response(errors)
+    sent = []
+    for file, outcome in zip(files, outcomes, strict=True):
+        digest = None if file.data is None else await engine.decoding(sha256, file.data)
+        if isinstance(outcome, HttpError):
+            sent.append(Sent(None, outcome.detail(request.state.request_id), digest))
+        else:
+            sent.append(Sent(outcome, None, digest))
+    return clinical_response(form, request, model, sent, subject)
 
 
 async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile, answer_one: _Answering) -> Any:

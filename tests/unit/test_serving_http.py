@@ -427,7 +427,7 @@ def test_pages_forbid_everything_from_elsewhere(make: Callable[..., Engine]) -> 
 def test_openapi_names_every_status(make: Callable[..., Engine]) -> None:
     description = call(make(), "GET", "/openapi.json").json()
     statuses = set(description["paths"]["/predict"]["post"]["responses"])
-    assert {"200", "400", "401", "403", "408", "409", "413", "415", "422", "500", "503", "504"} == statuses
+    assert {"200", "400", "401", "403", "406", "408", "409", "413", "415", "422", "500", "503", "504"} == statuses
 
 
 def test_openapi_tells_of_keys_where_they_are_asked_for(make: Callable[..., Engine]) -> None:
@@ -441,7 +441,7 @@ def test_openapi_tells_of_keys_where_they_are_asked_for(make: Callable[..., Engi
 def test_openapi_tells_of_ids_files_and_waiting(make: Callable[..., Engine]) -> None:
     description = call(make(), "GET", "/openapi.json").json()
     post = description["paths"]["/predict"]["post"]
-    assert [item["name"] for item in post["parameters"]] == ["X-Request-ID", "explain"]
+    assert [item["name"] for item in post["parameters"]] == ["X-Request-ID", "explain", "format", "subject"]
     assert set(post["responses"]["503"]["headers"]) == {"X-Request-ID", "Retry-After"}
     schema = post["responses"]["422"]["content"]["application/problem+json"]["schema"]
     assert {one["$ref"].rsplit("/", 1)[-1] for one in schema["anyOf"]} == {"ErrorBody", "BatchFailure"}
