@@ -53,7 +53,8 @@ def meaning(info: ModelInfo, unit: Unit | None, class_labels: Mapping[str, int])
             (other,) = set(info.classes) - {positive}
             return Meaning({positive: BLASTS, other: OTHER_LEUKOCYTES}, False, "")
     unknown = ", ".join(repr(name) for name in info.classes if name not in found)
-    return Meaning({}, False, f"classes of the model are no kinds of cells by name ({unknown}): no cell is counted by its kind")
+    why_not = f"classes of the model are no kinds of cells by name ({unknown}): no cell is counted by its kind"
+    return Meaning({}, False, why_not)
 
 
 def outcome(sent: Sent) -> Outcome:
