@@ -27,7 +27,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
-.PHONY: help demo serve test lint format reference bench bench-score bench-train mutants fuzz chaos clean
+.PHONY: help demo serve test lint format reference bench bench-score bench-train bench-serve mutants fuzz chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -93,6 +93,9 @@ bench-score: $(VENV)/.installed-bench ## batch scoring alone, at length
 
 bench-train: $(VENV)/.installed-bench ## training beside torchrun's DDP and Lightning: hours; ARGS='--sizes 224x224 --workers 2' a part
 	$(BIN)/python -m tests.benchmarks.bench_train $(ARGS)
+
+bench-serve: $(VENV)/.installed-bench ## the endpoint beside FastAPI, LitServe and the usual Serve template
+	$(BIN)/python -m tests.benchmarks.bench_serve $(ARGS)
 
 mutants: $(VENV)/.installed-test ## break the code LIMIT times a room and count what its tests notice: hours; ROOM='lock leaks'
 	$(BIN)/python -m tests.mutants $(ROOM) --limit $(LIMIT) --seed $(SEED)

@@ -26,6 +26,7 @@ from tests.benchmarks.measure import (
 )
 from tests.benchmarks.memory import Trace, growth
 from tests.benchmarks.rounds import Budget, result_table
+from tests.benchmarks.serve_load import parse
 from tests.benchmarks.train_inputs import training_set
 from tests.benchmarks.train_measure import Trained, Trainer, figures, our_timeline, printed_timeline, run, table
 from tests.benchmarks.train_timeline import Timeline
@@ -169,3 +170,33 @@ def test_both_rivals_can_be_loaded():
         if name == "train_rival_lightning" and importlib.util.find_spec("lightning") is None:
             continue
         assert importlib.import_module(f"tests.benchmarks.{name}").main
+
+
+WRK = """Running 8s test @ http://127.0.0.1:7112/predict
+  1 threads and 8 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    25.11ms    4.02ms  61.20ms   80.10%
+    Req/Sec   316.00     21.00   370.00     70.00%
+  Latency Distribution
+     50%   24.10ms
+     75%   27.00ms
+     90%  950.00us
+     99%    1.25s
+  1600 requests in 8.00s, 1.20MB read
+  Socket errors: connect 0, read 3, write 0, timeout 2
+  Non-2xx or 3xx responses: 80
+Requests/sec:    200.00
+"""
+
+
+def test_load_counts_answers_and_what_failed():
+    measured = parse(WRK, 8, 6.4)
+    assert measured.rate == pytest.approx((1600 - 80) / 8)
+    assert (measured.p50_ms, measured.p99_ms) == (pytest.approx(24.1), pytest.approx(1250))
+    assert measured.failed == 85
+    assert measured.cpu_ms == pytest.approx(4.0)
+
+
+def test_load_refuses_what_is_no_output_of_wrk():
+    with pytest.raises(ValueError, match="not the output"):
+        parse("unable to connect", 8, 0)
