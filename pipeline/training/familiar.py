@@ -21,7 +21,7 @@ from pipeline.evaluation.ood import MOST_TRAINING, MOST_VALIDATION, Fitted, Seen
 from pipeline.images.appearance import NAMES, appearance
 from pipeline.model.drift import OOD_SCORE, ReferenceStatistics
 from pipeline.model.outputs import FEATURES
-from pipeline.model.reference import COLOURS, Reference, colours_seen
+from pipeline.model.reference import COLOURS, REFERENCE, Reference, colours_seen
 from pipeline.model.seen import seen_size
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
@@ -45,6 +45,10 @@ class Own:
 
     ood: Fitted | None
     statistics: ReferenceStatistics | None
+
+    def files(self) -> dict[str, bytes]:
+        """Of a bundle."""
+        return {} if self.ood is None else {REFERENCE: self.ood.reference}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GOLDEN, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.lora import merged
-from pipeline.model.reference import REFERENCE
 from pipeline.model.registry import ModelFolder, Verdict, new_version
 from pipeline.model.subject_rules import SubjectLabel
 from pipeline.model.timm_networks import PREFIX as TIMM
@@ -66,8 +65,9 @@ def publish(
     `familiar`: where pixels are had, which tell what is unlike them; None: nothing does.
     """
     weights, graph = _exported(trained.best, settings, to_graph)
+    said = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
     judged = judge(
-        held_out or HeldOut(trained.best.scores, _looks(trained, settings)), settings, rows, manifest,
+        said, settings, rows, manifest,
         target_sensitivity=target_sensitivity, costs=costs, review_error=review_error, subject_label=subject_label,
     )  # fmt: skip
     rule = judged.rule
@@ -87,13 +87,12 @@ def publish(
         versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows)}
+    files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows), **own.files()}
     files |= {} if sketch is None else {SKETCH: sketch}
-    files |= {} if own.ood is None else {REFERENCE: own.ood.reference}
     files |= {GOLDEN: golden_file(info, files)}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
-    verdict = folder.point_if_better(bundle)
-    return Published(bundle, verdict, rule.temperature, rule.threshold, judged.agreement, judged.told_of_review)
+    moved = folder.point_if_better(bundle)
+    return Published(bundle, moved, rule.temperature, rule.threshold, judged.agreement, judged.told_of_review)
 
 
 def _asked(settings: Settings, rows: LabelledRows, manifest: Manifest) -> dict[str, Any]:
