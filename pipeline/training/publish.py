@@ -65,9 +65,8 @@ def publish(
     `familiar`: where pixels are had, which tell what is unlike them; None: nothing does.
     """
     weights, graph = _exported(trained.best, settings, to_graph)
-    said = held_out or HeldOut(trained.best.scores, _looks(trained, settings))
     judged = judge(
-        said, settings, rows, manifest,
+        held_out or HeldOut(trained.best.scores, _looks(trained, settings)), settings, rows, manifest,
         target_sensitivity=target_sensitivity, costs=costs, review_error=review_error, subject_label=subject_label,
     )  # fmt: skip
     rule = judged.rule
