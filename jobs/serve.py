@@ -159,6 +159,7 @@ def make_room(replace: bool) -> None:
     from ray import serve
 
     from serving.lifecycle.line import forget
+    from serving.monitoring import sharing
 
     served = serve.status().applications
     if APPLICATION not in served:
@@ -174,6 +175,7 @@ def make_room(replace: bool) -> None:
     else:
         serve.delete(APPLICATION)
     forget(APPLICATION)
+    sharing.forget(APPLICATION)
 
 
 class _Stop:
@@ -243,6 +245,7 @@ def _running(config: ServeConfig, settings: ServingSettings, is_local: bool) -> 
 
     from serving.app import application
     from serving.lifecycle.line import forget
+    from serving.monitoring import sharing
 
     logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
     bound = application(settings)
@@ -266,6 +269,7 @@ def _running(config: ServeConfig, settings: ServingSettings, is_local: bool) -> 
         else:
             serve.delete(APPLICATION)
             forget(APPLICATION)
+            sharing.forget(APPLICATION)
 
 
 def _arguments(config: ServeConfig) -> dict[str, Any]:

@@ -18,16 +18,24 @@ def log_access(scope: Scope, status: int, seconds: float) -> None:
     if not log.isEnabledFor(level):
         return
     state = scope["state"]
-    route = getattr(scope.get("route"), "path", "-")  # as declared, /v2/models/{name}; not as asked for
     fields = {
-        "method": scope["method"] if scope["method"] in _METHODS else "-",
-        "route": route,
+        "method": method_of(scope),
+        "route": route_of(scope),
         "status": status,
         "ms": round(seconds * 1e3, 1),
         "code": state.get("error_code", "-"),
     }
     text = " ".join(f"{name}={value}" for name, value in {**fields, "request": state["request_id"]}.items())
     log.log(level, text, extra=fields)
+
+
+def route_of(scope: Scope) -> str:
+    """As declared, /v2/models/{name}, not as asked for."""
+    return str(getattr(scope.get("route"), "path", "-"))
+
+
+def method_of(scope: Scope) -> str:
+    return str(scope["method"]) if scope["method"] in _METHODS else "-"
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})

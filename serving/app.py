@@ -20,6 +20,7 @@ from serving.engine import Engine
 from serving.lifecycle.line import RayLine
 from serving.lifecycle.member import Member
 from serving.model import load_model
+from serving.monitoring.sharing import Sharing
 from serving.routes import create_app
 from serving.settings import ServingSettings, read_choice, read_settings
 
@@ -38,11 +39,13 @@ class LeukorayReplica:
         self._settings = settings
         self._engine = Engine(settings, None, batcher, ProcessDecoder(settings))
         place = serve.get_replica_context()
-        self._member = Member(place.replica_id.unique_id, self._engine, RayLine(place.app_name), _Gauges().show)
+        name = place.replica_id.unique_id
+        self._sharing = Sharing(place.app_name, name, self._engine.recorder, self._engine.counts)
+        self._member = Member(name, self._engine, RayLine(place.app_name), _Gauges().show)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application after the constructor."""
-        return create_app(self._engine, behind_serve=True, order=self._member.order)
+        return create_app(self._engine, behind_serve=True, order=self._member.order, total=self._sharing.total)
 
     async def reconfigure(self, user_config: Any, rank: Any) -> None:
         """Called at start and at every change of `user_config`; because it takes `rank`, also where there is none.
@@ -50,6 +53,7 @@ class LeukorayReplica:
         Raises InputError at start only, when there is no model to answer with: else Serve would end the replica. It
         does not wait for a change: Serve sends no requests meanwhile.
         """
+        self._sharing.begin()
         try:
             choice = read_choice(user_config)
             asked = Wish(model=absolute(choice.model or self._settings.model), threshold=choice.threshold)

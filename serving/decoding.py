@@ -8,13 +8,15 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from pipeline.images.cost import worst_seconds
 from pipeline.images.load import Header, LoadedImage, decode_image, read_header
 from serving.admission import overloaded
+from serving.monitoring.recorder import Recorder
 from serving.settings import ServingSettings
 
 _T = TypeVar("_T")
@@ -42,8 +44,8 @@ class ThreadDecoder:
 class Decoding:
     """The lanes of one replica."""
 
-    def __init__(self, settings: ServingSettings, large: LargeDecoder | None = None) -> None:
-        self._settings = settings
+    def __init__(self, settings: ServingSettings, recorder: Recorder, large: LargeDecoder | None = None) -> None:
+        self._settings, self._recorder = settings, recorder
         self._small = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._large = large or ThreadDecoder()
         self._line = Line()
@@ -55,8 +57,24 @@ class Decoding:
 
     async def load(self, data: bytes, size: int, bit_depth: int | None) -> LoadedImage:
         """As `load_image` of scoring. Raises ImageRejected, and HttpError 503 where there is no room for it."""
-        found = await self.beside(self._load_small, data, size, bit_depth)
-        return await self._load_large(data, found, size, bit_depth) if isinstance(found, Header) else found
+        asked = time.perf_counter()
+        began, found = await self.beside(self._load_timed, data, size, bit_depth)
+        if isinstance(found, Header):
+            return await self._load_large(data, found, size, bit_depth, asked)
+        self._record(asked, began)
+        return found
+
+    def later(self, work: Callable[..., _T], *arguments: Any) -> Future[_T]:
+        """`beside`, without waiting for it."""
+        return self._small.submit(work, *arguments)
+
+    def _record(self, asked: float, began: float) -> None:
+        self._recorder.stage("queue", began - asked)
+        self._recorder.stage("decode", time.perf_counter() - began)
+
+    def _load_timed(self, data: bytes, size: int, bit_depth: int | None) -> tuple[float, LoadedImage | Header]:
+        """And when it began."""
+        return time.perf_counter(), self._load_small(data, size, bit_depth)
 
     def _load_small(self, data: bytes, size: int, bit_depth: int | None) -> LoadedImage | Header:
         """The header alone where the image is large."""
@@ -65,18 +83,23 @@ class Decoding:
             return header
         return decode_image(data, header, size, bit_depth)
 
-    async def _load_large(self, data: bytes, header: Header, size: int, bit_depth: int | None) -> LoadedImage:
+    async def _load_large(
+        self, data: bytes, header: Header, size: int, bit_depth: int | None, asked: float
+    ) -> LoadedImage:
         pixels, limit = header.width * header.height, self._settings.max_in_flight_pixels
         if self._line.pixels and self._line.pixels + pixels > limit:
             raise overloaded(self._settings, f"{self._line.pixels} pixels of large images are in work")
         async with self._line.turn(pixels, worst_seconds(header, len(data))) as turn:
+            began = time.perf_counter()
             decoding = self._large.decode(data, header, size, bit_depth)
             task = asyncio.ensure_future(decoding)
             self._running.add(task)  # it keeps its turn until it ends, also where its client is gone
             task.add_done_callback(self._running.discard)
             task.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, if nobody waits for it
             turn.keep_until(task)
-            return await asyncio.shield(task)
+            loaded = await asyncio.shield(task)
+            self._record(asked, began)
+            return loaded
 
 
 class Turn:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,8 +20,11 @@ from pipeline.images.load import LoadedImage
 from pipeline.model.prediction import Prediction
 from serving.agreed import News, Order
 from serving.decoding import Decoding, LargeDecoder
+from serving.errors import HttpError
 from serving.gate import Gate
 from serving.model import LoadedModel, to_answer
+from serving.monitoring.recorder import Recorder
+from serving.monitoring.state import Answering, State
 from serving.schemas import ImageAnswer
 from serving.settings import ServingSettings
 
@@ -68,7 +71,9 @@ class Engine:
         self.gate = Gate()
         self.news = News(order=Order.STAY, generation=0)  # what the keeper last said; alone: nothing
         self._model = model
-        self._decoding = Decoding(settings, large)
+        self.recorder = Recorder()
+        self._settling: Future[None] | None = None
+        self._decoding = Decoding(settings, self.recorder, large)
         self._forward = ThreadPoolExecutor(1, "forward")
         self._mapping = ThreadPoolExecutor(1, "map")  # its session is opened when a map is first asked for
         self._predict = batcher(self._run_batch) if batcher else self._run_alone
@@ -101,7 +106,11 @@ class Engine:
     async def load(self, model: LoadedModel, data: bytes, size: int | None = None) -> LoadedImage:
         """Decode one encoded image, to the model's size or another. Raises as `answer`."""
         predictor = model.predictor
-        return await self._decoding.load(data, size or predictor.size, predictor.info.bit_depth)
+        try:
+            return await self._decoding.load(data, size or predictor.size, predictor.info.bit_depth)
+        except (ImageRejected, HttpError) as error:
+            self.recorder.refused(str(error.code))
+            raise
 
     async def decoding(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """`work` of milliseconds, which reads a request or draws an image, in the threads of small images."""
@@ -113,12 +122,27 @@ class Engine:
 
     async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8]) -> Prediction:
         """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size. Raises ImageRejected."""
+        asked = time.perf_counter()
         answer = await self._predict(Waiting(model, pixels))
+        self.recorder.stage("predict", time.perf_counter() - asked)
         if isinstance(answer, ImageRejected):
+            self.recorder.refused(str(answer.code))
             raise answer
+        if self.recorder.predicted(model.info.sha256, model.predictor.info, answer, pixels):
+            self._settling = self._decoding.later(self.recorder.settle, self.recorder.take())
         return answer
 
+    async def counts(self) -> State:
+        """What this process has done since it began."""
+        if self._settling is not None:
+            await asyncio.wrap_future(self._settling)
+        await asyncio.to_thread(self.recorder.settle, self.recorder.take())
+        info = None if self._model is None else self._model.info
+        answering = None if info is None else Answering(info.name, info.version, info.sha256)
+        return self.recorder.state(answering, is_refusing=self.news.refused is not None)
+
     async def _run_batch(self, waiting: list[Waiting]) -> list[Answer]:
+        self.recorder.batch(len(waiting))
         return await asyncio.get_running_loop().run_in_executor(self._forward, _predict_waiting, waiting)
 
     async def _run_alone(self, waiting: Waiting) -> Answer:

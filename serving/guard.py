@@ -17,8 +17,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.access import log_access
+from serving.access import log_access, method_of, route_of
 from serving.errors import HttpError, error_response
+from serving.monitoring.recorder import Recorder
 
 log = logging.getLogger("ray.serve")
 REQUEST_ID = "x-request-id"
@@ -34,8 +35,9 @@ SECURITY_HEADERS = {
 class Guard:
     """ASGI middleware. `adds_id=False` behind Serve's proxy, which copies the id to the answer by itself."""
 
-    def __init__(self, app: ASGIApp, adds_id: bool = True) -> None:
+    def __init__(self, app: ASGIApp, recorder: Recorder, adds_id: bool = True) -> None:
         self.app = app
+        self.recorder = recorder
         self.adds_id = adds_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,6 +48,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        self.recorder.request_begins()
         has_valid_id = set_request_id(scope)
         status = 0  # of an answer that has begun
 
@@ -71,7 +74,10 @@ class Guard:
             failure = HttpError(500, "internal", "the request failed here, not by its own fault; quote its id")
             await error_response(failure, scope)(scope, receive, send_guarded)
         finally:
-            log_access(scope, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            code = scope["state"].get("error_code")
+            self.recorder.request_ends(route_of(scope), method_of(scope), status, code, seconds)
+            log_access(scope, status, seconds)
 
     def _add_headers(self, headers: MutableHeaders, request_id: str) -> None:
         for name, value in SECURITY_HEADERS.items():

@@ -41,6 +41,7 @@ _CODES = {
     "method_not_allowed": "The route does not know this method.",
     "model_refused": "An administrator's order that was refused.",
     "no_file": "A multipart body without a file.",
+    "no_counts": "The counts of all replicas cannot be had now.",
     "no_map": "No map of where it looks is known of this model.",
     "no_filename": "A file without a filename.",
     "no_websocket": "There are no WebSockets here.",

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pipeline.base.errors import ImageRejected
+from pipeline.base.errors import Code, ImageRejected
 from serving.admission import Admission, Ticket
 from serving.answers import prediction_response, provenance
 from serving.clinical import SUBJECT, clinical_response, read_format, read_subject, sha256
@@ -189,6 +189,7 @@ async def _answer_clinical(
 async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile, answer_one: _Answering) -> Any:
     """`ImageAnswer`, or the `HttpError` that this file alone would have got."""
     if file.data is None:
+        engine.recorder.refused(Code.TOO_LARGE.value)
         message = f"{file.size_bytes} bytes, limit {engine.settings.max_bytes}; send a smaller image"
         return HttpError(413, "too_large", message)
     try:

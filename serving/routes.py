@@ -3,6 +3,7 @@
 POST /predict   one image as the body, or several as multipart/form-data
 POST /explain   where one image speaks for its class
 GET  /healthz   the process answers      GET /readyz   the model answers
+GET  /metrics   counts for Prometheus
 GET  /model     which model, and whether it was shown to be better than chance
      /v2...     the Open Inference Protocol
 POST /admin/reload, /admin/rollback   where administrators have keys
@@ -26,6 +27,8 @@ from serving.gate import Gated
 from serving.guard import Guard, cors_options
 from serving.interface import codes, describe, get
 from serving.lifecycle.admin import admin_routes
+from serving.metrics import metrics_routes
+from serving.monitoring.state import State
 from serving.pages import docs_page, front_page
 from serving.predict import prediction_routes
 from serving.protocols.oip.routes import oip_routes
@@ -36,10 +39,14 @@ _NAMES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(
-    engine: Engine, *, behind_serve: bool = False, order: Callable[[str], Awaitable[Outcome]] | None = None
+    engine: Engine,
+    *,
+    behind_serve: bool = False,
+    order: Callable[[str], Awaitable[Outcome]] | None = None,
+    total: Callable[[], Awaitable[State]] | None = None,
 ) -> FastAPI:
     """The application of one engine. `behind_serve`: Serve's proxy adds X-Request-ID to the answer by itself.
-    `order`: carries out what administrators order.
+    `order`: carries out what administrators order. `total`: the counts of all replicas; without it the engine's own.
     """
     app = FastAPI(
         title="leukoray",
@@ -50,7 +57,7 @@ def create_app(
         redirect_slashes=False,  # it would redirect to whatever the Host header names
     )
     app.add_middleware(Gated, gate=engine.gate)
-    app.add_middleware(Guard, adds_id=not behind_serve)
+    app.add_middleware(Guard, recorder=engine.recorder, adds_id=not behind_serve)
     if engine.settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(engine.settings.cors_origins))  # around errors as well
     app.add_exception_handler(HttpError, _on_http_error)
@@ -60,6 +67,7 @@ def create_app(
     app.include_router(explain_routes(engine, admission))
     app.include_router(oip_routes(engine, admission))
     app.include_router(state_routes(engine))
+    app.include_router(metrics_routes(engine.settings, total or engine.counts))
     if order is not None and engine.settings.admin_key_sha256:
         app.include_router(admin_routes(engine.settings, order))
     description = describe(app)

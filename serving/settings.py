@@ -70,6 +70,8 @@ class ServingSettings(BaseModel):
     )
     follow_s: float = Field(30.0, ge=0, description="how often best.json of a registry is looked at; 0: never")
 
+    metrics_need_key: bool = Field(False, description="/metrics asks for a key as /predict does")
+
     cors_origins: tuple[str, ...] = Field(
         (), description="origins whose pages may ask from a browser, as https://lab.example; '*': all; empty: none"
     )

@@ -16,11 +16,13 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.base.cluster import connected
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import ModelFolder
 from serving.app import build
+from serving.monitoring import sharing
 from tests.bundles import make_bundle, said_of
 from tests.servers import free_port
 
@@ -258,3 +260,44 @@ def test_promotions_under_load_reach_all_replicas_at_once_and_none_that_starts_l
     serve.delete("swaps")
     gone = "keeper-of-swaps"
     until(lambda: gone not in str(ray.util.list_named_actors(all_namespaces=True)), "its keeper ends with it")
+
+
+def predictions_told(url: str, times: int = 16) -> set[float]:
+    """By `/metrics`, asked on new connections, so that each replica answers some."""
+    found = set()
+    for _ in range(times):
+        answer = httpx.get(f"{url}/metrics", timeout=30)
+        assert answer.status_code == 200, answer.text
+        families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+        found.add(sum(one.value for one in families["leukoray_predictions"].samples))
+        assert sum(one.value for one in families["leukoray_model_info"].samples) == 1
+    return found
+
+
+def test_metrics_are_the_sum_over_replicas_also_after_one_was_killed(serve_url: str, bundle: Bundle) -> None:
+    import ray
+    from ray import serve
+
+    two = {"model": bundle.uri, "min_replicas": 2, "max_replicas": 2, "cpus_per_replica": 0.1}
+    serve.run(build(two), name="counted", route_prefix="/counted")
+    url = serve_url + "/counted"
+    try:
+        assert {answer.status_code for answer in send_all(url, [picture("PNG", seed) for seed in range(40)])} == {200}
+        until(lambda: httpx.get(f"{url}/metrics", timeout=30).status_code == 200, "the actor of counts")
+        time.sleep(2.5)  # each tells every second what is new
+        assert predictions_told(url) == {40.0}
+        named = ray.util.list_named_actors(all_namespaces=True)
+        replicas = [one for one in named if one["name"].startswith("SERVE_REPLICA::counted#")]
+        assert len(replicas) == 2
+        ray.kill(ray.get_actor(replicas[0]["name"], replicas[0]["namespace"]))
+        again = 0
+        for _ in range(60):  # some may meet the dead one
+            again += httpx.post(f"{url}/predict", content=picture("PNG", 50), timeout=30).status_code == 200
+            if again == 5:
+                break
+            time.sleep(0.5)
+        time.sleep(2.5)
+        assert again == 5 and predictions_told(url) == {45.0}
+    finally:
+        serve.delete("counted")
+        sharing.forget("counted")

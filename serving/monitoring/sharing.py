@@ -1,0 +1,134 @@
+"""One actor of an application has the counts of all its replicas, and each replica's way to it.
+
+The actor is detached, so that it outlives replicas, and ends itself when Serve no longer knows the application. Where
+it is lost, living replicas tell it anew all that they counted; what dead ones had counted is then gone, which is a
+counter's reset to Prometheus.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import RayServeException
+
+from serving.monitoring.gathered import Gathered
+from serving.monitoring.recorder import Recorder
+from serving.monitoring.state import State
+
+log = logging.getLogger("ray.serve")
+_NAMESPACE = "leukoray"
+_PATIENCE_S = 10.0
+_EVERY_S = 1.0
+_SIGN_OF_LIFE_S = 5.0
+_ALONE_S = 60.0
+
+
+class GatheredActor(Gathered):
+    """That ends with its application."""
+
+    def __init__(self, application: str) -> None:
+        super().__init__()
+        self._application = application
+        self._watch: asyncio.Task[None] | None = None
+
+    async def tell(self, replica: str, state: State | None) -> bool:
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._end_with_application())
+        return self.put(replica, state)
+
+    async def ask(self) -> State:
+        return self.total()
+
+    async def _end_with_application(self) -> None:
+        while True:
+            await asyncio.sleep(_ALONE_S)
+            if self.is_alone and not await asyncio.to_thread(_is_known, self._application):
+                log.info("application %s is no more, its counts end", self._application)
+                ray.kill(ray.get_runtime_context().current_actor)
+
+
+class NotGathered(Exception):
+    """The counts of all replicas cannot be had now; says why."""
+
+
+class Sharing:
+    """What a replica tells, and is told, of counts. `state` gives its own, all of it."""
+
+    def __init__(
+        self, application: str, replica: str, recorder: Recorder, state: Callable[[], Awaitable[State]]
+    ) -> None:
+        self._application, self._replica = application, replica
+        self._recorder, self._state = recorder, state
+        self._actor: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self._lost: str | None = None
+
+    def begin(self) -> None:
+        """Tell every second from now on what is new."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._tell_forever())
+
+    async def total(self) -> State:
+        """Of all replicas, this one as it is now. Raises NotGathered."""
+        await self._call("tell", self._replica, await self._state())
+        total: State = await self._call("ask")
+        return total
+
+    async def _tell_forever(self) -> None:
+        told, told_at = -1, float("-inf")
+        while True:
+            events, now = self._recorder.events, time.monotonic()
+            try:
+                if events != told:
+                    await self._call("tell", self._replica, await self._state())
+                    told, told_at = events, now
+                elif now - told_at > _SIGN_OF_LIFE_S:
+                    is_known = await self._call("tell", self._replica, None)
+                    told, told_at = (told if is_known else -1), now
+                self._lost = None
+            except NotGathered as error:
+                if str(error) != self._lost:
+                    log.warning("counts could not be told: %s", error)
+                self._lost, told = str(error), -1
+            await asyncio.sleep(_EVERY_S)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            if self._actor is None:
+                self._actor = await asyncio.to_thread(self._find)
+            return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), _PATIENCE_S)
+        except (RayError, TimeoutError, ValueError) as error:
+            if isinstance(error, (RayActorError, ValueError)):
+                self._actor = None
+            raise NotGathered(f"{type(error).__name__}: {error}") from error
+
+    def _find(self) -> Any:
+        options = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
+        actor = ray.remote(GatheredActor).options(**options, **_place(self._application))
+        return actor.remote(self._application)
+
+
+def forget(application: str) -> None:
+    """End the counts of an application that is no more."""
+    try:
+        ray.kill(ray.get_actor(**_place(application)))
+    except ValueError:  # it had none
+        return
+
+
+def _place(application: str) -> dict[str, str]:
+    return {"name": f"counts-of-{application}", "namespace": _NAMESPACE}
+
+
+def _is_known(application: str) -> bool:
+    """Whether Serve has it; True where Serve does not say."""
+    try:
+        return application in serve.status().applications
+    except (RayError, RayServeException) as error:
+        log.warning("Serve does not say which applications there are: %s", error)
+        return True
