@@ -31,7 +31,7 @@ PREDICTIONS = Metric("predictions", "images by what was said of them", ("class",
 REQUEST_SECONDS = Metric("request_seconds", "from a request's head to its answer", ("route",), _SECONDS)
 STAGE_SECONDS = Metric(
     "stage_seconds",
-    "of one image: waiting for a decoder's thread (queue), decode, waiting for a batch and forward pass (predict)",
+    "of a decoded image: waiting for a decoder (queue), decode, waiting for a batch and forward pass (predict)",
     ("stage",),
     _SECONDS,
 )
