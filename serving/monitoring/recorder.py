@@ -35,7 +35,7 @@ log = logging.getLogger("ray.serve")
 _EVERY_S = 1.0  # an image may be looked at, and drift is counted
 _AT_ONCE = 32.0  # images that are looked at of a crowd after a pause: enough to tell of
 _MANY = 256  # predictions that wait to be counted
-_OOD = {None: "unknown", True: "yes", False: "no"}
+OOD_LABELS = {None: "unknown", True: "yes", False: "no"}
 
 
 class Said(NamedTuple):
@@ -85,7 +85,7 @@ class Recorder:
 
     def predicted(self, sha256: str, info: BundleInfo, said: Prediction, pixels: NDArray[np.uint8]) -> bool:
         """Count a prediction. True when it is time to `take` and `settle`."""
-        self._state.count(PREDICTIONS, (said.class_name, said.decision or "none", _OOD[said.is_ood]))
+        self._state.count(PREDICTIONS, (said.class_name, said.decision or "none", OOD_LABELS[said.is_ood]))
         self._state.observe(PROBABILITY, (), said.probability)
         now = time.monotonic()
         self._looks = min(_AT_ONCE, self._looks + (now - self._looks_at) / _EVERY_S)
