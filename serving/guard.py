@@ -88,8 +88,8 @@ class Guard:
 
 def has_valid_id(scope: Scope) -> bool:
     """Whether the request has no id of its own, or one that may be copied into logs and answers."""
-    given = Headers(scope=scope).get(REQUEST_ID)
-    return given is None or _VALID_ID.match(given) is not None
+    given = Headers(scope=scope).getlist(REQUEST_ID)
+    return not given or (len(given) == 1 and _VALID_ID.match(given[0]) is not None)
 
 
 def set_request_id(scope: Scope) -> bool:

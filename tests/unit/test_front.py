@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.front import LOST_FILE, UnknownConfiguration, lost_answer, settings, strict
+from pipeline.base.errors import PlatformError
+from serving.front import LOST_FILE, UnknownConfiguration, lost_answer, refuse_open, settings, strict
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray ships HAProxy for Linux")
@@ -106,3 +107,18 @@ def test_the_environment_for_clusters_says_the_same() -> None:
     wanted = settings({}, "/tmp/leukoray-serve", 8500)
     given["RAY_SERVE_HAPROXY_BINARY_PATH"] = wanted["RAY_SERVE_HAPROXY_BINARY_PATH"]
     assert given == wanted
+
+
+def test_a_folder_where_others_may_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    refuse_open(tmp_path)
+    tmp_path.chmod(0o770)
+    with pytest.raises(PlatformError, match="others may write"):
+        refuse_open(tmp_path)
+
+
+def test_a_missing_program_is_named_with_the_way_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PlatformError, match="install this package again"):
+        settings({}, "/tmp/x", 1)

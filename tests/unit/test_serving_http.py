@@ -146,6 +146,12 @@ def test_invalid_request_id_is_refused(make: Callable[..., Engine], given: str |
     assert answer.headers["x-request-id"] != given
 
 
+def test_two_request_ids_are_none(make: Callable[..., Engine]) -> None:
+    answer = call(make(), "GET", "/healthz", headers=[(b"x-request-id", b"good"), (b"x-request-id", b'"},x')])
+    assert_error(answer, 400, "invalid_request_id")
+    assert answer.headers["x-request-id"] == answer.json()["error"]["request_id"] not in ("good", '"},x')
+
+
 @pytest.mark.parametrize("path", ["/predict/", "/healthz/", "/docs/"])
 def test_nothing_is_redirected_to_what_the_host_header_says(make: Callable[..., Engine], path: str) -> None:
     for method in ("GET", "POST"):

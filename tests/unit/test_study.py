@@ -266,7 +266,7 @@ def test_checks_of_robustness_and_of_maps_answer_their_items(manifest: Manifest,
     scores = [MapScores(hit, 0.25, True, 0.2, 0.4 + k / 100, 0.1) for k, hit in enumerate((True, True, False, True))]
     maps = judged(scores, 4, "4 images")
     said = facts(replace(found, further={"explanation": maps}))["explanation"]
-    assert "checked on 4 images" in said.text and "in 75 of 100 images" in said.text and not said.is_whole
+    assert "checked on 4 images" in said.text and "in 3 of 4 images (75 %" in said.text and not said.is_whole
     assert all(sentence in said.text for sentence in sentences(maps))
     rows = {item.number: item.fact for item in CLAIM.items}
     assert (rows["30"], rows["31"]) == ("robustness", "explanation")

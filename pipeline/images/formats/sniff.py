@@ -8,7 +8,7 @@ from pipeline.base.text import first_line
 from pipeline.images.formats import boxes, jpeg, jpeg2000, png, tiff
 
 DICOM_HEAD_BYTES = 132
-_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")  # in what Pillow says; another one in each process
+_ADDRESS = re.compile(r" <[\w.]+ object at 0x[0-9a-f]+>")  # in what Pillow says; another one in each process
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
