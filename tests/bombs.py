@@ -81,6 +81,12 @@ def _jpeg_with(extra: bytes, before: bytes) -> bytes:
     return data[:at] + extra + data[at:]
 
 
+def _jpeg_cut() -> bytes:
+    """In the middle of its tables, before the frame header."""
+    data = encoded(scene(), "JPEG")
+    return data[: data.index(b"\xff\xdb")]
+
+
 def _segment(marker: int, body: bytes) -> bytes:
     return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
 
@@ -244,6 +250,11 @@ BOMBS: dict[str, Bomb] = {
     ),
     "png with a profile that inflates": Bomb(
         lambda: _png_of_chunks(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(512 * MEGA))), 1), _ANY, True
+    ),
+    "jpeg of fill bytes and no more": Bomb(lambda: b"\xff\xd8" + b"\xff" * MEGA, frozenset({"truncated"})),
+    "jpeg of fill bytes behind a header": Bomb(lambda: _jpeg_cut() + b"\xff" * MEGA, frozenset({"truncated"})),
+    "jpeg of fill bytes behind its Exif": Bomb(
+        lambda: encoded(scene(), "JPEG")[:2] + _TURNED + b"\xff" * MEGA, frozenset({"truncated"})
     ),
     "jpeg of fill bytes before its frame": Bomb(lambda: _jpeg_with(b"\xff" * 60 * MEGA, b"\xff\xc0"), _ANY, True),
     "jpeg of fill bytes before its scan": Bomb(lambda: _jpeg_with(b"\xff" * 60 * MEGA, b"\xff\xda"), _ANY, True),

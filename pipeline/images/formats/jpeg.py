@@ -12,7 +12,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # 0xF7: JP
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # markers without a length
 _NO_SCAN = b"\xff\xda\0\x08\1\1\0\0\x3f\0\xff\xd9"
 _MOST_TURNING = 64  # segments that may hold an orientation; there is one of each kind
-_FILL = re.compile(rb"\xff+(?=[^\xff])")
+_NO_FILL = re.compile(rb"[^\xff]")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 
@@ -52,10 +52,9 @@ def read_frame(data: bytes) -> Frame | None:
     """
     at, turning = 2, 0
     for _ in range(MOST_PARTS):
-        found = _FILL.search(data, at)
-        if found is None or found.end() + 3 > len(data):
+        at = _next_marker(data, at)
+        if at == -1 or at + 4 > len(data):
             return None
-        at = found.end() - 1  # the last of fill bytes
         marker = data[at + 1]
         if marker in _ALONE or marker == _SOI:
             at += 2
@@ -75,11 +74,17 @@ def read_frame(data: bytes) -> Frame | None:
     raise too_many_parts()
 
 
+def _next_marker(data: bytes, at: int) -> int:
+    """Where the next marker begins, with the last of its fill bytes; -1 where there is none. Each byte is seen once."""
+    fill = data.find(b"\xff", at)
+    behind = _NO_FILL.search(data, fill) if fill != -1 else None
+    return -1 if behind is None else behind.start() - 1
+
+
 def only_turning(data: bytes) -> bytes:
     """A header that says the same orientation, and no more: other segments may be costly to read."""
     kept, at = [data[:2]], 2
-    while (found := _FILL.search(data, at)) is not None:
-        at = found.end() - 1
+    while (at := _next_marker(data, at)) != -1:
         marker = data[at + 1]
         if marker in _ALONE or marker == _SOI:
             at += 2
