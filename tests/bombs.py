@@ -103,6 +103,36 @@ def _jpeg_of_scans(side: int, scans: int) -> bytes:
     return data[:-2] + data[last:-2] * scans + data[-2:]
 
 
+def sound_jpeg_of_scans(side: int, full: int, empty: int) -> bytes:
+    """Gray, whose coefficients are said anew by each of `full` scans, and of which none is by each of `empty` ones.
+
+    No decoder has a reason to warn: the bits of a coefficient may be said again once all are known.
+    """
+    blocks = (side // 8) ** 2
+    signs = np.zeros((blocks * 63, 2), np.uint8)  # a code of one bit: one coefficient of size 1; and its sign
+    signs[:, 1] = np.random.default_rng(0).integers(0, 2, len(signs))
+    header = _segment(0xDB, b"\0" + bytes([1] * 64)) + _segment(
+        0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"
+    )
+    scan = _segment(0xDA, b"\1\1\0\1\x3f\0")
+    start = header + _one_code(0x00, 0) + _segment(0xDA, b"\1\1\0\0\0\0") + bytes(-(-blocks // 8))
+    coded, nothing = scan + np.packbits(signs).tobytes(), scan + bytes(-(-blocks // 8))
+    parts = [b"\xff\xd8", start, _one_code(0x10, 1), coded * full, _one_code(0x10, 0), nothing * empty, b"\xff\xd9"]
+    return b"".join(parts)
+
+
+def _scans_behind_a_comment(side: int, scans: int) -> bytes:
+    """A comment before the first scan that holds an end mark."""
+    data = sound_jpeg_of_scans(side, 1, scans)
+    at = data.index(b"\xff\xda")
+    return data[:at] + _segment(0xFE, b"\xff\xd9") + data[at:]
+
+
+def _one_code(table: int, symbol: int) -> bytes:
+    """A Huffman table whose one code is a bit, 0."""
+    return _segment(0xC4, bytes([table, 1]) + bytes(15) + bytes([symbol]))
+
+
 # ---- TIFF 6.0 -------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +161,31 @@ def _tiff_of_tags(tags: int, megabytes: int) -> bytes:
     rows += b"".join(struct.pack("<HHII", 60000 + index, 7, megabytes * MEGA, 8) for index in range(tags))
     data[4:8] = struct.pack("<I", len(data))
     return bytes(data) + struct.pack("<H", entries + tags) + rows + bytes(4)
+
+
+def _tiff_of_twins(tags: int, values: int) -> bytes:
+    """The offsets of strips, again and again, which all take the same bytes of the file."""
+    data = bytearray(tiff(np.asarray(scene())))
+    (first,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, first)
+    rows = struct.pack("<HHII", 273, 4, values, len(data)) * tags + bytes(data[first + 2 : first + 2 + 12 * entries])
+    data += bytes(4 * values)
+    data[4:8] = struct.pack("<I", len(data))
+    return bytes(data) + struct.pack("<H", entries + tags) + rows + bytes(4)
+
+
+def _big_tiff(directories: int, entries: int, values: int) -> bytes:
+    """Of big-endian bytes; directories whose unknown tags all take the same values."""
+    size = 8 + 20 * (entries + 10) + 8
+    shared = 16 + directories * size
+    data = bytearray(b"MM\0+" + struct.pack(">HHQ", 8, 0, 16))
+    needed = {256: 160, 257: 120, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: 120, 279: 19_200, 284: 1}
+    for index in range(directories):
+        data += struct.pack(">Q", entries + len(needed))
+        data += b"".join(struct.pack(">HHQQ", tag, 16, 1, value) for tag, value in needed.items())
+        data += struct.pack(">HHQQ", 60_000, 16, values, shared) * entries
+        data += struct.pack(">Q", 16 + (index + 1) * size if index + 1 < directories else 0)
+    return bytes(data) + bytes(8 * max(values, 2400))
 
 
 def _tiff_of_strips(height: int) -> bytes:
@@ -194,6 +249,10 @@ def _jp2_of_tiles(side: int, tile: int) -> bytes:
     return bytes(data)
 
 
+def _commented_pnm(comments: int) -> bytes:
+    return b"P1 10 10\n" + b"#\n" * comments + b"1" * 100
+
+
 # ---- DICOM (PS3.5) --------------------------------------------------------------------------------------------
 
 
@@ -202,6 +261,18 @@ def _dicom_of_elements(number: int) -> bytes:
     data = dicom(np.asarray(scene()))
     at = data.index(b"\xe0\x7f\x10\x00")
     return data[:at] + struct.pack("<HH2sH", 0x0029, 0x1001, b"LO", 0) * number + data[at:]
+
+
+def _dicom_of_meta(number: int) -> bytes:
+    """Elements without a value in the group that comes first (PS3.10, section 7.1)."""
+    data = dicom(np.asarray(scene()))
+    return data[:132] + struct.pack("<HH2sH", 0x0002, 0x0102, b"LO", 0) * number + data[132:]
+
+
+def _dicom_of_nothing(megabytes: int) -> bytes:
+    """RLE (PS3.5, annex G) whose fifteen segments are the same bytes, which all say nothing."""
+    ends = struct.pack("<I", 15) + struct.pack("<II", 64, 64 + megabytes * MEGA) * 8
+    return with_codestream(ends[:64] + b"\x80" * megabytes * MEGA, (120, 160, 3), uid.RLELossless)
 
 
 def _dicom_of_sequences(depth: int) -> bytes:
@@ -266,11 +337,17 @@ BOMBS: dict[str, Bomb] = {
     "jpeg of large Exif": Bomb(lambda: _jpeg_with(_EXIF * 950, b"\xff\xc0"), _PARTS),
     "jpeg of Photoshop blocks": Bomb(lambda: _jpeg_with(_TURNED + _PHOTOSHOP * 950, b"\xff\xc0"), _ANY, True),
     "jpeg of 5,000 scans": Bomb(lambda: _jpeg_of_scans(2000, 5000), _PIXELS),
-    "jpeg of scans within limits": Bomb(lambda: _jpeg_of_scans(1000, 900), _PIXELS | {"corrupt"}, True),
+    "jpeg of scans within limits": Bomb(lambda: sound_jpeg_of_scans(1000, 238, 480), frozenset(), True),
+    "jpeg of scans above limits": Bomb(lambda: sound_jpeg_of_scans(1000, 1, 720), _PIXELS),
+    "jpeg of scans behind a mark in a comment": Bomb(lambda: _scans_behind_a_comment(1000, 800), _PIXELS),
     "tiff in a circle": Bomb(lambda: _tiff_of_pages(0, is_cyclic=True), _FRAMES, True),
     "tiff of 300,000 directories": Bomb(lambda: _tiff_of_pages(300_000), _FRAMES),
     "tiff of tags that share a value": Bomb(lambda: _tiff_of_tags(5000, 32), _ANY, True),
     "tiff of a million strips": Bomb(lambda: _tiff_of_strips(1_000_000), _PARTS),
+    "tiff of twins": Bomb(lambda: _tiff_of_twins(1000, 1_000_000), _ANY, True),
+    "big-endian BigTIFF of a million tags": Bomb(lambda: _big_tiff(1, 1_000_000, 1), _PARTS),
+    "big-endian BigTIFF of many pages": Bomb(lambda: _big_tiff(900, 2000, 1), _PARTS),
+    "big-endian BigTIFF of tags that share values": Bomb(lambda: _big_tiff(1, 5000, 200_000), _PARTS),
     "tiff of huge tiles": Bomb(lambda: _tiff_of_tiles(65520), _PIXELS),
     "gif of a million frames": Bomb(lambda: _gif_of_frames(1_000_000), _FRAMES),
     "gif of a comment in bytes": Bomb(lambda: _gif_of_blocks(254, 10_000_000), _PARTS),
@@ -278,6 +355,8 @@ BOMBS: dict[str, Bomb] = {
     "bmp of runs of a pixel": Bomb(lambda: _bmp_of_runs(5000, 5000, b"\x01\x07" * 25_000_000), _PARTS),
     "bmp of leaps": Bomb(lambda: _bmp_of_runs(3_000_000, 10, b"\0\2\xff\xff" * 100), _ANY, True),
     "pnm in text": Bomb(lambda: _plain_pnm(5600), _ANY, True),
+    "pnm of letters": Bomb(lambda: b"P1 10 10\n" + b"a" * 60 * MEGA, _ANY),
+    "pnm of comments": Bomb(lambda: _commented_pnm(30_000_000), _PARTS),
     "jp2 of tiles of a pixel": Bomb(lambda: _jp2_of_tiles(250, 1), _PARTS),
     "jp2 of precincts of a pixel": Bomb(lambda: _jp2_of_pieces(3000, 14), _PARTS),
     "jp2 of blocks of four pixels": Bomb(lambda: _jp2_of_pieces(5000, 10), _PARTS),
@@ -287,6 +366,8 @@ BOMBS: dict[str, Bomb] = {
     "jp2 of 9990x9990": Bomb(lambda: _jp2_of_tiles(9990, 9990), _ANY),
     "avif of 9990x9990": Bomb(lambda: _flat("AVIF", 9990, speed=10), _PIXELS, True),
     "dicom of a million elements": Bomb(lambda: _dicom_of_elements(1_000_000), _PARTS),
+    "dicom of a million elements of its head": Bomb(lambda: _dicom_of_meta(7_000_000), _PARTS),
+    "dicom of runs that say nothing": Bomb(lambda: _dicom_of_nothing(56), frozenset({"corrupt"})),
     "dicom of sequences in one another": Bomb(lambda: _dicom_of_sequences(3000), _ANY, True),
     "dicom of a million fragments": Bomb(lambda: _dicom_of_fragments(1_000_000), _PARTS),
     "a page in front of an image": Bomb(lambda: b"<!doctype html><html>" + encoded(scene(), "JPEG"), _PARTS),

@@ -78,6 +78,19 @@ def tiff(
     return _tiff_file(order, big, b"".join(strips), values)
 
 
+def deflated_planes(samples: NDArray[np.uint8]) -> bytes:
+    """A TIFF of (H, W, 3), each row of each plane a strip, as libtiff makes them of wide images."""
+    height, width, _ = samples.shape
+    strips = [zlib.compress(row.tobytes(), 1) for plane in np.moveaxis(samples, 2, 0) for row in plane]
+    sizes = [len(strip) for strip in strips]
+    offsets = [8, *(8 + np.cumsum(sizes)[:-1]).tolist()]
+    values: dict[int, tuple[int, Sequence[int]]] = {
+        256: (4, [width]), 257: (4, [height]), 258: (3, [8] * 3), 259: (3, [8]), 262: (3, [2]), 273: (4, offsets),
+        277: (3, [3]), 278: (4, [1]), 279: (4, sizes), 284: (3, [2]),
+    }  # fmt: skip
+    return _tiff_file("<", False, b"".join(strips), values)
+
+
 def jpeg_tiff(image: Image.Image, tile: int = 64, *, old: bool = False) -> bytes:
     """A TIFF of JPEG tiles, as of slide scanners; `old`: of one JPEG stream in the way of TIFF 6.0, section 22."""
     across, down = (1, 1) if old else (-(-image.width // tile), -(-image.height // tile))

@@ -9,8 +9,13 @@ _OF_A_PIXEL = {
     "dicom": 300,
 }  # fmt: skip
 _OF_A_BYTE = 10  # that is no pixel: text, profiles, fill
+# Of a JPEG in several scans: its coefficients are kept and passed once more for each, whose bytes may say all of them.
+_OF_A_SCANNED_PIXEL, _OF_A_SCANNED_BYTE = 1, 30
 
 
 def worst_seconds(header: Header, size_bytes: int) -> float:
     """Seconds of one core. `size_bytes`: of the file."""
-    return (header.width * header.height * _OF_A_PIXEL.get(header.format, 300) + size_bytes * _OF_A_BYTE) / 1e9
+    of_a_pixel, of_a_byte = _OF_A_PIXEL.get(header.format, 300), _OF_A_BYTE
+    if header.scans > 1:
+        of_a_pixel, of_a_byte = of_a_pixel + header.scans * _OF_A_SCANNED_PIXEL, _OF_A_SCANNED_BYTE
+    return (header.width * header.height * of_a_pixel + size_bytes * of_a_byte) / 1e9

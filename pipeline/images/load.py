@@ -24,7 +24,7 @@ from PIL import Image
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.images.decoders import decode_jpeg, decode_pillow, format_name, open_pillow
 from pipeline.images.formats import dicom, foreign, jpeg, jpeg2000, pnm, tiff
-from pipeline.images.formats.parts import MOST_PARTS, too_many_parts
+from pipeline.images.formats.parts import too_many_parts
 from pipeline.images.formats.sniff import damaged, sniff
 from pipeline.images.remarks import remark
 from pipeline.images.samples import Pixels
@@ -83,6 +83,7 @@ class Header:
     height: int
     frames: int = 1
     may_be_turned: bool = False  # of a JPEG: it holds what may be an orientation
+    scans: int = 1  # of a JPEG
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,12 @@ def _jpeg_header(data: bytes, limits: Limits) -> Header:
         raise damaged(data, "jpeg", ValueError("no complete frame header"))
     if not frame.is_decoded:
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, f"a JPEG with {frame.kind}; save it as a baseline JPEG or PNG")
-    scans = jpeg.scans(data)
+    scans = jpeg.scans(data, frame)
     if scans > _FREE_SCANS and scans * frame.width * frame.height > _MAX_SCANNED * limits.max_pixels:
         size = f"{frame.width}x{frame.height}"
         message = f"{scans} scans of {size} pixels are too much work; save it as a baseline JPEG"
         raise ImageRejected(Code.TOO_MANY_PIXELS, message)
-    return Header("jpeg", frame.width, frame.height, may_be_turned=frame.may_be_turned)
+    return Header("jpeg", frame.width, frame.height, may_be_turned=frame.may_be_turned, scans=scans)
 
 
 def _tiff_header(data: bytes, limits: Limits) -> Header:
@@ -164,7 +165,7 @@ def _tiff_header(data: bytes, limits: Limits) -> Header:
     refused = page.refused()
     if refused is not None:
         raise ImageRejected(Code.UNSUPPORTED_FORMAT, f"{refused}; save it with 8 or 16 bits a channel, LZW or none")
-    if page.pieces > MOST_PARTS:
+    if page.is_in_crumbs:
         raise too_many_parts()
     if page.tile_pixels > limits.max_pixels:
         message = f"tiles of {page.tile_pixels} pixels announced, the limit (--max-pixels) is {limits.max_pixels}"

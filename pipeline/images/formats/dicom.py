@@ -139,14 +139,16 @@ def _dataset(data: bytes) -> "Dataset":
 def _syntax(data: bytes) -> str:
     """The transfer syntax, from the group of elements that comes first (PS3.10, section 7.1)."""
     at, found = 132, ""
-    while data[at : at + 2] == b"\x02\x00":
+    for _ in range(MOST_PARTS):
+        if data[at : at + 2] != b"\x02\x00":
+            return found
         is_long = data[at + 4 : at + 6] in _LONG
         start = at + (12 if is_long else 8)
         size = int.from_bytes(data[start - (4 if is_long else 2) : start], "little")
         if data[at + 2 : at + 4] == b"\x10\x00":
             found = data[start : start + size].decode("ascii", "replace").strip("\0 ")
         at = start + size
-    return found
+    raise too_many_parts()
 
 
 def _registered(uid: str) -> str:
@@ -223,7 +225,7 @@ def _checked_frame(dataset: "Dataset", header: Header, syntax: str) -> bytes:
         raise too_many_parts()
     frame: bytes = _pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax == _RLE:
-        is_expected = sum(map(_unpacked_bytes, _segments(frame))) <= decoded_bytes + 64
+        is_expected = _unpacks_to(_segments(frame), decoded_bytes + 64)
     elif syntax in _JPEG_2000:
         wavelets = jpeg2000.read_frame(frame)
         if wavelets is not None and jpeg2000.has_too_many_pieces(frame, wavelets):
@@ -258,18 +260,19 @@ def _segments(frame: bytes) -> list[bytes]:
     return [frame[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _unpacked_bytes(segment: bytes) -> int:
-    """How much an RLE segment unpacks to, without doing it: two bytes may say 128."""
-    at = total = 0
-    while at < len(segment):
-        control = segment[at]
-        if control < 128:
-            total += control + 1
-            at += control + 2
-        else:
-            total += 257 - control if control > 128 else 0
-            at += 2 if control > 128 else 1
-    return total
+def _unpacks_to(segments: list[bytes], most: int) -> bool:
+    """Whether RLE segments unpack to `most` bytes or less, without doing it: two bytes may say 128, one byte nothing.
+
+    What says nothing is counted as a byte: no program writes it, and a file of it has to end as well.
+    """
+    left = most
+    for segment in segments:
+        at = 0
+        while at < len(segment) and left >= 0:
+            control = segment[at]
+            left -= control + 1 if control < 128 else 257 - control if control > 128 else 1
+            at += control + 2 if control < 128 else 2 if control > 128 else 1
+    return left >= 0
 
 
 def _stored(pixels: NDArray[Any], header: Header) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""JPEG markers up to the frame header (ITU-T T.81, annex B), and what is wrong but harmless."""
+"""JPEG markers up to the end of the image (ITU-T T.81, annex B), and what is wrong but harmless."""
 
 import re
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # 0xF7: JP
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # markers without a length
 _NO_SCAN = b"\xff\xda\0\x08\1\1\0\0\x3f\0\xff\xd9"
 _MOST_TURNING = 64  # segments that may hold an orientation; there is one of each kind
+_LONG = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # a marker with a length, SOI or EOI; also behind coded bytes
 _NO_FILL = re.compile(rb"[^\xff]")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
@@ -22,13 +23,14 @@ _HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])|JFIF revisi
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame header. `may_be_turned`: a segment before it may hold an orientation."""
+    """A frame header. `may_be_turned`: a segment before it may hold an orientation; `end`: of it, in bytes."""
 
     marker: int
     precision: int  # bits a sample
     width: int
     height: int
     may_be_turned: bool
+    end: int
 
     @property
     def is_decoded(self) -> bool:
@@ -66,7 +68,7 @@ def read_frame(data: bytes) -> Frame | None:
             if at + 9 > len(data):
                 return None
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
-            return Frame(marker, data[at + 4], width, height, turning > 0)
+            return Frame(marker, data[at + 4], width, height, turning > 0, at + 2 + length)
         turning += marker == _APP1 and _may_turn(data, at + 4, at + 2 + length)
         if turning > _MOST_TURNING:
             break
@@ -105,9 +107,28 @@ def _may_turn(data: bytes, begin: int, end: int) -> bool:
     return data.startswith(_XMP, begin) and data.find(b"tiff:Orientation", begin, end) != -1
 
 
-def scans(data: bytes) -> int:
-    """Scans of a file; a progressive one is decoded anew for each. Entropy-coded bytes never look like the marker."""
-    return data.count(b"\xff\xda")
+def scans(data: bytes, frame: Frame) -> int:
+    """Scans up to the end mark, behind which phones put a film; a progressive image is decoded anew for each.
+
+    Raises ImageRejected where there are too many segments between them.
+    """
+    return _body(data, frame)[0]
+
+
+def _body(data: bytes, frame: Frame) -> tuple[int, bool]:
+    """Scans behind the frame header, found as libjpeg finds them, and whether there is an end mark behind them."""
+    at, number = frame.end, 0
+    for _ in range(MOST_PARTS):
+        found = _LONG.search(data, at)
+        if found is None:
+            return number, False
+        at, marker = found.end(), data[found.end() - 1]
+        if marker == _EOI:
+            return number, True
+        number += marker == _SOS
+        if marker != _SOI:
+            at += int.from_bytes(data[at : at + 2], "big")
+    raise too_many_parts()
 
 
 def is_harmless(warning: str) -> bool:
@@ -115,5 +136,8 @@ def is_harmless(warning: str) -> bool:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether the file has its end mark, with nothing but padding behind it."""
-    return data.rstrip(b"\x00\xff\r\n ").endswith((b"\xff\xd9", b"\xd9")) and b"\xff\xd9" in data[-4096:]
+    """Whether the file has its end mark, with padding or a film behind it. Raises ImageRejected as `scans` does."""
+    if data.rstrip(b"\x00\xff\r\n ").endswith((b"\xff\xd9", b"\xd9")) and b"\xff\xd9" in data[-4096:]:
+        return True
+    frame = read_frame(data)
+    return frame is not None and _body(data, frame)[1]

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import Code, ImageRejected
 from pipeline.images.depth import count_levels, depth_of
+from pipeline.images.formats.parts import MOST_PARTS, too_many_parts
 
 _NUMBER = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})")
 _NUMBERS = re.compile(rb"[\s\d]*")
+_NO_BITS = bytes(sorted(set(range(256)) - set(b"01")))
 _HEADER_BYTES = 4096
 _CHANNELS = {1: 1, 2: 1, 3: 3}  # by the digit of the plain kind: bits, gray, colour
 
@@ -80,9 +82,11 @@ def _raw(data: bytes, header: Header) -> NDArray[np.integer]:
 
 
 def _plain(data: bytes, header: Header) -> NDArray[np.integer]:
+    if data.count(b"#", header.start) > MOST_PARTS:
+        raise too_many_parts()
     text = re.sub(rb"#[^\r\n]*", b"", data[header.start :])
     if header.kind == 1:  # bits need no space between them
-        return np.frombuffer(re.sub(rb"[^01]", b"", text), np.uint8) - ord("0")
+        return np.frombuffer(text.translate(None, _NO_BITS), np.uint8) - ord("0")
     if not _NUMBERS.fullmatch(text):  # numpy would end there with a warning
         raise ImageRejected(Code.CORRUPT, "a plain PNM with something else than numbers among its samples")
     return np.fromstring(text.strip(), np.int64, sep=" ").clip(0, 65535).astype(np.uint16)

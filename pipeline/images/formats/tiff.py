@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL.ExifTags import Base as Tag
 
+from pipeline.images.formats.parts import MOST_PARTS, too_many_parts
+
 MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 IMAGEJ_COUNTS, IMAGEJ_DATA = 50838, 50839  # ImageJ's MetaDataByteCounts and MetaData
 _MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE = 281, 341
@@ -19,6 +21,8 @@ _ALL_TYPES = {**_TYPES, 2: "B", 7: "B", 11: "f", 12: "d"}  # ASCII, UNDEFINED, F
 _NUMBERS, _BYTES = frozenset({1, 3, 4, 11, 12, 16}), frozenset({1, 2, 7})
 _MAX_VALUES = 1 << 20  # of one tag: a gigapixel in tiles of 32 pixels
 _MAX_PAGES = 10_000
+_FEW_PIXELS = 1024  # in a piece; a hundred thousand of them take a second
+_MOST_ENTRIES = 5 * MOST_PARTS  # of all directories that are copied
 _WANTED = frozenset({
     Tag.ImageWidth, Tag.ImageLength, Tag.BitsPerSample, Tag.Compression, Tag.PhotometricInterpretation,
     Tag.StripOffsets, Tag.StripByteCounts, Tag.SamplesPerPixel, Tag.PlanarConfiguration, Tag.TileWidth, Tag.TileLength,
@@ -56,6 +60,12 @@ class Page:
     tags: frozenset[int]  # all, also those that are not read
     has_more: bool  # pages behind it
 
+    @property
+    def is_in_crumbs(self) -> bool:
+        """Whether its pieces are many and small. libtiff writes strips of 8 kB, three times as many of planes."""
+        pixels = self.width * self.height * (self.samples if self.is_planar else 1)
+        return self.pieces > MOST_PARTS and pixels < _FEW_PIXELS * self.pieces
+
     def refused(self) -> str | None:
         """Why files of this kind are not read, None where they are."""
         if self.compression not in _READ:
@@ -80,7 +90,10 @@ class Page:
 
 
 def first_page(data: bytes) -> Page | None:
-    """None where the directory, or a value it names, lies behind the last byte."""
+    """None where the directory, or a value it names, lies behind the last byte.
+
+    Raises ImageRejected where it has more tags than any program writes.
+    """
     try:
         file = _File(data)
         entries, following = file.directory(file.first)
@@ -167,6 +180,8 @@ class _File:
         at += struct.calcsize(self.order + count)
         if number * size > len(self.data):
             raise struct.error(f"{number} entries")
+        if number > MOST_PARTS:
+            raise too_many_parts()
         entries = []
         for entry in range(at, at + size * number, size):
             tag, kind, values = self.read("HH" + self._word, entry)
@@ -178,21 +193,19 @@ class _File:
         return entries, int(following)
 
     def tags(self, entries: Sequence[_Entry]) -> dict[int, tuple[Any, ...]]:
-        """Values by tag of those that are read here."""
+        """Values by tag of those that are read here; of one that is there twice the last."""
+        last = {entry.tag: entry for entry in entries if entry.number and self._is_read(entry)}
         tags: dict[int, tuple[Any, ...]] = {}
-        for entry in entries:
-            if entry.tag in _WANTED and entry.kind in _TYPES:
-                values = self._values(entry)
-            elif entry.kind in _TOLD.get(entry.tag, ()):
-                try:
-                    values = self._values(entry)
-                except struct.error:
-                    continue
-            else:
-                continue
-            if values:
-                tags[entry.tag] = values
+        for tag, entry in last.items():
+            try:
+                tags[tag] = self._values(entry)
+            except struct.error:
+                if tag in _WANTED:
+                    raise
         return tags
+
+    def _is_read(self, entry: _Entry) -> bool:
+        return entry.kind in (_TYPES if entry.tag in _WANTED else _TOLD.get(entry.tag, ()))
 
     def _values(self, entry: _Entry) -> tuple[Any, ...]:
         if entry.number > _MAX_VALUES:
@@ -225,16 +238,26 @@ _SHORTER = {16: 4, 17: 9, 18: 13}
 
 
 def for_pillow(data: bytes) -> bytes:
-    """The same file, a big-endian BigTIFF with classic directories appended, which point to the same pixels."""
+    """The same file, a big-endian BigTIFF with classic directories appended, which point to the same pixels.
+
+    Raises ImageRejected where its directories share their bytes, and would take more than the file.
+    """
     if not data.startswith(b"MM\x00+") or len(data) >= 1 << 31:
         return data
     try:
         file = _File(data)
-        pages = list(file.pages())
+        pages, entries_left = list[list[_Entry]](), _MOST_ENTRIES
+        for entries in file.pages():
+            pages.append(entries)
+            entries_left -= len(entries)
+            if entries_left < 0:
+                raise too_many_parts()
         start = len(data) + len(data) % 2
         added = bytearray(start - len(data))
         for number, entries in enumerate(pages):
             _append(added, len(data), file, entries, is_last=number == len(pages) - 1)
+            if len(added) > len(data):  # values grow shorter
+                raise too_many_parts()
     except struct.error:
         return data
     return b"MM\x00*" + struct.pack(">I", start) + data[8:] + bytes(added)
@@ -251,6 +274,8 @@ def _append(added: bytearray, base: int, file: _File, entries: list[_Entry], *, 
         if kind != entry.kind:
             if entry.number > _MAX_VALUES:
                 raise struct.error(f"{entry.number} values of one tag")
+            if len(values) + size > len(file.data):
+                raise too_many_parts()
             packed = struct.pack(f">{entry.number}I", *file.read(f"{entry.number}Q", entry.place))
             place = behind + len(values)
             values += packed if size > 4 else b""
