@@ -299,6 +299,8 @@ def _exchange(
         is_cut = True
     response = connection.getresponse()
     body = response.read(_MAX_ANSWER_BYTES + 1)
+    if response.length and len(body) <= _MAX_ANSWER_BYTES:  # read(n) says nothing of an end that comes too early
+        raise http.client.IncompleteRead(body, response.length)
     if is_cut:
         response.will_close = True
     return response, body

@@ -278,6 +278,13 @@ class Odd(http.server.BaseHTTPRequestHandler):
         self.connection.close()
         self.close_connection = True
 
+    def end_early(self) -> None:
+        """End the connection in the middle of an answer, by FIN, behind what looks whole."""
+        status, _, body = prediction()
+        head = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {len(body) + 7}\r\n\r\n"
+        self.wfile.write(head.encode() + body)
+        self.close_connection = True
+
     def trickle(self) -> None:
         """A byte now and then, for ever: no single read takes long."""
         with contextlib.suppress(OSError):
@@ -337,6 +344,14 @@ def test_a_connection_that_breaks_in_the_middle_is_tried_again(files: list[str],
     with odd(lambda data, attempt: Odd.reset if attempt < 3 else prediction()) as (url, _):
         code, rows = run(url, files, tmp_path)
     assert code == 0 and [row["attempts"] for row in rows] == [3, 3, 3]
+
+
+def test_an_answer_that_ends_before_its_length_is_none(files: list[str], tmp_path: Path) -> None:
+    with odd(lambda data, attempt: Odd.end_early if attempt < 3 or data == b"c" else prediction()) as (url, _):
+        code, rows = run(url, files, tmp_path, "--patience-s", "4")
+    assert code == 4 and [row["attempts"] for row in rows[:2]] == [3, 3]
+    assert [row["error_code"] for row in rows] == [None, None, "no_answer"]
+    assert "IncompleteRead" in rows[2]["error_message"]
 
 
 def test_an_answer_that_trickles_in_is_given_up_in_time(files: list[str], tmp_path: Path) -> None:
