@@ -35,7 +35,7 @@ class LoadedModel:
 
     predictor: Predictor
     info: ModelInfo
-    card: str = ""  # Markdown; empty: the bundle has none
+    card: str = ""  # Markdown; empty: the bundle has none that is true of it
     work: Work = field(default_factory=Work)
 
 
@@ -60,7 +60,12 @@ def load_bundle(bundle: Bundle, settings: ServingSettings) -> LoadedModel:
 
 
 def _card(bundle: Bundle) -> str:
-    """For people, and no part of a prediction: a bundle copied without it answers all the same."""
+    """For people, and no part of a prediction: a bundle copied without it answers all the same.
+
+    None of a bundle that decides otherwise than its card says, as by `user_config.threshold`.
+    """
+    if not bundle.is_as_published:
+        return ""
     try:
         return bundle.file(CARD).decode(errors="replace")
     except InputError:

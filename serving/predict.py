@@ -155,7 +155,7 @@ async def _answer_files(
         return Response(BatchBody(**said).model_dump_json(), media_type="application/json")
     request.state.error_code = errors[0].code
     failure = BatchFailure(**said, **errors[0].problem(request.scope))
-    return Response(failure.model_dump_json(), status_code=errors[0].status, media_type=PROBLEM)
+    return Response(failure.model_dump_json(), errors[0].status, errors[0].headers, PROBLEM)
 
 
 async def _answer_clinical(
@@ -166,11 +166,18 @@ async def _answer_clinical(
     form: Format,
     subject: str | None,
 ) -> Response:
-    """The same answers as one FHIR Bundle or one HL7 v2 message; of none predicted the errors of all."""
+    """The same answers as one FHIR Bundle or one HL7 v2 message; of none predicted the errors of all.
+
+    A file that the service failed on makes no report: it would tell of fewer cells, as if the file were no image.
+    """
     model = engine.model
     files = [ReceivedFile("", len(body), body)] if isinstance(body, bytes) else body
     outcomes = await at_once(lambda file: _answer_file(engine, model, file, answer_one), files)
     errors = [outcome for outcome in outcomes if isinstance(outcome, HttpError)]
+    for place, outcome in enumerate(outcomes, 1):
+        if isinstance(outcome, HttpError) and outcome.status >= 500:
+            outcome.message = f"image {place} of {len(files)}: {outcome.message}" if len(files) > 1 else outcome.message
+            raise outcome
     if len(errors) == len(files):
         if form == "hl7":
             raise errors[0]

@@ -184,6 +184,7 @@ class Bundle:
     info: BundleInfo
     stores: Stores = field(default_factory=Stores)
     held: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)  # files that it brings along
+    is_as_published: bool = field(default=True, compare=False)  # it decides as its card says
 
     def file(self, name: str) -> bytes:
         """A file of the bundle, checked against its digest. Raises InputError when missing or altered."""
@@ -245,19 +246,23 @@ class Bundle:
             if low == 0.0 or high == 1.0:  # cut there, perhaps: the other side has the whole margin
                 below = above = max(below, above)
             changes["review_band"] = (max(0.0, threshold - below), min(1.0, threshold + above))
-        return replace(self, info=self.info.model_copy(update=changes))
+        return self._deciding(self.info.model_copy(update=changes))
 
     def with_review(self, review: ReviewRule) -> "Bundle":
         """The same model leaving other images to a person, and so another identity."""
         band = review.band(self.info.threshold)
-        return replace(self, info=self.info.model_copy(update={"review": review, "review_band": band}))
+        return self._deciding(self.info.model_copy(update={"review": review, "review_band": band}))
 
     def with_bit_depth(self, bit_depth: int | None) -> "Bundle":
         """The same model for images of so many bits in 16, and so with another identity; None: as it is."""
         if bit_depth in (None, self.info.bit_depth):
             return self
         info = self.info.model_copy(update={"bit_depth": bit_depth})
-        return replace(self, info=info.model_copy(update={"preprocessing_digest": info.pixels.digest()}))
+        return self._deciding(info.model_copy(update={"preprocessing_digest": info.pixels.digest()}))
+
+    def _deciding(self, info: BundleInfo) -> "Bundle":
+        is_same = info.identity() == self.info.identity()
+        return replace(self, info=info, is_as_published=self.is_as_published and is_same)
 
     def depth_note(self, trained: int | None) -> str:
         """A sentence where a model that learned from images of one fixed depth is shown others, else empty."""

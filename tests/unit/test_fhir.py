@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.protocols.fhir import resources
 from serving.protocols.fhir.bundle import bundle
 from serving.protocols.fhir.codes import LOCAL, LOINC, kind_of
 from serving.protocols.fhir.tally import Sent, named
+from serving.schemas import ModelInfo
 from tests.clinical import (
     BLASTS,
     CELLS,
@@ -40,6 +42,9 @@ def test_counts_add_up_and_shares_are_of_leukocytes_scored(files: list[Sent]) ->
     told = by_code(kinds)
     counts = parts(told.pop("images-counted"))
     apart = ("leukocytes", "no-leukocytes", "review", "out-of-distribution", "rejected")
+    is_looked_for = any(each.answer.is_ood is not None for each in files if each.answer)
+    assert ("out-of-distribution" in counts) == is_looked_for
+    counts = {"out-of-distribution": 0, **counts}
     assert sum(counts[name] for name in apart) == counts["files"] == len(files)
     assert counts["rejected"] == sum(each.answer is None for each in files)
     absent = [each["dataAbsentReason"]["coding"][-1]["code"] for each in findings(kinds) if "dataAbsentReason" in each]
@@ -153,12 +158,86 @@ def test_the_report_of_a_differential() -> None:
     assert {each["reference"] for each in report["result"]} < set(targets)
 
 
+def conclusion(info: ModelInfo, files: list[Sent]) -> str:
+    return str(checked(bundle(context(info), files))["DiagnosticReport"][0]["conclusion"])
+
+
 def test_no_blast_is_told_with_how_little_that_says() -> None:
-    kinds = checked(bundle(context(INFO), of_cells(INFO, *["Lymphocyte"] * 20)))
-    assert "26446-5" not in by_code(kinds)
+    files = of_cells(INFO, *["Lymphocyte"] * 20)
+    assert "26446-5" not in by_code(checked(bundle(context(INFO), files)))
+    bound = "none named a blast (were the model to miss none, so many would show none up to a share of 13.9 %)."
+    assert bound in conclusion(INFO, files)
+    in_band = Sent(answer(INFO, [0.5, 0.01, 0.01, 0.2, 0.2]), None, None)
+    assert in_band.answer is not None and in_band.answer.decision == "review"
+    for left_out in (rejected(), in_band, Sent(answer(INFO, [1, 0, 0, 0, 0], True), None, None), files[0]):
+        said = conclusion(INFO, [*files, left_out])
+        assert "none named a blast." in said and "up to a share" not in said
+
+
+def test_what_nobody_looked_for_is_no_zero() -> None:
+    info = model_info(review_band=None)
+    files = [Sent(answer(info, [1, 0.01, 0.01, 0.01, 0.01], None), None, f"{place:064x}") for place in range(3)]
+    kinds = checked(bundle(context(info), files))
+    assert {"review", "out-of-distribution"} & set(parts(by_code(kinds)["images-counted"])) == set()
     assert (
-        "none named a blast (so many show none up to a share of 13.9 %)" in kinds["DiagnosticReport"][0]["conclusion"]
+        "Not counted: none. Not looked for: images left to a person (review band); unlike the images of training."
+        in kinds["DiagnosticReport"][0]["conclusion"]
     )
+    assert "Not looked for" not in conclusion(INFO, of_cells(INFO, "Lymphocyte", "Monocyte"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "counts"),
+    [
+        (("Neutrophil", "Lymphocyte"), {"26511-6": 1}),
+        (("Neutrophil", "Band_neutrophils", "Lymphocyte"), {"26511-6": 2, "26508-2": 1}),
+        (("Neutrophil", "Band cell", "Segmented neutrophil"), {"26511-6": 3, "26508-2": 1, "26505-8": 1}),
+        (("Band cell", "Segmented neutrophil"), {"26508-2": 1, "26505-8": 1}),
+        (
+            ("Immature granulocyte", "Promyelocyte", "Myelocyte", "Metamyelocyte"),
+            {"38518-7": 4, "26524-9": 1, "26498-6": 1, "28541-1": 1},
+        ),
+    ],
+)
+def test_the_code_of_a_whole_group_counts_its_parts_too(classes: tuple[str, ...], counts: dict[str, int]) -> None:
+    info = model_info((*classes, "Monocyte"), ())
+    told = by_code(checked(bundle(context(info), of_cells(info, *classes, "Monocyte"))))
+    found = {name: parts(each)["count"] for name, each in told.items() if name != "images-counted"}
+    assert found == counts | {"26485-3": 1} | ({"26478-8": 1} if "Lymphocyte" in classes else {})
+    assert told[next(iter(counts))]["valueQuantity"]["value"] == round(
+        100 * counts[next(iter(counts))] / (len(classes) + 1), 2
+    )
+
+
+def test_the_device_of_a_report_is_its_performer_by_an_extension_of_the_reference() -> None:
+    kinds = checked(bundle(context(INFO), of_cells(INFO, "Lymphocyte", "Monocyte")))
+    [report] = kinds["DiagnosticReport"]
+    [performer] = report["performer"]
+    assert performer["display"] == "tiny|linear 20260101-000000-00000000" and "extension" not in report
+    assert performer["extension"][0]["valueReference"] == kinds["Observation"][0]["device"]
+
+
+def test_what_a_server_keeps_once_is_known_by_all_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = of_cells(INFO, "Lymphocyte")
+
+    def kept(**changes: Any) -> tuple[str, str]:
+        more = {"card": changes.pop("card")} if "card" in changes else {}
+        entries = bundle(context(model_info(**changes), **more), files)["entry"]
+        card, device = (
+            [entry["request"]["ifNoneExist"] for entry in entries if meant in str(entry["resource"]["meta"])]
+            for meant in ("AI-ModelCard", "AI-Device")
+        )
+        return "".join(card), "".join(device)
+
+    first = kept()
+    assert kept() == first
+    others = [kept(version="2"), kept(name="other"), kept(synthetic=True), kept(card="# Another\n"), kept(card="")]
+    monkeypatch.setattr(resources, "__version__", "99.0")
+    devices = [device for _, device in (first, *others, kept())]
+    assert len(set(devices)) == len(devices)
+    assert others[3][0] != first[0] and others[0][0] == first[0]
+    [device] = checked(bundle(context(INFO), files))["Device"]
+    assert device["identifier"][1]["value"] == INFO.sha256
 
 
 def test_the_same_bytes_twice_are_one_image_and_told_of() -> None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fhir.resources.R4B import get_fhir_model_class
 
+from serving.admission import overloaded
 from serving.engine import Engine
 from serving.model import load_model
 from serving.settings import ServingSettings
@@ -72,7 +73,7 @@ def test_a_running_service_says_the_same_in_fhir_as_in_json(uri: str) -> None:
         assert attachment["size"] == len(data) and "data" not in attachment and "url" not in attachment
         assert attachment["contentType"] == f"image/{prediction['image']['format']}"
     [device] = kinds["Device"]
-    assert device["identifier"][0]["value"] == card["sha256"] and device["version"][0]["value"] == card["version"]
+    assert device["identifier"][1]["value"] == card["sha256"] and device["version"][0]["value"] == card["version"]
     [attached] = [each for each in kinds["DocumentReference"] if each["meta"].get("profile")]
     assert base64.b64decode(attached["content"][0]["attachment"]["data"]).startswith(b"# tiny-linear")
 
@@ -159,6 +160,47 @@ def test_subjects_and_file_names_are_not_logged(engine: Engine, caplog: pytest.L
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("ray")]
     assert any("route=/predict" in line for line in ours)
     assert not any("Subject-7" in line or "Jane" in line for line in ours)
+
+
+@pytest.mark.parametrize("form", ["fhir", "hl7"])
+@pytest.mark.parametrize("content", [b"full", many(IMAGES[0], b"full"), many(b"no image", IMAGES[1], b"full")])
+def test_what_the_service_could_not_do_makes_no_report(
+    uri: str, monkeypatch: pytest.MonkeyPatch, form: str, content: Any
+) -> None:
+    engine = built(uri, retry_after_s=7)
+    answered = engine.answer
+
+    async def answer(model: Any, data: bytes) -> Any:
+        if data == b"full":
+            raise overloaded(engine.settings, "full")
+        return await answered(model, data)
+
+    monkeypatch.setattr(engine, "answer", answer)
+    body = {"files": content} if isinstance(content, list) else {"content": content}
+    said = call(engine, "POST", f"/predict?format={form}", **body)
+    assert (said.status_code, said.headers["retry-after"]) == (503, "7")
+    places = len(content) if isinstance(content, list) else 1
+    message = f"image {places} of {places}: full, no room" if places > 1 else "full, no room"
+    told = said.json()["issue"][0]["diagnostics"] if form == "fhir" else said.json()["error"]["message"]
+    assert told.startswith(message)
+
+
+def test_a_model_that_fails_on_an_image_makes_no_report(uri: str) -> None:
+    engine = built(uri)
+    engine.model.predictor._run = lambda images: 1 / 0  # type: ignore[assignment,return-value]
+    said = call(engine, "POST", "/predict?format=fhir", files=many(b"no image", IMAGES[0]))
+    assert said.status_code == 500 and [each["details"]["text"] for each in said.json()["issue"]] == ["predict_failed"]
+    assert said.json()["issue"][0]["diagnostics"].startswith("image 2 of 2: ")
+
+
+@pytest.mark.parametrize(("threshold", "cards"), [(None, 1), (0.25, 0)])
+def test_a_card_goes_along_only_where_the_model_decides_as_it_says(
+    uri: str, threshold: float | None, cards: int
+) -> None:
+    settings = ServingSettings(model=uri)
+    engine = Engine(settings, load_model(uri, settings, threshold))
+    kinds = checked(call(engine, "POST", "/predict?format=fhir", content=IMAGES[0]).json())
+    assert len([each for each in kinds["DocumentReference"] if each["meta"].get("profile")]) == cards
 
 
 def test_a_bundle_without_its_card_answers_without_one(tmp_path: Path) -> None:

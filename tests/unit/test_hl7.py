@@ -82,6 +82,15 @@ def test_of_one_image_there_is_no_report() -> None:
     assert "PID|" not in text and "69738-3" not in text
 
 
+def test_numbers_have_no_exponent() -> None:
+    info = model_info(review_band=(1e-05, 0.6), threshold=1e-07)
+    text = message(context(info), [Sent(answer(info, [1, 1e-06, 0, 1e-06, 1e-06]), None, None)])
+    found = observations(text)
+    assert found == read_back(text)
+    assert by_code(found, "review-band") == ["^0.00001^-^0.6"] and by_code(found, "threshold") == ["0.0000001"]
+    assert all(float(value) < 1e-05 and "e" not in value for value in by_code(found, "Monocyte"))
+
+
 def of_names(first: str, second: str, model: str) -> str:
     info = model_info((first, second), (), name=model)
     return message(context(info), [Sent(answer(info, [1, 0.5]), None, None)])

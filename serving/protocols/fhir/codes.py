@@ -69,6 +69,11 @@ def _kinds() -> dict[str, Kind]:
 
 KINDS = _kinds()
 BLASTS = KINDS["blast"]
+# Codes of a whole group of cells, with its parts: a class of that name beside classes of parts is only the rest.
+GROUPS = {
+    KINDS["neutrophil"]: (KINDS["segmented neutrophil"], KINDS["band neutrophil"]),
+    KINDS["immature granulocyte"]: (KINDS["promyelocyte"], KINDS["myelocyte"], KINDS["metamyelocyte"]),
+}
 OTHER_LEUKOCYTES = Kind("leukocyte", None, "Leukocytes other than blasts")
 
 

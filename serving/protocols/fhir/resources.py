@@ -5,6 +5,8 @@ Nothing here holds an image's bytes, a file's name or a path. Every resource is 
 """
 
 import base64
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +68,10 @@ def quantity(value: float, unit: str = "1") -> Resource:
 
 
 def device(context: Context, card: str | None) -> Resource:
-    """The model, by its SHA-256: profile AI-Device. `card` refers to its model card."""
+    """The model and the program that runs it: profile AI-Device. `card` refers to its model card.
+
+    A server keeps the first of one identifier, so that covers all that is said here; the second one is the model's own.
+    """
     info = context.info
     kinds = ("Deep-Learning-Models", "Medical-Image-Analysis")
     extensions: list[Resource] = [
@@ -76,11 +81,7 @@ def device(context: Context, card: str | None) -> Resource:
     if card:
         url = f"{AI}/StructureDefinition/aitransparency.modelCardDescription"
         extensions.append({"url": url, "valueReference": {"reference": card}})
-    return {
-        "resourceType": "Device",
-        "meta": _meta("AI-Device"),
-        "extension": extensions,
-        "identifier": [{"system": MODELS, "value": info.sha256}],
+    said: Resource = {
         "status": "active",
         "deviceName": [{"name": info.name, "type": "model-name"}],
         "modelNumber": info.architecture,
@@ -91,6 +92,18 @@ def device(context: Context, card: str | None) -> Resource:
         ],
         "note": _notes(*(["Trained on generated images."] if info.synthetic else [])),
     }
+    covered = _digest(json.dumps([said, context.card if card else ""], sort_keys=True))
+    return {
+        "resourceType": "Device",
+        "meta": _meta("AI-Device"),
+        "extension": extensions,
+        "identifier": [{"system": MODELS, "value": value} for value in (f"{info.sha256}.{covered}", info.sha256)],
+    } | said
+
+
+def _digest(text: str) -> str:
+    """Of what a resource says, beside the SHA-256 of the model that it is of: 128 bits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def model_card(context: Context) -> Resource:
@@ -99,7 +112,7 @@ def model_card(context: Context) -> Resource:
     return {
         "resourceType": "DocumentReference",
         "meta": _meta("AI-ModelCard"),
-        "identifier": [{"system": MODELS, "value": f"{context.info.sha256}.card"}],
+        "identifier": [{"system": MODELS, "value": f"{context.info.sha256}.card.{_digest(context.card)}"}],
         "status": "current",
         "type": {"coding": [{"system": AI_INPUTS, "code": "AIModelCard", "display": "AI Model-Card"}]},
         "category": [coded(AI_INPUTS, "AIModelCardMarkdownFormat", "Markdown Format")],
@@ -224,14 +237,18 @@ def report(
         "issued": context.issued,
         "result": [{"reference": url} for url in results],
         "conclusion": f"{conclusion} {RESEARCH_USE}",
-        "extension": [_of_device(device_url)],
+        "performer": [_of_device(context, device_url)],
     } | subject(context)
 
 
-def _of_device(device_url: str) -> Resource:
-    """R4 has no device in a report, and no performer that is one: as HL7's extension for that says."""
+def _of_device(context: Context, device_url: str) -> Resource:
+    """R4 has no performer of a report that is a device: HL7's extension of a Reference for what its type leaves out.
+
+    https://hl7.org/fhir/R4/extension-alternate-reference.html
+    """
     url = "http://hl7.org/fhir/StructureDefinition/alternate-reference"
-    return {"url": url, "valueReference": {"reference": device_url}}
+    extension = {"url": url, "valueReference": {"reference": device_url}}
+    return {"extension": [extension], "display": f"{context.info.name} {context.info.version}"}
 
 
 def provenance(

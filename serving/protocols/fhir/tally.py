@@ -82,6 +82,7 @@ class Tally:
     """Images by outcome, the counted ones by class. `leukocytes` is the denominator; 0 where nothing is counted.
 
     `again` files hold the same bytes as another: they are counted, as everything that was sent, and told of.
+    `not_looked_for`: outcomes that this model has no rule for.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -89,6 +90,7 @@ class Tally:
     leukocytes: int
     beside: int
     again: int = 0
+    not_looked_for: tuple[Outcome, ...] = ()
 
     @property
     def files(self) -> int:
@@ -104,5 +106,17 @@ def tally(info: ModelInfo, meant: Meaning, files: Sequence[Sent]) -> Tally:
             roles[kind.role] += count
     every: dict[Outcome, int] = {"counted": 0, "review": 0, "out-of-distribution": 0, "rejected": 0}
     digests = [sent.sha256 for sent in files if sent.sha256]
-    again = len(digests) - len(set(digests))
-    return Tally(every | dict(outcomes), dict(classes), roles["leukocyte"] + roles["blast"], roles["beside"], again)
+    return Tally(
+        outcomes=every | dict(outcomes),
+        classes=dict(classes),
+        leukocytes=roles["leukocyte"] + roles["blast"],
+        beside=roles["beside"],
+        again=len(digests) - len(set(digests)),
+        not_looked_for=_not_looked_for(info, files),
+    )
+
+
+def _not_looked_for(info: ModelInfo, files: Sequence[Sent]) -> tuple[Outcome, ...]:
+    has_limit = any(sent.answer.is_ood is not None for sent in files if sent.answer)
+    rules: dict[Outcome, bool] = {"review": info.review_band is not None, "out-of-distribution": has_limit}
+    return tuple(kind for kind, has_rule in rules.items() if not has_rule)

@@ -73,16 +73,21 @@ def _value(of: Resource) -> dict[int, str]:
     """OBX-2, 5 and 6; empty where there is no value."""
     match of:
         case {"valueQuantity": {"value": value, "code": unit}}:
-            return {2: "NM", 5: f"{value:.10f}".rstrip("0").rstrip("."), 6: f"{_escaped(unit)}^^UCUM"}
+            return {2: "NM", 5: _number(value), 6: f"{_escaped(unit)}^^UCUM"}
         case {"valueInteger": int(value)}:
             return {2: "NM", 5: str(value)}
         case {"valueRange": {"low": low, "high": high}}:
-            return {2: "SN", 5: f"^{low['value']}^-^{high['value']}"}
+            return {2: "SN", 5: f"^{_number(low['value'])}^-^{_number(high['value'])}"}
         case {"valueBoolean": bool(value)}:
             return {2: "ID", 5: "Y" if value else "N"}
         case {"valueCodeableConcept": value}:
             return {2: "CWE", 5: _term(value)}
     return {}
+
+
+def _number(value: float) -> str:
+    """NM: digits and a point, never an exponent (chapter 2A)."""
+    return f"{value:.10f}".rstrip("0").rstrip(".")
 
 
 def _term(concept: Resource) -> str:
