@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import AsyncGenerator
 
 from starlette.datastructures import Headers
@@ -13,7 +14,13 @@ from serving.multipart import MultipartReader, ReceivedFile
 from serving.settings import ServingSettings
 
 MULTIPART = "multipart/form-data"
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # int() takes digits of every script, and fails at 4,300 of them
 _ENVELOPE_BYTES = 64 * 1024  # boundaries and part headers around the files
+
+
+def whole_number(text: str) -> int | None:
+    """What a header says in plain digits; None where it says anything else."""
+    return int(text) if _WHOLE_NUMBER.fullmatch(text) else None
 
 
 def media_type(headers: Headers) -> str:
@@ -56,9 +63,13 @@ async def read_files(request: Request, settings: ServingSettings, ticket: Ticket
 
 
 async def _chunks(request: Request, limit: int, ticket: Ticket) -> AsyncGenerator[bytes, None]:
-    declared = request.headers.get("content-length")
-    if declared is not None and declared.isdecimal() and int(declared) > limit:
-        raise _too_large(f"{int(declared)} bytes announced", limit)
+    announced = request.headers.get("content-length")
+    if announced is not None:
+        size_bytes = whole_number(announced)
+        if size_bytes is None:
+            raise HttpError(400, "bad_request", f"Content-Length {announced[:20]!r}: expected a whole number of bytes")
+        if size_bytes > limit:
+            raise _too_large(f"{size_bytes} bytes announced", limit)
     async for chunk in request.stream():
         if ticket.size_bytes + len(chunk) > limit:
             raise _too_large(f"more than {limit} bytes sent", limit)

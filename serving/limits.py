@@ -42,11 +42,21 @@ async def in_time(
 
 
 async def at_once(work: Callable[[_Item], Awaitable[_Outcome]], items: Sequence[_Item]) -> list[_Outcome]:
-    """`work` on a few items of one request at a time, its outcomes in order."""
+    """`work` on a few items of one request at a time, its outcomes in order.
+
+    Where one raises, the others are ended and waited for: nothing of a request goes on without its place and its time.
+    """
     places = asyncio.Semaphore(_FILES_AT_ONCE)
 
     async def in_turn(item: _Item) -> _Outcome:
         async with places:
             return await work(item)
 
-    return list(await asyncio.gather(*map(in_turn, items)))
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(in_turn(item)) for item in items]
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    raise first

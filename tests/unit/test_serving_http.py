@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.base.errors import UsageError
 from pipeline.model.chance import AgainstChance
+from serving.admission import overloaded
 from serving.engine import Engine
 from serving.model import load_model
 from serving.routes import create_app
@@ -258,6 +259,13 @@ def test_length_announced_over_the_limit_is_refused_before_reading(make: Callabl
     assert_error(answer, 413, "too_large")
 
 
+@pytest.mark.parametrize("given", ["9" * 5000, "\u0663".encode(), "1e3", "-1", "+1", "1, 1"])
+def test_a_length_that_is_none_is_refused(make: Callable[..., Engine], given: str | bytes) -> None:
+    headers: Any = {**JPEG, "content-length": given}
+    answer = call(make(), "POST", "/predict", content=picture(), headers=headers)
+    assert_error(answer, 400, "bad_request")
+
+
 def test_an_image_of_just_the_limit_is_taken(make: Callable[..., Engine]) -> None:
     data = picture("PNG")
     limits = {"max_bytes": len(data), "max_request_bytes": len(data), "max_in_flight_bytes": len(data)}
@@ -298,6 +306,20 @@ def test_multipart_with_no_good_file_has_the_status_of_the_first(make: Callable[
     answer = call(make(), "POST", "/predict", files=[("f", ("a.txt", b"text")), ("f", ("b.jpg", b""))])
     assert_error(answer, 415, "unsupported_format")
     assert [item["error"]["code"] for item in answer.json()["results"]] == ["unsupported_format", "empty"]
+
+
+def test_multipart_for_which_there_is_no_room_says_when_to_come_back(
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(retry_after_s=7)
+
+    async def full(model: Any, data: bytes) -> Any:
+        raise overloaded(engine.settings, "full")
+
+    monkeypatch.setattr(engine, "answer", full)
+    answer = call(engine, "POST", "/predict", files=[("f", ("a", b"1")), ("f", ("b", b"2"))])
+    assert_error(answer, 503, "overloaded")
+    assert answer.headers["retry-after"] == "7" and len(answer.json()["results"]) == 2
 
 
 def test_multipart_without_files_or_with_too_many_is_refused(make: Callable[..., Engine]) -> None:

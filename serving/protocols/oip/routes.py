@@ -159,8 +159,11 @@ def _add_infer(router: APIRouter, engine: Engine, admission: Admission, counted:
         model = _asked_for(request, engine)
 
         async def read(ticket: Ticket) -> bytes:
-            body = await read_body(request, engine.settings.max_request_bytes, ticket)
-            await ticket.hold(len(body))  # once more: as they came, and as images
+            settings = engine.settings
+            # held twice, as it came and as images: what never can be is no matter of waiting
+            limit = min(settings.max_request_bytes, settings.max_in_flight_bytes // 2)
+            body = await read_body(request, limit, ticket)
+            await ticket.hold(len(body))
             return body
 
         async def answer(body: bytes) -> Response:
@@ -210,6 +213,8 @@ async def _said(engine: Engine, model: LoadedModel, images: Images) -> list[Said
             said = await engine.predict(model, image)
         except ImageRejected as error:
             return from_rejection(error)
+        except HttpError as error:  # no room for it
+            return error
         return Said(said.probability, said.classes, said.class_name, said.decision, said.is_ood, said.ood_score)
 
     said: list[Said] = []

@@ -17,6 +17,7 @@ Parameters = dict[str, Any]
 _Item = TypeVar("_Item")
 _Few = Annotated[list[_Item], FailFast(), Field(max_length=16)]  # one error is enough: a million would take a gigabyte
 _Kind = TypeVar("_Kind")
+_Size = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # int64: a number of 5,000 digits fails where it is told of
 # Clients in typed languages send null for what they leave out.
 _Given = Annotated[_Kind, BeforeValidator(_or_default)]
 
@@ -29,7 +30,7 @@ class _Object(BaseModel):
 
 class RequestInput(_Object):
     name: str
-    shape: _Few[int]
+    shape: _Few[_Size]
     datatype: str
     parameters: _Given[Parameters] = {}
     data: list[Any] | None = Field(None, description="nested or flat; left out where it follows in binary")

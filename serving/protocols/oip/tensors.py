@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from pipeline.base.text import problems
 from serving.errors import HttpError
+from serving.intake import whole_number
 from serving.protocols.oip.schemas import Datatype, InferRequest, RequestInput, Tensor
 from serving.schemas import ModelInfo
 from serving.settings import ServingSettings
@@ -85,19 +86,21 @@ def bad_request(message: str) -> HttpError:
 def read_request(
     body: bytes, header_length: str | None, model: ModelInfo, settings: ServingSettings
 ) -> tuple[InferRequest, Images]:
-    """A request and its images. `header_length`: of Inference-Header-Content-Length, where some data is binary.
+    """A request without its inputs, and its images: held as text and as images they would be held once too often.
+
+    `header_length`: of Inference-Header-Content-Length, where some data is binary.
 
     Raises HttpError 400 or 413.
     """
     size = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or not 0 < int(header_length) <= len(body):
+        announced = whole_number(header_length)
+        if announced is None or not 0 < announced <= len(body):
             raise bad_request(f"Inference-Header-Content-Length {header_length[:20]!r}: the body has {len(body)} bytes")
-        size = int(header_length)
+        size = announced
     most = 2 * _IN_JSON * model.input_size**2 * 3 + _OTHER_VALUES  # twice: nested as deep as can be
     if sum(body.count(mark, 0, size) for mark in (b",", b"[", b"{")) > most:
-        message = f"more numbers than {_IN_JSON} images have, in JSON; send them as binary data, or as encoded images"
-        raise HttpError(413, "too_large", message)
+        raise _too_many_numbers()
     try:
         request = InferRequest.model_validate_json(body[:size])
     except ValidationError as error:
@@ -106,7 +109,13 @@ def read_request(
         names = ", ".join(repr(given.name[:40]) for given in request.inputs[:4]) or "none"
         raise bad_request(f"inputs {names}: expected one, {INPUT!r}")
     _check_outputs(request, model)
-    return request, _images(request.inputs[0], memoryview(body)[size:], model, settings)
+    images = _images(request.inputs[0], memoryview(body)[size:], model, settings)
+    return request.model_copy(update={"inputs": []}), images
+
+
+def _too_many_numbers() -> HttpError:
+    message = f"more numbers than {_IN_JSON} images have, in JSON; send them as binary data, or as encoded images"
+    return HttpError(413, "too_large", message)
 
 
 def _check_outputs(request: InferRequest, model: ModelInfo) -> None:
@@ -133,14 +142,16 @@ def _images(given: RequestInput, binary: memoryview, model: ModelInfo, settings:
         raise HttpError(413, "too_many_files", f"{count} images, limit {settings.max_files}; send several requests")
     data = _binary(given, binary)
     if is_encoded:
-        elements = list(_split(data)) if data is not None else _from_base64(given.data)
+        elements = list(_split(data)) if data is not None else _from_base64(given.data or [], count)
         _check_count(len(elements), count)
         for place, element in enumerate(elements):
             if len(element) > settings.max_bytes:
                 message = f"image {place}: {len(element)} bytes, limit {settings.max_bytes}; send a smaller image"
                 raise HttpError(413, "too_large", message)
         return elements
-    values = np.frombuffer(data, np.uint8) if data is not None else _numbers(given.data)
+    if data is None and count > _IN_JSON:
+        raise _too_many_numbers()
+    values = np.frombuffer(data, np.uint8) if data is not None else _numbers(given.data or [], given.shape)
     _check_count(values.size, math.prod(given.shape))
     return list(values.reshape(given.shape))
 
@@ -156,8 +167,10 @@ def _binary(given: RequestInput, binary: memoryview) -> memoryview | None:
         return None
     if given.data is not None:
         raise bad_request("both data and binary_data_size; give one")
-    if announced != len(binary):
-        raise bad_request(f"binary_data_size {str(announced)[:20]}, but {len(binary)} bytes follow the JSON")
+    if type(announced) is not int or announced != len(binary):
+        is_told = isinstance(announced, str) or (isinstance(announced, int) and abs(announced) < 2**63)
+        said = str(announced)[:20] if is_told else "that is no size"  # of too many digits str() itself fails
+        raise bad_request(f"binary_data_size {said}, but {len(binary)} bytes follow the JSON")
     return binary
 
 
@@ -177,31 +190,52 @@ def _split(data: memoryview) -> Iterator[bytes]:
         place += length
 
 
-def _from_base64(data: list[Any] | None) -> list[bytes]:
-    elements = []
-    for place, text in enumerate(_flat(data)):
+def _from_base64(data: list[Any], count: int) -> list[bytes]:
+    """Takes each text out of `data` as it goes, so that no image is held as both."""
+    elements: list[bytes] = []
+    data.reverse()
+    while data:
+        [text] = item if isinstance(item := data.pop(), list) and len(item) == 1 else [item]  # [n, 1] is nested so
+        if len(elements) == count:
+            raise _too_many(count)
         try:
             elements.append(base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError, TypeError) as error:
-            message = f"image {place} is no base64; encoded images are base64 in JSON, or go as binary data"
+            message = f"image {len(elements)} is no base64; encoded images are base64 in JSON, or go as binary data"
             raise bad_request(message) from error
     return elements
 
 
-def _flat(data: list[Any] | None) -> Iterator[Any]:
-    """One level of nesting, as [n, 1] has."""
-    for item in data or []:
-        yield from item if isinstance(item, list) else [item]
+def _numbers(data: list[Any], shape: list[int]) -> NDArray[np.uint8]:
+    """Flat. Nothing but lists and whole numbers gets as far as an array: NumPy makes room for the longest of texts."""
+    values = bytearray()
+    nested = _gather(data, values, math.prod(shape))
+    if len(nested) > 1 and list(nested) != shape:
+        raise bad_request(f"data is nested as {list(nested)[:8]}, the shape is {shape}; give it so, or flat")
+    return np.frombuffer(values, np.uint8)
 
 
-def _numbers(data: list[Any] | None) -> NDArray[np.uint8]:
+def _gather(part: list[Any], values: bytearray, most: int) -> tuple[int, ...]:
+    """The shape of nested lists, whose numbers are put behind `values`."""
+    kinds = set(map(type, part))
+    if list in kinds:
+        shapes = {_gather(each, values, most) if isinstance(each, list) else () for each in part}
+        if len(shapes) > 1:
+            raise bad_request("data is nested unevenly")
+        return (len(part), *shapes.pop())
+    if len(values) + len(part) > most:
+        raise _too_many(most)
     try:
-        values = np.asarray(data if data is not None else [])
-    except ValueError as error:
-        raise bad_request("data is nested unevenly") from error
-    if values.size and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255):
-        raise bad_request("data of UINT8: expected whole numbers of 0 to 255")
-    return values.astype(np.uint8)
+        if not kinds <= {int}:  # bytes() takes true and false as well
+            raise TypeError
+        values += bytes(part)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise bad_request("data of UINT8: expected whole numbers of 0 to 255") from error
+    return (len(part),)
+
+
+def _too_many(expected: int) -> HttpError:
+    return bad_request(f"data has more elements than the shape, {expected}")
 
 
 def _check_count(found: int, expected: int) -> None:
