@@ -46,6 +46,11 @@ class Ticket:
             self._before, self._seen = self._seen, (now, self.size_bytes)
 
     @property
+    def is_over(self) -> bool:
+        """Whether its time is up, and what ends it is under way."""
+        return self.scope is None or self.scope.expired()
+
+    @property
     def rate(self) -> float:
         """Bytes a second, of late."""
         since, size_bytes = self._before
@@ -95,7 +100,7 @@ class Admission:
                 await asyncio.sleep(0)
         self.held_bytes += size_bytes
         body.grow(size_bytes)
-        if body.scope is not None and not body.is_ended:
+        if body.scope is not None and not (body.is_over or body.is_ended):
             allowed = _GRACE_S + body.size_bytes / self._settings.min_body_rate
             body.scope.reschedule(asyncio.get_running_loop().time() + body.began + allowed - time.monotonic())
 
@@ -111,7 +116,13 @@ class Admission:
             self.working -= 1
 
     def _end_slowest(self, but: Ticket | None = None) -> bool:
-        """Make room by ending the slowest body that arrives; False where none is slow."""
+        """Make room by ending the slowest body that arrives; False where none is slow.
+
+        None has to be where the time of one is up: its place is free, its bytes are in the next rounds of the loop.
+        """
+        if over := {body for body in self._arriving if body.is_over and body is not but}:
+            self._arriving -= over
+            return True
         oldest = time.monotonic() - _SLOW_AFTER_S
         old = [body for body in self._arriving if body.began < oldest and body is not but]
         ended = min(old, key=lambda body: body.rate, default=None)

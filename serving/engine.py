@@ -134,9 +134,9 @@ class Engine:
 
     async def counts(self) -> State:
         """What this process has done since it began."""
-        if self._settling is not None:
-            await asyncio.wrap_future(self._settling)
-        await asyncio.to_thread(self.recorder.settle, self.recorder.take())
+        last = asyncio.get_running_loop().run_in_executor(None, self.recorder.settle, self.recorder.take())
+        before = [] if self._settling is None else [asyncio.wrap_future(self._settling)]
+        await asyncio.wait([last, *before])  # which does not end them where whoever asks is gone
         info = None if self._model is None else self._model.info
         answering = None if info is None else Answering(info.name, info.version, info.sha256)
         return self.recorder.state(answering, is_refusing=self.news.refused is not None)

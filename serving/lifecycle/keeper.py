@@ -212,11 +212,14 @@ class Keeper:
             **seen,
         )
         self._bundles[generation] = found.bundle
-        reason = await self._switch.change(generation, lambda: self._agree(upcoming, found.bundle))
+        try:
+            reason = await self._switch.change(generation, lambda: self._agree(upcoming, found.bundle))
+        finally:
+            if self._agreed is None or self._agreed.generation < generation:
+                self._bundles.pop(generation, None)
         if reason is None:
             log.info("model %s %s (%s): generation %d", chosen.name, chosen.version, cause, generation)
             return None
-        del self._bundles[generation]
         if agreed is not None:
             self._agreed = agreed.model_copy(update=seen)
         return f"{chosen.uri}: {reason}"
@@ -278,8 +281,9 @@ class Keeper:
         self._tell(None, self._follows)
 
     def _keep(self, generation: int, bundle: Bundle) -> None:
+        """The one before it stays, and the next one, which members may be loading now."""
         before = max((key for key in self._bundles if key < generation), default=0)
-        self._bundles = {key: value for key, value in self._bundles.items() if key == before}
+        self._bundles = {key: value for key, value in self._bundles.items() if key == before or key > generation}
         self._bundles[generation] = bundle
         self._given.set()
 

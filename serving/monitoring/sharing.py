@@ -95,6 +95,12 @@ class Sharing:
                 if str(error) != self._lost:
                     log.warning("counts could not be told: %s", error)
                 self._lost, told = str(error), -1
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise  # the replica ends
+                log.exception("counts could not be told")
+                told = -1
             await asyncio.sleep(_EVERY_S)
 
     async def _call(self, method: str, *arguments: Any) -> Any:

@@ -78,6 +78,43 @@ def test_newcomers_are_refused_where_nobody_is_slow_yet(make: Callable[..., Engi
     assert_error(healthy, 503, "overloaded")
 
 
+@pytest.mark.parametrize("by_bytes", [False, True])
+def test_a_body_whose_time_has_just_run_out_makes_room_by_itself(by_bytes: bool) -> None:
+    """In the round of the loop in which its timer fires, before what it does is ended."""
+    room = {"max_bytes": 1000, "max_request_bytes": 1000, "max_in_flight_bytes": 1000} if by_bytes else {}
+    budgets = Admission(ServingSettings(model="m", max_receiving=2, min_body_rate=1_000_000, **room))  # type: ignore[arg-type]
+
+    async def body(size_bytes: int, begun: asyncio.Event, until: asyncio.Event) -> None:
+        with budgets.hold() as ticket:
+            async with budgets.arrive(ticket):
+                await budgets.add(ticket, size_bytes)
+                begun.set()
+                await until.wait()
+
+    async def run() -> None:
+        begun, until = asyncio.Event(), asyncio.Event()
+        late = asyncio.create_task(body(600, begun, until))
+        await begun.wait()
+        (ticket,) = budgets._arriving
+        await asyncio.sleep(0.2)  # slow enough to be ended for another
+        fine = asyncio.create_task(body(300, asyncio.Event(), until)) if not by_bytes else None
+        await asyncio.sleep(0)
+        assert ticket.scope is not None
+        newcomer = asyncio.create_task(body(900 if by_bytes else 10, asyncio.Event(), until))
+        ticket.scope._on_timeout()  # type: ignore[attr-defined]  # what its timer calls
+        await asyncio.sleep(0.05)
+        until.set()
+        await newcomer
+        if fine is not None:
+            await fine
+        with pytest.raises(HttpError) as refused:
+            await late
+        assert refused.value.status == 408 and "too slow" in refused.value.message
+        assert (budgets.held_bytes, len(budgets._arriving)) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_a_body_that_keeps_up_has_its_whole_time(make: Callable[..., Engine]) -> None:
     engine = make(min_body_rate=100)
 

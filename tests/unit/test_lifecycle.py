@@ -319,6 +319,37 @@ def test_any_bad_model_leaves_the_one_that_answers(damage: str, registry: list[B
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("late", ["give", "bundle"])
+def test_files_that_come_late_during_a_change_do_not_end_it(
+    late: str, registry: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper that was lost is given the agreed model by several members, by one of them when it is busy again."""
+    old, new, _ = registry
+
+    async def story() -> None:
+        async with running(folder_of(old).uri, 2, follow_s=0) as service:
+            slow, begun, plain = service.members[0], asyncio.Event(), service.members[0]._load
+
+            async def loads(generation: int) -> Any:
+                begun.set()
+                await asyncio.sleep(0.3)
+                return await plain(generation)
+
+            monkeypatch.setattr(slow, "_load", loads)
+            folder_of(old).point_to(new)
+            change = asyncio.create_task(service.members[1].order("reload"))
+            await begun.wait()
+            keeper, now = service.keeper, service.keeper._known().generation
+            if late == "give":
+                await keeper.give(service.settings, now, service.engines[0].model.predictor.bundle)
+            else:
+                keeper._bundles.pop(now)
+                assert (await keeper.bundle(now)).info.identity() == old.info.identity()
+            assert (await change).has_changed and service.answers() == {new.info.identity()}
+
+    asyncio.run(story())
+
+
 def test_one_that_cannot_prepare_keeps_all_from_changing(
     registry: list[Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:

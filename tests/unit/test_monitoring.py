@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Callable
 
 import httpx
@@ -21,7 +22,7 @@ from serving.model import load_model
 from serving.monitoring.exposition import written
 from serving.monitoring.gathered import Gathered
 from serving.monitoring.recorder import Recorder
-from serving.monitoring.sharing import NotGathered
+from serving.monitoring.sharing import NotGathered, Sharing
 from serving.monitoring.state import BATCH_IMAGES, PREDICTIONS, REQUESTS, Answering, State, added
 from serving.routes import create_app
 from serving.settings import ServingSettings
@@ -261,3 +262,58 @@ def test_counts_that_cannot_be_had_are_no_counts(make: Callable[..., Engine]) ->
     answer = asyncio.run(once())
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "no_counts"
     assert answer.headers["retry-after"] == "1" and "leukoray" not in answer.text
+
+
+def test_a_scrape_that_is_cut_off_ends_no_count(make: Callable[..., Engine]) -> None:
+    async def run() -> float:
+        engine, may_settle = make(decode_threads=1), threading.Event()
+        loaded = await engine.load(engine.model, picture())
+        engine._decoding.later(may_settle.wait, 20)  # as many images do that are decoded first
+        await engine.predict(engine.model, loaded.pixels)
+        scrape = asyncio.create_task(engine.counts())
+        await asyncio.sleep(0.05)
+        scrape.cancel()
+        await asyncio.gather(scrape, return_exceptions=True)
+        may_settle.set()
+        state = await asyncio.wait_for(engine.counts(), 10)
+        return sum(counts.images for counts in state.drift.values())
+
+    assert asyncio.run(run()) == 1
+
+
+def test_counts_are_told_again_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.monitoring.sharing._EVERY_S", 0.01)
+
+    class Actor:
+        """That has the counts."""
+
+        told = list[State]()
+
+        def __init__(self) -> None:
+            self.tell, self.ask = self, self
+
+        async def remote(self, replica: str, state: State) -> bool:
+            self.told.append(state)
+            return True
+
+    failures: list[BaseException] = [RuntimeError("x"), asyncio.CancelledError(), KeyError("y")]
+
+    async def state() -> State:
+        if failures:
+            raise failures.pop()
+        return State()
+
+    async def run() -> None:
+        sharing = Sharing("app", "replica", Recorder(), state)
+        sharing._actor = actor = Actor()
+        sharing.begin()
+        assert sharing._task is not None
+        async with asyncio.timeout(5):
+            while not actor.told:
+                await asyncio.sleep(0.01)
+        assert not sharing._task.done()
+        sharing._task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sharing._task
+
+    asyncio.run(run())
