@@ -98,14 +98,21 @@ def test_a_low_threshold_counts_a_cell_on_the_side_of_its_decision_and_says_so()
     assert "Lymphocyte is the most probable class" in str(found["note"])
 
 
-@pytest.mark.parametrize("unit", ["field", None])
+@pytest.mark.parametrize(
+    ("unit", "why"),
+    [
+        ("field", "files scored; images of the model show a field with many cells: nothing is counted."),
+        (None, "files scored; nobody has said what its images show: nothing is counted."),
+    ],
+)
 @search(15)
 @given(st.data())
-def test_what_is_not_known_to_be_cells_gives_no_share(unit: Any, data: st.DataObject) -> None:
+def test_what_is_not_known_to_be_cells_gives_no_share(unit: Any, why: str, data: st.DataObject) -> None:
     files = data.draw(sent(INFO))
     kinds = checked(bundle(context(INFO, unit), files))
     assert LOINC not in str(kinds) and "%" not in str(by_code(kinds))
     assert set(by_code(kinds)) <= {"images-counted"}
+    assert all(why in report["conclusion"] for report in kinds.get("DiagnosticReport", []))
 
 
 @pytest.mark.parametrize(

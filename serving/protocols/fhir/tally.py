@@ -41,7 +41,8 @@ def meaning(info: ModelInfo, unit: Unit | None, class_labels: Mapping[str, int])
     where every class of training on its positive side is one by name, and every other a leukocyte by name.
     """
     if unit != "cell":
-        return Meaning({}, False, f"images of the model show {DESCRIBED[unit]}: nothing is counted")
+        shown = f"images of the model show {DESCRIBED[unit]}" if unit else "nobody has said what its images show"
+        return Meaning({}, False, f"{shown}: nothing is counted")
     found = {name: kind for name in info.classes if (kind := kind_of(name))}
     if len(found) == len(info.classes):
         return Meaning(found, len(found) > 2, "")
