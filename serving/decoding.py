@@ -20,6 +20,7 @@ from serving.monitoring.recorder import Recorder
 from serving.settings import ServingSettings
 
 _T = TypeVar("_T")
+_LARGE_SHARE = 0.5  # of the places in work that large images may take
 SMALL_S = 0.15  # 11 megapixels of JPEG, 3 of PNG or TIFF, a quarter of JPEG 2000
 
 
@@ -27,7 +28,7 @@ class LargeDecoder(Protocol):
     """Decodes one large image at a time."""
 
     async def decode(self, data: bytes, header: Header, size: int, bit_depth: int | None) -> LoadedImage:
-        """Raises ImageRejected, also where it takes too long or too much memory."""
+        """Raises ImageRejected, also where it takes too long or too much memory; HttpError 503 without a process."""
 
 
 class ThreadDecoder:
@@ -86,10 +87,9 @@ class Decoding:
     async def _load_large(
         self, data: bytes, header: Header, size: int, bit_depth: int | None, asked: float
     ) -> LoadedImage:
-        pixels, limit = header.width * header.height, self._settings.max_in_flight_pixels
-        if self._line.pixels and self._line.pixels + pixels > limit:
-            raise overloaded(self._settings, f"{self._line.pixels} pixels of large images are in work")
-        async with self._line.turn(pixels, worst_seconds(header, len(data))) as turn:
+        seconds = worst_seconds(header, len(data))
+        self._check_room(seconds)
+        async with self._line.turn(seconds) as turn:
             began = time.perf_counter()
             decoding = self._large.decode(data, header, size, bit_depth)
             task = asyncio.ensure_future(decoding)
@@ -101,12 +101,21 @@ class Decoding:
             self._record(asked, began)
             return loaded
 
+    def _check_room(self, seconds: float) -> None:
+        """One alone is always taken. Raises HttpError 503 where a large image would wait longer than its request may,
+        or small ones would find no place in work for large ones."""
+        line, settings = self._line, self._settings
+        if line.images and line.seconds + seconds > settings.request_timeout_s:
+            raise overloaded(settings, f"large images that take {line.seconds:.0f} s are in work")
+        if line.images >= max(1, int(settings.max_in_flight * _LARGE_SHARE)):
+            raise overloaded(settings, f"{line.images} large images are in work")
+
 
 class Turn:
     """The turn of one image; it ends with the block that took it, or with what it is kept for."""
 
-    def __init__(self, line: "Line", pixels: int) -> None:
-        self._line, self._pixels = line, pixels
+    def __init__(self, line: "Line", seconds: float) -> None:
+        self._line, self._seconds = line, seconds
         self.is_kept = False
 
     def keep_until(self, task: "asyncio.Task[LoadedImage]") -> None:
@@ -114,27 +123,27 @@ class Turn:
         task.add_done_callback(lambda _: self.end())
 
     def end(self) -> None:
-        self._line.leave(self._pixels)
+        self._line.leave(self._seconds)
 
 
 class Line:
     """One at a time, of those who wait the shortest first."""
 
     def __init__(self) -> None:
-        self.pixels = 0  # of all who wait or have their turn
+        self.images, self.seconds = 0, 0.0  # of all who wait or have their turn
         self._is_taken = False
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._number = itertools.count()
 
     @contextlib.asynccontextmanager
-    async def turn(self, pixels: int, seconds: float) -> AsyncIterator[Turn]:
-        self.pixels += pixels
+    async def turn(self, seconds: float) -> AsyncIterator[Turn]:
+        self._count(1, seconds)
         try:
             await self._enter(seconds)
         except BaseException:
-            self.pixels -= pixels
+            self._count(-1, -seconds)
             raise
-        turn = Turn(self, pixels)
+        turn = Turn(self, seconds)
         try:
             yield turn
         finally:
@@ -154,9 +163,13 @@ class Line:
                 self._call_next()
             raise
 
-    def leave(self, pixels: int) -> None:
-        self.pixels -= pixels
+    def leave(self, seconds: float) -> None:
+        self._count(-1, -seconds)
         self._call_next()
+
+    def _count(self, images: int, seconds: float) -> None:
+        self.images += images
+        self.seconds = self.seconds + seconds if self.images else 0.0
 
     def _call_next(self) -> None:
         while self._waiting:

@@ -42,9 +42,6 @@ class ServingSettings(BaseModel):
 
     max_in_flight: int = Field(128, ge=1, description="requests a replica works on; more get 503 + Retry-After")
     max_in_flight_bytes: int = Field(384 * 1024 * 1024, ge=1, description="request bytes a replica holds")
-    max_in_flight_pixels: int = Field(
-        144_000_000, ge=1, description="pixels of large images that wait or are decoded; one alone is always taken"
-    )
     max_receiving: int = Field(256, ge=1, description="bodies that arrive at a time; the slowest is ended for another")
     min_body_rate: int = Field(8192, ge=1, description="bytes a second that a body keeps up after 5 s, else 408")
     decode_timeout_s: float = Field(20.0, gt=0, description="for a large image to be decoded, else it is refused")
