@@ -311,6 +311,9 @@ BOMBS: dict[str, Bomb] = {
     "png of a million chunks behind its pixels": Bomb(
         lambda: _png_of_chunks(png_chunk(b"teSt", b""), 1_000_000, behind=True), _PARTS
     ),
+    "png of five million chunks behind a bad header": Bomb(
+        lambda: encoded(scene(), "PNG")[:32] + b"?" + png_chunk(b"IDAT", b"") * 5_000_000, _ANY
+    ),
     "png of chunks of a byte": Bomb(_png_in_bytes, _PARTS),
     "png of a million frames": Bomb(lambda: _png_film(1_000_000), _FRAMES),
     "png with texts that inflate": Bomb(

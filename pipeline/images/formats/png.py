@@ -4,6 +4,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from pipeline.images.formats.parts import MOST_PARTS
+
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 _TURNING = frozenset({b"eXIf", b"iTXt"})  # may hold an orientation, which a wrong check sum must not cost the pixels
@@ -40,9 +42,11 @@ def bare(data: bytes) -> bytes | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, first byte, first byte behind) of each chunk, as long as they end within the file."""
+    """(kind, first byte, first byte behind) of each chunk that ends within the file, of too many the first."""
     at = len(MAGIC)
-    while at + 12 <= len(data):
+    for _ in range(MOST_PARTS):
+        if at + 12 > len(data):
+            return
         (length,) = struct.unpack(">I", data[at : at + 4])
         end = at + 12 + length
         if end > len(data):
