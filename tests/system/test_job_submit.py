@@ -148,7 +148,7 @@ def test_a_submitted_job_scores_and_uploads_only_the_sources(cluster: Cluster, m
     assert uploads
     for upload in uploads:
         assert sum(file.stat().st_size for file in upload.rglob("*") if file.is_file()) < MAX_UPLOAD_BYTES
-        assert {".git", ".venv", "out"}.isdisjoint(item.name for item in upload.iterdir())
+        assert {".git", ".venv", "out", "tests", "docs"}.isdisjoint(item.name for item in upload.iterdir())
 
 
 def test_failing_job_is_failed_with_its_exit_code_and_one_line(cluster: Cluster, tmp_path: Path) -> None:
