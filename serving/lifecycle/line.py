@@ -1,8 +1,8 @@
 """The keeper as one Ray actor of an application, and a replica's way to it.
 
 Serve's own deployment-scoped actors belong to one version of the code: a redeployment has two of them, just when all
-are to agree, and one that fails keeps dead replicas from being replaced. So this one is detached, has a name, and ends
-itself when Serve no longer knows the application. Ray starts it anew when it dies; members then tell it what it knew.
+are to agree, and one that fails keeps dead replicas from being replaced. So this one is detached
+(serving/application_actor.py). Ray starts it anew when it dies; members then tell it what it knew.
 """
 
 import asyncio
@@ -10,20 +10,21 @@ import logging
 import time
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from pipeline.base.errors import LeukorayError
+from serving import application_actor
 from serving.agreed import Joined, News, Report, Wish
+from serving.application_actor import end_with, find
 from serving.lifecycle.keeper import Keeper
 from serving.lifecycle.member import KeeperLost, KeeperSilent
 from serving.lifecycle.switch import POLL_S
 from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
-_NAMESPACE = "leukoray"
+_NAME = "keeper"
 _PATIENCE_S = 10.0  # beyond what a method itself takes
 _DECIDES_S = 300.0  # reading, proving and switching a model
 _ALONE_S = 3.0  # without members, until Serve is asked whether there is an application
@@ -48,7 +49,8 @@ class KeeperActor(Keeper):
 
     def _begin(self) -> None:
         if not self._work:
-            self._work = [asyncio.create_task(self._look_forever()), asyncio.create_task(self._end_with_application())]
+            ending = end_with(self._application, lambda: self.members == 0, _ALONE_S, "its keeper ends")
+            self._work = [asyncio.create_task(self._look_forever()), asyncio.create_task(ending)]
 
     async def _look_forever(self) -> None:
         looked = time.monotonic()
@@ -61,13 +63,6 @@ class KeeperActor(Keeper):
             except Exception:
                 log.exception("looking for another model failed")
             looked = time.monotonic()
-
-    async def _end_with_application(self) -> None:
-        while True:
-            await asyncio.sleep(_ALONE_S)
-            if self.members == 0 and not await asyncio.to_thread(_is_known, self._application):
-                log.info("application %s is no more, its keeper ends", self._application)
-                ray.kill(ray.get_runtime_context().current_actor)
 
     async def _runs(self) -> bool:
         return await asyncio.to_thread(_has_running, self._application)
@@ -99,30 +94,12 @@ class RayLine:
             raise KeeperLost(f"{type(error).__name__}: {error}") from error
 
     def _find(self) -> Any:
-        options = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
-        actor = ray.remote(KeeperActor).options(**options, **_place(self._application), max_concurrency=1000)
-        return actor.remote(self._application)
+        return find(KeeperActor, _NAME, self._application, max_concurrency=1000)
 
 
 def forget(application: str) -> None:
     """End the keeper of an application that is no more."""
-    try:
-        ray.kill(ray.get_actor(**_place(application)))
-    except ValueError:  # it had none
-        return
-
-
-def _place(application: str) -> dict[str, str]:
-    return {"name": f"keeper-of-{application}", "namespace": _NAMESPACE}
-
-
-def _is_known(application: str) -> bool:
-    """Whether Serve has it; True where Serve does not say."""
-    try:
-        return application in serve.status().applications
-    except (RayError, RayServeException) as error:
-        log.warning("Serve does not say which applications there are: %s", error)
-        return True
+    application_actor.forget(_NAME, application)
 
 
 def _has_running(application: str) -> bool:

@@ -11,17 +11,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import ray
-from ray import serve
 from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
 
+from serving import application_actor
+from serving.application_actor import end_with, find
 from serving.monitoring.gathered import Gathered
 from serving.monitoring.recorder import Recorder
 from serving.monitoring.state import State
 
 log = logging.getLogger("ray.serve")
-_NAMESPACE = "leukoray"
+_NAME = "counts"
 _PATIENCE_S = 10.0
 _EVERY_S = 1.0
 _SIGN_OF_LIFE_S = 5.0
@@ -38,18 +37,12 @@ class GatheredActor(Gathered):
 
     async def tell(self, replica: str, state: State | None) -> bool:
         if self._watch is None:
-            self._watch = asyncio.create_task(self._end_with_application())
+            ending = end_with(self._application, lambda: self.is_alone, _ALONE_S, "its counts end")
+            self._watch = asyncio.create_task(ending)
         return self.put(replica, state)
 
     async def ask(self) -> State:
         return self.total()
-
-    async def _end_with_application(self) -> None:
-        while True:
-            await asyncio.sleep(_ALONE_S)
-            if self.is_alone and not await asyncio.to_thread(_is_known, self._application):
-                log.info("application %s is no more, its counts end", self._application)
-                ray.kill(ray.get_runtime_context().current_actor)
 
 
 class NotGathered(Exception):
@@ -114,27 +107,9 @@ class Sharing:
             raise NotGathered(f"{type(error).__name__}: {error}") from error
 
     def _find(self) -> Any:
-        options = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
-        actor = ray.remote(GatheredActor).options(**options, **_place(self._application))
-        return actor.remote(self._application)
+        return find(GatheredActor, _NAME, self._application)
 
 
 def forget(application: str) -> None:
     """End the counts of an application that is no more."""
-    try:
-        ray.kill(ray.get_actor(**_place(application)))
-    except ValueError:  # it had none
-        return
-
-
-def _place(application: str) -> dict[str, str]:
-    return {"name": f"counts-of-{application}", "namespace": _NAMESPACE}
-
-
-def _is_known(application: str) -> bool:
-    """Whether Serve has it; True where Serve does not say."""
-    try:
-        return application in serve.status().applications
-    except (RayError, RayServeException) as error:
-        log.warning("Serve does not say which applications there are: %s", error)
-        return True
+    application_actor.forget(_NAME, application)

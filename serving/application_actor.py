@@ -1,0 +1,51 @@
+"""A detached actor of one application: started where there is none, outliving replicas, ended with the application."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+log = logging.getLogger("ray.serve")
+_NAMESPACE = "leukoray"
+
+
+def find(kind: type, name: str, application: str, **options: Any) -> Any:
+    """The actor of that name, made as `kind(application)` where there is none; Ray starts it anew when it dies."""
+    lasting = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
+    actor = ray.remote(kind).options(**lasting, **_place(name, application), **options)
+    return actor.remote(application)
+
+
+def forget(name: str, application: str) -> None:
+    """End the actor of an application that is no more."""
+    try:
+        ray.kill(ray.get_actor(**_place(name, application)))
+    except ValueError:  # it had none
+        return
+
+
+async def end_with(application: str, is_alone: Callable[[], bool], every_s: float, what: str) -> None:
+    """Within the actor: end it once it is alone and Serve no longer knows the application, looking each `every_s`."""
+    while True:
+        await asyncio.sleep(every_s)
+        if is_alone() and not await asyncio.to_thread(_is_known, application):
+            log.info("application %s is no more, %s", application, what)
+            ray.kill(ray.get_runtime_context().current_actor)
+
+
+def _place(name: str, application: str) -> dict[str, str]:
+    return {"name": f"{name}-of-{application}", "namespace": _NAMESPACE}
+
+
+def _is_known(application: str) -> bool:
+    """Whether Serve has it; True where Serve does not say."""
+    try:
+        return application in serve.status().applications
+    except (RayError, RayServeException) as error:
+        log.warning("Serve does not say which applications there are: %s", error)
+        return True
