@@ -220,12 +220,17 @@ def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[B
         path.write_text(yaml.safe_dump(config))
         address = f"http://127.0.0.1:{dashboard}"
         serve = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(path), "-a", address]
-        subprocess.run(serve, check=True, cwd=ROOT, env=environment(RAY_AUTH_MODE="disabled"), timeout=120)
+        done = subprocess.run(
+            serve, cwd=ROOT, env=environment(RAY_AUTH_MODE="disabled"), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     with tempfile.TemporaryDirectory(prefix="lk", dir="/tmp") as short:  # Unix sockets allow 107 bytes
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
         places = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={short}"]
-        extra = front.settings({}, short, free_port()) | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        ours = Path(short, "serve")  # Ray opens its own folder to everybody
+        ours.mkdir(mode=0o700)
+        extra = front.settings({}, str(ours), free_port()) | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
         with started(*ray, *places, log=tmp_path / "ray.log", **extra) as head:
             until(lambda: httpx.get(f"http://127.0.0.1:{dashboard}/api/version").status_code == 200, "the dashboard")
             deploy()
