@@ -1,5 +1,6 @@
 """POST /admin/reload and /admin/rollback, for who has an administrator's key; without such keys they are not there."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorBody, "description": "a key that is no administrator's"},
     409: {"model": ErrorBody, "description": "the model was refused, or there is none to go back to"},
     503: {"model": ErrorBody, "description": "nobody decides just now", "headers": RETRY_AFTER},
+    504: {"model": ErrorBody, "description": "not decided in time, as where the store does not answer; it goes on"},
 }
 
 
@@ -29,7 +31,13 @@ def admin_routes(settings: ServingSettings, order: Callable[[str], Awaitable[Out
     async def carried_out(request: Request, what: str) -> Switched:
         check_key(request.headers, settings.admin_key_sha256)
         try:
-            outcome = await order(what)
+            async with asyncio.timeout(settings.request_timeout_s):
+                outcome = await order(what)
+        except TimeoutError as error:
+            message = (
+                f"not decided within {settings.request_timeout_s:g} s; it goes on: /model says what came of it"
+            )
+            raise HttpError(504, "timeout", message) from error
         except (KeeperLost, InputError) as error:
             headers = {"Retry-After": str(settings.retry_after_s)}
             raise HttpError(503, "not_ready", f"nobody decides just now ({error}); try again", headers) from error

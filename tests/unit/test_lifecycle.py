@@ -14,7 +14,7 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import ModelFolder
-from serving.agreed import Wish
+from serving.agreed import Outcome, Wish
 from serving.engine import Engine
 from serving.lifecycle import switch
 from serving.lifecycle.keeper import Keeper
@@ -467,6 +467,23 @@ def test_orders_need_an_administrators_key_and_are_not_there_without_one(registr
             assert (await order("reload")).status_code == 503
         async with running(old.uri, 1) as plain, plain.asking() as http:
             assert (await http.post("/admin/reload")).status_code == 404
+
+    asyncio.run(story())
+
+
+def test_an_order_that_a_silent_store_holds_up_is_answered_in_time(registry: list[Bundle]) -> None:
+    async def story() -> None:
+        admin = hashlib.sha256(b"admin").hexdigest()
+
+        async def undecided(what: str) -> Outcome:
+            await asyncio.sleep(60)
+            raise AssertionError(what)
+
+        async with running(registry[0].uri, 1, request_timeout_s=0.2, admin_key_sha256=[admin]) as service:
+            app = create_app(service.engines[0], order=undecided)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+                answer = await http.post("/admin/reload", headers={"x-api-key": "admin"})
+            assert answer.status_code == 504 and "it goes on" in answer.json()["error"]["message"]
 
     asyncio.run(story())
 
