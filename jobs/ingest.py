@@ -25,7 +25,7 @@ from pipeline.ingest.hide import hidden
 from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
 from pipeline.sources.filters import Filters, parse_since
-from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, ManifestInfo, write_manifest
+from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, ManifestInfo, refuse_foreign, write_manifest
 from pipeline.sources.masks import MASKS, masks_note
 from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.sources.tables import text_of
@@ -109,6 +109,7 @@ def main(config: IngestConfig) -> None:
     show_config(config, names)
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
+    refuse_foreign(out, stores)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
     if config.write_classes is not None:
         _write_classes(config, filters, stores)

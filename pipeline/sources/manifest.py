@@ -161,6 +161,39 @@ def write_manifest(out: str, tables: Iterable[pa.Table], info: ManifestInfo, sto
     return Manifest(out, whole, info)
 
 
+def refuse_foreign(out: str, stores: Stores = Stores()) -> None:
+    """Raises InputError where `out` holds files by the names of a manifest's that are of something else.
+
+    `write_manifest` would remove them. What an interrupted one left, or an older version wrote, is ours.
+    """
+    store, parts = stores.of(absolute(out)), part_uris(out, stores)
+    try:
+        foreign = [uri for uri in parts if not _is_ours(store.read(uri).data)]
+        found = stores.read_if_there(join(absolute(out), "manifest.json"))
+    except StoreError as error:
+        raise error.refusal() from error
+    if not parts and found is not None and not _names_its_images(found):
+        foreign = [join(absolute(out), "manifest.json")]
+    if foreign:
+        raise InputError(f"--out {out}: {foreign[0]} is of no manifest and would be removed; give another folder")
+
+
+def _is_ours(part: bytes) -> bool:
+    try:
+        names = pq.read_schema(io.BytesIO(part)).names
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return {"image_id", "uri", "label", "split"} <= set(names)
+
+
+def _names_its_images(info: bytes) -> bool:
+    try:
+        found = json.loads(info)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"version", "digest", "images"} <= set(found)
+
+
 def _completed(table: pa.Table) -> pa.Table:
     """With the columns of MANIFEST_SCHEMA first, those that older versions did not write as nulls; then all others.
 

@@ -34,9 +34,7 @@ def admin_routes(settings: ServingSettings, order: Callable[[str], Awaitable[Out
             async with asyncio.timeout(settings.request_timeout_s):
                 outcome = await order(what)
         except TimeoutError as error:
-            message = (
-                f"not decided within {settings.request_timeout_s:g} s; it goes on: /model says what came of it"
-            )
+            message = f"not decided within {settings.request_timeout_s:g} s; it goes on: /model says what came of it"
             raise HttpError(504, "timeout", message) from error
         except (KeeperLost, InputError) as error:
             headers = {"Retry-After": str(settings.retry_after_s)}

@@ -1,0 +1,53 @@
+"""What lies where a manifest is to go, and is none of ours, stays as it is."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import ingest as job
+from pipeline.sources.manifest import read_manifest
+from tests.images import encoded, scene
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for number in range(8):
+        path = tmp_path / "in" / ("healthy", "leukemia")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(scene(40 + number), "PNG"))
+    return tmp_path / "in"
+
+
+def ingested(source: Path, out: Path) -> int:
+    return job.command([str(source), "--no-near-copies", "--out", str(out)])
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "part-00007.parquet", "manifest.json"])
+@pytest.mark.parametrize("content", ["a table", "no table"])
+def test_files_of_others_are_not_replaced(
+    name: str, content: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    if content == "no table":
+        path.write_bytes(b'{"name": "app"}' if name.endswith("json") else b"ours")
+    else:
+        pq.write_table(pa.table({"uri": ["a"], "amount": [3]}), path)
+    before = path.read_bytes()
+    assert ingested(source, path.parent) == 3
+    assert f"{path} is of no manifest" in capsys.readouterr().err
+    assert path.read_bytes() == before and [item.name for item in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("lost", ["nothing", "manifest.json", "part-00000.parquet", "half of manifest.json"])
+def test_a_manifest_of_ours_is_replaced_also_where_it_is_not_whole(lost: str, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert ingested(source, out) == 0
+    if lost.startswith("half"):
+        (out / "manifest.json").write_bytes((out / "manifest.json").read_bytes()[:40])
+    elif lost != "nothing":
+        (out / lost).unlink()
+    assert ingested(source, out) == 0
+    assert read_manifest(str(out)).table.num_rows == 8
