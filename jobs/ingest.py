@@ -20,7 +20,7 @@ from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.croissant import write_croissant
 from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
-from pipeline.ingest.findings import near_copy_counts, write_findings
+from pipeline.ingest.findings import near_copy_counts, refuse_lost_answers, write_findings
 from pipeline.ingest.hide import hidden
 from pipeline.ingest.layouts import describe_layouts
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
@@ -110,6 +110,8 @@ def main(config: IngestConfig) -> None:
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     refuse_foreign(out, stores)
+    if config.contradictions is None:
+        refuse_lost_answers(out, stores)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
     if config.write_classes is not None:
         _write_classes(config, filters, stores)

@@ -28,6 +28,7 @@ from pipeline.evaluation.shortcut import Shortcut, judge_colours
 from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
 from pipeline.model.subject_rules import SubjectRules
 from pipeline.sources.manifest import Manifest
+from pipeline.storage.filled_in import write_beside_edited
 from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
@@ -173,7 +174,8 @@ class Evaluation:
         if self.split != "test" or info.manifest_digest != self.manifest.info.digest:
             return
         self.bundle.write(REPORT, report.encode())
-        self.bundle.write(CARD, render_card(info, metrics=record, data=data_facts(self.manifest)).encode())
+        card = render_card(info, metrics=record, data=data_facts(self.manifest))
+        write_beside_edited(join(self.bundle.uri, CARD), card, self.bundle.stores)
         kept = {key: value for key, value in record.items() if key not in _NOT_IN_CARD}
         self.bundle.update(metrics={**info.metrics, "test": kept})
 

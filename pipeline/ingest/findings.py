@@ -2,14 +2,29 @@
 
 import pyarrow as pa
 
+from pipeline.base.errors import InputError
 from pipeline.ingest.alike import Alike
-from pipeline.ingest.contradictions import CONTRADICTIONS
+from pipeline.ingest.contradictions import CONTRADICTIONS, read_verdicts
 from pipeline.ingest.near_copies_files import NEAR_COPIES_SHEET, NEAR_COPIES_TABLE, sheet_of_pairs, table_of_pairs
 from pipeline.ingest.remarks import torn_pairs
 from pipeline.ingest.splits import SplitResult
 from pipeline.sources.manifest import NearCopyCounts
+from pipeline.sources.tables import read_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
+
+
+def refuse_lost_answers(out: str, stores: Stores = Stores()) -> None:
+    """Raises InputError where the list of contradictions in `out` holds answers that a run without would drop."""
+    where = join(out, CONTRADICTIONS)
+    if stores.read_if_there(where) is None:
+        return
+    try:
+        is_answered = bool(read_verdicts(read_table(where, stores), where))
+    except InputError:  # no list as we write it: a person was at work
+        is_answered = True
+    if is_answered:
+        raise InputError(f"{where}: was edited, and would be made anew; give it with --contradictions, or move it away")
 
 
 def write_findings(out: str, alike: Alike, split: SplitResult, manifest: pa.Table, stores: Stores = Stores()) -> None:

@@ -12,6 +12,7 @@ from pipeline.model.golden import Golden
 from pipeline.model.predictor import Predictor
 from pipeline.model.promotions import move, record, user_name
 from pipeline.model.registry import ModelFolder
+from pipeline.storage.filled_in import sealed, unsealed
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def publish(bundle: Bundle, change: Change) -> Bundle:
         f"\n## Pixel rules\n\nThe weights of version {bundle.info.version} under other rules from bytes to pixels than "
         f"those that it was trained, calibrated and measured under (`leukoray migrate`): {change}.\n"
     )
-    files[CARD] = files.get(CARD, b"") + note.encode()
+    card = files.get(CARD, b"").decode(errors="replace")
+    whole = unsealed(card)
+    files[CARD] = (card + note if whole is None else sealed(whole + note)).encode()  # an edited one stays told as such
     info = new.info.model_copy(update={"migrated": record})
     if bundle.info.golden_sha256:  # the same images are other pixels now
         golden = Golden.unpacked(files[GOLDEN], f"{bundle.uri}: {GOLDEN}")

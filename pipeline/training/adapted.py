@@ -41,6 +41,7 @@ from pipeline.model.sketch import Entry, read_sketch
 from pipeline.model.torch_engine import load_model
 from pipeline.model.trainable import linear_head
 from pipeline.sources.manifest import Manifest
+from pipeline.storage.filled_in import sealed
 from pipeline.storage.uris import join
 from pipeline.training.golden_images import golden_file
 from pipeline.training.judgement import Judgement
@@ -110,7 +111,7 @@ def publish_adapted(
     info = parent.info.model_copy(update=fields)
     info = info.model_copy(update={"version": new_version(info.identity())})
     files |= {GOLDEN: golden_file(info, files)}
-    files |= {CARD: render_card(info).encode(), LOCAL_REPORT: json.dumps(report, indent=2).encode()}
+    files |= {CARD: sealed(render_card(info)).encode(), LOCAL_REPORT: json.dumps(report, indent=2).encode()}
     return write_bundle(join(folder.uri, info.version), info, files, folder.stores)
 
 

@@ -19,6 +19,7 @@ from pipeline.model.registry import ModelFolder, Verdict, new_version
 from pipeline.model.subject_rules import SubjectLabel
 from pipeline.model.timm_networks import PREFIX as TIMM
 from pipeline.sources.manifest import Manifest
+from pipeline.storage.filled_in import sealed
 from pipeline.storage.uris import join
 from pipeline.training.checkpoint import Best, Trained
 from pipeline.training.familiar import Familiar, Own
@@ -112,7 +113,7 @@ def _asked(settings: Settings, rows: LabelledRows, manifest: Manifest) -> dict[s
 def _for_people(info: BundleInfo, trained: Trained, manifest: Manifest, rows: LabelledRows) -> dict[str, bytes]:
     """The card, and the epochs by their figures."""
     card = render_card(info, data=_data_facts(manifest, rows))
-    return {CARD: card.encode(), HISTORY: json.dumps(trained.state.history, indent=2).encode()}
+    return {CARD: sealed(card).encode(), HISTORY: json.dumps(trained.state.history, indent=2).encode()}
 
 
 def _looks(trained: Trained, settings: Settings) -> int:

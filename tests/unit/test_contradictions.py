@@ -105,3 +105,13 @@ def test_the_list_of_an_earlier_manifest_goes_when_nothing_contradicts_any_more(
     (source / "LYT" / "01.png").unlink()
     ingested(source)
     assert not (source.parent / "m" / "contradictions.csv").exists()
+
+
+def test_answers_that_a_run_would_drop_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ingested(source)
+    listed = source.parent / "m" / "contradictions.csv"
+    Path(answer(source, blast="yes")).replace(listed)
+    edited = listed.read_bytes()
+    assert job.command([str(source), "--positive", "blast", "--no-near-copies", "--out", str(listed.parent)]) == 3
+    assert "was edited" in capsys.readouterr().err and listed.read_bytes() == edited
+    assert found(ingested(source, "--contradictions", str(listed)), source)

@@ -1,13 +1,17 @@
-"""What lies where a manifest is to go, and is none of ours, stays as it is."""
+"""What lies where ours is to go, and is none of ours or was edited by a person, stays as it is."""
 
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs import ingest as job
 from pipeline.sources.manifest import read_manifest
+from pipeline.storage.filled_in import sealed, unsealed, write_beside_edited
+from pipeline.storage.stores import Stores
 from tests.images import encoded, scene
 
 
@@ -51,3 +55,29 @@ def test_a_manifest_of_ours_is_replaced_also_where_it_is_not_whole(lost: str, so
         (out / lost).unlink()
     assert ingested(source, out) == 0
     assert read_manifest(str(out)).table.num_rows == 8
+
+
+@given(st.text(), st.integers(0, 10_000), st.characters())
+def test_a_document_is_told_from_an_edited_one(text: str, at: int, added: str) -> None:
+    whole = sealed(text)
+    assert unsealed(whole) == text
+    at %= len(whole) + 1
+    edited = whole[:at] + added + whole[at:]
+    assert unsealed(edited) is None
+
+
+def test_an_edited_document_stays_and_the_new_one_goes_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = tmp_path / "CARD.md"
+    assert write_beside_edited(str(card), "first", Stores()) == str(card)
+    assert write_beside_edited(str(card), "second", Stores()) == str(card) and card.read_text().startswith("second")
+    card.write_text(card.read_text().replace("second", "license: MIT"))
+    mine = card.read_bytes()
+    assert capsys.readouterr().out == ""
+    for text in ("third", "fourth"):
+        beside = Path(write_beside_edited(str(card), text, Stores()))
+        assert (beside.name, beside.read_text()) == ("CARD.2.md", sealed(text)) and card.read_bytes() == mine
+    assert f"{card}: edited" in capsys.readouterr().out
+    beside.write_text("of an older version\n")
+    assert write_beside_edited(str(card), "fifth", Stores()) == str(tmp_path / "CARD.3.md")

@@ -8,6 +8,7 @@ from pipeline.evaluation.study import pccp
 from pipeline.evaluation.study.checklists import CHECKLISTS, Checklist
 from pipeline.evaluation.study.facts import Fact, Facts, facts
 from pipeline.evaluation.study.flow import draw, flow_of
+from pipeline.storage.filled_in import write_beside_edited
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
@@ -21,7 +22,10 @@ _FDA = "https://www.regulations.gov/docket/FDA-2022-D-2628"
 
 
 def write_study(out: str, comparison: Comparison, stores: Stores, decision: pccp.Decision | None = None) -> str:
-    """Into the folder `study` of `out`, whose URI is given back; of the first model of the comparison."""
+    """Into the folder `study` of `out`, whose URI is given back; of the first model of the comparison.
+
+    What a person has edited there stays, and the new text goes beside it.
+    """
     found = comparison.evaluations[0]
     known = facts(found, decision.protocol if decision else None, comparison.left_out)
     info = found.bundle.info
@@ -29,10 +33,10 @@ def write_study(out: str, comparison: Comparison, stores: Stores, decision: pccp
     synthetic = info.synthetic or found.manifest.info.synthetic
     texts = {checklist.file: checklist_text(checklist, known, head, synthetic) for checklist in CHECKLISTS}
     texts["pccp.md"] = pccp_text(pccp.parts(comparison, known, decision), head, synthetic)
-    texts["flow.svg"] = draw(flow_of(found, comparison.left_out))
     folder = join(out, STUDY)
+    stores.of(folder).write(join(folder, "flow.svg"), draw(flow_of(found, comparison.left_out)).encode())
     for name, text in texts.items():
-        stores.of(folder).write(join(folder, name), text.encode())
+        write_beside_edited(join(folder, name), text, stores)
     return folder
 
 
