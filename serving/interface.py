@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from pipeline.base.errors import Code, Stage
 from serving.errors import PROBLEM, speaks_oip
 from serving.intake import MULTIPART
-from serving.schemas import BatchFailure, ErrorBody
+from serving.schemas import BatchFailure, ErrorBody, OipError
 from serving.settings import ServingSettings
 
 Handler = Callable[..., Any]
@@ -52,7 +55,7 @@ _CODES = {
     "too_many_files": "More files than the limit.",
     "unsupported_encoding": "A compressed body.",
 }
-_PROBLEM_BODY = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
+_REFERENCE = "#/components/schemas/{model}"
 _TEXT = {"type": "string"}
 _REQUEST_ID_HEADER = {"X-Request-ID": {"description": "of this request, as sent or made here", "schema": _TEXT}}
 NO_MAP = "a map is asked for, and none is known of this model"
@@ -65,15 +68,15 @@ REQUEST_ID_PARAMETER = {
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
 }
 KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
-# Bodies are called images by media type, so that who generates requests from this sends some. Content-Type itself is
-# not looked at: bytes under any other one are taken as an image as well.
+# The one media type for bytes that generators of clients know. Content-Type itself is not looked at: an image under any
+# other one is taken as well.
 _IMAGE = {"type": "string", "format": "binary", "minLength": 1}
 _FILES = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
     "minItems": 1,
 }  # an empty one has its own error
-IMAGE_BODY = {"image/*": {"schema": _IMAGE}}
+IMAGE_BODY = {"application/octet-stream": {"schema": _IMAGE}}
 REQUEST_BODY = {
     "required": True,
     "content": {
@@ -84,6 +87,16 @@ REQUEST_BODY = {
         },
     },
 }
+
+
+def reference(model: type[BaseModel]) -> dict[str, Any]:
+    """A schema of `/openapi.json` by its name; what FastAPI does not come upon itself is named to `describe`."""
+    return {"$ref": _REFERENCE.format(model=model.__name__)}
+
+
+def operation_id(route: APIRoute) -> str:
+    """The name of an operation in clients that are generated: that of its handler."""
+    return f"{route.name}_of_version" if "{version}" in route.path else route.name
 
 
 def keys(settings: ServingSettings) -> list[Any]:
@@ -97,7 +110,7 @@ def responses() -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {200: {"headers": _REQUEST_ID_HEADER}}
     for status, text in ERRORS.items():
         headers = {**_REQUEST_ID_HEADER, **(RETRY_AFTER if status == 503 else {})}
-        model = ErrorBody | BatchFailure if status in of_files else ErrorBody
+        model = BatchFailure | ErrorBody if status in of_files else ErrorBody
         found[status] = {"model": model, "description": text, "headers": headers}
     return found
 
@@ -122,23 +135,28 @@ def get(router: APIRouter, path: str, **options: Any) -> Callable[[Handler], Han
     return add
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The description that FastAPI makes, with errors as problem details and what every route may answer."""
+def describe(app: FastAPI, *models: type[BaseModel]) -> dict[str, Any]:
+    """The description that FastAPI makes, with errors as problem details, what every route may answer, and `models`."""
     found = app.openapi()
     everywhere = {400: "an invalid X-Request-ID", 500: ERRORS[500], 503: ERRORS[503]}
-    known = found["components"]["schemas"]
-    known.setdefault("OipError", {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]})
+    wanted: list[type[BaseModel]] = [OipError, *models]
+    named = models_json_schema([(model, "validation") for model in wanted], ref_template=_REFERENCE)[1]
+    found["components"]["schemas"].update(named["$defs"])
     for path, operations in found["paths"].items():
         for operation in operations.values():
             answers = operation["responses"]
             for status, text in everywhere.items():
-                answers.setdefault(str(status), {"description": text, "content": {"application/json": _PROBLEM_BODY}})
+                answers.setdefault(
+                    str(status),
+                    {"description": text, "content": {"application/json": {"schema": reference(ErrorBody)}}},
+                )
             for status, answer in answers.items():
                 if status < "400":
                     continue
                 if speaks_oip(path):
-                    answer["content"] = {"application/json": {"schema": {"$ref": "#/components/schemas/OipError"}}}
+                    answer["content"] = {"application/json": {"schema": reference(OipError)}}
                 elif "application/json" in answer.get("content", {}):
-                    answer["content"][PROBLEM] = answer["content"].pop("application/json")
+                    problem = answer["content"].pop("application/json")
+                    answer["content"] = {PROBLEM: problem, **answer["content"]}  # clients take the first they know
             operation["responses"] = dict(sorted(answers.items()))
     return found

@@ -18,12 +18,12 @@ from serving.explain import explained
 from serving.formats import FHIR_JSON, FORMATS, HL7_V2, Format
 from serving.guard import check_key
 from serving.intake import MULTIPART, check_encoding, media_type, read_files, read_raw
-from serving.interface import NO_MAP, REQUEST_BODY, REQUEST_ID_PARAMETER, keys, responses
+from serving.interface import NO_MAP, REQUEST_BODY, REQUEST_ID_PARAMETER, keys, reference, responses
 from serving.limits import at_once, in_time
 from serving.model import LoadedModel
 from serving.multipart import ReceivedFile
 from serving.protocols.fhir.tally import Sent
-from serving.schemas import BatchBody, BatchFailure, ErrorBody, FileAnswer, ImageAnswer, PredictionBody
+from serving.schemas import BatchBody, BatchFailure, ErrorBody, FhirResource, FileAnswer, ImageAnswer, PredictionBody
 
 _EXPLAIN = {
     "name": "explain",
@@ -47,13 +47,7 @@ _SUBJECT = {
     "description": "with fhir and hl7: an opaque id of whom the images are of; comes back in the answer, never logged",
     "schema": {"type": "string", "pattern": SUBJECT},
 }
-_RESOURCE = {
-    "type": "object",
-    "properties": {"resourceType": {"type": "string"}},
-    "required": ["resourceType"],
-    "description": "FHIR R4: a Bundle, or an OperationOutcome",
-}
-_OUTCOME = {FHIR_JSON: {"schema": _RESOURCE}}
+_OUTCOME = {FHIR_JSON: {"schema": reference(FhirResource)}}
 _FORMS = {**_OUTCOME, HL7_V2: {"schema": {"type": "string"}}}
 _NOT_HERE = "FHIR of another version, or not as JSON, is asked for and nothing else"
 _Answering = Callable[[LoadedModel, bytes], Awaitable[ImageAnswer]]

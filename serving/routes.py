@@ -25,14 +25,15 @@ from serving.errors import HttpError, error_response
 from serving.explain import explain_routes
 from serving.gate import Gated
 from serving.guard import Guard, cors_options
-from serving.interface import codes, describe, get
+from serving.interface import codes, describe, get, operation_id
 from serving.lifecycle.admin import admin_routes
 from serving.metrics import metrics_routes
 from serving.monitoring.state import State
 from serving.pages import docs_page, front_page
 from serving.predict import prediction_routes
 from serving.protocols.oip.routes import oip_routes
-from serving.schemas import NOTICE
+from serving.protocols.oip.schemas import IndexRequest, InferRequest
+from serving.schemas import NOTICE, FhirResource
 from serving.state import state_routes
 
 _NAMES = {404: "not_found", 405: "method_not_allowed"}
@@ -54,6 +55,7 @@ def create_app(
         description=f"Leukemia detection in microscope images of blood cells. {NOTICE}",
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,  # it would redirect to whatever the Host header names
     )
     app.add_middleware(Gated, gate=engine.gate)
@@ -70,7 +72,7 @@ def create_app(
     app.include_router(metrics_routes(engine.settings, total or engine.counts))
     if order is not None and engine.settings.admin_key_sha256:
         app.include_router(admin_routes(engine.settings, order))
-    description = describe(app)
+    description = describe(app, FhirResource, InferRequest, IndexRequest)
     app.openapi = lambda: description  # type: ignore[method-assign]  # as FastAPI's documentation extends it
     _add_pages(app)
     return app

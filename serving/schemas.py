@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 from pipeline.model.chance import AgainstChance
 from pipeline.model.reference import OodRule
@@ -11,7 +12,7 @@ from serving.agreed import Follows
 
 NOTICE = "Research software, not a medical device."
 
-Decision = Literal["positive", "negative", "review"]
+Decision = TypeAliasType("Decision", Literal["positive", "negative", "review"])  # by its name in /openapi.json
 
 
 class _Body(BaseModel):
@@ -35,6 +36,18 @@ class ErrorBody(_Body):
     detail: str = Field(description="as error.message")
     instance: str = Field(description="reference to this one request, with its id behind the #")
     error: ErrorDetail
+
+
+class OipError(_Body):
+    """An error of the Open Inference Protocol."""
+
+    error: str
+
+
+class FhirResource(_Body):
+    """FHIR R4: a Bundle, or an OperationOutcome."""
+
+    resource_type: str = Field(alias="resourceType")
 
 
 class ImageInfo(_Body):

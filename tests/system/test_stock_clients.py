@@ -1,8 +1,10 @@
 """Clients that nobody here wrote, run unchanged against the service: what they call a standard has to be one."""
 
+import base64
 import hashlib
 import json
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -16,12 +18,20 @@ import pytest
 from serving.settings import ServingSettings
 from tests.asgi import picture
 from tests.bundles import make_mapped_bundle
-from tests.clients import ROOT, run_client
+from tests.clients import ROOT, client_python, run_client
 from tests.live import live
 from tests.servers import free_port
 from tests.system.test_serve_faults import started, until
 
 KEY = "k1"
+# That data has as many elements as shape says, and is base64 of an image, is more than a JSON schema can say.
+PLACES = """[parameters]
+"path.{}" = "tiny-linear"
+"path.{}" = "20260101-000000-00000000"
+[[operations]]
+include-path-regex = "/infer$"
+checks.positive_data_acceptance.enabled = false
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -43,11 +53,11 @@ def guarded_url(model_uri: str) -> Iterator[str]:
         yield address
 
 
-def schemathesis(url: str, folder: Path, config: str) -> str:
-    """Every check that it has, on every route of /openapi.json."""
+def schemathesis(folder: Path, config: str, examples: int, *described: str) -> str:
+    """Every check that it has, on every route of a description of OpenAPI."""
     (folder / "schemathesis.toml").write_text(config)
     hooks = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(ROOT / "tests" / "clients")}
-    command = ["-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--no-color", "--max-examples", "60"]
+    command = ["-m", "schemathesis.cli", "run", *described, "--no-color", "--max-examples", str(examples)]
     return run_client("schemathesis", *command, cwd=folder, env=hooks)
 
 
@@ -55,15 +65,26 @@ def schemathesis(url: str, folder: Path, config: str) -> str:
 def test_schemathesis_finds_nothing_without_keys_and_with_them(
     url: str, guarded_url: str, tmp_path: Path, key: str | None
 ) -> None:
-    # That data has as many elements as shape says, and is base64 of an image, is more than a JSON schema can say.
-    config = '[parameters]\n"path.name" = "tiny-linear"\n"path.version" = "20260101-000000-00000000"\n'
-    config += '[[operations]]\ninclude-path-regex = "/infer$"\nchecks.positive_data_acceptance.enabled = false\n'
+    config = PLACES.format("name", "version")
     if key:
         config += f'[auth.openapi.APIKeyHeader]\napi_key = "{key}"\n'
-    said = schemathesis(guarded_url if key else url, tmp_path, config)
+    said = schemathesis(tmp_path, config, 60, f"{guarded_url if key else url}/openapi.json")
+    assert_all_tested(said, 17)
+
+
+def assert_all_tested(said: str, least: int) -> None:
     assert "FAILURES" not in said and "ERRORS" not in said, said
     [(tested, total)] = re.findall(r"Operations: +(\d+) selected / (\d+) total", said)
-    assert tested == total and int(total) >= 17
+    assert tested == total and int(total) >= least
+
+
+def test_schemathesis_finds_the_protocols_own_shape(url: str, tmp_path: Path) -> None:
+    described = (ROOT / "tests" / "data" / "open_inference_rest.yaml").read_text()
+    (tmp_path / "oip.yaml").write_text(
+        described.replace("IMAGE", base64.b64encode(picture("PNG", width=8, height=8)).decode())
+    )
+    said = schemathesis(tmp_path, PLACES.format("MODEL_NAME", "MODEL_VERSION"), 20, "oip.yaml", "--url", url)
+    assert_all_tested(said, 6)
 
 
 @dataclass
@@ -126,6 +147,40 @@ def test_the_client_made_from_the_protocols_openapi_file(url: str, sent: Sent, t
 def test_mlservers_types(url: str, sent: Sent, tmp_path: Path) -> None:
     told = run("mlserver", "mlserver_types.py", url, sent.model["name"], *sent.files, cwd=tmp_path)
     assert told["server"] == "leukoray" and told["probability"] == close(sent.probability) and len(told["class"]) == 3
+
+
+def assert_generated(told: dict[str, Any], sent: Sent) -> None:
+    assert told["probability"] == close(sent.probability) and told["decision"] == sent.decision
+    assert told["of files"] == close(sent.probability) and told["errors"] == ["unsupported_format"]
+    assert told["refused"] == [415, "unsupported_format"] and told["all refused"] == ["unsupported_format", "empty"]
+    assert told["model"] == sent.model["sha256"] and told["inputs"] == ["image"]
+
+
+def test_a_typed_python_client_made_from_openapi(url: str, sent: Sent, tmp_path: Path) -> None:
+    """Made without a warning, a program with it passes mypy --strict, and the service answers it."""
+    name, program = "openapi-python-client", "python_client.py"
+    shutil.copy(ROOT / "tests" / "clients" / program, tmp_path)
+    made = ["generate", "--url", f"{url}/openapi.json", "--meta", "none", "--output-path", "leukoray_client"]
+    run_client(name, *made, "--fail-on-warning", cwd=tmp_path, program=name)
+    checks = ["--strict", "--follow-imports", "silent", "--cache-dir", "/dev/null"]
+    run_client(name, *checks, program, cwd=tmp_path, program="mypy")
+    told = json.loads(run_client(name, program, url, *sent.files, cwd=tmp_path))
+    assert_generated(told, sent)
+    assert told["map"] == [64] * 64
+
+
+def test_a_typed_typescript_client_made_from_openapi(url: str, sent: Sent, tmp_path: Path) -> None:
+    """A program with the types passes tsc --strict, and the service answers it."""
+    name = "openapi-typescript"
+    (tmp_path / "node_modules").symlink_to(Path(client_python(name)).parents[1] / "node_modules")
+    shutil.copy(ROOT / "tests" / "clients" / "typescript_client.ts", tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    generator, compiler = "node_modules/openapi-typescript/bin/cli.js", "node_modules/typescript/bin/tsc"
+    run_client(name, generator, f"{url}/openapi.json", "-o", "leukoray.d.ts", cwd=tmp_path, program="node")
+    checks = ["--strict", "--noUncheckedIndexedAccess", "--skipLibCheck", "--module", "nodenext", "--target", "es2022"]
+    run_client(name, compiler, *checks, "typescript_client.ts", cwd=tmp_path, program="node")
+    said = run_client(name, "typescript_client.js", url, *sent.files, cwd=tmp_path, program="node")
+    assert_generated(json.loads(said), sent)
 
 
 def raw(url: str, request: bytes) -> tuple[int, dict[str, str], bytes]:

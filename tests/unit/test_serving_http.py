@@ -478,6 +478,21 @@ def test_openapi_tells_of_ids_files_and_waiting(make: Callable[..., Engine]) -> 
     assert "X-API-Key" in call(make(), "GET", "/docs").text
 
 
+def test_openapi_names_everything_once(make: Callable[..., Engine]) -> None:
+    """For clients that are generated: operations by plain names, every type in one place, the larger of two first."""
+    description = call(make(), "GET", "/openapi.json").json()
+    operations = [operation for path in description["paths"].values() for operation in path.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names) and {"predict", "explain", "model", "model_infer"} <= set(names)
+    assert all(re.fullmatch("[a-z]+(_[a-z]+)*", name) for name in names)
+    known = description["components"]["schemas"]
+    used = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(description)))
+    assert used <= set(known) and "$defs" not in json.dumps(description)
+    assert known["PredictionBody"]["properties"]["decision"]["anyOf"][0] == {"$ref": "#/components/schemas/Decision"}
+    errors = description["paths"]["/predict"]["post"]["responses"]["415"]["content"]
+    assert list(errors) == ["application/problem+json", "application/fhir+json"]
+
+
 def test_every_problem_leads_to_its_line_in_the_documentation(make: Callable[..., Engine]) -> None:
     engine = make(max_files=1, max_bytes=5000)
     many = [("f", (f"{index}.png", b"x")) for index in range(2)]

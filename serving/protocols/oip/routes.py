@@ -21,7 +21,7 @@ from serving.engine import Engine
 from serving.errors import HttpError, from_rejection
 from serving.guard import check_key
 from serving.intake import check_encoding, read_body
-from serving.interface import REQUEST_ID_PARAMETER, get, keys, responses
+from serving.interface import REQUEST_ID_PARAMETER, get, keys, reference, responses
 from serving.limits import at_once, in_time
 from serving.model import LoadedModel
 from serving.protocols.oip.schemas import (
@@ -35,7 +35,6 @@ from serving.protocols.oip.schemas import (
     ServerMetadata,
     ServerReady,
     Statistics,
-    inlined,
 )
 from serving.protocols.oip.statistics import Counted
 from serving.protocols.oip.tensors import Images, Said, bad_request, described, read_request, write_outputs
@@ -49,7 +48,7 @@ _NO_MODEL = "no such model or version"
 _REQUEST_BODY = {
     "required": True,
     "content": {
-        "application/json": {"schema": inlined(InferRequest)},
+        "application/json": {"schema": reference(InferRequest)},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
@@ -61,7 +60,7 @@ def oip_routes(engine: Engine, admission: Admission) -> APIRouter:
     _add_server(router, engine, admission)
 
     @get(router, "/models/stats", summary="What all models, which is one, have done in the replica that answers")
-    async def statistics() -> Statistics:
+    async def all_statistics() -> Statistics:
         return counted.of(engine.model)
 
     for place in ("/models/{name}", "/models/{name}/versions/{version}"):
@@ -73,15 +72,15 @@ def oip_routes(engine: Engine, admission: Admission) -> APIRouter:
 def _add_server(router: APIRouter, engine: Engine, admission: Admission) -> None:
     @get(router, "/", include_in_schema=False)  # as the specification's OpenAPI file has it
     @get(router, "", summary="The server and its extensions")
-    async def server() -> ServerMetadata:
+    async def server_metadata() -> ServerMetadata:
         return ServerMetadata(name="leukoray", version=__version__, extensions=_EXTENSIONS)
 
     @get(router, "/health/live", summary="The process answers")
-    async def live() -> ServerLive:
+    async def server_live() -> ServerLive:
         return ServerLive()
 
     @get(router, "/health/ready", summary="The model answers a probe image")
-    async def ready() -> ServerReady:
+    async def server_ready() -> ServerReady:
         await _ready(engine)
         return ServerReady()
 
@@ -90,9 +89,9 @@ def _add_server(router: APIRouter, engine: Engine, admission: Admission) -> None
         summary="The models there are",
         response_model=list[IndexEntry],
         responses=responses(),
-        openapi_extra={"requestBody": {"content": {"application/json": {"schema": IndexRequest.model_json_schema()}}}},
+        openapi_extra={"requestBody": {"content": {"application/json": {"schema": reference(IndexRequest)}}}},
     )
-    async def index(request: Request) -> Response:
+    async def repository_index(request: Request) -> Response:
         return await in_time(
             engine.settings, admission, lambda ticket: read_body(request, _INDEX_BYTES, ticket), _indexed
         )
@@ -117,7 +116,7 @@ def _add_model(router: APIRouter, engine: Engine, counted: Counted, place: str) 
     about = {"responses": {404: {"description": _NO_MODEL}}, "openapi_extra": {"parameters": _in_path(place)}}
 
     @get(router, place, summary="Inputs and outputs of the model", **about)
-    async def metadata(request: Request) -> ModelMetadata:
+    async def model_metadata(request: Request) -> ModelMetadata:
         model = _asked_for(request, engine)
         inputs, outputs = described(model.info)
         return ModelMetadata(
@@ -130,13 +129,13 @@ def _add_model(router: APIRouter, engine: Engine, counted: Counted, place: str) 
         )
 
     @get(router, f"{place}/ready", summary="The model answers a probe image", **about)
-    async def ready(request: Request) -> ModelReady:
+    async def model_ready(request: Request) -> ModelReady:
         model = _asked_for(request, engine)
         await _ready(engine)
         return ModelReady(name=model.info.name)
 
     @get(router, f"{place}/stats", summary="What the model has done in the replica that answers", **about)
-    async def statistics(request: Request) -> Statistics:
+    async def model_statistics(request: Request) -> Statistics:
         return counted.of(_asked_for(request, engine))
 
 
@@ -149,7 +148,7 @@ def _add_infer(router: APIRouter, engine: Engine, admission: Admission, counted:
         openapi_extra={"requestBody": _REQUEST_BODY, "parameters": [*_in_path(place), REQUEST_ID_PARAMETER]},
         dependencies=keys(engine.settings),
     )
-    async def infer(request: Request) -> Response:
+    async def model_infer(request: Request) -> Response:
         """UINT8 [n, S, S, 3], RGB, in the model's size S, or BYTES [n] of encoded images, as input `image`.
 
         Either in JSON (encoded images as base64), or as binary data behind it. An image that is refused refuses all.

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema
 from pydantic_core import PydanticUseDefault
 
 
@@ -20,6 +20,11 @@ _Kind = TypeVar("_Kind")
 _Size = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # int64: a number of 5,000 digits fails where it is told of
 # Clients in typed languages send null for what they leave out.
 _Given = Annotated[_Kind, BeforeValidator(_or_default)]
+_KINDS = [{"type": kind} for kind in ("number", "string", "boolean", "null")]
+_ITEMS = {"anyOf": [*_KINDS, {"type": "array", "items": {}}]}
+_Data = Annotated[
+    list[Any], WithJsonSchema({"type": "array", "items": _ITEMS})
+]  # told in detail, looked at as a whole by tensors.py
 
 
 class _Object(BaseModel):
@@ -33,7 +38,7 @@ class RequestInput(_Object):
     shape: _Few[_Size]
     datatype: str
     parameters: _Given[Parameters] = {}
-    data: list[Any] | None = Field(None, description="nested or flat; left out where it follows in binary")
+    data: _Data | None = Field(None, description="nested or flat; left out where it follows in binary")
 
 
 class RequestOutput(_Object):
@@ -55,7 +60,7 @@ class ResponseOutput(_Object):
     shape: list[int]
     datatype: Datatype
     parameters: Parameters | None = None
-    data: list[Any] | None = None
+    data: _Data | None = None
 
 
 class InferResponse(_Object):
@@ -147,20 +152,3 @@ class Statistics(_Object):
     """Of the replica that answers, since it took this model."""
 
     model_stats: list[ModelStats]
-
-
-def inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """A model's JSON schema without references, which OpenAPI would look for elsewhere."""
-    schema = model.model_json_schema()
-    known = schema.pop("$defs", {})
-
-    def resolved(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolved(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return resolved(known[node["$ref"].rsplit("/", 1)[-1]])
-        return {key: resolved(value) for key, value in node.items()}
-
-    return dict(resolved(schema))
