@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,16 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.base.errors import InputError
-from pipeline.model.architectures import ARCHITECTURES, build
-from pipeline.model.bundle import GRAPH
+from pipeline.model.architectures import ARCHITECTURES, build, full_name
+from pipeline.model.bundle import GRAPH, BundleInfo
 from pipeline.model.cell_classifier import CellClassifier, in_the_middle
 from pipeline.model.class_maps import BATCH, ClassMaps
-from pipeline.model.export import to_onnx
+from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.feature_graph import features_graph, with_head
 from pipeline.model.map_graph import NoMapError
 from pipeline.model.maps import Inner, Mapper, placed
 from pipeline.model.predictor import Predictor
 from pipeline.model.tail import OPERATIONS
+from pipeline.model.torch_engine import TorchRunner
 from pipeline.model.vision_transformer import VisionTransformer
 from tests.bundles import make_bundle, make_mapped_bundle
 
@@ -121,21 +124,59 @@ def token_map(model: CellClassifier, images: np.ndarray, logit: int) -> np.ndarr
     return np.asarray(found.view(batch, side, side))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*ARCHITECTURES, *TIMM)],
+class Exported(NamedTuple):
+    name: str
+    size: int
+    model: CellClassifier
+    graph: bytes
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*ARCHITECTURES, *TIMM)],
 )
-def test_the_map_is_what_autograd_gives(name: str) -> None:
+def network(request: pytest.FixtureRequest) -> Exported:
+    """Of each architecture one, exported once for all that is asked of it: that is what takes the time."""
+    name = str(request.param)
     if name.startswith("timm:"):
         pytest.importorskip("timm")
-    is_transformer = name.startswith("dinobloom")
-    size = 56 if is_transformer else SIZE
+    size = 56 if name.startswith("dinobloom") else SIZE
     model = trained_looking(name, size=size)
-    mapper = Mapper(to_onnx(model, size))
-    images = images_of(size)
+    return Exported(name, size, model, to_onnx(model, size))
+
+
+def test_the_graph_gives_the_networks_logits_and_features_for_any_batch_size(network: Exported) -> None:
+    info = BundleInfo(
+        name="m", version="1", architecture=full_name(network.name), task="multiclass", classes=("a", "b", "c"),
+        input_size=network.size, preprocessing_digest="", weights_sha256="", graph_sha256="",
+    )  # fmt: skip
+    model = network.model
+    runner = TorchRunner(info, to_safetensors(model), device="cpu")
+    session = onnxruntime.InferenceSession(network.graph, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert (given.name, given.type) == ("images", "tensor(uint8)")
+    head = model.backbone.get_submodule(model.head)
+    width = next(layer for layer in head.modules() if isinstance(layer, nn.Linear)).in_features
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5):
+        images = rng.integers(0, 256, (count, network.size, network.size, 3), dtype=np.uint8)
+        logits, features = session.run(["logits", "features"], {"images": images})
+        expected = runner(images)
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-4, rtol=1e-4)
+        assert features.shape == (count, width) and expected.features is not None
+        np.testing.assert_allclose(features, expected.features, atol=1e-4 * max(1.0, np.abs(features).max()))
+        with torch.inference_mode():  # what goes into the head is what the logits come from
+            again = head(torch.from_numpy(features)).numpy()
+            np.testing.assert_allclose(model(torch.from_numpy(images)).numpy(), again, atol=1e-4, rtol=1e-4)
+
+
+def test_the_map_is_what_autograd_gives(network: Exported) -> None:
+    mapper = Mapper(network.graph)
+    images = images_of(network.size)
     inner = mapper.inner(images)
+    by_autograd = token_map if network.name.startswith("dinobloom") else grad_cam
     for logit in range(OUTPUTS):
-        expected = (token_map if is_transformer else grad_cam)(model, images, logit)
+        expected = by_autograd(network.model, images, logit)
         found = mapper.signed(inner, [logit] * len(images))
         assert found.shape == expected.shape and found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=5e-5 * np.abs(expected).max())

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,12 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import InputError, PlatformError, UsageError
 from pipeline.model.architectures import build, check_architecture, full_name
-from pipeline.model.bundle import BundleInfo
 from pipeline.model.cell_classifier import CellClassifier
-from pipeline.model.export import to_onnx, to_safetensors
 from pipeline.model.norms import NormByGroups, synchronise
 from pipeline.model.starting_weights import start_from
-from pipeline.model.torch_engine import TorchRunner
 from pipeline.model.trainable import head_of
 from tests.unit.test_trainable import IMAGES, assert_features_give_the_logits, assert_layers_follow_the_use
 
@@ -63,19 +58,8 @@ def test_a_local_file_gives_timms_logits(name: str, tmp_path: Path) -> None:
     assert loaded.fresh == loaded.left_out == (f"backbone.{other.head}.bias", f"backbone.{other.head}.weight")
 
 
-@pytest.mark.slow
-def test_the_graph_equals_the_network_that_a_bundle_names(name: str) -> None:
-    model = build("timm:" + name, 1)
-    spread(model)
-    info = BundleInfo(
-        name="m", version="1", architecture=full_name("timm:" + name), task="binary", classes=("negative", "positive"),
-        input_size=64, preprocessing_digest="", weights_sha256="", graph_sha256="",
-    )  # fmt: skip
-    assert info.architecture.partition(".")[2]  # the tag, which decides mean and standard deviation
-    runner = TorchRunner(info, to_safetensors(model), device="cpu")
-    session = onnxruntime.InferenceSession(to_onnx(model, 64), providers=["CPUExecutionProvider"])
-    images = IMAGES.numpy()
-    np.testing.assert_allclose(session.run(None, {"images": images})[0], runner(images).logits, atol=1e-4, rtol=1e-4)
+def test_a_bundle_names_the_tag_which_decides_mean_and_standard_deviation(name: str) -> None:
+    assert full_name("timm:" + name).partition(".")[2]
 
 
 def test_layers_and_head_are_found(name: str) -> None:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from pipeline.model.architectures import ARCHITECTURES, build
 from pipeline.model.cell_classifier import CellClassifier
 from pipeline.model.trainable import MOST_LAYERS, features, freeze, head_of, last_of, layers_of
-from tests.unit.test_export import DEEPER
+
+# of the same blocks as resnet18, efficientnet-lite0 and dinobloom-s
+DEEPER = ("resnet34", "resnet50", "efficientnet-lite1", "efficientnet-lite2", "dinobloom-b")
 
 IMAGES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
