@@ -67,6 +67,11 @@ class Change:
     weight: Floats | None = None  # (1 or C, D)
     strength: float | None = None
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether of two images the one of higher probability stays it: so with one logit and the old head."""
+        return len(self.shift) == 1 and self.weight is None
+
     def __call__(self, local: Local) -> Floats:
         """Calibrated logits (N, 1 or C)."""
         found = local.logits / self.temperature + self.shift
@@ -107,7 +112,8 @@ class Adapted:
     values: Floats  # (N,) probabilities that the threshold is chosen on: of a new head, of images it did not learn from
     logits: Floats  # (N, 1 or C) of held-out images, calibrated
     threshold: float
-    has_new_threshold: bool
+    has_new_threshold: bool  # by the rule; else it is the parent's, carried over by `carried`
+    decides_alike: bool = False  # each of the images, as the parent does
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,27 @@ def adapt(local: Local, asked: Asked = Asked()) -> Adapted:
         change = fit(local)
         held = Change("as it was", 1.0, np.zeros(1)).values(replace(local, logits=current))
         values = held if change.kind == "head" else change.values(local)
-        threshold, is_new = _threshold(local, values, parts, fit, asked)
-    return Adapted(change, tuple(tried), values, current, threshold, is_new)
+        new = _threshold(local, values, parts, fit, asked)
+    threshold = carried(local.threshold, local, change, values) if new is None else new
+    is_alike = np.array_equal(values >= threshold, as_it_was(local).values(local) >= local.threshold)
+    return Adapted(change, tuple(tried), values, current, threshold, new is not None, is_alike)
+
+
+def carried(cut: float, local: Local, change: Change, values: Floats) -> float:
+    """Where a cut of the probabilities as they were lies among those of the change, `values` (N,) of the images.
+
+    Of one logit, whose order neither temperature nor shift moves, where it decides alike. Of several, or with a new
+    head, where as many of the images lie above it.
+    """
+    if change.kind == "as it was" or not 0 < cut < 1:
+        return cut
+    if change.keeps_order:
+        logit = math.log(cut) - math.log1p(-cut)
+        moved = logit * local.temperature / change.temperature + float(change.shift[0])
+        return math.exp(-float(np.logaddexp(0.0, -moved)))
+    above = int((as_it_was(local).values(local) >= cut).sum())
+    ends = np.r_[1.0, np.sort(values)[::-1], 0.0]
+    return float(ends[above] + ends[above + 1]) / 2
 
 
 def _chosen(local: Local, parts: Sequence[NDArray[np.bool_]], asked: Asked) -> tuple["Fit", Floats, list[Tried]]:
@@ -277,26 +302,27 @@ def _mean_and_error(values: Floats, groups: Ints) -> tuple[float, float]:
 
 def _threshold(
     local: Local, values: Floats, parts: Sequence[NDArray[np.bool_]], fit: Fit, asked: Asked
-) -> tuple[float, bool]:
-    """The operating point by the rule, where it does better on held-out images than the number as it was.
+) -> float | None:
+    """The operating point by the rule; None where it does no better on held-out images than what was decided before.
 
     One for a sensitivity is chosen in any case: it is a promise, no optimum.
     """
     truth = local.diseased
     if truth is None or not 0 < truth.sum() < len(truth):
-        return local.threshold, False
+        return None
     new = threshold_for(truth, values, asked.target_sensitivity, asked.costs, on="local").value
     if asked.target_sensitivity is not None:
-        return new, True
+        return new
     costs = asked.costs or Costs(1 / float(truth.mean()), 1 / (1 - float(truth.mean())))
     weight, gained = np.where(truth == 1, costs.missed, costs.false_alarm), np.zeros(len(truth))
+    before = (as_it_was(local).values(local) >= local.threshold) != (truth == 1)
     for out in parts:
         some, rest = local.of(np.flatnonzero(~out)), local.of(np.flatnonzero(out))
         sides, change = some.diseased, fit(some)
         if sides is None or not 0 < sides.sum() < len(sides):
             continue
         cut = threshold_for(sides, change.values(some), None, asked.costs, on="local").value
-        before, now = ((change.values(rest) >= at) != (truth[out] == 1) for at in (local.threshold, cut))
-        gained[out] = weight[out] * (before.astype(np.float64) - now)
+        now = (change.values(rest) >= cut) != (truth[out] == 1)
+        gained[out] = weight[out] * (before[out].astype(np.float64) - now)
     mean, error = _mean_and_error(gained, local.groups)
-    return (new, True) if mean > error else (local.threshold, False)
+    return new if mean > error else None

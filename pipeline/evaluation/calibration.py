@@ -6,7 +6,7 @@ did not see it. Then they are of other models than the one that is shipped, whos
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -201,6 +201,9 @@ class Calibration:
     units: int
     unit: str  # 'subject' or 'image'
     called: str = "subjects"  # the units, where they are no images
+    inherited: Mapping[str, CalibratedOn] = field(
+        default_factory=dict
+    )  # 'temperature', 'threshold': of a parent, by which scores
 
     def record(self) -> dict[str, Any]:
         """For `bundle.json`."""
@@ -212,6 +215,7 @@ class Calibration:
             "unit": self.unit,
             "called": called_units(self.unit, self.called),
             "confidence": CONFIDENCE,
+            **({"inherited": dict(self.inherited)} if self.inherited else {}),
             **spreads,
         }
 
@@ -226,6 +230,17 @@ def spread_in(record: Mapping[str, Any], name: str) -> Spread | None:
         return None
     has_limits = name == "threshold" and record["units"] >= FEWEST_UNITS
     return Spread(found["value"], *((found["low"], found["high"]) if has_limits else (None, None)))
+
+
+def inherited_in(record: Mapping[str, Any]) -> dict[str, CalibratedOn]:
+    """Which of 'temperature' and 'threshold' a version for another laboratory has of its parent, by which scores."""
+    return dict(record.get("inherited") or {})
+
+
+def kept_of_parent(record: Mapping[str, Any]) -> str:
+    """'; temperature as of its parent', behind the images that the others rest on."""
+    kept = inherited_in(record)
+    return f"; {' and '.join(kept)} as of its parent" if kept else ""
 
 
 def called_in(record: Mapping[str, Any]) -> str:

@@ -157,4 +157,6 @@ def _right(info: BundleInfo, outcomes: Outcomes) -> dict[str, Any] | None:
 def rule_of(info: BundleInfo) -> tuple[float | None, Costs | None]:
     """How the bundle's threshold was chosen: for a sensitivity, by costs, or neither (balanced accuracy)."""
     target, costs = info.training.get("target_sensitivity"), info.training.get("costs")
-    return (None if target is None else float(target)), (None if costs is None else Costs.parse(str(costs)))
+    if target is not None:  # versions that an older `leukoray calibrate` made for one have the parent's costs as well
+        return float(target), None
+    return None, None if costs is None else Costs.parse(str(costs))

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline import __version__
+from pipeline.evaluation.calibration import kept_of_parent
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.ood import flagged_in
 from pipeline.evaluation.outcomes import Outcomes
@@ -106,7 +107,7 @@ def provenance(
         "Images of training among those measured": str(recognized),
         **({"Threshold": f"{threshold.value:.4f} ({threshold.rule})"} if info.positive_classes else {}),
         "Temperature": f"{info.temperature:.4f}",
-        "Calibrated on": f"{info.calibrated_on} scores",
+        "Calibrated on": f"{info.calibrated_on} scores{kept_of_parent(info.calibration)}",
         "Resampling": f"{resampling.replicates} replicates, seed {resampling.seed}",
         "Evaluated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Versions": ", ".join([f"leukoray {__version__}", *packages]),

@@ -11,7 +11,14 @@ import pyarrow.compute as pc
 
 from pipeline.base.errors import UsageError
 from pipeline.evaluation.abstention import refuse_unpromised, review_rule
-from pipeline.evaluation.calibration import CONFIDENCE, Spread, called_in, spread_in, threshold_limits
+from pipeline.evaluation.calibration import (
+    CONFIDENCE,
+    Spread,
+    called_in,
+    inherited_in,
+    spread_in,
+    threshold_limits,
+)
 from pipeline.evaluation.definitions import binary_metrics
 from pipeline.evaluation.intervals import called_units, known_or_none, subject_codes
 from pipeline.evaluation.outcomes import Outcomes
@@ -35,6 +42,7 @@ class Chosen:
     units: int | None = None
     called: str = "subjects"  # or 'blocks', 'images'
     confidence: float = CONFIDENCE
+    is_inherited: bool = False  # of the version that this one was calibrated from; `on` says of which scores there
 
     @property
     def value(self) -> float:
@@ -51,6 +59,7 @@ class Chosen:
             "units": self.units,
             "called": self.called,
             "confidence": self.confidence,
+            "is_inherited": self.is_inherited,
         }
 
 
@@ -64,6 +73,9 @@ def threshold_of(info: BundleInfo) -> Chosen:
 
 
 def _of_bundle(info: BundleInfo, name: str, value: float, rule: str) -> Chosen:
+    on = inherited_in(info.calibration).get(name)
+    if on is not None:
+        return Chosen(Spread(value, None, None), rule, on, is_inherited=True)
     spread = spread_in(info.calibration, name)
     if spread is None or spread.value != value:  # of a version that kept nothing, or set by hand
         return Chosen(Spread(value, None, None), rule or "the bundle's", info.calibrated_on)

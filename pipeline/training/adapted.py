@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +14,16 @@ from onnx import numpy_helper
 
 from pipeline.base.errors import InputError, PlatformError
 from pipeline.evaluation.abstention import review_rule
-from pipeline.evaluation.adapt import Adapted, Asked, Change, Local
-from pipeline.evaluation.calibration import Calibration, Spread, Temperature, Threshold, threshold_for, threshold_limits
+from pipeline.evaluation.adapt import Adapted, Asked, Change, Local, carried
+from pipeline.evaluation.calibration import (
+    Calibration,
+    Spread,
+    Temperature,
+    Threshold,
+    inherited_in,
+    threshold_for,
+    threshold_limits,
+)
 from pipeline.evaluation.chance import against_chance
 from pipeline.evaluation.definitions import Ints, binary_metrics
 from pipeline.evaluation.intervals import called_units, subject_codes
@@ -49,6 +57,7 @@ from pipeline.training.validation import Scores
 
 LOCAL_REPORT = "report/local.json"
 KEPT = "as of its parent: nothing held out speaks for another"
+_CARRIED = "as of its parent, where it is {:.4f}, at the new probabilities: nothing held out speaks for another"
 
 
 @dataclass(frozen=True)
@@ -88,13 +97,12 @@ def publish_adapted(
     codes, unit = subject_codes(seen.subjects, len(local))
     units, called = int(codes.max()) + 1, called_units(unit, manifest.info.units)
     judged = _judged(parent.info, adapted, asked, seen, units, unit, manifest.info.units)
-    moved = parent.with_threshold(adapted.threshold).info if parent.info.positive_classes else parent.info
     ancestor = Parent(
         name=parent.info.name, version=parent.info.version, weights_sha256=parent.info.weights_sha256,
         model_sha256=parent.info.identity(), changed=changes(parent.info, adapted), images=len(local), units=units,
         called=called, manifest_digest=manifest.info.digest, source=tuple(manifest.info.source),
     )  # fmt: skip
-    band = {} if parent.info.review else {"review_band": moved.review_band}  # of a version without a promise
+    band = {} if parent.info.review else {"review_band": _band(parent, adapted, local)}
     fields = (
         judged.fields()
         | band
@@ -113,6 +121,25 @@ def publish_adapted(
     files |= {GOLDEN: golden_file(info, files)}
     files |= {CARD: sealed(render_card(info)).encode(), LOCAL_REPORT: json.dumps(report, indent=2).encode()}
     return write_bundle(join(folder.uri, info.version), info, files, folder.stores)
+
+
+def _band(parent: Bundle, adapted: Adapted, local: Local) -> tuple[float, float] | None:
+    """The review band of a version without a promise: where it lies among the new probabilities, as far as their order
+    is the old one, and from there as a new threshold moves it.
+    """
+    info = parent.info
+    if info.review_band is None or not info.positive_classes:
+        return info.review_band
+    if not adapted.change.keeps_order:
+        return parent.with_threshold(adapted.threshold).info.review_band
+    low, cut, high = (
+        carried(end, local, adapted.change, adapted.values)
+        for end in (info.review_band[0], info.threshold, info.review_band[1])
+    )
+    if not adapted.has_new_threshold:
+        return low, high
+    there = info.model_copy(update={"threshold": cut, "review_band": (low, high)})
+    return replace(parent, info=there).with_threshold(adapted.threshold).info.review_band
 
 
 def _history(parent: Bundle) -> dict[str, bytes]:
@@ -170,9 +197,11 @@ def _judged(
 ) -> Judgement:
     """What a bundle says of its calibration and worth, by the local images, of a new head by held-out ones."""
     local, temperature = seen.local, adapted.change.temperature
-    threshold, spread = _threshold(adapted, asked, seen)
+    threshold, spread = _threshold(parent, adapted, asked, seen)
     kind = adapted.change.kind
     why = KEPT if kind == "as it was" else f"{kind}, by held-out likelihood"
+    is_kept = {"temperature": kind == "as it was", "threshold": not adapted.has_new_threshold}
+    earlier = inherited_in(parent.calibration)
     rule = Calibration(
         on="local",
         temperature=Temperature(temperature, why),
@@ -184,6 +213,7 @@ def _judged(
         units=units,
         unit=unit,
         called=called,
+        inherited={name: earlier.get(name, parent.calibrated_on) for name, kept in is_kept.items() if kept},
     )
     scores = Scores(seen.image_ids, local.targets, (adapted.logits * temperature).astype(np.float32))
     worth = against_chance(
@@ -201,14 +231,17 @@ def _review(parent: BundleInfo, rule: Calibration, seen: Seen, called: str) -> R
     )
 
 
-def _threshold(adapted: Adapted, asked: Asked, seen: Seen) -> tuple[Threshold | None, Spread | None]:
+def _threshold(
+    parent: BundleInfo, adapted: Adapted, asked: Asked, seen: Seen
+) -> tuple[Threshold | None, Spread | None]:
     truth = seen.local.diseased
     if truth is None:
         return None, None
     found = binary_metrics(truth, adapted.values, adapted.threshold)
     both = found["sensitivity"], found["specificity"]
     if not adapted.has_new_threshold:
-        return Threshold(adapted.threshold, KEPT, *both), Spread(adapted.threshold, None, None)
+        why = KEPT if adapted.threshold == parent.threshold else _CARRIED.format(parent.threshold)
+        return Threshold(adapted.threshold, why, *both), Spread(adapted.threshold, None, None)
     target, costs = asked.target_sensitivity, asked.costs
     rule = threshold_for(truth, adapted.values, target, costs, on="local").rule
     spread = threshold_limits(truth, adapted.values, seen.subjects, target, asked.seed, costs=costs)
@@ -216,11 +249,13 @@ def _threshold(adapted: Adapted, asked: Asked, seen: Seen) -> tuple[Threshold | 
 
 
 def _rules(judged: Judgement, asked: Asked) -> dict[str, Any]:
+    """How temperature and threshold came about: `asked` has the parent's rule, or what stands in its place."""
     rule = judged.rule
     return {
         "temperature_rule": rule.temperature.reason,
         "threshold_rule": rule.threshold.rule if rule.threshold else "",
         "target_sensitivity": asked.target_sensitivity,
+        "costs": None if asked.costs is None else str(asked.costs),
     }
 
 

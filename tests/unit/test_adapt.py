@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import InputError
-from pipeline.evaluation.adapt import Asked, Local, adapt, as_it_was, folds
+from pipeline.evaluation.adapt import Asked, Change, Local, adapt, as_it_was, carried, folds
 from pipeline.evaluation.adapt_curve import learning_curve, measured, refuse_too_few
 from pipeline.evaluation.report import local as lines
+from pipeline.model.bundle import BundleInfo
 from pipeline.model.prediction import probabilities
 
 CLASSES = ("negative", "positive")
@@ -92,6 +93,46 @@ def test_a_sensitivity_that_is_asked_for_is_chosen_in_any_case() -> None:
     assert truth is not None and (found.values >= found.threshold)[truth == 1].mean() >= 0.95
 
 
+def test_a_threshold_that_is_kept_decides_every_image_as_before() -> None:
+    """Its number means something else among the probabilities of another temperature."""
+    kept = 0
+    for seed in range(12, 40):
+        there = replace(drawn(30, scale=3.0, seed=seed, subjects=10), threshold=0.983)
+        found, new = adapt(there), drawn(500, scale=3.0, seed=seed + 1000)
+        if found.has_new_threshold or found.change.kind == "as it was":
+            continue
+        kept += 1
+        before = as_it_was(there).values(new) >= 0.983
+        assert np.array_equal(found.change.values(new) >= found.threshold, before)
+        assert found.decides_alike and found.threshold < 0.983
+        (said,) = lines.threshold(found, info_of(0.983))
+        assert said.startswith(f"threshold {found.threshold:.3f}, which decides as 0.983 did: another one does no bet")
+    assert kept >= 2
+
+
+def info_of(threshold: float) -> BundleInfo:
+    return BundleInfo(
+        name="m", version="v", architecture="resnet18", task="binary", classes=CLASSES, positive_classes=CLASSES[1:],
+        input_size=32, preprocessing_digest="", weights_sha256="", graph_sha256="", threshold=threshold,
+    )  # fmt: skip
+
+
+def test_a_kept_threshold_of_many_classes_calls_as_many_positive_as_before() -> None:
+    """Temperature and shifts may change the order of sums of classes, so that no cut decides alike."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (120, 3))
+    there = Local(logits, rng.integers(0, 3, 120), np.arange(120) // 4, (1, 2), 1.0, 0.9)
+    change = Change("shifts", 2.5, np.array([0.4, -0.3, 0.1]))
+    values = change.values(there)
+    cut = carried(0.9, there, change, values)
+    assert (values >= cut).sum() == (as_it_was(there).values(there) >= 0.9).sum() > 0
+    assert carried(0.0, there, change, values) == 0 and carried(1.0, there, change, values) == 1
+    none, every = (replace(there, logits=logits + np.array([by, 0, 0])) for by in (90.0, -90.0))
+    assert carried(0.9, none, change, change.values(none)) > change.values(none).max()
+    assert carried(0.9, every, change, change.values(every)) <= change.values(every).min()
+    assert carried(0.9, there, as_it_was(there), values) == 0.9
+
+
 def test_folds_divide_no_subject_and_hold_every_image_out_once() -> None:
     there = drawn(60, subjects=9)
     parts = folds(there, 0)
@@ -137,7 +178,7 @@ def test_the_learning_curve_gains_on_subjects_that_were_not_used() -> None:
     points = learning_curve(there, asked, sizes=(10, 100, 390), draws=10)
     assert [point.images for point in points] == [10, 100]  # of 400, 390 leave nobody to judge by
     few, many = (point.metrics["gain"] for point in points)
-    assert many["log_loss"]["value"] < -0.5 and many["balanced_accuracy"]["value"] > 0.05  # type: ignore[operator]
+    assert many["log_loss"]["value"] < -0.5 and many["balanced_accuracy"]["value"] > 0.02  # type: ignore[operator]
     assert many["log_loss"]["value"] <= few["log_loss"]["value"]  # type: ignore[operator]
     assert points == learning_curve(there, asked, sizes=(10, 100, 390), draws=10)
     said = "\n".join(lines.curve(points, "subjects"))

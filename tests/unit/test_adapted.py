@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit, logit
 
-from pipeline.evaluation.adapt import Adapted, Asked, Change, Local, Tried, adapt
+from pipeline.evaluation.adapt import Adapted, Asked, Change, Local, Tried, adapt, carried
+from pipeline.evaluation.calibration import Costs
+from pipeline.evaluation.external import rule_of
+from pipeline.evaluation.reach import temperature_of, threshold_of
+from pipeline.evaluation.report.words import reach
 from pipeline.evaluation.sight import Sight, SightWorker
 from pipeline.images.load import Preprocessing, load_image
 from pipeline.model.architectures import build
@@ -100,7 +105,12 @@ def test_the_published_version_answers_as_the_change_does(
     )
     assert [each.probability for each in torch_said] == pytest.approx(answers(found, rows), abs=1e-4)  # type: ignore[union-attr]
     info = found.info
-    assert info.threshold == 0.3 and info.review_band == pytest.approx((0.2, 0.4))
+    assert info.threshold == 0.3 and info.review_band is not None
+    if kind == "head":
+        assert info.review_band == pytest.approx((0.2, 0.4))
+    else:  # its ends and the threshold as they lie at temperature 0.7, then moved by what the threshold is
+        low, cut, high = (expit(logit(end) * 2 / 0.7 + shift[0]) for end in (0.4, 0.5, 0.6))
+        assert info.review_band == pytest.approx((max(0, 0.3 - cut + low), 0.3 + high - cut))
     assert info.calibrated_on == "local" and info.calibration["images"] == COUNT and info.calibration["units"] == 6
     assert info.parent is not None and info.parent.version == "v1" and info.parent.images == COUNT
     assert (
@@ -113,6 +123,46 @@ def test_the_published_version_answers_as_the_change_does(
     assert json.loads(found.file(LOCAL_REPORT)) == {"taken": kind}
     card = (Path(found.uri) / "MODEL_CARD.md").read_text()
     assert f"{COUNT} images of 6 subjects" in card and "v1" in card
+
+
+def of_costs(parent: Bundle) -> Bundle:
+    """The same, whose threshold was chosen by costs."""
+    training = {"monitor": "val_auc", "costs": "FN=5,FP=1", "target_sensitivity": None}
+    return replace(parent, info=parent.info.model_copy(update={"training": training}))
+
+
+def test_a_threshold_that_is_kept_is_that_of_the_parent(parent: Bundle, manifest: Manifest, tmp_path: Path) -> None:
+    seen, _, _ = seen_by(parent, manifest)
+    change, asked = Change("temperature", 0.7, np.zeros(1)), Asked(costs=Costs(5, 1))
+    cut = carried(0.5, seen.local, change, change.values(seen.local))
+    kept = replace(adapted(seen.local, change, cut), has_new_threshold=False)
+    folder = ModelFolder(str(tmp_path / "m"))
+    made = publish_adapted(of_costs(parent), kept, asked, seen, manifest, folder, {})
+    assert made.info.review_band == pytest.approx([expit(logit(end) * 2 / 0.7) for end in (0.4, 0.6)])
+    assert rule_of(made.info) == (None, Costs(5, 1))
+    chosen, temperature = threshold_of(made.info), temperature_of(made.info)
+    assert (chosen.is_inherited, chosen.on, chosen.images) == (True, "validation", None)
+    assert (temperature.is_inherited, temperature.on, temperature.images) == (False, "local", COUNT)
+    ends = {"at_low": None, "at_high": None}
+    said = reach({"holds": "", "threshold": chosen.record() | ends, "temperature": temperature.record()})
+    assert said[1] == "The threshold is 0.500, as of its parent, from validation images there."
+    assert said[2].endswith(f"chosen on {COUNT} local images of 6 subjects.")
+    assert "threshold as of its parent" in (Path(made.uri) / "MODEL_CARD.md").read_text()
+
+
+def test_another_threshold_has_one_rule_and_the_temperature_of_the_parent(
+    parent: Bundle, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The costs that the parent's threshold was chosen by do not stay beside the sensitivity that this one is for."""
+    seen, _, _ = seen_by(parent, manifest)
+    only = adapted(seen.local, Change("as it was", parent.info.temperature, np.zeros(1)), 0.3)
+    asked, folder = Asked(target_sensitivity=0.95), ModelFolder(str(tmp_path / "m"))
+    info = publish_adapted(of_costs(parent), only, asked, seen, manifest, folder, {}).info
+    assert rule_of(info) == (0.95, None)
+    assert info.parent is not None and list(info.parent.changed) == ["threshold", "review band"]
+    assert temperature_of(info).is_inherited and not threshold_of(info).is_inherited
+    both = info.model_copy(update={"training": info.training | {"costs": "FN=5,FP=1"}})
+    assert rule_of(both) == (0.95, None), "of a version that was made before"
 
 
 def test_the_local_images_are_known_again(parent: Bundle, manifest: Manifest, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Its head is what the Hugging Face Hub reads (`front_matter`).
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.calibration import called_in, spread_in
+from pipeline.evaluation.calibration import called_in, kept_of_parent, spread_in
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.report import words
 from pipeline.evaluation.report.filling import environment
@@ -66,6 +66,7 @@ def _spreads(calibration: Mapping[str, Any]) -> str:
     if not calibration:
         return ""
     images, threshold = f" ({calibration['images']:,})", spread_in(calibration, "threshold")
+    images += kept_of_parent(calibration)
     if threshold is None or threshold.low is None:
         return images
     limits = f"{words.number(threshold.low)} to {words.number(threshold.high)}"

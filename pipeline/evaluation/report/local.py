@@ -43,7 +43,15 @@ def threshold(found: Adapted, info: BundleInfo) -> list[str]:
         return []
     if found.has_new_threshold:
         return [f"threshold {number(found.threshold)}, it was {number(info.threshold)}"]
-    return [f"threshold {number(info.threshold)} kept: another one does no better on images held out"]
+    return [f"threshold {_kept(found, info)}: another one does no better on images held out"]
+
+
+def _kept(found: Adapted, info: BundleInfo) -> str:
+    """The parent's operating point, which is another number where the probabilities are others."""
+    if found.threshold == info.threshold:
+        return f"{number(info.threshold)} kept"
+    how = "decides as" if found.decides_alike else "calls as many of these images positive as"
+    return f"{number(found.threshold)}, which {how} {number(info.threshold)} did"
 
 
 def forgotten(found: Adapted, of: Local, classes: Sequence[str]) -> list[str]:

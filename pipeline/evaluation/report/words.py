@@ -167,7 +167,8 @@ def optimism(record: Mapping[str, Any]) -> list[str]:
 def reach(record: Mapping[str, Any]) -> list[str]:
     """For which images the figures hold, and what threshold and temperature rest on: `evaluation.reach` in words."""
     threshold, temperature = record["threshold"], record["temperature"]
-    same = threshold is not None and all(threshold[key] == temperature[key] for key in ("on", "images", "units"))
+    alike = ("on", "images", "units", "is_inherited")
+    same = threshold is not None and all(threshold.get(key) == temperature.get(key) for key in alike)
     rest = f"{number(temperature['value'])}, from the same images" if same else _rests_on(temperature)
     scaled = f"The temperature of the probabilities is {rest}."
     if threshold is None:
@@ -179,6 +180,8 @@ def reach(record: Mapping[str, Any]) -> list[str]:
 
 def _rests_on(chosen: Mapping[str, Any]) -> str:
     """0.894 (95 % CI 0.837 – 0.961, percentile bootstrap), chosen on 332 validation images of 35 blocks."""
+    if chosen.get("is_inherited"):
+        return f"{number(chosen['value'])}, as of its parent, from {chosen['on']} images there"
     if chosen["images"] is None:
         return f"{number(chosen['value'])}, from {chosen['on']} images; of how many this bundle does not say"
     units = "" if chosen["called"] == "images" else f" of {chosen['units']:,} {chosen['called']}"

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.evaluation.explanation import sentences
 from pipeline.evaluation.names import MAIN_METRICS, METRIC_NAMES
+from pipeline.evaluation.reach import temperature_of
 from pipeline.evaluation.report import words
 from pipeline.evaluation.report.plots import monitored
 from pipeline.evaluation.result import Evaluation, kept_weights
@@ -147,12 +148,15 @@ def _selection(found: Evaluation) -> str:
 
 def _chosen_on(found: Evaluation) -> str:
     """A threshold may have been chosen anew for this evaluation, on other scores than the temperature."""
-    info, on = found.bundle.info, found.threshold.on
-    if not info.positive_classes:
-        return f"Temperature from {info.calibrated_on} scores"
-    if on == info.calibrated_on:
-        return f"Temperature and threshold from {on} scores"
-    return f"Temperature from {info.calibrated_on} scores, threshold from {on} scores"
+    temperature, threshold = (
+        f"{of.on} scores{' of its parent' if of.is_inherited else ''}"
+        for of in (temperature_of(found.bundle.info), found.threshold)
+    )
+    if not found.bundle.info.positive_classes:
+        return f"Temperature from {temperature}"
+    if temperature == threshold:
+        return f"Temperature and threshold from {threshold}"
+    return f"Temperature from {temperature}, threshold from {threshold}"
 
 
 def _of_result(found: Evaluation, left_out: int) -> Facts:
