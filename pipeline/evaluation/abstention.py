@@ -47,14 +47,15 @@ def review_rule(
     """
     codes, unit = subject_codes(subjects, len(labels))
     sick = labels == 1
+    is_unit = np.array([unit == "image" or bool(subject) for subject in subjects or [None] * len(labels)], np.bool_)
     return ReviewRule(
         error=error,
         low=_cut(values[sick], codes[sick], error),
         high=1.0 - _cut(1.0 - values[~sick], codes[~sick], error),
         on=on,
         images=len(labels),
-        negative_units=len(np.unique(codes[~sick])),
-        positive_units=len(np.unique(codes[sick])),
+        negative_units=len(np.unique(codes[~sick & is_unit])),
+        positive_units=len(np.unique(codes[sick & is_unit])),
         called=called_units(unit, called),
         why_not=why_not or why_not_promised(labels, subjects, error, called),
     )
@@ -86,9 +87,14 @@ def by_subject(codes: Ints) -> Floats:
 
 def why_not_promised(labels: Ints, subjects: Sequence[str | None] | None, error: float, called: str) -> str:
     """What is missing for the promise, or nothing."""
+    if called != "subjects":
+        return f"nobody knows the subjects: {called} stand for them, and several may be of one patient"
     codes, unit = subject_codes(subjects, len(labels))
     if unit == "image":
         return "no subject is known, and images of one patient resemble each other"
+    assert subjects is not None, "some are known"
+    if unknown := sum(not subject for subject in subjects):
+        return f"of {unknown:,} of the {len(labels):,} images the subject is not known, it may be one of the others"
     counts = [len(np.unique(codes[labels == side])) for side in (0, 1)]
     needed = fewest_units(error)
     if min(counts) >= needed:
@@ -109,10 +115,11 @@ def refuse_unpromised(
     missing = why_not_promised(labels, subjects, error, called)
     if not missing:
         return
-    codes, unit = subject_codes(subjects, len(labels))
+    codes, _ = subject_codes(subjects, len(labels))
     fewest = min(len(np.unique(codes[labels == side])) for side in (0, 1))
     least = math.ceil(1000 / (fewest + 1)) / 1000
-    advice = f"these can hold {least:g} or more" if unit == "subject" and least < 0.5 else "these can hold none"
+    can = least < 0.5 and not why_not_promised(labels, subjects, least, called)
+    advice = f"these can hold {least:g} or more" if can else "these can hold none"
     raise UsageError(f"--review-error {error:g}: {missing}; {advice}{more}, or leave it out")
 
 

@@ -28,6 +28,9 @@ from pipeline.sources.rows import place_of
 
 SUBJECTS_CSV = "subjects.csv"
 OWN_RATES = "The rates are of these very subjects, so of how many the interval holds the true share says nothing."
+UNLABELLED = (
+    "The model knows subjects by the column {column}, which this manifest lacks: nobody knows which are positive."
+)
 LOOK_AT = 5  # cells of a subject
 OLDER = "the bundle does not say how often its model calls cells of other subjects rightly: train it again"
 
@@ -60,15 +63,15 @@ def by_subject(
     temperature = outcomes.info.temperature
     older = SubjectRules(threshold=threshold, temperature=temperature, no_rates=OLDER, no_roll_up=OLDER)
     used = older if rules is None else rules.at(threshold, temperature)
-    label, note = _label(used.label, manifest)
-    rolls = _rolls(outcomes, manifest, threshold, label)
+    rolls = _rolls(outcomes, manifest, threshold, used.label)
     rows = [_row(roll, outcomes, used, resampling.confidence) for roll in rolls]
     rows.sort(key=lambda row: (-_suspicion(row), row["subject_id"]))
     median = int(np.median([row["cells"] for row in rows]))
     return {
         "why_not": None,
-        "label": str(label),
-        "label_note": note,
+        "label": str(used.label),
+        "label_column": used.label.column,
+        "label_note": "" if _knows_labels(used.label, manifest) else UNLABELLED.format(column=used.label.column),
         "confidence": resampling.confidence,
         "rates": _rates_record(used),
         "no_rates": used.no_rates or None,
@@ -89,7 +92,7 @@ def refuse_contradictions(info: BundleInfo, manifest: Manifest) -> None:
     has_subjects = not why_no_subjects(
         manifest.info.unit or info.unit, manifest.info.units, manifest.table["subject_id"].to_pylist()
     )
-    if has_subjects and info.positive_classes and _label(label, manifest)[0].column is not None:
+    if has_subjects and info.positive_classes and label.column is not None and _knows_labels(label, manifest):
         labels_in(manifest, label, of_any_value=True)
 
 
@@ -110,19 +113,17 @@ def rules_here(validation: Outcomes, manifest: Manifest, threshold: float, rules
     )
 
 
-def _label(label: SubjectLabel, manifest: Manifest) -> tuple[SubjectLabel, str]:
-    """The rule's label; where this manifest lacks its column, the share of cells, and a sentence."""
-    if label.column is None or label.column in manifest.further:
-        return label, ""
-    other = SubjectLabel()
-    return other, f"The model knows subjects by the column {label.column}, which this manifest lacks."
+def _knows_labels(label: SubjectLabel, manifest: Manifest) -> bool:
+    """Whether the manifest says which subjects are positive. Another label would not be what the model answers."""
+    return label.column is None or label.column in manifest.further
 
 
 def _rolls(outcomes: Outcomes, manifest: Manifest, threshold: float, label: SubjectLabel) -> list[Roll]:
     assert outcomes.diseased is not None
     sick, called = outcomes.diseased.astype(bool), outcomes.probability >= threshold
     counts = count_cells(sick, called, outcomes.subjects)
-    given = labels_in(manifest, label, of_any_value=True) if label.column is not None else {}
+    has_column = label.column is not None and _knows_labels(label, manifest)
+    given = labels_in(manifest, label, of_any_value=True) if has_column else {}
     labels = labels_of(counts, given, label)
     rows_of: dict[str, list[int]] = {}
     for row, subject in enumerate(outcomes.subjects):
@@ -190,7 +191,7 @@ def _coverage(rows: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
 
 
 def _area(rows: Sequence[Mapping[str, Any]], resampling: Resampling) -> dict[str, Any] | None:
-    """ROC-AUC of subjects by how suspicious they are, each counting once; None where all are of one kind."""
+    """ROC-AUC of subjects by how suspicious they are, each counting once; None where all known ones are of one kind."""
     known = [row for row in rows if row["is_positive"] is not None]
     positive = np.array([row["is_positive"] for row in known], bool)
     if not len(known) or positive.all() or not positive.any():

@@ -87,7 +87,8 @@ def threshold_for(
 
     Without a target: for the highest balanced accuracy, or the lowest expected cost at the share of disease among these
     images where `costs` are given. The optimum of few subjects is a matter of luck, so of all thresholds that are
-    nearly as good (within 6 % of what calling all images alike would cost) the middle one is taken; of two middles that
+    nearly as good (within 6 % of what calling all images alike would cost, which by costs is one of them) the middle
+    one is taken; of two middles that
     of higher sensitivity (a missed patient weighs more than a second look). Within the gap between two neighbouring
     scores, where every threshold decides alike, it is the middle.
 
@@ -103,7 +104,7 @@ def threshold_for(
         raise ValueError(f"target_sensitivity must lie in (0, 1], got {target_sensitivity}")
     if target_sensitivity is not None and costs is not None:
         raise ValueError("a target sensitivity and costs are two rules; give one")
-    cuts, found, alarms = _cuts(truth, scores)
+    cuts, found, alarms = _cuts(truth, scores, with_none=costs is not None)
     if target_sensitivity is not None:
         chosen = int(np.flatnonzero(found >= target_sensitivity - 1e-12)[0])
         value = cuts[chosen] - min(ENGINE_TOLERANCE, (cuts[chosen] - cuts[chosen + 1]) / 2)
@@ -117,19 +118,24 @@ def threshold_for(
         value = (cuts[chosen] + cuts[chosen + 1]) / 2
         best = f"the lowest cost at {costs}" if costs else "the highest balanced accuracy"
         rule = f"middle of the thresholds near {best} on {on} images"
+        rule += ": above every score, so that no image is called positive" if value > scores.max() else ""
     return Threshold(float(value), rule, float(found[chosen]), float(1 - alarms[chosen]))
 
 
-def _cuts(truth: Ints, scores: Floats) -> tuple[Floats, Floats, Floats]:
+def _cuts(truth: Ints, scores: Floats, *, with_none: bool) -> tuple[Floats, Floats, Floats]:
     """Distinct scores from the highest (K,), with a floor below the last (K + 1,): called at and above each of them,
-    the share of positives that is found (K,) and of negatives that alarms (K,).
+    the share of positives that is found (K,) and of negatives that alarms (K,). `with_none`: above the highest one
+    more, 1, at which none is called; a score of exactly 1 leaves no room for it.
     """
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # of each run of equal scores
     hits = np.cumsum(truth[order])[last]
     cuts = np.append(scores[order][last], min(0.0, float(scores.min())))
+    calls = last + 1
+    if with_none and cuts[0] < 1:
+        cuts, hits, calls = np.r_[1.0, cuts], np.r_[0, hits], np.r_[0, calls]
     positives = truth.sum()
-    return cuts, hits / positives, (last + 1 - hits) / (len(truth) - positives)
+    return cuts, hits / positives, (calls - hits) / (len(truth) - positives)
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, on: CalibratedOn = "validation") -> Temperature:

@@ -17,6 +17,7 @@ Simulated in `tests/unit/test_chance.py`: of models that guess, at most one in t
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from scipy.optimize import brentq
 from scipy.special import gammaln
 from scipy.stats import rankdata, t
 
-from pipeline.evaluation.definitions import Floats, Ints, multiclass_metrics
+from pipeline.evaluation.definitions import Floats, Ints
 from pipeline.evaluation.intervals import Interval, exact_interval, subject_codes
 from pipeline.model.chance import AgainstChance
 
@@ -47,8 +48,33 @@ def against_chance(
     called: str = "subjects",
 ) -> AgainstChance:
     """Judge validation: targets int64 (N,), probabilities (N, C), `looks`: the validations this was chosen from."""
+    answers = classes[:, 1] if task == "binary" else classes.argmax(axis=1)
+    return _judged(targets, answers, classes.shape[1], subjects, task, looks, called)
+
+
+def against_chance_of_present(
+    targets: Ints, classes: Floats, subjects: Sequence[str | None] | None, *, task: str, called: str = "subjects"
+) -> AgainstChance | None:
+    """The same among the classes that images have: guessing need know no others, but the model may call an image one
+    of them, which is wrong. None where the classes are fewer than two.
+    """
+    present, own = np.unique(targets, return_inverse=True)
+    if len(present) < 2:
+        return None
+    if task == "binary":
+        return _judged(own, classes[:, 1], 2, subjects, task, 1, called)
+    calls = classes.argmax(axis=1)
+    answers = np.where(np.isin(calls, present), np.searchsorted(present, calls), len(present))
+    return _judged(own, answers, len(present), subjects, task, 1, called)
+
+
+def _judged(
+    targets: Ints, answers: NDArray[Any], count: int, subjects: Sequence[str | None] | None, task: str, looks: int,
+    called: str,
+) -> AgainstChance:  # fmt: skip
+    """Of targets (N,) among `count` classes; answers (N,): of two the probability of the second, of more the class."""
     codes, unit = subject_codes(subjects, len(targets))
-    sides = [codes[targets == k] for k in range(classes.shape[1])]
+    sides = [codes[targets == k] for k in range(count)]
     missing = [k for k, side in enumerate(sides) if not len(side)]
     binary = task == "binary"
     metric, chance = ("roc_auc", 0.5) if binary else ("balanced_accuracy", 1 / len(sides))
@@ -56,7 +82,7 @@ def against_chance(
     if not missing:
         tail = (1 - CONFIDENCE) / 2 / looks
         judge = _area if binary else _recall
-        value, low, high, untold = judge(targets, classes, codes, sides, tail)
+        value, low, high, untold = judge(targets, answers, codes, sides, tail)
     told = not math.isnan(low)
     return AgainstChance(
         metric=metric,
@@ -82,8 +108,8 @@ def effective(codes: Ints) -> float:
 _Judged = tuple[float, float, float, str]  # value, limits (NaN where untold), why untold
 
 
-def _area(targets: Ints, classes: Floats, codes: Ints, sides: Sequence[Ints], tail: float) -> _Judged:
-    value, spread = _clustered_area(targets == 1, classes[:, 1], codes)
+def _area(targets: Ints, scores: Floats, codes: Ints, sides: Sequence[Ints], tail: float) -> _Judged:
+    value, spread = _clustered_area(targets == 1, scores, codes)
     smaller = min(effective(side) for side in sides)
     looks = (1 - CONFIDENCE) / 2 / tail
     if smaller < _FEWEST_EFFECTIVE or deals(targets, codes) < _FEWEST_DEALS * looks:
@@ -145,8 +171,8 @@ def _clustered_area(positive: NDArray[np.bool_], scores: Floats, codes: Ints) ->
     return value, math.sqrt(max(0.0, variance))
 
 
-def _recall(targets: Ints, classes: Floats, codes: Ints, sides: Sequence[Ints], tail: float) -> _Judged:
-    value = multiclass_metrics(targets, classes)["balanced_accuracy"]
+def _recall(targets: Ints, calls: Ints, codes: Ints, sides: Sequence[Ints], tail: float) -> _Judged:
+    value = float(np.mean([(calls[targets == k] == k).mean() for k in range(len(sides))]))
     found = balanced_limits(value, sides, 1 - 2 * tail)
     return value, found.low, found.high, ""
 

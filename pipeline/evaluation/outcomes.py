@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ImageRejected, InputError, UsageError
 from pipeline.evaluation.calibration import Threshold, threshold_for
-from pipeline.evaluation.chance import METHODS, against_chance
+from pipeline.evaluation.chance import METHODS, against_chance_of_present
 from pipeline.evaluation.intervals import Resampling, called_units
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.mistakes import Mistake
@@ -98,11 +98,9 @@ class Outcomes:
 
         None where the classes are fewer than two.
         """
-        present, targets = np.unique(self.truth, return_inverse=True)
-        if len(present) < 2:
+        found = against_chance_of_present(self.truth, self.classes, self.subjects, task=self.info.task, called=units)
+        if found is None:
             return None
-        scores = self.classes[:, present]
-        found = against_chance(targets, scores, self.subjects, task=self.info.task, called=units)
         called = called_units(found.unit, found.called)
         return found.model_dump() | {"method": METHODS[found.metric].format(called=called)}
 

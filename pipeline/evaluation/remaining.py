@@ -20,7 +20,7 @@ from pipeline.evaluation.adverse import (
     samples,
     share,
 )
-from pipeline.evaluation.chance import against_chance
+from pipeline.evaluation.chance import against_chance_of_present
 from pipeline.evaluation.changes import UNCHANGED
 from pipeline.evaluation.definitions import Floats, Ints, binary_metrics, multiclass_metrics, ratio
 from pipeline.evaluation.intervals import Resampling, as_json, subject_codes
@@ -179,11 +179,10 @@ class _Copy:
 
     def _is_above(self, low: float | None, chance: float, subjects: Sequence[str | None]) -> bool | None:
         """By the limits of the page or by those of `chance`, which allow for no adverse subject."""
-        present, targets = np.unique(self._truth, return_inverse=True)
-        judged = against_chance(targets, self.classes[:, present], subjects, task=self._info.task)
+        judged = against_chance_of_present(self._truth, self.classes, subjects, task=self._info.task)
         if low is not None and low > chance:
             return True
-        return None if judged.low is None else judged.low > chance
+        return None if judged is None or judged.low is None else judged.low > chance
 
     def _flagged(self, found: Limits, unit: str) -> dict[str, Any] | None:
         if self.is_ood is None or self._info.ood is None:

@@ -14,6 +14,7 @@ from pipeline.evaluation.abstention import (
     refuse_unpromised,
     review_rule,
     trade_off,
+    why_not_promised,
 )
 from pipeline.evaluation.calibration import ENGINE_TOLERANCE
 from pipeline.evaluation.definitions import Floats, Ints
@@ -48,6 +49,21 @@ def test_without_known_subjects_nothing_is_promised() -> None:
     with pytest.raises(UsageError, match=r"no subject is known.*these can hold none"):
         refuse_unpromised(labels, None, 0.1, "subjects")
     assert not review_rule(labels, values, None, 0.1).is_promised
+
+
+def test_images_without_a_subject_are_no_subjects_and_neither_are_blocks() -> None:
+    labels, values = np.arange(64) % 2, np.linspace(0, 1, 64)
+    unknown = [f"s{n}" if n < 4 else None for n in range(64)]
+    rule = review_rule(labels, values, unknown, 0.05)
+    assert "of 60 of the 64 images the subject is not known" in rule.why_not
+    assert (rule.negative_units, rule.positive_units) == (2, 2)
+    with pytest.raises(UsageError, match=r"of 60 of the 64 images .*; these can hold none, or leave it out"):
+        refuse_unpromised(labels, unknown, 0.05, "subjects")
+    known = [f"s{n}" for n in range(64)]
+    assert not why_not_promised(labels, known, 0.05, "subjects")
+    assert "blocks stand for them" in review_rule(labels, values, known, 0.05, called="blocks").why_not
+    with pytest.raises(UsageError, match="blocks stand for them, and several may be of one patient; these can hold no"):
+        refuse_unpromised(labels, known, 0.05, "blocks")
 
 
 def test_cuts_of_single_images_are_the_order_statistics_of_split_conformal_prediction() -> None:

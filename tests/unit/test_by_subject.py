@@ -151,7 +151,13 @@ def test_labels_come_from_the_column_that_the_model_knows() -> None:
     assert "not shown to be better than guessing" in subjects_in_words(found)[-1]
     without = by_subject(measured(), manifest(), 0.5, known_rules(label), RESAMPLING)
     assert "by the column kind, which this manifest lacks" in without["label_note"]
-    assert without["label"].startswith("more than 20 %")
+    assert without["label"] == "kind is APL" and without["roll_up"] is not None, "its own, no other truth beside it"
+    assert without["roc_auc"] is None and all(row["is_positive"] is None for row in without["rows"])
+    assert [row["probability"] for row in without["rows"]] == [row["probability"] for row in found["rows"]]
+    said = subjects_in_words(without)
+    assert any("such subjects" in sentence and "(kind is APL)" in sentence for sentence in said)
+    assert not any("ROC-AUC" in sentence or "of one kind" in sentence for sentence in said)
+    assert next(csv.DictReader(io.StringIO(table_of_subjects(without, None))))["is_positive"] == ""
 
 
 def test_a_subject_of_two_labels_is_refused_before_anything_is_predicted() -> None:
@@ -168,6 +174,17 @@ def test_subjects_of_one_kind_have_no_area() -> None:
     found = by_subject(measured(1), manifest(), 0.5, known_rules(), RESAMPLING)
     assert found["roc_auc"] is None
     assert subjects_in_words(found)[-1].startswith("The subjects measured are all of one kind")
+
+
+def test_subjects_of_unknown_label_are_of_no_kind() -> None:
+    label = SubjectLabel.parse("kind=APL")
+    for kinds, said in (
+        ([None] * 24, "No subject measured has a value of kind, so how well they are told apart cannot be measured."),
+        (["APL"] * 20 + [None] * 4, "The subjects measured are all of one kind (4 without a value of kind left out), "),
+        (["APL"] * 9 + ["AML"] * 9 + [None] * 6, "9 positive and 9 not (6 without a value of kind left out): "),
+    ):
+        given = manifest(kind=pa.array(kinds, pa.string()))
+        assert said in subjects_in_words(by_subject(measured(), given, 0.5, known_rules(label), RESAMPLING))[-1]
 
 
 def test_a_threshold_chosen_anew_has_rates_of_its_own() -> None:

@@ -123,6 +123,17 @@ def test_costs_that_say_nothing_are_refused(text: str) -> None:
         Costs.parse(text)
 
 
+def test_where_alarms_cost_much_the_cheapest_is_to_call_none() -> None:
+    truth = np.array([0, 1] * 10)
+    scores = np.linspace(0.9, 0.1, 20)  # the highest is of a negative
+    found = threshold_for(truth, scores, costs=Costs(1, 100))
+    assert 0.9 < found.value <= 1 and (found.sensitivity, found.specificity) == (0, 1)
+    assert "no image is called positive" in found.rule
+    assert threshold_for(1 - truth, scores, costs=Costs(1, 100)).value <= 0.9, "one is found without an alarm"
+    certain = np.r_[1.0, scores[1:]]  # no threshold up to 1 lies above it
+    assert threshold_for(truth, certain, costs=Costs(1, 100)).value <= 1
+
+
 def test_costs_are_read_and_what_is_not_named_costs_one() -> None:
     assert Costs.parse("FN=5, fp=2") == Costs(5, 2) and Costs.parse("FN=3") == Costs(3, 1)
 

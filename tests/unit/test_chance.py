@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.chance import METHODS, against_chance, deals
+from pipeline.evaluation.chance import METHODS, against_chance, against_chance_of_present, deals
 from pipeline.evaluation.definitions import rank_metrics
 from pipeline.model.chance import AgainstChance
 from pipeline.model.prediction import probabilities
@@ -117,3 +117,19 @@ def test_a_class_without_images_leaves_it_open() -> None:
     judged = against_chance(np.array([1, 1]), np.array([[0.2, 0.8], [0.3, 0.7]]), None, task="binary")
     assert judged.value is None and not judged.is_shown and not judged.includes_chance
     assert "a class has no image" in str(judged)
+
+
+def test_a_class_that_no_image_has_can_be_called_and_is_wrong() -> None:
+    """A network of three classes that calls all of them the third, among images of the other two."""
+    targets = np.arange(100) % 2
+    wrong = np.full((100, 3), 0.2)
+    wrong[np.arange(100), targets] = 0.3  # the second best is right each time
+    wrong[:, 2] = 0.5
+    judged = against_chance_of_present(targets, wrong, None, task="multiclass")
+    assert judged is not None and judged.value == 0 and not judged.is_shown
+    assert judged.chance == 0.5, "guessing need know no class but those two"
+    right = against_chance_of_present(targets, wrong * [1, 1, 0], None, task="multiclass")
+    assert right is not None and right.value == 1 and right.is_shown
+    last = against_chance_of_present(targets + 1, np.roll(wrong, 1, axis=1), None, task="multiclass")
+    assert last is not None and (last.value, last.low, last.high) == (judged.value, judged.low, judged.high)
+    assert against_chance_of_present(np.zeros(9, np.int64), wrong[:9], None, task="multiclass") is None

@@ -96,16 +96,31 @@ def _as_a_whole(record: Mapping[str, Any]) -> list[str]:
             f"and {of['negatives']} others, and holds where they are as common as there."
         )
     if area is None:
-        told.append("The subjects measured are all of one kind, so how well they are told apart cannot be measured.")
+        told += _untold_apart(record)
     else:
         by = "the share called" if record["no_roll_up"] else "that probability"
         limits = "" if area["low"] is not None else " (no interval: too few subjects of a kind)"
         doubt = "" if area["low"] is None or area["low"] > 0.5 else ", so it is not shown to be better than guessing"
         told.append(
-            f"ROC-AUC of the subjects by {by}, {area['positives']} positive and {area['negatives']} not: "
-            f"{with_interval(area)}{limits}{doubt}."
+            f"ROC-AUC of the subjects by {by}, {area['positives']} positive and {area['negatives']} not"
+            f"{_left_out(record)}: {with_interval(area)}{limits}{doubt}."
         )
     return told
+
+
+def _untold_apart(record: Mapping[str, Any]) -> list[str]:
+    """Why no figure says how well subjects are told apart; nothing where the note on the label has said it."""
+    if record["label_note"]:
+        return []
+    so = "so how well they are told apart cannot be measured."
+    if all(row["is_positive"] is None for row in record["rows"]):
+        return [f"No subject measured has a value of {record['label_column']}, {so}"]
+    return [f"The subjects measured are all of one kind{_left_out(record)}, {so}"]
+
+
+def _left_out(record: Mapping[str, Any]) -> str:
+    unknown = sum(row["is_positive"] is None for row in record["rows"])
+    return f" ({unknown:,} without a value of {record['label_column']} left out)" if unknown else ""
 
 
 def _how_to_read(record: Mapping[str, Any]) -> list[str]:
