@@ -123,6 +123,7 @@ class ModelBody(ModelInfo):
     since: str | None = Field(None, description="when it was agreed on, ISO 8601, UTC")
     refused: str | None = Field(None, description="why the model last asked for was not taken")
     follows: Follows | None = Field(None, description="the pointer of a registry that is followed; null: none")
+    card: str | None = Field(None, description="model card as published, Markdown; null: none that is true of it")
     notice: str = NOTICE
 
 

@@ -57,6 +57,7 @@ def state_routes(engine: Engine) -> APIRouter:
             since=None if agreed is None else agreed.since,
             refused=news.refused,
             follows=news.follows,
+            card=current.card or None,
         )
 
     return router

@@ -1,32 +1,17 @@
 """The evaluation report in a real browser: at three widths, in the dark, and sorted by a click."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves
 from pipeline.evaluation.report.html import render_report
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason="the report in a browser: Chromium is missing; apt-get install chromium"
-)
 QUICK = Resampling(100)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 def report(classes: int, subjects: int) -> str:

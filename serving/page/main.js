@@ -1,0 +1,114 @@
+/* The service's model and limits, its card, and what happens when the reader does something. */
+let service = null;  // what /readyz says: the model and the limits; null: not known yet
+
+/* Whether the service is ready; what it says is shown. */
+async function loadState() {
+  try {
+    const answer = await fetch("readyz", { cache: "no-store" });
+    const state = await answer.json();
+    if (!answer.ok) throw new Error(state.error.message);
+    service = { noMap: service && service.noMap, ...state };
+  } catch (error) {
+    if (!service) $("model").textContent = say("model.not_ready", { why: error.message });
+    return false;
+  }
+  showService();
+  showAll();
+  return true;
+}
+async function start() {
+  for (let pause = 1; !(await loadState()); pause = Math.min(2 * pause, LONGEST_PAUSE_S)) await sleep(1000 * pause, new AbortController().signal);
+}
+function showService() {
+  if (!service) return;
+  const model = service.model;
+  $("model").replaceChildren(make("b", "", model.name), " " + model.version, make("br"), say("model.line", { architecture: model.architecture, size: model.input_size, sha: model.sha256.slice(0, 12) }));
+  $("synthetic").hidden = !model.synthetic;
+  $("guesses").hidden = model.better_than_chance !== false;
+  $("key-row").hidden = !service.needs_api_key;
+  $("refused").hidden = !service.refused;
+  $("refused").textContent = service.refused ? say("refused", { why: service.refused }) : "";
+  $("formats").textContent = say("formats", { size: bytes(service.max_bytes) });
+  if ($("card").open) showCard();
+}
+
+/* ---- model card ---- */
+async function showCard() {
+  try {
+    const answer = await fetch("model", { cache: "no-store" }), model = await answer.json();
+    if (!answer.ok) throw new Failure(model.error.code, model.error.message, { status: answer.status });
+    $("card-body").replaceChildren(cardFacts(model), ...(model.card ? [make("h3", "", say("card.text")), markdown(model.card)] : []));
+  } catch (error) {
+    $("card-body").replaceChildren(make("p", "", error instanceof Failure ? told(error) : say("lost")));
+  }
+}
+function cardFacts(model) {
+  const rule = model.review && !model.review.why_not ? say("card.promise.value", { p: level(model.review.error) }) : null;
+  return facts([
+    ["card.name", model.name + " " + model.version],
+    ["card.sha", model.sha256],
+    ["card.architecture", model.architecture],
+    ["card.input", say("card.input.value", { size: model.input_size })],
+    ["card.classes", model.classes.join(", ")],
+    ["card.positive", model.positive_classes.join(", ") || say("card.none")],
+    ["card.threshold", model.positive_classes.length ? level(model.threshold) : null],
+    ["card.band", model.review_band ? model.review_band.map(level).join(" – ") : say("card.none")],
+    ["card.promise", rule],
+    ["card.ood", model.ood ? say("card.ood.value", { limit: number(model.ood.threshold, 2) }) : say("card.none")],
+    ["card.chance", model.against_chance_text ? english("span", "", model.against_chance_text) : null],
+    ["card.since", model.since ? new Date(model.since).toLocaleString(language) : null],
+    ["card.follows", model.follows && model.follows.uri],
+    ["card.limits", service && say("card.limits.value", { bytes: bytes(service.max_bytes), pixels: number(service.max_pixels / 1e6, 1) })],
+  ]);
+}
+
+/* ---- what the reader does ---- */
+function translate() {
+  translateDocument();
+  showService();
+  sayOfFolder(folderSaid);
+  sayOfCamera(camera.said);
+  if (gate.said) gate.show(...gate.said);
+  rows.forEach(drawCard);
+  showAll();
+}
+function onLanguage() {
+  language = $("language").lang;
+  const address = new URL(location.href);
+  address.searchParams.set("lang", language);
+  history.replaceState(null, "", address);
+  translate();
+}
+function onFiles(event, take) {
+  take(Array.from(event.target.files));
+  event.target.value = "";
+}
+const on = (id, kind, act) => $(id).addEventListener(kind, act);
+on("choose", "click", () => $("files").click());
+on("folder", "click", () => $("folders").click());
+on("files", "change", (event) => onFiles(event, (files) => { sayOfFolder(null); add(files); }));
+on("folders", "change", (event) => onFiles(event, (files) => addFolder(files, (file) => file.webkitRelativePath)));
+on("camera-open", "click", openCamera);
+on("camera-close", "click", () => $("camera").close());
+on("camera", "close", stopCamera);
+on("take", "click", takePicture);
+on("which", "change", () => startCamera({ deviceId: { exact: $("which").value } }));
+on("language", "click", onLanguage);
+on("help-open", "click", () => $("help").showModal());
+on("card", "toggle", () => { if ($("card").open) showCard(); });
+on("cancel", "click", cancel);
+on("retry-all", "click", () => again(rows.filter((row) => row.state === "error")));
+on("save-csv", "click", () => save(toCsv(), "text/csv;charset=utf-8", "leukoray.csv"));
+on("save-json", "click", () => save(toJson(), "application/json", "leukoray.json"));
+on("print", "click", () => print());
+on("clear", "click", () => { clearAll(); $("choose").focus(); });
+on("search", "input", showAll);
+on("sort", "change", showAll);
+on("subject-form", "submit", askReport);
+for (const kind of ["dragenter", "dragover"]) addEventListener(kind, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
+addEventListener("drop", (event) => { event.preventDefault(); $("drop").classList.remove("over"); addDropped(event.dataTransfer); });
+addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); add(event.clipboardData.files); } });
+addEventListener("keydown", onKey);
+translate();
+start();

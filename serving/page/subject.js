@@ -1,0 +1,97 @@
+/* The images shown as of one subject: what counts, how small a share would go unseen, and the service's own report. */
+let reportShown = null;  // { answer, isOf }: what the service said, and of which images
+
+/* As serving/protocols/fhir/tally.py counts: no image that is for a person, unlike training, or without an answer. */
+function tally(shown) {
+  const answered = shown.filter((row) => row.answer);
+  const left = {
+    review: answered.filter((row) => row.state === "review" && !isUnlike(row)).length,
+    unlike: answered.filter(isUnlike).length,
+    error: shown.length - answered.length,
+  };
+  const counted = answered.filter((row) => row.state !== "review" && !isUnlike(row));
+  const digests = shown.map((row) => row.digest).filter(Boolean);
+  return {
+    all: shown.length,
+    counted: counted.length,
+    positive: counted.filter((row) => row.state === "positive").length,
+    left: Object.entries(left).filter(([, count]) => count),
+    again: digests.length - new Set(digests).size,
+  };
+}
+/* No event in n: upper limit of the exact one-sided 95 % interval (Clopper and Pearson 1934), as the report has it. */
+const detectionLimit = (n) => 1 - .05 ** (1 / n);
+
+function showSubject(shown) {
+  $("subject").hidden = rows.length < 2;
+  const isOpen = shown.some((row) => OPEN_STATES.has(row.state)), said = $("subject-said");
+  if (isOpen) said.textContent = say("subject.wait");
+  else said.replaceChildren(...subjectSentences(shown).map((text) => make("span", "", text + " ")));
+  const problem = reportProblem(shown, isOpen), ask = $("subject-form").querySelector("button");
+  ask.disabled = Boolean(problem);
+  ask.title = problem;
+  if (reportShown && reportShown.isOf !== keyOf(shown)) reportShown = null;
+  showReport(problem);
+}
+const keyOf = (shown) => shown.map((row) => row.order + row.state).join(" ");
+
+function subjectSentences(shown) {
+  const found = tally(shown);
+  if (shown.some((row) => row.state === "classified")) return [say("subject.no_disease")];
+  const left = found.left.map(([kind, count]) => say("subject.left." + kind, { n: count })).join(", ") || say("subject.left.none");
+  const lines = [say("subject.counted", { counted: number(found.counted), all: number(found.all), left })];
+  if (!found.counted) return lines;
+  lines.push(say("subject.share", { positive: number(found.positive), counted: number(found.counted), share: percent(found.positive / found.counted) }));
+  if (found.left.length) lines.push(say("subject.no_limit.left"));
+  else if (found.again) lines.push(say("subject.no_limit.again", { n: found.again }));
+  else lines.push(say(found.positive ? "subject.limit.some" : "subject.limit", { limit: percent(detectionLimit(found.counted)) }));
+  return lines;
+}
+/* Why the service would not make a report of these; empty: it would. */
+function reportProblem(shown, isOpen) {
+  const size = shown.reduce((sum, row) => sum + row.file.size, 0);
+  if (isOpen || !service) return say("subject.wait");
+  if (shown.length > service.max_files || size > service.max_request_bytes) return say("subject.too_many", { most: number(service.max_files), bytes: bytes(service.max_request_bytes) });
+  return "";
+}
+function showReport(problem) {
+  const box = $("subject-report");
+  if (problem) return box.replaceChildren(make("p", "hint", problem));
+  if (!reportShown) return box.replaceChildren();
+  if (reportShown.says) return box.replaceChildren(make("p", "", reportShown.says));
+  const resources = reportShown.answer.entry.map((entry) => entry.resource);
+  const report = resources.find((resource) => resource.resourceType === "DiagnosticReport") || { conclusion: "" };
+  const shares = resources.filter((resource) => resource.valueQuantity && resource.component?.some((part) => part.code.coding[0].code === "denominator"));
+  const table = make("table", "", make("tbody", "", ...shares.map(shareLine)));
+  return box.replaceChildren(
+    make("p", "", say("subject.report")), english("p", "", report.conclusion), ...(shares.length ? [table] : []),
+    make("div", "row", button(say("subject.save"), () => save(JSON.stringify(reportShown.answer, null, 1), "application/fhir+json", "leukoray.fhir.json"))),
+  );
+}
+function shareLine(observation) {
+  const count = (code) => observation.component.find((part) => part.code.coding[0].code === code).valueInteger;
+  const { value, unit } = observation.valueQuantity;
+  const cells = [english("th", "", observation.code.text), make("td", "n", count("count") + " / " + count("denominator")), make("td", "n", number(value, 2) + "\u00a0" + unit)];
+  cells[0].scope = "row";
+  return make("tr", "", ...cells);
+}
+async function askReport(event) {
+  event.preventDefault();
+  const shown = shownRows(), isOf = keyOf(shown), id = $("subject-id").value.trim();
+  if (id && !new RegExp(SUBJECT_ID).test(id)) return sayReport(isOf, say("subject.bad_id"));
+  sayReport(isOf, say("subject.asking"));
+  const form = new FormData();
+  shown.forEach((row, place) => form.append("files", row.file, "image-" + (place + 1)));
+  const query = "format=fhir" + (id ? "&subject=" + encodeURIComponent(id) : "");
+  try {
+    const answer = await (await post("predict?" + query, form, run.signal)).json();
+    reportShown = { answer, isOf };
+  } catch (error) {
+    reportShown = { says: told(failureFrom(error, run.signal)), isOf };
+  }
+  return showSubject(shownRows());
+}
+function sayReport(isOf, says) {
+  reportShown = { says, isOf };
+  showReport("");
+}
