@@ -27,7 +27,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
-.PHONY: help demo serve test lint format reference bench bench-score bench-train bench-serve mutants fuzz chaos clean
+.PHONY: help demo serve test lint format reference bench bench-score bench-train bench-serve mutants fuzz soak chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -102,6 +102,9 @@ mutants: $(VENV)/.installed-test ## break the code LIMIT times a room and count 
 
 fuzz: $(VENV)/.installed-fuzz ## mutate images and archives for MINUTES, SEED draws; ARGS='png tar' only these; a finding is exit 1
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+soak: $(VENV)/.installed-test ## mixed load and changes of the model on the endpoint for MINUTES; a failed request or a leak is exit 1
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 chaos: $(VENV)/.installed-test ## kill a scoring run N times and compare it with an unbroken one
 	$(BIN)/python -m tests.system.chaos $(N)

@@ -89,10 +89,15 @@ def make_familiar_bundle(path: Path | str, own: Sequence[bytes], size: int = 32,
 
 
 def make_mapped_bundle(
-    path: Path | str, size: int = 64, task: Literal["binary", "multiclass"] = "binary", **info: Any
+    path: Path | str,
+    size: int = 64,
+    task: Literal["binary", "multiclass"] = "binary",
+    *,
+    bias: float = 0.0,
+    **info: Any,
 ) -> Bundle:
     """A bundle whose network pools over positions, 4 x 4 pixels each: red ones speak for the last class, blue ones
-    against it; of `multiclass` they speak for the last and for the first."""
+    against it; of `multiclass` they speak for the last and for the first. `bias` is added to the last logit."""
     plain = make_bundle(path, size, task, **info)
     seen = plain.info.seen_size
     start = (size - seen) // 2
@@ -101,6 +106,8 @@ def make_mapped_bundle(
     head = np.zeros((2, plain.info.outputs), np.float32)
     head[0, -1] = 20
     head[1, 0] += -20 if plain.info.outputs == 1 else 20
+    offset = np.full(plain.info.outputs, -0.1, np.float32)
+    offset[-1] += bias
     nodes = [
         helper.make_node("Slice", ["images", "start", "end", "axes"], ["seen"]),
         helper.make_node("Cast", ["seen"], ["levels"], to=TensorProto.FLOAT),
@@ -119,7 +126,7 @@ def make_mapped_bundle(
         numpy_helper.from_array(np.array(1 / (255 * 16), np.float32), "scale"),
         numpy_helper.from_array(colours, "colours"),
         numpy_helper.from_array(head, "head"),
-        numpy_helper.from_array(np.full(plain.info.outputs, -0.1, np.float32), "bias"),
+        numpy_helper.from_array(offset, "bias"),
     ]
     outputs = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", plain.info.outputs]),
