@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,13 +135,6 @@ def proxies_listen_at(process: subprocess.Popen[bytes]) -> set[str]:
     return {f"{place.laddr.ip}:{place.laddr.port}" for places in found for place in places if place.status == "LISTEN"}
 
 
-def status(dashboard: int) -> dict[str, Any]:
-    """Of the one application, as `serve status` asks for it."""
-    answer = httpx.get(f"http://127.0.0.1:{dashboard}/api/serve/applications/", timeout=30)
-    (application,) = answer.json()["applications"].values()
-    return dict(application)
-
-
 def served_sha(url: str) -> str:
     return str(httpx.get(f"{url}/readyz", timeout=30).raise_for_status().json()["model"]["sha256"])
 
@@ -206,112 +201,189 @@ def test_command_ends_with_5_when_its_ray_dies(bundles: list[Bundle], tmp_path: 
         assert "Ray's node under this process died" in log.read_text()
 
 
-def test_serve_deploy_takes_our_config_and_swaps_models_in_place(bundles: list[Bundle], tmp_path: Path) -> None:
-    old, new = bundles
-    gcs, dashboard, port = free_port(), free_port(), free_port()
-    config = yaml.safe_load((ROOT / "infra" / "serve_config.yaml").read_text())
-    config["http_options"] |= {"host": "127.0.0.1", "port": port}
-    (application,) = config["applications"]
-    application["args"] |= {"model": old.uri, "max_replicas": 1}
-    url = f"http://127.0.0.1:{port}"
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray head with HAProxy before its replicas, and the configuration that is deployed to it."""
 
-    def deploy() -> None:
-        path = tmp_path / "serve.yaml"
-        path.write_text(yaml.safe_dump(config))
-        address = f"http://127.0.0.1:{dashboard}"
-        serve = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(path), "-a", address]
+    head: subprocess.Popen[bytes]
+    gcs: int
+    dashboard: int
+    port: int
+    file: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def configuration(self, model: str) -> dict[str, Any]:
+        """Ours, for this port; at most one replica."""
+        config = yaml.safe_load((ROOT / "infra" / "serve_config.yaml").read_text())
+        config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        config["applications"][0]["args"] |= {"model": model, "max_replicas": 1}
+        return dict(config)
+
+    def deploy(self, config: dict[str, Any]) -> None:
+        self.file.write_text(yaml.safe_dump(config))
+        address = f"http://127.0.0.1:{self.dashboard}"
+        serve = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(self.file), "-a", address]
         done = subprocess.run(
             serve, cwd=ROOT, env=environment(RAY_AUTH_MODE="disabled"), capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def status(self) -> dict[str, Any]:
+        """Of the one application, as `serve status` asks for it."""
+        answer = httpx.get(f"http://127.0.0.1:{self.dashboard}/api/serve/applications/", timeout=30)
+        (application,) = answer.json()["applications"].values()
+        return dict(application)
+
+    def running(self) -> int:
+        """Replicas that answer."""
+        (deployment,) = self.status()["deployments"].values()
+        return sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    gcs, dashboard, port = free_port(), free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="lk", dir="/tmp") as short:  # Unix sockets allow 107 bytes
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
         places = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={short}"]
         ours = Path(short, "serve")  # Ray opens its own folder to everybody
         ours.mkdir(mode=0o700)
         extra = front.settings({}, str(ours), free_port()) | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-        with started(*ray, *places, log=tmp_path / "ray.log", **extra) as head:
+        with started(*ray, *places, log=folder / "ray.log", **extra) as head:
             until(lambda: httpx.get(f"http://127.0.0.1:{dashboard}/api/version").status_code == 200, "the dashboard")
-            deploy()
-            until(lambda: served_sha(url) == old.info.identity(), "the first model")
-            replica = until(lambda: replica_of(head), "the replica's process").pid
+            yield Cluster(head, gcs, dashboard, port, folder / "serve.yaml")
 
-            application["deployments"] = [{"name": "LeukorayReplica", "user_config": {"model": new.uri}}]
-            deploy()
-            statuses = set()
 
-            def swapped() -> bool:
-                answer = predict(url)
-                statuses.add(answer.status_code)
-                return bool(answer.json()["model"]["sha256"] == new.info.identity())
+def test_replicas_come_with_load_and_go_after_it_without_a_failed_request(
+    cluster: Cluster, bundles: list[Bundle]
+) -> None:
+    config = cluster.configuration(bundles[0].uri)
+    scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1}
+    scaling |= {"upscale_delay_s": 1, "downscale_delay_s": 1, "look_back_period_s": 11}
+    config["applications"][0]["deployments"] = [{"name": "LeukorayReplica", "autoscaling_config": scaling}]
+    cluster.deploy(config)
+    until(lambda: served_sha(cluster.url), "the model")
+    answers: Counter[tuple[int, str]] = Counter()
+    crowd, stop = threading.Event(), threading.Event()
+    crowd.set()
 
-            until(swapped, "the second model")
-            assert statuses == {200}, "requests are answered all the while"
+    def client(is_of_crowd: bool) -> None:
+        with httpx.Client(base_url=cluster.url, timeout=60) as http:
+            while not stop.wait(0.02) and (crowd.is_set() or not is_of_crowd):
+                answer = http.post("/predict", content=picture())
+                said = answer.json()
+                answers[answer.status_code, said["model"]["sha256"] if answer.is_success else answer.text] += 1
 
-            application["deployments"][0]["user_config"] = {"model": str(tmp_path / "nothing")}
-            deploy()
-            state = until(
-                lambda: (found := httpx.get(f"{url}/readyz", timeout=30).json())["refused"] and found, "the refusal"
-            )
-            assert state["model"]["sha256"] == new.info.identity() and "neither a bundle" in state["refused"]
-            application["deployments"][0]["user_config"] = {"model": new.uri, "threshold": 1.5}
-            deploy()
-            until(
-                lambda: "threshold" in (httpx.get(f"{url}/readyz", timeout=30).json()["refused"] or ""), "the refusal"
-            )
-            assert until(lambda: replica_of(head), "the replica").pid == replica, "the same process all along"
+    clients = [threading.Thread(target=client, args=(number > 0,)) for number in range(6)]
+    for thread in clients:
+        thread.start()
+    try:
+        until(lambda: cluster.running() == 2, "a second replica")
+        both = f'leukoray_replicas{{sha256="{bundles[0].info.identity()}"}} 2.0'
+        until(lambda: both in httpx.get(f"{cluster.url}/metrics", timeout=30).text, "both with the same model")
+        crowd.clear()  # one client stays
+        until(lambda: cluster.running() == 1, "one replica again")
+        time.sleep(1)
+    finally:
+        crowd.clear()
+        stop.set()
+        for thread in clients:
+            thread.join()
+    assert set(answers) == {(200, bundles[0].info.identity())}, answers
+    cluster.deploy(config | {"applications": []})
+    until(lambda: replica_of(cluster.head) is None, "nothing is served")
 
-            shutil.rmtree(new.uri)
-            os.kill(replica, signal.SIGKILL)
-            fresh = until(lambda: (now := replica_of(head)) and now.pid != replica and now, "another replica")
-            assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "neither args nor store needed"
-            assert replica_of(head).pid == fresh.pid
 
-            application["args"]["model"] = str(tmp_path / "nothing")
-            deploy()
-            state = until(lambda: (now := status(dashboard))["status"] == "DEPLOY_FAILED" and now, "the failure")
-            assert "neither a bundle" in state["message"], "`serve status` says why"
-            os.kill(fresh.pid, signal.SIGKILL)
-            until(lambda: (now := replica_of(head)) and now.pid != fresh.pid, "another replica all the same")
-            assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "the service goes on"
+def test_serve_deploy_takes_our_config_and_swaps_models_in_place(
+    cluster: Cluster, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    old, new = bundles
+    config = cluster.configuration(old.uri)
+    (application,) = config["applications"]
+    head, port, url = cluster.head, cluster.port, cluster.url
 
-            command = [
-                sys.executable,
-                "-m",
-                "jobs.serve",
-                old.uri,
-                "--address",
-                f"127.0.0.1:{gcs}",
-                "--port",
-                str(port),
-            ]
-            intruder = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment(RAY_AUTH_MODE="disabled"),
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            assert intruder.returncode == 5 and "already serves" in intruder.stderr, intruder.stderr
-            assert "--replace" in intruder.stderr and served_sha(url) == new.info.identity()
+    def deploy() -> None:
+        cluster.deploy(config)
 
-            def announced(process: subprocess.Popen[bytes], log: Path) -> bool:
-                assert process.poll() is None, log.read_text()
-                return "Ctrl-C stops it" in log.read_text()
+    deploy()
+    until(lambda: served_sha(url) == old.info.identity(), "the first model")
+    replica = until(lambda: replica_of(head), "the replica's process").pid
 
-            log, command = tmp_path / "usurper.log", [*command, "--replace"]
-            with started(*command, log=log, RAY_AUTH_MODE="disabled") as usurper:
-                until(lambda: announced(usurper, log), "the announcement")
-                assert served_sha(url) == old.info.identity()
-                usurper.kill()
-            assert served_sha(url) == old.info.identity(), "it is left behind"
-            elsewhere = free_port()
-            heir_log = tmp_path / "heir.log"
-            command[command.index(str(port))] = str(elsewhere)
-            with started(*command, log=heir_log, RAY_AUTH_MODE="disabled") as heir:
-                until(lambda: announced(heir, heir_log), "the announcement")
-                assert served_sha(f"http://127.0.0.1:{elsewhere}") == old.info.identity()
-                heir.send_signal(signal.SIGTERM)
-                assert heir.wait(PATIENCE_S) == 0, heir_log.read_text()
+    application["deployments"] = [{"name": "LeukorayReplica", "user_config": {"model": new.uri}}]
+    deploy()
+    statuses = set()
+
+    def swapped() -> bool:
+        answer = predict(url)
+        statuses.add(answer.status_code)
+        return bool(answer.json()["model"]["sha256"] == new.info.identity())
+
+    until(swapped, "the second model")
+    assert statuses == {200}, "requests are answered all the while"
+
+    application["deployments"][0]["user_config"] = {"model": str(tmp_path / "nothing")}
+    deploy()
+    state = until(lambda: (found := httpx.get(f"{url}/readyz", timeout=30).json())["refused"] and found, "the refusal")
+    assert state["model"]["sha256"] == new.info.identity() and "neither a bundle" in state["refused"]
+    application["deployments"][0]["user_config"] = {"model": new.uri, "threshold": 1.5}
+    deploy()
+    until(lambda: "threshold" in (httpx.get(f"{url}/readyz", timeout=30).json()["refused"] or ""), "the refusal")
+    assert until(lambda: replica_of(head), "the replica").pid == replica, "the same process all along"
+
+    shutil.rmtree(new.uri)
+    os.kill(replica, signal.SIGKILL)
+    fresh = until(lambda: (now := replica_of(head)) and now.pid != replica and now, "another replica")
+    assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "neither args nor store needed"
+    assert replica_of(head).pid == fresh.pid
+
+    application["args"]["model"] = str(tmp_path / "nothing")
+    deploy()
+    state = until(lambda: (now := cluster.status())["status"] == "DEPLOY_FAILED" and now, "the failure")
+    assert "neither a bundle" in state["message"], "`serve status` says why"
+    os.kill(fresh.pid, signal.SIGKILL)
+    until(lambda: (now := replica_of(head)) and now.pid != fresh.pid, "another replica all the same")
+    assert until(lambda: served_sha(url), "an answer") == new.info.identity(), "the service goes on"
+
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.serve",
+        old.uri,
+        "--address",
+        f"127.0.0.1:{cluster.gcs}",
+        "--port",
+        str(port),
+    ]
+    intruder = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(RAY_AUTH_MODE="disabled"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert intruder.returncode == 5 and "already serves" in intruder.stderr, intruder.stderr
+    assert "--replace" in intruder.stderr and served_sha(url) == new.info.identity()
+
+    def announced(process: subprocess.Popen[bytes], log: Path) -> bool:
+        assert process.poll() is None, log.read_text()
+        return "Ctrl-C stops it" in log.read_text()
+
+    log, command = tmp_path / "usurper.log", [*command, "--replace"]
+    with started(*command, log=log, RAY_AUTH_MODE="disabled") as usurper:
+        until(lambda: announced(usurper, log), "the announcement")
+        assert served_sha(url) == old.info.identity()
+        usurper.kill()
+    assert served_sha(url) == old.info.identity(), "it is left behind"
+    elsewhere = free_port()
+    heir_log = tmp_path / "heir.log"
+    command[command.index(str(port))] = str(elsewhere)
+    with started(*command, log=heir_log, RAY_AUTH_MODE="disabled") as heir:
+        until(lambda: announced(heir, heir_log), "the announcement")
+        assert served_sha(f"http://127.0.0.1:{elsewhere}") == old.info.identity()
+        heir.send_signal(signal.SIGTERM)
+        assert heir.wait(PATIENCE_S) == 0, heir_log.read_text()
