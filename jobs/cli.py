@@ -21,6 +21,7 @@ JOBS = {
     "score": "score whole archives into Parquet, every image accounted for",
     "summary": "print and draw what a scoring run found",
     "serve": "answer HTTP requests with the best model",
+    "key": "make a key for a client of the service, and its line for `serve --keys`",
     "predict": "send images to a running service, one row a file",
     "promote": "point a registry to another version",
     "reveal": "the paths behind pseudonyms, for whoever holds the key",

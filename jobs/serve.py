@@ -35,6 +35,8 @@ from pipeline.model.registry import resolve
 from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import join
 from serving import front
+from serving.desk import check_guards
+from serving.keys.ring import open_to_others
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
 
 APPLICATION = "leukoray"
@@ -43,7 +45,7 @@ _LOOK_EVERY_S = 5.0  # whether Ray is still there
 EPILOG = """examples:
   leukoray serve out/demo/models                       the best model, on http://127.0.0.1:8000
   leukoray serve s3://lab/models/blast --host 0.0.0.0 --port 80 --max-replicas 4
-  LEUKORAY_API_KEYS=key1,key2 leukoray serve models    asks every client for a key
+  leukoray key lab-a >> keys; leukoray serve models --keys keys    asks every client for a key
 
 On a cluster, `serve deploy infra/serve_config.yaml` keeps it running. Research software, not a medical device."""
 
@@ -68,6 +70,12 @@ class ServeConfig(JobConfig):
     cors_origins: list[str] = Field(
         [], description="origins whose pages may ask from a browser, as https://lab.example; '*': all (default: none)"
     )
+    keys: str | None = Field(
+        None, description="file of keys with names and limits, as `leukoray key` makes them; read again when it changes"
+    )
+    audit_log: str | None = Field(
+        None, description="folder for a line an image that was answered; what cannot be recorded gets no answer"
+    )
     access_log: bool = Field(
         False, description="log every request, not only failed ones, in logs/serve of Ray's session"
     )
@@ -90,6 +98,7 @@ def main(config: ServeConfig) -> None:
     if is_local:
         check_port(config.host, config.port)
     settings = read_settings(_arguments(config))  # whatever does not fit is refused before Ray is started
+    check_guards(settings)
     warn_of_open_door(config)
     with (
         contextlib.ExitStack() as quiet,
@@ -135,11 +144,14 @@ def check_port(host: str, port: int) -> None:
 
 
 def warn_of_open_door(config: ServeConfig) -> None:
-    if os.environ.get(API_KEYS_VARIABLE, "").strip(", ") or _is_loopback(config.host):
+    """Where more people may come in than who started it may think."""
+    if config.keys is not None and (reason := open_to_others(config.keys)) is not None:
+        print(f"warning: {reason}", file=sys.stderr, flush=True)
+    if config.keys or os.environ.get(API_KEYS_VARIABLE, "").strip(", ") or _is_loopback(config.host):
         return
     print(
         f"warning: {config.host} is reached from other machines, and no key is asked for: whoever comes to port "
-        f"{config.port} may send images; set ${API_KEYS_VARIABLE}, or leave --host out",
+        f"{config.port} may send images; give --keys, or leave --host out",
         file=sys.stderr,
         flush=True,
     )
@@ -276,10 +288,11 @@ def _running(config: ServeConfig, settings: ServingSettings, is_local: bool) -> 
 def _arguments(config: ServeConfig) -> dict[str, Any]:
     shared = (
         "s3_endpoint s3_region s3_anonymous s3_requester_pays "
-        "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s cors_origins"
+        "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s cors_origins audit_log"
     )
     return {name: getattr(config, name) for name in shared.split()} | {
         "model": config.model,
+        "keys_file": config.keys,
         "min_replicas": config.replicas,
         "max_replicas": config.max_replicas or config.replicas,
         "max_request_bytes": max(config.max_bytes, _DEFAULT["max_request_bytes"]),

@@ -16,6 +16,7 @@ from pipeline.base.errors import UsageError
 from pipeline.storage.uris import absolute
 from serving.agreed import News, Wish
 from serving.decoder_process import ProcessDecoder
+from serving.desk import Desk, check_guards
 from serving.engine import Engine
 from serving.lifecycle.line import RayLine
 from serving.lifecycle.member import Member
@@ -41,11 +42,13 @@ class LeukorayReplica:
         place = serve.get_replica_context()
         name = place.replica_id.unique_id
         self._sharing = Sharing(place.app_name, name, self._engine.recorder, self._engine.counts)
+        self._desk = Desk(settings, self._engine.recorder, self._sharing.lease, name)
         self._member = Member(name, self._engine, RayLine(place.app_name), _Gauges().show)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application after the constructor."""
-        return create_app(self._engine, behind_serve=True, order=self._member.order, total=self._sharing.total)
+        order, total = self._member.order, self._sharing.total
+        return create_app(self._engine, behind_serve=True, order=order, total=total, desk=self._desk)
 
     async def reconfigure(self, user_config: Any, rank: Any) -> None:
         """Called at start and at every change of `user_config`; because it takes `rank`, also where there is none.
@@ -87,6 +90,7 @@ def build(args: dict[str, Any]) -> Application:
     that runs goes on as it is.
     """
     settings = read_settings(args)
+    check_guards(settings)
     load_model(settings.model, settings.model_copy(update={"gpus_per_replica": 0.0}))
     return application(settings)
 

@@ -1,6 +1,5 @@
 """The answer to /predict as clinical systems take it: FHIR R4, or an HL7 v2 message, both of what JSON says."""
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -38,10 +37,6 @@ def read_subject(request: Request) -> str | None:
     if len(given) > 1 or not re.fullmatch(SUBJECT, given[0]):
         raise HttpError(400, "bad_request", "subject: expected one, 1 to 64 of A-Z a-z 0-9 . _ : / + = -")
     return given[0]
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def clinical_response(

@@ -19,6 +19,8 @@ from pipeline.base.errors import Code, ImageRejected, InputError, Stage
 from pipeline.images.load import LoadedImage
 from pipeline.model.prediction import Prediction
 from serving.agreed import News, Order
+from serving.audit import notes
+from serving.audit.notes import ImageNote
 from serving.decoding import Decoding, LargeDecoder
 from serving.errors import HttpError
 from serving.gate import Gate
@@ -106,10 +108,11 @@ class Engine:
     async def load(self, model: LoadedModel, data: bytes, size: int | None = None) -> LoadedImage:
         """Decode one encoded image, to the model's size or another. Raises as `answer`."""
         predictor = model.predictor
+        note = await self._noted(data) if size is None else None
         try:
             return await self._decoding.load(data, size or predictor.size, predictor.info.bit_depth)
         except (ImageRejected, HttpError) as error:
-            self.recorder.refused(str(error.code))
+            self._refused(note, str(error.code))
             raise
 
     async def decoding(self, work: Callable[..., _T], *arguments: Any) -> _T:
@@ -122,15 +125,37 @@ class Engine:
 
     async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8]) -> Prediction:
         """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size. Raises ImageRejected."""
+        note = notes.image() or await self._noted(pixels)
         asked = time.perf_counter()
         answer = await self._predict(Waiting(model, pixels))
         self.recorder.stage("predict", time.perf_counter() - asked)
         if isinstance(answer, ImageRejected):
-            self.recorder.refused(str(answer.code))
+            self._refused(note, str(answer.code))
             raise answer
+        if note is not None:
+            note.predicted(answer, model.info.name, model.info.version, model.info.sha256)
         if self.recorder.predicted(model.info.sha256, model.predictor.info, answer, pixels):
             self._settling = self._decoding.later(self.recorder.settle, self.recorder.take())
         return answer
+
+    async def _noted(self, data: bytes | NDArray[np.uint8]) -> ImageNote | None:
+        """A note of an image, where the request is put on record."""
+        taken = notes.notes()
+        if taken is None:
+            return None
+        note = taken.image(data.nbytes if isinstance(data, np.ndarray) else len(data))
+        note.sha256 = await self.decoding(notes.sha256, data)
+        return note
+
+    def too_large(self, size_bytes: int) -> None:
+        """Count an image that was not even held."""
+        taken = notes.notes()
+        self._refused(None if taken is None else taken.image(size_bytes), Code.TOO_LARGE.value)
+
+    def _refused(self, note: ImageNote | None, code: str) -> None:
+        self.recorder.refused(code)
+        if note is not None:
+            note.error_code = code
 
     async def counts(self) -> State:
         """What this process has done since it began."""

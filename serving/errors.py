@@ -38,6 +38,7 @@ _ISSUES = {
     409: "conflict",
     413: "too-long",
     415: "not-supported",
+    429: "throttled",
     500: "exception",
     503: "transient",
     504: "timeout",

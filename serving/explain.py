@@ -21,9 +21,10 @@ from pipeline.model.overlay import WHAT_IT_IS, overlaid, told
 from pipeline.model.prediction import Prediction, mapped_class
 from serving.admission import Admission, Ticket
 from serving.answers import prediction_response
+from serving.desk import Desk
 from serving.engine import Engine, Mapped, NoMap
 from serving.errors import HttpError, from_rejection
-from serving.guard import check_key
+from serving.guard import admit
 from serving.intake import check_encoding, read_raw
 from serving.interface import IMAGE_BODY, NO_MAP, REQUEST_ID_PARAMETER, keys, responses
 from serving.limits import in_time
@@ -85,7 +86,7 @@ async def _mapped(engine: Engine, model: LoadedModel, data: bytes) -> tuple[Load
         raise HttpError(409, "no_map", f"this model has no map: {error}") from error
 
 
-def explain_routes(engine: Engine, admission: Admission) -> APIRouter:
+def explain_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRouter:
     router = APIRouter()
 
     @router.post(
@@ -101,7 +102,7 @@ def explain_routes(engine: Engine, admission: Admission) -> APIRouter:
 
         With `Accept: application/json` what `/predict?explain=1` gives. Of two classes the map is of the second.
         """
-        check_key(request.headers, engine.settings.api_key_sha256)
+        visit = await admit(desk, request)
         check_encoding(request.headers)
         started = time.perf_counter()
 
@@ -109,6 +110,7 @@ def explain_routes(engine: Engine, admission: Admission) -> APIRouter:
             return await read_raw(request, engine.settings, ticket)
 
         async def answer(data: bytes) -> Response:
+            await visit.spend(1)
             model = engine.model
             try:
                 if not wants_json(request.headers):
@@ -118,7 +120,7 @@ def explain_routes(engine: Engine, admission: Admission) -> APIRouter:
                 raise from_rejection(error) from error
             return prediction_response(request, model, said, started)
 
-        return await in_time(engine.settings, admission, read, answer)
+        return await in_time(engine.settings, admission, read, visit.recorded(answer))
 
     return router
 

@@ -3,8 +3,6 @@
 Header rules follow RFC 9110; the content security policy follows CSP Level 3 (https://www.w3.org/TR/CSP3/).
 """
 
-import hashlib
-import hmac
 import logging
 import re
 import time
@@ -14,10 +12,11 @@ from typing import Any
 
 from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import log_access, method_of, route_of
+from serving.desk import Desk, Visit
 from serving.errors import HttpError, error_response
 from serving.monitoring.recorder import Recorder
 
@@ -119,29 +118,16 @@ async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
     await response(scope, receive, send)
 
 
-def check_key(headers: Headers, accepted_sha256: Sequence[str]) -> None:
-    """Let a request pass that carries one of the keys. Raises HttpError 401 (no key) or 403 (another key).
-
-    `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`; who sends both has both checked. Every digest is
-    compared, each in constant time.
-    """
-    if not accepted_sha256:
-        return
+def given_keys(headers: Headers) -> list[str]:
+    """`Authorization: Bearer KEY` (RFC 6750), `X-API-Key: KEY`; who sends both has both checked."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
-    keys = [key for key in given if key]
-    if not keys:
-        message = "this service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY"
-        raise HttpError(401, "key_missing", message, {"WWW-Authenticate": "Bearer"})
-    verdicts = [_is_accepted(key, accepted_sha256) for key in keys]
-    if not all(verdicts):
-        raise HttpError(403, "key_refused", "this key is not accepted here")
+    return [key for key in given if key]
 
 
-def _is_accepted(key: str, accepted_sha256: Sequence[str]) -> bool:
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    matches = [hmac.compare_digest(digest, accepted) for accepted in accepted_sha256]
-    return any(matches)
+async def admit(desk: Desk, request: Request) -> Visit:
+    """A request for predictions. Raises HttpError 401, 403, 429 and 503."""
+    return await desk.admit(given_keys(request.headers), request.state.request_id, route_of(request.scope))
 
 
 def cors_options(origins: Sequence[str]) -> dict[str, Any]:

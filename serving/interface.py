@@ -27,12 +27,14 @@ ERRORS = {
     413: "too many bytes, or too many files",
     415: "no image, or one of a format that is not read; a compressed body",
     422: "a truncated or corrupt image, or one that takes too much to decode",
+    429: "more requests, or images of a day, than the key may send; Retry-After tells when to try again",
     500: "an error of the service",
     503: "overloaded or not ready; Retry-After tells when to try again",
     504: "the answer took too long",
 }
 # Beside those of images (pipeline/base/errors.py:Code)
 _CODES = {
+    "audit_failed": "Answers are recorded here, and that fails now, so there is none.",
     "bad_request": "No valid request.",
     "body_timeout": "The body did not arrive in time.",
     "http_error": "Another error of the protocol.",
@@ -40,6 +42,7 @@ _CODES = {
     "invalid_request_id": "An X-Request-ID that cannot be copied into logs and answers.",
     "key_missing": "No key, where one is asked for.",
     "key_refused": "A key that is not accepted.",
+    "limits_unknown": "What a key has left cannot be counted now.",
     "malformed_multipart": "A multipart body that does not follow RFC 7578.",
     "method_not_allowed": "The route does not know this method.",
     "model_refused": "An administrator's order that was refused.",
@@ -50,6 +53,8 @@ _CODES = {
     "no_websocket": "There are no WebSockets here.",
     "not_acceptable": "A form of answer that is not spoken here.",
     "not_ready": "The model does not answer its probe.",
+    "quota_spent": "A key has sent the images that it may send in a day (UTC).",
+    "rate_limited": "A key sends requests faster than it may.",
     "replica_lost": "The replica that worked on the request is gone; send it again.",
     "overloaded": "No room for another request; Retry-After says when to come back.",
     "too_many_files": "More files than the limit.",
@@ -100,8 +105,8 @@ def operation_id(route: APIRoute) -> str:
 
 
 def keys(settings: ServingSettings) -> list[Any]:
-    """How a key is sent, where one is asked for; `check_key` is what checks."""
-    return KEYS if settings.api_key_sha256 else []
+    """How a key is sent, where one is asked for; `serving.desk` is what checks."""
+    return KEYS if settings.asks_key else []
 
 
 def responses() -> dict[int | str, dict[str, Any]]:
@@ -109,7 +114,7 @@ def responses() -> dict[int | str, dict[str, Any]]:
     of_files = (400, 413, 415, 422)
     found: dict[int | str, dict[str, Any]] = {200: {"headers": _REQUEST_ID_HEADER}}
     for status, text in ERRORS.items():
-        headers = {**_REQUEST_ID_HEADER, **(RETRY_AFTER if status == 503 else {})}
+        headers = {**_REQUEST_ID_HEADER, **(RETRY_AFTER if status in (429, 503) else {})}
         model = BatchFailure | ErrorBody if status in of_files else ErrorBody
         found[status] = {"model": model, "description": text, "headers": headers}
     return found

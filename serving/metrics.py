@@ -6,8 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from serving.desk import Desk
 from serving.errors import HttpError
-from serving.guard import check_key
+from serving.guard import given_keys
 from serving.interface import ERRORS, RETRY_AFTER, get, keys
 from serving.monitoring.exposition import CONTENT_TYPE, written
 from serving.monitoring.sharing import NotGathered
@@ -18,22 +19,23 @@ from serving.settings import ServingSettings
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
 
-def metrics_routes(settings: ServingSettings, total: Callable[[], Awaitable[State]]) -> APIRouter:
+def metrics_routes(settings: ServingSettings, desk: Desk, total: Callable[[], Awaitable[State]]) -> APIRouter:
     """`total` gives the counts; it may raise NotGathered."""
     router = APIRouter()
-    accepted = settings.api_key_sha256 if settings.metrics_need_key else ()
+    needs_key = settings.metrics_need_key and settings.asks_key
     answers: dict[int | str, dict[str, Any]] = {
         200: {"content": _TEXT},
         503: {"model": ErrorBody, "headers": RETRY_AFTER},
-        **({status: {"model": ErrorBody, "description": ERRORS[status]} for status in (401, 403)} if accepted else {}),
+        **({status: {"model": ErrorBody, "description": ERRORS[status]} for status in (401, 403)} if needs_key else {}),
     }
 
     @get(
         router, "/metrics", summary="Counts of all replicas, as Prometheus text", responses=answers,
-        response_class=Response, dependencies=keys(settings) if accepted else [],
+        response_class=Response, dependencies=keys(settings) if needs_key else [],
     )  # fmt: skip
     async def metrics(request: Request) -> Response:
-        check_key(request.headers, accepted)
+        if needs_key:
+            desk.check(given_keys(request.headers))
         try:
             state = await total()
         except NotGathered as error:

@@ -8,15 +8,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pipeline.base.errors import Code, ImageRejected
+from pipeline.base.errors import ImageRejected
 from serving.admission import Admission, Ticket
 from serving.answers import prediction_response, provenance
-from serving.clinical import SUBJECT, clinical_response, read_format, read_subject, sha256
+from serving.audit.notes import sha256
+from serving.clinical import SUBJECT, clinical_response, read_format, read_subject
+from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import PROBLEM, HttpError, from_rejection, outcome_response
 from serving.explain import explained
 from serving.formats import FHIR_JSON, FORMATS, HL7_V2, Format
-from serving.guard import check_key
+from serving.guard import admit
 from serving.intake import MULTIPART, check_encoding, media_type, read_files, read_raw
 from serving.interface import NO_MAP, REQUEST_BODY, REQUEST_ID_PARAMETER, keys, reference, responses
 from serving.limits import at_once, in_time
@@ -53,7 +55,7 @@ _NOT_HERE = "FHIR of another version, or not as JSON, is asked for and nothing e
 _Answering = Callable[[LoadedModel, bytes], Awaitable[ImageAnswer]]
 
 
-def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
+def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRouter:
     router = APIRouter()
 
     @router.post(
@@ -75,7 +77,7 @@ def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
 
         `?format=fhir` or `Accept: application/fhir+json` gives a FHIR R4 Bundle, `?format=hl7` an HL7 v2 message.
         """
-        check_key(request.headers, engine.settings.api_key_sha256)
+        visit = await admit(desk, request)
         check_encoding(request.headers)
         settings, started = engine.settings, time.perf_counter()
         form, subject = read_format(request), read_subject(request)
@@ -87,13 +89,14 @@ def prediction_routes(engine: Engine, admission: Admission) -> APIRouter:
             return await read_raw(request, settings, ticket)
 
         async def answer(body: bytes | list[ReceivedFile]) -> Response:
+            await visit.spend(1 if isinstance(body, bytes) else len(body))
             if form != "json":
                 return await _answer_clinical(request, engine, answer_one, body, form, subject)
             if isinstance(body, bytes):
                 return await _answer_image(request, engine.model, answer_one, body, started)
             return await _answer_files(request, engine, answer_one, body, started)
 
-        return await in_time(settings, admission, read, answer)
+        return await in_time(settings, admission, read, visit.recorded(answer))
 
     return router
 
@@ -190,7 +193,7 @@ async def _answer_clinical(
 async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile, answer_one: _Answering) -> Any:
     """`ImageAnswer`, or the `HttpError` that this file alone would have got."""
     if file.data is None:
-        engine.recorder.refused(Code.TOO_LARGE.value)
+        engine.too_large(file.size_bytes)
         message = f"{file.size_bytes} bytes, limit {engine.settings.max_bytes}; send a smaller image"
         return HttpError(413, "too_large", message)
     try:

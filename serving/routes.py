@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from pipeline import __version__
 from serving.admission import Admission
 from serving.agreed import Outcome
+from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import HttpError, error_response
 from serving.explain import explain_routes
@@ -45,9 +46,11 @@ def create_app(
     behind_serve: bool = False,
     order: Callable[[str], Awaitable[Outcome]] | None = None,
     total: Callable[[], Awaitable[State]] | None = None,
+    desk: Desk | None = None,
 ) -> FastAPI:
     """The application of one engine. `behind_serve`: Serve's proxy adds X-Request-ID to the answer by itself.
     `order`: carries out what administrators order. `total`: the counts of all replicas; without it the engine's own.
+    `desk`: keys, limits and record of this replica; without it one that counts alone.
     """
     app = FastAPI(
         title="leukoray",
@@ -64,14 +67,14 @@ def create_app(
         app.add_middleware(CORSMiddleware, **cors_options(engine.settings.cors_origins))  # around errors as well
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(HTTPException, _on_starlette_error)
-    admission = Admission(engine.settings)
-    app.include_router(prediction_routes(engine, admission))
-    app.include_router(explain_routes(engine, admission))
-    app.include_router(oip_routes(engine, admission))
-    app.include_router(state_routes(engine))
-    app.include_router(metrics_routes(engine.settings, total or engine.counts))
-    if order is not None and engine.settings.admin_key_sha256:
-        app.include_router(admin_routes(engine.settings, order))
+    admission, desk = Admission(engine.settings), desk or Desk(engine.settings, engine.recorder)
+    app.include_router(prediction_routes(engine, desk, admission))
+    app.include_router(explain_routes(engine, desk, admission))
+    app.include_router(oip_routes(engine, desk, admission))
+    app.include_router(state_routes(engine, desk))
+    app.include_router(metrics_routes(engine.settings, desk, total or engine.counts))
+    if order is not None and engine.settings.may_have_admins:
+        app.include_router(admin_routes(engine.settings, desk, order))
     description = describe(app, FhirResource, InferRequest, IndexRequest)
     app.openapi = lambda: description  # type: ignore[method-assign]  # as FastAPI's documentation extends it
     _add_pages(app)

@@ -186,6 +186,7 @@ class Ready(_Body):
     decode_timeout_s: float
     needs_api_key: bool
     refused: str | None = None
+    keys_refused: str | None = Field(None, description="why the file of keys was not taken; the keys before it count")
     notice: str = NOTICE
 
 

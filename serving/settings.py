@@ -65,6 +65,12 @@ class ServingSettings(BaseModel):
     admin_key_sha256: tuple[str, ...] = Field(
         (), description="SHA-256, hex, of keys that /admin accepts; empty: there is no /admin"
     )
+    keys_file: str | None = Field(
+        None, description="file of keys with names and limits on every node, read again when it changes"
+    )
+    audit_log: str | None = Field(
+        None, description="folder for a line an image that was answered; what cannot be recorded gets no answer"
+    )
     follow_s: float = Field(30.0, ge=0, description="how often best.json of a registry is looked at; 0: never")
 
     metrics_need_key: bool = Field(False, description="/metrics asks for a key as /predict does")
@@ -104,6 +110,16 @@ class ServingSettings(BaseModel):
     @property
     def stores(self) -> Stores:
         return Stores(S3Settings.from_config(self))
+
+    @property
+    def asks_key(self) -> bool:
+        """Whether requests for predictions need a key."""
+        return bool(self.api_key_sha256 or self.keys_file)
+
+    @property
+    def may_have_admins(self) -> bool:
+        """Whether there may be an administrator's key."""
+        return bool(self.admin_key_sha256 or self.keys_file)
 
     @property
     def engine(self) -> Literal["onnx", "torch"]:
@@ -163,6 +179,8 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
     return settings.model_copy(
         update={
             "model": absolute(settings.model),
+            "keys_file": absolute(settings.keys_file) if settings.keys_file is not None else None,
+            "audit_log": absolute(settings.audit_log) if settings.audit_log is not None else None,
             "s3_endpoint": settings.stores.s3.endpoint,  # as seen here: replicas elsewhere have another environment
             "s3_region": settings.stores.s3.region,
             "api_key_sha256": _digests(API_KEYS_VARIABLE, settings.api_key_sha256),

@@ -6,13 +6,14 @@ from typing import Any
 from fastapi import APIRouter
 
 from pipeline.base.errors import InputError
+from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import HttpError
 from serving.interface import RETRY_AFTER, get
 from serving.schemas import Alive, ErrorBody, ModelBody, Ready
 
 
-def state_routes(engine: Engine) -> APIRouter:
+def state_routes(engine: Engine, desk: Desk) -> APIRouter:
     router = APIRouter()
 
     @get(router, "/healthz", summary="The process answers")
@@ -30,6 +31,7 @@ def state_routes(engine: Engine) -> APIRouter:
         except (InputError, TimeoutError) as error:
             headers = {"Retry-After": str(settings.retry_after_s)}
             raise HttpError(503, "not_ready", "the model does not answer its probe", headers) from error
+        await desk.check_audit()
         return Ready(
             model=engine.model.info,
             max_bytes=settings.max_bytes,
@@ -38,8 +40,9 @@ def state_routes(engine: Engine) -> APIRouter:
             max_files=settings.max_files,
             max_request_bytes=settings.max_request_bytes,
             decode_timeout_s=settings.decode_timeout_s,
-            needs_api_key=bool(settings.api_key_sha256),
+            needs_api_key=settings.asks_key,
             refused=engine.news.refused,
+            keys_refused=desk.keys.broken,
         )
 
     @get(router, "/model", summary="The model that answers now, and whether it was shown to be better than chance")

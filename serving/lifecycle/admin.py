@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request
 
 from pipeline.base.errors import InputError
 from serving.agreed import Outcome
+from serving.desk import Desk
 from serving.errors import HttpError
-from serving.guard import check_key
+from serving.guard import given_keys
 from serving.interface import KEYS, RETRY_AFTER
 from serving.lifecycle.member import KeeperLost
 from serving.schemas import ErrorBody, Switched
@@ -24,12 +25,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def admin_routes(settings: ServingSettings, order: Callable[[str], Awaitable[Outcome]]) -> APIRouter:
+def admin_routes(settings: ServingSettings, desk: Desk, order: Callable[[str], Awaitable[Outcome]]) -> APIRouter:
     """`order` tells the keeper to `reload` or `rollback`. Answers when every replica has followed."""
     router = APIRouter(prefix="/admin")
 
     async def carried_out(request: Request, what: str) -> Switched:
-        check_key(request.headers, settings.admin_key_sha256)
+        desk.check(given_keys(request.headers), is_admin=True)
         try:
             async with asyncio.timeout(settings.request_timeout_s):
                 outcome = await order(what)

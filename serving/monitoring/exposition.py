@@ -52,6 +52,9 @@ class _Collected(Collector):
         yield GaugeMetricFamily(
             _PREFIX + "replicas_refusing", "replicas that did not take the model last asked for", state.refusing
         )
+        yield GaugeMetricFamily(
+            _PREFIX + "replicas_with_old_keys", "replicas that could not take the file of keys as it is", state.old_keys
+        )
         info = GaugeMetricFamily(
             _PREFIX + "model_info", "1 for each model that answers now", labels=("name", "version", "sha256")
         )

@@ -53,6 +53,7 @@ class Recorder:
     def __init__(self) -> None:
         self.events = 0  # rises with everything that is noted
         self._state = State()
+        self._has_old_keys = False
         self._waiting: list[Said] = []
         self._took_at = float("-inf")
         self._looks, self._looks_at = _AT_ONCE, time.monotonic()  # that may be had now: a token bucket
@@ -72,6 +73,11 @@ class Recorder:
         self._state.observe(REQUEST_SECONDS, (route,), seconds)
         if code is not None:
             self._state.count(ERRORS, (code, told))
+
+    def keys_changed(self, is_broken: bool) -> None:
+        """Whether the file of keys could not be taken as it is. In any thread."""
+        self._has_old_keys = is_broken
+        self.events += 1
 
     def stage(self, name: str, seconds: float) -> None:
         self._state.observe(STAGE_SECONDS, (name,), seconds)
@@ -130,4 +136,5 @@ class Recorder:
         return State(
             self._state.counts.copy(), histograms, self._drift, self._state.in_work,
             Counter() if answering is None else Counter([answering]), int(is_refusing),
+            int(self._has_old_keys),
         )  # fmt: skip

@@ -15,6 +15,8 @@ from ray.exceptions import RayActorError, RayError
 
 from serving import application_actor
 from serving.application_actor import end_with, find
+from serving.keys.budgets import Ask, Budgets, Share
+from serving.keys.purse import NoBudgets
 from serving.monitoring.gathered import Gathered
 from serving.monitoring.recorder import Recorder
 from serving.monitoring.state import State
@@ -22,16 +24,18 @@ from serving.monitoring.state import State
 log = logging.getLogger("ray.serve")
 _NAME = "counts"
 _PATIENCE_S = 10.0
+_LEASE_S = 4.0
 _EVERY_S = 1.0
 _SIGN_OF_LIFE_S = 5.0
 _ALONE_S = 60.0
 
 
 class GatheredActor(Gathered):
-    """That ends with its application."""
+    """That ends with its application. It hands out what keys may do as well: one process that knows all replicas."""
 
     def __init__(self, application: str) -> None:
         super().__init__()
+        self._budgets = Budgets()
         self._application = application
         self._watch: asyncio.Task[None] | None = None
 
@@ -43,6 +47,9 @@ class GatheredActor(Gathered):
 
     async def ask(self) -> State:
         return self.total()
+
+    async def lease(self, asked: Ask) -> Share:
+        return self._budgets.share(asked)
 
 
 class NotGathered(Exception):
@@ -72,6 +79,14 @@ class Sharing:
         total: State = await self._call("ask")
         return total
 
+    async def lease(self, asked: Ask) -> Share:
+        """A share of what a key may do. Raises NoBudgets."""
+        try:
+            share: Share = await self._call("lease", asked, patience_s=_LEASE_S)
+        except NotGathered as error:
+            raise NoBudgets(str(error)) from error
+        return share
+
     async def _tell_forever(self) -> None:
         told, told_at = -1, float("-inf")
         while True:
@@ -96,11 +111,11 @@ class Sharing:
                 told = -1
             await asyncio.sleep(_EVERY_S)
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: Any, patience_s: float = _PATIENCE_S) -> Any:
         try:
             if self._actor is None:
                 self._actor = await asyncio.to_thread(self._find)
-            return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), _PATIENCE_S)
+            return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), patience_s)
         except (RayError, TimeoutError, ValueError) as error:
             if isinstance(error, (RayActorError, ValueError)):
                 self._actor = None

@@ -72,6 +72,7 @@ class State:
     in_work: int = 0
     answering: Counter[Answering] = field(default_factory=Counter)  # replicas by their model
     refusing: int = 0  # replicas that did not take the model last asked for
+    old_keys: int = 0  # replicas that could not take the file of keys as it is
 
     def count(self, metric: Metric, labels: Labels) -> None:
         self.counts[metric.name, labels] += 1
@@ -94,12 +95,12 @@ class State:
             drift[of] = drift[of].added(counts) if of in drift else counts
         return State(
             self.counts + other.counts, histograms, recent(drift), self.in_work + other.in_work,
-            self.answering + other.answering, self.refusing + other.refusing,
+            self.answering + other.answering, self.refusing + other.refusing, self.old_keys + other.old_keys,
         )  # fmt: skip
 
     def history(self) -> "State":
         """What stays true of a replica that is no more."""
-        return replace(self, in_work=0, answering=Counter(), refusing=0)
+        return replace(self, in_work=0, answering=Counter(), refusing=0, old_keys=0)
 
 
 def added(states: Iterable[State]) -> State:

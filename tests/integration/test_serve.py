@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import itertools
+import json
 import logging
 import shutil
 import threading
@@ -22,6 +23,7 @@ from pipeline.base.cluster import connected
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import ModelFolder
 from serving.app import build
+from serving.keys.records import digest
 from serving.monitoring import sharing
 from tests.bundles import make_bundle, said_of
 from tests.servers import free_port
@@ -70,11 +72,13 @@ def expected(bundle: Bundle, images: list[bytes]) -> list[float]:
     return [said.probability for said in said_of(bundle, *images)]
 
 
-def send_all(url: str, images: list[bytes], timeout_s: float = 60) -> list[httpx.Response]:
+def send_all(
+    url: str, images: list[bytes], timeout_s: float = 60, headers: dict[str, str] | None = None
+) -> list[httpx.Response]:
     async def all_at_once() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=len(images))
         async with httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits) as http:
-            requests = (http.post("/predict", content=data, headers=JPEG) for data in images)
+            requests = (http.post("/predict", content=data, headers=JPEG | (headers or {})) for data in images)
             return list(await asyncio.gather(*requests))
 
     return asyncio.run(all_at_once())
@@ -301,3 +305,47 @@ def test_metrics_are_the_sum_over_replicas_also_after_one_was_killed(serve_url: 
     finally:
         serve.delete("counted")
         sharing.forget("counted")
+
+
+def test_a_quota_holds_over_replicas_and_outlives_one_and_who_counts(
+    serve_url: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Two replicas, one key: neither is asked for more than both may; each answer is on record once."""
+    import ray
+    from ray import serve
+
+    quota, url = 60, serve_url + "/limited"
+    (tmp_path / "keys").write_text(f"lab {digest('k')} images={quota}/day\nfree {digest('f')}\n")
+    guarded = {"keys_file": str(tmp_path / "keys"), "audit_log": str(tmp_path / "audit"), "cpus_per_replica": 0.1}
+    two = {"model": bundle.uri, "min_replicas": 2, "max_replicas": 2, **guarded}
+    serve.run(build(two), name="limited", route_prefix="/limited")
+
+    def ask(key: str = "k", times: int = 20) -> list[int]:
+        found = send_all(url, [picture("PNG", seed) for seed in range(times)], headers={"x-api-key": key})
+        return [answer.status_code for answer in found]
+
+    def is_refused() -> bool:
+        """Nobody counts for a moment (503), but nothing is answered that was not counted."""
+        found = ask(times=4)
+        assert 200 not in found
+        return set(found) == {429}
+
+    def named(begin: str) -> list[Any]:
+        found = ray.util.list_named_actors(all_namespaces=True)
+        return [ray.get_actor(**one) for one in found if one["name"].startswith(begin)]
+
+    try:
+        statuses = [status for _ in range(5) for status in ask()]
+        assert statuses.count(200) == quota and statuses.count(429) == 100 - quota
+        files = sorted((tmp_path / "audit").iterdir())
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        told = [line["request_id"] for line in lines if "event" not in line]
+        assert len(files) == 2 and len(told) == len(set(told)) == quota
+        ray.kill(named("counts-of-limited")[0], no_restart=False)  # Ray starts it anew; it knows nothing
+        until(is_refused, "replicas tell it what was spent")
+        ray.kill(named("SERVE_REPLICA::limited#")[0])
+        until(lambda: set(ask("f", 2)) == {200}, "the other replica answers")
+        until(is_refused, "who counts knows what the dead one had spent")
+    finally:
+        serve.delete("limited")
+        sharing.forget("limited")

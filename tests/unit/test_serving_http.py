@@ -455,7 +455,22 @@ def test_pages_forbid_everything_from_elsewhere(make: Callable[..., Engine]) -> 
 def test_openapi_names_every_status(make: Callable[..., Engine]) -> None:
     description = call(make(), "GET", "/openapi.json").json()
     statuses = set(description["paths"]["/predict"]["post"]["responses"])
-    assert {"200", "400", "401", "403", "406", "408", "409", "413", "415", "422", "500", "503", "504"} == statuses
+    assert {
+        "200",
+        "400",
+        "401",
+        "403",
+        "406",
+        "408",
+        "409",
+        "413",
+        "415",
+        "422",
+        "429",
+        "500",
+        "503",
+        "504",
+    } == statuses
 
 
 def test_openapi_tells_of_keys_where_they_are_asked_for(make: Callable[..., Engine]) -> None:

@@ -17,9 +17,10 @@ from pipeline import __version__
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.text import problems
 from serving.admission import Admission, Ticket
+from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import HttpError, from_rejection
-from serving.guard import check_key
+from serving.guard import admit
 from serving.intake import check_encoding, read_body
 from serving.interface import REQUEST_ID_PARAMETER, get, keys, reference, responses
 from serving.limits import at_once, in_time
@@ -54,7 +55,7 @@ _REQUEST_BODY = {
 }
 
 
-def oip_routes(engine: Engine, admission: Admission) -> APIRouter:
+def oip_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRouter:
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
     counted = Counted()
     _add_server(router, engine, admission)
@@ -65,7 +66,7 @@ def oip_routes(engine: Engine, admission: Admission) -> APIRouter:
 
     for place in ("/models/{name}", "/models/{name}/versions/{version}"):
         _add_model(router, engine, counted, place)
-        _add_infer(router, engine, admission, counted, place)
+        _add_infer(router, engine, desk, admission, counted, place)
     return router
 
 
@@ -139,7 +140,9 @@ def _add_model(router: APIRouter, engine: Engine, counted: Counted, place: str) 
         return counted.of(_asked_for(request, engine))
 
 
-def _add_infer(router: APIRouter, engine: Engine, admission: Admission, counted: Counted, place: str) -> None:
+def _add_infer(
+    router: APIRouter, engine: Engine, desk: Desk, admission: Admission, counted: Counted, place: str
+) -> None:
     @router.post(
         f"{place}/infer",
         summary="Predict images",
@@ -153,7 +156,7 @@ def _add_infer(router: APIRouter, engine: Engine, admission: Admission, counted:
 
         Either in JSON (encoded images as base64), or as binary data behind it. An image that is refused refuses all.
         """
-        check_key(request.headers, engine.settings.api_key_sha256)
+        visit = await admit(desk, request)
         check_encoding(request.headers)
         model = _asked_for(request, engine)
 
@@ -168,10 +171,11 @@ def _add_infer(router: APIRouter, engine: Engine, admission: Admission, counted:
         async def answer(body: bytes) -> Response:
             header = request.headers.get(HEADER_LENGTH)
             asked, images = await engine.decoding(read_request, body, header, model.info, engine.settings)
+            await visit.spend(len(images))
             return _response(asked, model.info, await _said(engine, model, images))
 
         with counted.request(model):
-            return await in_time(engine.settings, admission, read, answer)
+            return await in_time(engine.settings, admission, read, visit.recorded(answer))
 
 
 def _in_path(place: str) -> list[dict[str, Any]]:
