@@ -167,6 +167,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         found = _OURS.search(line)
         if found and not line.strip().startswith("#"):
             words = shlex.split(line[found.start() :], comments=True)
+            words = words[: words.index(">>")] if ">>" in words else words  # the shell's
             yield words[1:] if words[0] == "leukoray" else [words[2].removeprefix("jobs."), *words[3:]]
 
 
