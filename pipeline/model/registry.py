@@ -97,8 +97,9 @@ class ModelFolder:
         """Move the pointer when there is none, or when the bundle's metric is not worse than the one it names.
 
         A model of real images takes the place of one of synthetic images, whatever it is worth, and never the other
-        way round. Else one whose validation interval includes chance takes nobody's; one that was shown to be better than chance takes that of
-        one that was not. One run at a time does so: of two that end together neither judges by what the other replaces.
+        way round. Else one whose validation interval includes chance takes nobody's; one that was shown to be better
+        than chance takes that of one that was not. One run at a time does so: of two that end together neither judges
+        by what the other replaces.
         """
         with self.moving():
             verdict = self._judge(bundle)
