@@ -1,7 +1,8 @@
 """The Ray Serve application: `serving.app:build` for `serve run`, `serve deploy` and `leukoray serve`.
 
-A replica holds one engine and one FastAPI application. `args` and `user_config` (`{model: URI, threshold: T}`) say
-which model is wished; all replicas answer with the one that they agree on (`serving.lifecycle`).
+A replica holds one engine and one FastAPI application. `args` and `user_config` (`{model: URI, threshold: T, candidate:
+{...}}`) say which model is wished, and which one is on trial; all replicas answer with what they agree on
+(`serving.lifecycle`).
 """
 
 import functools
@@ -14,7 +15,7 @@ from ray.serve.metrics import Gauge
 
 from pipeline.base.errors import UsageError
 from pipeline.storage.uris import absolute
-from serving.agreed import News, Wish
+from serving.agreed import CandidateWish, News, Wish
 from serving.decoder_process import ProcessDecoder
 from serving.desk import Desk, check_guards
 from serving.engine import Engine
@@ -60,15 +61,20 @@ class LeukorayReplica:
         try:
             choice = read_choice(user_config)
             asked = Wish(model=absolute(choice.model or self._settings.model), threshold=choice.threshold)
+            candidate = _located(choice.candidate)
         except UsageError as error:
             await self._member.ask(str(error))
         else:
-            await self._member.ask(asked)
+            await self._member.ask(asked, candidate)
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose model stops answering, or that can no longer follow the others."""
         self._member.check()
         await self._engine.check()
+
+
+def _located(candidate: CandidateWish | None) -> CandidateWish | None:
+    return candidate and candidate.model_copy(update={"model": absolute(candidate.model)})
 
 
 class _Gauges:

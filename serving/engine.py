@@ -7,22 +7,25 @@ threads. A request keeps the model it started with, so a swap never mixes two mo
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import Code, ImageRejected, InputError, Stage
+from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.images.load import LoadedImage
 from pipeline.model.prediction import Prediction
 from serving.agreed import News, Order
 from serving.audit import notes
 from serving.audit.notes import ImageNote
+from serving.candidate import Candidate, CandidateFailed
 from serving.decoding import Decoding, LargeDecoder
 from serving.errors import HttpError
+from serving.forward import Answer, Waiting, predict_waiting
 from serving.gate import Gate
 from serving.model import LoadedModel, to_answer
 from serving.monitoring.recorder import Recorder
@@ -33,14 +36,6 @@ from serving.settings import ServingSettings
 log = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
 _PROBE_IS_FRESH_S = 2.0
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """One decoded image on its way to the model that its request started with."""
-
-    model: LoadedModel
-    pixels: NDArray[np.uint8]  # (S, S, 3), RGB
 
 
 class NoMap(Exception):
@@ -54,7 +49,6 @@ class Mapped(NamedTuple):
     peak: float  # in logits; 0: no place speaks for the class
 
 
-Answer = Prediction | ImageRejected
 # Turns the engine's function of many images into a function of one that is called with others; serve.batch is one.
 Batcher = Callable[[Callable[[list[Waiting]], Awaitable[list[Answer]]]], Callable[[Waiting], Awaitable[Answer]]]
 
@@ -78,7 +72,10 @@ class Engine:
         self._decoding = Decoding(settings, self.recorder, large)
         self._forward = ThreadPoolExecutor(1, "forward")
         self._mapping = ThreadPoolExecutor(1, "map")  # its session is opened when a map is first asked for
+        self._apart = ThreadPoolExecutor(1, "candidate")  # a slow one holds up none of the others
         self._predict = batcher(self._run_batch) if batcher else self._run_alone
+        self._predict_apart = batcher(self._run_batch_apart) if batcher else self._run_alone_apart
+        self.candidate = Candidate(settings, self.recorder)
         self._probed_at = time.monotonic()
 
     @property
@@ -100,10 +97,15 @@ class Engine:
             log.error("model refused, the one that answers stays: %s", news.refused)
         self.news = news
 
+    async def by_share(self, key: str, answer: Callable[[LoadedModel], Awaitable[_T]]) -> _T:
+        """`answer` by the model that is to answer the request of this key, the candidate's share among them."""
+        agreed = self.model
+        return await self.candidate.answered(self.candidate.chosen(key, agreed), agreed, answer)
+
     async def answer(self, model: LoadedModel, data: bytes) -> ImageAnswer:
         """Decode and predict one encoded image. Raises ImageRejected, and HttpError 503 where there is no room."""
         loaded = await self.load(model, data)
-        return to_answer(model, await self.predict(model, loaded.pixels), loaded, len(data))
+        return to_answer(model, await self.predict(model, loaded.pixels, data), loaded, len(data))
 
     async def load(self, model: LoadedModel, data: bytes, size: int | None = None) -> LoadedImage:
         """Decode one encoded image, to the model's size or another. Raises as `answer`."""
@@ -120,23 +122,36 @@ class Engine:
         return await self._decoding.beside(work, *arguments)
 
     async def map_of(self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:
-        """Where a decoded image speaks for a class, by a thread for that. Raises NoMap where the model cannot tell."""
-        return await asyncio.get_running_loop().run_in_executor(self._mapping, _map_of, model, pixels, class_name)
+        """Where a decoded image speaks for a class, by a thread for that. Raises NoMap where the model cannot tell,
+        CandidateFailed where that is the candidate."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._mapping, _map_of, model, pixels, class_name)
+        except NoMap as error:
+            if model.is_candidate:
+                raise CandidateFailed(str(error)) from error
+            raise
 
-    async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8]) -> Prediction:
-        """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size. Raises ImageRejected."""
+    async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8], data: bytes | None = None) -> Prediction:
+        """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size; `data`: as it was sent.
+
+        Raises ImageRejected, and CandidateFailed where it is the candidate that gives no answer.
+        """
         note = notes.image() or await self._noted(pixels)
         asked = time.perf_counter()
-        answer = await self._predict(Waiting(model, pixels))
+        lane = self._predict_apart if model.is_candidate else self._predict
+        said, seconds = await lane(Waiting(model, pixels))
         self.recorder.stage("predict", time.perf_counter() - asked)
-        if isinstance(answer, ImageRejected):
-            self._refused(note, str(answer.code))
-            raise answer
+        if isinstance(said, ImageRejected):
+            if model.is_candidate:
+                raise CandidateFailed(said.message)
+            self._refused(note, str(said.code))
+            raise said
         if note is not None:
-            note.predicted(answer, model.info.name, model.info.version, model.info.sha256)
-        if self.recorder.predicted(model.info.sha256, model.predictor.info, answer, pixels):
+            note.predicted(said, model.info.name, model.info.version, model.info.sha256)
+        if self.recorder.predicted(model.info.sha256, model.predictor.info, said, pixels):
             self._settling = self._decoding.later(self.recorder.settle, self.recorder.take())
-        return answer
+        self.candidate.seen(model, self.model, said, seconds, pixels, data)
+        return said
 
     async def _noted(self, data: bytes | NDArray[np.uint8]) -> ImageNote | None:
         """A note of an image, where the request is put on record."""
@@ -164,14 +179,27 @@ class Engine:
         await asyncio.wait([last, *before])  # which does not end them where whoever asks is gone
         info = None if self._model is None else self._model.info
         answering = None if info is None else Answering(info.name, info.version, info.sha256)
-        return self.recorder.state(answering, is_refusing=self.news.refused is not None)
+        state = self.recorder.state(answering, is_refusing=self.news.refused is not None)
+        trial, ended = self.candidate.trial, self.news.trials.last
+        return replace(
+            state,
+            trying=Counter() if trial is None else Counter([trial]),
+            ended=Counter() if ended is None else Counter([ended]),
+        )
 
     async def _run_batch(self, waiting: list[Waiting]) -> list[Answer]:
         self.recorder.batch(len(waiting))
-        return await asyncio.get_running_loop().run_in_executor(self._forward, _predict_waiting, waiting)
+        return await asyncio.get_running_loop().run_in_executor(self._forward, predict_waiting, waiting)
+
+    async def _run_batch_apart(self, waiting: list[Waiting]) -> list[Answer]:
+        self.recorder.batch(len(waiting))
+        return await asyncio.get_running_loop().run_in_executor(self._apart, predict_waiting, waiting)
 
     async def _run_alone(self, waiting: Waiting) -> Answer:
         return (await self._run_batch([waiting]))[0]
+
+    async def _run_alone_apart(self, waiting: Waiting) -> Answer:
+        return (await self._run_batch_apart([waiting]))[0]
 
     async def check(self) -> None:
         """Make the current model answer the probe, unless it just did. Raises InputError."""
@@ -185,21 +213,3 @@ def _map_of(model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> M
         raise NoMap(why_not)
     maps, peaks = model.predictor.maps([pixels], [class_name])
     return Mapped(maps[0], float(peaks[0]))
-
-
-def _predict_waiting(waiting: list[Waiting]) -> list[Answer]:
-    """One forward pass a model; right after a swap a batch can hold images for two."""
-    failed = (ImageRejected(Code.PREDICT_FAILED, "the model failed on this image", Stage.PREDICT) for _ in waiting)
-    answers: list[Answer] = list(failed)
-    for model in {id(item.model): item.model for item in waiting}.values():
-        places = [place for place, item in enumerate(waiting) if item.model is model]
-        started = time.perf_counter_ns()
-        try:
-            said = model.predictor.predict_each([waiting[place].pixels for place in places])
-        except Exception:
-            log.exception("the forward pass failed")
-            continue
-        model.work.count(len(places), time.perf_counter_ns() - started)
-        for place, answer in zip(places, said, strict=True):
-            answers[place] = answer
-    return answers

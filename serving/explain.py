@@ -78,7 +78,7 @@ def _drawn(shown: NDArray[np.uint8], mapped: Mapped, about: dict[str, Any]) -> b
 
 async def _mapped(engine: Engine, model: LoadedModel, data: bytes) -> tuple[LoadedImage, Prediction, str, Mapped]:
     loaded = await engine.load(model, data)
-    said = await engine.predict(model, loaded.pixels)
+    said = await engine.predict(model, loaded.pixels, data)
     class_name = mapped_class(model.predictor.info, said)
     try:
         return loaded, said, class_name, await engine.map_of(model, loaded.pixels, class_name)
@@ -111,14 +111,17 @@ def explain_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRoute
 
         async def answer(data: bytes) -> Response:
             await visit.spend(1)
-            model = engine.model
-            try:
-                if not wants_json(request.headers):
-                    return Response(await drawn(engine, model, data), media_type="image/png")
-                said = await explained(engine, model, data)
-            except ImageRejected as error:
-                raise from_rejection(error) from error
-            return prediction_response(request, model, said, started)
+
+            async def by(model: LoadedModel) -> Response:
+                try:
+                    if not wants_json(request.headers):
+                        return Response(await drawn(engine, model, data), media_type="image/png")
+                    said = await explained(engine, model, data)
+                except ImageRejected as error:
+                    raise from_rejection(error) from error
+                return prediction_response(request, model, said, started)
+
+            return await engine.by_share(request.state.request_id, by)
 
         return await in_time(engine.settings, admission, read, visit.recorded(answer))
 

@@ -1,5 +1,7 @@
 """A bundle in memory that has proved itself, ready to be swapped in."""
 
+import contextlib
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -37,6 +39,9 @@ class LoadedModel:
     info: ModelInfo
     card: str = ""  # Markdown; empty: the bundle has none that is true of it
     work: Work = field(default_factory=Work)
+    is_candidate: bool = False  # on trial beside the one that answers
+    is_in_one_thread: bool = True  # a pass computes in the thread that calls it
+    passing: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)  # around a pass
 
 
 def load_model(uri: str, settings: ServingSettings, threshold: float | None = None) -> LoadedModel:
@@ -56,7 +61,14 @@ def load_bundle(bundle: Bundle, settings: ServingSettings) -> LoadedModel:
         sha256=predictor.model_sha256, better_than_chance=None if judged is None else judged.is_shown, **record
     )
     predictor.prove()
-    return LoadedModel(predictor, info, _card(bundle))
+    is_on_cpu = predictor.engine == "onnx"
+    return LoadedModel(
+        predictor,
+        info,
+        _card(bundle),
+        is_in_one_thread=is_on_cpu and settings.threads == 1,
+        passing=contextlib.nullcontext() if is_on_cpu else threading.Lock(),  # a GPU takes one at a time
+    )
 
 
 def _card(bundle: Bundle) -> str:

@@ -46,7 +46,8 @@ _SUBJECT = {
     "name": "subject",
     "in": "query",
     "required": False,
-    "description": "with fhir and hl7: an opaque id of whom the images are of; comes back in the answer, never logged",
+    "description": "an opaque id of whom the images are of: all of them get one model where two are on trial; with "
+    "fhir and hl7 it comes back in the answer; never logged",
     "schema": {"type": "string", "pattern": SUBJECT},
 }
 _OUTCOME = {FHIR_JSON: {"schema": reference(FhirResource)}}
@@ -90,11 +91,15 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
 
         async def answer(body: bytes | list[ReceivedFile]) -> Response:
             await visit.spend(1 if isinstance(body, bytes) else len(body))
-            if form != "json":
-                return await _answer_clinical(request, engine, answer_one, body, form, subject)
-            if isinstance(body, bytes):
-                return await _answer_image(request, engine.model, answer_one, body, started)
-            return await _answer_files(request, engine, answer_one, body, started)
+
+            async def by(model: LoadedModel) -> Response:
+                if form != "json":
+                    return await _answer_clinical(request, engine, model, answer_one, body, form, subject)
+                if isinstance(body, bytes):
+                    return await _answer_image(request, model, answer_one, body, started)
+                return await _answer_files(request, engine, model, answer_one, body, started)
+
+            return await engine.by_share(subject or request.state.request_id, by)
 
         return await in_time(settings, admission, read, visit.recorded(answer))
 
@@ -130,9 +135,13 @@ async def _answer_image(
 
 
 async def _answer_files(
-    request: Request, engine: Engine, answer_one: _Answering, files: list[ReceivedFile], started: float
+    request: Request,
+    engine: Engine,
+    model: LoadedModel,
+    answer_one: _Answering,
+    files: list[ReceivedFile],
+    started: float,
 ) -> Response:
-    model = engine.model
     request_id = str(request.state.request_id)
     outcomes = await at_once(lambda file: _answer_file(engine, model, file, answer_one), files)
     results, errors = [], []
@@ -158,6 +167,7 @@ async def _answer_files(
 async def _answer_clinical(
     request: Request,
     engine: Engine,
+    model: LoadedModel,
     answer_one: _Answering,
     body: bytes | list[ReceivedFile],
     form: Format,
@@ -167,7 +177,6 @@ async def _answer_clinical(
 
     A file that the service failed on makes no report: it would tell of fewer cells, as if the file were no image.
     """
-    model = engine.model
     files = [ReceivedFile("", len(body), body)] if isinstance(body, bytes) else body
     outcomes = await at_once(lambda file: _answer_file(engine, model, file, answer_one), files)
     errors = [outcome for outcome in outcomes if isinstance(outcome, HttpError)]

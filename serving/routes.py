@@ -6,7 +6,7 @@ GET  /healthz   the process answers      GET /readyz   the model answers
 GET  /metrics   counts for Prometheus
 GET  /model     which model, and whether it was shown to be better than chance
      /v2...     the Open Inference Protocol
-POST /admin/reload, /admin/rollback   where administrators have keys
+POST /admin/...  orders, where administrators have keys
 GET  /          the page                 GET /docs     this interface; /openapi.json for programs
 """
 
@@ -71,7 +71,7 @@ def create_app(
     app.include_router(prediction_routes(engine, desk, admission))
     app.include_router(explain_routes(engine, desk, admission))
     app.include_router(oip_routes(engine, desk, admission))
-    app.include_router(state_routes(engine, desk))
+    app.include_router(state_routes(engine, desk, total or engine.counts))
     app.include_router(metrics_routes(engine.settings, desk, total or engine.counts))
     if order is not None and engine.settings.may_have_admins:
         app.include_router(admin_routes(engine.settings, desk, order))

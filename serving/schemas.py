@@ -8,7 +8,8 @@ from typing_extensions import TypeAliasType
 from pipeline.model.chance import AgainstChance
 from pipeline.model.reference import OodRule
 from pipeline.model.review import ReviewRule
-from serving.agreed import Follows
+from serving.agreed import Ended, Follows
+from serving.rule import Rule, Verdict
 
 NOTICE = "Research software, not a medical device."
 
@@ -113,17 +114,42 @@ class ModelInfo(_Body):
     )
 
 
+class CandidateBody(_Body):
+    """The model on trial beside the one that answers. `verdict`: of the counts of all replicas, at this moment."""
+
+    trial: str = Field(description="as the label of its metrics")
+    name: str
+    version: str
+    sha256: str
+    stage: Literal["loading", "shadow", "canary"] = Field(description="canary: it answers a share of requests")
+    share: float
+    since: str = Field(description="when every replica had it; before, when loading began; ISO 8601, UTC")
+    rule: Rule | None = Field(None, description="null: people promote or drop it")
+    verdict: Verdict | None = Field(None, description="null: no rule, or the counts cannot be had now")
+
+
+class CandidateState(_Body):
+    """What there is of candidates. All null: none was asked for."""
+
+    now: CandidateBody | None = None
+    refused: str | None = Field(default=None, description="why the candidate that is asked for is not on trial")
+    last: Ended | None = Field(default=None, description="how the last trial ended")
+
+
 class ModelBody(ModelInfo):
     """`against_chance` says what `better_than_chance` rests on; `against_chance_text` says it in a sentence."""
 
     against_chance: AgainstChance | None = None
     against_chance_text: str | None = None
     generation: int | None = Field(None, description="rises with every change; the same in all replicas")
-    cause: str | None = Field(None, description="of the last change: configuration, best.json, reload or rollback")
+    cause: str | None = Field(
+        None, description="configuration, best.json, reload, rollback or promotion: of the last change"
+    )
     since: str | None = Field(None, description="when it was agreed on, ISO 8601, UTC")
     refused: str | None = Field(None, description="why the model last asked for was not taken")
     follows: Follows | None = Field(None, description="the pointer of a registry that is followed; null: none")
     card: str | None = Field(None, description="model card as published, Markdown; null: none that is true of it")
+    candidate: CandidateState = CandidateState()
     notice: str = NOTICE
 
 
@@ -187,6 +213,7 @@ class Ready(_Body):
     needs_api_key: bool
     refused: str | None = None
     keys_refused: str | None = Field(None, description="why the file of keys was not taken; the keys before it count")
+    candidate: CandidateState = CandidateState()
     notice: str = NOTICE
 
 

@@ -17,6 +17,7 @@ from pipeline.images.load import Limits
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings
 from pipeline.storage.uris import absolute
+from serving.agreed import CandidateWish
 
 API_KEYS_VARIABLE = "LEUKORAY_API_KEYS"
 ADMIN_KEYS_VARIABLE = "LEUKORAY_ADMIN_KEYS"
@@ -156,6 +157,7 @@ class ModelChoice(BaseModel):
         default=None, min_length=1, description="bundle folder or registry, local path or s3:// URI"
     )
     threshold: float | None = Field(default=None, ge=0, le=1, description="instead of the bundle's own")
+    candidate: CandidateWish | None = Field(default=None, description="another model, on trial beside it")
 
 
 def read_choice(user_config: dict[str, Any] | None) -> ModelChoice:

@@ -1,6 +1,8 @@
 """GET /healthz, /readyz and /model: whether the process answers, whether the model does, and which it is."""
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,10 +12,14 @@ from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import HttpError
 from serving.interface import RETRY_AFTER, get
-from serving.schemas import Alive, ErrorBody, ModelBody, Ready
+from serving.monitoring.comparison import verdict
+from serving.monitoring.sharing import NotGathered
+from serving.monitoring.state import State
+from serving.schemas import Alive, CandidateBody, CandidateState, ErrorBody, ModelBody, Ready
 
 
-def state_routes(engine: Engine, desk: Desk) -> APIRouter:
+def state_routes(engine: Engine, desk: Desk, total: Callable[[], Awaitable[State]]) -> APIRouter:
+    """`total` gives the counts of all replicas; it may raise NotGathered."""
     router = APIRouter()
 
     @get(router, "/healthz", summary="The process answers")
@@ -43,6 +49,7 @@ def state_routes(engine: Engine, desk: Desk) -> APIRouter:
             needs_api_key=settings.asks_key,
             refused=engine.news.refused,
             keys_refused=desk.keys.broken,
+            candidate=_candidate(engine, None),
         )
 
     @get(router, "/model", summary="The model that answers now, and whether it was shown to be better than chance")
@@ -50,7 +57,10 @@ def state_routes(engine: Engine, desk: Desk) -> APIRouter:
         current, news = engine.model, engine.news
         judged = current.predictor.info.against_chance
         text = None if judged is None else str(judged)
-        agreed = news.agreed
+        agreed, trial, counts = news.agreed, news.trials.current, None
+        if trial is not None and trial.wish.rule is not None:
+            with contextlib.suppress(NotGathered):  # told as null
+                counts = await total()
         return ModelBody(
             **dict(current.info),
             against_chance=judged,
@@ -61,6 +71,26 @@ def state_routes(engine: Engine, desk: Desk) -> APIRouter:
             refused=news.refused,
             follows=news.follows,
             card=current.card or None,
+            candidate=_candidate(engine, counts),
         )
 
     return router
+
+
+def _candidate(engine: Engine, counts: State | None) -> CandidateState:
+    """As the keeper last said; with a verdict where there are counts for it."""
+    trials = engine.news.trials
+    trial, now = trials.current, None
+    if trial is not None:
+        now = CandidateBody(
+            trial=trial.id,
+            name=trial.chosen.name,
+            version=trial.chosen.version,
+            sha256=trial.chosen.sha256,
+            stage=trial.stage,
+            share=trial.wish.share,
+            since=trial.since,
+            rule=trial.wish.rule,
+            verdict=None if counts is None else verdict(counts, trial),
+        )
+    return CandidateState(now=now, refused=trials.refused, last=trials.last)

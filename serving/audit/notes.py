@@ -58,6 +58,12 @@ class Notes:
         _IMAGE.set(note)
         return note
 
+    def begin_anew(self) -> None:
+        """The request is answered from its beginning by another model: what the first one said goes to nobody."""
+        for image in self.images:
+            image.error_code = image.error_code or "not_answered"  # no note to be filled in
+        self.images.clear()
+
     def lines(self, status: int | None) -> list[str]:
         """JSON, one an image. `status`: of the answer, None where the client left before."""
         about = {

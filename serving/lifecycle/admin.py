@@ -1,4 +1,6 @@
-"""POST /admin/reload and /admin/rollback, for who has an administrator's key; without such keys they are not there."""
+"""POST /admin/reload, /rollback, /candidate/promote, /candidate/drop, for who has an administrator's key; without such
+keys they are not there.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,26 +9,28 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from pipeline.base.errors import InputError
-from serving.agreed import Outcome
+from serving.agreed import KeeperLost, Outcome
 from serving.desk import Desk
 from serving.errors import HttpError
 from serving.guard import given_keys
 from serving.interface import KEYS, RETRY_AFTER
-from serving.lifecycle.member import KeeperLost
 from serving.schemas import ErrorBody, Switched
 from serving.settings import ServingSettings
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorBody, "description": "no key"},
     403: {"model": ErrorBody, "description": "a key that is no administrator's"},
-    409: {"model": ErrorBody, "description": "the model was refused, or there is none to go back to"},
+    409: {
+        "model": ErrorBody,
+        "description": "the model was refused, or there is none to go back to, or to promote or drop",
+    },
     503: {"model": ErrorBody, "description": "nobody decides just now", "headers": RETRY_AFTER},
     504: {"model": ErrorBody, "description": "not decided in time, as where the store does not answer; it goes on"},
 }
 
 
 def admin_routes(settings: ServingSettings, desk: Desk, order: Callable[[str], Awaitable[Outcome]]) -> APIRouter:
-    """`order` tells the keeper to `reload` or `rollback`. Answers when every replica has followed."""
+    """`order` tells the keeper to `reload`, `rollback`, `promote` or `drop`. Answers when all have followed."""
     router = APIRouter(prefix="/admin")
 
     async def carried_out(request: Request, what: str) -> Switched:
@@ -60,5 +64,20 @@ def admin_routes(settings: ServingSettings, desk: Desk, order: Callable[[str], A
     async def rollback(request: Request) -> Switched:
         """It stays until best.json or the configuration changes, or /admin/reload."""
         return await carried_out(request, "rollback")
+
+    @router.post(
+        "/candidate/promote",
+        summary="Take the candidate, whatever its rule says",
+        responses=_RESPONSES,
+        dependencies=KEYS,
+    )
+    async def promote(request: Request) -> Switched:
+        """It stays until best.json or the configuration changes, or /admin/reload; /admin/rollback goes back."""
+        return await carried_out(request, "promote")
+
+    @router.post("/candidate/drop", summary="End the candidate's trial", responses=_RESPONSES, dependencies=KEYS)
+    async def drop(request: Request) -> Switched:
+        """It does not begin again until the configuration asks otherwise, or /admin/reload."""
+        return await carried_out(request, "drop")
 
     return router

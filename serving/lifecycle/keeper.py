@@ -5,37 +5,28 @@ that answer, and follows best.json.
 """
 
 import asyncio
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipeline.base.errors import InputError, LeukorayError
+from pipeline.base.errors import InputError
 from pipeline.model.bundle import Bundle
-from pipeline.model.predictor import Predictor
-from pipeline.model.registry import pointer_of, resolve
 from pipeline.storage.types import StoreError
-from serving.agreed import Agreed, Chosen, Follows, Joined, News, Order, Outcome, Report, Wish
+from serving.agreed import Agreed, CandidateWish, Chosen, Follows, Joined, News, Order, Outcome, Report, Trial, Wish
 from serving.lifecycle import switch
+from serving.lifecycle.finding import Found, digest, find, read
+from serving.lifecycle.finding import reason as why
 from serving.lifecycle.switch import POLL_S, Switch
+from serving.lifecycle.trials import By, TrialDesk
+from serving.rule import Verdict
 from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
 TRY_AGAIN_S = 60.0  # a refused model, whose store may have been out
-ROLLBACK = "rollback"
+ROLLBACK, PROMOTION = "rollback", "promotion"
 _RECALL_S = 6.0  # how long running replicas are waited for after the keeper itself was lost
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A model that proved itself, and the pointer that it was found by (empty: none)."""
-
-    bundle: Bundle  # with its files
-    best_json: str
-    pointer: str
 
 
 class Keeper:
@@ -44,6 +35,7 @@ class Keeper:
     def __init__(self, has_running: Callable[[], Awaitable[bool]]) -> None:
         self._has_running = has_running
         self._switch = Switch()
+        self.trials = TrialDesk(self._switch.wake)
         self._settings: ServingSettings | None = None
         self._agreed: Agreed | None = None
         self._asked: Wish | str | None = None  # by the configuration; a text: what is wrong with it
@@ -59,13 +51,18 @@ class Keeper:
 
     # ---- what members ask ---------------------------------------------------------------------------------------
 
-    async def join(self, settings: ServingSettings, asked: Wish | str) -> Joined:
-        """A member tells what its configuration asks for, and gets what is agreed once that is decided."""
+    async def join(
+        self, settings: ServingSettings, asked: Wish | str, candidate: CandidateWish | None = None
+    ) -> Joined:
+        """A member tells what its configuration asks for, and gets what is agreed once that is decided. A candidate is
+        looked at later (`tend`): no start waits for it."""
         async with self._deciding:
             self._settings = settings
             await self._recall()
             if asked != self._asked:
                 await self._consider(asked)
+            if isinstance(asked, Wish):
+                self.trials.ask(candidate)
             return Joined(agreed=self._agreed, refused=self._refused)
 
     async def bundle(self, generation: int) -> Bundle:
@@ -81,21 +78,34 @@ class Keeper:
     async def news(self, member: str, report: Report, patience_s: float = POLL_S) -> News:
         """What the member is to do, as soon as there is something; after `patience_s` at the latest."""
         self._learn(report)
+        self.trials.learn(report.trials)
         self._switch.hear(member, report)
         if self._agreed is not None and self._agreed.generation == report.generation and not self._given.is_set():
             return self._news(Order.GIVE, report.generation)
-        order, generation = await self._switch.order(member, patience_s, lambda: report.told != self._told)
+
+        def has_news() -> bool:
+            return (report.told, report.trials.revision) != (self._told, self.trials.now.revision)
+
+        order, generation = await self._switch.order(member, patience_s, has_news)
         return self._news(order, generation)
 
     async def tell(self, member: str, report: Report) -> None:
         """A report between two questions."""
         self._switch.hear(member, report)
 
-    async def give(self, settings: ServingSettings, generation: int, bundle: Bundle) -> None:
-        """A member hands over what the keeper lost."""
+    async def give(
+        self, settings: ServingSettings, generation: int, bundle: Bundle, candidate: tuple[str, Bundle] | None = None
+    ) -> None:
+        """A member hands over what the keeper lost, the candidate of a trial as well where it has one."""
         self._settings = self._settings or settings
+        if candidate is not None:
+            self.trials.given(*candidate)
         if self._agreed is not None and generation == self._agreed.generation:
             self._keep(generation, bundle)
+
+    async def candidate(self, trial: str) -> Bundle:
+        """The candidate of a trial with its files. Raises InputError where it is on trial no more."""
+        return await self.trials.bundle(trial, lambda chosen: asyncio.to_thread(self._read, chosen))
 
     # ---- what administrators order --------------------------------------------------------------------------------
 
@@ -103,22 +113,40 @@ class Keeper:
         """Look again at what the configuration names, and take it."""
         async with self._deciding:
             await self._recall()
-            agreed = self._known()
+            agreed = self.known()
             if isinstance(self._asked, Wish):
                 await self._take_wish(self._asked, "reload")
+            self.trials.ask(self.trials.now.asked, is_anew=True)
             return self._outcome(agreed, self._refused)
 
     async def rollback(self) -> Outcome:
         """Take the model from before the last change. It stays until the next change of best.json or configuration."""
         async with self._deciding:
             await self._recall()
-            agreed = self._known()
+            agreed = self.known()
             if agreed.before is None:
                 return self._outcome(agreed, "nothing to go back to: no earlier model of this service is known")
             return self._outcome(agreed, await self._take_before(agreed.before))
 
+    async def promote(self) -> Outcome:
+        """Take the candidate, whatever its rule says."""
+        async with self._deciding:
+            await self._recall()
+            agreed = self.known()
+            return self._outcome(agreed, await self._promote("administrator", "ordered"))
+
+    async def drop(self) -> Outcome:
+        """End the trial. It does not begin again until the configuration asks otherwise, or `reload`."""
+        async with self._deciding:
+            await self._recall()
+            agreed, trial = self.known(), self.trials.now.current
+            if trial is None:
+                return self._outcome(agreed, "there is no candidate")
+            self.trials.end("dropped", "administrator", "ordered")
+            return self._outcome(agreed, None)
+
     def _outcome(self, before: Agreed, refused: str | None) -> Outcome:
-        now = self._known()
+        now = self.known()
         return Outcome(has_changed=now.generation != before.generation, refused=refused, agreed=now)
 
     # ---- what time brings -----------------------------------------------------------------------------------------
@@ -133,8 +161,25 @@ class Keeper:
                 await self._take_wish(self._asked, "configuration")
             await self._look_at_pointer()
 
+    def bring_on_trial(self) -> Trial | None:
+        """The candidate that may be judged now, after what members said of it."""
+        is_all_heard = time.monotonic() > self._learned_at + switch.GONE_S
+        known = self._bundles.get(self.known().generation)
+        reports = self._switch.reports() if is_all_heard else []
+        return self.trials.tend(self.known(), None if known is None else known.info, reports)
+
+    async def decide(self, trial: Trial, found: Verdict) -> None:
+        """As the rule of a trial says."""
+        async with self._deciding:
+            if self.trials.now.current != trial:  # ended, or asked otherwise, meanwhile
+                return
+            if found.decision == "drop":
+                self.trials.end("dropped", "rule", found.reason, found)
+            elif reason := await self._promote("rule", found.reason, found):
+                self.trials.end("dropped", "rule", f"its rule is met, but it was not taken: {reason}", found)
+
     async def _look_at_pointer(self) -> None:
-        agreed, every_s = self._known(), self._set().follow_s
+        agreed, every_s = self.known(), self._set().follow_s
         if not (agreed.best_json and every_s and isinstance(self._asked, Wish)):
             self._tell(self._refused, None)
             return
@@ -146,7 +191,7 @@ class Keeper:
         looked_at = _now() if error is None else (self._follows.looked_at if self._follows else None)
         follows = Follows(uri=agreed.best_json, every_s=every_s, looked_at=looked_at, error=error)
         self._tell(self._refused, follows)
-        if content is not None and _digest(content) != agreed.pointer:
+        if content is not None and digest(content) != agreed.pointer:
             await self._take_wish(self._asked, "best.json")
 
     # ---- deciding, under the lock -----------------------------------------------------------------------------------
@@ -166,9 +211,9 @@ class Keeper:
         """Take what a wish means now, or say why not. Whatever is wrong with it, the model that answers goes on."""
         self._tried_at = time.monotonic()
         try:
-            found = await asyncio.to_thread(self._find, wish)
+            found = await asyncio.to_thread(self.find, wish)
         except Exception as error:
-            self._refuse(_reason(wish.model, error))
+            self._refuse(why(wish.model, error))
             await self._note_pointer()
             return
         reason = await self._take(found, wish.threshold, cause)
@@ -181,11 +226,28 @@ class Keeper:
         try:
             bundle = known[0] if known else await asyncio.to_thread(self._read, chosen)
         except Exception as error:
-            return _reason(chosen.uri, error)
-        agreed = self._known()
-        return await self._take(_Found(bundle, agreed.best_json, agreed.pointer), chosen.threshold, ROLLBACK)
+            return why(chosen.uri, error)
+        agreed = self.known()
+        return await self._take(Found(bundle, agreed.best_json, agreed.pointer), chosen.threshold, ROLLBACK)
 
-    async def _take(self, found: _Found, threshold: float | None, cause: str) -> str | None:
+    async def _promote(self, by: By, reason: str, found: Verdict | None = None) -> str | None:
+        """None, or why the candidate cannot be taken."""
+        agreed, trial = self.known(), self.trials.now.current
+        if trial is None:
+            return "there is no candidate"
+        if not trial.is_running or trial.against != agreed.chosen.sha256:
+            return f"candidate {trial.chosen.version} is not loaded by every replica yet"
+        try:
+            bundle = await self.candidate(trial.id)
+        except Exception as error:
+            return why(trial.chosen.uri, error)
+        seen = Found(bundle, agreed.best_json, agreed.pointer)
+        refused = await self._take(seen, trial.chosen.threshold, PROMOTION)
+        if refused is None:
+            self.trials.end("promoted", by, reason, found)
+        return refused
+
+    async def _take(self, found: Found, threshold: float | None, cause: str) -> str | None:
         """None, or why the members cannot follow."""
         agreed, info = self._agreed, found.bundle.info
         chosen = Chosen(
@@ -234,25 +296,14 @@ class Keeper:
         except (StoreError, OSError):
             return  # looked at again
         if content is not None:
-            self._agreed = agreed.model_copy(update={"pointer": _digest(content)})
+            self._agreed = agreed.model_copy(update={"pointer": digest(content)})
 
-    def _find(self, wish: Wish) -> _Found:
-        """Resolve, read and prove; in a thread. Raises what is wrong with it."""
-        stores = self._set().stores
-        bundle = resolve(wish.model, stores)
-        path = pointer_of(wish.model, bundle)
-        content = stores.read_if_there(path) if path else None
-        # a pointer that moved since then is looked at again
-        is_of_it = content is not None and bundle.info.version.encode() in content
-        pointer = _digest(content) if content is not None and is_of_it else ""
-        return _Found(_proved(bundle.with_threshold(wish.threshold)), path, pointer)
+    def find(self, wish: Wish | CandidateWish) -> Found:
+        """Blocking. Raises what is wrong with it."""
+        return find(wish, self._set().stores)
 
     def _read(self, chosen: Chosen) -> Bundle:
-        """Exactly that model out of its store; in a thread. Raises InputError where another one lies there now."""
-        bundle = resolve(chosen.uri, self._set().stores).with_threshold(chosen.threshold)
-        if bundle.info.identity() != chosen.sha256:
-            raise InputError(f"{chosen.uri}: is no longer the model {chosen.sha256[:12]} that was agreed on")
-        return _proved(bundle)
+        return read(chosen, self._set().stores)
 
     # ---- what is known ----------------------------------------------------------------------------------------------
 
@@ -307,6 +358,7 @@ class Keeper:
             refused=self._refused,
             follows=self._follows,
             told=self._told,
+            trials=self.trials.now,
         )
 
     @property
@@ -317,7 +369,13 @@ class Keeper:
     def follow_s(self) -> float:
         return self._settings.follow_s if self._settings is not None else 0.0
 
-    def _known(self) -> Agreed:
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is a model that a candidate may stand beside."""
+        return self._agreed is not None and self._settings is not None
+
+    def known(self) -> Agreed:
+        """Raises InputError where nothing is agreed on."""
         if self._agreed is None:
             raise InputError("no model is agreed on yet")
         return self._agreed
@@ -328,22 +386,8 @@ class Keeper:
         return self._settings
 
 
-def _proved(bundle: Bundle) -> Bundle:
-    held = bundle.hold()
-    Predictor(held, engine="onnx").prove()
-    return held
-
-
-def _reason(uri: str, error: Exception) -> str:
-    return str(error) if isinstance(error, LeukorayError) else f"{uri}: {type(error).__name__}: {error}"
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 async def _within(waiting: Awaitable[object], seconds: float) -> None:

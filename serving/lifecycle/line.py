@@ -16,11 +16,13 @@ from ray.serve.exceptions import RayServeException
 
 from pipeline.base.errors import LeukorayError
 from serving import application_actor
-from serving.agreed import Joined, News, Report, Wish
+from serving.agreed import CandidateWish, Joined, KeeperLost, KeeperSilent, News, Report, Wish
 from serving.application_actor import end_with, find
 from serving.lifecycle.keeper import Keeper
-from serving.lifecycle.member import KeeperLost, KeeperSilent
 from serving.lifecycle.switch import POLL_S
+from serving.lifecycle.tending import Tending
+from serving.monitoring.sharing import Gatherer, NotGathered
+from serving.monitoring.state import State
 from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
@@ -28,20 +30,24 @@ _NAME = "keeper"
 _PATIENCE_S = 10.0  # beyond what a method itself takes
 _DECIDES_S = 300.0  # reading, proving and switching a model
 _ALONE_S = 3.0  # without members, until Serve is asked whether there is an application
-_SLOW = ("join", "bundle", "reload", "rollback")
+_SLOW = ("join", "bundle", "reload", "rollback", "candidate", "promote", "drop")
 
 
 class KeeperActor(Keeper):
-    """A keeper that looks at best.json by itself and ends with its application."""
+    """A keeper that looks at best.json and after a candidate by itself, and ends with its application."""
 
     def __init__(self, application: str) -> None:
         super().__init__(self._runs)
         self._application = application
         self._work: list[asyncio.Task[None]] = []
+        self._gatherer = Gatherer(application)
+        self._tending = Tending(self, self._counts)
 
-    async def join(self, settings: ServingSettings, asked: Wish | str) -> Joined:
+    async def join(
+        self, settings: ServingSettings, asked: Wish | str, candidate: CandidateWish | None = None
+    ) -> Joined:
         self._begin()
-        return await super().join(settings, asked)
+        return await super().join(settings, asked, candidate)
 
     async def news(self, member: str, report: Report, patience_s: float = POLL_S) -> News:
         self._begin()
@@ -50,7 +56,7 @@ class KeeperActor(Keeper):
     def _begin(self) -> None:
         if not self._work:
             ending = end_with(self._application, lambda: self.members == 0, _ALONE_S, "its keeper ends")
-            self._work = [asyncio.create_task(self._look_forever()), asyncio.create_task(ending)]
+            self._work = [asyncio.create_task(work) for work in (self._look_forever(), self._tend_forever(), ending)]
 
     async def _look_forever(self) -> None:
         looked = time.monotonic()
@@ -63,6 +69,21 @@ class KeeperActor(Keeper):
             except Exception:
                 log.exception("looking for another model failed")
             looked = time.monotonic()
+
+    async def _tend_forever(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self._tending.tend()
+            except Exception:
+                log.exception("looking after the candidate failed")
+
+    async def _counts(self) -> State | None:
+        try:
+            found: State = await self._gatherer.call("ask")
+        except NotGathered:
+            return None  # asked again
+        return found
 
     async def _runs(self) -> bool:
         return await asyncio.to_thread(_has_running, self._application)

@@ -7,20 +7,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pipeline.base.errors import InputError, LeukorayError
-from serving.agreed import Agreed, Joined, News, Order, Report, Wish
+from serving.agreed import Agreed, CandidateWish, Joined, KeeperLost, KeeperSilent, News, Order, Report, Trials, Wish
 from serving.engine import Engine
+from serving.lifecycle.follower import Follower
 from serving.lifecycle.switch import POLL_S
 from serving.model import LoadedModel, load_bundle
 
 log = logging.getLogger("ray.serve")
-
-
-class KeeperLost(Exception):
-    """The keeper cannot be asked now."""
-
-
-class KeeperSilent(KeeperLost):
-    """It did not answer in time: it may be there, and this replica may have been stopped meanwhile."""
 
 
 class Line(Protocol):
@@ -40,22 +33,25 @@ class Member:
         self._report = Report()
         self._next: tuple[int, LoadedModel] | None = None  # prepared
         self._asked: Wish | str | None = None
+        self._candidate: CandidateWish | None = None  # that the configuration asks for
+        self._follower = Follower(engine, line.call, self._say, self._tell)
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening: asyncio.Task[None] | None = None
 
-    async def ask(self, asked: Wish | str) -> None:
+    async def ask(self, asked: Wish | str, candidate: CandidateWish | None = None) -> None:
         """Tell what the configuration asks for: at start wait for the model, later go on with the one at hand.
 
         Raises InputError at start, when nothing is agreed on and the wish is refused.
         """
-        is_new, self._asked = asked != self._asked, asked
+        is_new = (asked, candidate) != (self._asked, self._candidate)
+        self._asked, self._candidate = asked, candidate
         if self._listening is None:
             await self._start(asked)
         elif is_new:
             self._run(self._wish(asked))
 
     async def order(self, method: str) -> Any:
-        """An administrator's: `reload` or `rollback`. Raises KeeperLost."""
+        """An administrator's: `reload`, `rollback`, `promote` or `drop`. Raises KeeperLost."""
         return await self._line.call(method)
 
     def check(self) -> None:
@@ -72,19 +68,21 @@ class Member:
             task.cancel()
 
     async def _start(self, asked: Wish | str) -> None:
-        joined: Joined = await self._line.call("join", self._engine.settings, asked)
+        joined: Joined = await self._line.call("join", self._engine.settings, asked, self._candidate)
         if joined.agreed is None:
             raise InputError(joined.refused or "no model")
         while self._report.generation == 0 or await self._step(0.0) is not Order.STAY:
             if self._report.generation == 0:
                 await self._take(joined.agreed.generation, joined.agreed)
+        await self._follower.loaded()  # so that a request's id gets the same model here as elsewhere
         self._listening = asyncio.create_task(self._listen())
 
     async def _wish(self, asked: Wish | str) -> None:
         """A wish that could not be told is told again; a newer one takes its place."""
-        while asked == self._asked:
+        candidate = self._candidate
+        while (asked, candidate) == (self._asked, self._candidate):
             try:
-                await self._line.call("join", self._engine.settings, asked)
+                await self._line.call("join", self._engine.settings, asked, candidate)
                 return
             except KeeperLost as error:
                 log.warning("the keeper could not be told of another model: %s", error)
@@ -107,9 +105,10 @@ class Member:
         """One report, one order."""
         report, asked_at = self._report, time.monotonic()
         news: News = await self._line.call("news", self._name, report, patience_s)
-        self._say(agreed=news.agreed or report.agreed, told=news.told)
+        self._say(agreed=news.agreed or report.agreed, told=news.told, trials=news.trials)
         self._engine.hear(news)
         self._on_news(news)
+        self._follower.follow(news.trials)
         await self._obey(news)
         if not (self._report.is_holding or news.order is Order.WAIT):
             self._engine.gate.heard(asked_at)
@@ -133,7 +132,8 @@ class Member:
         elif news.order is Order.TAKE:
             await self._take(news.generation, news.agreed)
         elif news.order is Order.GIVE:
-            await self._line.call("give", self._engine.settings, news.generation, self._engine.model.predictor.bundle)
+            own = self._engine.model.predictor.bundle
+            await self._line.call("give", self._engine.settings, news.generation, own, self._follower.held())
 
     async def _prepare(self, generation: int) -> None:
         try:
@@ -142,6 +142,9 @@ class Member:
         except Exception as error:
             reason = str(error) if isinstance(error, LeukorayError) else f"{type(error).__name__}: {error}"
             self._say(failed=generation, reason=reason)
+        await self._tell()
+
+    async def _tell(self) -> None:
         try:
             await self._line.call("tell", self._name, self._report)
         except KeeperLost:
@@ -171,7 +174,7 @@ class Member:
         bundle = await self._line.call("bundle", generation)
         return await asyncio.to_thread(load_bundle, bundle, self._engine.settings)
 
-    def _say(self, **changes: int | str | bool | Agreed | None) -> None:
+    def _say(self, **changes: int | str | bool | Agreed | Trials | None) -> None:
         self._report = self._report.model_copy(update=changes)
 
     def _run(self, work: Any) -> None:

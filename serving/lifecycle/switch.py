@@ -51,6 +51,10 @@ class Switch:
         """How many are heard of."""
         return sum(member.is_here for member in self._members.values())
 
+    def reports(self) -> list[Report]:
+        """What those said last who are heard of."""
+        return [member.report for member in self._members.values() if member.is_here]
+
     def hear(self, name: str, report: Report) -> None:
         """Note what a member says of itself."""
         now = time.monotonic()

@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from pipeline.model.drift_counts import DriftCounts
+from serving.monitoring.comparison import verdict
 from serving.monitoring.state import COUNTERS, HISTOGRAMS, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,6 +30,7 @@ class _Collected(Collector):
         yield from self._histograms()
         yield from self._now()
         yield from self._drift()
+        yield from _trials(self._state)
 
     def _counters(self) -> Iterator[Family]:
         for metric in COUNTERS:
@@ -94,6 +96,31 @@ class _Collected(Collector):
                 distance.add_metric((sha256, shift.name), shift.distance)
                 limit.add_metric((sha256, shift.name), shift.limit)
         yield from (images, psi, chance, distance, limit)
+
+
+def _trials(state: State) -> Iterator[Family]:
+    """Of candidates: who has which, how its rule stands, how the last trial ended."""
+    labels = ("trial", "name", "version", "sha256", "stage")
+    replicas = GaugeMetricFamily(_PREFIX + "candidate_replicas", "replicas that have the candidate", labels=labels)
+    of_rule = ("trial", "criterion")
+    figure = GaugeMetricFamily(
+        _PREFIX + "candidate_figure", "what its rule judges: of shares the upper limit", labels=of_rule
+    )
+    limit = GaugeMetricFamily(_PREFIX + "candidate_limit", "what its rule asks for", labels=of_rule)
+    of_end = ("trial", "decision", "by")
+    ended = GaugeMetricFamily(_PREFIX + "candidate_ended", "1 for the last trial that ended", labels=of_end)
+    for trial, count in sorted(state.trying.items(), key=lambda item: item[0].id):
+        chosen = trial.chosen
+        replicas.add_metric((trial.id, chosen.name, chosen.version, chosen.sha256, trial.stage), count)
+    for trial in {trial.id: trial for trial in state.trying}.values():
+        found = verdict(state, trial)
+        for criterion in found.criteria if found is not None else ():
+            limit.add_metric((trial.id, criterion.name), criterion.limit)
+            if criterion.value is not None:
+                figure.add_metric((trial.id, criterion.name), criterion.value)
+    for said in sorted({(one.trial, one.decision, one.by) for one in state.ended}):
+        ended.add_metric(said, 1)
+    yield from (replicas, figure, limit, ended)
 
 
 def _of_each(state: State) -> dict[str, DriftCounts]:

@@ -27,6 +27,7 @@ from serving.monitoring.state import (
     REQUESTS,
     STAGE_SECONDS,
     Answering,
+    Metric,
     State,
     recent,
 )
@@ -84,6 +85,13 @@ class Recorder:
 
     def batch(self, images: int) -> None:
         self._state.observe(BATCH_IMAGES, (), images)
+
+    def count(self, metric: Metric, *labels: str) -> None:
+        self.events += 1
+        self._state.count(metric, labels)
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        self._state.observe(metric, labels, value)
 
     def refused(self, code: str) -> None:
         """An image that got no prediction."""

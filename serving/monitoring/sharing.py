@@ -56,15 +56,35 @@ class NotGathered(Exception):
     """The counts of all replicas cannot be had now; says why."""
 
 
+class Gatherer:
+    """The way to the actor of one application, which is started where there is none."""
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._actor: Any = None
+
+    async def call(self, method: str, *arguments: Any, patience_s: float = _PATIENCE_S) -> Any:
+        """Raises NotGathered."""
+        try:
+            if self._actor is None:
+                self._actor = await asyncio.to_thread(find, GatheredActor, _NAME, self._application)
+            return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), patience_s)
+        except (RayError, TimeoutError, ValueError) as error:
+            if isinstance(error, (RayActorError, ValueError)):
+                self._actor = None
+            raise NotGathered(f"{type(error).__name__}: {error}") from error
+
+
 class Sharing:
     """What a replica tells, and is told, of counts. `state` gives its own, all of it."""
 
     def __init__(
         self, application: str, replica: str, recorder: Recorder, state: Callable[[], Awaitable[State]]
     ) -> None:
-        self._application, self._replica = application, replica
+        self._replica = replica
         self._recorder, self._state = recorder, state
-        self._actor: Any = None
+        self._gatherer = Gatherer(application)
+        self._call = self._gatherer.call
         self._task: asyncio.Task[None] | None = None
         self._lost: str | None = None
 
@@ -110,19 +130,6 @@ class Sharing:
                 log.exception("counts could not be told")
                 told = -1
             await asyncio.sleep(_EVERY_S)
-
-    async def _call(self, method: str, *arguments: Any, patience_s: float = _PATIENCE_S) -> Any:
-        try:
-            if self._actor is None:
-                self._actor = await asyncio.to_thread(self._find)
-            return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), patience_s)
-        except (RayError, TimeoutError, ValueError) as error:
-            if isinstance(error, (RayActorError, ValueError)):
-                self._actor = None
-            raise NotGathered(f"{type(error).__name__}: {error}") from error
-
-    def _find(self) -> Any:
-        return find(GatheredActor, _NAME, self._application)
 
 
 def forget(application: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.model.drift_counts import DriftCounts
+from serving.agreed import Ended, Trial
 
 Labels = tuple[str, ...]
 
@@ -37,8 +38,34 @@ STAGE_SECONDS = Metric(
 )
 BATCH_IMAGES = Metric("batch_images", "images in one forward pass", (), (1, 2, 4, 8, 16, 32, 64))
 PROBABILITY = Metric("probability", "of disease, or of the top class", (), tuple(k / 20 for k in range(1, 21)))
-COUNTERS = (REQUESTS, ERRORS, REFUSED_IMAGES, PREDICTIONS)
-HISTOGRAMS = (REQUEST_SECONDS, STAGE_SECONDS, BATCH_IMAGES, PROBABILITY)
+TRIAL_IMAGES = Metric(
+    "candidate_images",
+    "images that the candidate and the model that answers were compared on, or why they were not",
+    ("trial", "outcome"),
+)
+TRIAL_DECISIONS = Metric(
+    "candidate_decisions", "images by what either decided; by class where none is", ("trial", "agreed", "candidate")
+)
+TRIAL_OOD = Metric("candidate_ood", "images by what either said of is_ood", ("trial", "agreed", "candidate"))
+TRIAL_REQUESTS = Metric(
+    "candidate_requests", "requests while a share goes to the candidate, by what answered", ("trial", "answered_by")
+)
+TRIAL_DIFFERENCE = Metric(
+    "candidate_difference",
+    "probability by the candidate less that by the model that answers, of the same class or of disease",
+    ("trial",),
+    (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, -0.001, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+)
+TRIAL_SECONDS = Metric(
+    "candidate_pass_seconds",
+    "of a forward pass, an image, of those compared; the processor's time where it is of one thread",
+    ("trial", "model"),
+    _SECONDS,
+)
+COUNTERS = (
+    REQUESTS, ERRORS, REFUSED_IMAGES, PREDICTIONS, TRIAL_IMAGES, TRIAL_DECISIONS, TRIAL_OOD, TRIAL_REQUESTS,
+)  # fmt: skip
+HISTOGRAMS = (REQUEST_SECONDS, STAGE_SECONDS, BATCH_IMAGES, PROBABILITY, TRIAL_DIFFERENCE, TRIAL_SECONDS)
 _DAYS = 2  # of drift that are kept: today and yesterday
 
 
@@ -73,6 +100,8 @@ class State:
     answering: Counter[Answering] = field(default_factory=Counter)  # replicas by their model
     refusing: int = 0  # replicas that did not take the model last asked for
     old_keys: int = 0  # replicas that could not take the file of keys as it is
+    trying: Counter[Trial] = field(default_factory=Counter)  # replicas by the candidate that they have
+    ended: Counter[Ended] = field(default_factory=Counter)  # replicas by the last trial that they know the end of
 
     def count(self, metric: Metric, labels: Labels) -> None:
         self.counts[metric.name, labels] += 1
@@ -96,11 +125,14 @@ class State:
         return State(
             self.counts + other.counts, histograms, recent(drift), self.in_work + other.in_work,
             self.answering + other.answering, self.refusing + other.refusing, self.old_keys + other.old_keys,
+            self.trying + other.trying, self.ended + other.ended,
         )  # fmt: skip
 
     def history(self) -> "State":
         """What stays true of a replica that is no more."""
-        return replace(self, in_work=0, answering=Counter(), refusing=0, old_keys=0)
+        return replace(
+            self, in_work=0, answering=Counter(), refusing=0, old_keys=0, trying=Counter(), ended=Counter()
+        )  # fmt: skip
 
 
 def added(states: Iterable[State]) -> State:

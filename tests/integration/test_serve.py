@@ -349,3 +349,51 @@ def test_a_quota_holds_over_replicas_and_outlives_one_and_who_counts(
     finally:
         serve.delete("limited")
         sharing.forget("limited")
+
+
+def test_a_candidate_goes_from_shadow_to_canary_to_promotion_by_its_rule_without_a_failed_request(
+    serve_url: str, tmp_path: Path
+) -> None:
+    """By `user_config` alone, in two replicas that nobody restarts, under load."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    old, new = (make_bundle(tmp_path / f"v{k}", size=32, seed=1, bias=k / 10, version=f"v{k}") for k in (1, 2))
+    url = f"{serve_url}/trial"
+    app: dict[str, Any] = {"name": "trial", "route_prefix": "/trial", "import_path": "serving.app:build"}
+    app["args"] = {"model": old.uri, "min_replicas": 2, "max_replicas": 2, "cpus_per_replica": 0.1}
+
+    def ask(**candidate: Any) -> None:
+        wish = {"candidate": {"model": new.uri, "cores": 1.0, **candidate}}
+        app["deployments"] = [{"name": "LeukorayReplica", "user_config": wish}]
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [app]}))
+
+    def stage() -> str | None:
+        answer = httpx.get(f"{url}/model", timeout=60)
+        now = answer.json()["candidate"]["now"] if answer.status_code == 200 else None
+        return now and str(now["stage"])
+
+    def compared() -> float:
+        text = httpx.get(f"{url}/metrics", timeout=60).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if 'outcome="compared"' in line)
+
+    try:
+        ask()
+        until(lambda: serve.status().applications["trial"].status == "RUNNING", "both replicas", 240)
+        until(lambda: stage() == "shadow", "both have the candidate")
+        with Load(url) as load:
+            until(lambda: compared() > 20, "compared")
+            assert {version for *_, version in load.answers} == {"v1"}
+            ask(share=0.5)
+            load.wait_for("v2")
+            assert {version for *_, version in load.answers[-40:]} == {"v1", "v2"}
+            ask(share=0.5, rule={"min_images": int(compared()) + 40, "max_changed_share": 0.9})
+            last = until(lambda: httpx.get(f"{url}/model", timeout=60).json()["candidate"]["last"], "promoted")
+            later = len(load.answers) + 8  # what was under way is answered by then
+            until(lambda: len(load.answers) > later + 20, "more answers")
+        assert {status for _, _, status, _ in load.answers} == {200}
+        assert {version for *_, version in load.answers[later:]} == {"v2"}
+        assert (last["decision"], last["by"]) == ("promoted", "rule") and "max_changed_share met" in last["reason"]
+    finally:
+        serve.delete("trial")

@@ -1,10 +1,7 @@
 """Keeper and members without Ray: all answer with one model, whatever is wished, refused, lost or late."""
 
 import asyncio
-import contextlib
 import hashlib
-import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +11,12 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import ModelFolder
-from serving.agreed import Outcome, Wish
+from serving.agreed import KeeperSilent, Outcome, Wish
 from serving.engine import Engine
 from serving.lifecycle import switch
-from serving.lifecycle.keeper import Keeper
-from serving.lifecycle.member import KeeperLost, KeeperSilent, Member
 from serving.routes import create_app
-from serving.settings import ServingSettings
+from tests.agreeing import Service, running, until
 from tests.bundles import make_bundle
-
-
-class Direct:
-    """A line in one process, which can be cut or slow. `keeper` may be exchanged for a new one that knows nothing."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self.keeper = keeper
-        self.is_cut = False
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        if self.is_cut:
-            raise KeeperLost("cut")
-        return await getattr(self.keeper, method)(*arguments)
-
-
-class Service:
-    """One keeper and some members."""
-
-    def __init__(self, model: str, **settings: Any) -> None:
-        self.settings = ServingSettings(model=model, **settings)
-        self.keeper = self.new_keeper()
-        self.members: list[Member] = []
-        self.engines: list[Engine] = []
-        self.lines: list[Direct] = []
-
-    def new_keeper(self) -> Keeper:
-        async def has_running() -> bool:
-            return bool(self.members)
-
-        return Keeper(has_running)
-
-    async def add(self, asked: Wish | str | None = None) -> Engine:
-        engine, line = Engine(self.settings, None), Direct(self.keeper)
-        member = Member(f"replica-{len(self.members)}", engine, line)
-        await member.ask(asked or Wish(model=self.settings.model))
-        self.members.append(member)
-        self.engines.append(engine)
-        self.lines.append(line)
-        return engine
-
-    def lose_keeper(self) -> None:
-        self.keeper = self.new_keeper()
-        for line in self.lines:
-            line.keeper = self.keeper
-
-    def asking(self) -> httpx.AsyncClient:
-        """A client of the first replica."""
-        app = create_app(self.engines[0], order=self.members[0].order)
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-
-    def answers(self) -> set[str]:
-        return {engine.model.info.sha256 for engine in self.engines}
-
-
-@contextlib.asynccontextmanager
-async def running(model: str, count: int, **settings: Any) -> AsyncIterator[Service]:
-    service = Service(model, **settings)
-    try:
-        for _ in range(count):
-            await service.add()
-        yield service
-    finally:
-        for member in service.members:
-            await member.stop()
-
-
-async def until(condition: Callable[[], Any], what: str, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -253,13 +177,13 @@ def test_a_refused_best_json_is_read_again_but_not_proved_again_until_it_moves(
 
     async def story() -> None:
         async with running(folder_of(old).uri, 1, follow_s=5) as service:
-            tried, plain = [], service.keeper._find
+            tried, plain = [], service.keeper.find
 
             def finds(wish: Wish) -> Any:
                 tried.append(wish)
                 return plain(wish)
 
-            monkeypatch.setattr(service.keeper, "_find", finds)
+            monkeypatch.setattr(service.keeper, "find", finds)
             folder_of(old).point_to(broken)
             for _ in range(3):
                 await service.keeper.look()
@@ -339,7 +263,7 @@ def test_files_that_come_late_during_a_change_do_not_end_it(
             folder_of(old).point_to(new)
             change = asyncio.create_task(service.members[1].order("reload"))
             await begun.wait()
-            keeper, now = service.keeper, service.keeper._known().generation
+            keeper, now = service.keeper, service.keeper.known().generation
             if late == "give":
                 await keeper.give(service.settings, now, service.engines[0].model.predictor.bundle)
             else:

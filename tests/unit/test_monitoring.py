@@ -305,7 +305,7 @@ def test_counts_are_told_again_whatever_went_wrong(monkeypatch: pytest.MonkeyPat
 
     async def run() -> None:
         sharing = Sharing("app", "replica", Recorder(), state)
-        sharing._actor = actor = Actor()
+        sharing._gatherer._actor = actor = Actor()
         sharing.begin()
         assert sharing._task is not None
         async with asyncio.timeout(5):

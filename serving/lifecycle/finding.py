@@ -1,0 +1,54 @@
+"""From what is wished to a bundle in memory that proved itself, or why there is none. Blocking: for a thread."""
+
+import hashlib
+from dataclasses import dataclass
+
+from pipeline.base.errors import InputError, LeukorayError
+from pipeline.model.bundle import Bundle
+from pipeline.model.predictor import Predictor
+from pipeline.model.registry import pointer_of, resolve
+from pipeline.storage.stores import Stores
+from serving.agreed import CandidateWish, Chosen, Wish
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that proved itself, and the pointer that it was found by (empty: none)."""
+
+    bundle: Bundle  # with its files
+    best_json: str
+    pointer: str
+
+
+def find(wish: Wish | CandidateWish, stores: Stores) -> Found:
+    """Resolve, read and prove. Raises what is wrong with it."""
+    bundle = resolve(wish.model, stores)
+    path = pointer_of(wish.model, bundle)
+    content = stores.read_if_there(path) if path else None
+    # a pointer that moved since then is looked at again
+    is_of_it = content is not None and bundle.info.version.encode() in content
+    pointer = digest(content) if content is not None and is_of_it else ""
+    return Found(_proved(bundle.with_threshold(wish.threshold)), path, pointer)
+
+
+def read(chosen: Chosen, stores: Stores) -> Bundle:
+    """Exactly that model. Raises InputError where another one lies there now."""
+    bundle = resolve(chosen.uri, stores).with_threshold(chosen.threshold)
+    if bundle.info.identity() != chosen.sha256:
+        raise InputError(f"{chosen.uri}: is no longer the model {chosen.sha256[:12]} that was agreed on")
+    return _proved(bundle)
+
+
+def reason(uri: str, error: Exception) -> str:
+    """For people."""
+    return str(error) if isinstance(error, LeukorayError) else f"{uri}: {type(error).__name__}: {error}"
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _proved(bundle: Bundle) -> Bundle:
+    held = bundle.hold()
+    Predictor(held, engine="onnx").prove()
+    return held

@@ -1,0 +1,46 @@
+"""What the keeper does about a candidate every second: it is found and proved, goes on, and ends as its rule says."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from serving.agreed import Trial
+from serving.lifecycle.finding import reason
+from serving.lifecycle.keeper import Keeper
+from serving.monitoring.comparison import verdict
+from serving.monitoring.state import State
+
+
+class Tending:
+    """`counts`: of all replicas; None while they cannot be had, and then no rule decides."""
+
+    def __init__(self, keeper: Keeper, counts: Callable[[], Awaitable[State | None]]) -> None:
+        self._keeper, self._counts = keeper, counts
+
+    async def tend(self) -> None:
+        """Called every second."""
+        if not self._keeper.is_settled:
+            return
+        await self._begin()
+        trial = self._keeper.bring_on_trial()
+        if trial is not None and trial.wish.rule is not None:
+            await self._judge(trial, await self._counts())
+
+    async def _begin(self) -> None:
+        keeper, trials = self._keeper, self._keeper.trials
+        wish = trials.wanted()
+        if wish is None:
+            return
+        generation = keeper.known().generation
+        try:
+            found = (await asyncio.to_thread(keeper.find, wish)).bundle
+            beside = (await keeper.bundle(generation)).info
+        except Exception as error:
+            trials.refuse(wish, reason(wish.model, error))
+            return
+        if keeper.known().generation == generation:  # else it is looked at again beside the other one
+            trials.begin(wish, found, keeper.known(), beside)
+
+    async def _judge(self, trial: Trial, counts: State | None) -> None:
+        found = None if counts is None else verdict(counts, trial)
+        if found is not None and found.decision != "wait":
+            await self._keeper.decide(trial, found)
