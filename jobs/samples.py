@@ -10,6 +10,7 @@ from jobs.config import JobConfig
 from pipeline.base.errors import UsageError
 from pipeline.base.machine import usable_cores
 from pipeline.samples import generate, generate_archive
+from pipeline.samples.files import NOTICE_FILE
 from pipeline.storage.uris import absolute, is_s3
 
 EXAMPLES = """examples:
@@ -78,7 +79,7 @@ def main(config: SamplesConfig) -> None:
 def clear(folder: Path) -> None:
     """Remove the samples of an earlier run, so that two seeds never mix.
 
-    Raises UsageError, and removes nothing, where the folder holds any other file.
+    Raises UsageError, and removes nothing, where the folder holds any other file, or no notice that these are samples.
     """
     files = [path for path in folder.rglob("*") if not path.is_dir()]
     for path in files:
@@ -86,7 +87,11 @@ def clear(folder: Path) -> None:
             raise UsageError(
                 f"--out {folder}: holds {path.relative_to(folder)}, which is no sample; give another folder"
             )
-    for path in files:
+    if files and not (folder / NOTICE_FILE).is_file():
+        raise UsageError(
+            f"--out {folder}: holds files, and no {NOTICE_FILE} that says they are samples; give another folder"
+        )
+    for path in sorted(files, key=lambda path: path.name == NOTICE_FILE):  # which says whose they are: last
         path.unlink()
 
 

@@ -146,8 +146,8 @@ def _carried_out(
 
     `meanwhile`: what `fit_run` does while workers train. `features_of`: those of the graph, where they are known.
     """
-    config, rows, manifest, folder, folds = ready.config, ready.rows, ready.manifest, ready.folder, ready.folds
-    kind = "" if folds is None else f"{folds.count} folds by {config.group_by}"
+    rows, manifest, folder, folds = ready.rows, ready.manifest, ready.folder, ready.folds
+    kind = "" if folds is None else f"{folds.count} folds {folds.digest()}"
     digest = settings.digest(manifest.info.digest, hashlib.sha256(ready.initial or b"").hexdigest(), kind)
     with (
         held_run(folder, digest) as run,

@@ -95,7 +95,7 @@ class Tried:
     kind: Kind
     loss: float  # mean log-loss
     gain: float  # over what was taken until then
-    error: float  # standard error of the gain, over subjects
+    error: float  # standard error of the gain, over subjects; NaN of a single one
     strength: float | None = None
 
     @property
@@ -296,7 +296,7 @@ def losses_of(logits: Floats, targets: Ints) -> Floats:
 
 
 def _mean_and_error(values: Floats, groups: Ints) -> tuple[float, float]:
-    """Mean of (N,) and its standard error, whole subjects counting as one."""
+    """Mean of (N,) and its standard error, whole subjects counting as one; NaN of a single one: nothing is known."""
     return float(values.mean()), clustered_error(values, groups)
 
 

@@ -137,16 +137,13 @@ def _deletion(scores: Sequence[MapScores]) -> dict[str, Any] | None:
 
 
 def _mean_over(values: Floats, codes: Ints, units: int) -> dict[str, float | None]:
-    """Mean of (N,) and its limits, `codes` (N,) telling what varies together: the cluster-robust standard error with
-    Student's t of as many degrees as there are units but one (Cameron & Miller 2015, doi:10.3368/jhr.50.2.317).
-    """
+    """Mean of (N,) and its limits, `codes` (N,) telling what varies together: `clustered_error` with Student's t."""
     mean = float(values.mean())
     if units < FEWEST_UNITS:
         return {"value": mean, "low": None, "high": None}
     from scipy.stats import t  # 0.5 s to import: a worker needs none of it
 
-    error = float(np.sqrt(units / (units - 1))) * clustered_error(values, codes)
-    around = float(t.ppf(0.5 + _RESAMPLING.confidence / 2, units - 1)) * error
+    around = float(t.ppf(0.5 + _RESAMPLING.confidence / 2, units - 1)) * clustered_error(values, codes)
     return {"value": mean, "low": mean - around, "high": mean + around}
 
 

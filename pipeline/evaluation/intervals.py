@@ -73,9 +73,17 @@ def exact_interval(successes: float, trials: float, confidence: float = 0.95) ->
 
 
 def clustered_error(values: Floats, codes: Ints) -> float:
-    """Standard error of the mean of (N,), those of one unit of codes (N,) varying together; of many units."""
-    of_units = np.bincount(codes - codes.min(), values - values.mean())
-    return float(np.sqrt((of_units**2).sum())) / len(values)
+    """Standard error of the mean of (N,), those of one unit of codes (N,) varying together, NaN of a single unit.
+
+    Cluster-robust, with the factor for few units (Cameron & Miller 2015, doi:10.3368/jhr.50.2.317): to be taken with
+    Student's t of as many degrees as there are units but one.
+    """
+    of_image = np.unique(codes, return_inverse=True)[1]
+    of_units = np.bincount(of_image, values - values.mean())
+    units = len(of_units)
+    if units < 2:
+        return np.nan
+    return float(np.sqrt(units / (units - 1) * (of_units**2).sum())) / len(values)
 
 
 def called_units(unit: str, called: str) -> str:

@@ -17,7 +17,7 @@ from pipeline.evaluation.abstention import judge_review
 from pipeline.evaluation.adverse import NO_LIMITS, Limits, interval_of, limits
 from pipeline.evaluation.cautions import cautions
 from pipeline.evaluation.definitions import Floats, Ints, binary_arrays, binary_metrics, ratio, weighted_multiclass
-from pipeline.evaluation.intervals import Resampling, as_json, clustered_error, subject_codes
+from pipeline.evaluation.intervals import Resampling, as_json, clustered_error, known_or_none, subject_codes
 from pipeline.evaluation.limits import Answers, Means, Parts, binary_parts, method_of, multiclass_parts
 from pipeline.evaluation.slices import Slice
 from pipeline.model.review import Band, ReviewRule
@@ -125,11 +125,11 @@ def _slices(tables: Mapping[str, Slice], found: Found, called: str, resampling: 
 
 def _shares(truth: Ints, scores: Floats, answers: Answers) -> dict[str, Any]:
     """Of each class: the mean of its probabilities, its share of the images, the standard error of the difference over
-    `units`. `apart`: the share of images by which the means miss (total variation), 0..1.
+    `units`, null of one unit. `apart`: the share of images by which the means miss (total variation), 0..1.
     """
     actual = np.eye(scores.shape[1])[truth]
     told, true = scores.mean(axis=0), actual.mean(axis=0)
-    errors = [clustered_error(column, answers.codes) for column in (scores - actual).T]
+    errors = [known_or_none(clustered_error(column, answers.codes)) for column in (scores - actual).T]
     apart = float(np.abs(told - true).sum() / 2)
     return {"told": told.tolist(), "true": true.tolist(), "error": errors, "apart": apart}
 

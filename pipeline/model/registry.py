@@ -96,9 +96,10 @@ class ModelFolder:
     def point_if_better(self, bundle: Bundle) -> Verdict:
         """Move the pointer when there is none, or when the bundle's metric is not worse than the one it names.
 
-        A model of real images takes the place of one of synthetic images, and never the other way round. One whose
-        validation interval includes chance takes nobody's; one that was shown to be better than chance takes that of
-        one that was not. One run at a time does so: of two that end together neither judges by what the other replaces.
+        A model of real images takes the place of one of synthetic images, whatever it is worth, and never the other
+        way round. Else one whose validation interval includes chance takes nobody's; one that was shown to be better
+        than chance takes that of one that was not. One run at a time does so: of two that end together neither judges
+        by what the other replaces.
         """
         with self.moving():
             verdict = self._judge(bundle)
@@ -174,11 +175,12 @@ class ModelFolder:
 def _by_kind(pointer: Pointer, old: BundleInfo, new: BundleInfo) -> Verdict | None:
     """What decides before any comparison of metrics; None where they are to be compared."""
     judged, before = new.against_chance, old.against_chance
+    if old.synthetic and not new.synthetic:  # nobody is served by one that never saw blood: before anything else
+        doubt = "" if judged is None or judged.is_shown else f"; this one is {judged}"
+        return Verdict(True, f"best.json points to it: {pointer.version} had learnt from synthetic images only{doubt}")
     if judged is not None and judged.includes_chance:
         return Verdict(False, f"best.json stays at {pointer.version}: this one is {judged}", guesses=True)
-    if old.synthetic != new.synthetic:
-        if old.synthetic:
-            return Verdict(True, f"best.json points to it: {pointer.version} had learnt from synthetic images only")
+    if new.synthetic and not old.synthetic:
         return Verdict(False, f"best.json stays at {pointer.version}, which has learnt from real images")
     if judged is not None and before is not None and judged.is_shown != before.is_shown:
         if judged.is_shown:

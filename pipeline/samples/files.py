@@ -90,11 +90,11 @@ def generate(
     jobs = _plan(images, subjects, seed, formats, first_subject=0)
     for folder in CLASS_FOLDERS.values():
         (out / folder).mkdir(parents=True, exist_ok=True)
+    positive = sum(job.positive for job in jobs)
+    _write_notice(out, f"images: {images} ({positive} leukemia)\nsubjects: {subjects}", seed, width, height, formats)
     with _encoded(jobs, seed, width, height, workers) as encoded:
         for job, content in encoded:
             (out / CLASS_FOLDERS[job.positive] / job.name).write_bytes(content)
-    positive = sum(job.positive for job in jobs)
-    _write_notice(out, f"images: {images} ({positive} leukemia)\nsubjects: {subjects}", seed, width, height, formats)
     return SampleSet(out, images, positive, subjects, seed)
 
 
@@ -119,6 +119,8 @@ def generate_archive(
     jobs = _plan(images, subjects, seed, formats, first_subject)
     in_tar, in_zip = int(images * _TAR_SHARE), int(images * _ZIP_SHARE)
     (out / "loose").mkdir(parents=True, exist_ok=True)
+    what = f"images: {images}, unlabelled\nsubjects: {subjects}\ndamaged files: 3"
+    _write_notice(out, what, seed, width, height, formats)
     whole = b""
     with (
         tarfile.open(out / "night_1.tar", "w") as tar,
@@ -137,14 +139,6 @@ def generate_archive(
         _add_to_tar(tar, "damaged_empty.jpg", b"")
         archive.writestr(zipfile.ZipInfo("damaged_text.jpg"), b"synthetic: this is a text file, not an image\n")
         (out / "loose" / "damaged_truncated.jpg").write_bytes(whole[: len(whole) // 3])
-    _write_notice(
-        out,
-        f"images: {images}, unlabelled\nsubjects: {subjects}\ndamaged files: 3",
-        seed,
-        width,
-        height,
-        formats,
-    )
     damaged = ("damaged_empty.jpg", "damaged_text.jpg", "damaged_truncated.jpg")
     return ArchiveSet(out, images, damaged, {job.name: int(job.positive) for job in jobs}, seed)
 

@@ -6,6 +6,7 @@ A path that only some machines have would otherwise end a run in its middle, or 
 import contextlib
 import hashlib
 import os
+import re
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join, local_path
 
 _PROBE = "_probe-"
+_LEFT = re.compile(_PROBE + "[0-9a-f]{32}")
 _SAMPLE = 20
 _COMPARED_BYTES = 64 << 10
 _ANSWER_S = 180.0  # a busy node may take a minute to start a process
@@ -59,7 +61,8 @@ def _probe(folder: str) -> Iterator[dict[str, str]]:
     """A new file in `folder`. Never the same name twice: a node may remember that one was not there."""
     store = LocalStore()
     for left in list(store.beginning_with(join(folder, _PROBE))):
-        store.delete(left.uri)
+        if _LEFT.fullmatch(left.uri.removeprefix(join(folder, ""))):  # of a process that was killed
+            store.delete(left.uri)
     uri = join(folder, _PROBE + uuid.uuid4().hex)
     store.write(uri, uri.encode())
     try:

@@ -1,8 +1,9 @@
 """Decoded images on a node's own disk, for all runs: epochs, seeds, folds and workers map the same files.
 
-    <root>/<key>/<digest>.pixels        some hundreds of images each; `key`: of all that decides a pixel
-    <root>/<key>/<digest>.features      what a network makes of them, as `features` keeps it
-    <root>/<what>/<digest>.onnx, ...    what takes seconds to make, as `kept` keeps it
+    <root>/leukoray-cache/              all that is ours; nothing beside it is ever touched
+        <key>/<digest>.pixels           some hundreds of images each; `key`: of all that decides a pixel
+        <key>/<digest>.features         what a network makes of them, as `features` keeps it
+        <what>/<digest>.onnx, ...       what takes seconds to make, as `kept` keeps it
 
 Which run, split or seed an image was decoded for is not in it: an image is found by its id and the version (etag) of
 the object it was read from, in whichever file it lies. What is not whole is removed, never believed. Files that were
@@ -15,6 +16,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -49,7 +51,11 @@ _DISK_SHARE = 0.5  # of the disk's free bytes and those of the cache itself
 _HEADER_SHARE = 1.05  # a file's bytes by those of its pixels, at most
 _ABANDONED_S = 24 * 3600.0  # what was being written so long ago belongs to nobody any more
 _USED_LATELY_S = 120.0  # a run that has chosen a file may not have mapped it yet
-SUFFIXES = (".pixels", ".features", ".onnx", ".json", ".safetensors")  # of all that lies below a root
+OWN = "leukoray-cache"  # `root` is whatever folder somebody gives, with files of theirs
+_NAME = re.compile(  # of the files that we write
+    rf"[0-9a-f]{{24,32}}(-[0-9a-f]{{12}})?\.(pixels|features|onnx|json|safetensors)"
+    rf"(?P<temporary>{re.escape(TEMPORARY)}[0-9a-f]{{12}})?"
+)
 PLACED_SCHEMA = pa.schema([*NOTE_FIELDS, pa.field("position", pa.int32(), nullable=False)])
 
 
@@ -71,7 +77,7 @@ def default_root() -> str:
 class ImageCache(abc.ABC):
     """Something of each image on one node, at the same path on each.
 
-    `max_bytes` of all files below `root`, whatever their key; None: half of what is free.
+    `max_bytes` of all our files below `root`, whatever their key; None: half of what is free.
     """
 
     root: str
@@ -88,8 +94,13 @@ class ImageCache(abc.ABC):
     def item(self) -> Item: ...
 
     @property
+    def home(self) -> Path:
+        """Below the root, of all that is ours."""
+        return Path(self.root) / OWN
+
+    @property
     def folder(self) -> Path:
-        return Path(self.root) / self.key
+        return self.home / self.key
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
@@ -230,7 +241,7 @@ class ImageCache(abc.ABC):
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             return f"{self.folder} cannot be made ({error.strerror or error})"
-        files = sorted(_files(Path(self.root)), key=lambda file: file.used)
+        files = sorted(_files(self.home), key=lambda file: file.used)
         held = sum(file.size for file in files)
         limit = self.max_bytes if self.max_bytes is not None else int((free + held) * _DISK_SHARE)
         mine = {self.path(name) for name in kept}
@@ -279,15 +290,18 @@ class _File:
     used: float  # seconds since 1970
 
 
-def _files(root: Path) -> Iterator[_File]:
-    """All files below a root, whatever their key. What was left half-written long ago is removed."""
-    for path in (path for suffix in SUFFIXES for path in root.glob(f"*/*{suffix}*")):
+def _files(home: Path) -> Iterator[_File]:
+    """All that we wrote, whatever its key. What was left half-written long ago is removed."""
+    for path in home.glob("*/*"):
+        named = _NAME.fullmatch(path.name)
+        if named is None:
+            continue
         try:
             stat = path.stat()
-            if TEMPORARY in path.name and stat.st_mtime < time.time() - _ABANDONED_S:
-                path.unlink()
-            elif path.name.endswith(SUFFIXES):
+            if named["temporary"] is None:
                 yield _File(str(path), stat.st_size, stat.st_mtime)
+            elif stat.st_mtime < time.time() - _ABANDONED_S:
+                path.unlink()
         except OSError:
             continue
 

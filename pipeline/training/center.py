@@ -40,7 +40,8 @@ from pipeline.training.teacher import Teacher
 
 WIDTHS = (1.0, 0.75, 0.6, 0.45)  # shares of a side
 MOST_IMAGES, _FEWEST_IMAGES = 600, 100
-_SURE = 2.0  # standard errors, over subjects, by which less must be better than all
+_LUCK = 0.025  # how often less may be taken where it is as good as all, whichever of the narrower widths
+_FEWEST_SUBJECTS = 12  # of diseased and of other images, whose spread tells a standard error
 _BATCH = 32
 
 Images = NDArray[np.uint8]
@@ -132,7 +133,7 @@ def _chosen(images: Images, rows: pa.Table, settings: Settings) -> Seen:
         if found is None:
             return Seen(1.0, "there are too few subjects to choose less by")
         losses.append(found)
-    return judged(np.stack(losses), groups)
+    return judged(np.stack(losses), groups, np.isin(targets, settings.positive))
 
 
 def _deciding(asked: pa.Table, pixels: Preprocessing, settings: Settings) -> list[str]:
@@ -142,22 +143,37 @@ def _deciding(asked: pa.Table, pixels: Preprocessing, settings: Settings) -> lis
     weighing = (settings.classes, settings.task, settings.balance, settings.costs, settings.positive, settings.seed)
     engines = [f"{name} {installed(name)}" for name in ("onnxruntime", "torch")]
     decoders = PixelCache("", pixels).key
-    return ["middle", __version__, rows, decoders, str(weighing), str(WIDTHS), *engines]
+    rule = str((WIDTHS, _LUCK, _FEWEST_SUBJECTS))
+    return ["middle", __version__, rows, decoders, str(weighing), rule, *engines]
 
 
-def judged(losses: NDArray[np.float64], groups: NDArray[np.int64]) -> Seen:
-    """Losses (len(WIDTHS), N) of images, nan where none was held out: the width with the least, if that is no luck."""
+def judged(losses: NDArray[np.float64], groups: NDArray[np.int64], diseased: NDArray[np.bool_]) -> Seen:
+    """Losses (len(WIDTHS), N) of images, nan where none was held out: the width with the least, if that is no luck.
+
+    That is a one-sided test of the mean gain over subjects, `groups` (N,), by Student's t, at a level shared by the
+    narrower widths (Bonferroni). `diseased` (N,): the sides, each of which needs subjects enough.
+    """
     told = ~np.isnan(losses).any(axis=0)
-    losses, groups = losses[:, told], groups[told]
+    losses, groups, diseased = losses[:, told], groups[told], diseased[told]
+    sides = [len(np.unique(groups[side])) for side in (diseased, ~diseased) if side.any()]
+    if min(sides, default=0) < _FEWEST_SUBJECTS:
+        return Seen(1.0, f"too few subjects to choose less by, {_FEWEST_SUBJECTS} with images of each side are needed")
     means = losses.mean(axis=1)
     best = int(means.argmin())
     gains = losses[0] - losses[best]
-    if gains.mean() <= _SURE * clustered_error(gains, groups):
+    if not best or gains.mean() <= _sure(len(np.unique(groups))) * clustered_error(gains, groups):
         return Seen(1.0, f"no less of {len(gains)} training images tells a probe surely more")
     return Seen(
         WIDTHS[best],
         f"a probe of {len(gains)} training images has log-loss {means[best]:.3f} by it, {means[0]:.3f} by all",
     )
+
+
+def _sure(subjects: int) -> float:
+    """Standard errors of the gain by which less must be better than all."""
+    from scipy.stats import t  # 0.5 s to import
+
+    return float(t.ppf(1 - _LUCK / (len(WIDTHS) - 1), subjects - 1))
 
 
 def _session() -> Any:

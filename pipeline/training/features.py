@@ -1,6 +1,6 @@
 """What a network with frozen features makes of images: computed once on Ray, kept on disk for all later runs.
 
-    <root>/<key>/<digest>.features      float32 (N, 4, D): of some hundreds of images in four turns by quarters
+    <home>/<key>/<digest>.features      float32 (N, 4, D): of some hundreds of images in four turns by quarters
 
 `key` is of the pixels' rules and the graph, so other starting weights have other features. ONNX Runtime computes them,
 three times as fast as PyTorch on a core. No torch here: the processes that compute would wait three seconds for it.

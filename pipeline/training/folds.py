@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -80,6 +81,13 @@ class Folds:
 
     def sizes(self) -> list[int]:
         return [int(size) for size in np.bincount(self._fold, minlength=self.count)]
+
+    def digest(self) -> str:
+        """SHA-256, hex, of which image is in which fold: sites and near copies decide it, and no digest of a manifest
+        knows them.
+        """
+        ids, fold = self._table["image_id"].to_numpy().astype("<i8"), self._fold.astype("<i8")
+        return sha256(np.stack([ids, fold], axis=1).tobytes()).hexdigest()
 
     def fold_of(self, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         known = self._table["image_id"].to_numpy()

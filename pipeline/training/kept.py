@@ -1,7 +1,7 @@
 """Small things that cost seconds to make, kept beside decoded images for the next run: graphs of networks, a choice,
 figures of pixels.
 
-    <root>/<what>/<digest><suffix>      SHA-256 of the rest, then the rest
+    <home>/<what>/<digest><suffix>      SHA-256 of the rest, then the rest
 
 Whoever makes one has it in hand already. So a cache that takes nothing costs the next run these seconds, and no run
 fails for it; what is not whole is made again.
@@ -37,9 +37,9 @@ class Kept:
     """One such thing, as all that decides it names it. `cache` None: nothing is kept."""
 
     cache: PixelCache | None
-    what: str  # a folder below the cache's root
+    what: str  # a folder of the cache
     deciding: Sequence[str]
-    suffix: str  # among the cache's SUFFIXES
+    suffix: str  # among those of a cache's files
 
     @property
     def path(self) -> Path | None:
@@ -47,7 +47,7 @@ class Kept:
         if self.cache is None:
             return None
         name = sha256("\0".join(self.deciding).encode()).hexdigest()[:24]
-        return Path(self.cache.root, self.what, name + self.suffix)
+        return self.cache.home / self.what / (name + self.suffix)
 
     def read(self) -> bytes | None:
         """None where it is not there, or not whole."""

@@ -171,12 +171,12 @@ def test_two_runs_that_decode_the_same_images_at_once_do_each_other_no_harm(plan
 def test_only_new_images_are_decoded(plan: ClusterPlan, tmp_path: Path) -> None:
     rows, root = rows_in(tmp_path, 60), str(tmp_path / "cache")
     supplied(LabelledRows("binary", rows.classes, (), rows.train.slice(3), rows.validation), plan, root).placed()
-    files = {file.name: file.stat().st_mtime_ns for file in Path(root).glob("*/*.pixels")}
+    files = {file.name: file.stat().st_mtime_ns for file in Path(root).glob("*/*/*.pixels")}
     more = supplied(rows, plan, root)
     [filled] = more.filled()
     ids = [number for placed in filled.placed for number in placed.rows["image_id"].to_pylist()]
     assert sorted(ids) == sorted(rows.train["image_id"].to_pylist()[:3])
-    assert len(list(Path(root).glob("*/*.pixels"))) == len(files) + 1
+    assert len(list(Path(root).glob("*/*/*.pixels"))) == len(files) + 1
 
 
 def usable_rows(shard: Shard) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
@@ -189,7 +189,7 @@ def test_flipped_pixels_are_decoded_anew_within_the_run_and_their_file_leaves(
     rows, root = rows_in(tmp_path, 30), str(tmp_path / "cache")
     made = supplied(rows, plan, root)
     made.placed()
-    for path in Path(root).glob("*/*.pixels"):
+    for path in Path(root).glob("*/*/*.pixels"):
         with path.open("r+b") as file:  # each last image
             file.seek(-100, os.SEEK_END)
             file.write(bytes(100))
@@ -210,7 +210,7 @@ def test_a_file_that_is_lost_before_a_worker_opens_it_is_decoded_anew(
     rows, root = rows_in(tmp_path, 30), str(tmp_path / "cache")
     made = supplied(rows, plan, root)
     made.placed()
-    for path in Path(root).glob("*/*.pixels"):
+    for path in Path(root).glob("*/*/*.pixels"):
         if loss == "cut":
             os.truncate(path, path.stat().st_size // 2)
         elif loss == "evicted":
@@ -226,7 +226,7 @@ def test_what_the_cache_lost_and_the_source_no_longer_gives_ends_the_run(plan: C
     rows, root = rows_in(tmp_path, 12), str(tmp_path / "cache")
     made = supplied(rows, plan, root)
     made.placed()
-    for path in [*Path(root).glob("*/*.pixels"), *(tmp_path / "images").iterdir()]:
+    for path in [*Path(root).glob("*/*/*.pixels"), *(tmp_path / "images").iterdir()]:
         path.unlink()
     with pytest.raises(PlatformError, match=r"can no longer be read from their source .*cell_"):
         open_shards(made, 0, 1)
@@ -389,4 +389,4 @@ def test_a_run_without_room_for_a_cache_streams_counts_and_scores_the_same_image
     info = resolve(str(tmp_path / "models")).info
     assert info.training["rejected"] == {"empty": 1}
     assert info.reference_scores["count"] == 20
-    assert not list((tmp_path / "cache").glob("*/*"))
+    assert not list((tmp_path / "cache").glob("*/*/*"))

@@ -22,6 +22,7 @@ from pipeline.model.trainable import features, head_of
 from pipeline.model.turns import turned
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.local import local_etag
+from pipeline.training.cache import OWN
 from pipeline.training.decoded import decode
 from pipeline.training.linear import fit_head, weigh
 from pipeline.training.rows import labelled_rows
@@ -63,7 +64,7 @@ def first(ray_cluster: Any, manifest: str, place: Path) -> Bundle:
 
 
 def feature_files(place: Path) -> list[Path]:
-    return sorted((place / "cache").glob("*/*.features"))
+    return sorted((place / "cache").glob("*/*/*.features"))
 
 
 def without_ray(*_: Any, **__: Any) -> NoReturn:
@@ -135,7 +136,7 @@ def test_damaged_features_and_graphs_are_computed_again(
     spoilt[-5] ^= 1
     files[0].write_bytes(spoilt)
     files[1].write_bytes(before[1][:-100])
-    [graph] = (place / "cache" / "networks").glob("*.onnx")
+    [graph] = (place / "cache" / OWN / "networks").glob("*.onnx")
     graph.write_bytes(graph.read_bytes()[:-1])
     again = probed(manifest, place, name="mended")
     assert again.file(WEIGHTS) == first.file(WEIGHTS)

@@ -218,6 +218,22 @@ def test_where_there_is_no_room_nothing_is_removed_and_the_reason_told(tmp_path:
     assert "cannot be made" in str(PixelCache(str(beside), RULES).make_room(1, []))
 
 
+def test_nothing_that_others_keep_in_the_folder_is_ever_removed(cache: PixelCache, rows: pa.Table) -> None:
+    """--cache may be any folder: of models, reports, manifests."""
+    path = put(cache, rows)
+    alike = f"{'0' * 32}.pixels"  # even a name as ours
+    names = ("models/best.onnx", "report/metrics.json", "run/model.safetensors", f"report/a.json{TEMPORARY}b", alike)
+    theirs = [Path(cache.root, name) for name in (*names, f"run/{alike}", f"leukoray-cache/{alike}")]
+    theirs.append(path.with_name("notes.json"))
+    for file in (*theirs, path):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        unused_since(file, 365 * 24 * 3600)
+    assert PixelCache(cache.root, RULES, max_bytes=1 << 20).make_room(570, []) is None
+    assert [file for file in theirs if not file.exists()] == []
+    assert not path.exists()
+
+
 def test_a_warm_cache_asks_for_no_room(cache: PixelCache, rows: pa.Table) -> None:
     path = put(cache, rows)
     unused_since(path, 3600)
@@ -226,7 +242,7 @@ def test_a_warm_cache_asks_for_no_room(cache: PixelCache, rows: pa.Table) -> Non
 
 def test_what_was_left_half_written_is_swept_when_it_is_old(cache: PixelCache, rows: pa.Table) -> None:
     path = put(cache, rows)
-    fresh, old = (path.with_name(f"{path.name}{TEMPORARY}{name}") for name in ("fresh", "old"))
+    fresh, old = (path.with_name(f"{path.name}{TEMPORARY}{name}") for name in ("0123456789ab", "ba9876543210"))
     for file in (fresh, old):
         file.write_bytes(path.read_bytes()[:1000])
     unused_since(old, 2 * 24 * 3600)

@@ -80,14 +80,37 @@ def _losses(gains: np.ndarray) -> np.ndarray:
 
 def test_less_is_seen_only_where_that_is_surely_better_over_subjects() -> None:
     rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(20), 10)
-    assert judged(_losses(rng.normal(0.1, 0.3, 200)), groups).share == 0.6
-    assert judged(_losses(rng.normal(0.01, 0.3, 200)), groups).share == 1.0
+    groups, sides = np.repeat(np.arange(20), 10), np.arange(200) % 2 == 0
+    assert judged(_losses(rng.normal(0.1, 0.3, 200)), groups, sides).share == 0.6
+    assert judged(_losses(rng.normal(0.01, 0.3, 200)), groups, sides).share == 1.0
     one = np.where(groups == 0, 2.0, 0.0)  # a gain of 0.1 an image, all of it from one subject
-    assert judged(_losses(one), groups).share == 1.0
+    assert judged(_losses(one), groups, sides).share == 1.0
     untold = _losses(rng.normal(0.1, 0.3, 200))
     untold[:, :50] = np.nan
-    assert "150 training images" in judged(untold, groups).reason
+    assert "150 training images" in judged(untold, groups, sides).reason
+
+
+@pytest.mark.parametrize("subjects", [1, 4, 11])
+def test_few_subjects_choose_nothing_however_much_they_gain(subjects: int) -> None:
+    groups, sides = np.repeat(np.arange(subjects), 10), np.arange(10 * subjects) % 2 == 0
+    gains = np.random.default_rng(0).normal(1.0, 0.01, 10 * subjects)
+    seen = judged(_losses(gains), groups, sides)
+    assert (seen.share, "too few subjects" in seen.reason) == (1.0, True)
+    many = np.arange(200) // 10  # of which only so many have images of disease
+    seen = judged(_losses(np.full(200, 1.0)), many, (many < subjects) & (np.arange(200) % 2 == 0))
+    assert (seen.share, "too few subjects" in seen.reason) == (1.0, True)
+
+
+@pytest.mark.parametrize("subjects", [4, 8, 12, 14, 24])
+def test_where_every_width_is_as_good_less_is_chosen_by_no_more_than_one_set_in_twenty(subjects: int) -> None:
+    """Subjects differ, some much, in how many images they have and in what is told of them at each width."""
+    rng, less = np.random.default_rng(subjects), 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(subjects), rng.integers(1, 30, subjects))
+        of_subjects = 0.3 * rng.standard_t(3, (len(WIDTHS), subjects))
+        losses = 1.0 + of_subjects[:, groups] + rng.exponential(0.5, (len(WIDTHS), len(groups)))
+        less += judged(losses, groups, rng.random(len(groups)) < 0.5).share < 1
+    assert less <= 0.05 * 400
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ def _manifest(folder: Path, subjects: list[str | None], sites: list[str | None] 
     folder.mkdir(exist_ok=True)
     for number, subject in enumerate(subjects):
         path = folder / f"{number:03d}.png"
-        path.write_bytes(b"x")
+        if not path.exists():  # another manifest of the same images
+            path.write_bytes(b"x")
         row = manifest_row(path, number % 2, "validation" if number < 8 else "train")
         rows.append({**row, "subject_id": subject, "site": sites[number] if sites else None})
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
@@ -88,3 +89,19 @@ def test_a_class_that_one_fold_holds_alone_is_refused(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, ["even" if number % 2 == 0 else f"p{number // 8}" for number in range(32)])
     with pytest.raises(InputError, match="holds every image of class negative"):
         _folds(manifest)
+
+
+def test_folds_that_were_dealt_otherwise_are_another_run(tmp_path: Path) -> None:
+    """Sites and near copies may change while ids, labels and splits of a manifest stay: a kept fold would leak."""
+    subjects: list[str | None] = [f"p{number}" for number in range(48)]
+    sites: list[str | None] = [f"clinic{number // 8}" for number in range(48)]
+    manifest = _manifest(tmp_path, subjects, sites)
+    first = _folds(manifest, 3, "site").digest()
+    assert first == _folds(manifest, 3, "site").digest()
+    swapped = _manifest(tmp_path, subjects, [f"clinic{number % 6}" for number in range(48)])
+    assert swapped.info.digest == manifest.info.digest
+    assert _folds(swapped, 3, "site").digest() != first
+    before = _folds(manifest).digest()
+    pairs = [f"{tmp_path}/{a:03d}.png,{tmp_path}/{b:03d}.png,0.99" for a in range(12) for b in range(12, 48, 12)]
+    (tmp_path / "manifest" / "near_copies.csv").write_text("\n".join(["first,second,agreement", *pairs]))
+    assert _folds(manifest).digest() != before

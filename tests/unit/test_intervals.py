@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluation.adverse import draws
-from pipeline.evaluation.intervals import Resampling, exact_interval
+from pipeline.evaluation.intervals import Resampling, clustered_error, exact_interval
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from tests.interval_coverage import METRICS, Setting, coverage
 from tests.searches import search
@@ -168,3 +168,15 @@ def test_intervals_hold_the_truth_as_often_as_they_say(subjects: int) -> None:
     if subjects < 20:  # of more, ninety test sets do not tell that it fails
         percentile = np.mean([of["percentile bootstrap", "sensitivity"][0] for of in found])
         assert percentile < {2: 0.8, 5: 0.93}[subjects]
+
+
+def test_the_standard_error_over_units_is_that_of_their_means_where_these_are_alike_in_size() -> None:
+    rng = np.random.default_rng(0)
+    of_units = rng.normal(size=5)
+    codes = np.repeat([7, 3, 9, 100, 4], 6)  # any numbers
+    values = np.repeat(of_units, 6) + np.tile([1.0, -1.0], 15)
+    assert clustered_error(values, codes) == pytest.approx(of_units.std(ddof=1) / np.sqrt(5))
+
+
+def test_a_single_unit_tells_no_standard_error() -> None:
+    assert np.isnan(clustered_error(np.arange(6.0), np.full(6, 3)))

@@ -25,11 +25,14 @@ def test_samples_are_the_same_for_the_same_seed_and_say_what_they_are(tmp_path: 
     assert b"synthetic" in first["SYNTHETIC.txt"].lower()
 
 
-def test_samples_never_remove_a_file_that_is_not_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "patient.jpg").write_bytes(b"precious")
+@pytest.mark.parametrize(("name", "told"), [("patient.jpg", "patient.jpg"), ("S001_0001.jpg", "no SYNTHETIC.txt")])
+def test_samples_never_remove_a_file_that_is_not_theirs(
+    name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"precious")
     assert samples.command(["--out", str(tmp_path), *SMALL]) == 2
-    assert (tmp_path / "patient.jpg").read_bytes() == b"precious"
-    assert "patient.jpg" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == b"precious"
+    assert told in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ SHOWN, GUESSES, UNTOLD = against(0.7), against(0.4), against(None)
 def test_a_model_that_may_guess_takes_nobodys_place_whatever_its_metric(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert judged(tmp_path, version(tmp_path, 1, 0.6, synthetic=True, against_chance=SHOWN)).is_best
+    assert judged(tmp_path, version(tmp_path, 1, 0.6, against_chance=SHOWN)).is_best
     verdict = judged(tmp_path, version(tmp_path, 2, 0.99, against_chance=GUESSES))
     assert verdict.guesses and not verdict.is_best and best(tmp_path) == "v1"
     assert "not shown to be better than chance (0.5)" in verdict.reason
@@ -102,6 +102,19 @@ def test_a_model_that_may_guess_takes_nobodys_place_whatever_its_metric(
     assert "warning: this version is not shown to be better than chance" in said
     versions = [line for line in said.splitlines() if "roc_auc" in line and " px " in line]
     assert [line.endswith("not shown to be better than chance") for line in versions] == [False, True]
+
+
+@pytest.mark.parametrize("against_chance", [GUESSES, UNTOLD])
+def test_a_model_of_real_images_takes_the_place_of_samples_even_where_it_may_guess(
+    tmp_path: Path, against_chance: AgainstChance
+) -> None:
+    """After `make demo`, or every score and answer would be of a model of drawn cells."""
+    judged(tmp_path, version(tmp_path, 1, 0.99, synthetic=True, against_chance=SHOWN))
+    verdict = judged(tmp_path, version(tmp_path, 2, 0.6, against_chance=against_chance))
+    assert verdict.is_best and not verdict.guesses and best(tmp_path) == "v2"
+    assert "synthetic images only; this one is not shown to be better than chance" in verdict.reason
+    verdict = judged(tmp_path, version(tmp_path, 3, 0.99, synthetic=True, against_chance=SHOWN))
+    assert not verdict.is_best and best(tmp_path) == "v2"
 
 
 def test_one_that_was_shown_to_be_better_takes_the_place_of_one_that_was_not(tmp_path: Path) -> None:

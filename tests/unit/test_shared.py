@@ -1,5 +1,6 @@
 """All nodes must see the same files: a probe is read on each, and leaves nothing behind. Other nodes are pretended."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,8 +53,10 @@ def test_one_node_is_asked_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_probe_is_there_while_nodes_look_and_what_a_killed_process_left_goes_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "_probe-of-a-killed-process").write_bytes(b"")
-    (tmp_path / "part.parquet").write_bytes(b"")
+    (tmp_path / f"_probe-{uuid.uuid4().hex}").write_bytes(b"")  # of a killed process
+    for theirs in ("part.parquet", "_probe-design.csv", "_probe-sets/images.csv"):
+        (tmp_path / theirs).parent.mkdir(exist_ok=True)
+        (tmp_path / theirs).write_bytes(b"")
     seen: list[list[str]] = []
 
     def look(unseen: list[str]) -> list[str]:
@@ -61,8 +64,10 @@ def test_a_probe_is_there_while_nodes_look_and_what_a_killed_process_left_goes_t
         return unseen
 
     refuse_unshared(cluster(monkeypatch, "b", "c", look=look), Stores(), [], str(tmp_path))
-    assert len(seen) == 2 and all(len(names) == 2 and names[0].startswith("_probe-") for names in seen)
-    assert [path.name for path in tmp_path.iterdir()] == ["part.parquet"]
+    theirs = ["_probe-design.csv", "_probe-sets", "part.parquet"]
+    assert len(seen) == 2 and all(len(names) == 4 for names in seen)
+    assert sorted(path.name for path in tmp_path.iterdir()) == theirs
+    assert (tmp_path / "_probe-sets" / "images.csv").exists()
 
 
 def test_a_node_that_does_not_see_the_output_is_named_with_the_folder(
