@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
+from pipeline.images.unit import Unit
 from pipeline.model.chance import AgainstChance
 from pipeline.model.reference import OodRule
 from pipeline.model.review import ReviewRule
@@ -102,6 +103,7 @@ class ModelInfo(_Body):
     input_size: int
     turns: int = Field(1, description="of an image, whose logits are averaged: forward passes an image")
     task: str
+    unit: Unit | None = Field(None, description="what its images show: one white cell, or a field; null: nobody said")
     classes: tuple[str, ...]
     positive_classes: tuple[str, ...]
     threshold: float

@@ -1,6 +1,13 @@
 /* The service's model and limits, its card, and what happens when the reader does something. */
 let service = null;  // what /readyz says: the model and the limits; null: not known yet
 
+/* Another model has limits and a card of its own. Each is asked for once: two may take turns. */
+const models = new Set();
+function noticeModel(sha256) {
+  if (models.has(sha256)) return;
+  models.add(sha256);
+  if (!service || service.model.sha256 !== sha256) loadState();
+}
 /* Whether the service is ready; what it says is shown. */
 async function loadState() {
   try {
@@ -49,6 +56,7 @@ function cardFacts(model) {
     ["card.sha", model.sha256],
     ["card.architecture", model.architecture],
     ["card.input", say("card.input.value", { size: model.input_size })],
+    ["card.unit", say("card.unit." + (model.unit || "none"))],
     ["card.classes", model.classes.join(", ")],
     ["card.positive", model.positive_classes.join(", ") || say("card.none")],
     ["card.threshold", model.positive_classes.length ? level(model.threshold) : null],
@@ -100,6 +108,7 @@ on("cancel", "click", cancel);
 on("retry-all", "click", () => again(rows.filter((row) => row.state === "error")));
 on("save-csv", "click", () => save(toCsv(), "text/csv;charset=utf-8", "leukoray.csv"));
 on("save-json", "click", () => save(toJson(), "application/json", "leukoray.json"));
+on("save-fhir", "click", () => { $("subject").open = true; $("subject-id").focus(); });
 on("print", "click", () => print());
 on("clear", "click", () => { clearAll(); $("choose").focus(); });
 on("search", "input", showAll);

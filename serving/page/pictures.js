@@ -89,7 +89,8 @@ function addMap(row, stack, below) {
     image.style.opacity = row.strength / 100;
     below.append(make("label", "slider", say("map.slider"), slider));
   }
-  const caption = make("figcaption", "", row.isUndrawable ? say("map.only", { kind: kindOf(row) }) + " " : "", say(row.mapSays.peak > 0 ? "map.caption" : "map.nothing", { of }));
+  const isOfAnother = row.mapSays.sha256 !== row.answer.model.sha256;
+  const caption = make("figcaption", "", isOfAnother ? say("map.other_model", { model: row.mapSays.model }) + " " : "", row.isUndrawable ? say("map.only", { kind: kindOf(row) }) + " " : "", say(row.mapSays.peak > 0 ? "map.caption" : "map.nothing", { of }));
   below.append(caption);
 }
 /* The picture of /explain: gray, square as the model sees it, which is the whole image stretched. */
@@ -124,5 +125,5 @@ function describedIn(buffer) {
     }
     place += 12 + size;
   }
-  throw new Failure("other");
+  throw new Failure("bad_answer");
 }

@@ -35,7 +35,7 @@ async function work(row, signal) {
     row.answer = await (await post("predict", data, signal)).json();
     row.total_ms = performance.now() - started;
     row.state = row.answer.decision || "classified";
-    if (!service || row.answer.model.sha256 !== service.model.sha256) loadState();
+    noticeModel(row.answer.model.sha256);
   } catch (error) {
     row.state = "error";
     row.failure = failureFrom(error, signal);
@@ -44,7 +44,7 @@ async function work(row, signal) {
 }
 function failureFrom(error, signal) {
   if (signal.aborted) return new Failure("cancelled");
-  return error instanceof Failure ? error : new Failure("other", String(error));
+  return error instanceof Failure ? error : new Failure("bad_answer", String(error));
 }
 /* Raises Failure where it is too large to be sent, or gone. */
 async function read(file) {

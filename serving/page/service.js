@@ -33,6 +33,7 @@ const gate = {
   back: null,
   async pass(signal) {
     for (;;) {
+      if (signal.aborted) throw signal.reason;
       const rest = this.back ? 200 : this.until - performance.now();
       if (rest <= 0) return;
       await sleep(Math.min(rest, 1000), signal);

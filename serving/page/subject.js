@@ -23,7 +23,7 @@ function tally(shown) {
 const detectionLimit = (n) => 1 - .05 ** (1 / n);
 
 function showSubject(shown) {
-  $("subject").hidden = rows.length < 2;
+  $("subject").hidden = !rows.length;
   const isOpen = shown.some((row) => OPEN_STATES.has(row.state)), said = $("subject-said");
   if (isOpen) said.textContent = say("subject.wait");
   else said.replaceChildren(...subjectSentences(shown).map((text) => make("span", "", text + " ")));
@@ -41,6 +41,8 @@ function subjectSentences(shown) {
   const left = found.left.map(([kind, count]) => say("subject.left." + kind, { n: count })).join(", ") || say("subject.left.none");
   const lines = [say("subject.counted", { counted: number(found.counted), all: number(found.all), left })];
   if (!found.counted) return lines;
+  const units = new Set(shown.filter((row) => row.answer).map((row) => row.answer.model.unit));
+  if (units.size !== 1 || !units.has("cell")) return [...lines, say("subject.no_cells")];
   lines.push(say("subject.share", { positive: number(found.positive), counted: number(found.counted), share: percent(found.positive / found.counted) }));
   if (found.left.length) lines.push(say("subject.no_limit.left"));
   else if (found.again) lines.push(say("subject.no_limit.again", { n: found.again }));
@@ -64,7 +66,7 @@ function showReport(problem) {
   const shares = resources.filter((resource) => resource.valueQuantity && resource.component?.some((part) => part.code.coding[0].code === "denominator"));
   const table = make("table", "", make("tbody", "", ...shares.map(shareLine)));
   return box.replaceChildren(
-    make("p", "", say("subject.report")), english("p", "", report.conclusion), ...(shares.length ? [table] : []),
+    make("p", "", say("subject.report")), english("p", "", report.conclusion || WORDS.en.notice), ...(shares.length ? [table] : []),
     make("div", "row", button(say("subject.save"), () => save(JSON.stringify(reportShown.answer, null, 1), "application/fhir+json", "leukoray.fhir.json"))),
   );
 }
