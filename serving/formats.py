@@ -1,4 +1,4 @@
-"""Which form of answer a request asks for: JSON as ever, FHIR, or HL7 v2. Looks at the request, decides nothing else.
+"""Which form of answer a request asks for: JSON as ever, FHIR, HL7 v2, DICOM SR. Looks at the request, decides nothing.
 
 `?format=` before `Accept` (RFC 9110, section 12.5.1, without weights); `fhirVersion` as
 https://hl7.org/fhir/R4/http.html#version-parameter has it.
@@ -10,9 +10,9 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-Format = Literal["json", "fhir", "hl7"]
+Format = Literal["json", "fhir", "hl7", "dicom-sr"]
 FORMATS: tuple[str, ...] = get_args(Format)
-FHIR_JSON, HL7_V2 = "application/fhir+json", "application/hl7-v2"
+FHIR_JSON, HL7_V2, DICOM = "application/fhir+json", "application/hl7-v2", "application/dicom"
 FHIR_VERSIONS = frozenset({"4.0", "4.0.1"})
 _PATHS = ("/predict",)  # that have more than one form
 _FOREIGN = ("application/fhir+xml", "application/fhir+turtle")
@@ -44,8 +44,8 @@ def _accepted(accept: str) -> Format:
         versions = [part.partition("=")[2].strip('"') for part in parameters if part.startswith("fhirversion=")]
         if name == "application/json":
             return "json"
-        if name == HL7_V2:
-            return "hl7"
+        if name in (HL7_V2, DICOM):
+            return "hl7" if name == HL7_V2 else "dicom-sr"
         if name == FHIR_JSON and set(versions) <= FHIR_VERSIONS:
             return "fhir"
         if name in (FHIR_JSON, *_FOREIGN):

@@ -46,6 +46,7 @@ _CODES = {
     "malformed_multipart": "A multipart body that does not follow RFC 7578.",
     "method_not_allowed": "The route does not know this method.",
     "model_refused": "An administrator's order that was refused.",
+    "no_dicom": "A DICOM SR is asked for of what is no DICOM image, or one that a report cannot refer to.",
     "no_file": "A multipart body without a file.",
     "no_counts": "The counts of all replicas cannot be had now.",
     "no_map": "No map of where it looks is known of this model.",

@@ -12,12 +12,19 @@ from pipeline.base.errors import ImageRejected
 from serving.admission import Admission, Ticket
 from serving.answers import prediction_response, provenance
 from serving.audit.notes import sha256
-from serving.clinical import SUBJECT, clinical_response, read_format, read_subject
+from serving.clinical import (
+    SUBJECT,
+    clinical_response,
+    dicom_response,
+    read_format,
+    read_subject,
+    refuse_other_kinds,
+)
 from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import PROBLEM, HttpError, from_rejection, outcome_response
 from serving.explain import explained
-from serving.formats import FHIR_JSON, FORMATS, HL7_V2, Format
+from serving.formats import DICOM, FHIR_JSON, FORMATS, HL7_V2, Format
 from serving.guard import admit
 from serving.intake import MULTIPART, check_encoding, media_type, read_files, read_raw
 from serving.interface import NO_MAP, REQUEST_BODY, REQUEST_ID_PARAMETER, keys, reference, responses
@@ -38,8 +45,8 @@ _FORMAT = {
     "name": "format",
     "in": "query",
     "required": False,
-    "description": "of the answer, before what Accept says; of several files fhir and hl7 make one report, as of one "
-    "subject. They have no map",
+    "description": "of the answer, before what Accept says; of several files fhir, hl7 and dicom-sr make one report, "
+    "as of one subject. They have no map",
     "schema": {"type": "string", "enum": list(FORMATS)},
 }
 _SUBJECT = {
@@ -51,8 +58,12 @@ _SUBJECT = {
     "schema": {"type": "string", "pattern": SUBJECT},
 }
 _OUTCOME = {FHIR_JSON: {"schema": reference(FhirResource)}}
-_FORMS = {**_OUTCOME, HL7_V2: {"schema": {"type": "string"}}}
-_NOT_HERE = "FHIR of another version, or not as JSON, is asked for and nothing else"
+_FORMS = {
+    **_OUTCOME,
+    HL7_V2: {"schema": {"type": "string"}},
+    DICOM: {"schema": {"type": "string", "format": "binary"}},
+}
+_NOT_HERE = "FHIR of another version, or not as JSON, is asked for and nothing else; or a DICOM SR where none is made"
 _Answering = Callable[[LoadedModel, bytes], Awaitable[ImageAnswer]]
 
 
@@ -76,7 +87,8 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
         `multipart/form-data` with one or several files gives `results`, in the order sent, each with a prediction
         or an error. Its status is 200 as soon as one file was predicted, else that of the first file's error.
 
-        `?format=fhir` or `Accept: application/fhir+json` gives a FHIR R4 Bundle, `?format=hl7` an HL7 v2 message.
+        `?format=fhir` or `Accept: application/fhir+json` gives a FHIR R4 Bundle, `?format=hl7` an HL7 v2 message,
+        `?format=dicom-sr` or `Accept: application/dicom` a DICOM SR of DICOM images.
         """
         visit = await admit(desk, request)
         check_encoding(request.headers)
@@ -93,6 +105,8 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
             await visit.spend(1 if isinstance(body, bytes) else len(body))
 
             async def by(model: LoadedModel) -> Response:
+                if form == "dicom-sr":
+                    return await _answer_dicom(engine, model, body)
                 if form != "json":
                     return await _answer_clinical(request, engine, model, answer_one, body, form, subject)
                 if isinstance(body, bytes):
@@ -197,6 +211,18 @@ async def _answer_clinical(
         else:
             sent.append(Sent(outcome, None, digest))
     return clinical_response(form, request, model, sent, subject)
+
+
+async def _answer_dicom(engine: Engine, model: LoadedModel, body: bytes | list[ReceivedFile]) -> Response:
+    """One DICOM SR of all images, which are of one study; one that has no answer refuses all."""
+    files = [ReceivedFile("", len(body), body)] if isinstance(body, bytes) else body
+    refuse_other_kinds(files)
+    answers = await at_once(lambda file: _answer_file(engine, model, file, engine.answer), files)
+    for place, answer in enumerate(answers, 1):
+        if isinstance(answer, HttpError):
+            answer.message = f"image {place} of {len(files)}: {answer.message}" if len(files) > 1 else answer.message
+            raise answer
+    return await engine.decoding(dicom_response, model, files, answers)
 
 
 async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile, answer_one: _Answering) -> Any:
