@@ -4,6 +4,7 @@ Only starts and stops: the application is `serving.app:build`, as in a Serve con
 """
 
 import contextlib
+import importlib
 import io
 import ipaddress
 import json
@@ -26,7 +27,7 @@ from jobs.common import DIRECT, Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.ending import end_in_order, interrupt, raise_if_terminated
 from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node, tell_waiting
-from pipeline.base.errors import PlatformError
+from pipeline.base.errors import PlatformError, UsageError
 from pipeline.base.resources import ClusterPlan, check
 from pipeline.images.load import Limits
 from pipeline.model.bundle import INFO, Bundle
@@ -34,7 +35,7 @@ from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
 from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import join
-from serving import front
+from serving import front, tracing
 from serving.desk import check_guards
 from serving.keys.ring import open_to_others
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
@@ -76,6 +77,9 @@ class ServeConfig(JobConfig):
     audit_log: str | None = Field(
         None, description="folder for a line an image that was answered; what cannot be recorded gets no answer"
     )
+    traces_to: str | None = Field(
+        None, description="send OpenTelemetry traces to this collector, as http://127.0.0.1:4318 (default: none)"
+    )
     access_log: bool = Field(
         False, description="log every request, not only failed ones, in logs/serve of Ray's session"
     )
@@ -87,6 +91,8 @@ class ServeConfig(JobConfig):
     def _fits_together(self) -> "ServeConfig":
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}")
+        if self.traces_to is not None and not self.traces_to.startswith(("http://", "https://")):
+            raise ValueError(f"--traces-to {self.traces_to}: expected the address of a collector, http://HOST:4318")
         return self
 
 
@@ -95,6 +101,8 @@ def main(config: ServeConfig) -> None:
     clock = Clock()
     bundle = checked_bundle(config)
     is_local = cluster_target(config.address) is None
+    if config.traces_to is not None:
+        check_traces(is_local)
     if is_local:
         check_port(config.host, config.port)
     settings = read_settings(_arguments(config))  # whatever does not fit is refused before Ray is started
@@ -103,7 +111,7 @@ def main(config: ServeConfig) -> None:
     with (
         contextlib.ExitStack() as quiet,
         _stop_signals() as stop,
-        _proxy_in_front(is_local),
+        _environment_of_serve(config, is_local),
         connected(config.address, config.num_cpus, worker_logs=config.debug) as ray,
     ):
         plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
@@ -141,6 +149,18 @@ def check_port(host: str, port: int) -> None:
             raise PlatformError(
                 f"cannot listen on {host} port {port} ({reason}); stop what listens there, or give --port/--host"
             ) from error
+
+
+def check_traces(is_local: bool) -> None:
+    """Raises UsageError and PlatformError where --traces-to cannot be done."""
+    if not is_local:
+        raise UsageError(
+            "--traces-to is for a Ray that starts here; a cluster traces by tracing_config (docs/serve.md)"
+        )
+    try:
+        importlib.import_module(tracing.EXPORTER.partition(":")[0])
+    except ImportError as error:
+        raise PlatformError(f"--traces-to needs more packages ({error}): pip install 'leukoray[tracing]'") from error
 
 
 def warn_of_open_door(config: ServeConfig) -> None:
@@ -225,8 +245,8 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 @contextlib.contextmanager
-def _proxy_in_front(is_local: bool) -> Iterator[None]:
-    """HAProxy before the replicas of a Ray that starts with the block; a cluster has what its nodes began with."""
+def _environment_of_serve(config: ServeConfig, is_local: bool) -> Iterator[None]:
+    """Of a Ray that starts with the block: HAProxy before the replicas, and traces; a cluster has its nodes' own."""
     if not is_local:
         yield
         return
@@ -234,6 +254,8 @@ def _proxy_in_front(is_local: bool) -> Iterator[None]:
     wanted: dict[str, str] = {}
     try:
         wanted = front.settings(os.environ, folder, _free_port())
+        if config.traces_to is not None:
+            wanted |= tracing.settings(os.environ, config.traces_to)
         os.environ.update(wanted)
         yield
     finally:

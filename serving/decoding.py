@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline.images.cost import worst_seconds
 from pipeline.images.load import Header, LoadedImage, decode_image, read_header
+from serving import tracing
 from serving.admission import overloaded
 from serving.monitoring.recorder import Recorder
 from serving.settings import ServingSettings
@@ -70,8 +71,11 @@ class Decoding:
         return self._small.submit(work, *arguments)
 
     def _record(self, asked: float, began: float) -> None:
+        ended = time.perf_counter()
         self._recorder.stage("queue", began - asked)
-        self._recorder.stage("decode", time.perf_counter() - began)
+        self._recorder.stage("decode", ended - began)
+        tracing.stage("queue", asked, began)
+        tracing.stage("decode", began, ended)
 
     def _load_timed(self, data: bytes, size: int, bit_depth: int | None) -> tuple[float, LoadedImage | Header]:
         """And when it began."""

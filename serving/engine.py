@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.images.load import LoadedImage
 from pipeline.model.prediction import Prediction
+from serving import tracing
 from serving.agreed import News, Order
 from serving.audit import notes
 from serving.audit.notes import ImageNote
@@ -109,12 +110,13 @@ class Engine:
 
     async def load(self, model: LoadedModel, data: bytes, size: int | None = None) -> LoadedImage:
         """Decode one encoded image, to the model's size or another. Raises as `answer`."""
-        predictor = model.predictor
+        predictor, asked = model.predictor, time.perf_counter()
         note = await self._noted(data) if size is None else None
         try:
             return await self._decoding.load(data, size or predictor.size, predictor.info.bit_depth)
         except (ImageRejected, HttpError) as error:
             self._refused(note, str(error.code))
+            tracing.stage("decode", asked, attributes={tracing.ERROR: str(error.code)})
             raise
 
     async def decoding(self, work: Callable[..., _T], *arguments: Any) -> _T:
@@ -124,12 +126,15 @@ class Engine:
     async def map_of(self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:
         """Where a decoded image speaks for a class, by a thread for that. Raises NoMap where the model cannot tell,
         CandidateFailed where that is the candidate."""
+        asked = time.perf_counter()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._mapping, _map_of, model, pixels, class_name)
+            mapped = await asyncio.get_running_loop().run_in_executor(self._mapping, _map_of, model, pixels, class_name)
         except NoMap as error:
             if model.is_candidate:
                 raise CandidateFailed(str(error)) from error
             raise
+        tracing.stage("map", asked)
+        return mapped
 
     async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8], data: bytes | None = None) -> Prediction:
         """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size; `data`: as it was sent.
@@ -139,8 +144,11 @@ class Engine:
         note = notes.image() or await self._noted(pixels)
         asked = time.perf_counter()
         lane = self._predict_apart if model.is_candidate else self._predict
-        said, seconds = await lane(Waiting(model, pixels))
-        self.recorder.stage("predict", time.perf_counter() - asked)
+        said, seconds, together = await lane(Waiting(model, pixels))
+        ended = time.perf_counter()
+        self.recorder.stage("predict", ended - asked)
+        code = str(said.code) if isinstance(said, ImageRejected) else None
+        tracing.predicted(asked, ended, model.info.sha256, together, code)
         if isinstance(said, ImageRejected):
             if model.is_candidate:
                 raise CandidateFailed(said.message)

@@ -29,6 +29,7 @@ class Answer(NamedTuple):
 
     said: Prediction | ImageRejected
     seconds: float = 0.0
+    together: int = 1  # images of its model in the pass
 
 
 def predict_waiting(waiting: Sequence[Waiting]) -> list[Answer]:
@@ -48,7 +49,7 @@ def predict_waiting(waiting: Sequence[Waiting]) -> list[Answer]:
             seconds = (clock() - began) / len(places)
         model.work.count(len(places), time.perf_counter_ns() - started)
         for place, answer in zip(places, said, strict=True):
-            answers[place] = Answer(answer, seconds)
+            answers[place] = Answer(answer, seconds, len(places))
     return answers
 
 

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import tracing
 from serving.access import log_access, method_of, route_of
 from serving.desk import Desk, Visit
 from serving.errors import HttpError, error_response
@@ -49,6 +50,7 @@ class Guard:
         started = time.perf_counter()
         self.recorder.request_begins()
         has_valid_id = set_request_id(scope)
+        trace = tracing.begin(scope)
         status = 0  # of an answer that has begun
 
         async def send_guarded(message: Message) -> None:
@@ -77,6 +79,7 @@ class Guard:
             code = scope["state"].get("error_code")
             self.recorder.request_ends(route_of(scope), method_of(scope), status, code, seconds)
             log_access(scope, status, seconds)
+            tracing.end(trace, scope, status, code)
 
     def _add_headers(self, headers: MutableHeaders, request_id: str) -> None:
         for name, value in SECURITY_HEADERS.items():

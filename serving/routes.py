@@ -58,6 +58,8 @@ def create_app(
         description=f"Leukemia detection in microscope images of blood cells. {NOTICE}",
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own tells paths, queries and hosts as they were sent, where the environment names a collector
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         generate_unique_id_function=operation_id,
         redirect_slashes=False,  # it would redirect to whatever the Host header names
     )

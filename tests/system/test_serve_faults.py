@@ -28,10 +28,13 @@ from PIL import Image
 from pipeline.model.bundle import Bundle
 from serving import front
 from tests.bundles import make_bundle
+from tests.collector import Collector, collecting
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 150
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TOLD_SOON = {"OTEL_BSP_SCHEDULE_DELAY": "500"}  # milliseconds that a batch of spans waits
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
@@ -149,11 +152,24 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     return [make_bundle(folder / str(seed), size=32, seed=seed) for seed in (1, 2)]
 
 
+def assert_traced(url: str, collector: Collector) -> None:
+    """A client's trace goes on through Serve into our stages, without what the client sent."""
+    sent = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "x-request-id": "secret"}
+    assert httpx.post(f"{url}/predict?subject=secret", content=picture(), headers=sent, timeout=30).status_code == 200
+    spans = {span.name: span for span in collector.of(TRACE, 6)}
+    serve, request = spans["replica_handle_request LeukorayReplica"], spans["POST /predict"]
+    assert (serve.parent, request.parent) == ("00f067aa0ba902b7", serve.id)
+    stages = {name for name, span in spans.items() if span.parent == request.id}
+    assert stages == {"queue", "decode", "predict", "answer"}
+    assert spans["predict"].attributes["leukoray.batch.images"] == 1
+    assert not any(b"secret" in body for body in collector.bodies)
+
+
 def test_command_survives_a_killed_replica_and_stops_cleanly(bundles: list[Bundle], tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "jobs.serve", bundles[0].uri, "--port", str(port), "--num-cpus", "1"]
-    with started(*command, log=log) as process:
+    with collecting() as collector, started(*command, "--traces-to", collector.url, log=log, **TOLD_SOON) as process:
         until(lambda: "Ctrl-C stops it" in log.read_text() or process.poll() is not None, "the announcement")
         assert process.poll() is None, log.read_text()
         text = log.read_text()
@@ -167,6 +183,7 @@ def test_command_survives_a_killed_replica_and_stops_cleanly(bundles: list[Bundl
         refused = raw(port, b"GET /healthz HTTP/1.1\r\nHost: here\r\nX-Request-ID: a\xe9\r\n\r\n")
         assert (refused.status, refused.error["code"]) == (400, "invalid_request_id")
         assert refused.error["request_id"] == refused.headers["x-request-id"]
+        assert_traced(url, collector)
 
         in_hand = Slow(port)
         replica = until(lambda: replica_of(process), "the replica's process")
