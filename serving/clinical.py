@@ -13,7 +13,8 @@ from serving.errors import HttpError
 from serving.formats import DICOM, FHIR_JSON, HL7_V2, Format, NotAcceptable, UnknownFormat, asked_format
 from serving.model import LoadedModel
 from serving.multipart import ReceivedFile
-from serving.protocols.dicom.report import NoReport, Reported, is_there, report
+from serving.protocols.dicom.report import Reported, is_there, report
+from serving.protocols.dicom.source import NoReport
 from serving.protocols.fhir.bundle import bundle
 from serving.protocols.fhir.resources import Context
 from serving.protocols.fhir.tally import Sent

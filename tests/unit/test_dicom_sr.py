@@ -19,6 +19,7 @@ from tests.asgi import call, picture
 from tests.bundles import make_bundle
 from tests.dicoms import MICROSCOPIC, dicom
 
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")  # of making such files
 PATIENT = "Müller^Jörg"
 STUDY = {
     "SpecificCharacterSet": "ISO_IR 100", "PatientName": PATIENT, "PatientID": "P-17", "PatientSex": "O",
