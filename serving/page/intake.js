@@ -17,20 +17,22 @@ function sayOfFolder(said) {
 async function addDropped(transfer) {
   const entries = Array.from(transfer.items || [], (item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) { sayOfFolder(null); return add(transfer.files); }
-  const paths = new Map(), alone = [];
-  try {
-    for (const entry of entries) await walk(entry, (file, path) => { if (entry.isFile) alone.push(file); else paths.set(file, path.replace(/^\//, "")); });
-  } catch (error) {
-    return sayOfFolder(["unreadable_folder", { why: error.message }]);
-  }
+  const paths = new Map(), alone = [], failed = [];
+  for (const entry of entries) await walk(entry, (file, path) => { if (entry.isFile) alone.push(file); else paths.set(file, path.replace(/^\//, "")); }, failed);
   addFolder([...paths.keys()], (file) => paths.get(file));
+  if (failed.length) sayOfFolder(["unreadable", { n: failed.length, why: failed[0] }]);
   return add(alone);
 }
-async function walk(entry, take) {
-  if (entry.isFile) return take(await new Promise((done, fail) => entry.file(done, fail)), entry.fullPath);
-  const reader = entry.createReader();
-  const some = () => new Promise((done, fail) => reader.readEntries(done, fail));  // at most a hundred at a time
-  for (let found = await some(); found.length; found = await some()) for (const inner of found) await walk(inner, take);
+/* What cannot be read does not keep the rest from being taken. */
+async function walk(entry, take, failed) {
+  try {
+    if (entry.isFile) return take(await new Promise((done, fail) => entry.file(done, fail)), entry.fullPath);
+    const reader = entry.createReader();
+    const some = () => new Promise((done, fail) => reader.readEntries(done, fail));  // at most a hundred at a time
+    for (let found = await some(); found.length; found = await some()) for (const inner of found) await walk(inner, take, failed);
+  } catch (error) {
+    failed.push(entry.fullPath + ": " + error.message);
+  }
 }
 
 /* ---- camera ---- */

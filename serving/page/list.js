@@ -138,7 +138,7 @@ function onKey(event) {
   const target = event.target, typing = target.matches?.("input, select, textarea");
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.key === "Escape") return onEscape(target);
-  const inHead = target.classList?.contains("head") || target === document.body;
+  const inHead = target.classList?.contains("head");  // elsewhere these keys scroll
   const act = (inHead && LIST_KEYS[event.key]) || (!typing && $("letters").checked && KEYS[event.key.toLowerCase()]);
   if (!act || (!rows.length && event.key !== "?")) return;
   event.preventDefault();

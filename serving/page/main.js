@@ -119,5 +119,6 @@ addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").c
 addEventListener("drop", (event) => { event.preventDefault(); $("drop").classList.remove("over"); addDropped(event.dataTransfer); });
 addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); add(event.clipboardData.files); } });
 addEventListener("keydown", onKey);
+addEventListener("beforeunload", (event) => { if (rows.some((row) => OPEN_STATES.has(row.state))) event.preventDefault(); });
 translate();
 start();
