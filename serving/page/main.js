@@ -51,6 +51,7 @@ async function showCard() {
 }
 function cardFacts(model) {
   const rule = model.review && !model.review.why_not ? say("card.promise.value", { p: level(model.review.error) }) : null;
+  const candidate = model.candidate && model.candidate.now;
   return facts([
     ["card.name", model.name + " " + model.version],
     ["card.sha", model.sha256],
@@ -66,6 +67,7 @@ function cardFacts(model) {
     ["card.chance", model.against_chance_text ? english("span", "", model.against_chance_text) : null],
     ["card.since", model.since ? new Date(model.since).toLocaleString(language) : null],
     ["card.follows", model.follows && model.follows.uri],
+    ["card.candidate", candidate && candidate.name + " " + candidate.version + ", " + say("card.candidate." + candidate.stage, { share: level(candidate.share) })],
     ["card.limits", service && say("card.limits.value", { bytes: bytes(service.max_bytes), pixels: number(service.max_pixels / 1e6, 1) })],
   ]);
 }

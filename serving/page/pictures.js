@@ -100,7 +100,8 @@ async function fetchMap(row) {
   Object.assign(row, { mapping, mapFailure: null });
   showRow(row);
   try {
-    const answer = await post("explain", await read(row.file), mapping.signal, { Accept: "image/png" });
+    const headers = { Accept: "image/png", "X-Request-ID": row.answer.request_id };  // of two models the one that answered
+    const answer = await post("explain", await read(row.file), mapping.signal, headers);
     const about = describedIn(await answer.blob.arrayBuffer());
     if (row.isGone || !row.isOpen) return;
     Object.assign(row, { map: URL.createObjectURL(answer.blob), mapSays: about, strength: row.strength ?? 70 });

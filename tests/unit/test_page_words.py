@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "serving" / "page"
 CODE = "".join(path.read_text() for path in sorted(PAGE.glob("*.js")))
 MARKUP = (PAGE / "page.html").read_text()
 # made of parts where they are used
-FAMILIES = ("error.", "decision.", "filter.", "subject.left.", "model.", "card.unit.")
+FAMILIES = ("error.", "decision.", "filter.", "subject.left.", "model.", "card.unit.", "card.candidate.")
 
 
 def plural(key: str) -> str:
