@@ -18,7 +18,8 @@ import tempfile
 import threading
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -35,7 +36,7 @@ from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
 from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import join
-from serving import front, tracing
+from serving import front, tls, tracing
 from serving.desk import check_guards
 from serving.keys.ring import open_to_others
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
@@ -74,6 +75,10 @@ class ServeConfig(JobConfig):
     keys: str | None = Field(
         None, description="file of keys with names and limits, as `leukoray key` makes them; read again when it changes"
     )
+    tls_cert: str | None = Field(
+        None, description="PEM file of a certificate, for https:// instead of http://; read again when it changes"
+    )
+    tls_key: str | None = Field(None, description="PEM file of its private key, without a password")
     audit_log: str | None = Field(
         None, description="folder for a line an image that was answered; what cannot be recorded gets no answer"
     )
@@ -93,6 +98,8 @@ class ServeConfig(JobConfig):
             raise ValueError(f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}")
         if self.traces_to is not None and not self.traces_to.startswith(("http://", "https://")):
             raise ValueError(f"--traces-to {self.traces_to}: expected the address of a collector, http://HOST:4318")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key belong together; give both, or none")
         return self
 
 
@@ -107,11 +114,12 @@ def main(config: ServeConfig) -> None:
         check_port(config.host, config.port)
     settings = read_settings(_arguments(config))  # whatever does not fit is refused before Ray is started
     check_guards(settings)
+    files = front.tls_files(config.tls_cert, config.tls_key, is_local)
     warn_of_open_door(config)
     with (
         contextlib.ExitStack() as quiet,
         _stop_signals() as stop,
-        _environment_of_serve(config, is_local),
+        _environment_of_serve(config, is_local, files) as renewal,
         connected(config.address, config.num_cpus, worker_logs=config.debug) as ray,
     ):
         plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
@@ -124,8 +132,8 @@ def main(config: ServeConfig) -> None:
             stop.arm()
             raise_if_terminated()
             end_in_order()  # requests that are in work are answered
-            _announce(config, bundle, clock)
-            stop.wait(lambda: refuse_dead_node(ray))
+            _announce(config, bundle, clock, files)
+            stop.wait([lambda: refuse_dead_node(ray), renewal])
             print("stopping ...", flush=True)
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray calls it a failure
 
@@ -166,7 +174,7 @@ def check_traces(is_local: bool) -> None:
 def warn_of_open_door(config: ServeConfig) -> None:
     """Where more people may come in than who started it may think."""
     if config.keys is not None and (reason := open_to_others(config.keys)) is not None:
-        print(f"warning: {reason}", file=sys.stderr, flush=True)
+        _say(f"warning: {reason}")
     if config.keys or os.environ.get(API_KEYS_VARIABLE, "").strip(", ") or _is_loopback(config.host):
         return
     print(
@@ -175,6 +183,10 @@ def warn_of_open_door(config: ServeConfig) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _is_loopback(host: str) -> bool:
@@ -225,12 +237,13 @@ class _Stop:
             interrupt(number, frame)
         self._event.set()
 
-    def wait(self, look: Callable[[], None]) -> None:
-        """Until a signal comes. `look` is called now and then, and may raise."""
+    def wait(self, looks: Sequence[Callable[[], None]]) -> None:
+        """Until a signal comes. `looks` are called now and then, and may raise."""
         looked = time.monotonic()
         while not self._event.wait(1.0):  # in slices, so that Python gets to run the handler
             if time.monotonic() - looked > _LOOK_EVERY_S:
-                look()
+                for look in looks:
+                    look()
                 looked = time.monotonic()
 
 
@@ -245,10 +258,13 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 @contextlib.contextmanager
-def _environment_of_serve(config: ServeConfig, is_local: bool) -> Iterator[None]:
-    """Of a Ray that starts with the block: HAProxy before the replicas, and traces; a cluster has its nodes' own."""
+def _environment_of_serve(config: ServeConfig, is_local: bool, files: tls.Files | None) -> Iterator[Callable[[], None]]:
+    """Of a Ray that starts with the block: HAProxy before the replicas, and traces; a cluster has its nodes' own.
+
+    Gives what is to be called now and then: it looks whether the certificate was renewed.
+    """
     if not is_local:
-        yield
+        yield lambda: None
         return
     folder = tempfile.mkdtemp(prefix="leukoray-", dir="/tmp")  # not $TMPDIR: paths of sockets are short
     wanted: dict[str, str] = {}
@@ -256,8 +272,9 @@ def _environment_of_serve(config: ServeConfig, is_local: bool) -> Iterator[None]
         wanted = front.settings(os.environ, folder, _free_port())
         if config.traces_to is not None:
             wanted |= tracing.settings(os.environ, config.traces_to)
+        wanted |= files.environment() if files is not None else {}
         os.environ.update(wanted)
-        yield
+        yield tls.Renewal(files, lambda: front.folders(folder), _say).look if files is not None else lambda: None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for name in wanted:
@@ -322,12 +339,12 @@ def _arguments(config: ServeConfig) -> dict[str, Any]:
     }
 
 
-def _announce(config: ServeConfig, bundle: Bundle, clock: Clock) -> None:
+def _announce(config: ServeConfig, bundle: Bundle, clock: Clock, files: tls.Files | None) -> None:
     """Ask the service itself, then tell a person how to use it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     host = f"[{host}]" if ":" in host else host
-    url = f"http://{host}:{config.port}"
-    state = _ready(url)
+    url = f"{'http' if files is None else 'https'}://{host}:{config.port}"
+    state = _ready(url, files)
     info = bundle.info
     print(f"serving {info.name} {info.version} ({info.architecture}, sha256 {state['model']['sha256'][:12]})")
     if info.synthetic:
@@ -337,9 +354,13 @@ def _announce(config: ServeConfig, bundle: Bundle, clock: Clock) -> None:
     print("Research software, not a medical device. Ctrl-C stops it.", flush=True)
 
 
-def _ready(url: str) -> dict[str, Any]:
+def _ready(url: str, files: tls.Files | None) -> dict[str, Any]:
+    opener = DIRECT
+    if files is not None:
+        trusting = urllib.request.HTTPSHandler(context=files.trusting())
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
     try:
-        with DIRECT.open(f"{url}/readyz", timeout=30) as answer:
+        with opener.open(f"{url}/readyz", timeout=30) as answer:
             return dict(json.load(answer))
     except (urllib.error.URLError, TimeoutError, ValueError) as error:
         raise PlatformError(

