@@ -107,9 +107,21 @@ def test_what_does_not_fit_is_refused_before_a_start(tmp_path: Path, capsys: pyt
     for flags, word in (
         (["--replicas", "2", "--max-replicas", "1"], "--max-replicas 1 is below --replicas 2"),
         (["--cors-origins", "lab.example"], "'lab.example' is no origin"),
+        (["--traces-to", "collector:4318"], "expected the address of a collector"),
+        (["--traces-to", "http://collector:4318", "--address", "10.0.0.1:6379"], "for a Ray that starts here"),
     ):
         assert serve_command([bundle.uri, *flags]) == 2
         assert word in capsys.readouterr().err
+
+
+def test_traces_without_their_packages_are_refused_before_a_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "serving.traces_out", None)  # as where the extra is missing
+    bundle = make_bundle(tmp_path / "bundle", size=16)
+    assert serve_command([bundle.uri, "--traces-to", "http://127.0.0.1:4318"]) == 5
+    assert "leukoray[tracing]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
