@@ -270,7 +270,9 @@ def _account(run: _Run, clock: Clock) -> None:
 
 def _notes(run: _Run, models: int) -> None:
     if models > 1:
-        _say("note: the service's model changed in between; compare answers of one model_sha256 only")
+        _say(
+            "note: the service's model changed in between, or one is on trial; compare answers of one model_sha256 only"
+        )
     if run.model.get("synthetic"):
         _say("note: the model was trained on synthetic images: its answers say nothing about real blood")
     if run.model.get("better_than_chance") is False:

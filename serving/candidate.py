@@ -15,10 +15,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import ImageRejected
 from pipeline.model.prediction import Prediction
 from serving.agreed import Trial
 from serving.audit import notes
 from serving.comparing import Comparing, Seen
+from serving.forward import Answer
 from serving.model import LoadedModel
 from serving.monitoring.comparison import OTHER_SIZE, UNANSWERED
 from serving.monitoring.recorder import Recorder
@@ -27,7 +29,7 @@ from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
-_ITS_TIME = 0.5  # of a request's time that the candidate may take: the rest is for the model that answers
+_ITS_TIME = 0.25  # of a request's time that it may take for an image: the rest is for the model that answers
 
 
 class CandidateFailed(Exception):
@@ -84,21 +86,30 @@ class Candidate:
                 self._recorder.count(TRIAL_REQUESTS, trial.id, "agreed")
             return await answer(model)
         try:
-            async with asyncio.timeout(self._settings.request_timeout_s * _ITS_TIME) as its_time:
-                found = await answer(model)
-        except (CandidateFailed, TimeoutError) as error:
-            if isinstance(error, TimeoutError) and not its_time.expired():
-                raise
-            log.warning("the candidate did not answer, %s does: %s", agreed.info.version, error or "it took too long")
+            found = await answer(model)
+        except CandidateFailed as error:
+            log.warning("the candidate did not answer, %s does: %s", agreed.info.version, error)
             if trial is not None:
                 self._recorder.count(TRIAL_REQUESTS, trial.id, "fallback")
-                if isinstance(error, TimeoutError):  # else the comparison with the answer finds it
-                    self._recorder.count(TRIAL_IMAGES, trial.id, UNANSWERED)
             if (taken := notes.notes()) is not None:
                 taken.begin_anew()
             return await answer(agreed)
         if trial is not None:
             self._recorder.count(TRIAL_REQUESTS, trial.id, "candidate")
+        return found
+
+    async def in_time(self, answer: Awaitable[Answer]) -> Answer:
+        """The candidate's answer to one image. Raises CandidateFailed where there is none, or it takes too long."""
+        limit_s = self._settings.request_timeout_s * _ITS_TIME
+        try:
+            async with asyncio.timeout(limit_s):
+                found = await answer
+        except TimeoutError:
+            if self.trial is not None:
+                self._recorder.count(TRIAL_IMAGES, self.trial.id, UNANSWERED)
+            raise CandidateFailed(f"no answer to an image within {limit_s:g} s") from None
+        if isinstance(found.said, ImageRejected):  # counted when it is asked again, behind the other one's answer
+            raise CandidateFailed(found.said.message)
         return found
 
     def seen(

@@ -143,15 +143,16 @@ class Engine:
         """
         note = notes.image() or await self._noted(pixels)
         asked = time.perf_counter()
-        lane = self._predict_apart if model.is_candidate else self._predict
-        said, seconds, together = await lane(Waiting(model, pixels))
+        waiting = Waiting(model, pixels)
+        if model.is_candidate:
+            said, seconds, together = await self.candidate.in_time(self._predict_apart(waiting))
+        else:
+            said, seconds, together = await self._predict(waiting)
         ended = time.perf_counter()
         self.recorder.stage("predict", ended - asked)
         code = str(said.code) if isinstance(said, ImageRejected) else None
         tracing.predicted(asked, ended, model.info.sha256, together, code)
         if isinstance(said, ImageRejected):
-            if model.is_candidate:
-                raise CandidateFailed(said.message)
             self._refused(note, str(said.code))
             raise said
         if note is not None:
@@ -188,11 +189,12 @@ class Engine:
         info = None if self._model is None else self._model.info
         answering = None if info is None else Answering(info.name, info.version, info.sha256)
         state = self.recorder.state(answering, is_refusing=self.news.refused is not None)
-        trial, ended = self.candidate.trial, self.news.trials.last
+        trial, trials = self.candidate.trial, self.news.trials
         return replace(
             state,
             trying=Counter() if trial is None else Counter([trial]),
-            ended=Counter() if ended is None else Counter([ended]),
+            ended=Counter() if trials.last is None else Counter([trials.last]),
+            candidate_refused=int(trials.refused is not None),
         )
 
     async def _run_batch(self, waiting: list[Waiting]) -> list[Answer]:

@@ -120,7 +120,10 @@ def _trials(state: State) -> Iterator[Family]:
                 figure.add_metric((trial.id, criterion.name), criterion.value)
     for said in sorted({(one.trial, one.decision, one.by) for one in state.ended}):
         ended.add_metric(said, 1)
-    yield from (replicas, figure, limit, ended)
+    refused = GaugeMetricFamily(
+        _PREFIX + "candidate_refused", "replicas that were told of a refused candidate", state.candidate_refused
+    )
+    yield from (replicas, figure, limit, ended, refused)
 
 
 def _of_each(state: State) -> dict[str, DriftCounts]:

@@ -102,6 +102,7 @@ class State:
     old_keys: int = 0  # replicas that could not take the file of keys as it is
     trying: Counter[Trial] = field(default_factory=Counter)  # replicas by the candidate that they have
     ended: Counter[Ended] = field(default_factory=Counter)  # replicas by the last trial that they know the end of
+    candidate_refused: int = 0  # replicas that were told so
 
     def count(self, metric: Metric, labels: Labels) -> None:
         self.counts[metric.name, labels] += 1
@@ -125,13 +126,14 @@ class State:
         return State(
             self.counts + other.counts, histograms, recent(drift), self.in_work + other.in_work,
             self.answering + other.answering, self.refusing + other.refusing, self.old_keys + other.old_keys,
-            self.trying + other.trying, self.ended + other.ended,
+            self.trying + other.trying, self.ended + other.ended, self.candidate_refused + other.candidate_refused,
         )  # fmt: skip
 
     def history(self) -> "State":
         """What stays true of a replica that is no more."""
         return replace(
-            self, in_work=0, answering=Counter(), refusing=0, old_keys=0, trying=Counter(), ended=Counter()
+            self, in_work=0, answering=Counter(), refusing=0, old_keys=0, trying=Counter(), ended=Counter(),
+            candidate_refused=0,
         )  # fmt: skip
 
 

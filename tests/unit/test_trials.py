@@ -262,8 +262,8 @@ def test_a_candidate_that_hangs_is_given_up_in_time(bundles: list[Bundle], monke
     old, new, _ = bundles
 
     async def story() -> None:
-        async with running(old.uri, 1, request_timeout_s=2.0) as service, service.asking() as http:
-            await on_trial(service, wish(new, share=0.5))
+        async with running(old.uri, 1, request_timeout_s=4.0) as service, service.asking() as http:
+            trial = await on_trial(service, wish(new, share=0.5))
             model = service.engines[0].candidate.model
             assert model is not None
             plain = model.predictor.predict_each
@@ -276,6 +276,7 @@ def test_a_candidate_that_hangs_is_given_up_in_time(bundles: list[Bundle], monke
             assert quick.status_code == 200 and not slow.done(), "nobody else waits for it"
             answer = await slow
             assert answer.status_code == 200 and answer.json()["model"]["version"] == "v1"
+            assert _count(service, trial, "unanswered") == 1
 
     asyncio.run(story())
 
@@ -462,6 +463,7 @@ def test_a_candidate_that_answers_another_question_or_none_is_refused_and_the_re
             await service.tend()
             told = (await http.get("/readyz")).json()
             assert reason in told["candidate"]["refused"] and told["candidate"]["now"] is None
+            assert "leukoray_candidate_refused 1.0" in (await http.get("/metrics")).text
             assert told["refused"] is None and (await post(http, 0)).status_code == 200
             assert service.keeper.trials.wanted() is None, "tried again in a minute, not at once"
             with pytest.raises(InputError, match="not on trial any more"):
