@@ -93,9 +93,15 @@ class Engine:
             log.info("model %s %s -> %s %s", before.info.name, before.info.version, model.info.name, model.info.version)
 
     def hear(self, news: News) -> None:
-        """Note what the keeper says, and log once why a model was not taken."""
+        """Note what the keeper says, and log once why a model was not taken, and what came of a candidate."""
         if news.refused is not None and news.refused != self.news.refused:
             log.error("model refused, the one that answers stays: %s", news.refused)
+        before, trials = self.news.trials, news.trials
+        if trials.refused is not None and trials.refused != before.refused:
+            log.error("candidate refused: %s", trials.refused)
+        last = trials.last
+        if last is not None and last != before.last and before.revision:
+            log.warning("candidate %s %s by %s: %s", last.trial, last.decision, last.by, last.reason)
         self.news = news
 
     async def by_share(self, key: str, answer: Callable[[LoadedModel], Awaitable[_T]]) -> _T:

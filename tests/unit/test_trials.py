@@ -282,7 +282,7 @@ def test_a_candidate_that_hangs_is_given_up_in_time(bundles: list[Bundle], monke
 
 
 def test_a_met_rule_promotes_in_all_replicas_at_once_and_the_configuration_does_not_undo_it(
-    bundles: list[Bundle],
+    bundles: list[Bundle], caplog: pytest.LogCaptureFixture
 ) -> None:
     old, new, _ = bundles
     rule = Rule(min_images=8, max_changed_share=0.9)
@@ -307,6 +307,8 @@ def test_a_met_rule_promotes_in_all_replicas_at_once_and_the_configuration_does_
             last = told["candidate"]["last"]
             assert (last["decision"], last["by"], last["rule"]["min_images"]) == ("promoted", "rule", 8)
             assert [one["state"] for one in last["verdict"]["criteria"]] == ["met"] * 3
+            told_in_logs = [line for line in caplog.messages if "promoted by rule: min_images met" in line]
+            assert len(told_in_logs) == 3, "the keeper's and each replica's"
             await service.add(candidate=wish(new, rule=rule))
             await service.tend()
             assert service.answers() == {new.info.identity()} and service.keeper.trials.now.current is None
