@@ -162,7 +162,9 @@ class Keeper:
             await self._look_at_pointer()
 
     def bring_on_trial(self) -> Trial | None:
-        """The candidate that may be judged now, after what members said of it."""
+        """The candidate that may be judged now, after what members said of it; none while a change goes on."""
+        if self._deciding.locked():
+            return None
         is_all_heard = time.monotonic() > self._learned_at + switch.GONE_S
         known = self._bundles.get(self.known().generation)
         reports = self._switch.reports() if is_all_heard else []

@@ -17,6 +17,7 @@ from serving.candidate import is_in_share
 from serving.comparing import Comparing, Seen
 from serving.forward import Answer
 from serving.lifecycle import switch
+from serving.lifecycle.tending import Tending
 from serving.model import LoadedModel, load_bundle
 from serving.monitoring.comparison import figures
 from serving.monitoring.recorder import Recorder
@@ -344,7 +345,13 @@ def test_people_promote_and_drop_and_a_new_share_goes_on_with_the_counts(bundles
             assert now is not None and now.id != trial
             await until(lambda: all(e.candidate.model for e in service.engines), "loaded")
             await service.tend()
-            assert (await order("promote")).json()["version"] == "v2" and service.answers() == {new.info.identity()}
+            promoting = asyncio.create_task(order("promote"))
+            while not promoting.done():
+                await Tending(service.keeper, service.counts).tend()
+                await asyncio.sleep(0)
+            assert (await promoting).json()["version"] == "v2" and service.answers() == {new.info.identity()}
+            last = service.keeper.trials.now.last
+            assert last is not None and (last.decision, last.by) == ("promoted", "administrator")
 
     asyncio.run(story())
 
