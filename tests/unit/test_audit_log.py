@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from pipeline.base.errors import PlatformError
@@ -25,6 +26,7 @@ from serving.routes import create_app
 from serving.settings import ServingSettings
 from tests.asgi import picture
 from tests.bundles import make_mapped_bundle, said_of
+from tests.dicoms import dicom
 
 TELLING = "Mustermann-Erika-1964"
 
@@ -46,6 +48,11 @@ def make(bundle: Any, tmp_path: Path) -> Callable[..., Engine]:
 def entries(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()]
     return [entry for entry in found if "event" not in entry]
+
+
+def of_a_patient() -> bytes:
+    uids = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.1"}
+    return dicom(np.full((40, 40, 3), 90, np.uint8), PatientID=TELLING, **uids)
 
 
 def v2_body(*images: bytes) -> dict[str, Any]:
@@ -70,6 +77,7 @@ def test_every_route_that_predicts_leaves_a_line_an_image(
         ("/predict", {"files": files}, [(200, None, True), (200, "truncated", True), (200, "too_large", False)]),
         (f"/predict?format=fhir&subject={TELLING}", {"files": files[:1]}, [(200, None, True)]),
         (f"/predict?format=hl7&subject={TELLING}", {"content": good}, [(200, None, True)]),
+        ("/predict?format=dicom-sr", {"content": of_a_patient()}, [(200, None, True)]),
         ("/explain", {"content": good}, [(200, None, True)]),
         (f"/v2/models/{name}/infer", {"json": v2_body(good)}, [(200, None, True)]),
         (f"/v2/models/{name}/infer", {"json": v2_body(good, cut)}, [(422, None, True), (422, "truncated", True)]),
