@@ -52,6 +52,7 @@ def fit(
                 quantiles=_rounded(np.nanquantile(found, LEVELS)),
                 spread=round(spreads[name], _DIGITS),
                 limits=_of_one(name, limits) or {1: UNKNOWN_LIMIT},
+                shown=round(float(np.isfinite(found).mean()), _DIGITS),
             )
             for name, found in known.items()
         },

@@ -184,8 +184,8 @@ def sentences(found: Transfer) -> list[str]:
     images = len(found.usable)
     lines = [_headline(found)]
     if images:
-        beyond = [shift for shift in found.shifts if shift.is_beyond]
-        lines += [f"- {_shift_line(shift, found)}" for shift in beyond]
+        shown = [shift for shift in found.shifts if shift.is_beyond or not shift.is_told]
+        lines += [f"- {_shift_line(shift, found)}" for shift in shown]
         if found.has_limit and found.info.ood is not None:
             stated = f"{100 * (found.info.ood.false_flag_rate or 0.0):.2g} %"
             share = f"{100 * found.flagged / images:.0f} %"
@@ -213,6 +213,8 @@ def _headline(found: Transfer) -> str:
 
 
 def _shift_line(shift: Shift, found: Transfer) -> str:
+    if not shift.is_told:
+        return told_shift(shift, found.info.unit)
     how = f"{shift.distance:.1f} spreads, new {found.reference.called} of the own laboratory stay within"
     return f"{told_shift(shift, found.info.unit)} ({how} {shift.limit:.1f})"
 

@@ -6,7 +6,7 @@ to find a difference, as they are for a p-value. `pipeline/evaluation/drift.py` 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -26,6 +26,7 @@ QUANTILES = 41
 LEVELS = (np.arange(QUANTILES) + 0.5) / QUANTILES  # (QUANTILES,)
 TOO_FAR = 2.0  # times the limit of a single new subject, the widest there is
 _HARMLESS = "grain"  # noise and compression are seen in it long before they cost right answers
+_MOST_SHOW = 0.5  # of the reference images: that so many fewer show it here is no luck
 MANY_OOD, MOST_OOD = 0.2, 0.5  # of the images, out of distribution: a check is due; more unlike than like
 
 
@@ -39,6 +40,7 @@ class Statistic(BaseModel):
     # by the number of subjects in a set: the distance within which 19 of 20 such sets of new subjects of this
     # laboratory stay, in all statistics at once
     limits: dict[int, float] = Field(min_length=1)
+    shown: float = Field(1.0, ge=0, le=1)  # share of the reference images that have a value; bundles of before: most
 
     @property
     def middle(self) -> float:
@@ -97,11 +99,12 @@ class Shift:
 
     name: str
     images: int  # that show it
-    distance: float  # in spreads; NaN where none shows it
+    distance: float  # in spreads; NaN where fewer than FEWEST_IMAGES show it
     limit: float
     widest: float  # the limit of a single subject
-    here: float  # the median
+    here: float  # the median; NaN likewise
     at_home: float
+    is_missing: bool = False  # hardly an image shows what most of the reference do: a difference without a distance
 
     @property
     def figure(self) -> Figure:
@@ -110,7 +113,12 @@ class Shift:
     @property
     def is_beyond(self) -> bool:
         """Whether so many new subjects of the own laboratory would not explain it."""
-        return self.distance > self.limit
+        return self.is_missing or self.distance > self.limit
+
+    @property
+    def is_told(self) -> bool:
+        """Whether enough images show it for a distance."""
+        return bool(np.isfinite(self.distance))
 
     @property
     def is_far_beyond(self) -> bool:
@@ -119,11 +127,13 @@ class Shift:
     def record(self) -> dict[str, Any]:
         values = {"distance": self.distance, "limit": self.limit, "here": self.here, "at_home": self.at_home}
         known = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        return {"name": self.name, "unit": self.figure.unit, "images": self.images, "is_beyond": self.is_beyond} | known
+        told = {"name": self.name, "unit": self.figure.unit, "images": self.images, "is_missing": self.is_missing}
+        return told | {"is_beyond": self.is_beyond} | known
 
 
 def shifts(reference: ReferenceStatistics, values: Mapping[str, Floats], subjects: int) -> list[Shift]:
-    """Of each statistic that the reference knows and `values` (N,) has, the largest in units of its limit first.
+    """Of each statistic that the reference knows and `values` (N,) has: those that are missing first, then the largest
+    in units of its limit.
 
     `subjects`: of the images, 1 where it is not known, which has the widest limits.
     """
@@ -131,14 +141,21 @@ def shifts(reference: ReferenceStatistics, values: Mapping[str, Floats], subject
     for name, known in reference.statistics.items():
         if name in values and name in STATISTICS:
             found.append(shift_of(name, known, values[name], subjects))
-    return sorted(found, key=lambda shift: -shift.distance / shift.limit if np.isfinite(shift.distance) else 0.0)
+    return sorted(
+        found, key=lambda shift: (not shift.is_missing, -shift.distance / shift.limit if shift.is_told else 0)
+    )
 
 
 def shift_of(name: str, known: Statistic, values: Floats, subjects: int) -> Shift:
-    """Of one statistic, whose values (N,) are NaN where an image has none."""
+    """Of one statistic, whose values (N,) are NaN where an image has none. Fewer than FEWEST_IMAGES of them, which say
+    more of these images than of the microscope, have no distance.
+    """
     seen = values[np.isfinite(values)]
-    at = np.quantile(seen, LEVELS) if len(seen) else np.full(QUANTILES, np.nan)
-    return shift_at(name, known, at, len(seen), subjects)
+    if len(seen) >= FEWEST_IMAGES:
+        return shift_at(name, known, np.quantile(seen, LEVELS), len(seen), subjects)
+    found = shift_at(name, known, np.full(QUANTILES, np.nan), len(seen), subjects)
+    is_usual = len(values) >= FEWEST_IMAGES and known.shown >= _MOST_SHOW
+    return replace(found, is_missing=is_usual and len(seen) < len(values) * known.shown / 2)
 
 
 def shift_at(name: str, known: Statistic, quantiles: Floats, images: int, subjects: int) -> Shift:
@@ -167,8 +184,14 @@ def verdict(found: Sequence[Shift], images: int, ood_share: float | None) -> Ver
 def told(shift: Shift, unit: str | None = None) -> str:
     """What differs and by how much, for a person; `unit` of the images, as `pipeline/images/unit.py` has it."""
     here, home = shift.here, shift.at_home
-    if not np.isfinite(shift.distance):
-        return f"{shift.figure.title}: cannot be measured, no image shows it"
+    if not shift.is_told:
+        count = (
+            "no image shows"
+            if not shift.images
+            else f"{shift.images} image{'s show' if shift.images > 1 else ' shows'}"
+        )
+        why = "most at home do" if shift.is_missing else f"{FEWEST_IMAGES} are needed"
+        return f"{shift.figure.title}: cannot be told, {count} it, {why}"
     more = here > home
     factor = 2 ** (here - home) if shift.figure.is_log else float("nan")
     match shift.name:

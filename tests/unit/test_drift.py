@@ -58,8 +58,29 @@ def test_an_image_that_does_not_show_a_figure_is_left_out_of_it() -> None:
     with_blank = {name: np.concatenate([found, [np.nan] * 3]) for name, found in values.items()}
     known = fitted(with_blank, [*subjects, "s0", "s0", "s0"])
     assert known.images == 203 and known.subjects == 20
-    assert known.statistics["sharpness"].distance(np.array([np.nan])) != 0  # NaN, and so beyond no limit
-    assert not shifts(known, {"sharpness": np.full(30, np.nan)}, 1)[0].is_beyond
+    assert known.statistics["sharpness"].shown == pytest.approx(200 / 203, abs=1e-4)
+    assert np.isnan(known.statistics["sharpness"].distance(np.array([np.nan])))
+
+
+def test_what_few_images_show_has_no_distance_and_what_hardly_any_shows_is_missing() -> None:
+    known = fitted(*laboratory(20, 10, 0.5))
+
+    def shift(count: int, others: int, of: ReferenceStatistics = known) -> Shift:
+        far = np.r_[np.full(count, 40.0), np.full(others, np.nan)]  # far beyond any limit
+        return shifts(of, {"sharpness": far}, 1)[0]
+
+    assert shift(20, 0).is_far_beyond
+    for count in (0, 1, 19):
+        found = shift(count, 500)
+        assert found.is_missing and found.is_beyond and not found.is_far_beyond and np.isnan(found.distance)
+        assert verdict([found], 500 + count, None) is Verdict.DIFFERS, "no single image decides"
+    assert told(shift(0, 500)) == "sharpness: cannot be told, no image shows it, most at home do"
+    few = shift(19, 2)
+    assert not few.is_beyond and verdict([few], 21, None) is Verdict.ALIKE
+    assert told(few) == "sharpness: cannot be told, 19 images show it, 20 are needed"
+    rare = known.statistics["sharpness"].model_copy(update={"shown": 0.2})
+    assert not shift(0, 500, known.model_copy(update={"statistics": {"sharpness": rare}})).is_beyond
+    assert few.record()["distance"] is None and few.record()["is_missing"] is False
 
 
 @pytest.mark.parametrize(("size", "images"), [(1, 30), (5, 20), (10, 20)])

@@ -121,6 +121,22 @@ def test_few_images_cannot_be_told(bundle: Bundle, tmp_path: Path) -> None:
     assert sentences(found)[0] == "cannot be told: 19 images could be measured, 20 are needed"
 
 
+def test_a_figure_that_no_image_shows_is_not_within_its_limit(bundle: Bundle, tmp_path: Path) -> None:
+    found = check(bundle, images(tmp_path, 40))
+    blank = [replace(item, looks=(*item.looks[: NAMES.index("size")], float("nan"))) for item in found.inspected]
+    assert NAMES[-1] == "size"
+    changed = replace(found, inspected=blank)
+    assert changed.verdict is Verdict.DIFFERS
+    line = next(line for line in sentences(changed) if "cannot be told" in line)
+    assert line.endswith("cannot be told, no image shows it, most at home do")
+    page = html.unescape(render_transfer(changed, "red cells", {}, Stores()))
+    [row] = [row for row in page.split("<tr")[1:] if line.removeprefix("- ")[8:] in row and "<td>" in row]
+    assert "beyond" in row and "within the limit" not in row and page.count("within the limit") == len(NAMES)
+    few = [*blank[:22], *found.inspected[:18]]
+    told = replace(found, inspected=few, drawn=found.drawn)
+    assert any("18 images show it, most at home do" in line or "20 are needed" in line for line in sentences(told))
+
+
 def test_unreadable_images_are_counted_and_masks_left_out(bundle: Bundle, tmp_path: Path) -> None:
     images(tmp_path, 22)
     write_files(tmp_path, {"bad.png": b"no image", "5000_mask.png": picture(1)})

@@ -59,10 +59,10 @@ def _row(shift: Shift, found: Transfer) -> dict[str, Any]:
         "drawing": strips(np.asarray(home.quantiles), values[np.isfinite(values)]),
         "at_home": f"{shift.at_home:.2f}",
         "here": f"{shift.here:.2f}" if np.isfinite(shift.here) else "–",
-        "distance": f"{shift.distance:.1f}" if np.isfinite(shift.distance) else "–",
+        "distance": f"{shift.distance:.1f}" if shift.is_told else "–",
         "limit": f"{shift.limit:.1f}",
         "is_beyond": shift.is_beyond,
-        "said": told(shift, found.info.unit),
+        "said": told(shift, found.info.unit) if shift.is_beyond or not shift.is_told else "within the limit",
     }
 
 
