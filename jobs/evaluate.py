@@ -182,7 +182,10 @@ def _refuse_mixed(config: EvaluateConfig) -> None:
         raise UsageError("--external puts one model's figures beside its own; give one --model")
     given = [name for name in _OF_ONE if name in config.model_fields_set and len(config.model) > 1]
     if given:
-        raise UsageError(f"--{given[0].replace('_', '-')} is told of one model; give one --model, or leave it out")
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is told of one model; give one --model, or leave it out, "
+            "of a --config file and the environment too"
+        )
     if config.robustness and not config.audit:
         raise UsageError("--robustness shows the images of --audit, which is 0; leave one of the two out")
     if not config.external and (config.labels is not None or config.classes):

@@ -45,7 +45,7 @@ def drawn(setting: Setting, rng: np.random.Generator) -> list[Side]:
     """Two models on one test set."""
     units = 2 * setting.subjects
     codes = np.repeat(np.arange(units), setting.images)
-    truth = codes % 2
+    truth, subjects = codes % 2, [f"s{code}" for code in codes]
 
     def noise() -> Floats:
         common, own = rng.normal(size=units)[codes], rng.normal(size=len(codes))
@@ -57,7 +57,7 @@ def drawn(setting: Setting, rng: np.random.Generator) -> list[Side]:
         mixed = np.sqrt(setting.shared) * both + np.sqrt(1 - setting.shared) * noise()
         logits = norm.ppf(share) * (2 * truth - 1) + mixed
         scores = norm.cdf(logits)
-        answers = Answers(truth, (logits >= 0).astype(np.int64), codes, "subject", None, scores, 0.5)
+        answers = Answers(truth, (logits >= 0).astype(np.int64), codes, "subject", subjects, scores, 0.5)
         sides.append(Side(answers, binary_metrics(truth, scores, 0.5)))
     return sides
 

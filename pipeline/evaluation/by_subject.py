@@ -31,6 +31,7 @@ OWN_RATES = "The rates are of these very subjects, so of how many the interval h
 UNLABELLED = (
     "The model knows subjects by the column {column}, which this manifest lacks: nobody knows which are positive."
 )
+_BY_LUCK = 0.025
 LOOK_AT = 5  # cells of a subject
 OLDER = "the bundle does not say how often its model calls cells of other subjects rightly: train it again"
 
@@ -245,7 +246,7 @@ def _three(found: Mapping[str, float] | None) -> list[float | None]:
 def notes(record: Mapping[str, Any]) -> list[str]:
     """What the table shows against its own figures."""
     covered = record.get("coverage")
-    if not covered or covered["covered"] >= covered["subjects"] * _fewest_covered(record["confidence"]):
+    if not covered or not _are_too_few(covered["covered"], covered["subjects"], record["confidence"]):
         return []
     return [
         f"the intervals of the corrected shares hold the true share of {covered['covered']} of {covered['subjects']} "
@@ -253,5 +254,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _fewest_covered(confidence: float) -> float:
-    return confidence - 2 * (1 - confidence)
+def _are_too_few(covered: int, subjects: int, confidence: float) -> bool:
+    """Whether intervals that hold as often as they say would hold so few of so many in less than one set in forty."""
+    from scipy.stats import binom
+
+    return bool(binom.cdf(covered, subjects, confidence) < _BY_LUCK)

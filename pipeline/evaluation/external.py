@@ -26,12 +26,16 @@ def beside(info: BundleInfo, outcomes: Outcomes, metrics: Mapping[str, Any], cur
     """`external` of `metrics.json`, JSON-ready: both figures of each metric with their difference, `internal` says of
     which images the one is; recall of each class likewise; `threshold`; the calibration curves of both.
 
-    `metrics`: those of the images measured; `curve`: their calibration curve. What the bundle does not keep is null.
+    `metrics`: those of the images measured; `curve`: their calibration curve. What the bundle does not keep is null, as
+    are its limits where they are of another confidence (`other_confidence` of `internal`) than those beside them.
     """
     internal = internal_figures(info)
+    if is_other := internal["confidence"] not in (None, metrics["intervals"]["confidence"]):
+        internal = _without_limits(internal)
     disease = metrics.get("disease")
     return {
-        "internal": {key: internal[key] for key in ("on", "images", "units", "called", "split_rule")},
+        "internal": {key: internal[key] for key in ("on", "images", "units", "called", "split_rule")}
+        | {"other_confidence": internal["confidence"] if is_other else None},
         "metrics": _rows(metrics["metrics"], internal["metrics"]),
         "disease": _rows(disease["metrics"], internal["disease"]) if disease else None,
         "classes": _recalls(metrics["per_class"], internal["per_class"]),
@@ -43,8 +47,9 @@ def beside(info: BundleInfo, outcomes: Outcomes, metrics: Mapping[str, Any], cur
 
 
 def internal_figures(info: BundleInfo) -> dict[str, Any]:
-    """What the bundle keeps of its own images: `on` test or validation (with the images and units it rests on),
-    `metrics`, `disease` and `per_class` as `evaluate_binary` gives them, `reliability`; empty or None where unknown.
+    """What the bundle keeps of its own images: `on` test or validation (with the images and units it rests on), the
+    `confidence` of limits, `metrics`, `disease` and `per_class` as `evaluate_binary` gives them, `reliability`; empty
+    or None where unknown.
     """
     test = info.metrics.get("test")
     if test is not None:
@@ -54,6 +59,7 @@ def internal_figures(info: BundleInfo) -> dict[str, Any]:
             "units": test["intervals"]["units"],
             "called": test["intervals"]["called"] if test["intervals"]["unit"] == "subject" else "images",
             "split_rule": info.split_rule,
+            "confidence": test["intervals"]["confidence"],
             "metrics": test["metrics"],
             "disease": (test.get("disease") or {}).get("metrics", {}),
             "per_class": {row["class_name"]: row["recall"] for row in test["per_class"]},
@@ -69,11 +75,23 @@ def internal_figures(info: BundleInfo) -> dict[str, Any]:
         "units": info.calibration.get("units"),
         "called": info.calibration.get("called") or "images",
         "split_rule": info.split_rule,
+        "confidence": None,
         "metrics": told,
         "disease": of_disease,
         "per_class": {},
         "reliability": info.calibration.get("reliability"),
     }
+
+
+def _without_limits(internal: Mapping[str, Any]) -> dict[str, Any]:
+    """The values alone; of the calibration curve likewise."""
+    none = {"low": None, "high": None}
+    tables = {
+        key: {name: {**metric, **none} for name, metric in internal[key].items()}
+        for key in ("metrics", "disease", "per_class")
+    }
+    curve = internal["reliability"]
+    return {**internal, **tables, "reliability": None if curve is None else [{**point, **none} for point in curve]}
 
 
 def difference(there: Metric, here: Metric | None) -> dict[str, float | None]:

@@ -143,7 +143,7 @@ def holds_for(info: BundleInfo, manifest: Manifest, split: str) -> str:
     shown = f"The figures hold for {_SHOWN[manifest.info.unit]} like these"
     if not info.manifest_digest or info.manifest_digest != manifest.info.digest:
         return f"{shown}, of another manifest than that of training{named}; {_OTHERS}."
-    if measured and not measured & known:
+    if measured and known and not measured & known:
         sites = _listed(sorted(measured))
         return f"{shown}, of {sites}, from where no image was trained on; for laboratories beyond nothing was measured."
     same = " and of the same patients" if manifest.info.split_rule == "images" else ""
@@ -151,8 +151,9 @@ def holds_for(info: BundleInfo, manifest: Manifest, split: str) -> str:
 
 
 def _sites(manifest: Manifest, split: str) -> set[str]:
-    rows = manifest.table.filter(pc.equal(manifest.table["split"], split))
-    return set(rows["site"].drop_null().to_pylist())
+    """Where the images of a split come from; none where that is not known of one, which may come from anywhere."""
+    found = set(manifest.table.filter(pc.equal(manifest.table["split"], split))["site"].to_pylist())
+    return found if all(found) else set()
 
 
 def _listed(names: list[str]) -> str:

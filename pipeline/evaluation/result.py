@@ -182,7 +182,7 @@ class Evaluation:
 
 def evaluation(
     bundle: Bundle, manifest: Manifest, split: str, outcomes: Outcomes, threshold: Chosen, resampling: Resampling,
-    *, glances: Sequence[Glance] = (), asked: int = 0, prevalences: Sequence[float] = (),
+    *, glances: Sequence[Glance] = (), asked: int | None = None, prevalences: Sequence[float] = (),
     matched: Mapping[str, Any] | None = None, rules: SubjectRules | None = None, further: Mapping[str, Any] = {},
     audited: Audit = NO_AUDIT,
 ) -> Evaluation:  # fmt: skip
@@ -196,6 +196,8 @@ def evaluation(
     if disease := metrics if metrics["task"] == "binary" else metrics.get("disease"):
         sides = disease["metrics"]["sensitivity"], disease["metrics"]["specificity"]
         disease["predictive_values"] = predictive_values(*sides, prevalences)
+        if disease.get("review"):
+            disease["review"]["is_elsewhere"] = matched is not None
     why_not = _why_not_recognized(bundle, manifest, split)
     recognized = recognize(outcomes, why_not, threshold.value, resampling, manifest.info.units)
     told = caveats(split, bundle, manifest, outcomes, recognized)

@@ -30,6 +30,7 @@ from pipeline.sources.rows import read_rows
 
 _NOTABLE = 0.2  # of the way from guessing to no error: from here on a reader must hear of it
 _FEWEST = 10  # training images of a class: fewer tell nothing of its colours
+NOT_ASKED = "models are compared here; `leukoray evaluate` of one alone tells it"
 _WHAT = {
     "border": "The colour of the image border alone, without any cell,",
     "whole": "The colour of the whole image, without any shape,",
@@ -119,13 +120,13 @@ def _training(manifest: Manifest, info: BundleInfo) -> pa.Table:
 
 def judge_colours(
     glances: Sequence[Glance],
-    asked: int,
+    asked: int | None,
     manifest: Manifest,
     outcomes: Outcomes,
     model: Mapping[str, Any],
     resampling: Resampling,
 ) -> Shortcut:
-    """Learn from `glances` (of `asked` training images at most), judge on `outcomes`.
+    """Learn from `glances` (of `asked` training images at most; None where models are compared), judge on `outcomes`.
 
     `model` is the model's own balanced accuracy there, JSON-ready.
     """
@@ -147,12 +148,14 @@ def judge_colours(
     return Shortcut("", len(seen), total, chance, **found, model=dict(model), few=few)
 
 
-def _why_not(outcomes: Outcomes, truth: Ints, asked: int, total: int) -> str:
+def _why_not(outcomes: Outcomes, truth: Ints, asked: int | None, total: int) -> str:
     """Why nothing can be learnt or judged; empty where it can."""
     if outcomes.all[0].row.split == "train":
         return "the train split itself is measured"
     if not total:
         return "this manifest has no labelled training images"
+    if asked is None:
+        return NOT_ASKED
     if not asked:
         return "--colour-images is 0"
     if (np.unique(truth, return_counts=True)[1] >= _FEWEST).sum() < 2:

@@ -141,9 +141,11 @@ def shifts(reference: ReferenceStatistics, values: Mapping[str, Floats], subject
     for name, known in reference.statistics.items():
         if name in values and name in STATISTICS:
             found.append(shift_of(name, known, values[name], subjects))
-    return sorted(
-        found, key=lambda shift: (not shift.is_missing, -shift.distance / shift.limit if shift.is_told else 0)
-    )
+    return sorted(found, key=_far_first)
+
+
+def _far_first(shift: Shift) -> tuple[bool, float]:
+    return not shift.is_missing, -shift.distance / shift.limit if shift.is_told else 0.0
 
 
 def shift_of(name: str, known: Statistic, values: Floats, subjects: int) -> Shift:
@@ -185,11 +187,7 @@ def told(shift: Shift, unit: str | None = None) -> str:
     """What differs and by how much, for a person; `unit` of the images, as `pipeline/images/unit.py` has it."""
     here, home = shift.here, shift.at_home
     if not shift.is_told:
-        count = (
-            "no image shows"
-            if not shift.images
-            else f"{shift.images} image{'s show' if shift.images > 1 else ' shows'}"
-        )
+        count = {0: "no image shows", 1: "1 image shows"}.get(shift.images, f"{shift.images} images show")
         why = "most at home do" if shift.is_missing else f"{FEWEST_IMAGES} are needed"
         return f"{shift.figure.title}: cannot be told, {count} it, {why}"
     more = here > home

@@ -125,7 +125,7 @@ def _detection(rates: CellRates, cells: int) -> Sequence[str]:
         f"Of {cells:,} {'cell' if cells == 1 else 'cells'} of a subject, a share of {100 * share:g} % that is positive "
         f"is missed with probability {percent(now)}"
     )
-    is_less = percent(then) != percent(now)
+    is_less = then < now and percent(then) != percent(now)
     more_cells = (
         f"; {_MORE_CELLS} more cells bring it to {percent(then)}." if is_less else ", and more cells hardly help."
     )

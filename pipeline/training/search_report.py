@@ -85,6 +85,13 @@ def as_csv(trials: Sequence[Trial], space: Space, metric: str) -> str:
 
 def picture(trials: Sequence[Trial], space: Space, metric: str, title: str) -> bytes:
     """PNG: every trial's metric over its epochs, and its best value over each option that was searched."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}):  # names may hold dollars
+        return _drawn(trials, space, metric, title)
+
+
+def _drawn(trials: Sequence[Trial], space: Space, metric: str, title: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -154,7 +154,8 @@ def test_a_review_error_of_an_evaluation_is_its_band_and_is_reported_beside_what
     rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     left = [row for row in rows if row["decision"] == "review"]
     assert len(left) == review["images"] == sum(is_in(band, row["probability"]) for row in rows)
-    assert "Promised on average over new subjects: at most 40 of 100 on either side" in capsys.readouterr().out
+    promised = "Promised on average over new subjects of the laboratory that the model comes from: at most 40 of 100 on"
+    assert promised in capsys.readouterr().out
     assert evaluate.command([*command, "--review-error", "0.01"]) == 2
     assert "99 of each are needed for 0.01" in capsys.readouterr().err
 

@@ -163,9 +163,14 @@ def test_a_broken_promise_is_said_and_a_held_one_is_not_doubted() -> None:
         labels, scores, subjects = one_each(rng.uniform(0.5, 1, 200) - shift, rng.uniform(0, 0.5, 200))
         review = judge_review(labels, scores, subjects, 0.5, rule.band(0.5), rule, Resampling(200))
         assert review is not None
-        said.append(words.promise(review))
-    assert said[0] == "Promised on average over new subjects: at most 5 of 100 on either side."
-    assert said[1].endswith("at most 5 of 100 on either side, which does not hold here (missed).")
+        said += [words.promise(review), words.promise(review | {"is_elsewhere": True})]
+        local = review | {"is_elsewhere": True, "promise": review["promise"] | {"on": "local"}}
+        assert "new subjects of the laboratory that it was calibrated for: at most 5" in words.promise(local)
+    whose = "on average over new subjects of the laboratory that the model comes from"
+    assert said[0] == f"Promised {whose}: at most 5 of 100 on either side."
+    assert said[2].endswith("at most 5 of 100 on either side, which does not hold here (missed).")
+    elsewhere = f"The band promises at most 5 of 100 on either side, {whose}: it covers none of these images"
+    assert said[1] == f"{elsewhere}." and said[3] == f"{elsewhere}, of which more are wrong (missed)."
 
 
 def test_the_more_go_to_a_person_the_less_is_decided_wrongly() -> None:

@@ -29,8 +29,9 @@ from pipeline.evaluation.subject_fit import CellCounts, fit_rules
 from pipeline.images.load import Preprocessing
 from pipeline.images.unit import Unit
 from pipeline.model.bundle import BundleInfo
+from pipeline.model.cell_rates import missed
 from pipeline.model.prediction import Prediction
-from pipeline.model.subject_rules import SubjectLabel, SubjectRules
+from pipeline.model.subject_rules import SubjectLabel, SubjectRules, detection
 from pipeline.scoring.commit.subjects import SUBJECT_SCHEMA, Rule, roll_up
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.summary.page import render_page
@@ -119,6 +120,18 @@ def test_rates_that_do_not_hold_here_are_told() -> None:
     assert "known from validation subjects, do not hold here" in note
 
 
+@pytest.mark.parametrize(
+    ("covered", "subjects", "is_told"),
+    [(4, 5, False), (3, 5, True), (18, 20, False), (17, 20, False), (16, 20, True), (0, 1, False), (180, 200, True)],
+)
+def test_rates_are_doubted_where_luck_does_not_explain_what_intervals_miss(
+    covered: int, subjects: int, is_told: bool
+) -> None:
+    """Of 5 subjects one in four sets misses one or more, though each interval holds 95 %."""
+    record = {"coverage": {"covered": covered, "subjects": subjects}, "confidence": 0.95, "rates": {"on": "validation"}}
+    assert bool(notes(record)) is is_told
+
+
 def test_without_rates_shares_stay_as_they_are_and_it_is_said() -> None:
     found = by_subject(measured(), manifest(), 0.5, None, RESAMPLING)
     assert found["no_rates"] == found["no_roll_up"] == OLDER
@@ -174,6 +187,13 @@ def test_subjects_of_one_kind_have_no_area() -> None:
     found = by_subject(measured(1), manifest(), 0.5, known_rules(), RESAMPLING)
     assert found["roc_auc"] is None
     assert subjects_in_words(found)[-1].startswith("The subjects measured are all of one kind")
+
+
+def test_more_cells_that_miss_no_less_are_not_said_to_help() -> None:
+    rates = known_rules().rates
+    assert rates is not None and missed(rates, 587, 0.01) > missed(rates, 87, 0.01), "counts are whole"
+    assert "and more cells hardly help." in detection(rates, 87)[0]
+    assert "500 more cells bring it to" in detection(rates, 100)[0]
 
 
 def test_subjects_of_unknown_label_are_of_no_kind() -> None:

@@ -1,6 +1,7 @@
 """Models compared on the same images: paired differences, what they disagree on, and the page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,12 @@ def test_delong_tests_the_roc_auc_only_where_each_subject_has_one_image() -> Non
     for setting in (Setting(30, 2, 0.5, (0.95, 0.8), 0.8), Setting(10, 1, 0.5, (0.95, 0.8), 0.8)):
         one, other = drawn(setting, rng)
         assert "adverse" in paired_differences(METRICS, one, other, FEW)["roc_auc"].test
+    pair = drawn(Setting(30, 1, 0.5, (0.95, 0.8), 0.8), rng)
+    unknown = [replace(of, answers=replace(of.answers, unit="image", subjects=[None] * 60)) for of in pair]
+    one_unknown = [replace(of, answers=replace(of.answers, subjects=[None, *(["s"] * 59)])) for of in pair]
+    for one, other in (unknown, one_unknown):
+        assert "adverse" in paired_differences(METRICS, one, other, FEW)["roc_auc"].test, "they may be of one patient"
+    assert "adverse" in paired_differences(METRICS, *pair, FEW, "blocks")["roc_auc"].test
 
 
 def test_too_few_subjects_of_a_class_tell_nothing() -> None:

@@ -74,10 +74,10 @@ def test_what_few_images_show_has_no_distance_and_what_hardly_any_shows_is_missi
         found = shift(count, 500)
         assert found.is_missing and found.is_beyond and not found.is_far_beyond and np.isnan(found.distance)
         assert verdict([found], 500 + count, None) is Verdict.DIFFERS, "no single image decides"
-    assert told(shift(0, 500)) == "sharpness: cannot be told, no image shows it, most at home do"
+    assert told(shift(0, 500)) == "fine against coarse detail: cannot be told, no image shows it, most at home do"
     few = shift(19, 2)
     assert not few.is_beyond and verdict([few], 21, None) is Verdict.ALIKE
-    assert told(few) == "sharpness: cannot be told, 19 images show it, 20 are needed"
+    assert told(few) == "fine against coarse detail: cannot be told, 19 images show it, 20 are needed"
     rare = known.statistics["sharpness"].model_copy(update={"shown": 0.2})
     assert not shift(0, 500, known.model_copy(update={"statistics": {"sharpness": rare}})).is_beyond
     assert few.record()["distance"] is None and few.record()["is_missing"] is False

@@ -196,6 +196,21 @@ def test_figures_stand_beside_those_of_the_models_own_test_split(tmp_path: Path)
     assert "No figure here uses it" in said and "too few subjects for an interval" in said
 
 
+def test_limits_of_another_confidence_are_no_part_of_a_difference(tmp_path: Path) -> None:
+    bundle = with_test_figures(brightness_bundle(tmp_path / "b"))  # of 95 %
+    there = outcomes_there(tmp_path, bundle, MEASURED)
+    alike, other = (
+        beside(bundle.info, there, there.metrics(0.5, Resampling(100, confidence, 0)), []) for confidence in (0.95, 0.8)
+    )
+    assert alike["metrics"]["sensitivity"]["difference"]["low"] is not None
+    assert alike["internal"]["other_confidence"] is None
+    for each in (*other["metrics"].values(), *other["classes"]):
+        assert each["difference"]["low"] is None and each["internal"]["low"] is None
+    assert other["metrics"]["sensitivity"]["difference"]["value"] == -0.5
+    assert other["metrics"]["sensitivity"]["external"]["low"] is not None
+    assert "its limits, of 95 %, are not of the level of these and left out" in elsewhere.internal(other)
+
+
 def test_without_test_figures_those_of_validation_stand_there_and_it_is_said(tmp_path: Path) -> None:
     bundle = brightness_bundle(tmp_path / "b").update(
         metrics={"validation": {"roc_auc": 0.9, "sensitivity": None}},

@@ -145,14 +145,19 @@ def test_without_classes_of_disease_there_is_no_threshold_to_tell_of() -> None:
             "single cells like these, of north, from where no image was trained on;",
         ),
         ({}, {"train": "north"}, "from the source of the training images"),
+        ({}, {"train": None}, "from the source of the training images"),
+        ({}, {"train": "south", "first": None}, "from the source of the training images"),
     ],
 )
-def test_figures_hold_for_what_was_measured_only(info: dict[str, Any], sites: dict[str, str], expected: str) -> None:
+def test_figures_hold_for_what_was_measured_only(
+    info: dict[str, Any], sites: dict[str, str | None], expected: str
+) -> None:
     bundle = bundle_info()
     outcomes = outcomes_of(bundle, [0.9, 0.1, 0.2], [1, 0, 0])
     manifest = manifest_of(outcomes, **info)
     rows = [row | {"site": "north" if sites else None} for row in manifest.table.to_pylist()]
     rows[2] |= {"split": "train", "site": sites.get("train")}
+    rows[0] |= {"site": sites.get("first", rows[0]["site"])}
     table = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
     assert expected in holds_for(bundle, Manifest("m", table, manifest.info), "test")
 

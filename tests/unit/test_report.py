@@ -1,6 +1,7 @@
 """The report and the card as their readers get them: complete, self-contained, honest."""
 
 import functools
+import html
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import evaluate_binary, evaluate_multiclass
 from pipeline.evaluation.mistakes import Mistake
 from pipeline.evaluation.prevalence import predictive_values
-from pipeline.evaluation.report import plots, words
+from pipeline.evaluation.report import class_plots, plots, words
 from pipeline.evaluation.report.card import render_card
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves, net_benefit
 from pipeline.evaluation.report.html import Kept, render_report
@@ -322,7 +323,7 @@ def test_report_shows_work_against_error_and_what_was_promised() -> None:
     page = Outline(render_report(**binary_content(metrics=metrics, curves=curves))).text
     assert "Work against error" in page and "Left to a person" in page
     assert f"Promised: {rule}." in page and "≤ 0.05" in page
-    assert "Promised on average over new subjects: at most 5 of 100 on either side" in page
+    assert "Promised on average over new subjects of the laboratory that the model comes from: at most 5 of" in page
 
 
 def test_report_escapes_names_from_outside() -> None:
@@ -494,3 +495,18 @@ def test_a_number_is_never_rounded_to_nothing_or_to_all() -> None:
     assert [words.number(value) for value in (0.0, 0.0004, -0.0004, -0.02, 0.9996, 1.0, None)] == [
         "0.000", "< 0.001", "> -0.001", "-0.020", "> 0.999", "1.000", "–",
     ]  # fmt: skip
+
+
+def test_names_are_no_formulas_and_none_is_left_out_of_a_picture() -> None:
+    names = ["$x_$", "_hidden", r"a$\frac{1}$b"]
+    curve = {"fpr": [0.0, 1.0], "tpr": [0.0, 1.0], "auc": 0.5}
+    rows = [{"name": name, "value": 0.5, "low": 0.1, "high": 0.9, "true": 0.5, "called": 0.5} for name in names]
+    drawn = [
+        class_plots.roc_by_class(dict.fromkeys(names, curve)),
+        class_plots.roc_by_class({f"{names[0]}{k}": curve for k in range(30)}),
+        class_plots.confusion([[1, 0, 0]] * 3, names),
+        plots.forest(rows, "Share $ a $", is_corrected=True),
+    ]
+    for svg in drawn:
+        assert svg.count("$") >= 2
+    assert all(f"{name}  0.500" in html.unescape(drawn[0]) for name in names)

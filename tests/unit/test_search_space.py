@@ -102,3 +102,4 @@ def test_the_picture_shows_curves_and_one_panel_an_option() -> None:
     with Image.open(io.BytesIO(picture(TRIALS, SPACE, "val_auc", "title"))) as image:
         assert image.format == "PNG"
         assert image.width > 3 * 350
+    assert picture(TRIALS, SPACE, "val_auc", "a $x_$ b")[:4] == b"\x89PNG", "a name is no formula"

@@ -65,7 +65,7 @@ def judged(
     train: list[tuple[ManifestRow, Colours]],
     test: list[tuple[ManifestRow, Colours]],
     *,
-    asked: int = 1000,
+    asked: int | None = 1000,
     classes: tuple[str, ...] = ("negative", "positive"),
 ) -> Shortcut:
     rows = [each for each, _ in (*train, *test)]
@@ -85,6 +85,13 @@ def test_colours_of_training_that_tell_the_test_apart_are_told_with_the_models_o
     assert note.startswith("The colour of the image border alone, without any cell, tells the classes apart with a")
     assert "1.000" in note and "60 training images; the model reaches 0.900 (0.850" in note and "guessing 0.5." in note
     assert json.loads(json.dumps(found.record()))["train_images"] == 60
+
+
+def test_that_nobody_asked_is_no_option_that_was_given() -> None:
+    levels: dict[int, tuple[float, ...]] = {0: (100.0,), 1: (160.0,)}
+    rows = split_of("train", levels), split_of("test", levels)
+    assert judged(*rows, asked=0).why_not == "--colour-images is 0"
+    assert "models are compared here" in judged(*rows, asked=None).notes()[0]
 
 
 def test_few_subjects_in_the_test_do_not_silence_it() -> None:

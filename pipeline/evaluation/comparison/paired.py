@@ -54,7 +54,7 @@ def paired_differences(
             found[name] = Difference(value, np.nan, np.nan, np.nan, method)
             continue
         found[name] = _by_samples(value, drawn[0][name], drawn[1][name], resampling.confidence, method)
-        if name == "roc_auc" and is_for_delong(one):
+        if name == "roc_auc" and is_for_delong(one, called):
             assert one.scores is not None and other.scores is not None, "two classes have scores"
             error = delong.standard_error(one.truth == 1, one.scores, other.scores)
             found[name] = replace(found[name], p=delong.p_value(value, error), test=delong.METHOD)
@@ -82,9 +82,14 @@ def _needed(
     return {name: part for name, part in parts.items() if name in kept}, units, resampling, means
 
 
-def is_for_delong(answers: Answers) -> bool:
-    """Whether each subject has one image, and there are enough of both sides for a normal distribution."""
-    sick = int(answers.truth.sum())
+def is_for_delong(answers: Answers, called: str = "subjects") -> bool:
+    """Whether each image is of a known subject of its own, and enough are of either side for a normal distribution.
+
+    Images of unknown subjects may be of one, and blocks of file numbers too.
+    """
+    sick, known = int(answers.truth.sum()), answers.subjects is not None and all(answers.subjects)
+    if called != "subjects" or not known:
+        return False
     return answers.units == len(answers.truth) and min(sick, len(answers.truth) - sick) >= FEWEST_DELONG
 
 

@@ -25,11 +25,14 @@ def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
             return _small_rocs(drawn)
         figure, axes = unit_square("False alarms (1 − specificity)", "Sensitivity")
         axes.plot([0, 1], [0, 1], **_DIAGONAL)
+        lines = []
         for k, (name, curve) in enumerate(drawn.items()):
             style: dict[str, Any] = {"color": CLASS_COLOURS[k], "linestyle": DASHES[k % len(DASHES)]}
             label = f"{name}  {curve['auc']:.3f}"
-            axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
-        axes.legend(loc="lower right", title="AUC, each class against the rest", title_fontsize=8.5)
+            lines += axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
+        # named one by one: by itself a legend leaves out what begins with an underscore
+        names, title = [line.get_label() for line in lines], "AUC, each class against the rest"
+        axes.legend(lines, names, loc="lower right", title=title, title_fontsize=8.5)
         return as_svg(figure, "roc-classes")
 
 

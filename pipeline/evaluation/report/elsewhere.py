@@ -78,7 +78,9 @@ def internal(record: Mapping[str, Any]) -> str:
     if own["images"] is None:
         return where
     units = "" if own["called"] == "images" or not own["units"] else f" of {own['units']:,} {own['called']}"
-    return f"{where} ({own['images']:,} images{units})"
+    other = own.get("other_confidence")
+    level = f"; its limits, of {100 * other:g} %, are not of the level of these and left out" if other else ""
+    return f"{where} ({own['images']:,} images{units}{level})"
 
 
 def _main(record: Mapping[str, Any], task: str) -> list[str]:

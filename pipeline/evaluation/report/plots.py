@@ -22,6 +22,7 @@ NEGATIVE, POSITIVE, ACCENT = "#0072b2", "#d55e00", "#0f4c81"
 BAND = "#f0e442"
 DASHES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names of classes and subjects may hold dollars
     "svg.fonttype": "none",  # text stays text: crisp, selectable, in the page's font
     "svg.hashsalt": "leukoray",  # same data, same bytes
     "font.family": "sans-serif",

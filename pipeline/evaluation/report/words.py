@@ -260,6 +260,12 @@ def _let_pass(metrics: Mapping[str, Any]) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+_PROMISED_OF = {
+    "own": "of the laboratory that the model comes from",
+    "local": "of the laboratory that it was calibrated for",
+}
+
+
 def promise(review: Mapping[str, Any]) -> str:
     """What the band was to hold, and whether it does here; nothing where it is of a version without a promise."""
     rule = review["promise"]
@@ -274,8 +280,15 @@ def promise(review: Mapping[str, Any]) -> str:
         for name, limit in zip(("missed", "false alarms"), low, strict=True)
         if limit is not None and limit > rule["error"]
     ]
+    whose = _PROMISED_OF["local" if rule["on"] == "local" else "own"]
+    if review.get("is_elsewhere") and rule["on"] != "local":
+        more = f", of which more are wrong ({' and '.join(broken)})" if broken else ""
+        return (
+            f"The band promises {most} on either side, on average over new {rule['called']} {whose}: it covers none of "
+            f"these images{more}."
+        )
     verdict = f", which does not hold here ({' and '.join(broken)})" if broken else ""
-    return f"Promised on average over new {rule['called']}: {most} on either side{verdict}."
+    return f"Promised on average over new {rule['called']} {whose}: {most} on either side{verdict}."
 
 
 def disease_words(class_names: list[str]) -> tuple[str, str]:
