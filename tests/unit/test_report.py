@@ -503,7 +503,7 @@ def test_names_are_no_formulas_and_none_is_left_out_of_a_picture() -> None:
     rows = [{"name": name, "value": 0.5, "low": 0.1, "high": 0.9, "true": 0.5, "called": 0.5} for name in names]
     drawn = [
         class_plots.roc_by_class(dict.fromkeys(names, curve)),
-        class_plots.roc_by_class({f"{names[0]}{k}": curve for k in range(30)}),
+        class_plots.roc_by_class({f"{names[0]}{k}": curve for k in range(class_plots.MANY + 1)}),
         class_plots.confusion([[1, 0, 0]] * 3, names),
         plots.forest(rows, "Share $ a $", is_corrected=True),
     ]

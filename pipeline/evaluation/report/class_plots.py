@@ -31,7 +31,7 @@ def roc_by_class(curves: Mapping[str, Mapping[str, Any] | None]) -> str:
             label = f"{name}  {curve['auc']:.3f}"
             lines += axes.plot(curve["fpr"], curve["tpr"], linewidth=1.8, label=label, clip_on=False, **style)
         # named one by one: by itself a legend leaves out what begins with an underscore
-        names, title = [line.get_label() for line in lines], "AUC, each class against the rest"
+        names, title = [str(line.get_label()) for line in lines], "AUC, each class against the rest"
         axes.legend(lines, names, loc="lower right", title=title, title_fontsize=8.5)
         return as_svg(figure, "roc-classes")
 
