@@ -33,6 +33,7 @@ from serving.model import LoadedModel
 from serving.multipart import ReceivedFile
 from serving.protocols.fhir.tally import Sent
 from serving.schemas import BatchBody, BatchFailure, ErrorBody, FhirResource, FileAnswer, ImageAnswer, PredictionBody
+from serving.settings import ServingSettings
 
 _EXPLAIN = {
     "name": "explain",
@@ -96,11 +97,6 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
         form, subject = read_format(request), read_subject(request)
         answer_one = _answering(request, engine, form)
 
-        async def read(ticket: Ticket) -> bytes | list[ReceivedFile]:
-            if media_type(request.headers) == MULTIPART:
-                return await read_files(request, settings, ticket)
-            return await read_raw(request, settings, ticket)
-
         async def answer(body: bytes | list[ReceivedFile]) -> Response:
             await visit.spend(1 if isinstance(body, bytes) else len(body))
 
@@ -115,9 +111,15 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
 
             return await engine.by_share(subject or request.state.request_id, by)
 
-        return await in_time(settings, admission, read, visit.recorded(answer))
+        return await in_time(settings, admission, functools.partial(_read, request, settings), visit.recorded(answer))
 
     return router
+
+
+async def _read(request: Request, settings: ServingSettings, ticket: Ticket) -> bytes | list[ReceivedFile]:
+    if media_type(request.headers) == MULTIPART:
+        return await read_files(request, settings, ticket)
+    return await read_raw(request, settings, ticket)
 
 
 def _responses() -> dict[int | str, dict[str, Any]]:

@@ -54,27 +54,30 @@ def state_routes(engine: Engine, desk: Desk, total: Callable[[], Awaitable[State
 
     @get(router, "/model", summary="The model that answers now, and whether it was shown to be better than chance")
     async def model() -> ModelBody:
-        current, news = engine.model, engine.news
-        judged = current.predictor.info.against_chance
-        text = None if judged is None else str(judged)
-        agreed, trial, counts = news.agreed, news.trials.current, None
+        trial, counts = engine.news.trials.current, None
         if trial is not None and trial.wish.rule is not None:
             with contextlib.suppress(NotGathered):  # told as null
                 counts = await total()
-        return ModelBody(
-            **dict(current.info),
-            against_chance=judged,
-            against_chance_text=text,
-            generation=None if agreed is None else agreed.generation,
-            cause=None if agreed is None else agreed.cause,
-            since=None if agreed is None else agreed.since,
-            refused=news.refused,
-            follows=news.follows,
-            card=current.card or None,
-            candidate=_candidate(engine, counts),
-        )
+        return _model(engine, counts)
 
     return router
+
+
+def _model(engine: Engine, counts: State | None) -> ModelBody:
+    current, news = engine.model, engine.news
+    judged, agreed = current.predictor.info.against_chance, news.agreed
+    return ModelBody(
+        **dict(current.info),
+        against_chance=judged,
+        against_chance_text=None if judged is None else str(judged),
+        generation=None if agreed is None else agreed.generation,
+        cause=None if agreed is None else agreed.cause,
+        since=None if agreed is None else agreed.since,
+        refused=news.refused,
+        follows=news.follows,
+        card=current.card or None,
+        candidate=_candidate(engine, counts),
+    )
 
 
 def _candidate(engine: Engine, counts: State | None) -> CandidateState:

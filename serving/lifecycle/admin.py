@@ -46,14 +46,7 @@ def admin_routes(settings: ServingSettings, desk: Desk, order: Callable[[str], A
             raise HttpError(503, "not_ready", f"nobody decides just now ({error}); try again", headers) from error
         if outcome.refused is not None:
             raise HttpError(409, "model_refused", outcome.refused)
-        agreed = outcome.agreed
-        return Switched(
-            has_changed=outcome.has_changed,
-            generation=agreed.generation,
-            name=agreed.chosen.name,
-            version=agreed.chosen.version,
-            sha256=agreed.chosen.sha256,
-        )
+        return _told(outcome)
 
     @router.post("/reload", summary="Take what the configuration names now", responses=_RESPONSES, dependencies=KEYS)
     async def reload(request: Request) -> Switched:
@@ -81,3 +74,14 @@ def admin_routes(settings: ServingSettings, desk: Desk, order: Callable[[str], A
         return await carried_out(request, "drop")
 
     return router
+
+
+def _told(outcome: Outcome) -> Switched:
+    agreed = outcome.agreed
+    return Switched(
+        has_changed=outcome.has_changed,
+        generation=agreed.generation,
+        name=agreed.chosen.name,
+        version=agreed.chosen.version,
+        sha256=agreed.chosen.sha256,
+    )
