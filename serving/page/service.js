@@ -10,8 +10,9 @@ class Failure extends Error {
 }
 /* What is wrong and what to do, in the reader's words; codes that are not known go by their status. */
 function told(failure) {
-  const key = "error." + failure.code;
-  return say(WORDS[language][key] ? key : "error.other", { status: failure.status ?? "?", ...said(failure.values) });
+  const key = "error." + failure.code, values = { status: failure.status ?? "?", ...said(failure.values) };
+  const text = say(WORDS[language][key] ? key : "error.other", values);
+  return values.minutes === undefined ? text : text + " " + say("error.wait", { minutes: number(values.minutes) });
 }
 function said(values) {
   const size = (name) => (values[name] === undefined ? {} : { [name]: bytes(values[name]) });
@@ -115,7 +116,7 @@ function untilAborted(signal) {
 const isPassing = (answer, failure) => PASSING.has(answer.status) || (answer.status === 500 && failure.code === "other");
 
 function asksToWait(failure, seconds) {
-  return new Failure("wait", failure.message, { status: failure.status, requestId: failure.requestId, values: { minutes: number(Math.ceil(seconds / 60)) } });
+  return Object.assign(failure, { values: { minutes: Math.ceil(seconds / 60) } });
 }
 /* Seconds (RFC 9110, section 10.2.3: a number or a date); null where it does not say. */
 function retryAfter(answer) {

@@ -131,10 +131,11 @@ def test_a_busy_service_is_asked_again_when_it_said(page: Any, tmp_path: Path, s
 
 
 def test_a_wait_too_long_to_sit_through_is_told(page: Any, tmp_path: Path) -> None:
-    error = {"error": {"code": "overloaded", "message": "quota", "request_id": "x"}}
+    error = {"error": {"code": "quota_spent", "message": "", "request_id": "x"}}
     page.route("**/predict", lambda route: route.fulfill(status=429, headers={"Retry-After": "1800"}, json=error))
     give(page, cells(tmp_path, ["a.png"], red=True))
-    assert EN["error.wait"].format(minutes=30) in page.inner_text(".card.error")
+    said = page.inner_text(".card.error")
+    assert EN["error.quota_spent"] in said and EN["error.wait"].format(minutes=30) in said
 
 
 def test_no_image_is_lost_while_the_service_is_gone(page: Any, tmp_path: Path) -> None:
