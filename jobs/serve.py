@@ -37,6 +37,7 @@ from pipeline.model.registry import resolve
 from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import join
 from serving import front, tls, tracing
+from serving.audit.log import check_folder
 from serving.desk import check_guards
 from serving.keys.ring import open_to_others
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
@@ -114,6 +115,8 @@ def main(config: ServeConfig) -> None:
         check_port(config.host, config.port)
     settings = read_settings(_arguments(config))  # whatever does not fit is refused before Ray is started
     check_guards(settings)
+    if is_local and settings.audit_log is not None:
+        check_folder(settings.audit_log)
     files = front.tls_files(config.tls_cert, config.tls_key, is_local)
     warn_of_open_door(config)
     with (

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,20 @@ _RETRY_S = 1.0
 
 class AuditFailed(Exception):
     """The log cannot be written now, so nothing may be answered; says why."""
+
+
+def check_folder(folder: str) -> None:
+    """Before anything is started: make the folder. Raises PlatformError where no file can be put there."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PlatformError(_unusable(folder, error)) from error
+
+
+def _unusable(folder: str, error: OSError) -> str:
+    return f"audit log {folder}: cannot be written ({error.strerror}); choose another folder, or make room"
 
 
 class AuditLog:
@@ -49,9 +64,7 @@ class AuditLog:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             self._open()
         except OSError as error:
-            raise PlatformError(
-                f"audit log {folder}: cannot be written ({error.strerror}); choose another folder, or make room"
-            ) from error
+            raise PlatformError(_unusable(folder, error)) from error
 
     async def check(self) -> None:
         """Before any work. Raises AuditFailed; tries again once a second."""

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import PlatformError
-from serving.audit.log import AuditFailed, AuditLog
+from serving.audit.log import AuditFailed, AuditLog, check_folder
 from serving.audit.notes import sha256
 from serving.engine import Engine
 from serving.keys.records import digest
@@ -216,8 +216,12 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(PlatformError, match="cannot be written"):
         AuditLog(str(tmp_path / "file" / "audit"), "r")
-    with pytest.raises(PlatformError, match=r"/dev/full|cannot be written"):
+    with pytest.raises(PlatformError, match="cannot be written"):
         AuditLog("/proc", "r")
+    with pytest.raises(PlatformError, match="cannot be written"):
+        check_folder(str(tmp_path / "file" / "audit"))
+    check_folder(str(tmp_path / "audit"))
+    assert (tmp_path / "audit").stat().st_mode & 0o777 == 0o700 and not list((tmp_path / "audit").iterdir())
 
 
 def test_a_client_that_leaves_takes_no_line_along(make: Callable[..., Engine], tmp_path: Path) -> None:
