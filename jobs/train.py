@@ -292,6 +292,8 @@ def _checked_rows(manifest: Manifest, config: TrainConfig, chosen: Start) -> Lab
         columns = {name: manifest.table[name].to_pylist() for name in ("subject_id", "split", "uri")}
         check_leaks(columns["subject_id"], columns["split"], keys=columns["uri"])
     rows = labelled_rows(manifest, config.task)
+    if rows.note:
+        print(f"note: {rows.note}", flush=True)
     refuse_decisions(config, manifest, rows)
     most = config.worker_range[1]
     if most and most > rows.validation.num_rows:

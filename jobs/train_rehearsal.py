@@ -58,9 +58,10 @@ def tell(
     print(f"{'steps':<9} {_steps(settings, found, runs)}")
     print(f"{'memory':<9} {_memory(plan, found)}")
     print(f"{'time':<9} {_time(settings, rows, plan, found, runs)}")
-    uri = join(folder.uri, _SHEET)
-    folder.stores.of(uri).write(uri, png(augmentation_sheet(rows.train, settings, folder.stores)))
-    print(f"{'look at':<9} {uri}")
+    uri, made = join(folder.uri, _SHEET), augmentation_sheet(rows.train, settings, folder.stores)
+    if made is not None:
+        folder.stores.of(uri).write(uri, png(made))
+        print(f"{'look at':<9} {uri}")
     print("nothing was trained or published; without --dry-run it is")
 
 

@@ -6,6 +6,7 @@ than one small validation split. The test split stays apart.
 
 import csv
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -34,19 +35,23 @@ def fold_numbers(
     """Deal all labelled images of training and validation to `count` folds, alike in classes; None: one a group.
 
     Images of one subject stay together, as do near copies of each other, and with `by` 'site' all images of a site.
-    Raises UsageError when there are fewer groups than folds, InputError where an image has no site or a class is in
-    one fold only.
+    Raises UsageError when there are fewer groups, or images of every class, than folds, InputError where an image has
+    no site, a class is in one fold only or a fold is empty.
     """
     table = pa.concat_tables([rows.train, rows.validation]).sort_by("image_id")
     groups = groups_of(manifest, table["image_id"], by, stores)
     found = int(groups.max()) + 1
     wanted = count or found
     if found < 2:
-        raise InputError(
-            f"{manifest.uri}: all images are of one {by}, so there is nothing to hold out; leave folds out"
-        )
+        named = int(_components(table.num_rows, _named(manifest, table["image_id"], by)).max()) + 1
+        tied = f"near copies tie all of its {named} groups (--group-by {by}) together, see {NEAR_COPIES_TABLE}"
+        why = f"all images are of one {by}" if named < 2 else tied
+        raise InputError(f"{manifest.uri}: {why}, so there is nothing to hold out; leave folds out")
     if found < wanted:
         raise UsageError(f"--folds {wanted}: the manifest has {found} groups (--group-by {by}); use at most {found}")
+    largest = max(np.bincount(table["target"].to_numpy()).tolist())
+    if wanted != found and largest < wanted:
+        raise UsageError(f"--folds {wanted}: no class has more than {largest} images; use at most {largest}")
     fold = groups if wanted == found else dealt(table["target"].to_numpy(), groups, wanted, seed)
     folds = Folds(rows, table, fold, wanted)
     folds.refuse_gaps(manifest.uri)
@@ -54,13 +59,18 @@ def fold_numbers(
 
 
 def dealt(targets: NDArray[np.int64], groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each image, int64 (N,): no group in two, classes alike in all."""
+    """The fold of each image, int64 (N,): no group in two, classes alike in all.
+
+    Raises ValueError where no class has an image for each fold.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     fold = np.zeros(len(targets), np.int64)
-    for number, (_, held_out) in enumerate(splitter.split(targets, targets, groups)):
-        fold[held_out] = number
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds
+        for number, (_, held_out) in enumerate(splitter.split(targets, targets, groups)):
+            fold[held_out] = number
     return fold
 
 
@@ -95,7 +105,9 @@ class Folds:
         return found
 
     def refuse_gaps(self, uri: str) -> None:
-        """Raise InputError when a fold holds all images of a class: nothing would be left to learn it from."""
+        """Raise InputError when a fold holds all images of a class: nothing would be left to learn it from; or none."""
+        if 0 in self.sizes():
+            raise InputError(f"{uri}: subjects are so unlike in size that a fold of {self.count} is empty; use fewer")
         targets = self._table["target"].to_numpy()
         for number in range(self.count):
             left = set(targets[self._fold != number].tolist())
@@ -109,7 +121,19 @@ class Folds:
 
 def groups_of(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy, stores: Stores) -> NDArray[np.int64]:
     """A number an image, (N,), from 0: the same for images that must stay together."""
-    at = pc.index_in(image_ids, manifest.table["image_id"].combine_chunks()).to_numpy()
+    links = [_named(manifest, image_ids, by), _near_copies(manifest, _places(manifest, image_ids), stores)]
+    return _components(len(image_ids), np.concatenate(links))
+
+
+def _places(manifest: Manifest, image_ids: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Rows of the manifest, (N,)."""
+    found: NDArray[np.int64] = pc.index_in(image_ids, manifest.table["image_id"].combine_chunks()).to_numpy()
+    return found
+
+
+def _named(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy) -> NDArray[np.int64]:
+    """Pairs of images, by place, that subject or site hold together."""
+    at = _places(manifest, image_ids)
     names: list[list[str | None]] = [manifest.table["subject_id"].take(pa.array(at)).to_pylist()]
     if by == "site":
         sites = manifest.table["site"].take(pa.array(at)).to_pylist()
@@ -119,9 +143,7 @@ def groups_of(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy, store
                 "--site-pattern` or a table with a column site, or use --group-by subject"
             )
         names.append(sites)
-    links = [_same(column) for column in names]
-    links.append(_near_copies(manifest, at, stores))
-    return _components(len(at), np.concatenate(links))
+    return np.concatenate([_same(column) for column in names])
 
 
 def _same(names: Sequence[str | None]) -> NDArray[np.int64]:

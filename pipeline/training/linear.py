@@ -184,12 +184,10 @@ def _folds(targets: Ints, groups: Ints, settings: Settings) -> list[NDArray[np.b
     count = min(_FOLDS, len(np.unique(groups)))
     if count < 2:
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class with fewer groups than folds
-        try:
-            fold = dealt(targets, groups, count, settings.seed)
-        except ValueError:  # no class has an image for each fold
-            return []
+    try:
+        fold = dealt(targets, groups, count, settings.seed)
+    except ValueError:  # no class has an image for each fold
+        return []
     return _whole([fold == number for number in range(count)], targets)
 
 

@@ -102,6 +102,8 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
             return {"refused": f"the loss is not finite in epoch {state.epoch + 1}; lower --learning-rate"}
         _settle(worker, state.epoch)
         scores = validate(worker.model, worker.validation, worker.settings, worker.learner.device)
+        if (why := refusal(scores, state.epoch + 1)) is not None:
+            return {"refused": why}
         _refuse_losses(worker)
         _refuse_gaps(worker, scores)
         row = _row(worker, state, loss, scores, pace, time.monotonic() - started)
@@ -110,8 +112,24 @@ def train_worker(assignment: Assignment) -> dict[str, str] | None:
             best = Best(checkpoint.weights_of(worker.model), scores)
         if state.finished:
             best = _over_turns(worker, best)
+            if (why := refusal(best.scores, state.epoch)) is not None:
+                return {"refused": why}
         _report(worker, state, best, row)
     return None
+
+
+def refusal(scores: Scores, epoch: int) -> str | None:
+    """Why nothing is to be had of weights that say this of validation; None where they say numbers.
+
+    The last step of an epoch moves weights that no loss is computed of any more.
+    """
+    silent = int((~np.isfinite(scores.logits).all(axis=1)).sum())
+    if not silent:
+        return None
+    return (
+        f"what the network says of {silent} of {len(scores.logits)} validation images is not finite after epoch "
+        f"{epoch}; lower --learning-rate"
+    )
 
 
 def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:

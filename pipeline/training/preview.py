@@ -72,9 +72,13 @@ def changes(images: Sequence[Pixels], image_ids: Sequence[int], settings: Settin
     return [[epoch[number] for epoch in seen] for number in range(len(images))]
 
 
-def augmentation_sheet(rows: pa.Table, settings: Settings, stores: Stores, images: int = 8, times: int = 7) -> Pixels:
-    """Some training images, each beside its random changes; uint8 (H, W, 3)."""
+def augmentation_sheet(
+    rows: pa.Table, settings: Settings, stores: Stores, images: int = 8, times: int = 7
+) -> Pixels | None:
+    """Some training images, each beside its random changes; uint8 (H, W, 3). None where none of them can be read."""
     read = read_images(some_of_each_class(rows, images, settings.seed), settings, stores)
+    if not read:
+        return None
     changed = changes([pixels for _, pixels in read], [row.image_id for row, _ in read], settings, times)
     lines = [
         [Tile(pixels, (settings.classes[row.target],)), *(Tile(each) for each in of_one)]

@@ -46,9 +46,12 @@ class Records:
             self._tracker.add(row)
 
     def show_training_images(self) -> None:
-        """Some training images beside their random changes."""
-        if self._settings.augment:
-            self._board.picture("augmented", augmentation_sheet(self._rows.train, self._settings, self._stores))
+        """Some training images beside their random changes, where they can be read: the cache may be all there is."""
+        if not self._settings.augment:
+            return
+        made = augmentation_sheet(self._rows.train, self._settings, self._stores)
+        if made is not None:
+            self._board.picture("augmented", made)
 
     def published(self, published: "Published", scores: Scores) -> None:
         """The worst mistakes on validation, and the run's parameters beside what came of them."""
@@ -65,7 +68,10 @@ class Records:
 def mistakes_sheet(
     scores: Scores, rows: pa.Table, info: BundleInfo, settings: Settings, stores: Stores
 ) -> Pixels | None:
-    """Validation images that the bundle calls otherwise than they are, the surest first; None where there are none."""
+    """Validation images that the bundle calls otherwise than they are, the surest first.
+
+    None where there are none, or none that can be read.
+    """
     classes = probabilities(scores.logits, info.temperature)  # (N, C)
     called = (classes[:, 1] >= info.threshold).astype(np.int64) if info.task == "binary" else classes.argmax(axis=1)
     truth = scores.targets
@@ -83,6 +89,8 @@ def mistakes_sheet(
             of, said = info.classes[truth[number]], info.classes[called[number]]
             words = (f"is {of}", f"called {said} {classes[number, called[number]]:.3f}", str(scores.image_ids[number]))
             tiles.append(Tile(pixels, words))
+    if not tiles:
+        return None
     kind = "synthetic images, " if info.synthetic else ""
     title = f"{len(wrong)} of {len(truth)} called wrong ({kind}no medical device); ids as in the manifest"
     return sheet([tiles[start : start + _A_LINE] for start in range(0, len(tiles), _A_LINE)], title)

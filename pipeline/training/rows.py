@@ -34,6 +34,7 @@ class LabelledRows:
     positive_classes: tuple[str, ...]
     train: pa.Table  # ROW_SCHEMA
     validation: pa.Table  # ROW_SCHEMA
+    note: str = ""  # what a person must know of `positive_classes`
 
     @property
     def splits(self) -> dict[str, pa.Table]:
@@ -68,20 +69,20 @@ def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclas
         known = known.filter(pc.is_valid(known["label"]))
         targets = known["label"].cast(pa.int64())
         classes: tuple[str, ...] = ("negative", "positive")
-        positive: tuple[str, ...] = ("positive",)
+        positive, note = ("positive",), ""
     else:
         if len(names) < 2:
             raise InputError(f"{manifest.uri}: one class only ({', '.join(names) or 'none'}); nothing to tell apart")
         known = known.filter(pc.is_valid(known["class_name"]))
         targets = pc.index_in(known["class_name"], pa.array(names)).cast(pa.int64())
-        classes, positive = tuple(names), _positive_names(known)
+        classes, (positive, note) = tuple(names), _positive_names(known)
     rows = known.append_column("target", targets)
     columns = [field.name for field in ROW_SCHEMA]
     train, validation = (
         rows.filter(pc.equal(rows["split"], split)).select(columns).cast(ROW_SCHEMA).combine_chunks()
         for split in ("train", "validation")
     )
-    labelled = LabelledRows(chosen, classes, positive, train, validation)
+    labelled = LabelledRows(chosen, classes, positive, train, validation, note)
     _refuse_gaps(manifest.uri, labelled)
     return labelled
 
@@ -106,15 +107,22 @@ def _seen(labels: set[int]) -> str:
     return f"every labelled image is {'positive' if labels == {1} else 'negative'}"
 
 
-def _positive_names(table: pa.Table) -> tuple[str, ...]:
-    """Class names whose every image is labelled positive, where the labels know both sides."""
+def _positive_names(table: pa.Table) -> tuple[tuple[str, ...], str]:
+    """Class names whose every labelled image is positive, where the labels know both sides; and a note for a person.
+
+    A class without any label may mean disease or not, so then none is decided on.
+    """
     sides: dict[str, set[int]] = {}
     for name, label in zip(table["class_name"].to_pylist(), table["label"].to_pylist(), strict=True):
-        if label is None:
-            return ()
-        sides.setdefault(name, set()).add(label)
+        sides.setdefault(name, set()).update(() if label is None else (label,))
     positive = tuple(sorted(name for name, labels in sides.items() if labels == {1}))
-    return positive if len(positive) < len(sides) else ()
+    unlabelled = sorted(name for name, labels in sides.items() if not labels)
+    if not positive or len(positive) == len(sides):
+        return (), ""
+    if unlabelled:
+        told = f"{', '.join(positive)} mean disease, and nothing says whether {', '.join(unlabelled)} do"
+        return (), f"{told}: the model will decide nothing about disease; ingest with --positive or --negative for them"
+    return positive, ""
 
 
 def _refuse_gaps(uri: str, rows: LabelledRows) -> None:

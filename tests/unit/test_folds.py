@@ -79,6 +79,26 @@ def test_more_folds_than_subjects_are_refused(tmp_path: Path) -> None:
         _folds(manifest)
 
 
+def test_more_folds_than_images_of_any_class_are_refused(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    manifest = _manifest(tmp_path, [f"p{number}" for number in range(16)])
+    with pytest.raises(UsageError, match="--folds 9: no class has more than 8 images; use at most 8"):
+        _folds(manifest, 9)
+    assert sum(_folds(manifest, 8).sizes()) == 16
+    rows = manifest.table.to_pylist()
+    rare = [row | {"label": int(number in (1, 3, 9, 11))} for number, row in enumerate(rows)]
+    table = pa.Table.from_pylist(rare, schema=MANIFEST_SCHEMA)
+    assert sum(_folds(write_manifest(str(tmp_path / "rare"), [table], manifest.info), 6).sizes()) == 16
+    assert not recwarn.list  # scikit-learn's, of four images in six folds
+
+
+def test_near_copies_that_tie_everything_together_are_named(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, [f"p{number // 4}" for number in range(16)])
+    pairs = [f"{tmp_path}/000.png,{tmp_path}/{other:03d}.png,0.99" for other in range(4, 16)]
+    (tmp_path / "manifest" / "near_copies.csv").write_text("\n".join(["first,second,agreement", *pairs]))
+    with pytest.raises(InputError, match=r"near copies tie all of its 4 groups .* see near_copies.csv"):
+        _folds(manifest, 2)
+
+
 def test_images_without_a_site_are_refused(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, [f"p{number}" for number in range(12)], ["a"] * 6 + [None] * 6)
     with pytest.raises(InputError, match="6 images have no site"):

@@ -17,8 +17,9 @@ from pipeline.training.preview import (
     sheet,
     some_of_each_class,
 )
-from pipeline.training.records import mistakes_sheet
+from pipeline.training.records import Records, mistakes_sheet
 from pipeline.training.rows import LabelledRows, labelled_rows
+from pipeline.training.run_folder import TrainingRun
 from pipeline.training.settings import Settings
 from pipeline.training.validation import Scores
 from tests.bundles import make_bundle
@@ -49,6 +50,7 @@ def test_some_images_are_as_many_of_each_class(rows: LabelledRows) -> None:
 def test_training_images_stand_beside_their_changes(rows: LabelledRows) -> None:
     plain = augmentation_sheet(rows.train, settings_of(rows, augment=False), Stores(), images=4)
     changed = augmentation_sheet(rows.train, settings_of(rows), Stores(), images=4, times=3)
+    assert plain is not None and changed is not None
     assert plain.shape[0] == changed.shape[0] and plain.dtype == np.uint8
     first, second = (changed[200:300, start : start + 100] for start in (20, 170))
     assert first.std() > 1 and (first != second).any()
@@ -60,6 +62,23 @@ def test_a_damaged_image_is_left_out_of_a_sheet(tmp_path: Path) -> None:
     Path(made[1]["uri"]).unlink()
     found = labelled_rows(manifest_of(made, tmp_path / "manifest"))
     assert len(read_images(found.train, settings_of(found), Stores())) == found.train.num_rows - 2
+
+
+def test_without_an_image_that_can_be_read_there_is_no_sheet_and_no_error(tmp_path: Path) -> None:
+    """A run may have all its pixels in the cache, and its source unmounted."""
+    made = cell_images(tmp_path / "images", 12)
+    found = labelled_rows(manifest_of(made, tmp_path / "manifest"))
+    for image in made:
+        Path(image["uri"]).unlink()
+    settings, run = settings_of(found), TrainingRun(str(tmp_path / "run"), Stores(), lambda: None)
+    assert augmentation_sheet(found.train, settings, Stores()) is None
+    with Records(run, settings, found, None) as records:
+        records.show_training_images()
+    table = found.validation
+    logits = np.where(table["target"].to_numpy() == 1, -9.0, 9.0)[:, None]  # all of them wrong
+    scores = Scores(table["image_id"].to_numpy(), table["target"].to_numpy(), logits)
+    info = make_bundle(tmp_path / "bundle", 32, threshold=0.5).info
+    assert mistakes_sheet(scores, table, info, settings, Stores()) is None
 
 
 def test_the_surest_mistakes_come_first_and_right_answers_not_at_all(rows: LabelledRows, bundle: Bundle) -> None:

@@ -26,3 +26,20 @@ def test_a_class_that_a_split_lacks_is_named_with_the_ways_on(tmp_path: Path) ->
         row["split"] = "train" if number % 2 else row["split"]
     with pytest.raises(InputError, match=r"no image of class positive; .*add some, then ingest again$"):
         labelled_rows(manifest_of(sides, tmp_path / "sides"), "binary")
+
+
+def test_an_image_without_a_label_takes_no_decision_away(tmp_path: Path) -> None:
+    rows = cell_images(tmp_path / "images", 36, classes=3)
+    names, labels = ("Blast", "Lymphocyte", "Monocyte"), (1, 0, 0)
+    for number, row in enumerate(rows):
+        row["class_name"], row["label"] = names[number % 3], labels[number % 3]
+    rows[0]["label"] = rows[4]["label"] = None
+    found = labelled_rows(manifest_of(rows, tmp_path / "manifest"), "multiclass")
+    assert (found.positive_classes, found.note) == (("Blast",), "")
+    for row in rows[2::3]:
+        row["label"] = None  # a whole class of which nobody knows
+    found = labelled_rows(manifest_of(rows, tmp_path / "unknown"), "multiclass")
+    assert found.positive_classes == ()
+    assert found.note.startswith(
+        "Blast mean disease, and nothing says whether Monocyte do: the model will decide nothing"
+    )

@@ -9,10 +9,12 @@ from ray.exceptions import OutOfMemoryError
 
 from jobs.common import told
 from pipeline.base.errors import IncompleteError, PlatformError
+from pipeline.training import loop
 from pipeline.training.checkpoint import State
 from pipeline.training.decoded import Note, Noted
 from pipeline.training.loop import _refuse_losses
 from pipeline.training.suspicion import suspicion
+from pipeline.training.validation import Scores
 from pipeline.training.watch import explained
 from tests.training_settings import training_settings
 
@@ -102,6 +104,27 @@ def test_a_class_that_damage_has_taken_whole_is_named(train: Any, validation: An
         _refuse_losses(_losing(_Split(*train), _Split(*validation)))
     _refuse_losses(_losing(_Split(1, 2, 98), _Split(99)))
     _refuse_losses(_losing(_Split(), _Split(98, 99), choose="last"))
+
+
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+def test_weights_that_say_no_number_are_refused_as_a_loss_that_is_none(
+    spoilt: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of an epoch may spoil them after its loss was finite; no restart would cure it."""
+    logits = np.zeros((8, 3), np.float32)
+    logits[5, 1] = spoilt
+    scores = Scores(np.arange(8), np.arange(8) % 3, logits)
+    worker = SimpleNamespace(
+        settings=training_settings(), model=None, validation=None, learner=SimpleNamespace(device="cpu")
+    )
+    monkeypatch.setattr(loop, "_start", lambda _: (worker, State(), None))
+    monkeypatch.setattr(loop, "_train_epoch", lambda *_: (0.5, None))
+    monkeypatch.setattr(loop, "validate", lambda *_: scores)
+    for name in ("_refuse_losses", "_tell_plan", "_settle"):
+        monkeypatch.setattr(loop, name, lambda *_: None)
+    refused = loop.train_worker(SimpleNamespace())  # type: ignore[arg-type]
+    said = "what the network says of 1 of 8 validation images is not finite after epoch 1; lower --learning-rate"
+    assert refused == {"refused": said}
 
 
 def test_a_run_whose_processes_ray_ended_for_want_of_memory_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
