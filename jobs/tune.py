@@ -35,6 +35,7 @@ TUNABLE = (
     "architecture", "weights", "input_size", "norm", "unfreeze", "batch_size", "learning_rate", "layer_decay",
     "optimizer", "weight_decay", "warmup", "clip_norm", "label_smoothing", "balance", "augment",
 )  # fmt: skip
+WHOLE = {option.name for option in options(TrainConfig) if option.kind is int}
 Proposals = Mapping[int, Mapping[str, str]]
 _SEARCHES, _CSV, _PICTURE = ".searches", "trials.csv", "trials.png"
 EXAMPLES = """examples:
@@ -61,7 +62,7 @@ def main(config: TuneConfig) -> None:
     _refuse_what_is_of_one_run(config)
     stores = writing_stores(config, model, single_writer=config.single_writer)
     manifest = read_manifest(config.manifest, stores)
-    space = read_space(config.space, TUNABLE)
+    space = read_space(config.space, TUNABLE, WHOLE)
     start = chosen_start(config)
     rows = train._checked_rows(manifest, config, start)
     given = with_defaults(config, start, rows)
@@ -182,15 +183,19 @@ def _account(
         f"best on validation: {found}, {work.metric.replace('_', ' ')} {best.best(work.metric):.4f}. The best of many "
         "on the same images is flattered: what it is worth is said by other patients (leukoray evaluate)"
     )
-    print(f"{clock.seconds:.0f} s. Next: {command_of(config, best.proposal)}")
+    print(f"{clock.seconds:.0f} s. Next: {command_of(config, given, best.proposal)}")
 
 
-def command_of(config: TuneConfig, values: Mapping[str, str]) -> str:
-    """`leukoray train` as it was given here, with the values of a trial."""
+def command_of(config: TuneConfig, planned: TrainConfig, values: Mapping[str, str]) -> str:
+    """`leukoray train` as it was given here, with the values of a trial.
+
+    All trials are as long as the first, as it was `planned`; `train` alone would plan by the start that a trial chose.
+    """
     known = {option.name: option for option in options(TrainConfig)}
     words = ["leukoray", "train", config.manifest]
     given = config.model_dump(mode="json", include=config.model_fields_set & set(known) - {"manifest", "workers"})
-    for name, value in (given | dict(values)).items():
+    length = {"epochs": planned.epochs, "patience": planned.patience}
+    for name, value in (given | length | dict(values)).items():
         words += _flag(known[name], value)
     return shlex.join(words)
 

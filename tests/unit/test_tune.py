@@ -10,10 +10,12 @@ import pytest
 from jobs import tune
 from jobs.config import parse
 from jobs.train_options import TrainConfig
-from jobs.tune import TUNABLE, TuneConfig, command_of
+from jobs.tune import TUNABLE, WHOLE, TuneConfig, command_of
+from pipeline.base.errors import UsageError
 from pipeline.storage.stores import Stores
 from pipeline.training.checkpoint import State
 from pipeline.training.search_folder import Search, keep
+from pipeline.training.search_space import proposal, read_space
 
 ROW = {"epoch": 1, "val_auc": 0.5, "val_loss": 0.7}
 
@@ -88,11 +90,23 @@ def test_how_a_trial_ended_is_told(search: Search) -> None:
 def test_the_command_of_the_best_is_the_search_with_its_values() -> None:
     given = ["/m an/", "--out", "/o", "--no-augment", "--trials", "9", "--workers", "4", "--batch-size", "8"]
     config = parse(TuneConfig, given, prog="tune")
-    words = shlex.split(command_of(config, {"learning_rate": "0.002", "balance": "sample", "batch_size": "16"}))
+    planned = config.model_copy(update={"epochs": 13, "patience": 6})  # by the first start; a trial's may be another
+    values = {"learning_rate": "0.002", "balance": "sample", "batch_size": "16", "weights": "none"}
+    words = shlex.split(command_of(config, planned, values))
     assert words[:3] == ["leukoray", "train", "/m an"]
     found = parse(TrainConfig, words[2:], prog="train")
     assert (found.learning_rate, found.batch_size, found.augment, found.balance) == (0.002, 16, False, "sample")
     assert found.workers is None and found.out == "/o"
+    assert (found.weights, found.epochs, found.patience) == ("none", 13, 6)
+
+
+def test_whole_numbers_are_drawn_for_options_that_take_them() -> None:
+    space = read_space(["batch_size=16..64", "learning_rate=1e-4..1e-2"], TUNABLE, WHOLE)
+    drawn = [proposal(space, number, seed=0) for number in range(1, 30)]
+    made = [parse(TrainConfig, ["m", "--batch-size", each["batch_size"]], prog="train").batch_size for each in drawn]
+    assert 16 <= min(made) < 20 and 55 < max(made) <= 64 and len(set(made)) > 15
+    with pytest.raises(UsageError, match="LOW and HIGH must be whole numbers"):
+        read_space(["batch_size=16..64.5"], TUNABLE, WHOLE)
 
 
 def test_a_search_whose_trials_all_failed_names_no_best_when_it_is_given_again(search: Search) -> None:
