@@ -115,7 +115,7 @@ def weighted_multiclass(labels: Ints, probabilities: Floats) -> Callable[[Floats
     """
     classes = probabilities.shape[1]
     called = probabilities.argmax(axis=1)
-    cells = (labels * classes + called)[:, None] == np.arange(classes * classes)
+    cells = labels * classes + called
     truth = labels[:, None] == np.arange(classes)
     squared = ((probabilities - truth) ** 2).sum(axis=1)
     top = probabilities.max(axis=1)
@@ -124,7 +124,8 @@ def weighted_multiclass(labels: Ints, probabilities: Floats) -> Callable[[Floats
     rankings = [rank_metrics(truth[:, k], probabilities[:, k]) for k in range(classes)]
 
     def metrics(weights: Floats) -> dict[str, Floats]:
-        confusion = (weights @ cells.astype(np.float64)).reshape(-1, classes, classes)  # (R, true, called)
+        counted = [np.bincount(cells, of_sample, classes * classes) for of_sample in weights]
+        confusion = np.array(counted).reshape(-1, classes, classes)  # (R, true, called)
         hits, support, predicted = (
             np.einsum("rkk->rk", confusion),
             confusion.sum(axis=2),

@@ -41,6 +41,7 @@ class State:
     beaten_at: int = 0  # the step at which the metric was last beaten
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    noted: list[Any] = field(default_factory=list)  # `Noted.rows` of all ranks, where images are streamed
 
     def after(self, row: dict[str, float], monitor: str | None, patience: int, steps: int) -> "State":
         """The state one epoch on, `row["step"]` optimizer steps into the run.

@@ -4,8 +4,9 @@ No torch here: the processes that decode would wait three seconds for it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +103,15 @@ class Noted:
             columns = (said[name].to_pylist() for name in ("image_id", "code", "message", "remark"))
             notes |= {number: Note(*note) for number, *note in zip(*columns, strict=True)}
         return cls(total, notes)
+
+    @classmethod
+    def of_rows(cls, total: int, rows: Iterable[Sequence[Any]]) -> "Noted":
+        """From what `rows` gave, perhaps as JSON."""
+        return cls(total, {number: Note(*note) for number, *note in rows})
+
+    def rows(self) -> list[tuple[int, str | None, str | None, str | None]]:
+        """Of each image of which something is to be said its id, code, message and remark, in id order."""
+        return [(number, note.code, note.message, note.remark) for number, note in sorted(self.notes.items())]
 
     @classmethod
     def union(cls, total: int, parts: Iterable["Noted"]) -> "Noted":

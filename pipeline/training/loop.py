@@ -149,7 +149,8 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
         with checkpoint_files(assignment.run_uri, name, assignment.stores) as folder:
             state, best = checkpoint.restore(folder, model, optimizer, rank, context.get_world_size())
     sender = Sender(assignment.mailbox if rank == 0 else None)
-    train, validation = open_shards(assignment.supply, rank, context.get_world_size())
+    known = Noted.of_rows(0, state.noted)
+    train, validation = open_shards(assignment.supply, rank, context.get_world_size(), known)
     for line in assignment.supply.told() if not state.step else ():  # once, not at each start of the workers
         sender.note(line)
     workers, each = _count(context.get_world_size(), "worker"), _count(threads, "thread")
@@ -224,6 +225,14 @@ def _refuse_losses(worker: _Worker) -> None:
         refuse_missing_classes(usable_counts(worker.validation, validation, len(classes)), classes, "validation")
 
 
+def _met(worker: _Worker) -> list[tuple[int, str | None, str | None, str | None]]:
+    """What all ranks have met in images that are streamed: a run that goes on would know only of those to come."""
+    if worker.assignment.supply.cache is not None:
+        return []
+    shards = (worker.train, worker.validation)
+    return Noted.union(0, [_noted(worker.assignment, shard) for shard in shards]).rows()
+
+
 def usable_counts(shard: Shard, noted: Noted, classes: int) -> list[int]:
     """Images of each class in a split that are not among those noted as damaged."""
     damaged = [number for number, note in noted.notes.items() if note.code is not None]
@@ -275,7 +284,8 @@ def _save_midway(worker: _Worker, state: State, losses: float, best: Best | None
     """Save where all workers stand within an epoch; `losses` is this rank's part of what `state.losses` lacks."""
     began = time.monotonic()
     everyones = gather((losses, checkpoint.statistics_of(worker.model)))
-    state = replace(state, losses=state.losses + sum(part for part, _ in everyones))
+    losses = state.losses + sum(part for part, _ in everyones)
+    state = replace(state, losses=losses, noted=_met(worker))
     statistics = [own for _, own in everyones]
     files = functools.partial(
         checkpoint.packed, state, worker.model, worker.learner.optimizer, best, statistics if any(statistics) else ()
@@ -339,6 +349,7 @@ def _row(worker: _Worker, state: State, loss: float, scores: Scores, pace: Pace,
 
 def _report(worker: _Worker, state: State, best: Best, row: dict[str, float]) -> None:
     """Hand the epoch to Ray Train; rank 0 brings the checkpoint."""
+    state = replace(state, noted=_met(worker))
     reported = row | {name: getattr(state, name) for name in STANDING}
     began = time.monotonic()
     worker.reports.send(reported, lambda: checkpoint.packed(state, worker.model, worker.learner.optimizer, best))

@@ -33,10 +33,13 @@ class Shard(Protocol):
         """This worker's share of the usable images, each once over all workers."""
 
 
-def open_shards(supply: Supply, rank: int, world: int) -> tuple[Shard, Shard]:
-    """The train and the validation split. Waits for what is still being decoded. Raises PlatformError."""
+def open_shards(supply: Supply, rank: int, world: int, known: Noted = Noted(0)) -> tuple[Shard, Shard]:
+    """The train and the validation split. Waits for what is still being decoded. Raises PlatformError.
+
+    `known`: what an interrupted run had met of both, which streamed ones cannot know before they meet it again.
+    """
     if supply.cache is None:
-        train, validation = (StreamedShard(supply, split, rank, world) for split in SPLITS)
+        train, validation = (StreamedShard(supply, split, rank, world, known) for split in SPLITS)
         return train, validation
     here = OwnFiles.gather(supply)
     held_train, held_validation = (HeldShard(supply, split, here, rank, world) for split in SPLITS)

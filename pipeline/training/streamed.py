@@ -28,19 +28,21 @@ _FIRST_IMAGES = 8  # the first step waits for its own images only
 class StreamedShard:
     """All images of a split in id order; which cannot be used is known when they are met.
 
-    One that cannot is replaced in its batch by another of the batch, or of the one before, so that every worker takes
-    every step; `once` leaves it out.
+    One that cannot is replaced in its batch by another of the batch, or where none of it can be used by the first by id
+    that can, so that every worker takes every step, wherever it begins; `once` leaves it out.
     """
 
-    def __init__(self, supply: Supply, split: str, rank: int, world: int) -> None:
+    def __init__(self, supply: Supply, split: str, rank: int, world: int, known: Noted = Noted(0)) -> None:
         self._supply = supply
         self._rows = supply.rows(split)
         self.image_ids, self.targets = self._rows["image_id"].to_numpy(), self._rows["target"].to_numpy()
         self._rank, self._world = rank, world
-        self._noted = Noted(len(self.image_ids))
+        own = set(self.image_ids.tolist())
+        self._noted = Noted(len(own), {number: note for number, note in known.notes.items() if number in own})
+        self._first: Batch | None = None
 
     def noted(self) -> Noted:
-        """Of those met so far by this worker."""
+        """Of those met so far by this worker, and those that were known."""
         return self._noted
 
     def batches(self, steps: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
@@ -54,21 +56,19 @@ class StreamedShard:
         )
 
     def _filled_up(self, steps: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
-        spare: Batch | None = None
         for rows, images, good in self._decoded(steps):
             if good.any():
                 chosen = np.where(good, np.arange(len(rows)), np.resize(np.flatnonzero(good), len(rows)))
-                spare = self._batch(rows[chosen], images, chosen)
-                yield spare
+                yield self._batch(rows[chosen], images, chosen)
             elif not len(rows):
                 yield self._batch(rows, images, rows)
             else:
-                spare = spare or self._any_usable()
-                again = np.resize(np.arange(len(spare.image_ids)), len(rows))
-                yield Batch(spare.images[again], spare.targets[again], spare.image_ids[again])
+                self._first = self._first or self._first_usable()
+                again = np.zeros(len(rows), np.int64)
+                yield Batch(self._first.images[again], self._first.targets[again], self._first.image_ids[again])
 
-    def _any_usable(self) -> Batch:
-        """Where the very first images cannot be used: the first by id that can."""
+    def _first_usable(self) -> Batch:
+        """The first image by id that can be used."""
         numbers = np.arange(len(self.image_ids))
         for rows, images, good in self._decoded([numbers[at : at + 1] for at in numbers]):
             if good.all():

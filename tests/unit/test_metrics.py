@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from pipeline.evaluation.definitions import binary_metrics, multiclass_metrics, weighted_binary
+from pipeline.evaluation.definitions import binary_metrics, multiclass_metrics, weighted_binary, weighted_multiclass
 from pipeline.evaluation.intervals import Resampling, exact_interval, subject_codes, wilson_interval
 from pipeline.evaluation.metrics import (
     evaluate_binary,
@@ -256,3 +256,18 @@ def test_multiclass_evaluation_survives_a_missing_class() -> None:
 def test_malformed_arrays_are_refused(labels: list[int], probabilities: list[float]) -> None:
     with pytest.raises(ValueError):
         binary_metrics(labels, probabilities, 0.5)
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(2, 20))
+def test_weights_count_each_cell_of_the_confusion_as_its_images(seed: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, said = rng.integers(0, classes, 90), rng.dirichlet(np.ones(classes), 90)
+    weights = rng.integers(0, 4, (3, 90)).astype(np.float64)
+    found = weighted_multiclass(labels, said)(weights)
+    called = said.argmax(axis=1)
+    for row, counts in enumerate(weights.astype(int)):
+        truth, calls = np.repeat(labels, counts), np.repeat(called, counts)
+        assert found["accuracy"][row] == (truth == calls).sum() / len(truth)
+        for k in range(classes):
+            if (truth == k).any():
+                assert found["class_recall"][row, k] == ((truth == k) & (calls == k)).sum() / (truth == k).sum()
