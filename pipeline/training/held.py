@@ -134,9 +134,19 @@ def _opened(supply: Supply, placed: Sequence[Placed]) -> Iterator[tuple[Placed, 
 
 @contextlib.contextmanager
 def _alone(cache: PixelCache) -> Iterator[None]:
-    """One process of this node at a time; the kernel frees the lock of one that was killed."""
-    cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(cache.folder / "lock", "ab") as file:
+    """One process of this node at a time; the kernel frees the lock of one that was killed.
+
+    Raises PlatformError where the cache is not to be written to.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = opened.enter_context(open(cache.folder / "lock", "ab"))
+        except OSError as error:
+            raise PlatformError(
+                f"{cache.folder}: a file is missing or not whole, and cannot be made anew ({error.strerror or error}); "
+                "give --cache a folder of your own"
+            ) from error
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -17,6 +17,7 @@ from pipeline.training.batch import read_ahead
 from pipeline.training.cache import PixelCache, Placed, default_root
 from pipeline.training.decoded import decode
 from pipeline.training.filling import chunks
+from pipeline.training.held import _alone
 from pipeline.training.pixel_file import TEMPORARY
 from pipeline.training.rows import labelled_rows
 from tests.training_data import cell_images, manifest_of
@@ -256,6 +257,15 @@ def test_a_disk_that_does_not_take_a_file_ends_with_the_way_on(cache: PixelCache
     cache.folder.write_bytes(b"")
     with pytest.raises(PlatformError, match="give --cache a folder on a disk with room, or none"):
         put(cache, rows)
+
+
+def test_a_cache_that_others_own_ends_with_the_way_on_where_a_file_is_to_be_made_anew(
+    cache: PixelCache, rows: pa.Table
+) -> None:
+    put(cache, rows)
+    (cache.folder / "lock").mkdir()  # as good as one that may not be opened, for a test that root may run
+    with pytest.raises(PlatformError, match=r"cannot be made anew .*give --cache a folder of your own"), _alone(cache):
+        pass
 
 
 def test_only_its_owner_reads_the_cache(cache: PixelCache, rows: pa.Table) -> None:
