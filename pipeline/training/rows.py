@@ -69,7 +69,8 @@ def labelled_rows(manifest: Manifest, task: Literal["auto", "binary", "multiclas
         known = known.filter(pc.is_valid(known["label"]))
         targets = known["label"].cast(pa.int64())
         classes: tuple[str, ...] = ("negative", "positive")
-        positive, note = ("positive",), ""
+        positive: tuple[str, ...] = ("positive",)
+        note = ""
     else:
         if len(names) < 2:
             raise InputError(f"{manifest.uri}: one class only ({', '.join(names) or 'none'}); nothing to tell apart")
