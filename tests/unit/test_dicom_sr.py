@@ -113,7 +113,7 @@ def test_elements_that_the_image_lacks_are_there_and_empty(engine: Engine) -> No
         ([picture("PNG")], 415, "no_dicom", "DICOM"),
         ([image(), picture("PNG")], 415, "no_dicom", "image 2 of 2"),
         ([image(StudyInstanceUID="")], 422, "no_dicom", "StudyInstanceUID"),
-        ([image(SeriesInstanceUID="1.02.3")], 422, "no_dicom", "SeriesInstanceUID"),
+        ([image().replace(b"1.2.3.1\0", b"1.02.3\0\0")], 422, "no_dicom", "SeriesInstanceUID"),
         ([image(), image(1, SOPInstanceUID="1.9", PatientID="P-18")], 422, "no_dicom", "PatientID"),
         ([image(), image(1)], 422, "no_dicom", "SOPInstanceUID"),
         ([image()[:1500]], 422, "truncated", ""),
