@@ -174,6 +174,29 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, on: CalibratedOn = 
     return Temperature(math.exp(found.x), f"log-loss on {on} images {loss(0.0):.4f} -> {found.fun:.4f}")
 
 
+def refitted(logits: ArrayLike, labels: ArrayLike, temperature: float) -> Callable[[Ints], float]:
+    """What `fit_temperature` finds of rows drawn from these (N, 1 or C), about, where it found `temperature` of all.
+
+    By one step of Newton's on 1 / T, in which the loss is convex and whose derivatives are sums over images: 200 fits
+    of 30,000 images of 17 classes would take a minute. 1, which tells no temperature, stays.
+    """
+    if temperature == 1.0:
+        return lambda rows: 1.0
+    whole = _as_class_logits(np.asarray(logits, np.float64))  # (N, C)
+    said = probabilities(whole, temperature)
+    mean = (said * whole).sum(axis=1)
+    slope = mean - whole[np.arange(len(whole)), np.asarray(labels, np.int64)]  # (N,) of each image's log-loss
+    curve = (said * (whole - mean[:, None]) ** 2).sum(axis=1)
+
+    def again(rows: Ints) -> float:
+        second = curve[rows].sum()
+        moved = 1 / temperature - (slope[rows].sum() / second if second > 0 else 0.0)
+        low, high = TEMPERATURE_BOUNDS
+        return float(1 / np.clip(moved, 1 / high, 1 / low))
+
+    return again
+
+
 def _as_class_logits(logits: Floats) -> Floats:
     """Logits of any accepted shape as (N, C), C >= 2."""
     single = logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
@@ -271,17 +294,19 @@ def calibrate(
     `called`: what the manifest calls the units that `subjects` names.
     """
 
-    def fit(rows: Ints) -> tuple[Temperature, Threshold | None, Floats]:
-        temperature = fit_temperature(logits[rows], targets[rows], on=on)
-        values = value_of(logits[rows], temperature.value, positive)
-        if not positive:
-            return temperature, None, values
-        sick = np.isin(targets[rows], positive)
-        return temperature, threshold_for(sick, values, target_sensitivity, costs, on=on), values
-
-    temperature, threshold, values = fit(np.arange(len(targets)))
+    temperature = fit_temperature(logits, targets, on=on)
+    values, sick = value_of(logits, temperature.value, positive), np.isin(targets, positive)
+    threshold = threshold_for(sick, values, target_sensitivity, costs, on=on) if positive else None
     codes, unit = subject_codes(subjects, len(targets))
-    low_high = _limits(lambda rows: fit(rows)[1], codes, seed) if threshold else (None, None)
+    low_high: _Limits = (None, None)
+    if threshold:
+        again = refitted(logits, targets, temperature.value)
+
+        def fit(rows: Ints) -> Threshold:
+            drawn = value_of(logits[rows], again(rows), positive)
+            return threshold_for(sick[rows], drawn, target_sensitivity, costs, on=on)
+
+        low_high = _limits(fit, codes, seed)
     return Calibration(
         on, temperature, threshold, np.isin(targets, positive) if positive else None, values,
         Spread(temperature.value, None, None), Spread(threshold.value, *low_high) if threshold else None,

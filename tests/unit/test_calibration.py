@@ -1,11 +1,14 @@
 """Temperature and threshold: what few subjects say, how far that wanders, whether it fits another model."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UsageError
+from pipeline.evaluation import calibration
 from pipeline.evaluation.calibration import Costs, agreement, calibrate, fit_temperature, threshold_for
 from tests.searches import search
 from tests.unit.test_metrics import cells
@@ -152,6 +155,22 @@ def test_limits_over_subjects_hold_what_many_subjects_say() -> None:
         assert found.temperature.reason.startswith("log-loss on out-of-fold images")
     assert sum(held) >= 10  # of 12
     assert truth.record()["images"] == len(labels) and truth.record()["units"] == 200
+
+
+def test_limits_are_those_of_temperatures_that_are_fitted_anew_for_each_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, logits, subjects = drawn(40, seed=5)
+    found = calibrate(3 * logits[:, None].astype(np.float32), labels, subjects, [1]).threshold_spread
+
+    def anew(scores: np.ndarray, truth: np.ndarray, _: float) -> Callable[[np.ndarray], float]:
+        return lambda rows: fit_temperature(scores[rows], truth[rows]).value
+
+    monkeypatch.setattr(calibration, "refitted", anew)
+    exact = calibrate(3 * logits[:, None].astype(np.float32), labels, subjects, [1]).threshold_spread
+    monkeypatch.setattr(calibration, "refitted", lambda _, __, temperature: lambda rows: temperature)
+    never = calibrate(3 * logits[:, None].astype(np.float32), labels, subjects, [1]).threshold_spread
+    assert found is not None and exact is not None and never is not None
+    apart = [abs(one.low - exact.low) + abs(one.high - exact.high) for one in (found, never)]  # type: ignore[operator]
+    assert apart[0] < 0.01 and apart[0] < apart[1]
 
 
 def test_few_subjects_tell_no_limits_and_classes_without_disease_no_threshold() -> None:
