@@ -1,6 +1,6 @@
 """A replica's shares of the limits, so that most requests are counted without asking anybody.
 
-What is not spent of a share in a second goes back (images) or lapses (requests).
+Images that are not needed for a second go back; of requests there are too few in hand to matter.
 """
 
 import asyncio
@@ -60,7 +60,6 @@ class _Pocket:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     heard: Share = _NOTHING
     requests: int = 0
-    requests_until: float = 0.0
     none_until: float = 0.0  # no request before
     images: int = 0
     touched: float = 0.0
@@ -85,11 +84,11 @@ class Purse:
         pocket = self._pocket(key)
         async with pocket.lock:
             now = self._clock()
-            if pocket.requests == 0 or now > pocket.requests_until:
+            if pocket.requests == 0:
                 if now < pocket.none_until:
                     raise _too_fast(key, pocket.none_until - now)
                 share = await self._ask(pocket, key, requests=1)
-                pocket.requests, pocket.requests_until = share.requests, self._clock() + IDLE_S
+                pocket.requests = share.requests
                 if share.requests == 0:
                     pocket.none_until = self._clock() + share.wait_s
                     raise _too_fast(key, share.wait_s)

@@ -178,6 +178,8 @@ def test_what_cannot_be_recorded_gets_no_answer_until_it_can_be(
             room = 1_000_000
             assert (await http.get("/readyz")).status_code == 200
             assert (await http.post("/predict", content=picture())).status_code == 200
+            counts = (await http.get("/metrics")).text
+            assert "leukoray_probability_count 3.0" in counts, "once it is known, nothing is predicted in vain"
 
     asyncio.run(story())
     assert len(entries(folder)) == 2, "every line is whole, and of an answer that was given"
