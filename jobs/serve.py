@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import io
 import ipaddress
-import json
 import logging
 import os
 import shutil
@@ -17,16 +16,15 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from jobs.common import DIRECT, Clock, job, job_stores, start
+from jobs.common import Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.ending import end_in_order, interrupt, raise_if_terminated
+from jobs.served import Served, announce, applications
 from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node, tell_waiting
 from pipeline.base.errors import PlatformError, UsageError
 from pipeline.base.resources import ClusterPlan, check
@@ -42,13 +40,13 @@ from serving.desk import check_guards
 from serving.keys.ring import open_to_others
 from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
 
-APPLICATION = "leukoray"
 _DEFAULT = {name: field.default for name, field in ServingSettings.model_fields.items()}
 _LOOK_EVERY_S = 5.0  # whether Ray is still there
 EPILOG = """examples:
   leukoray serve out/demo/models                       the best model, on http://127.0.0.1:8000
   leukoray serve s3://lab/models/blast --host 0.0.0.0 --port 80 --max-replicas 4
   leukoray key lab-a >> keys; leukoray serve models --keys keys    asks every client for a key
+  leukoray serve models/blast models/lineage --grpc-port 9000      two models, also over gRPC
 
 On a cluster, `serve deploy infra/serve_config.yaml` keeps it running. Research software, not a medical device."""
 
@@ -56,10 +54,15 @@ On a cluster, `serve deploy infra/serve_config.yaml` keeps it running. Research 
 class ServeConfig(JobConfig):
     """Answer HTTP requests with the best model: POST /predict, a page at /, the interface at /docs."""
 
-    model: str = positional(description="bundle folder, model folder or registry, local or s3://")
+    model: list[str] = positional(
+        min_length=1, description="bundle folder, model folder or registry, local or s3://; several: by their names"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all of them")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    replicas: int = Field(1, ge=1, description="processes that answer, at least")
+    grpc_port: int | None = Field(
+        None, ge=1, le=65535, description="port for the Open Inference Protocol over gRPC (default: none)"
+    )
+    replicas: int = Field(1, ge=1, description="processes that answer, at least, of each model")
     max_replicas: int | None = Field(None, ge=1, description="processes at most, under load (default: --replicas)")
     max_bytes: int = Field(Limits.max_bytes, ge=1, description="largest image, in bytes")
     max_pixels: int = Field(_DEFAULT["max_pixels"], ge=1, description="largest image, in pixels, from its header")
@@ -93,8 +96,15 @@ class ServeConfig(JobConfig):
         False, description="end the service of this name on the cluster first, such as one left by a killed command"
     )
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _is_one_or_more(cls, model: Any) -> Any:
+        return [model] if isinstance(model, str) else model
+
     @model_validator(mode="after")
     def _fits_together(self) -> "ServeConfig":
+        if self.grpc_port == self.port:
+            raise ValueError(f"--grpc-port {self.grpc_port} is that of HTTP; give another")
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}")
         if self.traces_to is not None and not self.traces_to.startswith(("http://", "https://")):
@@ -107,43 +117,46 @@ class ServeConfig(JobConfig):
 def main(config: ServeConfig) -> None:
     """Check what can be checked, start, announce, wait for Ctrl-C or SIGTERM, stop."""
     clock = Clock()
-    bundle = checked_bundle(config)
+    served = applications(config.model, [checked_bundle(config, model) for model in config.model])
     is_local = cluster_target(config.address) is None
     if config.traces_to is not None:
         check_traces(is_local)
     if is_local:
-        check_port(config.host, config.port)
-    settings = read_settings(_arguments(config))  # whatever does not fit is refused before Ray is started
-    check_guards(settings)
-    if is_local and settings.audit_log is not None:
-        check_folder(settings.audit_log)
+        for port in filter(None, (config.port, config.grpc_port)):
+            check_port(config.host, port)
+    settings = [read_settings(_arguments(config, one.model)) for one in served]  # what does not fit is refused first
+    for its in settings:
+        check_guards(its)
+        if is_local and its.audit_log is not None:
+            check_folder(its.audit_log)
     files = front.tls_files(config.tls_cert, config.tls_key, is_local)
     warn_of_open_door(config)
     with (
         contextlib.ExitStack() as quiet,
         _stop_signals() as stop,
-        _environment_of_serve(config, is_local, files) as renewal,
+        _environment_of_serve(config, settings[0], is_local, files) as renewal,
         connected(config.address, config.num_cpus, worker_logs=config.debug) as ray,
     ):
-        plan = ClusterPlan("serve", config.replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
+        replicas = config.replicas * len(served)
+        plan = ClusterPlan("serve", replicas, _DEFAULT["cpus_per_replica"], remedy="lower --replicas")
         check(plan, alive_nodes(ray))
-        refuse_unshared(ray, job_stores(config), [join(bundle.uri, INFO)])
+        refuse_unshared(ray, job_stores(config), [join(one.bundle.uri, INFO) for one in served])
         if not is_local:
-            make_room(config.replace)
+            make_room(served, config.replace)
         tell_waiting(ray, plan)
-        with _running(config, settings, is_local):
+        with _running(config, served, settings, is_local):
             stop.arm()
             raise_if_terminated()
             end_in_order()  # requests that are in work are answered
-            _announce(config, bundle, clock, files)
+            announce(served, config.host, config.port, config.grpc_port, files, clock)
             stop.wait([lambda: refuse_dead_node(ray), renewal])
             print("stopping ...", flush=True)
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray calls it a failure
 
 
-def checked_bundle(config: ServeConfig) -> Bundle:
-    """The bundle that is meant, after it has answered the probe. Raises InputError before anything is started."""
-    bundle = resolve(config.model, job_stores(config)).verify()
+def checked_bundle(config: ServeConfig, model: str) -> Bundle:
+    """The bundle that `model` means, after it has answered the probe. Raises InputError before anything is started."""
+    bundle = resolve(model, job_stores(config)).verify()
     Predictor(bundle, engine="onnx").prove()
     return bundle
 
@@ -158,7 +171,7 @@ def check_port(host: str, port: int) -> None:
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise PlatformError(
-                f"cannot listen on {host} port {port} ({reason}); stop what listens there, or give --port/--host"
+                f"cannot listen on {host} port {port} ({reason}); stop what listens there, or give another port"
             ) from error
 
 
@@ -198,7 +211,7 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def make_room(replace: bool) -> None:
+def make_room(wanted: Sequence[Served], replace: bool) -> None:
     """End what an earlier command left behind where `replace` says so: a cluster's own service is not to be ended by
     mistake, and nothing tells one from the other. Serve itself ends with its last application, so that --host and
     --port count. Raises PlatformError.
@@ -208,21 +221,23 @@ def make_room(replace: bool) -> None:
     from serving.lifecycle.line import forget
     from serving.monitoring import sharing
 
-    served = serve.status().applications
-    if APPLICATION not in served:
+    known = serve.status().applications
+    names = [one.application for one in wanted if one.application in known]
+    if not names:
         return
     if not replace:
         raise PlatformError(
-            f"this cluster already serves an application {APPLICATION!r}, perhaps left by a command that was killed; "
+            f"this cluster already serves an application {names[0]!r}, perhaps left by a command that was killed; "
             "--replace ends it and takes its place. To give a service another model without a gap, use `serve deploy` "
             "and user_config (docs/serve.md)"
         )
-    if len(served) == 1:
+    if len(known) == len(names):
         serve.shutdown()
-    else:
-        serve.delete(APPLICATION)
-    forget(APPLICATION)
-    sharing.forget(APPLICATION)
+    for name in names:
+        if len(known) > len(names):
+            serve.delete(name)
+        forget(name)
+        sharing.forget(name)
 
 
 class _Stop:
@@ -261,7 +276,9 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 @contextlib.contextmanager
-def _environment_of_serve(config: ServeConfig, is_local: bool, files: tls.Files | None) -> Iterator[Callable[[], None]]:
+def _environment_of_serve(
+    config: ServeConfig, settings: ServingSettings, is_local: bool, files: tls.Files | None
+) -> Iterator[Callable[[], None]]:
     """Of a Ray that starts with the block: HAProxy before the replicas, and traces; a cluster has its nodes' own.
 
     Gives what is to be called now and then: it looks whether the certificate was renewed.
@@ -272,7 +289,8 @@ def _environment_of_serve(config: ServeConfig, is_local: bool, files: tls.Files 
     folder = tempfile.mkdtemp(prefix="leukoray-", dir="/tmp")  # not $TMPDIR: paths of sockets are short
     wanted: dict[str, str] = {}
     try:
-        wanted = front.settings(os.environ, folder, _free_port())
+        wanted = front.settings(os.environ, folder, (_free_port(), _free_port()), settings.max_request_bytes)
+        wanted |= {front.GRPC_HOST: config.host}
         if config.traces_to is not None:
             wanted |= tracing.settings(os.environ, config.traces_to)
         wanted |= files.environment() if files is not None else {}
@@ -291,11 +309,13 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(config: ServeConfig, settings: ServingSettings, is_local: bool) -> Iterator[None]:
+def _running(
+    config: ServeConfig, served: Sequence[Served], settings: Sequence[ServingSettings], is_local: bool
+) -> Iterator[None]:
     """The application on Serve. What was started here is ended with the block; a cluster's Serve stays."""
     from ray import serve
     from ray.exceptions import RayError
-    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
     from ray.serve.exceptions import RayServeException
 
     from serving.app import application
@@ -303,72 +323,50 @@ def _running(config: ServeConfig, settings: ServingSettings, is_local: bool) -> 
     from serving.monitoring import sharing
 
     logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
-    bound = application(settings)
-    options = HTTPOptions(
-        host=config.host, port=config.port, request_timeout_s=proxy_timeout_s(config.request_timeout_s)
-    )
+    timeout_s = proxy_timeout_s(config.request_timeout_s)
+    options = HTTPOptions(host=config.host, port=config.port, request_timeout_s=timeout_s)
+    methods = [front.GRPC_METHODS] if config.grpc_port else []  # without one Serve starts no server for gRPC
+    rpc = gRPCOptions(port=config.grpc_port or 0, grpc_servicer_functions=methods, request_timeout_s=timeout_s)
     # Serve's own access log would hold paths; that of serving/access.py holds routes
     quiet = {"log_level": "INFO" if config.access_log else "WARNING", "enable_access_log": False}
     try:
         try:
-            serve.start(ProxyLocation.HeadOnly, options, logging_config=quiet)
-            serve.run(bound, name=APPLICATION, route_prefix="/", logging_config=quiet)
-        except (RuntimeError, ValueError, RayError, RayServeException) as error:
+            serve.start(ProxyLocation.HeadOnly, options, rpc, logging_config=quiet)
+            serve.run_many(
+                [
+                    serve.RunTarget(application(its), one.application, one.prefix, quiet)
+                    for one, its in zip(served, settings, strict=True)
+                ]
+            )
+        except (RuntimeError, ValueError, TimeoutError, RayError, RayServeException) as error:
             raise PlatformError(f"Ray Serve could not start the service: {error}") from error
         yield
         if is_local:
-            serve.delete(APPLICATION)  # answers what is in work, which shutdown alone would cut
+            for one in served:
+                serve.delete(one.application)  # answers what is in work, which shutdown alone would cut
     finally:
         if is_local:
             serve.shutdown()
         else:
-            serve.delete(APPLICATION)
-            forget(APPLICATION)
-            sharing.forget(APPLICATION)
+            for one in served:
+                serve.delete(one.application)
+                forget(one.application)
+                sharing.forget(one.application)
 
 
-def _arguments(config: ServeConfig) -> dict[str, Any]:
+def _arguments(config: ServeConfig, model: str) -> dict[str, Any]:
     shared = (
         "s3_endpoint s3_region s3_anonymous s3_requester_pays "
         "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s cors_origins audit_log"
     )
     return {name: getattr(config, name) for name in shared.split()} | {
-        "model": config.model,
+        "model": model,
         "keys_file": config.keys,
         "min_replicas": config.replicas,
         "max_replicas": config.max_replicas or config.replicas,
         "max_request_bytes": max(config.max_bytes, _DEFAULT["max_request_bytes"]),
         "max_in_flight_bytes": max(4 * config.max_bytes, _DEFAULT["max_in_flight_bytes"]),
     }
-
-
-def _announce(config: ServeConfig, bundle: Bundle, clock: Clock, files: tls.Files | None) -> None:
-    """Ask the service itself, then tell a person how to use it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
-    host = f"[{host}]" if ":" in host else host
-    url = f"{'http' if files is None else 'https'}://{host}:{config.port}"
-    state = _ready(url, files)
-    info = bundle.info
-    print(f"serving {info.name} {info.version} ({info.architecture}, sha256 {state['model']['sha256'][:12]})")
-    if info.synthetic:
-        print("trained on synthetic images: what it says of real cells means nothing")
-    print(f"ready after {clock.seconds:.1f} s at {url}   page {url}/   interface {url}/docs")
-    print(f"try: curl --data-binary @cell.jpg {url}/predict")
-    print("Research software, not a medical device. Ctrl-C stops it.", flush=True)
-
-
-def _ready(url: str, files: tls.Files | None) -> dict[str, Any]:
-    opener = DIRECT
-    if files is not None:
-        trusting = urllib.request.HTTPSHandler(context=files.trusting())
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
-    try:
-        with opener.open(f"{url}/readyz", timeout=30) as answer:
-            return dict(json.load(answer))
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
-        raise PlatformError(
-            f"{url}/readyz does not answer ({error}); where Serve runs already, --host and --port are its own"
-        ) from error
 
 
 command = job("serve", ServeConfig, main, EPILOG)

@@ -38,4 +38,4 @@ def method_of(scope: Scope) -> str:
     return str(scope["method"]) if scope["method"] in _METHODS else "-"
 
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "gRPC"})

@@ -15,6 +15,7 @@ from ray.serve.metrics import Gauge
 
 from pipeline.base.errors import UsageError
 from pipeline.storage.uris import absolute
+from serving.admission import Admission
 from serving.agreed import CandidateWish, News, Wish
 from serving.decoder_process import ProcessDecoder
 from serving.desk import Desk, check_guards
@@ -23,6 +24,12 @@ from serving.lifecycle.line import RayLine
 from serving.lifecycle.member import Member
 from serving.model import load_model
 from serving.monitoring.sharing import Sharing
+from serving.neighbours import Neighbours
+from serving.protocols.oip.answering import Answering
+from serving.protocols.oip.elsewhere import Answered, Asked, ask
+from serving.protocols.oip.rpc.ingress import RpcMethods
+from serving.protocols.oip.rpc.service import Rpc
+from serving.protocols.oip.schemas import IndexEntry
 from serving.routes import create_app
 from serving.settings import ServingSettings, read_choice, read_settings
 
@@ -31,7 +38,7 @@ _SURGE_PERCENT = 25  # rounded up: one replica more, so that a new one answers b
 
 
 @serve.ingress()
-class LeukorayReplica:
+class LeukorayReplica(RpcMethods):
     """One replica."""
 
     def __init__(self, settings: ServingSettings) -> None:
@@ -44,12 +51,27 @@ class LeukorayReplica:
         name = place.replica_id.unique_id
         self._sharing = Sharing(place.app_name, name, self._engine.recorder, self._engine.counts)
         self._desk = Desk(settings, self._engine.recorder, self._sharing.lease, name)
+        others = Neighbours(place.app_name, DEPLOYMENT)
+        self._answering = Answering(self._engine, self._desk, Admission(settings), others)
+        self._rpc = Rpc(self._answering)
+        self._own_app: FastAPI | None = None
         self._member = Member(name, self._engine, RayLine(place.app_name), _Gauges().show)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application after the constructor."""
         order, total = self._member.order, self._sharing.total
-        return create_app(self._engine, behind_serve=True, order=order, total=total, desk=self._desk)
+        app = create_app(self._engine, behind_serve=True, order=order, total=total, answering=self._answering)
+        self._own_app = app
+        return app
+
+    async def index_entry(self) -> IndexEntry:
+        """Which model this application has, for others of the service."""
+        return await self._answering.entry()
+
+    async def forwarded_http(self, asked: Asked) -> Answered:
+        """What another application of the service hands on."""
+        assert self._own_app is not None
+        return await ask(self._own_app, asked)
 
     async def reconfigure(self, user_config: Any, rank: Any) -> None:
         """Called at start and at every change of `user_config`; because it takes `rank`, also where there is none.

@@ -43,6 +43,19 @@ _ISSUES = {
     503: "transient",
     504: "timeout",
 }
+# https://grpc.github.io/grpc/core/md_doc_statuscodes.html: a key that is refused does not say who asks
+_GRPC = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    413: "INVALID_ARGUMENT",
+    415: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
 
 
 @dataclass
@@ -73,6 +86,11 @@ class HttpError(Exception):
 def speaks_oip(path: str) -> bool:
     """Whether errors at this path are those of the Open Inference Protocol: `{"error": $string}` and nothing else."""
     return path == "/v2" or path.startswith("/v2/")
+
+
+def grpc_status(status: int) -> str:
+    """The name of gRPC's status for what is `status` over HTTP."""
+    return _GRPC.get(status, "INTERNAL")
 
 
 def outcome_response(errors: Sequence[HttpError]) -> Response:

@@ -31,6 +31,9 @@ _MESSAGES = {
 }
 _LOST = ("replica_lost", "the replica that worked on this is gone; send it again")  # a 502 of HAProxy, told as 503
 _MIDDLEWARES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.own_proxy.middlewares"}
+GRPC_HOST = "LEUKORAY_GRPC_HOST"  # where Serve's gRPC servers listen; without it at every address
+GRPC_METHODS = "serving.protocols.oip.rpc.server.add_to_server"  # for Serve's grpc_servicer_functions
+FIRST = "leukoray"  # the application that has what names none
 _MARK = "# made strict by leukoray"
 
 
@@ -38,16 +41,20 @@ class UnknownConfiguration(Exception):
     """Ray wrote another configuration than is known here."""
 
 
-def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dict[str, str]:
+def settings(
+    environment: Mapping[str, str], folder: str, free_ports: tuple[int, int], max_message_bytes: int
+) -> dict[str, str]:
     """What a Ray needs in its environment to put HAProxy before the replicas.
 
     In either case Serve's middlewares are ours (serving/own_proxy.py). What is set there already counts. `folder`
     (private, of at most 24 bytes: HAProxy's sockets lie below it, in one named by the node) is for HAProxy's files,
-    `free_port` for Serve's own proxy, which stands behind it.
+    `free_ports` (HTTP, gRPC) for Serve's own proxy, which stands behind it. A message of gRPC may have
+    `max_message_bytes`.
     Outside Linux, or with RAY_SERVE_ENABLE_HA_PROXY=0, Serve's own proxy stays.
     """
+    both = {**_MIDDLEWARES, "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max_message_bytes)}
     if not stands(environment):
-        return {name: value for name, value in _MIDDLEWARES.items() if name not in environment}
+        return {name: value for name, value in both.items() if name not in environment}
     files = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
         "SOCKET_PATH": "admin.sock",
@@ -55,12 +62,13 @@ def settings(environment: Mapping[str, str], folder: str, free_port: int) -> dic
         "METRICS_SOCKET_PATH": "metrics.sock",
     }
     wanted = {
-        **_MIDDLEWARES,
+        **both,
         _SWITCH: "1",
         _BINARY: str(_program()),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         **{f"RAY_SERVE_HAPROXY_{name}": os.path.join(folder, file) for name, file in files.items()},
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port),  # for requests while no replica runs
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_ports[0]),  # for requests while no replica runs
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_ports[1]),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # without a byte from the client
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy hears within one that a replica leaves
@@ -121,6 +129,10 @@ def strict(text: str, folder: str, *, has_tls: bool = False) -> str:
         "backend default_backend": lambda lines: _nowhere(lines, has_service),
         "listen stats": lambda lines: _on_socket(lines, folder, "stat"),
     }
+    if "frontend grpc_frontend" in text:
+        rules["frontend grpc_frontend"] = lambda lines: _grpc_frontend(
+            lines, tls.bind_options(folder, "h2") if has_tls else ""
+        )
     written = [_MARK]
     for head, lines in _sections(text):
         rule = rules.pop(head, None)
@@ -193,6 +205,15 @@ def _frontend(lines: list[str], bind_options: str) -> list[str]:
         f"    http-after-response set-header X-Request-ID {_ID} if {{ var(txn.request_id) -m found }}",
     ]
     return _replaced(lines, r"bind ", rules)
+
+
+def _grpc_frontend(lines: list[str], bind_options: str) -> list[str]:
+    """Stock clients name no application: where there are several, the first one answers or asks the others."""
+    known = [re.fullmatch(rf"acl is_(\S+) req\.hdr\(application\) -m str {FIRST}", line.strip()) for line in lines]
+    first = next((match[1] for match in known if match), None)
+    [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
+    bound = _replaced(lines, r"bind ", [f"{bind} {bind_options}".rstrip()])
+    return bound if first is None else _replaced(bound, r"default_backend ", [f"    default_backend {first}"])
 
 
 def _nowhere(lines: list[str], has_service: bool) -> list[str]:

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from starlette.responses import Response
-
 from serving.admission import Admission, Ticket
 from serving.errors import HttpError
 from serving.settings import ServingSettings
 
+_Answer = TypeVar("_Answer")
 _Body = TypeVar("_Body")
 _Item = TypeVar("_Item")
 _Outcome = TypeVar("_Outcome")
@@ -20,8 +19,8 @@ async def in_time(
     settings: ServingSettings,
     admission: Admission,
     read: Callable[[Ticket], Awaitable[_Body]],
-    answer: Callable[[_Body], Awaitable[Response]],
-) -> Response:
+    answer: Callable[[_Body], Awaitable[_Answer]],
+) -> _Answer:
     """One request from its first byte to its answer; only a whole body takes a place in work.
 
     Raises HttpError 503 when there is no place, 408 when the client was too slow, 504 when we were.

@@ -29,8 +29,14 @@ class Front:
 
 
 def middlewares() -> list[Middleware]:
-    """For the proxy. WebSockets are off in it: uvicorn takes a handshake for the plain request that it also is."""
+    """For the proxy. WebSockets are off in it: uvicorn takes a handshake for the plain request that it also is.
+
+    Serve asks for them before it starts a gRPC server, which is told here where to listen.
+    """
     import uvicorn.protocols.websockets.auto as websockets
 
+    from serving.protocols.oip.rpc.server import listen_at_host
+
+    listen_at_host()
     websockets.AutoWebSocketsProtocol = None
     return [Middleware(Front)]

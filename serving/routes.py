@@ -32,6 +32,8 @@ from serving.metrics import metrics_routes
 from serving.monitoring.state import State
 from serving.pages import docs_page, front_page
 from serving.predict import prediction_routes
+from serving.protocols.oip.answering import Answering
+from serving.protocols.oip.elsewhere import Elsewhere
 from serving.protocols.oip.routes import oip_routes
 from serving.protocols.oip.schemas import IndexRequest, InferRequest
 from serving.schemas import NOTICE, FhirResource
@@ -46,12 +48,15 @@ def create_app(
     behind_serve: bool = False,
     order: Callable[[str], Awaitable[Outcome]] | None = None,
     total: Callable[[], Awaitable[State]] | None = None,
-    desk: Desk | None = None,
+    answering: Answering | None = None,
 ) -> FastAPI:
     """The application of one engine. `behind_serve`: Serve's proxy adds X-Request-ID to the answer by itself.
     `order`: carries out what administrators order. `total`: the counts of all replicas; without it the engine's own.
-    `desk`: keys, limits and record of this replica; without it one that counts alone.
+    `answering`: what gRPC answers by as well, with the replica's keys and limits; without it one that counts alone.
     """
+    if answering is None:
+        answering = Answering(engine, Desk(engine.settings, engine.recorder), Admission(engine.settings))
+    desk, admission = answering.desk, answering.admission
     app = FastAPI(
         title="leukoray",
         version=__version__,
@@ -64,15 +69,15 @@ def create_app(
         redirect_slashes=False,  # it would redirect to whatever the Host header names
     )
     app.add_middleware(Gated, gate=engine.gate)
+    app.add_middleware(Elsewhere, answering=answering)
     app.add_middleware(Guard, recorder=engine.recorder, adds_id=not behind_serve)
     if engine.settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(engine.settings.cors_origins))  # around errors as well
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(HTTPException, _on_starlette_error)
-    admission, desk = Admission(engine.settings), desk or Desk(engine.settings, engine.recorder)
     app.include_router(prediction_routes(engine, desk, admission))
     app.include_router(explain_routes(engine, desk, admission))
-    app.include_router(oip_routes(engine, desk, admission))
+    app.include_router(oip_routes(answering))
     app.include_router(state_routes(engine, desk, total or engine.counts))
     app.include_router(metrics_routes(engine.settings, desk, total or engine.counts))
     if order is not None and engine.settings.may_have_admins:

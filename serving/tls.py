@@ -75,9 +75,9 @@ def _no_password() -> str:
     return ""
 
 
-def bind_options(folder: str) -> str:
-    """What follows the address of HAProxy's `bind`. HTTP/2 is left out: limits here are those of HTTP/1.1."""
-    return f"ssl crt {os.path.join(folder, _PEM)} ssl-min-ver TLSv1.2 alpn http/1.1"
+def bind_options(folder: str, protocol: str = "http/1.1") -> str:
+    """What follows the address of HAProxy's `bind`. HTTP/2 is for gRPC alone: limits here are those of HTTP/1.1."""
+    return f"ssl crt {os.path.join(folder, _PEM)} ssl-min-ver TLSv1.2 alpn {protocol}"
 
 
 def lay_out(files: Files, folder: Path) -> None:

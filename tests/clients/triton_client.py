@@ -13,7 +13,7 @@ url, *paths = sys.argv[1:]
 images = [Path(path).read_bytes() for path in paths]
 client = triton.InferenceServerClient(urlsplit(url).netloc)
 assert client.is_server_live() and client.is_server_ready()
-[entry] = client.get_model_repository_index()
+entry = client.get_model_repository_index()[0]  # that of the application that was asked
 name, version = entry["name"], entry["version"]
 assert client.is_model_ready(name) and client.is_model_ready(name, version)
 assert not client.is_model_ready("another")

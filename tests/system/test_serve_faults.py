@@ -166,16 +166,17 @@ def assert_traced(url: str, collector: Collector) -> None:
 
 
 def test_command_survives_a_killed_replica_and_stops_cleanly(bundles: list[Bundle], tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "serve.log"
+    port, rpc_port, log = free_port(), free_port(), tmp_path / "serve.log"
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "jobs.serve", bundles[0].uri, "--port", str(port), "--num-cpus", "1"]
+    command += ["--grpc-port", str(rpc_port)]  # which is asked before anything is announced
     with collecting() as collector, started(*command, "--traces-to", collector.url, log=log, **TOLD_SOON) as process:
         until(lambda: "Ctrl-C stops it" in log.read_text() or process.poll() is not None, "the announcement")
         assert process.poll() is None, log.read_text()
         text = log.read_text()
         assert url in text and "not a medical device" in text and bundles[0].info.version in text
         before = predict(url).json()["probability"]
-        assert proxies_listen_at(process) == {f"127.0.0.1:{port}"}
+        assert proxies_listen_at(process) == {f"127.0.0.1:{port}", f"127.0.0.1:{rpc_port}"}
         assert raw(port, b"GET / HTTP/1.1\r\nHost: here\r\nX: " + 50_000 * b"a").status == 400
         upgrade = b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         upgrade += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n"
@@ -269,7 +270,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         places = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={short}"]
         ours = Path(short, "serve")  # Ray opens its own folder to everybody
         ours.mkdir(mode=0o700)
-        extra = front.settings({}, str(ours), free_port()) | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        extra = front.settings({}, str(ours), (free_port(), free_port()), 1 << 27)
+        extra |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
         with started(*ray, *places, log=folder / "ray.log", **extra) as head:
             until(lambda: httpx.get(f"http://127.0.0.1:{dashboard}/api/version").status_code == 200, "the dashboard")
             yield Cluster(head, gcs, dashboard, port, folder / "serve.yaml")

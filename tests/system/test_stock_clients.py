@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from pipeline.model.bundle import Bundle
+from serving.protocols.oip.rpc.messages import described
 from serving.settings import ServingSettings
 from tests.asgi import picture
-from tests.bundles import make_mapped_bundle
+from tests.bundles import make_bundle, make_mapped_bundle, said_of
 from tests.clients import ROOT, client_python, run_client
 from tests.live import live
 from tests.servers import free_port
@@ -183,6 +187,13 @@ def test_a_typed_typescript_client_made_from_openapi(url: str, sent: Sent, tmp_p
     assert_generated(json.loads(said), sent)
 
 
+def listeners(process: subprocess.Popen[bytes], port: int) -> set[str]:
+    """Where what the command started listens at `port`."""
+    tree = psutil.Process(process.pid).children(recursive=True)
+    found = [place for child in tree for place in child.net_connections("tcp") if place.status == "LISTEN"]
+    return {place.laddr.ip.removeprefix("::ffff:") for place in found if place.laddr.port == port}
+
+
 def raw(url: str, request: bytes) -> tuple[int, dict[str, str], bytes]:
     """An answer on a plain socket; clients refuse to send what is sent here."""
     host, port = url.removeprefix("http://").split(":")
@@ -203,15 +214,39 @@ _KEY = b"Sec-WebSocket-Version: 13\nSec-WebSocket-Key: a2V5a2V5a2V5a2V5a2V5a2==\
 _UPGRADE = b"Host: x\nConnection: Upgrade\nUpgrade: websocket\n" + _KEY
 
 
+def assert_triton_over_grpc(address: str, sent: Sent, other: Bundle, folder: Path) -> None:
+    names, messages = f"{sent.model['name']},{other.info.name}", folder / "messages"
+    messages.write_bytes(described().SerializeToString())
+    told = run("tritonclient", "triton_grpc_client.py", address, names, str(messages), *sent.files, cwd=folder)
+    assert told["probability"] == close(sent.probability) == told["typed"] and told["decision"] == sent.decision
+    said = said_of(other, *(Path(file).read_bytes() for file in sent.files))
+    assert told["others"] == {other.info.name: close([one.probability for one in said])}
+    assert told["index"] == sorted(names.split(","))
+    assert told["trailing"]["x-request-id"] == "case/7"
+    for what, (status, message) in {
+        "image": ("INVALID_ARGUMENT", "no image"),
+        "name": ("NOT_FOUND", "no model 'another'"),
+        "version": ("NOT_FOUND", "no version '1'"),
+    }.items():
+        assert told["refused"][what][0] == f"StatusCode.{status}" and message in told["refused"][what][1]
+
+
 def test_behind_serves_own_proxy(model_uri: str, sent: Sent, tmp_path: Path) -> None:
-    """One start: the clients' answers, ids that are none, and handshakes of WebSockets, all answered at once."""
-    port, log = free_port(), tmp_path / "serve.log"
+    """One start of two models: the clients' answers over REST and gRPC, ids that are none, handshakes of WebSockets."""
+    port, rpc_port, log = free_port(), free_port(), tmp_path / "serve.log"
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "jobs.serve", model_uri, "--port", str(port), "--num-cpus", "1"]
-    with started(*command, log=log, RAY_SERVE_ENABLE_HA_PROXY="0") as process:
+    other = make_bundle(tmp_path / "other", size=32, seed=7, name="other")
+    command = [sys.executable, "-m", "jobs.serve", model_uri, other.uri, "--port", str(port), "--num-cpus", "1"]
+    command += ["--grpc-port", str(rpc_port)]
+    slow = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # by itself a proxy has 5 s to start
+    with started(*command, log=log, RAY_SERVE_ENABLE_HA_PROXY="0", **slow) as process:
         until(lambda: "Ctrl-C stops it" in log.read_text() or process.poll() is not None, "the announcement")
         assert process.poll() is None, log.read_text()
         assert_triton(address, sent, tmp_path)
+        assert_triton_over_grpc(f"127.0.0.1:{rpc_port}", sent, other, tmp_path)
+        assert listeners(process, rpc_port) == {"127.0.0.1"}
+        by_name = httpx.get(f"{address}/v2/models/other", timeout=30).json()
+        assert by_name == httpx.get(f"{address}/models/other/v2/models/other", timeout=30).json()
         for given in (b"caf\xe9", b"a b"):
             status, headers, body = raw(address, b"GET /healthz HTTP/1.1\nHost: x\nX-Request-ID: " + given + b"\n\n")
             error = json.loads(body)["error"]

