@@ -217,7 +217,8 @@ def _rehearse(ready: _Ready) -> None:
     plan = planned(config)
     _announce(rows, plan)
     settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
-    tell(config, ready.given, settings, rows, plan, ready.folder, ready.initial, ready.teacher, runs)
+    each = [*(folds.without(number) for number in range(folds.count)), rows] if folds is not None else [rows]
+    tell(config, ready.given, settings, rows, plan, ready.folder, ready.initial, ready.teacher, each)
 
 
 def _folds(manifest: Manifest, rows: LabelledRows, config: TrainConfig, stores: Stores) -> Folds | None:

@@ -12,6 +12,7 @@ from pipeline.base.resources import ClusterPlan, Node, check
 from pipeline.base.text import human_time
 from pipeline.model.registry import RUNS, ModelFolder
 from pipeline.storage.uris import join
+from pipeline.training.order import steps_per_epoch
 from pipeline.training.preview import augmentation_sheet, png
 from pipeline.training.rehearsal import Rehearsal, rehearse
 from pipeline.training.rows import LabelledRows
@@ -49,15 +50,18 @@ def tell(
     folder: ModelFolder,
     initial: bytes | None,
     teacher: Teacher | None,
-    runs: int,
+    runs: Sequence[LabelledRows],
 ) -> None:
-    """`given` as by the user, `config` with all that was left open; `runs` with these settings: folds and the last."""
+    """`given` as by the user, `config` with all that was left open; `runs` with these settings: folds, the last.
+
+    A fold trains on other images than the last run: of training and validation all but its own.
+    """
     found = rehearse(settings, rows, plan, folder.stores, initial, teacher)
     _tell_choices(config, given, _DECIDING)
     print(f"{'network':<9} {_network(settings, found)}")
-    print(f"{'steps':<9} {_steps(settings, found, runs)}")
+    print(f"{'steps':<9} {_steps(settings, runs)}")
     print(f"{'memory':<9} {_memory(plan, found)}")
-    print(f"{'time':<9} {_time(settings, rows, plan, found, runs)}")
+    print(f"{'time':<9} {_time(settings, plan, found, runs)}")
     uri, made = join(folder.uri, _SHEET), augmentation_sheet(rows.train, settings, folder.stores)
     if made is not None:
         folder.stores.of(uri).write(uri, png(made))
@@ -97,11 +101,13 @@ def _seen(settings: Settings) -> str:
     return f"{settings.seen} px" if settings.center == 1 else f"the middle {settings.seen} of {settings.input_size} px"
 
 
-def _steps(settings: Settings, found: Rehearsal, runs: int) -> str:
-    several = f"{runs} runs of " if runs > 1 else ""
+def _steps(settings: Settings, runs: Sequence[LabelledRows]) -> str:
+    steps = [steps_per_epoch(run.train.num_rows, settings.batch_size) for run in runs]
+    several = f"{len(runs)} runs of " if len(runs) > 1 else ""
+    each = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
     early = f"; ends after {settings.patience} epochs without a better {settings.monitor}" if settings.patience else ""
-    total = settings.epochs * found.steps
-    return f"{several}{settings.epochs} epochs of {found.steps} steps of {settings.batch_size} images: {total:,}{early}"
+    total = settings.epochs * sum(steps)
+    return f"{several}{settings.epochs} epochs of {each} steps of {settings.batch_size} images: {total:,}{early}"
 
 
 def _memory(plan: ClusterPlan, found: Rehearsal) -> str:
@@ -110,10 +116,12 @@ def _memory(plan: ClusterPlan, found: Rehearsal) -> str:
     return f"{each}, {plan.workers} of them; all images decoded fill {found.pixels_bytes / 1e6:,.0f} MB of the cache"
 
 
-def _time(settings: Settings, rows: LabelledRows, plan: ClusterPlan, found: Rehearsal, runs: int) -> str:
-    epoch_s = found.epoch_s(rows, plan.workers)
+def _time(settings: Settings, plan: ClusterPlan, found: Rehearsal, runs: Sequence[LabelledRows]) -> str:
+    steps = [steps_per_epoch(run.train.num_rows, settings.batch_size) for run in runs]
+    epochs_s = [found.epoch_s(count, run, plan.workers) for count, run in zip(steps, runs, strict=True)]
     rate = settings.batch_size / found.speed.step_s
+    total = settings.epochs * sum(epochs_s)
     return (
-        f"about {human_time(runs * settings.epochs * epoch_s)}, an epoch {human_time(epoch_s)} ({rate:.0f} images/s); "
-        f"to decode {human_time(found.decoding_s(rows))} where the cache has nothing, and what Ray takes to start"
+        f"about {human_time(total)}, an epoch {human_time(epochs_s[-1])} ({rate:.0f} images/s); "
+        f"to decode {human_time(found.decoding_s(runs[-1]))} where the cache has nothing, and what Ray takes to start"
     )

@@ -1,11 +1,14 @@
 """What a training would take, measured by a few steps of the real network on real images; nothing is kept of it."""
 
+import contextlib
 import math
+import re
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -35,15 +38,14 @@ class Rehearsal:
 
     parameters: int
     trainable: int
-    steps: int  # of an epoch
     cores: int  # that decode
     decode_s: float  # an image, on one core
     speed: Speed
     memory_bytes: int  # of a worker; on GPUs of the GPU
     pixels_bytes: int  # of all images, decoded
 
-    def epoch_s(self, rows: LabelledRows, workers: int) -> float:
-        return self.speed.epoch_s(self.steps, rows.validation.num_rows, workers)
+    def epoch_s(self, steps: int, rows: LabelledRows, workers: int) -> float:
+        return self.speed.epoch_s(steps, rows.validation.num_rows, workers)
 
     def decoding_s(self, rows: LabelledRows) -> float:
         """Of all images, where none is in the cache."""
@@ -66,6 +68,7 @@ def rehearse(
     compute_repeatably()
     torch.set_num_threads(threads)
     batch, decode_s = _batch(settings, rows.train, plan.workers, stores)
+    _forget_peak()  # of what came before: a worker does none of it
     learner = partial(_learner, settings, rows, initial, teacher, device)
     learners = [learner()]
     learners[0].step(batch, 0, 0)
@@ -77,7 +80,6 @@ def rehearse(
     return Rehearsal(
         parameters=sum(each.numel() for each in model.parameters()),
         trainable=sum(each.numel() for each in model.parameters() if each.requires_grad),
-        steps=learners[0].steps,
         cores=usable_cores(),
         decode_s=decode_s,
         speed=Speed.mean(measured),
@@ -112,7 +114,14 @@ def _learner(
     return Learner(settings, 0, 1, device, model, model, optimizer, loss_of, rows.train.num_rows, answers)
 
 
+def _forget_peak() -> None:
+    """Have the kernel count this process's peak anew (proc(5), /proc/PID/clear_refs), where it lets us."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
