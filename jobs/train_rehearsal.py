@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.train_options import OF_STEPS, TrainConfig
 from pipeline.base.cluster import alive_nodes, connected
-from pipeline.base.machine import nvidia_cards, usable_cores
+from pipeline.base.machine import nvidia_cards, usable_cores, usable_memory
 from pipeline.base.resources import ClusterPlan, Node, check
 from pipeline.base.text import human_time
 from pipeline.model.registry import RUNS, ModelFolder
@@ -78,6 +78,8 @@ def tell_fit(
     _tell_choices(config, given, [name for name in _DECIDING if name not in OF_STEPS])
     print(f"{'network':<9} {settings.architecture}, {_seen(settings)}: its head alone is fitted")
     print(f"{'features':<9} of {images:,} images: about {human_time(seconds)} on {cores} cores, kept for later runs")
+    need, free = probe.memory_bytes() / 1e6, usable_memory()[1] / 1e6
+    print(f"{'memory':<9} {need:,.0f} MB for features and fit, {free:,.0f} MB are free")
     print(f"{'fits':<9} {runs}, some seconds each")
     print("nothing was trained or published; without --dry-run it is")
 

@@ -15,11 +15,22 @@ def usable_cores() -> int:
 
 
 def usable_memory() -> tuple[int, int]:
-    """Bytes of memory that this process may use (cgroup v2 `memory.max`), and how many of them are unused."""
+    """Bytes of memory that this process may use (cgroup v2 `memory.max`), and how many of them can be had now.
+
+    What the kernel keeps of files counts as to be had (proc(5), MemAvailable).
+    """
     page, limit = os.sysconf("SC_PAGE_SIZE"), _cgroup_file("memory.max")
     total = page * os.sysconf("SC_PHYS_PAGES")
     usable = min(total, int(limit)) if limit.isdigit() else total
-    return usable, min(usable, page * os.sysconf("SC_AVPHYS_PAGES"))
+    return usable, min(usable, _available() or page * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def nvidia_cards() -> int:

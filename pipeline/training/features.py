@@ -179,6 +179,8 @@ class _Taken:
     def features(self) -> Features:
         noted = Noted.union(len(self.image_ids), [Noted.of([table]) for table in self.notes])
         lost = [number for number, note in noted.notes.items() if note.code is not None]
+        if not lost:  # a copy of all would be as large again
+            return Features(self.image_ids, self.image_ids, self.values, noted)
         usable = ~np.isin(self.image_ids, np.array(lost, np.int64))
         return Features(self.image_ids, self.image_ids[usable], self.values[usable], noted)
 
@@ -264,6 +266,11 @@ def extract(
         for turn, seen in enumerate(turned(images[:, :, ::-1] if half else images, QUARTERS)):
             values[chosen, number, turn] = session.run(None, {"images": seen})[0]
     return Extracted(_without_odd(decoded.notes, values), values)
+
+
+def kept_turns(turns: int) -> int:
+    """How many turns `FeatureSource.take` gives of an image that is asked for in so many."""
+    return -(-turns // QUARTERS) * QUARTERS
 
 
 def seconds_an_image(network: Network, size: int, turns: int) -> float:

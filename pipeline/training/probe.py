@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
 
+from pipeline.base.errors import PlatformError
+from pipeline.base.machine import usable_memory
 from pipeline.model.architectures import build
 from pipeline.model.cell_classifier import CellClassifier, WithFeatures
 from pipeline.model.export import check_parity
@@ -24,7 +26,7 @@ from pipeline.sources.manifest import Manifest
 from pipeline.training.checkpoint import Best, State, Trained, weights_of
 from pipeline.training.display import EpochLog
 from pipeline.training.feature_network import feature_network
-from pipeline.training.features import QUARTERS, Features, FeatureSource, Network, seconds_an_image
+from pipeline.training.features import QUARTERS, Features, FeatureSource, Network, kept_turns, seconds_an_image
 from pipeline.training.folds import groups_of
 from pipeline.training.linear import MOST_ITERATIONS, Learnt, choose_strength, fit_head, mean_loss, weigh
 from pipeline.training.rejected import refuse_missing_classes
@@ -111,6 +113,24 @@ class Probe:
         usable, values = self._features.of(image_ids)
         return usable, values[:, 0]
 
+    def memory_bytes(self) -> int:
+        """What features and the fit take at most: all features, those of the splits, and the fit's own in float64."""
+        images, train = sum(table.num_rows for table in self.rows.splits.values()), self.rows.train.num_rows
+        kept = images * kept_turns(self._turns) * np.dtype(np.float32).itemsize
+        fitted = (images if self.settings.choose == "last" else train) * TRAINED_TURNS * np.dtype(np.float64).itemsize
+        return (2 * kept + fitted) * self._features_network().width
+
+    def refuse_too_large(self) -> None:
+        """Raise PlatformError where this machine has not the memory: it would be ended without a word."""
+        need, (_, free) = self.memory_bytes(), usable_memory()
+        if need > free:
+            images = sum(table.num_rows for table in self.rows.splits.values())
+            raise PlatformError(
+                f"the features of {images:,} images and a head's fit take {need / 1e9:.1f} GB of memory, "
+                f"{free / 1e9:.1f} GB are free; train with --unfreeze last, which takes them a batch at a time, or on "
+                "a machine with more"
+            )
+
     def image_s(self) -> float:
         """Seconds that a core needs for the features of an image whose pixels are there."""
         return seconds_an_image(self._features_network(), self.settings.input_size, self._turns)
@@ -121,6 +141,7 @@ class Probe:
 
     def _taken(self, run: TrainingRun) -> Features:
         if self._features is None:
+            self.refuse_too_large()
             rows = pa.concat_tables([self.rows.train, self.rows.validation])
             source = FeatureSource(self._features_network(), self.settings.pixels, run.stores, self.cache, self.connect)
             found = source.take(rows, self._turns)

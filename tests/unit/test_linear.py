@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.training.linear import choose_strength, fit_head, weigh
+from pipeline.training.linear import _scale, choose_strength, fit_head, weigh
 from pipeline.training.settings import Settings
 from tests.training_settings import training_settings
 
@@ -103,3 +103,9 @@ def test_a_feature_that_was_constant_but_for_rounding_says_nothing_of_images_whe
     other = turns.copy()
     other[:, :, 5] = 1.0
     assert np.abs(head(other) - head(turns)).max() < 0.01
+
+
+def test_features_are_scaled_as_numpy_does_to_the_bit() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, (400, 150))
+    mean, deviation = _scale(values)
+    assert (mean == values.mean(axis=0)).all() and (deviation == values.std(axis=0)).all()

@@ -57,10 +57,22 @@ def test_a_head_that_is_fitted_has_no_steps_to_tell(
     assert train.command([*flags, "--architecture", "efficientnet-lite0"]) == 0
     told = capsys.readouterr().out
     assert re.search(r"^features +of 48 images: about \d+ s on \d+ cores", told, re.MULTILINE)
+    found = re.search(r"^memory +(\d+) MB for features and fit, [\d,]+ MB are free", told, re.MULTILINE)
+    assert found is not None and int(found[1]) == round((2 * 48 * 4 * 4 + 32 * 4 * 8) * 1280 / 1e6)
     assert "learning_rate" not in told.split("train: 32 images")[1]
     assert not list(tmp_path.rglob("*"))
     assert train.command([*flags, "--epochs", "3", "--label-smoothing", "0.1"]) == 2
     assert "--epochs, --label-smoothing: a head alone is fitted to its optimum" in capsys.readouterr().err
+
+
+def test_a_head_whose_features_memory_does_not_hold_is_refused_before_they_are_computed(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.training.probe.usable_memory", lambda: (8 << 30, 1 << 20))
+    flags = ["--unfreeze", "head", "--input-size", "32", "--architecture", "efficientnet-lite0", "--cache", "none"]
+    assert train.command([manifest, "--out", str(tmp_path / "models"), *flags]) == 5
+    said = capsys.readouterr().err
+    assert "the features of 48 images and a head's fit take 0.0 GB of memory, 0.0 GB are free; train with" in said
 
 
 def test_folds_take_as_many_runs_and_one_more(
