@@ -115,7 +115,8 @@ class Probe:
 
     def memory_bytes(self) -> int:
         """What features and the fit take at most: all features, those of the splits, and the fit's own in float64."""
-        images, train = sum(table.num_rows for table in self.rows.splits.values()), self.rows.train.num_rows
+        train: int = self.rows.train.num_rows
+        images: int = train + self.rows.validation.num_rows
         kept = images * kept_turns(self._turns) * np.dtype(np.float32).itemsize
         fitted = (images if self.settings.choose == "last" else train) * TRAINED_TURNS * np.dtype(np.float64).itemsize
         return (2 * kept + fitted) * self._features_network().width
