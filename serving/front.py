@@ -73,7 +73,7 @@ def settings(
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # without a byte from the client
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy hears within one that a replica leaves
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three are missed before HAProxy is started anew
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "15",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # one that starts late on a busy machine is not ended for it
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # the engine has threads of its own
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",

@@ -1,6 +1,7 @@
 """Memory, open files and threads of every process of a service, sampled, and whether they grow.
 
 What is compared is the floor, the tenth percentile, of two spans: what is in work comes and goes, a leak raises it.
+Memory is what a process has of its own: its RSS counts pages of Ray's object store as well, which are the store's.
 """
 
 import contextlib
@@ -85,7 +86,7 @@ class Watch:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return
             role = role_of(process.cmdline(), process.name())
-            mb, files, threads = process.memory_info().rss / 1e6, process.num_fds(), process.num_threads()
+            mb, files, threads = own_mb(process.pid), process.num_fds(), process.num_threads()
         trace = self.traces.setdefault(process.pid, Trace(role))
         if trace.role == _IDLE:  # until it is known what it does
             trace.role = role
@@ -125,6 +126,15 @@ class Watch:
             peaks = [max(trace.mb) for trace in passing if trace.role == role]
             lines.append(f"  {role:<28}{len(peaks)} that came and went, at most {max(peaks):.0f} MB")
         return lines
+
+
+def own_mb(pid: int) -> float:
+    """Resident memory without what is shared by mapping (proc_pid_status(5)); 0 for one that has just ended."""
+    try:
+        said = dict(re.findall(r"(VmRSS|RssShmem):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()))
+    except OSError:
+        return 0.0
+    return (int(said.get("VmRSS", 0)) - int(said.get("RssShmem", 0))) * 1024 / 1e6
 
 
 def role_of(command: Sequence[str], name: str) -> str:

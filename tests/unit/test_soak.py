@@ -1,9 +1,12 @@
 """The judges of `make soak`: whose answers may come when, and what counts as growth."""
 
+import mmap
+import os
+
 import pytest
 
 from tests.soak.tally import Reply, Said, Tally, out_of_turn
-from tests.soak.watch import Trace, role_of
+from tests.soak.watch import Trace, own_mb, role_of
 
 ORDERS = [(0.0, "a"), (10.0, "b"), (20.0, "a")]
 SOUND = [Said(1, 2, "a"), Said(11, 12, "b"), Said(21, 22, "a")]
@@ -65,6 +68,16 @@ def test_only_refusals_that_say_when_to_come_back_are_forgiven() -> None:
         tally.note("image", Reply(status, headers, body, 0, 1), {200})
     tally.note("refused", Reply(422, {}, b'{"error": {"code": "corrupt"}}', 0, 1), {422}, {"truncated"})
     assert len(tally.faults) == 5
+
+
+def test_pages_of_a_shared_mapping_are_not_what_a_process_has_of_its_own() -> None:
+    before = own_mb(os.getpid())
+    with mmap.mmap(-1, 64 << 20) as shared:
+        shared.write(b"x" * (64 << 20))
+        of_shared = own_mb(os.getpid()) - before
+    own = b"x" * (64 << 20)
+    assert of_shared < 16 and own_mb(os.getpid()) - before > 48
+    del own
 
 
 @pytest.mark.parametrize(
