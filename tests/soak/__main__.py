@@ -35,7 +35,7 @@ from tests.soak.traffic import Crowd, Place, Truth
 from tests.soak.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
-_START_S, _STOP_S, _SWAP_S = 180, 120, 90
+_START_S, _STOP_S, _SWAP_S = 600, 120, 90
 _JUDGED_FROM = 4.0  # minutes; a shorter run warms up all the while
 _SILENCE_S = 10.0  # eight clients are not all without an answer for longer, on any machine
 _KEY = "soak"
