@@ -319,7 +319,7 @@ def _running(
     from ray.serve.exceptions import RayServeException
 
     from serving.app import application
-    from serving.lifecycle.line import forget
+    from serving.lifecycle import line
     from serving.monitoring import sharing
 
     logging.getLogger("ray.serve").setLevel(logging.DEBUG if config.debug else logging.ERROR)
@@ -331,7 +331,11 @@ def _running(
     quiet = {"log_level": "INFO" if config.access_log else "WARNING", "enable_access_log": False}
     try:
         try:
-            serve.start(ProxyLocation.HeadOnly, options, rpc, logging_config=quiet)
+            for one in served if is_local else ():  # else the first replica starts them, as long as it takes itself
+                line.start(one.application)
+                sharing.start(one.application)
+            with contextlib.suppress(TimeoutError):  # proxies that are late on a busy machine: `run_many` waits again
+                serve.start(ProxyLocation.HeadOnly, options, rpc, logging_config=quiet)
             serve.run_many(
                 [
                     serve.RunTarget(application(its), one.application, one.prefix, quiet)
@@ -350,7 +354,7 @@ def _running(
         else:
             for one in served:
                 serve.delete(one.application)
-                forget(one.application)
+                line.forget(one.application)
                 sharing.forget(one.application)
 
 

@@ -199,9 +199,10 @@ def _frontend(lines: list[str], bind_options: str) -> list[str]:
         "    http-request set-var(txn.request_id) uuid() if !has_id",  # what is no id is the replica's to refuse
         f"    http-request set-header X-Request-ID {_ID} if !has_id",
         "    http-request del-header Upgrade",
-        "    acl is_plain res.hdr(content-type) -m beg text/plain",  # Serve's words for a lost replica, a full queue
+        "    acl is_plain res.hdr(content-type) -m beg text/plain",  # Serve's own words
         f"    http-response return {_answer(503, *_LOST)} if is_plain {{ status 500 }}",
-        f"    http-response return {_answer(503, *_MESSAGES[503])} if is_plain {{ status 503 }}",
+        # The second one: Serve waited for a replica as long as a request may take, as where none runs
+        f"    http-response return {_answer(503, *_MESSAGES[503])} if is_plain {{ status 503 408 }}",
         f"    http-after-response set-header X-Request-ID {_ID} if {{ var(txn.request_id) -m found }}",
     ]
     return _replaced(lines, r"bind ", rules)

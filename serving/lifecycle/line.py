@@ -115,7 +115,12 @@ class RayLine:
             raise KeeperLost(f"{type(error).__name__}: {error}") from error
 
     def _find(self) -> Any:
-        return find(KeeperActor, _NAME, self._application, max_concurrency=1000)
+        return start(self._application)
+
+
+def start(application: str) -> Any:
+    """The keeper; where there is none, one that is starting, for which nobody waits here."""
+    return find(KeeperActor, _NAME, application, max_concurrency=1000)
 
 
 def forget(application: str) -> None:

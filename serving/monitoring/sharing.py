@@ -67,7 +67,7 @@ class Gatherer:
         """Raises NotGathered."""
         try:
             if self._actor is None:
-                self._actor = await asyncio.to_thread(find, GatheredActor, _NAME, self._application)
+                self._actor = await asyncio.to_thread(start, self._application)
             return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), patience_s)
         except (RayError, TimeoutError, ValueError) as error:
             if isinstance(error, (RayActorError, ValueError)):
@@ -130,6 +130,11 @@ class Sharing:
                 log.exception("counts could not be told")
                 told = -1
             await asyncio.sleep(_EVERY_S)
+
+
+def start(application: str) -> Any:
+    """The actor of counts; where there is none, one that is starting, for which nobody waits here."""
+    return find(GatheredActor, _NAME, application)
 
 
 def forget(application: str) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from tests.soak.traffic import Place
 
 _HEAD = "POST {} HTTP/1.1\r\nHost: soak\r\nContent-Length: {}\r\n\r\n"
-_PATIENCE_S = 40
-IDLE = 2000
+_PATIENCE_S = 90  # a body that is half there may take request_timeout_s
+IDLE, _IDLE_S = 2000, 40
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ class Idle:
             began = time.monotonic()
             place.tally.counts["idle", 0, f"{IDLE} opened"] += 1
             full_until = None
-            while len(waiting) > IDLE // 10 and time.monotonic() < began + _PATIENCE_S:
+            while len(waiting) > IDLE // 10 and time.monotonic() < began + _IDLE_S:
                 for number, _ in poll.poll(500):
                     full_until = full_until or time.monotonic()
                     poll.unregister(number)

