@@ -71,6 +71,7 @@ def settings(
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_ports[1]),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # without a byte from the client
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",  # to a node that is gone; then another replica is asked
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy hears within one that a replica leaves
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three are missed before HAProxy is started anew
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # one that starts late on a busy machine is not ended for it
