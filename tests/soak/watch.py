@@ -38,7 +38,7 @@ class Trace:
             inside = [value for at, value in zip(self.at, values, strict=True) if begin <= at <= end]
             if not inside or self.at[-1] < end - 0.05 or self.at[0] > begin:
                 return None
-            found.append(statistics.quantiles(inside, n=10)[0] if len(inside) > 1 else inside[0])
+            found.append(statistics.quantiles(inside, n=10, method="inclusive")[0] if len(inside) > 1 else inside[0])
         return found[0], found[1]
 
     def growth(self) -> list[str]:
