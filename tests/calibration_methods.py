@@ -22,9 +22,9 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.isotonic import IsotonicRegression
 
-from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.definitions import Floats, Ints, equal_mass_bins
 from pipeline.evaluation.intervals import subject_codes
+from pipeline.evaluation.temperature import fit_temperature
 from pipeline.model.prediction import probabilities
 from pipeline.sources.manifest import read_manifest
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.base.errors import InputError
 from pipeline.evaluation.adapt import Asked, Change, Local, adapt, as_it_was, losses_of
-from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.definitions import Floats, Ints, binary_metrics, multiclass_metrics
+from pipeline.evaluation.temperature import fit_temperature
 from pipeline.model.prediction import probabilities
 
 SIZES = (10, 25, 50, 100)

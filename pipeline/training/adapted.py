@@ -18,7 +18,6 @@ from pipeline.evaluation.adapt import Adapted, Asked, Change, Local, carried
 from pipeline.evaluation.calibration import (
     Calibration,
     Spread,
-    Temperature,
     Threshold,
     inherited_in,
     threshold_for,
@@ -28,6 +27,7 @@ from pipeline.evaluation.chance import against_chance
 from pipeline.evaluation.definitions import Ints, binary_metrics
 from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.evaluation.report.card import render_card
+from pipeline.evaluation.temperature import Temperature
 from pipeline.model.bundle import (
     CARD,
     GOLDEN,

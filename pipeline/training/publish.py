@@ -9,8 +9,9 @@ from importlib.metadata import version as installed
 from typing import Any
 
 from pipeline import __version__
-from pipeline.evaluation.calibration import Agreement, Calibration, Costs, Temperature, Threshold
+from pipeline.evaluation.calibration import Agreement, Calibration, Costs, Threshold
 from pipeline.evaluation.report.card import render_card
+from pipeline.evaluation.temperature import Temperature
 from pipeline.model.architectures import build
 from pipeline.model.bundle import CARD, GOLDEN, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UsageError
 from pipeline.evaluation import calibration
-from pipeline.evaluation.calibration import Costs, agreement, calibrate, fit_temperature, threshold_for
+from pipeline.evaluation.calibration import Costs, agreement, calibrate, threshold_for
+from pipeline.evaluation.temperature import fit_temperature
 from tests.searches import search
 from tests.unit.test_metrics import cells
 
