@@ -5,6 +5,7 @@ https://docs.haproxy.org/2.8/configuration.html#5.1-crt, https://docs.haproxy.or
 """
 
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from pipeline.base.errors import InputError, LeukorayError, PlatformError
 CERT_VARIABLE, KEY_VARIABLE = "LEUKORAY_TLS_CERT", "LEUKORAY_TLS_KEY"
 _PEM = "tls.pem"  # beside HAProxy's configuration; it looks for its key in tls.pem.key
 _ANSWER_S = 10.0
+# What stands between blocks is for people, in whatever encoding (RFC 7468, section 5.2)
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,24 @@ def renew(files: Files, folder: Path) -> None:
     """
     files.check()
     name = str(folder / _PEM)
-    texts = [Path(path).read_text() for path in dict.fromkeys((files.cert, files.key))]
-    pem = "\n".join(line for text in texts for line in text.splitlines() if line.strip())  # an empty one would end it
+    pem = b"\n".join(block for path in dict.fromkeys((files.cert, files.key)) for block in _blocks(path))
     for command, expected in (
-        (f"set ssl cert {name} <<\n{pem}\n", "Transaction"),
-        (f"commit ssl cert {name}", "Success"),
+        (f"set ssl cert {name} <<\n".encode() + pem + b"\n", "Transaction"),
+        (f"commit ssl cert {name}".encode(), "Success"),
     ):
         said = _told(folder / "admin.sock", command)
         if expected not in said:
             raise PlatformError(f"HAProxy did not take {files.cert}: {' '.join(said.split())[:200]}")
+
+
+def _blocks(path: str) -> list[bytes]:
+    """What a PEM file holds, without empty lines, which would end HAProxy's reading. Raises PlatformError."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise PlatformError(f"{path} cannot be read ({error.strerror or error})") from error
+    lines = (match[0].splitlines() for match in _BLOCK.finditer(data))
+    return [b"\n".join(line.strip() for line in block if line.strip()) for block in lines]
 
 
 class Renewal:
@@ -129,13 +141,13 @@ class Renewal:
             self._say(f"{self._files.cert} was renewed and is used from now on")
 
 
-def _told(at: Path, command: str) -> str:
+def _told(at: Path, command: bytes) -> str:
     try:
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(_ANSWER_S)
             line.connect(str(at))
-            line.sendall(f"{command}\n".encode())
+            line.sendall(command + b"\n")
             line.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: line.recv(4096), b"")).decode()
+            return b"".join(iter(lambda: line.recv(4096), b"")).decode(errors="replace")
     except OSError as error:
         raise PlatformError(f"HAProxy does not answer at {at} ({error.strerror or error})") from error

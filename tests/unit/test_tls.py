@@ -199,6 +199,28 @@ def test_a_renewed_certificate_is_used_at_once_and_no_connection_ends(secure: Se
     assert os.readlink(secure.folder / "tls.pem.key") == secure.files.key  # the key is nowhere twice
 
 
+def test_text_that_is_no_pem_stands_in_the_way_of_no_renewal(secure: Secure) -> None:
+    """As `openssl s_client -showcerts` or an authority with an umlaut in Latin-1 writes it before the block."""
+    said: list[str] = []
+    renewal = tls.Renewal(secure.files, lambda: folders(str(secure.folder.parent)), said.append)
+    issued = secure.authority.issue(secure.files)
+    pem = Path(secure.files.cert).read_bytes().replace(b"\n", b"\r\n")
+    Path(secure.files.cert).write_bytes(b" 0 s:O=Universit\xe4t\n\n" + pem + b"\n\xff\n")
+    renewal.look()
+    assert secure.serial() == issued, said
+
+
+def test_a_file_that_goes_while_it_is_renewed_changes_nothing(
+    secure: Secure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tls.Files(str(tmp_path / "gone.pem"), secure.files.key)
+    monkeypatch.setattr(tls.Files, "check", lambda files: None)  # it went between the check and this
+    before = secure.serial()
+    with pytest.raises(PlatformError, match="cannot be read"):
+        tls.renew(gone, secure.folder)
+    assert secure.serial() == before
+
+
 def test_a_node_of_a_cluster_renews_by_the_program_itself(secure: Secure) -> None:
     issued = secure.authority.issue(secure.files)
     base = {"RAY_SERVE_HAPROXY_SOCKET_PATH": str(secure.folder.parent / "admin.sock")}
