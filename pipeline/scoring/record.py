@@ -114,6 +114,7 @@ class RunRecord(_Entry):
     """One finished run. Times are ISO 8601, UTC."""
 
     run_id: str
+    number: int = 0  # in the order in which the runs of an output end, whatever clocks say; 0: of 0.1, which come first
     status: str  # COMPLETE, INCOMPLETE or TOO_MANY_ERRORS
     schema_version: int  # of the rows
     leukoray_version: str

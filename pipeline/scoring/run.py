@@ -4,7 +4,7 @@ import contextlib
 import platform
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline import __version__
@@ -14,10 +14,11 @@ from pipeline.images.unit import mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
 from pipeline.scoring.plan.freeze import make_plan
+from pipeline.scoring.plan.overtaken import forget, overtaken_by
 from pipeline.scoring.plan.plan import Plan, find_or_start, read_plan
 from pipeline.scoring.record import COMPLETE, INCOMPLETE, TOO_MANY_ERRORS, Counts, ModelUsed, RunRecord
 from pipeline.scoring.request import Request, RunOptions
-from pipeline.scoring.run_folder import Output, RunFolder
+from pipeline.scoring.run_folder import Output, RunFolder, next_number
 from pipeline.scoring.schemas import SCHEMA_VERSION
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.unit import unit_of_sources, unit_scored
@@ -44,8 +45,8 @@ def score(
         locked(out, options.run_id or "new run", stores, options.wait_for_lock_s) as check_lock,
         contextlib.ExitStack() as joined,
     ):
-        folder, continues = find_or_start(output, request, options.run_id)
-        plan = read_plan(folder) or _listed(output, folder, request, stores)
+        folder, continues = find_or_start(output, request, options.run_id, say)
+        plan = _continued(output, folder, request, say) or _listed(output, folder, request, stores)
         say(_describe(folder, plan, continues))
         task = ScoringTask(folder, request, plan, bundle, stores)
         ray, progress = None, Progress(plan, plan.rows, 0)
@@ -58,6 +59,20 @@ def score(
         check_lock()
         commit.finish(folder, done.written, record)
         return Result(folder, record)
+
+
+def _continued(output: Output, folder: RunFolder, request: Request, say: Callable[[str], None]) -> Plan | None:
+    """The plan of an unfinished run, None where there is none, or where another run has done some of it since."""
+    plan = read_plan(folder)
+    if plan is None:
+        return None
+    finished = output.finished()
+    other = overtaken_by(finished, folder, plan, request)
+    if other is None:
+        return replace(plan, number=next_number(finished))
+    say(f"{folder.run_id}: {other} has done images of it since it began; it is listed and begun anew")
+    forget(folder)
+    return None
 
 
 def _listed(output: Output, folder: RunFolder, request: Request, stores: Stores) -> Plan:
@@ -90,6 +105,7 @@ def make_record(
         status = INCOMPLETE
     return RunRecord(
         run_id=plan.run_id,
+        number=plan.number,
         status=status,
         schema_version=SCHEMA_VERSION,
         leukoray_version=__version__,

@@ -17,7 +17,7 @@ from pipeline.base.errors import TRANSIENT_CODES, Code, InputError
 from pipeline.scoring.history.uncounted import ACCEPTED_UNCOUNTED, UNCHANGED_UNCOUNTED, accepted
 from pipeline.scoring.record import RunRecord
 from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import Output, RunFolder
+from pipeline.scoring.run_folder import Output, RunFolder, next_number
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, ArchiveRow, version_hash
 from pipeline.sources.archives import holds_many
 
@@ -39,6 +39,7 @@ class Ledger:
     archives: dict[str, ArchiveRow] = field(default_factory=dict)  # by URI, the latest
     accepted: frozenset[int] = frozenset()  # ids of archives that cannot be counted, and need not be
     pixel_rules: Mapping[str, int] = field(default_factory=dict)  # rows of any version of the model, by digest
+    next_number: int = 1  # of the run that comes next, see RunRecord
 
     def _find(self, image_id: int) -> int | None:
         if not self.runs:  # a first run asks as often as any other
@@ -92,7 +93,8 @@ def read_ledger(output: Output, request: Request) -> Ledger:
     records: list[RunRecord] = []
     archives: dict[str, ArchiveRow] = {}
     pixel_rules: Counter[str] = Counter()
-    for folder, record in output.finished():
+    finished = output.finished()
+    for folder, record in finished:
         _refuse_other_names(folder, record.request, request)
         if _model_folder(record.model.uri) == _model_folder(request.model_uri):
             pixel_rules[record.model.preprocessing_digest] += record.counts.scored
@@ -124,6 +126,7 @@ def read_ledger(output: Output, request: Request) -> Ledger:
         archives,
         accepted(zip(runs, records, strict=True)),
         pixel_rules,
+        next_number(finished),
     )
 
 

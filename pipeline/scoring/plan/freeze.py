@@ -66,7 +66,9 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     if plan.listed != sorter.listed:
         raise PlatformError(f"{folder.uri}: listed {sorter.listed}, wrote {plan.listed}; run again")
     listing_s = (datetime.now(UTC) - begin).total_seconds()
-    plan = replace(plan, pixel_rules=dict(ledger.pixel_rules), listing_s=listing_s, masks=masks[:MASKS_NAMED])
+    earlier = [run.run_id for run in ledger.runs]
+    plan = replace(plan, number=ledger.next_number, earlier=earlier, pixel_rules=dict(ledger.pixel_rules))
+    plan = replace(plan, listing_s=listing_s, masks=masks[:MASKS_NAMED])
     write_plan(folder, plan)
     return plan
 

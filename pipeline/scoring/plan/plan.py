@@ -4,6 +4,7 @@ Once `plan.json` is written the shards never change, so a resumed run gives the 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -37,6 +38,8 @@ class Plan:
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by reason
     masks: list[str] = field(default_factory=list)  # the first of left_out's masks
     files: list[Written] = field(default_factory=list)  # of skipped/ and deleted/
+    number: int = 0  # of the run in its output, see RunRecord
+    earlier: list[str] | None = None  # finished runs of this model that the listing knew; None: 0.1 wrote none
     layout: str = ""
     started_at: str = ""  # ISO 8601, UTC
     listing_s: float = 0.0
@@ -74,30 +77,34 @@ def write_plan(folder: RunFolder, plan: Plan) -> None:
     folder.write(PLAN, json.dumps(asdict(plan), indent=1).encode())
 
 
-def find_or_start(output: Output, request: Request, run_id: str | None) -> tuple[RunFolder, bool]:
-    """(run folder, whether it continues an unfinished run of the same request).
+def find_or_start(
+    output: Output, request: Request, run_id: str | None, say: Callable[[str], None] = print
+) -> tuple[RunFolder, bool]:
+    """(run folder, whether it continues an unfinished run of the same request). Those of others are told.
 
     Raises InputError when `run_id` names a finished run, or an unfinished one of another request.
     """
-    finished = None
+    finished, unfinished = None, list[str]()
     for folder in output.runs():
-        if run_id is not None and folder.run_id != run_id:
-            continue
+        is_meant = run_id is None or folder.run_id == run_id
         if folder.is_finished:
-            if run_id is not None:
+            if run_id is not None and is_meant:
                 raise InputError(f"{folder.uri}: this run is complete; leave out --run-id or choose another")
-            finished = folder
+            finished = folder if is_meant else finished
             continue
         stored = json.loads(folder.read(REQUEST))
-        if stored["digest"] == request.digest():
+        if is_meant and stored["digest"] == request.digest():
             version = stored.get("schema_version", 1)  # 0.1 wrote none
             check_version(version, SCHEMA_VERSION, f"{folder.uri}: unfinished run", "delete the folder")
             return folder, True
-        if run_id is not None:
+        if run_id is not None and is_meant:
             raise InputError(
                 f"{folder.uri}: an unfinished run of another request ({', '.join(stored['sources'])}, model "
                 f"{stored['model_sha256'][:12]}); finish it with its own flags, or delete the folder"
             )
+        unfinished.append(f"{folder.uri}, of {', '.join(stored['sources'])}")
+    for place in unfinished:
+        say(f"unfinished: {place}; the command that began it continues it, or delete the folder")
     if finished is not None:
         finished.delete(WORK)  # left where the last run was killed between its `_SUCCESS` and its end
     folder = output.run(run_id or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S-%f")[:-3])
