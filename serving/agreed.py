@@ -63,6 +63,8 @@ class Trial(_Record):
     wish: CandidateWish
     since: str  # ISO 8601, UTC
     is_running: bool = False  # every replica has the candidate
+    revision: int = 0  # of the trials when it was last changed: of two that differ the newer has more
+    counted_in: str = ""  # which life of the counts' actor its counts are in; empty: not known yet
 
     @property
     def stage(self) -> Literal["loading", "shadow", "canary"]:
@@ -92,7 +94,7 @@ class Trials(_Record):
     asked: CandidateWish | None = None
     is_dealt_with: bool = True  # what is asked for began, or ended: it does not begin again by itself
     current: Trial | None = None
-    refused: str | None = None  # why what is asked for does not begin
+    refused: str | None = None  # why what is asked for does not begin, or is not taken though its rule is met
     last: Ended | None = None
 
 

@@ -9,27 +9,29 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import ImageRejected
 from pipeline.model.prediction import Prediction
 from serving.agreed import Trial
 from serving.audit import notes
 from serving.comparing import Comparing, Seen
-from serving.forward import Answer
 from serving.model import LoadedModel
 from serving.monitoring.comparison import OTHER_SIZE, UNANSWERED
 from serving.monitoring.recorder import Recorder
-from serving.monitoring.state import TRIAL_IMAGES, TRIAL_REQUESTS
+from serving.monitoring.state import TRIAL_IMAGES, TRIAL_REQUESTS, Metric
 from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
-_ITS_TIME = 0.25  # of a request's time that it may take for an image: the rest is for the model that answers
+_OF_IMAGE = 0.25  # of a request's time, which the candidate may take for an image
+_OF_REQUEST = 0.5  # for all its images: the rest is for the model that answers, from the beginning
 
 
 class CandidateFailed(Exception):
@@ -42,6 +44,64 @@ def is_in_share(candidate_sha256: str, key: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
+class _Attempt:
+    """One request that the candidate is to answer. Its images are known by their bytes, which the request holds."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._left_s = limit_s
+        self._asked = 0  # images that wait for the candidate now, in this request
+        self._since = 0.0
+        self._held: list[Callable[[], None]] = []
+        self.failed: set[int] = set()  # images that the candidate alone did not answer, as far as is known
+        self.is_over = False  # the other model answers, or the request is answered
+
+    @contextmanager
+    def waiting(self) -> Iterator[float]:
+        """Around an image that is asked of the candidate: the seconds that are left for it."""
+        now = time.monotonic()
+        self._count(now)
+        self._asked += 1
+        try:
+            yield max(0.0, self._left_s)
+        finally:
+            self._count(time.monotonic())
+            self._asked -= 1
+
+    def _count(self, now: float) -> None:
+        """Time in which several images wait counts once; what else a request takes is not the candidate's."""
+        if self._asked:
+            self._left_s -= now - self._since
+        self._since = now
+
+    def hold(self, work: Callable[[], None]) -> None:
+        self._held.append(work)
+
+    def end(self, is_answered: bool) -> None:
+        """Do what was held back, or forget it."""
+        self.is_over = True
+        held, self._held = self._held, []
+        for work in held if is_answered else ():
+            work()
+
+
+_ATTEMPT: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)  # of this task and those that it starts
+
+
+def once_answered(work: Callable[[], None]) -> None:
+    """Count what a request's answer says, now; of a candidate's answer when the request has it, and else never."""
+    attempt = _ATTEMPT.get()
+    if attempt is None or attempt.is_over:
+        work()
+    else:
+        attempt.hold(work)
+
+
+def refused_by_both(data: bytes | None) -> None:
+    """The model that answers refuses the image as well: no failure of the candidate alone."""
+    if (attempt := _ATTEMPT.get()) is not None:
+        attempt.failed.discard(id(data))
+
+
 class Candidate:
     """None, until a trial is taken. For the replica's event loop."""
 
@@ -50,17 +110,25 @@ class Candidate:
         self._comparing = Comparing(recorder, settings.limits)
         self.trial: Trial | None = None
         self.model: LoadedModel | None = None
+        self._trials = ("", "")  # ids of the last two, whose counts are kept
 
     def take(self, trial: Trial, model: LoadedModel) -> None:
         """Compare, and answer a share of requests where the trial says so, from now on."""
         if self.trial is None or trial.id != self.trial.id:
             self._comparing.forget()
+        if trial.id != self._trials[-1]:
+            self._trials = (self._trials[-1], trial.id)
+            self._recorder.keep_trials(self._trials)
+        if trial != self.trial:
+            self._recorder.changed()
         self.trial = trial
         if self.model is None or model.predictor is not self.model.predictor:
             self.model = dataclasses.replace(model, is_candidate=True)
 
     def drop(self) -> None:
         """The trial is over. Requests that it works on are still answered."""
+        if self.trial is not None:
+            self._recorder.changed()
         self.trial = self.model = None
         self._comparing.forget()
 
@@ -85,32 +153,59 @@ class Candidate:
             if trial is not None and trial.wish.share:
                 self._recorder.count(TRIAL_REQUESTS, trial.id, "agreed")
             return await answer(model)
+        attempt = _Attempt(self._settings.request_timeout_s * _OF_REQUEST)
+        token = _ATTEMPT.set(attempt)
+        try:
+            return await self._attempted(attempt, trial, model, agreed, answer)
+        finally:
+            _ATTEMPT.reset(token)
+
+    async def _attempted(
+        self, attempt: _Attempt, trial: Trial | None, model: LoadedModel, agreed: LoadedModel,
+        answer: Callable[[LoadedModel], Awaitable[_T]],
+    ) -> _T:  # fmt: skip
         try:
             found = await answer(model)
         except CandidateFailed as error:
             log.warning("the candidate did not answer, %s does: %s", agreed.info.version, error)
-            if trial is not None:
-                self._recorder.count(TRIAL_REQUESTS, trial.id, "fallback")
+            attempt.end(is_answered=False)
+            self._count(trial, TRIAL_REQUESTS, "fallback")
             if (taken := notes.notes()) is not None:
                 taken.begin_anew()
-            return await answer(agreed)
-        if trial is not None:
-            self._recorder.count(TRIAL_REQUESTS, trial.id, "candidate")
+            try:
+                return await answer(agreed)
+            finally:  # whatever came of it
+                for _ in attempt.failed:
+                    self._count(trial, TRIAL_IMAGES, UNANSWERED)
+        except Exception:  # an answer as well
+            attempt.end(is_answered=True)
+            raise
+        attempt.end(is_answered=True)
+        self._count(trial, TRIAL_REQUESTS, "candidate")
         return found
 
-    async def in_time(self, answer: Awaitable[Answer]) -> Answer:
-        """The candidate's answer to one image. Raises CandidateFailed where there is none, or it takes too long."""
-        limit_s = self._settings.request_timeout_s * _ITS_TIME
-        try:
-            async with asyncio.timeout(limit_s):
-                found = await answer
-        except TimeoutError:
-            if self.trial is not None:
-                self._recorder.count(TRIAL_IMAGES, self.trial.id, UNANSWERED)
-            raise CandidateFailed(f"no answer to an image within {limit_s:g} s") from None
-        if isinstance(found.said, ImageRejected):  # counted when it is asked again, behind the other one's answer
-            raise CandidateFailed(found.said.message)
-        return found
+    def _count(self, trial: Trial | None, metric: Metric, label: str) -> None:
+        if trial is not None:
+            self._recorder.count(metric, trial.id, label)
+
+    async def in_time(self, answer: Awaitable[_T], data: bytes | None) -> _T:
+        """The candidate's answer to one image, `data`. Raises CandidateFailed where it takes too long, or longer than
+        is left of its part of the request."""
+        limit_s = self._settings.request_timeout_s * _OF_IMAGE
+        attempt = _ATTEMPT.get() or _Attempt(limit_s)
+        with attempt.waiting() as left_s:
+            limit_s = min(limit_s, left_s)
+            try:
+                async with asyncio.timeout(limit_s):
+                    return await answer
+            except TimeoutError:
+                raise self.failed(f"no answer to an image within {limit_s:.3g} s", data) from None
+
+    def failed(self, reason: str, data: bytes | None) -> CandidateFailed:
+        """What to raise where the candidate failed on an image, which counts once the request is answered."""
+        if (attempt := _ATTEMPT.get()) is not None:
+            attempt.failed.add(id(data))
+        return CandidateFailed(reason)
 
     def seen(
         self, model: LoadedModel, agreed: LoadedModel, said: Prediction, seconds: float,
@@ -118,7 +213,8 @@ class Candidate:
     ) -> None:  # fmt: skip
         """`model` answered an image, uint8 (S, S, 3), RGB; `data` as it was sent, where known. Ask the other one."""
         trial = self._running(agreed)
-        if trial is None or self.model is None:
+        attempt = _ATTEMPT.get()
+        if trial is None or self.model is None or (attempt is not None and id(data) in attempt.failed):
             return
         other = agreed if model.is_candidate else self.model
         if (model.info.sha256, other.info.sha256) not in (

@@ -22,6 +22,14 @@ from serving.protocols.hl7.message import message
 from serving.schemas import ImageAnswer
 
 SUBJECT = r"^[A-Za-z0-9._:/+=-]{1,64}$"
+SUBJECT_PARAMETER = {
+    "name": "subject",
+    "in": "query",
+    "required": False,
+    "description": "an opaque id of whom the images are of: all of them get one model where two are on trial; with "
+    "fhir and hl7 it comes back in the answer; never logged",
+    "schema": {"type": "string", "pattern": SUBJECT},
+}
 
 
 def read_format(request: Request) -> Format:

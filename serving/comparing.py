@@ -97,7 +97,7 @@ class Comparing:
             pixels = [self._pixels(seen) for seen in some]
             places = [place for place, found in enumerate(pixels) if found is not None]
             waiting = [Waiting(some[place].other, found) for place, found in enumerate(pixels) if found is not None]
-            for place, answer in zip(places, predict_waiting(waiting), strict=True):
+            for place, answer in zip(places, predict_waiting(waiting, is_asked=False), strict=True):
                 answers[place] = answer
         except Exception:
             log.exception("%d images were not compared", len(some))

@@ -23,7 +23,7 @@ from serving import tracing
 from serving.agreed import News, Order
 from serving.audit import notes
 from serving.audit.notes import ImageNote
-from serving.candidate import Candidate, CandidateFailed
+from serving.candidate import Candidate, CandidateFailed, once_answered, refused_by_both
 from serving.decoding import Decoding, LargeDecoder
 from serving.errors import HttpError
 from serving.forward import Answer, Waiting, predict_waiting
@@ -74,6 +74,7 @@ class Engine:
         self._forward = ThreadPoolExecutor(1, "forward")
         self._mapping = ThreadPoolExecutor(1, "map")  # its session is opened when a map is first asked for
         self._apart = ThreadPoolExecutor(1, "candidate")  # a slow one holds up none of the others
+        self._mapping_apart = ThreadPoolExecutor(1, "candidate-map")
         self._predict = batcher(self._run_batch) if batcher else self._run_alone
         self._predict_apart = batcher(self._run_batch_apart) if batcher else self._run_alone_apart
         self.candidate = Candidate(settings, self.recorder)
@@ -89,6 +90,7 @@ class Engine:
     def take(self, model: LoadedModel) -> None:
         """Answer with another model from now on."""
         before, self._model = self._model, model
+        self.recorder.changed()
         if before is not None:
             log.info("model %s %s -> %s %s", before.info.name, before.info.version, model.info.name, model.info.version)
 
@@ -102,6 +104,8 @@ class Engine:
         last = trials.last
         if last is not None and last != before.last and before.revision:
             log.warning("candidate %s %s by %s: %s", last.trial, last.decision, last.by, last.reason)
+        if (news.refused, trials) != (self.news.refused, before):
+            self.recorder.changed()
         self.news = news
 
     async def by_share(self, key: str, answer: Callable[[LoadedModel], Awaitable[_T]]) -> _T:
@@ -129,18 +133,28 @@ class Engine:
         """`work` of milliseconds, which reads a request or draws an image, in the threads of small images."""
         return await self._decoding.beside(work, *arguments)
 
-    async def map_of(self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:
-        """Where a decoded image speaks for a class, by a thread for that. Raises NoMap where the model cannot tell,
-        CandidateFailed where that is the candidate."""
+    async def map_of(
+        self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str, data: bytes | None = None
+    ) -> Mapped:
+        """Where a decoded image, sent as `data`, speaks for a class, by a thread for that. Raises NoMap where the model
+        cannot tell; CandidateFailed where the candidate cannot, fails or is slow."""
         asked = time.perf_counter()
-        try:
-            mapped = await asyncio.get_running_loop().run_in_executor(self._mapping, _map_of, model, pixels, class_name)
-        except NoMap as error:
-            if model.is_candidate:
-                raise CandidateFailed(str(error)) from error
-            raise
+        thread = self._mapping_apart if model.is_candidate else self._mapping
+        mapped = asyncio.get_running_loop().run_in_executor(thread, _map_of, model, pixels, class_name)
+        found = await (self._of_candidate(mapped, data) if model.is_candidate else mapped)
         tracing.stage("map", asked)
-        return mapped
+        return found
+
+    async def _of_candidate(self, mapped: Awaitable[Mapped], data: bytes | None) -> Mapped:
+        try:
+            return await self.candidate.in_time(mapped, data)
+        except NoMap as error:  # it is of a kind that has none: no failure
+            raise CandidateFailed(str(error)) from error
+        except CandidateFailed:
+            raise
+        except Exception as error:
+            log.exception("the candidate's map failed")
+            raise self.candidate.failed(f"its map failed: {type(error).__name__}: {error}", data) from error
 
     async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8], data: bytes | None = None) -> Prediction:
         """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size; `data`: as it was sent.
@@ -151,7 +165,7 @@ class Engine:
         asked = time.perf_counter()
         waiting = Waiting(model, pixels)
         if model.is_candidate:
-            said, seconds, together = await self.candidate.in_time(self._predict_apart(waiting))
+            said, seconds, together = await self.candidate.in_time(self._predict_apart(waiting), data)
         else:
             said, seconds, together = await self._predict(waiting)
         ended = time.perf_counter()
@@ -159,13 +173,20 @@ class Engine:
         code = str(said.code) if isinstance(said, ImageRejected) else None
         tracing.predicted(asked, ended, model.info.sha256, together, code)
         if isinstance(said, ImageRejected):
+            if model.is_candidate:
+                raise self.candidate.failed(said.message, data)
+            refused_by_both(data)
             self._refused(note, str(said.code))
             raise said
         if note is not None:
             note.predicted(said, model.info.name, model.info.version, model.info.sha256)
-        if self.recorder.predicted(model.info.sha256, model.predictor.info, said, pixels):
-            self._settling = self._decoding.later(self.recorder.settle, self.recorder.take())
-        self.candidate.seen(model, self.model, said, seconds, pixels, data)
+
+        def count() -> None:
+            if self.recorder.predicted(model.info.sha256, model.predictor.info, said, pixels):
+                self._settling = self._decoding.later(self.recorder.settle, self.recorder.take())
+            self.candidate.seen(model, self.model, said, seconds, pixels, data)
+
+        once_answered(count)
         return said
 
     async def _noted(self, data: bytes | NDArray[np.uint8]) -> ImageNote | None:
@@ -183,7 +204,7 @@ class Engine:
         self._refused(None if taken is None else taken.image(size_bytes), Code.TOO_LARGE.value)
 
     def _refused(self, note: ImageNote | None, code: str) -> None:
-        self.recorder.refused(code)
+        once_answered(lambda: self.recorder.refused(code))
         if note is not None:
             note.error_code = code
 

@@ -21,6 +21,7 @@ from pipeline.model.overlay import WHAT_IT_IS, overlaid, told
 from pipeline.model.prediction import Prediction, mapped_class
 from serving.admission import Admission, Ticket
 from serving.answers import prediction_response
+from serving.clinical import SUBJECT_PARAMETER, read_subject
 from serving.desk import Desk
 from serving.engine import Engine, Mapped, NoMap
 from serving.errors import HttpError, from_rejection
@@ -81,7 +82,7 @@ async def _mapped(engine: Engine, model: LoadedModel, data: bytes) -> tuple[Load
     said = await engine.predict(model, loaded.pixels, data)
     class_name = mapped_class(model.predictor.info, said)
     try:
-        return loaded, said, class_name, await engine.map_of(model, loaded.pixels, class_name)
+        return loaded, said, class_name, await engine.map_of(model, loaded.pixels, class_name, data)
     except NoMap as error:
         raise HttpError(409, "no_map", f"this model has no map: {error}") from error
 
@@ -94,7 +95,10 @@ def explain_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRoute
         summary="Where one image speaks for the class that the model names",
         response_model=PredictionBody,
         responses={**responses(), 200: _ANSWERS, 409: {"model": ErrorBody, "description": NO_MAP}},
-        openapi_extra={"requestBody": {"required": True, "content": IMAGE_BODY}, "parameters": [REQUEST_ID_PARAMETER]},
+        openapi_extra={
+            "requestBody": {"required": True, "content": IMAGE_BODY},
+            "parameters": [REQUEST_ID_PARAMETER, SUBJECT_PARAMETER],
+        },
         dependencies=keys(engine.settings),
     )
     async def explain(request: Request) -> Response:
@@ -104,7 +108,7 @@ def explain_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRoute
         """
         visit = await admit(desk, request)
         check_encoding(request.headers)
-        started = time.perf_counter()
+        subject, started = read_subject(request), time.perf_counter()
 
         async def read(ticket: Ticket) -> bytes:
             return await read_raw(request, engine.settings, ticket)
@@ -121,7 +125,7 @@ def explain_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRoute
                     raise from_rejection(error) from error
                 return prediction_response(request, model, said, started)
 
-            return await engine.by_share(request.state.request_id, by)
+            return await engine.by_share(subject or request.state.request_id, by)
 
         return await in_time(engine.settings, admission, read, visit.recorded(answer))
 

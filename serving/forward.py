@@ -32,8 +32,8 @@ class Answer(NamedTuple):
     together: int = 1  # images of its model in the pass
 
 
-def predict_waiting(waiting: Sequence[Waiting]) -> list[Answer]:
-    """One forward pass a model; right after a swap a batch can hold images for two."""
+def predict_waiting(waiting: Sequence[Waiting], is_asked: bool = True) -> list[Answer]:
+    """One forward pass a model; right after a swap a batch can hold images for two. `is_asked`: by clients."""
     failed = (ImageRejected(Code.PREDICT_FAILED, "the model failed on this image", Stage.PREDICT) for _ in waiting)
     answers = [Answer(one) for one in failed]
     for model in {id(item.model): item.model for item in waiting}.values():
@@ -47,7 +47,8 @@ def predict_waiting(waiting: Sequence[Waiting]) -> list[Answer]:
                 log.exception("the forward pass failed")
                 continue
             seconds = (clock() - began) / len(places)
-        model.work.count(len(places), time.perf_counter_ns() - started)
+        if is_asked:
+            model.work.count(len(places), time.perf_counter_ns() - started)
         for place, answer in zip(places, said, strict=True):
             answers[place] = Answer(answer, seconds, len(places))
     return answers

@@ -17,7 +17,7 @@ from serving.settings import ServingSettings
 
 @dataclass(eq=False)
 class Work:
-    """Forward passes since a model was loaded. Only the thread of these counts."""
+    """Forward passes for clients since a model was loaded. Only the thread of these counts."""
 
     images: int = 0
     passes: int = 0

@@ -13,7 +13,7 @@ from serving.admission import Admission, Ticket
 from serving.answers import prediction_response, provenance
 from serving.audit.notes import sha256
 from serving.clinical import (
-    SUBJECT,
+    SUBJECT_PARAMETER,
     clinical_response,
     dicom_response,
     read_format,
@@ -50,14 +50,6 @@ _FORMAT = {
     "as of one subject. They have no map",
     "schema": {"type": "string", "enum": list(FORMATS)},
 }
-_SUBJECT = {
-    "name": "subject",
-    "in": "query",
-    "required": False,
-    "description": "an opaque id of whom the images are of: all of them get one model where two are on trial; with "
-    "fhir and hl7 it comes back in the answer; never logged",
-    "schema": {"type": "string", "pattern": SUBJECT},
-}
 _OUTCOME = {FHIR_JSON: {"schema": reference(FhirResource)}}
 _FORMS = {
     **_OUTCOME,
@@ -78,7 +70,7 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
         responses=_responses(),
         openapi_extra={
             "requestBody": REQUEST_BODY,
-            "parameters": [REQUEST_ID_PARAMETER, _EXPLAIN, _FORMAT, _SUBJECT],
+            "parameters": [REQUEST_ID_PARAMETER, _EXPLAIN, _FORMAT, SUBJECT_PARAMETER],
         },
         dependencies=keys(engine.settings),
     )

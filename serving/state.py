@@ -17,6 +17,8 @@ from serving.monitoring.sharing import NotGathered
 from serving.monitoring.state import State
 from serving.schemas import Alive, CandidateBody, CandidateState, ErrorBody, ModelBody, Ready
 
+_COUNTS_S = 1.0  # that a question for the model waits for counts
+
 
 def state_routes(engine: Engine, desk: Desk, total: Callable[[], Awaitable[State]]) -> APIRouter:
     """`total` gives the counts of all replicas; it may raise NotGathered."""
@@ -56,8 +58,9 @@ def state_routes(engine: Engine, desk: Desk, total: Callable[[], Awaitable[State
     async def model() -> ModelBody:
         trial, counts = engine.news.trials.current, None
         if trial is not None and trial.wish.rule is not None:
-            with contextlib.suppress(NotGathered):  # told as null
-                counts = await total()
+            with contextlib.suppress(NotGathered, TimeoutError):  # told as null
+                async with asyncio.timeout(_COUNTS_S):
+                    counts = await total()
         return _model(engine, counts)
 
     return router

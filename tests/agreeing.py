@@ -13,6 +13,7 @@ from serving.engine import Engine
 from serving.lifecycle.keeper import Keeper
 from serving.lifecycle.member import Member
 from serving.lifecycle.tending import Tending
+from serving.monitoring.gathered import Counted
 from serving.monitoring.state import State, added
 from serving.routes import create_app
 from serving.settings import ServingSettings
@@ -37,6 +38,7 @@ class Service:
     def __init__(self, model: str, **settings: Any) -> None:
         self.settings = ServingSettings(model=model, **settings)
         self.keeper = self.new_keeper()
+        self.life = "first"
         self.members: list[Member] = []
         self.engines: list[Engine] = []
         self.lines: list[Direct] = []
@@ -65,9 +67,13 @@ class Service:
         """Of all replicas."""
         return added([await engine.counts() for engine in self.engines])
 
+    async def counted(self) -> Counted:
+        """As the actor of counts says it, which may have `life` another time."""
+        return Counted(self.life, frozenset(f"replica-{k}" for k in range(len(self.members))), await self.counts())
+
     async def tend(self) -> None:
         """What the keeper does of a candidate every second, until all have heard."""
-        await Tending(self.keeper, self.counts).tend()
+        await Tending(self.keeper, self.counted).tend()
         revision = self.keeper.trials.now.revision
         await until(
             lambda: all(engine.news.trials.revision >= revision for engine in self.engines), "all hear of the trial"

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ from pipeline.base.errors import LeukorayError
 from pipeline.model.bundle import Bundle
 from serving.agreed import KeeperLost, Trial, Trials
 from serving.engine import Engine
+from serving.lifecycle.trials import TRY_AGAIN_S
 from serving.model import load_bundle
 
 log = logging.getLogger("ray.serve")
@@ -24,6 +27,7 @@ class Follower:
         self._trial: Trial | None = None  # as last told
         self._loading: asyncio.Task[None] | None = None
         self._tried = ""  # id of the trial that loading was begun for
+        self._failed_at = math.inf  # when that failed last
 
     def follow(self, trials: Trials) -> None:
         """What the keeper says of candidates now."""
@@ -36,9 +40,9 @@ class Follower:
         if model is not None and model.info.sha256 == self._trial.chosen.sha256:
             candidate.take(self._trial, model)
             self._say(trial_ready=self._trial.id)
-        elif self._tried != self._trial.id:
+        elif self._tried != self._trial.id or time.monotonic() - self._failed_at > TRY_AGAIN_S:
             candidate.drop()
-            self._tried = self._trial.id
+            self._tried, self._failed_at = self._trial.id, math.inf
             self._loading = asyncio.create_task(self._load(self._trial.id))
 
     async def loaded(self) -> None:
@@ -64,6 +68,7 @@ class Follower:
             if self._trial is not None and self._trial.id == trial_id:
                 reason = str(error) if isinstance(error, LeukorayError) else f"{type(error).__name__}: {error}"
                 log.error("candidate %s was not loaded here: %s", trial_id, reason)
+                self._failed_at = time.monotonic()
                 self._say(trial_failed=trial_id, trial_reason=reason)
                 await self._tell()
             return

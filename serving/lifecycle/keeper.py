@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 from pipeline.base.errors import InputError
 from pipeline.model.bundle import Bundle
@@ -19,7 +18,7 @@ from serving.lifecycle import switch
 from serving.lifecycle.finding import Found, digest, find, read
 from serving.lifecycle.finding import reason as why
 from serving.lifecycle.switch import POLL_S, Switch
-from serving.lifecycle.trials import By, TrialDesk
+from serving.lifecycle.trials import By, TrialDesk, utc_now
 from serving.rule import Verdict
 from serving.settings import ServingSettings
 
@@ -140,9 +139,10 @@ class Keeper:
         async with self._deciding:
             await self._recall()
             agreed, trial = self.known(), self.trials.now.current
-            if trial is None:
+            if trial is not None:
+                self.trials.end("dropped", "administrator", "ordered")
+            elif not self.trials.leave():
                 return self._outcome(agreed, "there is no candidate")
-            self.trials.end("dropped", "administrator", "ordered")
             return self._outcome(agreed, None)
 
     def _outcome(self, before: Agreed, refused: str | None) -> Outcome:
@@ -165,20 +165,23 @@ class Keeper:
         """The candidate that may be judged now, after what members said of it; none while a change goes on."""
         if self._deciding.locked():
             return None
-        is_all_heard = time.monotonic() > self._learned_at + switch.GONE_S
         known = self._bundles.get(self.known().generation)
-        reports = self._switch.reports() if is_all_heard else []
+        reports = self._switch.reports() if self.heard() is not None else []
         return self.trials.tend(self.known(), None if known is None else known.info, reports)
 
+    def heard(self) -> frozenset[str] | None:
+        """Names of the members; None while some may not be known yet, as after the keeper was lost."""
+        return self._switch.names() if time.monotonic() > self._learned_at + switch.GONE_S else None
+
     async def decide(self, trial: Trial, found: Verdict) -> None:
-        """As the rule of a trial says."""
+        """As the rule of a trial says. What is in the way of a promotion ends no trial."""
         async with self._deciding:
-            if self.trials.now.current != trial:  # ended, or asked otherwise, meanwhile
-                return
+            if self.trials.now.current != trial or trial.against != self.known().chosen.sha256:
+                return  # ended, asked otherwise, or beside another model meanwhile
             if found.decision == "drop":
                 self.trials.end("dropped", "rule", found.reason, found)
-            elif reason := await self._promote("rule", found.reason, found):
-                self.trials.end("dropped", "rule", f"its rule is met, but it was not taken: {reason}", found)
+            elif self.trials.is_due and (reason := await self._promote("rule", found.reason, found)):
+                self.trials.not_taken(reason)
 
     async def _look_at_pointer(self) -> None:
         agreed, every_s = self.known(), self._set().follow_s
@@ -190,7 +193,7 @@ class Keeper:
             error = None if content is not None else f"{agreed.best_json} is gone"
         except (StoreError, OSError) as failure:
             content, error = None, str(failure)
-        looked_at = _now() if error is None else (self._follows.looked_at if self._follows else None)
+        looked_at = utc_now() if error is None else (self._follows.looked_at if self._follows else None)
         follows = Follows(uri=agreed.best_json, every_s=every_s, looked_at=looked_at, error=error)
         self._tell(self._refused, follows)
         if content is not None and digest(content) != agreed.pointer:
@@ -271,7 +274,7 @@ class Keeper:
             chosen=chosen,
             before=None if agreed is None or cause == ROLLBACK else agreed.chosen,
             cause=cause,
-            since=_now(),
+            since=utc_now(),
             asked=self._asked,
             **seen,
         )
@@ -386,10 +389,6 @@ class Keeper:
         if self._settings is None:
             raise InputError("no replica has joined yet")
         return self._settings
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 async def _within(waiting: Awaitable[object], seconds: float) -> None:

@@ -21,8 +21,8 @@ from serving.application_actor import end_with, find
 from serving.lifecycle.keeper import Keeper
 from serving.lifecycle.switch import POLL_S
 from serving.lifecycle.tending import Tending
+from serving.monitoring.gathered import Counted
 from serving.monitoring.sharing import Gatherer, NotGathered
-from serving.monitoring.state import State
 from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
@@ -78,9 +78,9 @@ class KeeperActor(Keeper):
             except Exception:
                 log.exception("looking after the candidate failed")
 
-    async def _counts(self) -> State | None:
+    async def _counts(self) -> Counted | None:
         try:
-            found: State = await self._gatherer.call("ask")
+            found: Counted = await self._gatherer.call("ask_all")
         except NotGathered:
             return None  # asked again
         return found

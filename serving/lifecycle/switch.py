@@ -51,6 +51,10 @@ class Switch:
         """How many are heard of."""
         return sum(member.is_here for member in self._members.values())
 
+    def names(self) -> frozenset[str]:
+        """Of those who are heard of."""
+        return frozenset(name for name, member in self._members.items() if member.is_here)
+
     def reports(self) -> list[Report]:
         """What those said last who are heard of."""
         return [member.report for member in self._members.values() if member.is_here]

@@ -7,13 +7,13 @@ from serving.agreed import Trial
 from serving.lifecycle.finding import reason
 from serving.lifecycle.keeper import Keeper
 from serving.monitoring.comparison import verdict
-from serving.monitoring.state import State
+from serving.monitoring.gathered import Counted
 
 
 class Tending:
-    """`counts`: of all replicas; None while they cannot be had, and then no rule decides."""
+    """`counts`: of the replicas; None while they cannot be had. No rule decides then, nor while one is missing."""
 
-    def __init__(self, keeper: Keeper, counts: Callable[[], Awaitable[State | None]]) -> None:
+    def __init__(self, keeper: Keeper, counts: Callable[[], Awaitable[Counted | None]]) -> None:
         self._keeper, self._counts = keeper, counts
 
     async def tend(self) -> None:
@@ -22,7 +22,7 @@ class Tending:
             return
         await self._begin()
         trial = self._keeper.bring_on_trial()
-        if trial is not None and trial.wish.rule is not None:
+        if trial is not None:
             await self._judge(trial, await self._counts())
 
     async def _begin(self) -> None:
@@ -40,7 +40,12 @@ class Tending:
         if keeper.known().generation == generation:  # else it is looked at again beside the other one
             trials.begin(wish, found, keeper.known(), beside)
 
-    async def _judge(self, trial: Trial, counts: State | None) -> None:
-        found = None if counts is None else verdict(counts, trial)
+    async def _judge(self, trial: Trial, counts: Counted | None) -> None:
+        members, trials = self._keeper.heard(), self._keeper.trials
+        if counts is None or members is None or not members <= counts.replicas or trials.now.current != trial:
+            return
+        if not trials.is_counted_in(counts.life):
+            return
+        found = verdict(counts.state, trial)
         if found is not None and found.decision != "wait":
             await self._keeper.decide(trial, found)

@@ -17,7 +17,7 @@ from serving.rule import Verdict
 log = logging.getLogger("ray.serve")
 Decision = Literal["promoted", "dropped"]
 By = Literal["rule", "administrator", "configuration", "replica"]
-TRY_AGAIN_S = 60.0  # a refused candidate, whose store may have been out
+TRY_AGAIN_S = 60.0  # what was in the way may have been a store that was out
 
 
 class TrialDesk:
@@ -52,13 +52,31 @@ class TrialDesk:
 
     def wanted(self) -> CandidateWish | None:
         """What is to be found now; a refused one now and then."""
-        is_due = self.now.refused is None or time.monotonic() - self._tried_at > TRY_AGAIN_S
-        return self.now.asked if not self.now.is_dealt_with and is_due else None
+        return self.now.asked if not self.now.is_dealt_with and self.is_due else None
+
+    def leave(self) -> bool:
+        """What is asked for is not to begin, as an administrator says; False where nothing is asked for."""
+        if self.now.is_dealt_with:
+            return False
+        log.warning("candidate dropped by administrator: before it began")
+        self._set(is_dealt_with=True, refused="dropped by an administrator before it began")
+        return True
 
     def refuse(self, wish: CandidateWish, reason: str) -> None:
         """It does not begin; it is tried again later."""
-        if wish != self.now.asked:
-            return
+        if wish == self.now.asked and not self.now.is_dealt_with:
+            self._told(reason)
+
+    def not_taken(self, reason: str) -> None:
+        """Its rule is met, and something is in the way. It stays on trial, and is to be taken later."""
+        self._told(f"the candidate's rule is met, but it was not taken, which is tried again: {reason}")
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what was refused may be tried now."""
+        return self.now.refused is None or time.monotonic() - self._tried_at > TRY_AGAIN_S
+
+    def _told(self, reason: str) -> None:
         self._tried_at = time.monotonic()
         if reason != self.now.refused:
             log.error("candidate refused: %s", reason)
@@ -76,7 +94,7 @@ class TrialDesk:
             uri=found.uri, sha256=found.info.identity(), name=found.info.name, version=found.info.version,
             threshold=wish.threshold,
         )  # fmt: skip
-        trial = _trial(chosen, agreed, wish)
+        trial = _trial(chosen, agreed.chosen.sha256, wish)
         log.info("candidate %s beside %s: loading", trial.id, agreed.chosen.version)
         self._set(is_dealt_with=True, refused=None, current=trial)
 
@@ -91,14 +109,27 @@ class TrialDesk:
             return None
         said = list(reports)
         for report in said:
-            if report.trial_failed == trial.id:
+            if report.trial_failed == trial.id and not trial.is_running:  # else it answers without, and tries again
                 self.end("dropped", "replica", f"a replica could not load it: {report.trial_reason}")
                 return None
         if not trial.is_running and said and all(report.trial_ready == trial.id for report in said):
-            trial = trial.model_copy(update={"is_running": True, "since": _now()})
+            trial = trial.model_copy(update={"is_running": True, "since": utc_now()})
             log.info("candidate %s: %s, share %g", trial.id, trial.stage, trial.wish.share)
             self._set(current=trial)
-        return trial if trial.is_running else None
+            trial = self.now.current
+        return trial if trial is not None and trial.is_running else None
+
+    def is_counted_in(self, life: str) -> bool:
+        """Whether all counts of the trial are in that life of their actor. Where that was lost, those of dead replicas
+        were: what is left is no comparison, and it is compared anew."""
+        trial = self.now.current
+        if trial is None or trial.counted_in == life:
+            return trial is not None
+        if trial.counted_in:
+            log.warning("candidate %s: counts were lost, it is compared anew", trial.id)
+            trial = _trial(trial.chosen, trial.against, trial.wish)
+        self._set(current=trial.model_copy(update={"counted_in": life}))
+        return False
 
     def _go_on_beside(self, trial: Trial, agreed: Agreed, answering: BundleInfo | None) -> None:
         """Another model answers now: what was counted beside the one before says nothing of it."""
@@ -111,7 +142,7 @@ class TrialDesk:
             self.end("dropped", "configuration", reason)
             return
         log.info("candidate %s: another model answers now (%s), it is compared anew", trial.id, agreed.chosen.version)
-        self._set(current=_trial(trial.chosen, agreed, trial.wish))
+        self._set(current=_trial(trial.chosen, agreed.chosen.sha256, trial.wish))
 
     def end(self, decision: Decision, by: By, reason: str, verdict: Verdict | None = None) -> None:
         """The trial is over; what it rests on is told and kept."""
@@ -125,10 +156,10 @@ class TrialDesk:
         )  # fmt: skip
         ended = Ended(
             trial=trial.id, version=trial.chosen.version, sha256=trial.chosen.sha256, decision=decision, by=by,
-            reason=reason, at=_now(), rule=rule, verdict=verdict,
+            reason=reason, at=utc_now(), rule=rule, verdict=verdict,
         )  # fmt: skip
         self._bundle = None
-        self._set(current=None, last=ended, is_dealt_with=True)
+        self._set(current=None, last=ended, is_dealt_with=True, refused=None)
 
     async def bundle(self, trial_id: str, read: Callable[[Chosen], Awaitable[Bundle]]) -> Bundle:
         """The candidate with its files, by `read` where they were lost. Raises InputError where it is on trial no
@@ -148,7 +179,10 @@ class TrialDesk:
             self._bundle = bundle
 
     def _set(self, **changes: Any) -> None:
-        self.now = self.now.model_copy(update={**changes, "revision": self.now.revision + 1})
+        revision = self.now.revision + 1
+        if isinstance(trial := changes.get("current"), Trial):
+            changes["current"] = trial.model_copy(update={"revision": revision})
+        self.now = self.now.model_copy(update={**changes, "revision": revision})
         self._wake()
 
 
@@ -169,15 +203,15 @@ def _tells(info: BundleInfo) -> str:
     return f"tells {', '.join(info.classes)} apart (disease: {', '.join(info.positive_classes) or 'none'})"
 
 
-def _trial(chosen: Chosen, agreed: Agreed, wish: CandidateWish) -> Trial:
-    since = _now()
+def _trial(chosen: Chosen, against: str, wish: CandidateWish) -> Trial:
+    since = utc_now()
     name = f"{chosen.sha256[:12]}@{datetime.now(UTC).isoformat(timespec='milliseconds')}"
-    return Trial(id=name, chosen=chosen, against=agreed.chosen.sha256, wish=wish, since=since)
+    return Trial(id=name, chosen=chosen, against=against, wish=wish, since=since)
 
 
 def _is_same_model(one: CandidateWish, other: CandidateWish) -> bool:
     return (one.model, one.threshold) == (other.model, other.threshold)
 
 
-def _now() -> str:
+def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,5 +1,6 @@
 """A state as Prometheus text, format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -109,17 +110,20 @@ def _trials(state: State) -> Iterator[Family]:
     limit = GaugeMetricFamily(_PREFIX + "candidate_limit", "what its rule asks for", labels=of_rule)
     of_end = ("trial", "decision", "by")
     ended = GaugeMetricFamily(_PREFIX + "candidate_ended", "1 for the last trial that ended", labels=of_end)
-    for trial, count in sorted(state.trying.items(), key=lambda item: item[0].id):
+    having: Counter[tuple[str, ...]] = Counter()  # while a new wish goes round, replicas tell of two
+    for trial, count in state.trying.items():
         chosen = trial.chosen
-        replicas.add_metric((trial.id, chosen.name, chosen.version, chosen.sha256, trial.stage), count)
-    for trial in {trial.id: trial for trial in state.trying}.values():
+        having[trial.id, chosen.name, chosen.version, chosen.sha256, trial.stage] += count
+    for said, count in sorted(having.items()):
+        replicas.add_metric(said, count)
+    for trial in {trial.id: trial for trial in sorted(state.trying, key=lambda trial: trial.revision)}.values():
         found = verdict(state, trial)
         for criterion in found.criteria if found is not None else ():
             limit.add_metric((trial.id, criterion.name), criterion.limit)
             if criterion.value is not None:
                 figure.add_metric((trial.id, criterion.name), criterion.value)
-    for said in sorted({(one.trial, one.decision, one.by) for one in state.ended}):
-        ended.add_metric(said, 1)
+    for end in sorted({(one.trial, one.decision, one.by) for one in state.ended}):
+        ended.add_metric(end, 1)
     refused = GaugeMetricFamily(
         _PREFIX + "candidate_refused", "replicas that were told of a refused candidate", state.candidate_refused
     )

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -79,6 +80,14 @@ class Recorder:
         """Whether the file of keys could not be taken as it is. In any thread."""
         self._has_old_keys = is_broken
         self.events += 1
+
+    def changed(self) -> None:
+        """The replica's model, candidate or what it was told is another: the others are to know."""
+        self.events += 1
+
+    def keep_trials(self, ids: Collection[str]) -> None:
+        """Forget what was counted of other trials: each has an id of its own, and there is no end to them."""
+        self._state = self._state.of_trials(ids)
 
     def stage(self, name: str, seconds: float) -> None:
         self._state.observe(STAGE_SECONDS, (name,), seconds)

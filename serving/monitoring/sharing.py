@@ -17,7 +17,7 @@ from serving import application_actor
 from serving.application_actor import end_with, find
 from serving.keys.budgets import Ask, Budgets, Share
 from serving.keys.purse import NoBudgets
-from serving.monitoring.gathered import Gathered
+from serving.monitoring.gathered import Counted, Gathered
 from serving.monitoring.recorder import Recorder
 from serving.monitoring.state import State
 
@@ -39,14 +39,19 @@ class GatheredActor(Gathered):
         self._application = application
         self._watch: asyncio.Task[None] | None = None
 
-    async def tell(self, replica: str, state: State | None) -> bool:
+    async def tell(self, replica: str, state: State | None, life: str) -> str:
         if self._watch is None:
             ending = end_with(self._application, lambda: self.is_alone, _ALONE_S, "its counts end")
             self._watch = asyncio.create_task(ending)
-        return self.put(replica, state)
+        return self.put(replica, state, life)
 
-    async def ask(self) -> State:
-        return self.total()
+    async def ask(self) -> State | None:
+        """None while a part of the replicas may be missing."""
+        return None if self.is_partial else self.total()
+
+    async def ask_all(self) -> Counted:
+        """With those who told, so that who asks sees whether one is missing."""
+        return self.counted()
 
     async def lease(self, asked: Ask) -> Share:
         return self._budgets.share(asked)
@@ -87,6 +92,7 @@ class Sharing:
         self._call = self._gatherer.call
         self._task: asyncio.Task[None] | None = None
         self._lost: str | None = None
+        self._life = ""  # of the actor that was told last
 
     def begin(self) -> None:
         """Tell every second from now on what is new."""
@@ -95,9 +101,17 @@ class Sharing:
 
     async def total(self) -> State:
         """Of all replicas, this one as it is now. Raises NotGathered."""
-        await self._call("tell", self._replica, await self._state())
-        total: State = await self._call("ask")
+        await self._say(await self._state())
+        total: State | None = await self._call("ask")
+        if total is None:
+            raise NotGathered("the counts were lost, and not all replicas have told theirs anew")
         return total
+
+    async def _say(self, state: State | None) -> bool:
+        """False where the actor does not know this replica, and is to be told all."""
+        life: str = await self._call("tell", self._replica, state, self._life)
+        self._life = life or self._life
+        return bool(life)
 
     async def lease(self, asked: Ask) -> Share:
         """A share of what a key may do. Raises NoBudgets."""
@@ -113,10 +127,10 @@ class Sharing:
             events, now = self._recorder.events, time.monotonic()
             try:
                 if events != told:
-                    await self._call("tell", self._replica, await self._state())
+                    await self._say(await self._state())
                     told, told_at = events, now
                 elif now - told_at > _SIGN_OF_LIFE_S:
-                    is_known = await self._call("tell", self._replica, None)
+                    is_known = await self._say(None)
                     told, told_at = (told if is_known else -1), now
                 self._lost = None
             except NotGathered as error:

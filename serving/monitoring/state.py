@@ -5,7 +5,7 @@ Takes what `Recorder` notes; `exposition` writes it. Labels have few values: rou
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -66,6 +66,8 @@ COUNTERS = (
     REQUESTS, ERRORS, REFUSED_IMAGES, PREDICTIONS, TRIAL_IMAGES, TRIAL_DECISIONS, TRIAL_OOD, TRIAL_REQUESTS,
 )  # fmt: skip
 HISTOGRAMS = (REQUEST_SECONDS, STAGE_SECONDS, BATCH_IMAGES, PROBABILITY, TRIAL_DIFFERENCE, TRIAL_SECONDS)
+_OF_TRIALS = {metric.name for metric in (*COUNTERS, *HISTOGRAMS) if metric.labels[:1] == ("trial",)}
+_TRIALS = 2  # that are kept: the one that goes on and the one before
 _DAYS = 2  # of drift that are kept: today and yesterday
 
 
@@ -129,6 +131,14 @@ class State:
             self.trying + other.trying, self.ended + other.ended, self.candidate_refused + other.candidate_refused,
         )  # fmt: skip
 
+    def of_trials(self, ids: Collection[str]) -> "State":
+        """Without what was counted of other trials."""
+        return replace(
+            self,
+            counts=Counter({key: count for key, count in self.counts.items() if _is_kept(key, ids)}),
+            histograms={key: one for key, one in self.histograms.items() if _is_kept(key, ids)},
+        )
+
     def history(self) -> "State":
         """What stays true of a replica that is no more."""
         return replace(
@@ -138,10 +148,18 @@ class State:
 
 
 def added(states: Iterable[State]) -> State:
+    """All together, trials that go on and the last two."""
     total = State()
     for state in states:
         total = total.added(state)
-    return total
+    known = {labels[0] for name, labels in (*total.counts, *total.histograms) if name in _OF_TRIALS}
+    latest = sorted(known, key=lambda trial: trial.rpartition("@")[2])[-_TRIALS:]
+    return total.of_trials({*latest, *(trial.id for trial in total.trying)})
+
+
+def _is_kept(key: tuple[str, Labels], trials: Collection[str]) -> bool:
+    name, labels = key
+    return name not in _OF_TRIALS or labels[0] in trials
 
 
 def recent(drift: dict[tuple[str, int], DriftCounts]) -> dict[tuple[str, int], DriftCounts]:

@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -22,7 +24,7 @@ from serving.model import load_model
 from serving.monitoring.exposition import written
 from serving.monitoring.gathered import Gathered
 from serving.monitoring.recorder import Recorder
-from serving.monitoring.sharing import NotGathered, Sharing
+from serving.monitoring.sharing import GatheredActor, NotGathered, Sharing
 from serving.monitoring.state import BATCH_IMAGES, PREDICTIONS, REQUESTS, Answering, State, added
 from serving.routes import create_app
 from serving.settings import ServingSettings
@@ -292,9 +294,9 @@ def test_counts_are_told_again_whatever_went_wrong(monkeypatch: pytest.MonkeyPat
         def __init__(self) -> None:
             self.tell, self.ask = self, self
 
-        async def remote(self, replica: str, state: State) -> bool:
+        async def remote(self, replica: str, state: State, life: str) -> str:
             self.told.append(state)
-            return True
+            return "its life"
 
     failures: list[BaseException] = [RuntimeError("x"), asyncio.CancelledError(), KeyError("y")]
 
@@ -315,5 +317,44 @@ def test_counts_are_told_again_whatever_went_wrong(monkeypatch: pytest.MonkeyPat
         sharing._task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sharing._task
+
+    asyncio.run(run())
+
+
+def test_after_its_actor_was_lost_the_sum_is_not_told_until_all_had_the_time_to_tell_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Direct:
+        """The actor in this process."""
+
+        def __init__(self) -> None:
+            self.actor = GatheredActor("app")
+
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(remote=getattr(self.actor, name))
+
+    async def run() -> None:
+        async def state() -> State:
+            return working(4)
+
+        first, second = (Sharing("app", name, Recorder(), state) for name in ("one", "two"))
+        before = Direct()
+        for sharing in (first, second):
+            sharing._gatherer._actor = before
+        assert in_all(samples(written(await first.total()).decode()), "predictions_total") == 4
+        assert in_all(samples(written(await second.total()).decode()), "predictions_total") == 8
+        after = Direct()
+        for sharing in (first, second):
+            sharing._gatherer._actor = after
+        assert not await first._say(None), "it is to tell all"
+        with pytest.raises(NotGathered, match="not all replicas have told theirs"):
+            await first.total()
+        assert await second._say(await state())
+        monkeypatch.setattr("serving.monitoring.gathered._SETTLES_S", 0.0)
+        assert in_all(samples(written(await first.total()).decode()), "predictions_total") == 8
+        assert (await after.ask_all.remote()).replicas == {"one", "two"}
+        for watch in (before.actor._watch, after.actor._watch):
+            assert watch is not None
+            watch.cancel()
 
     asyncio.run(run())

@@ -350,7 +350,7 @@ def test_people_promote_and_drop_and_a_new_share_goes_on_with_the_counts(bundles
             await service.tend()
             promoting = asyncio.create_task(order("promote"))
             while not promoting.done():
-                await Tending(service.keeper, service.counts).tend()
+                await Tending(service.keeper, service.counted).tend()
                 await asyncio.sleep(0)
             assert (await promoting).json()["version"] == "v2" and service.answers() == {new.info.identity()}
             last = service.keeper.trials.now.last
