@@ -216,6 +216,11 @@ class Ready(_Body):
     refused: str | None = None
     keys_refused: str | None = Field(None, description="why the file of keys was not taken; the keys before it count")
     candidate: CandidateState = CandidateState()
+    roles: dict[str, Literal["leukocyte", "blast", "beside"]] = Field(
+        {},
+        description="of each class, where all are kinds of cells: shares are of leukocytes and blasts; beside: on the "
+        "slide, but no leukocyte",
+    )
     notice: str = NOTICE
 
 

@@ -12,9 +12,12 @@ from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import HttpError
 from serving.interface import RETRY_AFTER, get
+from serving.model import LoadedModel
 from serving.monitoring.comparison import verdict
 from serving.monitoring.sharing import NotGathered
 from serving.monitoring.state import State
+from serving.protocols.fhir.codes import Role
+from serving.protocols.fhir.tally import meaning
 from serving.schemas import Alive, CandidateBody, CandidateState, ErrorBody, ModelBody, Ready
 
 _COUNTS_S = 1.0  # that a question for the model waits for counts
@@ -52,6 +55,7 @@ def state_routes(engine: Engine, desk: Desk, total: Callable[[], Awaitable[State
             refused=engine.news.refused,
             keys_refused=desk.keys.broken,
             candidate=_candidate(engine, None),
+            roles=_roles(engine.model),
         )
 
     @get(router, "/model", summary="The model that answers now, and whether it was shown to be better than chance")
@@ -64,6 +68,13 @@ def state_routes(engine: Engine, desk: Desk, total: Callable[[], Awaitable[State
         return _model(engine, counts)
 
     return router
+
+
+def _roles(model: LoadedModel) -> dict[str, Role]:
+    """As reports for clinical systems count them, so that the page says the same."""
+    bundled = model.predictor.info
+    kinds = meaning(model.info, bundled.unit, bundled.class_labels).kinds
+    return {name: kind.role for name, kind in kinds.items()}
 
 
 def _model(engine: Engine, counts: State | None) -> ModelBody:

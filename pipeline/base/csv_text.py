@@ -1,7 +1,8 @@
 """CSV that people open in a spreadsheet: no cell of it runs there as a formula, and reading takes the guard away again.
 
 A cell that begins with =, +, -, @, a tab or a carriage return gets a ' before it (OWASP, 'CSV injection'), but for
-numbers. Names of classes, subjects and files come from whoever made the images.
+numbers. So does what follows a ; or a tab in a cell, or a line's end: where cells are parted at ;, a " counts at the
+beginning of such a part alone. Names of classes, subjects and files come from whoever made the images.
 """
 
 import csv
@@ -9,6 +10,8 @@ import re
 from collections.abc import Iterable
 
 _RISKY = re.compile(r"'*[=+\-@\t\r]")  # one with quotes before it as well, so that `unguarded` undoes exactly this
+_PARTED = re.compile(r"(?<=[;\t\r\n])(?=[ \t\r\n']*[=+\-@])")
+_GUARD = re.compile(r"(?<=[;\t\r\n])'(?=[ \t\r\n']*[=+\-@])")
 
 
 def csv_of(rows: Iterable[Iterable[object]]) -> str:
@@ -27,12 +30,15 @@ class _Lines(list[str]):
 
 
 def guarded(cell: str) -> str:
-    return "'" + cell if _RISKY.match(cell) and not _is_number(cell) else cell
+    if _is_number(cell):
+        return cell
+    return ("'" if _RISKY.match(cell) else "") + _PARTED.sub("'", cell)
 
 
 def unguarded(cell: str) -> str:
     """What was written as this cell."""
-    return cell[1:] if cell.startswith("'") and guarded(cell[1:]) == cell else cell
+    bare = _GUARD.sub("", cell)
+    return next((was for was in (bare.removeprefix("'"), bare) if guarded(was) == cell), cell)
 
 
 def _is_number(text: str) -> bool:

@@ -63,7 +63,7 @@ def _read_csv(data: bytes) -> pa.Table:
 def _unguarded(table: pa.Table) -> pa.Table:
     """Without what keeps spreadsheets from running a cell, in tables that we wrote and people edited."""
     for index, field in enumerate(table.schema):
-        if pc.any(pc.starts_with(table[index], "'")).as_py():
+        if pc.any(pc.match_substring_regex(table[index], "(^|[;\\t\\r\\n])'")).as_py():
             plain = [None if cell is None else unguarded(cell) for cell in table[index].to_pylist()]
             table = table.set_column(index, field.name, pa.array(plain, pa.string()))
     return table

@@ -23,6 +23,8 @@ function drawCard(row) {
   drawBody(row);
 }
 const isUnlike = (row) => Boolean(row.answer && row.answer.is_ood);
+/* Beyond which distance a model says so; null: it never does. */
+const unlikeLimit = (model) => model.ood?.threshold ?? null;
 const hasMeter = (row) => Boolean(row.answer && row.answer.decision);
 
 function thumbnail(row) {
@@ -78,8 +80,8 @@ function drawBody(row) {
   return row.body.replaceChildren(picture(row), about);
 }
 function unlikeNote(answer) {
-  const limit = answer.model.ood && answer.model.ood.threshold;
-  const distance = answer.ood_score === null || !limit ? null : " " + say("unlike.distance", { score: number(answer.ood_score, 1), limit: number(limit, 1) });
+  const limit = unlikeLimit(answer.model);
+  const distance = answer.ood_score === null || limit === null ? null : " " + say("unlike.distance", { score: number(answer.ood_score, 1), limit: number(limit, 1) });
   return make("p", "unlike-note", "⚠ " + say("unlike.long"), distance);
 }
 function failureBody(row) {
@@ -96,14 +98,14 @@ function failureBody(row) {
 }
 function answerBody(row) {
   const { answer } = row, model = answer.model, image = answer.image;
-  const limit = model.ood ? number(model.ood.threshold, 1) : null;
+  const limit = unlikeLimit(model), distance = answer.ood_score === null ? null : number(answer.ood_score, 1);
   const band = model.review_band ? ", " + say("band", { low: level(model.review_band[0]), high: level(model.review_band[1]) }) : "";
   return [
     ...(hasMeter(row) ? [make("p", "", say("threshold", { t: level(answer.threshold) }) + band)] : []),
     ...(model.task === "multiclass" ? [classes(answer)] : []),
     facts([
       ["fact.remarks", answer.remarks.length ? english("span", "", answer.remarks.join("; ")) : null],
-      ["fact.ood", answer.ood_score === null || limit === null ? null : say("fact.ood.value", { score: number(answer.ood_score, 1), limit })],
+      ["fact.ood", distance === null || limit === null ? distance : say("fact.ood.value", { score: distance, limit: number(limit, 1) })],
       ["fact.format", image.format.toUpperCase()],
       ["fact.pixels", image.width + " × " + image.height],
       ["fact.bytes", bytes(image.size_bytes)],

@@ -15,6 +15,7 @@ async function loadState() {
     const state = await answer.json();
     if (!answer.ok) throw new Error(state.error.message);
     service = { noMap: service && service.noMap, ...state };
+    rolesOf.set(state.model.sha256, state.roles);
   } catch (error) {
     if (!service) $("model").textContent = say("model.not_ready", { why: error.message });
     return false;
@@ -63,7 +64,7 @@ function cardFacts(model) {
     ["card.threshold", model.positive_classes.length ? level(model.threshold) : null],
     ["card.band", model.review_band ? model.review_band.map(level).join(" – ") : say("card.none")],
     ["card.promise", rule],
-    ["card.ood", model.ood ? say("card.ood.value", { limit: number(model.ood.threshold, 2) }) : say("card.none")],
+    ["card.ood", unlikeLimit(model) === null ? say("card.none") : say("card.ood.value", { limit: number(unlikeLimit(model), 2) })],
     ["card.chance", model.against_chance_text ? english("span", "", model.against_chance_text) : null],
     ["card.since", model.since ? new Date(model.since).toLocaleString(language) : null],
     ["card.follows", model.follows && model.follows.uri],

@@ -10,7 +10,8 @@ class Failure extends Error {
 }
 /* What is wrong and what to do, in the reader's words; codes that are not known go by their status. */
 function told(failure) {
-  const key = "error." + failure.code, values = { status: failure.status ?? "?", ...said(failure.values) };
+  const values = { status: failure.status ?? "?", ...said(failure.values) };
+  const key = "error." + failure.code + (failure.code === "too_large" && !values.limit ? ".unknown" : "");
   const text = say(WORDS[language][key] ? key : "error.other", values);
   return values.minutes === undefined ? text : text + " " + say("error.wait", { minutes: number(values.minutes) });
 }
@@ -42,8 +43,7 @@ const gate = {
   },
   hold(seconds) {
     this.until = Math.max(this.until, performance.now() + 1000 * seconds);
-    if (this.back || seconds < WORTH_SAYING_S) return;
-    this.show("busy", { seconds: number(Math.ceil(seconds)) });
+    if (!this.back && seconds >= WORTH_SAYING_S) this.show("busy", { seconds: number(Math.ceil(seconds)) });
     setTimeout(() => { if (!this.back && performance.now() >= this.until - 50) this.show(null); }, 1000 * seconds);
   },
   lost() {
@@ -85,6 +85,7 @@ async function post(path, body, signal, headers = {}) {
     if (answer.ok) return answer;
     const failure = await failureOf(answer);
     const pause = retryAfter(answer) ?? Math.min(2 ** attempt, LONGEST_PAUSE_S);
+    if (failure.code === "too_large") throw await withLimit(failure, body);
     if (!isPassing(answer, failure)) throw failure;
     if (waited + pause > PATIENCE_S) throw pause > PATIENCE_S ? asksToWait(failure, pause) : failure;
     waited += pause;
@@ -115,6 +116,15 @@ function untilAborted(signal) {
 /* 500 in other words than ours is from what stands before the service while a part of it is replaced. */
 const isPassing = (answer, failure) => PASSING.has(answer.status) || (answer.status === 500 && failure.code === "other");
 
+/* The service may have other limits than it had when it told them. */
+async function withLimit(failure, body) {
+  await loadState();
+  const sizes = (body instanceof FormData ? Array.from(body.values()) : [body]).map((part) => part.size ?? part.byteLength ?? 0);
+  const most = Math.max(...sizes), sum = sizes.reduce((all, size) => all + size, 0);
+  if (service && most > service.max_bytes) return Object.assign(failure, { values: { size: most, limit: service.max_bytes } });
+  if (service && sum > service.max_request_bytes) return Object.assign(failure, { values: { size: sum, limit: service.max_request_bytes } });
+  return failure;
+}
 function asksToWait(failure, seconds) {
   return Object.assign(failure, { values: { minutes: Math.ceil(seconds / 60) } });
 }

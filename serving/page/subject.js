@@ -1,7 +1,11 @@
 /* The images shown as of one subject: what counts, how small a share would go unseen, and the service's own report. */
 let reportShown = null;  // { answer, isOf }: what the service said, and of which images
 
-/* As serving/protocols/fhir/tally.py counts: no image that is for a person, unlike training, or without an answer. */
+/* What each model's classes are, by its SHA-256, as the service said: leukocyte, blast, or beside. Empty: not known. */
+const rolesOf = new Map();
+
+/* As serving/protocols/fhir/tally.py counts: no image that is for a person, unlike training, or without an answer, and
+   shares are of leukocytes (blasts among them) where the classes are kinds of cells. */
 function tally(shown) {
   const answered = shown.filter((row) => row.answer);
   const left = {
@@ -9,15 +13,35 @@ function tally(shown) {
     unlike: answered.filter(isUnlike).length,
     error: shown.length - answered.length,
   };
-  const counted = answered.filter((row) => row.state !== "review" && !isUnlike(row));
+  const scored = answered.filter((row) => row.state !== "review" && !isUnlike(row));
+  const counted = scored.filter((row) => roleOf(row.answer) !== "beside");
+  const isPositive = (row) => row.state === "positive";
   const digests = shown.map((row) => row.digest).filter(Boolean);
   return {
     all: shown.length,
+    scored: scored.length,
     counted: counted.length,
-    positive: counted.filter((row) => row.state === "positive").length,
+    positive: counted.filter(isPositive).length,
+    beside: scored.length - counted.length,
+    isNonePositive: !scored.some(isPositive),
+    isOfLeukocytes: scored.length > 0 && scored.every((row) => roleOf(row.answer)),
+    isKnown: scored.every((row) => rolesOf.has(row.answer.model.sha256)),
     left: Object.entries(left).filter(([, count]) => count),
+    unlooked: [
+      ...(answered.some((row) => !row.answer.model.review_band) ? [say("subject.unlooked.review")] : []),
+      ...(answered.some((row) => unlikeLimit(row.answer.model) === null) ? [say("subject.unlooked.unlike")] : []),
+    ],
     again: digests.length - new Set(digests).size,
   };
+}
+const roleOf = (answer) => (rolesOf.get(answer.model.sha256) || {})[countsAs(answer)];
+
+/* The most probable class on the side of the decision, which can be another than the most probable of all. */
+function countsAs(answer) {
+  const isPositive = answer.decision === "positive";
+  const side = answer.model.classes.filter((name) => answer.model.positive_classes.includes(name) === isPositive);
+  if (!answer.decision || !side.length || side.includes(answer.class_name)) return answer.class_name;
+  return side.reduce((best, name) => (answer.classes[name] > answer.classes[best] ? name : best));
 }
 /* No event in n: upper limit of the exact one-sided 95 % interval (Clopper and Pearson 1934), as the report has it. */
 const detectionLimit = (n) => 1 - .05 ** (1 / n);
@@ -39,14 +63,18 @@ function subjectSentences(shown) {
   const found = tally(shown);
   if (shown.some((row) => row.state === "classified")) return [say("subject.no_disease")];
   const left = found.left.map(([kind, count]) => say("subject.left." + kind, { n: count })).join(", ") || say("subject.left.none");
-  const lines = [say("subject.counted", { counted: number(found.counted), all: number(found.all), left })];
+  const lines = [say("subject.counted", { counted: number(found.scored), all: number(found.all), left })];
+  if (found.unlooked.length) lines.push(say("subject.unlooked", { what: found.unlooked.join(", ") }));
+  if (found.beside) lines.push(say("subject.beside", { n: found.beside }));
   if (!found.counted) return lines;
   const units = new Set(shown.filter((row) => row.answer).map((row) => row.answer.model.unit));
   if (units.size !== 1 || !units.has("cell")) return [...lines, say("subject.no_cells")];
-  lines.push(say("subject.share", { positive: number(found.positive), counted: number(found.counted), share: percent(found.positive / found.counted) }));
+  if (!found.isKnown) return [...lines, say("subject.other_model")];
+  const share = { positive: number(found.positive), counted: number(found.counted), share: percent(found.positive / found.counted) };
+  lines.push(say(found.isOfLeukocytes ? "subject.share.leukocytes" : "subject.share", share));
   if (found.left.length) lines.push(say("subject.no_limit.left"));
   else if (found.again) lines.push(say("subject.no_limit.again", { n: found.again }));
-  else lines.push(say(found.positive ? "subject.limit.some" : "subject.limit", { limit: percent(detectionLimit(found.counted)) }));
+  else lines.push(say(found.isNonePositive ? "subject.limit" : "subject.limit.some", { limit: percent(detectionLimit(found.counted)) }));
   return lines;
 }
 /* Why the service would not make a report of these; empty: it would. */

@@ -195,7 +195,7 @@ def test_the_smallest_share_that_is_seen_is_the_one_of_the_services_report(page:
     said = page.locator("#subject-said")
     limit = f"{100 * (1 - 0.05 ** (1 / 8)):.1f}\u00a0%"
     expect(said).to_contain_text("8 of 8 counted; not counted: none.")
-    expect(said).to_contain_text("0 of 8 positive (0.0\u00a0%).")
+    expect(said).to_contain_text("0 of 8 leukocytes positive (0.0\u00a0%).")
     expect(said).to_contain_text(f"a share of {limit} were positive")
     page.fill("#subject-id", "P 7")
     page.click("#subject-form button")
@@ -211,7 +211,7 @@ def test_the_smallest_share_that_is_seen_is_the_one_of_the_services_report(page:
     assert bundle["resourceType"] == "Bundle" and '"P-7"' in texts and "Research use only" in texts
 
     give(page, cells(tmp_path / "r", ["red.png"], red=True))
-    expect(said).to_contain_text("1 of 9 positive")
+    expect(said).to_contain_text("1 of 9 leukocytes positive")
     expect(said).to_contain_text(f"only from about {100 * (1 - 0.05 ** (1 / 9)):.1f}\u00a0% on")
     assert page.locator("#subject-form button").is_disabled()
     expect(report).to_contain_text("a report of at most 8 images")
