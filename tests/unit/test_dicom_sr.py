@@ -26,6 +26,7 @@ STUDY = {
     "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.1", "SOPInstanceUID": "1.2.3.1.1",
     "StudyDate": "20260102", "StudyTime": "101112", "StudyID": "S1", "AccessionNumber": "A1",
 }  # fmt: skip
+SECOND = {"SOPInstanceUID": "1.9"}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,8 @@ def test_the_report_says_what_json_says_of_the_patients_own_image(engine: Engine
 
 
 def test_images_of_one_study_share_a_report(engine: Engine) -> None:
-    images = [image(seed, SOPInstanceUID=f"1.2.3.1.{seed}") for seed in range(1, 4)]
+    lacking: list[dict[str, str]] = [{}, {"AccessionNumber": "", "PatientSex": ""}, {"IssuerOfPatientID": "A"}]
+    images = [image(seed, SOPInstanceUID=f"1.2.3.1.{seed}", **more) for seed, more in enumerate(lacking, 1)]
     report = highdicom.sr.srread(io.BytesIO(ask(engine, *images).content))
     groups = report.content.get_image_measurement_groups()
     single = [call(engine, "POST", "/predict", content=data).json()["probability"] for data in images]
@@ -114,8 +116,17 @@ def test_elements_that_the_image_lacks_are_there_and_empty(engine: Engine) -> No
         ([image(), picture("PNG")], 415, "no_dicom", "image 2 of 2"),
         ([image(StudyInstanceUID="")], 422, "no_dicom", "StudyInstanceUID"),
         ([image().replace(b"1.2.3.1\0", b"1.02.3\0\0")], 422, "no_dicom", "SeriesInstanceUID"),
-        ([image(), image(1, SOPInstanceUID="1.9", PatientID="P-18")], 422, "no_dicom", "PatientID"),
+        ([image(), image(1, **SECOND, PatientID="P-18")], 422, "no_dicom", "PatientID"),
         ([image(), image(1)], 422, "no_dicom", "SOPInstanceUID"),
+        ([image(), image(1, **SECOND, PatientBirthDate="19510101")], 422, "no_dicom", "PatientBirthDate"),
+        ([image(), image(1, **SECOND, PatientSex="F")], 422, "no_dicom", "PatientSex"),
+        ([image(), image(1, **SECOND, AccessionNumber="A2")], 422, "no_dicom", "AccessionNumber"),
+        (
+            [image(IssuerOfPatientID="A"), image(1, **SECOND, IssuerOfPatientID="B")],
+            422,
+            "no_dicom",
+            "IssuerOfPatientID",
+        ),
         ([image()[:1500]], 422, "truncated", ""),
     ],
 )

@@ -20,7 +20,7 @@ _REPEATED = (
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 _MORE = ("IssuerOfPatientID", "StudyDescription", "PatientAge")
-_OF_ONE = ("StudyInstanceUID", "PatientID", "PatientName")
+_OF_ONE = ("StudyInstanceUID", "PatientID", "PatientName")  # one without a value is another
 
 
 class NoReport(Exception):
@@ -51,6 +51,13 @@ def refuse_mixed(sources: Sequence["Dataset"]) -> None:
     """Raises NoReport where images are of several patients or studies: one report is of one."""
     for keyword in _OF_ONE:
         if len({str(source.get(keyword)) for source in sources}) > 1:
-            raise NoReport(f"the images differ in {keyword}: one report is of one patient and one study")
+            raise _mixed(keyword)
+    for keyword in (*_REPEATED, *_MORE):  # the report takes them from the first image
+        if len({value for source in sources if (value := str(source.get(keyword) or "").strip())}) > 1:
+            raise _mixed(keyword)
     if len({str(source.SOPInstanceUID) for source in sources}) < len(sources):
         raise NoReport("two images have the same SOPInstanceUID")
+
+
+def _mixed(keyword: str) -> NoReport:
+    return NoReport(f"the images differ in {keyword}: one report is of one patient and one study")
