@@ -125,20 +125,28 @@ class Renewal:
     def __init__(self, files: Files, folders: Callable[[], Sequence[Path]], say: Callable[[str], None]) -> None:
         self._files, self._folders, self._say = files, folders, say
         self._seen = files.state()
+        self._said: tuple[object, str] | None = None
 
     def look(self) -> None:
-        """What cannot be used changes nothing, and is said once."""
+        """What cannot be used changes nothing, and is said once. A HAProxy that does not take it is asked again."""
         state = self._files.state()
         if not state or state == self._seen:
             return
-        self._seen = state
-        try:
-            for folder in self._folders():
-                renew(self._files, folder)
-        except LeukorayError as error:
-            self._say(f"warning: the certificate stays as it was: {error}")
-        else:
+        failed = [error for folder in self._folders() if (error := self._failed(folder)) is not None]
+        if not failed or all(isinstance(error, InputError) for error in failed):
+            self._seen = state
+        if not failed:
             self._say(f"{self._files.cert} was renewed and is used from now on")
+        elif self._said != (said := (state, str(failed[0]))):
+            self._said = said
+            self._say(f"warning: the certificate stays as it was: {failed[0]}")
+
+    def _failed(self, folder: Path) -> LeukorayError | None:
+        try:
+            renew(self._files, folder)
+        except LeukorayError as error:
+            return error
+        return None
 
 
 def _told(at: Path, command: bytes) -> str:

@@ -5,9 +5,12 @@ import datetime
 import ipaddress
 import os
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -219,6 +222,40 @@ def test_a_file_that_goes_while_it_is_renewed_changes_nothing(
     with pytest.raises(PlatformError, match="cannot be read"):
         tls.renew(gone, secure.folder)
     assert secure.serial() == before
+
+
+def test_a_haproxy_that_does_not_answer_is_asked_again_and_keeps_no_other_back(tmp_path: Path) -> None:
+    files = tls.Files(str(tmp_path / "a.pem"), str(tmp_path / "a.key"))
+    authority, said, told = Authority.new(), list[str](), list[str]()
+    authority.issue(files)
+
+    class Takes(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            told.append(f"{self.server.server_address} {self.rfile.read().decode().split()[0]}")
+            self.wfile.write(b"Transaction created. Success!")
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, contextlib.ExitStack() as running:
+
+        def begin(name: str) -> None:
+            server = running.enter_context(socketserver.UnixStreamServer(f"{folder}/{name}/admin.sock", Takes))
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+            running.callback(server.shutdown)
+
+        for name in "ab":
+            Path(folder, name).mkdir()
+        renewal = tls.Renewal(files, lambda: [Path(folder, name) for name in "ab"], said.append)
+        begin("b")
+        authority.issue(files)
+        for _ in range(2):
+            renewal.look()
+        assert len(said) == 1 and "does not answer" in said[0], "it is said once"
+        assert told and all("/b/" in one for one in told), "the other takes it"
+        begin("a")
+        renewal.look()
+        assert "is used from now on" in said[1] and any("/a/" in one for one in told)
+        told.clear()
+        renewal.look()
+        assert not told and len(said) == 2
 
 
 def test_a_node_of_a_cluster_renews_by_the_program_itself(secure: Secure) -> None:
