@@ -1,12 +1,14 @@
 /* The service's model and limits, its card, and what happens when the reader does something. */
 let service = null;  // what /readyz says: the model and the limits; null: not known yet
 
-/* Another model has limits and a card of its own. Each is asked for once: two may take turns. */
-const models = new Set();
+/* Another model has a threshold, limits and a card of its own. Two may take turns, so it is asked for now and then. */
+const STATE_EVERY_MS = 10_000;
+let stateAsked = -STATE_EVERY_MS, stateTimer = null;
 function noticeModel(sha256) {
-  if (models.has(sha256)) return;
-  models.add(sha256);
-  if (!service || service.model.sha256 !== sha256) loadState();
+  const isKnown = service && service.model.sha256 === sha256 && !service.refused;
+  if (isKnown || stateTimer !== null) return;
+  const ask = () => { stateTimer = null; stateAsked = performance.now(); loadState(); };
+  stateTimer = setTimeout(ask, Math.max(0, stateAsked + STATE_EVERY_MS - performance.now()));
 }
 /* Whether the service is ready; what it says is shown. */
 async function loadState() {
