@@ -7,7 +7,7 @@ await visit.recorded(answer)(body)                     503 where the audit log c
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from pipeline.base.errors import UsageError
@@ -24,6 +24,7 @@ from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
 _Body = TypeVar("_Body")
+_Counted = TypeVar("_Counted")
 _Answer = TypeVar("_Answer")
 
 
@@ -69,9 +70,9 @@ class Desk:
         notes = Notes(None if key is None else key.name, request_id, route) if self.audit is not None else None
         return Visit(self, self._purse, key, notes)
 
-    async def within_limits(self, counting: Awaitable[None]) -> None:
+    async def within_limits(self, counting: Awaitable[_Counted]) -> _Counted:
         try:
-            await counting
+            return await counting
         except LimitReached as error:
             raise HttpError(429, error.code, str(error), {"Retry-After": str(error.wait_s)}) from error
         except NoBudgets as error:
@@ -117,13 +118,18 @@ class Visit:
 
     def __init__(self, desk: Desk, purse: Purse, key: Key | None, notes: Notes | None) -> None:
         self._desk, self._purse, self._key, self._notes = desk, purse, key, notes
-        self._spent = 0
+        self._spent, self._day = 0, -1
+        self._failed = 0
 
     async def spend(self, images: int) -> None:
         """Count images of the key's day. Raises HttpError 429 where it has not so many left; none is then counted."""
         if self._key is not None:
-            await self._desk.within_limits(self._purse.images(self._key, images))
-            self._spent += images
+            self._day = await self._desk.within_limits(self._purse.images(self._key, images))
+            self._spent = images
+
+    def came_of(self, outcomes: Iterable[object]) -> None:
+        """One an image; those that are an HttpError of our fault go back to the day, whatever the request's status."""
+        self._failed = sum(isinstance(outcome, HttpError) and outcome.status >= 500 for outcome in outcomes)
 
     def recorded(
         self,
@@ -162,9 +168,15 @@ class Visit:
         except HttpError:
             is_answered = False
             raise
+        except asyncio.CancelledError:  # its lines are being written, and nobody gets that answer: others follow
+            is_answered = False
+            if self._notes is not None and status is not None:
+                self._desk.later(self._desk.record(self._notes, None))
+            raise
         finally:
-            if self._key is not None and not is_answered:
-                await self._purse.give_back(self._key, self._spent)
+            count = min(self._failed, self._spent) if is_answered else self._spent
+            if self._key is not None and count > 0:
+                self._desk.later(self._purse.give_back(self._key, count, self._day))
 
 
 def check_guards(settings: ServingSettings) -> None:

@@ -20,7 +20,7 @@ from serving.clinical import (
     read_subject,
     refuse_other_kinds,
 )
-from serving.desk import Desk
+from serving.desk import Desk, Visit
 from serving.engine import Engine
 from serving.errors import PROBLEM, HttpError, from_rejection, outcome_response
 from serving.explain import explained
@@ -94,12 +94,12 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
 
             async def by(model: LoadedModel) -> Response:
                 if form == "dicom-sr":
-                    return await _answer_dicom(engine, model, body)
+                    return await _answer_dicom(visit, engine, model, body)
                 if form != "json":
-                    return await _answer_clinical(request, engine, model, answer_one, body, form, subject)
+                    return await _answer_clinical(request, visit, engine, model, answer_one, body, form, subject)
                 if isinstance(body, bytes):
                     return await _answer_image(request, model, answer_one, body, started)
-                return await _answer_files(request, engine, model, answer_one, body, started)
+                return await _answer_files(request, visit, engine, model, answer_one, body, started)
 
             return await engine.by_share(subject or request.state.request_id, by)
 
@@ -144,6 +144,7 @@ async def _answer_image(
 
 async def _answer_files(
     request: Request,
+    visit: Visit,
     engine: Engine,
     model: LoadedModel,
     answer_one: _Answering,
@@ -151,7 +152,7 @@ async def _answer_files(
     started: float,
 ) -> Response:
     request_id = str(request.state.request_id)
-    outcomes = await at_once(lambda file: _answer_file(engine, model, file, answer_one), files)
+    outcomes = await _outcomes(visit, engine, model, files, answer_one)
     results, errors = [], []
     for file, outcome in zip(files, outcomes, strict=True):
         if isinstance(outcome, HttpError):
@@ -174,6 +175,7 @@ async def _answer_files(
 
 async def _answer_clinical(
     request: Request,
+    visit: Visit,
     engine: Engine,
     model: LoadedModel,
     answer_one: _Answering,
@@ -186,7 +188,7 @@ async def _answer_clinical(
     A file that the service failed on makes no report: it would tell of fewer cells, as if the file were no image.
     """
     files = [ReceivedFile("", len(body), body)] if isinstance(body, bytes) else body
-    outcomes = await at_once(lambda file: _answer_file(engine, model, file, answer_one), files)
+    outcomes = await _outcomes(visit, engine, model, files, answer_one)
     errors = [outcome for outcome in outcomes if isinstance(outcome, HttpError)]
     for place, outcome in enumerate(outcomes, 1):
         if isinstance(outcome, HttpError) and outcome.status >= 500:
@@ -207,16 +209,25 @@ async def _answer_clinical(
     return clinical_response(form, request, model, sent, subject)
 
 
-async def _answer_dicom(engine: Engine, model: LoadedModel, body: bytes | list[ReceivedFile]) -> Response:
+async def _answer_dicom(visit: Visit, engine: Engine, model: LoadedModel, body: bytes | list[ReceivedFile]) -> Response:
     """One DICOM SR of all images, which are of one study; one that has no answer refuses all."""
     files = [ReceivedFile("", len(body), body)] if isinstance(body, bytes) else body
     refuse_other_kinds(files)
-    answers = await at_once(lambda file: _answer_file(engine, model, file, engine.answer), files)
+    answers = await _outcomes(visit, engine, model, files, engine.answer)
     for place, answer in enumerate(answers, 1):
         if isinstance(answer, HttpError):
             answer.message = f"image {place} of {len(files)}: {answer.message}" if len(files) > 1 else answer.message
             raise answer
     return await engine.decoding(dicom_response, model, files, answers)
+
+
+async def _outcomes(
+    visit: Visit, engine: Engine, model: LoadedModel, files: list[ReceivedFile], answer_one: _Answering
+) -> list[Any]:
+    """Of each file; what failed here is not counted to the key's day."""
+    outcomes = await at_once(lambda file: _answer_file(engine, model, file, answer_one), files)
+    visit.came_of(outcomes)
+    return outcomes
 
 
 async def _answer_file(engine: Engine, model: LoadedModel, file: ReceivedFile, answer_one: _Answering) -> Any:

@@ -1,7 +1,8 @@
 """The audit log of one replica: JSON lines in a file of its own, in a folder that replicas and nodes may share.
 
-A line is handed to the operating system before its answer goes out, so the end of the process loses none; it is forced
-to disk (fsync) within a second, so a power failure may lose that one. What cannot be written gets no answer.
+A line is handed to the operating system before its answer goes out, so the end of the process loses none. A second
+later it is forced to disk (fsync), by a thread of its own, so that no answer waits for a slow one. What cannot be
+written gets no answer.
 Format: https://jsonlines.org/, times as in RFC 3339.
 """
 
@@ -13,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from pipeline import __version__
@@ -59,7 +60,9 @@ class AuditLog:
         self._failed: str | None = None
         self._tried_at = 0.0
         self._writer = ThreadPoolExecutor(1, "audit")
-        self._syncing: asyncio.TimerHandle | None = None
+        self._syncer = ThreadPoolExecutor(1, "audit-fsync")
+        self._next_sync: asyncio.TimerHandle | None = None
+        self._syncing: Future[None] | None = None
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             self._open()
@@ -82,14 +85,21 @@ class AuditLog:
 
     async def _write(self, data: bytes) -> None:
         """Shielded: a client that leaves does not take its lines along."""
-        loop = asyncio.get_running_loop()
-        await asyncio.shield(loop.run_in_executor(self._writer, self._append, data))
-        if self._syncing is None:
-            self._syncing = loop.call_later(_SYNC_S, self._sync_soon)
+        writing = asyncio.get_running_loop().run_in_executor(self._writer, self._append, data)
+        writing.add_done_callback(self._sync_later)
+        await asyncio.shield(writing)
 
-    def _sync_soon(self) -> None:
-        self._syncing = None
-        self._writer.submit(self._sync)
+    def _sync_later(self, written: "asyncio.Future[None] | None" = None) -> None:
+        is_written = written is None or not (written.cancelled() or written.exception())
+        if is_written and self._next_sync is None:
+            self._next_sync = asyncio.get_running_loop().call_later(_SYNC_S, self._sync_now)
+
+    def _sync_now(self) -> None:
+        self._next_sync = None
+        if self._syncing is not None and not self._syncing.done():
+            self._sync_later()  # the disk is slow: one at a time
+        else:
+            self._syncing = self._syncer.submit(self._sync)
 
     # ---- in the writer's thread ----------------------------------------------------------------------------------
 
@@ -112,8 +122,8 @@ class AuditLog:
     def _open(self) -> None:
         """The next file, which begins with a line about itself: a full disk shows at once."""
         if self._file is not None:
-            os.fsync(self._file)
-        self._close()
+            file, self._file = self._file, None
+            self._syncer.submit(self._force, file)
         path = os.path.join(self._folder, f"audit-{self._started}-{self._replica}-{self._number + 1:04d}.jsonl")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._file, self._size = os.open(path, flags, 0o600), 0
@@ -138,12 +148,8 @@ class AuditLog:
             raise
         self._size += len(data)
 
-    def _sync(self) -> None:
-        try:
-            if self._file is not None:
-                os.fsync(self._file)
-        except OSError as error:  # what was written since the last one may be lost; it is not tried again (fsync(2))
-            self._fail(f"fsync: {error.strerror}; its last second may be missing")
+    def _again(self) -> int | None:
+        return None if self._file is None else os.dup(self._file)
 
     def _fail(self, why: str) -> str:
         reason = f"the audit log {self._folder} cannot be written ({why})"
@@ -157,4 +163,19 @@ class AuditLog:
     def _close(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
+            os.close(file)
+
+    # ---- in the thread that waits for the disk -------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        file = self._writer.submit(self._again).result()  # the writer alone opens and closes
+        if file is not None:
+            self._force(file)
+
+    def _force(self, file: int) -> None:
+        try:
+            os.fsync(file)
+        except OSError as error:  # what was written since the last one may be lost; it is not tried again (fsync(2))
+            self._writer.submit(self._fail, f"fsync: {error.strerror}; its last second may be missing")
+        finally:
             os.close(file)

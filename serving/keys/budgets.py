@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.keys.records import Limits
 
@@ -22,11 +22,14 @@ _DAY_S = 86_400.0
 class Ask:
     """A replica's. `requests` and `images` are needed now; negative images come back unused.
 
+    `purse` and `number`: whose, and which of its asks for this name, 1 onward; one that comes again is counted once.
     `epoch` and `used`: of what the replica last heard, for a `Budgets` that was started anew and knows nothing.
     """
 
     name: str
     limits: Limits
+    purse: str
+    number: int
     requests: int = 0
     images: int = 0
     epoch: str = ""
@@ -52,6 +55,7 @@ class _Account:
     at: float
     day: int
     used: int = 0
+    answered: dict[str, tuple[int, Share]] = field(default_factory=dict)  # by purse, the last of today
 
 
 class Budgets:
@@ -67,13 +71,20 @@ class Budgets:
 
     def share(self, ask: Ask) -> Share:
         account = self._account(ask)
+        number, last = account.answered.get(ask.purse, (0, None))
+        if last is not None and ask.number == number:
+            return last
+        if ask.number < number:  # overtaken: nobody waits for it any more
+            return Share(self._epoch, account.day, account.used)
         requests, wait_s = self._requests(account, ask)
         images = self._images(account, ask)
         if ask.images > 0 and images == 0:
             requests, wait_s = 0, max(wait_s, _DAY_S - self._now() % _DAY_S)
         account.level -= requests
         account.used = max(0, account.used + images)
-        return Share(self._epoch, account.day, account.used, requests, images, wait_s)
+        share = Share(self._epoch, account.day, account.used, requests, images, wait_s)
+        account.answered[ask.purse] = (ask.number, share)
+        return share
 
     def _account(self, ask: Ask) -> _Account:
         full = float(ask.limits.rate.requests) if ask.limits.rate else 0.0
@@ -81,6 +92,7 @@ class Budgets:
         account = self._accounts.setdefault(ask.name, _Account(full, at, day))
         if account.day != day:
             account.day, account.used = day, 0
+            account.answered.clear()
         if ask.epoch != self._epoch and ask.day == day:  # somebody's memory of one who is no more
             account.used = max(account.used, ask.used)
         if ask.limits.rate is not None:

@@ -1,12 +1,14 @@
 """A replica's shares of the limits, so that most requests are counted without asking anybody.
 
-Images that are not needed for a second go back; of requests there are too few in hand to matter.
+Images that are not needed for a second go back; of requests there are too few in hand to matter. An ask whose answer
+did not come may have been counted all the same: it goes out again as the same one, before any other of its name.
 """
 
 import asyncio
 import logging
 import math
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -59,6 +61,8 @@ class _Pocket:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     heard: Share = _NOTHING
+    asks: int = 0
+    unsure: Ask | None = None  # sent, without an answer
     requests: int = 0
     none_until: float = 0.0  # no request before
     images: int = 0
@@ -75,6 +79,7 @@ class Purse:
         self, lease: Lease, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
     ) -> None:
         self._lease, self._clock, self._now = lease, clock, now
+        self._id = uuid.uuid4().hex
         self._pockets: dict[str, _Pocket] = {}
 
     async def request(self, key: Key) -> None:
@@ -87,50 +92,73 @@ class Purse:
             if pocket.requests == 0:
                 if now < pocket.none_until:
                     raise _too_fast(key, pocket.none_until - now)
+                await self._settle(pocket)
+            if pocket.requests == 0:
                 share = await self._ask(pocket, key, requests=1)
-                pocket.requests = share.requests
                 if share.requests == 0:
                     pocket.none_until = self._clock() + share.wait_s
                     raise _too_fast(key, share.wait_s)
             pocket.requests -= 1
 
-    async def images(self, key: Key, count: int) -> None:
-        """Count images of today. Raises LimitReached, where the day has not so many left, and NoBudgets."""
+    async def images(self, key: Key, count: int) -> int:
+        """Count images of today; gives the day. Raises LimitReached, where it has not so many left, and NoBudgets."""
         if key.limits.images_per_day is None or count == 0:
-            return
+            return _NOTHING.day
         pocket = self._pocket(key)
         async with pocket.lock:
-            self._forget_yesterday(pocket)
-            missing = count - pocket.images
-            if missing > 0:
-                share = await self._ask(pocket, key, images=missing)
-                if share.images == 0:
-                    raise _spent(key, count, share)
-                pocket.images += share.images
-            pocket.images -= count
-            pocket.touched = self._clock()
-            self._return_later(pocket, key)
+            try:
+                await self._take(pocket, key, count)
+            finally:
+                self._return_later(pocket, key)
+            return pocket.heard.day
 
-    async def give_back(self, key: Key, count: int) -> None:
-        """Images that got no answer, by our fault."""
+    async def give_back(self, key: Key, count: int, day: int) -> None:
+        """Images of a day, as `images` gave it, that got no answer by our fault. Those of yesterday are nobody's."""
         if key.limits.images_per_day is None or count == 0:
             return
         pocket = self._pocket(key)
         async with pocket.lock:
             self._forget_yesterday(pocket)
-            pocket.images += count
-            self._return_later(pocket, key)
+            if day == pocket.heard.day == self._today():
+                pocket.images += count
+                self._return_later(pocket, key)
+
+    async def _take(self, pocket: _Pocket, key: Key, count: int) -> None:
+        self._forget_yesterday(pocket)
+        if count > pocket.images:
+            await self._settle(pocket)
+        if (missing := count - pocket.images) > 0:
+            share = await self._ask(pocket, key, images=missing)
+            if pocket.images < count:
+                raise _spent(key, count, share)
+        pocket.images -= count
+        pocket.touched = self._clock()
 
     def _pocket(self, key: Key) -> _Pocket:
         return self._pockets.setdefault(key.name, _Pocket())
 
     def _forget_yesterday(self, pocket: _Pocket) -> None:
-        if pocket.heard.day != int(self._now() // _DAY_S):
+        if pocket.heard.day != self._today():
             pocket.images = 0
 
+    def _today(self) -> int:
+        return int(self._now() // _DAY_S)
+
     async def _ask(self, pocket: _Pocket, key: Key, requests: int = 0, images: int = 0) -> Share:
+        """What is handed out is in the pocket then. Raises NoBudgets."""
+        pocket.asks += 1
         heard = pocket.heard
-        ask = Ask(key.name, key.limits, requests, images, heard.epoch, heard.day, heard.used)
+        pocket.unsure = Ask(
+            key.name, key.limits, self._id, pocket.asks, requests, images, heard.epoch, heard.day, heard.used
+        )
+        return await self._sent(pocket, pocket.unsure)
+
+    async def _settle(self, pocket: _Pocket) -> None:
+        """Hear what became of an ask without an answer. Raises NoBudgets."""
+        if pocket.unsure is not None:
+            await self._sent(pocket, pocket.unsure)
+
+    async def _sent(self, pocket: _Pocket, ask: Ask) -> Share:
         if pocket.lost is not None and self._clock() < pocket.lost_until:
             raise pocket.lost  # whoever waited behind the first does not wait as long again
         until = self._clock() + _PATIENCE_S
@@ -143,27 +171,36 @@ class Purse:
                     raise
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            pocket.lost = None
-            if share.day != heard.day:
+            if share.day != pocket.heard.day:
                 pocket.images = 0
-            pocket.heard = share
+            pocket.lost, pocket.unsure, pocket.heard = None, None, share
+            pocket.requests += share.requests
+            pocket.images += max(0, share.images)  # what went back left when it was sent
             return share
 
     def _return_later(self, pocket: _Pocket, key: Key) -> None:
-        if pocket.images > 0 and (pocket.returning is None or pocket.returning.done()):
+        if (pocket.images > 0 or pocket.unsure is not None) and (pocket.returning is None or pocket.returning.done()):
             pocket.returning = asyncio.create_task(self._return(pocket, key))
 
     async def _return(self, pocket: _Pocket, key: Key) -> None:
         """What others may need more, once nobody asked here for a second."""
+        is_told = False
+        while not await self._has_returned(pocket, key, is_told):
+            is_told = True
+            await asyncio.sleep(IDLE_S)
+
+    async def _has_returned(self, pocket: _Pocket, key: Key, is_told: bool) -> bool:
         while (idle_s := self._clock() - pocket.touched) < IDLE_S:
             await asyncio.sleep(max(0.05, IDLE_S - idle_s))
         async with pocket.lock:
-            self._forget_yesterday(pocket)
-            count, pocket.images = pocket.images, 0
-            if count == 0:
-                return
             try:
-                await self._ask(pocket, key, images=-count)
+                await self._settle(pocket)
+                self._forget_yesterday(pocket)
+                count, pocket.images = pocket.images, 0
+                if count > 0:
+                    await self._ask(pocket, key, images=-count)
             except NoBudgets as error:
-                pocket.images = count  # spent here later, or with the next share
-                log.warning("%d images of a quota could not be given back: %s", count, error)
+                if not is_told:
+                    log.warning("images of a quota are not given back yet: %s", error)
+                return False
+            return True

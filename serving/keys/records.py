@@ -7,7 +7,7 @@ ops    60303ae2...  admin
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from pipeline.base.errors import InputError
@@ -77,12 +77,20 @@ def written(key: Key) -> str:
     return " ".join([*words, *(["admin"] if key.is_admin else [])])
 
 
-def read_lines(text: str) -> list[Key]:
-    """All keys of a file. Raises InputError with the number of the line, and nothing of what stands there."""
+def read_lines(text: str, given: Set[str] = frozenset()) -> list[Key]:
+    """All keys of a file. `given`: digests of keys that the settings have, which can have no second line here.
+
+    Raises InputError with the number of the line, and nothing of what stands there.
+    """
     keys: list[Key] = []
     for number, line in enumerate(text.splitlines(), 1):
         if words := line.partition("#")[0].split():
             keys.append(_key(words, f"line {number}"))
+            if keys[-1].sha256 in given:
+                raise InputError(
+                    f"line {number}: this key is also one of $LEUKORAY_API_KEYS or $LEUKORAY_ADMIN_KEYS "
+                    "(api_key_sha256, admin_key_sha256), where it has no limits; take it away there, or here"
+                )
     if not keys:
         raise InputError("it holds no key; `leukoray key NAME` makes one")
     if len(keys) > MAX_KEYS:

@@ -6,7 +6,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from pipeline.base.errors import InputError
 from serving.keys.records import MAX_FILE_BYTES, Key, digest, read_lines
@@ -99,7 +99,7 @@ class KeyRing:
 
     def _read(self) -> tuple[Key, ...]:
         assert self._file is not None
-        keys = (*self._given, *read_file(self._file))
+        keys = (*self._given, *read_file(self._file, {key.sha256 for key in self._given}))
         if all(key.is_admin for key in keys):
             raise InputError(f"{self._file}: it holds administrators' keys alone, which send no images")
         return keys
@@ -113,8 +113,9 @@ def _seen(file: str) -> _Seen:
     return None
 
 
-def read_file(file: str) -> list[Key]:
-    """The keys of a file. Raises InputError, which names the line but nothing in it."""
+def read_file(file: str, given: Set[str] = frozenset()) -> list[Key]:
+    """The keys of a file. `given`: digests that it may not hold. Raises InputError, which names the line but nothing
+    in it."""
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
             raise InputError(f"{file}: no file; expected one of keys, docs/serve.md")
@@ -127,7 +128,7 @@ def read_file(file: str) -> list[Key]:
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"{file}: more than {MAX_FILE_BYTES} bytes, no file of keys")
     try:
-        return read_lines(data.decode())
+        return read_lines(data.decode(), given)
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: no text") from error
     except InputError as error:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.responses import Response
 
 from pipeline.base.errors import PlatformError
 from serving.admission import Admission
 from serving.audit.log import AuditFailed, AuditLog, check_folder
 from serving.audit.notes import sha256
-from serving.desk import Desk
+from serving.desk import Desk, Visit
 from serving.engine import Engine
 from serving.keys.records import digest
 from serving.model import load_model
@@ -270,6 +272,78 @@ def test_a_client_that_leaves_takes_no_line_along(make: Callable[..., Engine], t
     asyncio.run(story())
     (one,) = entries(tmp_path / "audit")
     assert one["status"] is None and one["sha256"] == sha256(picture())
+
+
+def test_an_answer_whose_time_is_up_while_its_line_is_written_is_on_record_as_none(
+    make: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text(f"lab {digest('k')} images=1/day\n")
+    engine, at_disk, disk, writes = (
+        make(keys_file=str(tmp_path / "keys")),
+        threading.Event(),
+        threading.Event(),
+        os.write,
+    )
+    desk = Desk(engine.settings, engine.recorder)
+
+    def write(file: int, data: Any) -> int:
+        if b"request_id" in bytes(data):
+            at_disk.set()
+            assert disk.wait(60)
+        return writes(file, data)
+
+    monkeypatch.setattr(os, "write", write)
+
+    async def story() -> None:
+        for request_id in ("slow", "next"):
+            visit = await desk.admit(["k"], request_id, "/predict")
+
+            async def answer(body: bytes, visit: Visit = visit) -> Response:
+                await visit.spend(1)
+                await engine.answer(engine.model, body)
+                return Response()
+
+            asked = asyncio.create_task(visit.recorded(answer)(picture()))
+            if request_id == "slow":
+                await asyncio.to_thread(at_disk.wait, 60)
+                asked.cancel()
+                await asyncio.wait([asked])
+                disk.set()
+            assert asked.cancelled() or (await asked).status_code == 200
+
+    asyncio.run(story())
+    desk.keys.close()
+    told = [(one["request_id"], one["status"]) for one in entries(tmp_path / "audit")]
+    assert told == [("slow", 200), ("slow", None), ("next", 200)]
+
+
+def test_a_disk_that_is_slow_to_force_keeps_no_answer_back_and_one_that_fails_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_disk, disk = threading.Event(), threading.Event()
+
+    def force(file: int) -> None:
+        at_disk.set()
+        assert disk.wait(60)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", force)
+    monkeypatch.setattr("serving.audit.log._SYNC_S", 0.0)
+
+    async def story() -> None:
+        log = AuditLog(str(tmp_path / "audit"), "r", rotate_bytes=100)
+        await log.write(['{"line": 1}'])
+        await asyncio.to_thread(at_disk.wait, 60)
+        for line in (2, 3, 4):  # the file is changed meanwhile
+            await asyncio.wait_for(log.write([json.dumps({"line": line, "text": "x" * 100})]), 60)
+        assert [one["line"] for one in entries(tmp_path / "audit")] == [1, 2, 3, 4]
+        disk.set()
+        with pytest.raises(AuditFailed, match="fsync: Input/output error"):
+            for _ in range(3000):
+                await log.check()
+                await asyncio.sleep(0.02)
+
+    asyncio.run(story())
 
 
 def test_without_an_audit_log_nothing_is_written_and_no_digest_is_taken(

@@ -1,6 +1,7 @@
 """Keys with names: their file, its changes while the service runs, and limits that hold over several replicas."""
 
 import asyncio
+import base64
 import contextlib
 import os
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +20,10 @@ from pipeline.base.errors import InputError, UsageError
 from serving.admission import Admission
 from serving.desk import Desk, check_guards
 from serving.engine import Engine
+from serving.errors import HttpError
 from serving.keys.budgets import Ask, Budgets, Share
 from serving.keys.purse import LimitReached, NoBudgets, Purse
-from serving.keys.records import Key, Limits, Rate, digest, read_lines, written
+from serving.keys.records import Key, Limits, Rate, digest, read_lines, unnamed, written
 from serving.keys.ring import KeyMissing, KeyRefused, KeyRing, open_to_others
 from serving.model import load_model
 from serving.protocols.oip.answering import Answering
@@ -28,6 +31,7 @@ from serving.routes import create_app
 from serving.settings import ServingSettings
 from tests.asgi import picture
 from tests.bundles import make_bundle
+from tests.dicoms import dicom
 
 DAY_S = 86_400.0
 LIMITS = st.builds(
@@ -117,6 +121,23 @@ def test_a_file_that_cannot_be_used_is_refused_before_a_start(tmp_path: Path) ->
         check_guards(ServingSettings(model=model, keys_file=str(tmp_path / "pipe")))
     with pytest.raises(UsageError, match="not S3"):
         check_guards(ServingSettings(model=model, keys_file="s3://lab/keys"))
+
+
+def test_a_key_has_its_limits_in_one_place(tmp_path: Path) -> None:
+    """One that stays in the environment would have none, whatever the file says."""
+    file = tmp_path / "keys"
+    for is_admin in (False, True):
+        file.write_text(f"other {digest('o')}\nlab {digest('k')} rate=10/min\n")
+        with pytest.raises(InputError, match="line 2: this key is also one of") as refused:
+            KeyRing(unnamed([digest("k")], is_admin=is_admin), str(file), every_s=3600)
+        assert digest("k") not in str(refused.value)
+        file.write_text(f"other {digest('o')}\n")
+        ring = KeyRing(unnamed([digest("k")], is_admin=is_admin), str(file), every_s=3600)
+        file.write_text(f"lab {digest('k')} rate=10/min\n")
+        ring.look()
+        assert ring.broken is not None and ring.broken.startswith("line 1: this key")
+        assert ring.check("o") == Key("other", digest("o"))
+        ring.close()
 
 
 def test_a_file_that_others_may_read_or_write_is_warned_of(tmp_path: Path) -> None:
@@ -274,6 +295,31 @@ def test_images_that_fail_here_are_given_back_to_the_quota(make: Callable[..., S
     assert [service.ask("POST", "/predict", "k", content=picture()).status_code for _ in range(2)] == [200, 429]
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict?format=dicom-sr", "/v2/models/tiny-linear/infer"])
+def test_one_image_of_several_that_fails_here_is_given_back(
+    make: Callable[..., Service], tmp_path: Path, path: str
+) -> None:
+    """Whatever the whole request is answered: the others were looked at, and count."""
+    (tmp_path / "keys").write_text(f"lab {digest('k')} images=3/day\n")
+    service = make(keys_file=str(tmp_path / "keys"))
+    works = service.engine.answer
+    sent = [dicom(np.full((40, 40, 3), shade, np.uint8), SOPInstanceUID=f"1.2.{shade}") for shade in (10, 90)]
+    sent.insert(0, sent[0][: len(sent[0]) // 2])
+
+    async def overloaded(model: Any, data: bytes) -> Any:
+        if data == sent[2]:
+            raise HttpError(503, "overloaded", "no room for it")
+        return await works(model, data)
+
+    service.engine.answer = overloaded
+    body: dict[str, Any] = {"files": [("files", (f"{place}.dcm", data)) for place, data in enumerate(sent)]}
+    if path.startswith("/v2"):
+        texts = [base64.b64encode(data).decode() for data in sent]
+        body = {"json": {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [3], "data": texts}]}}
+    assert service.ask("POST", path, "k", **body).status_code == (200 if path == "/predict" else 422)
+    assert [service.ask("POST", "/predict", "k", content=picture()).status_code for _ in range(2)] == [200, 429]
+
+
 def test_where_nobody_counts_a_limited_key_gets_503_and_an_unlimited_one_its_answer(
     make: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +449,65 @@ def test_what_one_replica_does_not_need_another_gets_and_the_next_day_begins_ane
         assert await counted(second.images(key, 1000))
 
     asyncio.run(story())
+
+
+def test_images_of_yesterday_are_not_given_back_to_today() -> None:
+    key, world = Key("lab", "", Limits(None, 100)), World(1)
+
+    async def story() -> None:
+        (purse,) = world.purses
+        day = await purse.images(key, 32)
+        world.seconds += DAY_S
+        await purse.give_back(key, 32, day)
+        today = await purse.images(key, 100)
+        await purse.give_back(key, 32, day)
+        assert not await counted(purse.images(key, 1))
+        await purse.give_back(key, 5, today)
+        assert await counted(purse.images(key, 5)) and not await counted(purse.images(key, 1))
+
+    asyncio.run(story())
+
+
+@given(
+    st.integers(1, 500),
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 32), st.sampled_from(["heard", "unheard", "unsent"])), max_size=60
+    ),
+)
+def test_an_ask_that_comes_late_or_twice_is_counted_once(quota: int, steps: list[tuple[int, int, str]]) -> None:
+    """Whether or not its answer is heard. 0 images: a replica returns what it has in hand."""
+    key, world, fate = Key("lab", "", Limits(None, quota)), World(0), "heard"
+    asks: list[Ask] = []
+
+    async def lease(asked: Ask) -> Share:
+        if fate == "unsent":
+            raise NoBudgets(fate)
+        asks.append(asked)
+        share = world.budgets.share(asked)
+        if fate == "unheard":
+            raise NoBudgets(fate)
+        return share
+
+    async def story() -> None:
+        nonlocal fate
+        purses, spent = [Purse(lease, world.now, world.now) for _ in range(3)], 0
+        for replica, images, comes in [*steps, *((replica, 0, "heard") for replica in range(3))]:
+            fate = comes
+            world.seconds += 2
+            for late in asks[-5:]:
+                world.budgets.share(late)
+            with contextlib.suppress(LimitReached, NoBudgets):
+                if images == 0:
+                    await purses[replica]._has_returned(purses[replica]._pocket(key), key, is_told=True)
+                else:
+                    await purses[replica].images(key, images)
+                    spent += images
+        account = world.budgets._accounts.get("lab")
+        assert (0 if account is None else account.used) == spent <= quota
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.keys.purse._PATIENCE_S", -1.0)
+        asyncio.run(story())
 
 
 def test_one_who_counts_and_is_started_anew_hears_from_replicas_what_was_spent() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from pipeline import __version__
 from pipeline.base.errors import ImageRejected, InputError
 from serving.admission import Admission
-from serving.desk import Desk
+from serving.desk import Desk, Visit
 from serving.engine import Engine
 from serving.errors import HttpError, from_rejection
 from serving.limits import at_once
@@ -111,7 +111,7 @@ class Answering:
         entries = [await self.entry(), *await self.others.entries()]
         return [entry for entry in entries if entry.state == "READY" or not is_ready_only]
 
-    async def said(self, model: LoadedModel, images: Images) -> list[Said]:
+    async def said(self, model: LoadedModel, images: Images, visit: Visit) -> list[Said]:
         """Raises HttpError for the first image that is refused."""
 
         async def of(image: Any) -> Said | HttpError:
@@ -125,8 +125,9 @@ class Answering:
                 return error
             return Said(said.probability, said.classes, said.class_name, said.decision, said.is_ood, said.ood_score)
 
-        found: list[Said] = []
-        for place, outcome in enumerate(await at_once(of, images)):
+        outcomes, found = await at_once(of, images), list[Said]()
+        visit.came_of(outcomes)
+        for place, outcome in enumerate(outcomes):
             if isinstance(outcome, HttpError):
                 outcome.message = f"image {place}: {outcome.message}" if len(images) > 1 else outcome.message
                 raise outcome

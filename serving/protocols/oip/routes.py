@@ -145,7 +145,7 @@ def _add_infer(router: APIRouter, answering: Answering, place: str) -> None:
             header = request.headers.get(HEADER_LENGTH)
             asked, images = await engine.decoding(read_request, body, header, model.info, engine.settings)
             await visit.spend(len(images))
-            return _response(asked, model.info, await answering.said(model, images))
+            return _response(asked, model.info, await answering.said(model, images, visit))
 
         with answering.counted.request(model):
             return await in_time(engine.settings, answering.admission, read, visit.recorded(answer))

@@ -156,7 +156,7 @@ class Rpc:
         async def answer(body: bytes) -> bytes:
             asked, images = await engine.decoding(read_infer, body, model.info, engine.settings)
             await visit.spend(len(images))
-            return write_infer(asked, model.info, await self._answering.said(model, images))
+            return write_infer(asked, model.info, await self._answering.said(model, images, visit))
 
         with self._answering.counted.request(model):
             return await self._in_time(message, 2, visit.recorded(answer, lambda said: 200))
