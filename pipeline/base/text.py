@@ -7,6 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+_DASH = re.compile("[\u2010-\u2015\u2212]")
+_MINUS = re.compile(r"(?:^\s*)-(?=\d)|(?<=\w)-(?=\s*$)")
+
 
 def human_time(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `2 h 05 min`."""
@@ -67,3 +71,14 @@ def column_names(names: Sequence[str], prefix: str = "", taken: Iterable[str] = 
             used.add(name.casefold())
         result.append(name)
     return result
+
+
+def folded(name: str) -> str:
+    """What two spellings of one class (or subject) have in common: composed letters, no case, one kind of separator.
+
+    Letters of full width and invisible ones are looked past, and so is the kind of a dash. A minus is no separator:
+    '-1' is not '1', and 'CD34-' not 'CD34'.
+    """
+    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name)).casefold()
+    plain = _MINUS.sub("\N{MINUS SIGN}", _DASH.sub("-", plain))
+    return re.sub(r"[\s_\-]+", " ", plain).strip()

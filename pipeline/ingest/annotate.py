@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from pipeline.base.errors import InputError, UsageError
+from pipeline.base.text import folded
 from pipeline.images.unit import Unit
 from pipeline.ingest import remarks
 from pipeline.ingest.annotation import UNKNOWN, Annotation, normalize, with_sites, with_subjects
 from pipeline.ingest.class_folders import given_split, patient_folder
-from pipeline.ingest.class_names import folded
 from pipeline.ingest.class_rules import ClassRules
 from pipeline.ingest.further_columns import Column
 from pipeline.ingest.gather import Listing

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
+from pipeline.base.text import folded
+
 _NEGATIVE_WORDS = frozenset({"healthy", "normal", "benign", "hem", "control", "controls", "nonmalignant"})
 _DISEASE_WORDS = frozenset(
     {"leukemia", "leukaemia", "leukemias", "leukaemias", "leukemic", "leukaemic", "aml", "apl", "cml", "cll"}
@@ -55,9 +57,6 @@ _NO_CELL_OF_HEALTH = re.compile(
 )
 
 _UNSURE = re.compile(r"\?|\w ?[-\N{MINUS SIGN}](?=\s*$)")  # 'blast?', and 'ALL-' beside 'ALL+'
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-_DASH = re.compile("[\u2010-\u2015\u2212]")
-_MINUS = re.compile(r"(?:^\s*)-(?=\d)|(?<=\w)-(?=\s*$)")
 
 _CELL_TYPE = re.compile(
     r"(?:lympho|mono|myelo)cyt(?!i[ck])|neutrophil|eosinophil|basophil|blasts?\b|plasma cell", re.IGNORECASE
@@ -71,17 +70,6 @@ def are_cell_types(class_names: Collection[str]) -> bool:
     names = [folded(name) for name in class_names]
     kinds = sum(_CELL_TYPE.search(name) is not None and _VIEW.search(name) is None for name in names)
     return kinds >= max(_ENOUGH_CELL_TYPES, len(class_names) / 2)
-
-
-def folded(name: str) -> str:
-    """What two spellings of one class (or subject) have in common: composed letters, no case, one kind of separator.
-
-    Letters of full width and invisible ones are looked past, and so is the kind of a dash. A minus is no separator:
-    '-1' is not '1', and 'CD34-' not 'CD34'.
-    """
-    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name)).casefold()
-    plain = _MINUS.sub("\N{MINUS SIGN}", _DASH.sub("-", plain))
-    return re.sub(r"[\s_\-]+", " ", plain).strip()
 
 
 def spellings(names: Iterable[str]) -> dict[str, str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import yaml
 
 from pipeline.base.errors import InputError, UsageError
+from pipeline.base.text import folded
 from pipeline.ingest.annotation import Annotation
-from pipeline.ingest.class_names import common_label, folded, is_no_cell_of_health, spellings, twins
+from pipeline.ingest.class_names import common_label, is_no_cell_of_health, spellings, twins
 
 _OPEN = "?"  # in a draft, where nobody has said
 _WORDS = ("positive", "negative", "ignore")

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.base.errors import InputError
+from pipeline.base.text import folded
 from pipeline.ingest.annotation import UNKNOWN, Annotation
-from pipeline.ingest.class_names import common_label, folded
+from pipeline.ingest.class_names import common_label
 from pipeline.ingest.further_columns import Column, further_columns
 from pipeline.ingest.split_names import Split, split_named
 from pipeline.ingest.suspects import SUSPECT_COLUMNS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline.base.errors import InputError, UsageError
-from pipeline.ingest.class_names import folded
+from pipeline.base.text import folded
 from pipeline.ingest.class_rules import ClassRules
 from pipeline.model.bundle import BundleInfo
 from pipeline.sources.manifest import Manifest

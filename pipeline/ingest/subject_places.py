@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.base.errors import InputError
+from pipeline.base.text import folded
 from pipeline.ingest.annotation import Annotation, normalize
 from pipeline.ingest.class_folders import telling_folders
-from pipeline.ingest.class_names import folded
 
 _BARE_DIGITS = 4
 # Folders that are hospitals or laboratories by their names.

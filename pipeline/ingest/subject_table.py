@@ -12,8 +12,8 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pipeline.base.errors import InputError, UsageError
+from pipeline.base.text import folded
 from pipeline.ingest.annotation import Annotation
-from pipeline.ingest.class_names import folded
 from pipeline.ingest.further_columns import Column, further_columns
 from pipeline.ingest.label_table import ALIASES, as_text, distinct, roles_of
 

@@ -12,14 +12,16 @@ import hmac
 import io
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn, Protocol, TypeVar
+from urllib.parse import quote, quote_plus, unquote
 
 from pipeline.base.errors import Code, InputError, PlatformError
+from pipeline.base.text import folded
 from pipeline.images.load import IMAGE_SUFFIXES
-from pipeline.sources.archives import Entry, Problem, is_archive, suffix
+from pipeline.sources.archives import Entry, Problem, is_archive, readable, suffix
 from pipeline.sources.objects import NO_IMAGES
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, Store, StoreError
@@ -28,6 +30,7 @@ from pipeline.storage.uris import is_hidden, is_s3
 _DISK, _S3, _MEMBER = "hidden-disk:", "hidden-s3:", "hidden-member:"
 _SUBJECT = re.compile(r"ps-[0-9a-f]{16}")
 _KEY_BYTES = 32
+_TELLING_LETTERS = 4  # a part of a path of so many is hidden wherever it stands
 _TELLING = NO_IMAGES | IMAGE_SUFFIXES  # suffixes that tell a kind of file
 Found = TypeVar("Found", bound=Entry | Problem)
 
@@ -104,9 +107,10 @@ class Pseudonyms:
         return member if member is None or member.startswith(_MEMBER) else self._hide(_MEMBER, member)
 
     def subject(self, subject: str | None) -> str | None:
+        """One for all spellings of a subject, as subjects are told apart without a key."""
         if subject is None or _SUBJECT.fullmatch(subject):
             return subject
-        return "ps-" + hmac.digest(self.key, b"leukoray subject\0" + subject.encode(), "sha256").hex()[:16]
+        return "ps-" + hmac.digest(self.key, b"leukoray subject\0" + folded(subject).encode(), "sha256").hex()[:16]
 
     def real_path(self, uri: str) -> str:
         return self._reveal(uri) if is_hidden(uri) else uri
@@ -119,7 +123,7 @@ class Pseudonyms:
         uri, member = self.path(found.uri), self.member(found.member)
         changed: dict[str, Any] = {"uri": uri, "member": member}
         if isinstance(found, Problem):
-            changed["message"] = self.scrubbed(found.message, [found.member or "", found.uri])
+            changed["message"] = self.failure(found.message, [found.member or "", found.uri])
         else:
             hidden = {"subject_id": self.subject, "path": self.member}  # 'path': how filters know an archive
             changed["meta"] = {key: str(hidden[key](text)) for key, text in found.meta.items() if key in hidden}
@@ -130,6 +134,15 @@ class Pseudonyms:
         for name in sorted(filter(None, names), key=len, reverse=True):
             text = text.replace(name, "(hidden)").replace(posixpath.basename(name) or name, "(hidden)")
         return text
+
+    def failure(self, text: str, names: Sequence[str]) -> str:
+        """What was said of a failure, without these paths and any part of them, however it is spelled.
+
+        Libraries write what they failed on in their own ways: an address with percent signs, a folder alone. A word of
+        the sentence that is the name of a folder too is hidden with it.
+        """
+        pattern = _any_part(tuple(filter(None, names)))
+        return pattern.sub("(hidden)", text) if pattern is not None else text
 
     def reason(self, reason: str) -> str:
         """Why a file is left out, without a suffix that may be a part of its name (`findings.mueller`)."""
@@ -155,6 +168,28 @@ class Pseudonyms:
             message = f"{token[:40]}…: a pseudonym of another key; give --pseudonymize the one that it was made with"
             raise InputError(message) from error
         return b"/".join(found).decode("utf-8", "surrogateescape") + ("/" if text.endswith("/") else "")
+
+
+def _any_part(names: tuple[str, ...]) -> re.Pattern[str] | None:
+    """What matches a path, or a part of one; short parts where a path shows them alone: 'in' is a word, too."""
+    parts = {part.removesuffix("!") for name in names for part in re.split(r"[/\\]", name)} - {"", "s3:", "file:"}
+    parts |= {posixpath.splitext(part)[0] for part in parts}
+    long, short = set(names), set[str]()
+    for part in parts:
+        (long if len(part) >= _TELLING_LETTERS else short).add(part)
+    spelled = [f"(?i:{re.escape(text)})" for text in sorted(_spellings(long), key=len, reverse=True)]
+    spelled += [f"(?<=[/'\"]){re.escape(text)}(?=[/'\"!])" for text in sorted(_spellings(short))]
+    return re.compile("|".join(spelled)) if spelled else None
+
+
+def _spellings(names: Iterable[str]) -> set[str]:
+    """As they are, as they are shown (bytes that are no text, as Latin-1 too), and as addresses write them."""
+    found: set[str] = set()
+    for name in names:
+        raw = name.encode("utf-8", "surrogateescape")
+        found |= {name, unquote(name), readable(name), ascii(name)[1:-1], repr(raw)[2:-1]}
+        found |= {quote(raw), quote(raw, safe=""), quote_plus(raw)}
+    return found - {""}
 
 
 def _tells_nothing(name: str) -> bool:
@@ -203,7 +238,7 @@ class _HiddenStore:
         try:
             yield self.stores.of(uri), uri
         except StoreError as error:
-            raise StoreError(error.code, self.names.scrubbed(str(error), [uri]), error.attempts) from None
+            raise StoreError(error.code, self.names.failure(str(error), [uri]), error.attempts) from None
 
     def read(self, uri: str) -> Bytes:
         with self._real(uri) as (store, real):
@@ -215,7 +250,7 @@ class _HiddenStore:
 
     def open(self, uri: str, on_failure: OnFailure | None = None) -> io.BufferedReader:
         with self._real(uri) as (store, real):
-            return store.open(real, on_failure)
+            return io.BufferedReader(_HiddenFile(store.open(real, on_failure), self._real, uri), buffer_size=1 << 16)
 
     def head(self, uri: str) -> ObjectInfo | None:
         with self._real(uri) as (store, real):
@@ -252,3 +287,32 @@ class _HiddenStore:
 
     def delete_tree(self, prefix: str) -> None:
         self._refuse(prefix)
+
+
+class _HiddenFile(io.RawIOBase):
+    """A file whose reads fail as those of its store: with the token, not the name."""
+
+    def __init__(
+        self, file: io.BufferedReader, real: Callable[[str], contextlib.AbstractContextManager[Any]], token: str
+    ) -> None:
+        self._file, self._naming = file, lambda: real(token)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with self._naming():
+            return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _UNKNOWN = {"NotImplemented", "MethodNotAllowed", "InvalidArgument", "MissingContentLength"}
 _FINAL = (UnsupportedError, EndpointError)  # whatever their code
 _NO_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # not what a cut connection says
+_ADDRESS = re.compile(r"""(?: for)?:? *"?https?://[^\s"]*"?| with url: \S+""")
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 10.0
 _QUICK_ATTEMPTS = 3
 
@@ -173,14 +175,15 @@ class S3Store:
             return StoreError(Code.TIMEOUT, f"{where}: no answer in time, {attempts} attempts", attempts)
         if isinstance(error, failures.SSLError) and any(sign in str(error) for sign in _NO_TLS):
             advice = "AWS_CA_BUNDLE=FILE trusts a store's own certificate, http:// is for a store without TLS"
-            return EndpointError(Code.IO_ERROR, f"{where}: no trusted TLS connection: {error}; {advice}", attempts)
+            message = f"{where}: no trusted TLS connection: {_without_address(error)}; {advice}"
+            return EndpointError(Code.IO_ERROR, message, attempts)
         if isinstance(error, KeyError):  # of what every S3 says of every object
             message = f"{where}: what answers there is no S3, its answer has no {error}; check the endpoint"
             return EndpointError(Code.IO_ERROR, message, attempts)
         if isinstance(error, failures.ParamValidationError | ValueError):
             return StoreError(Code.NOT_FOUND, f"{where}: not a valid S3 URI: {error}", attempts)
         if isinstance(error, failures.BotoCoreError | urllib3.exceptions.HTTPError | OSError):
-            return StoreError(Code.IO_ERROR, f"{where}: {error}; {attempts} attempts", attempts)
+            return StoreError(Code.IO_ERROR, f"{where}: {_without_address(error)}; {attempts} attempts", attempts)
         return None
 
     def _get(self, uri: str, **part: str) -> Bytes:
@@ -332,6 +335,11 @@ class S3Store:
         with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:  # a large run leaves 10^5 parts
             for _ in pool.map(lambda info: self.delete(info.uri), self.walk(prefix)):
                 pass
+
+
+def _without_address(error: Exception) -> str:
+    """What a client says, without the address, which spells the name of the object once more, in its own way."""
+    return _ADDRESS.sub("", str(error))
 
 
 def _refused(error: Any, where: str, attempts: int) -> StoreError:

@@ -9,8 +9,9 @@ import pytest
 
 from jobs import ingest as job
 from pipeline.base.errors import InputError, UsageError
+from pipeline.base.text import folded
 from pipeline.ingest.annotation import Annotation
-from pipeline.ingest.class_names import common_label, folded, is_no_cell_of_health
+from pipeline.ingest.class_names import common_label, is_no_cell_of_health
 from pipeline.ingest.class_rules import ClassRules, apply_rules, draft_of_rules, one_spelling
 from pipeline.ingest.layouts import annotate, recognize
 from pipeline.ingest.split_names import split_named, unread_parts

@@ -1,6 +1,9 @@
 """Pseudonyms: no name of a patient in anything that is written, and the same pseudonym every night."""
 
+import io
 import json
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import ingest, reveal, summary
-from pipeline.base.errors import InputError
+from pipeline.base.errors import Code, InputError
 from pipeline.model.bundle import Bundle
 from pipeline.sources.archives import Problem
 from pipeline.sources.manifest import read_manifest
-from pipeline.sources.pseudonyms import Pseudonyms, names_of, with_pseudonyms
+from pipeline.sources.pseudonyms import Pseudonyms, _HiddenStore, names_of, with_pseudonyms
+from pipeline.storage.local import LocalStore
+from pipeline.storage.ranged import RangedFile
 from pipeline.storage.stores import Stores
+from pipeline.storage.types import S3Settings, StoreError
 from tests.bundles import make_bundle
 from tests.scoring_sources import contents, picture, rows, score_here, tar, write_files
 
@@ -90,7 +96,8 @@ def test_a_file_name_that_is_no_text_is_hidden_too() -> None:
 
 def test_subjects_are_told_apart_but_not_told() -> None:
     subject = NAMES.subject("mueller")
-    assert subject == NAMES.subject("mueller") == NAMES.subject(subject) and subject != NAMES.subject("Mueller")
+    assert subject == NAMES.subject("Mueller ") == NAMES.subject(subject)
+    assert subject != NAMES.subject("mueller2")
     assert subject is not None and len(subject) == 19 and subject != OTHER.subject("mueller")
     assert NAMES.subject(None) is None
 
@@ -103,6 +110,117 @@ def test_messages_lose_the_names_that_they_hold() -> None:
     problem = Problem("/a/mueller.zip", "x/smith.jpg", "corrupt", "/a/mueller.zip: smith.jpg of mueller.zip is cut")
     shown = NAMES.found(problem)
     assert "mueller" not in str(shown) and "smith" not in str(shown) and "is cut" in shown.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        's3://lab/Hans Müller/raw/1.jpg (endpoint http://h): no such object; check the URI',
+        'Could not connect to the endpoint URL: "http://h/lab/Hans%20M%C3%BCller/raw/(hidden)"; 8 attempts',
+        "http://h/lab?list-type=2&prefix=Hans+M%C3%BCller%2Fraw%2F&delimiter=%2F",
+        "prefix cannot be listed: s3://lab/Hans Müller/ (endpoint http://h): access denied",
+        r"File name in directory 'Hans M\xfcller' and header b'Hans M\xc3\xbcller' differ",
+        "lab/HANS MÜLLER/raw of patient Hans Müller",
+    ],
+)  # fmt: skip
+def test_no_spelling_of_a_part_of_a_path_is_left_of_a_failure(text: str) -> None:
+    shown = NAMES.failure(text, ["s3://lab/Hans Müller/raw/1.jpg", "raw/Hans M\xfcller.jpg"])
+    assert "ller" not in shown.lower() and "hans" not in shown.lower(), shown
+    assert "hidden" in shown
+
+
+def test_words_of_a_failure_stay_where_a_folder_is_called_so() -> None:
+    text = "/a/in/x.zip: ends in a member of a zip"
+    assert NAMES.failure(text, ["/a/in/x.zip"]) == "(hidden): ends in a member of a zip"
+
+
+def test_targets_of_links_are_in_no_message(bundle: Bundle, stores: Stores, tmp_path: Path) -> None:
+    linked = {"a.jpg": "mueller/raw", "b.jpg": "okafor/c.bin"}
+    packed = io.BytesIO()
+    for mode, name in (("w", "x.tar"), ("w:gz", "x.tgz")):
+        with tarfile.open(fileobj=packed, mode=mode) as archive:  # type: ignore[call-overload]
+            for file, data in (("sound.jpg", picture(1)), ("okafor/c.bin", b"no image")):
+                archive.addfile(_file(file, len(data)), io.BytesIO(data))
+            for link, target in linked.items():
+                info = tarfile.TarInfo(link)
+                info.type, info.linkname = tarfile.LNKTYPE, target
+                archive.addfile(info)
+        write_files(tmp_path / "in", {name: packed.getvalue()})
+        packed = io.BytesIO()
+    out = tmp_path / "out"
+    score_here([tmp_path / "in"], bundle, out, stores=stores, pseudonym_key_id=names_of(stores).key_id)
+    messages = rows(out / "run-1", "quarantine")["message"].to_pylist()
+    assert sum("link to" in message for message in messages) == 3
+    assert_no_patient(out)
+
+
+def _file(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info
+
+
+def test_members_that_a_damaged_zip_confuses_are_in_no_message(bundle: Bundle, stores: Stores, tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("night_A.tgz", tar({"a.jpg": picture(1)}, "w:gz"))
+        archive.writestr("sound.jpg", picture(2))
+    data = packed.getvalue().replace(b"night_A.tgz", b"mueller.tgz", 1)  # in the member's own header
+    source, out = write_files(tmp_path / "in", {"x.zip": data}), tmp_path / "out"
+    score_here([source], bundle, out, stores=stores, pseudonym_key_id=names_of(stores).key_id)
+    [message] = rows(out / "run-1", "quarantine")["message"].to_pylist()
+    assert "differ" in message
+    assert_no_patient(out)
+
+
+@pytest.mark.parametrize("uri", ["s3://lab/Hans Mueller/raw/a.jpg", "s3://lab/Mueller-Hans.jpg"])
+def test_a_store_that_is_out_names_nobody(uri: str, key_file: str) -> None:
+    nowhere = S3Settings("http://127.0.0.1:9", "eu-west-1", anonymous=True, max_attempts=1)
+    stores = with_pseudonyms(Stores(nowhere), key_file)
+    token = names_of(stores).path(uri)
+    with pytest.raises(StoreError) as failed:
+        stores.of(token).read(token)
+    said = str(failed.value)
+    assert "mueller" not in said.lower() and said.startswith(
+        "(hidden) (endpoint http://127.0.0.1:9): Could not connect"
+    )
+    with pytest.raises(StoreError) as failed:
+        Stores(nowhere).of(uri).read(uri)
+    assert str(failed.value).count("ueller") == 1, "told once, and not as an address"
+
+
+def test_spellings_of_a_subject_are_one_in_files_and_archives(bundle: Bundle, stores: Stores, tmp_path: Path) -> None:
+    files = {"Patient_01_a.jpg": picture(1), "patient-01_b.jpg": picture(2), "Patient_02_a.jpg": picture(3)}
+    files["night.tgz"] = tar({"PATIENT 01_c.jpg": picture(4)}, "w:gz")
+    pattern = r"([^/]*)_[abc]\.jpg"
+    _, hidden = score_here(
+        [write_files(tmp_path / "in", files)], bundle, tmp_path / "out", stores=stores,
+        pseudonym_key_id=names_of(stores).key_id, subject_pattern=pattern,
+    )  # fmt: skip
+    subjects = pq.read_table(tmp_path / "out" / "run-1" / "subjects.parquet")
+    found = dict(zip(subjects["subject_id"].to_pylist(), subjects["n_images"].to_pylist(), strict=True))
+    names = names_of(stores)
+    assert found == {names.subject("patient 01"): 3, names.subject("patient-02"): 1}
+    assert len(set(rows(tmp_path / "out" / "run-1")["subject_id"].to_pylist())) == 2 and hidden["counts"]["scored"] == 4
+
+
+def test_what_fails_while_a_hidden_file_is_read_names_its_token() -> None:
+    """A file is opened whole, and the store fails later, piece by piece."""
+
+    class Failing(LocalStore):
+        def open(self, uri: str, on_failure: object = None) -> io.BufferedReader:
+            def fail(offset: int, size: int) -> bytes:
+                raise StoreError(Code.IO_ERROR, f"{uri}: reset")
+
+            return io.BufferedReader(RangedFile(9, fail))
+
+    plain = Stores(mounts=(("/mueller/", Failing()),))
+    token = NAMES.path("/mueller/night.tgz")
+    file = _HiddenStore(NAMES, plain, False).open(token)
+    assert file.seek(3) == 3 and file.tell() == 3
+    with pytest.raises(StoreError) as failed:
+        file.read(2)
+    assert str(failed.value) == "(hidden): reset"
 
 
 @pytest.mark.parametrize("text", [None, "", "abc", "zz" * 32, "0f" * 31])

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.base.text import folded
 from pipeline.evaluation.intervals import wilson_interval
 from pipeline.images.unit import Unit
-from pipeline.ingest.class_names import folded
 from pipeline.model.cell_rates import Share, detection_limit
 from pipeline.model.subject_rules import SubjectRules, detection
 from pipeline.storage.parquet import described

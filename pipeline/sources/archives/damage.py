@@ -6,6 +6,7 @@ anywhere around them is a bug of ours, and ends the command as one.
 
 import errno
 import lzma
+import re
 import struct
 import tarfile
 import zipfile
@@ -22,6 +23,7 @@ _RAISED_ON_DAMAGE = (
 )  # fmt: skip
 # What they stumble into on bytes that nobody foresaw. Raised in a function of ours that they call, it is a bug.
 _STUMBLES = (LookupError, TypeError, AssertionError, RuntimeError)
+_QUOTED = re.compile(r"""b?'(?:\\.|[^'\\])*'|b?"(?:\\.|[^"\\])*\"""")
 _NO_SUCH_PLACE = (None, errno.EINVAL)  # of an OSError: no system call failed, or it was asked for a place below 0
 
 
@@ -47,7 +49,7 @@ class _Reading:
         if isinstance(error, OSError) and error.errno not in _NO_SUCH_PLACE:
             raise StoreError(Code.IO_ERROR, f"the disk cannot read it: {error.strerror}") from error
         if isinstance(error, _RAISED_ON_DAMAGE) or (isinstance(error, _STUMBLES) and not _is_ours(trace)):
-            raise Damaged(_code(error), str(error) or "ends too early") from error
+            raise Damaged(_code(error), _said(error) or "ends too early") from error
 
 
 reading = _Reading()
@@ -58,6 +60,11 @@ def _is_ours(trace: TracebackType | None) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("pipeline.")
+
+
+def _said(error: BaseException) -> str:
+    """What a library says, without what it quotes: names and bytes from inside the archive, also of other members."""
+    return _QUOTED.sub("…", str(error))
 
 
 def _code(error: BaseException) -> Code:

@@ -19,7 +19,6 @@ from pipeline.sources.archives.members import (
     classify,
     is_archive,
     is_image,
-    readable,
     suffix,
     window,
 )
@@ -176,7 +175,8 @@ class _StreamedTar(Tar):
 class Links:
     """Images that are links to files of other names, which hold the bytes: their targets come before or after them.
 
-    A link to an image is only counted: the image is listed under the name that has the bytes.
+    A link to an image is only counted: the image is listed under the name that has the bytes. Messages leave targets
+    out: they are names of others, which nobody would know to hide.
     """
 
     def __init__(self, place: Place) -> None:
@@ -208,14 +208,14 @@ class Links:
         for name, target, is_hard in self._waiting:
             start, length = self._others.get(target, (0, 0))
             if target in self._others and is_streamed:
-                message = f"a link to {readable(target)}, whose name is no image's; unpack the archive, or rename that"
+                message = "a link to a file whose name is no image's; unpack the archive, or rename that file"
                 yield self._place.problem(name, Code.UNSUPPORTED_FORMAT, message, length)
             elif target in self._others and start + length <= size:
                 at, refused = (self._place.base or 0) + start, classify(name, self._place, length)
                 where = {"access": Access.RANGE, "offset": at, "stored_bytes": length}
                 yield refused or self._place.entry(name, length, **where)
             elif is_hard and not is_image(target):
-                message = f"a hard link to {readable(target)}, which is not in the archive; pack it anew"
+                message = "a hard link to what is not in the archive; pack it anew"
                 yield self._place.problem(name, Code.TRUNCATED, message)
             else:
                 yield self._place.ignored(name, "link inside an archive")
