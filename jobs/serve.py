@@ -24,7 +24,7 @@ from pydantic import Field, field_validator, model_validator
 from jobs.common import Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.ending import end_in_order, interrupt, raise_if_terminated
-from jobs.served import Served, announce, applications
+from jobs.served import Served, announce, applications, trust
 from pipeline.base.cluster import alive_nodes, cluster_target, connected, refuse_dead_node, tell_waiting
 from pipeline.base.errors import PlatformError, UsageError
 from pipeline.base.resources import ClusterPlan, check
@@ -122,6 +122,7 @@ def main(config: ServeConfig) -> None:
     if config.traces_to is not None:
         check_traces(is_local)
     if is_local:
+        front.refuse_host(config.host)
         for port in filter(None, (config.port, config.grpc_port)):
             check_port(config.host, port)
     settings = [read_settings(_arguments(config, one.model)) for one in served]  # what does not fit is refused first
@@ -131,6 +132,8 @@ def main(config: ServeConfig) -> None:
             check_folder(its.audit_log)
     files = front.tls_files(config.tls_cert, config.tls_key, is_local)
     warn_of_open_door(config)
+    if files is not None and (reason := files.open_to_others()) is not None:
+        _say(f"warning: {reason}")
     with (
         contextlib.ExitStack() as quiet,
         _stop_signals() as stop,
@@ -148,7 +151,8 @@ def main(config: ServeConfig) -> None:
             stop.arm()
             raise_if_terminated()
             end_in_order()  # requests that are in work are answered
-            announce(served, config.host, config.port, config.grpc_port, files, clock)
+            trusted = trust(files, is_local, config.host, config.port)
+            announce(served, config.host, config.port, config.grpc_port, trusted, clock)
             stop.wait([lambda: refuse_dead_node(ray), renewal])
             print("stopping ...", flush=True)
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray calls it a failure

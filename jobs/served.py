@@ -1,8 +1,9 @@
 """The applications of one service, a model each: the first at /, others below /models/NAME. What is told of them."""
 
+import http.client
 import json
 import socket
-import urllib.error
+import ssl
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,15 +47,26 @@ def applications(models: Sequence[str], bundles: Sequence[Bundle]) -> list[Serve
     return served
 
 
+def trust(files: tls.Files | None, is_local: bool, host: str, port: int) -> ssl.SSLContext | None:
+    """For asking the service itself; None: without TLS. Whether a cluster's nodes have it is theirs to say."""
+    if files is not None:
+        return files.trusting()
+    return None if is_local else tls.heard(_reached(host), port)
+
+
+def _reached(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def announce(
-    served: Sequence[Served], host: str, port: int, grpc_port: int | None, files: tls.Files | None, clock: Clock
+    served: Sequence[Served], host: str, port: int, grpc_port: int | None, trusted: ssl.SSLContext | None, clock: Clock
 ) -> None:
     """Ask the service itself, then tell a person how to use it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = _reached(host)
     host = f"[{host}]" if ":" in host else host
-    url = f"{'http' if files is None else 'https'}://{host}:{port}"
+    url = f"{'http' if trusted is None else 'https'}://{host}:{port}"
     for one in served:
-        state, info = _ready(one.url(url), files), one.bundle.info
+        state, info = _ready(one.url(url), trusted), one.bundle.info
         place = f" at {one.url(url)}/" if len(served) > 1 else ""
         print(
             f"serving {info.name} {info.version} ({info.architecture}, sha256 {state['model']['sha256'][:12]}){place}"
@@ -63,10 +75,10 @@ def announce(
             print("trained on synthetic images: what it says of real cells means nothing")
     also = ""
     if grpc_port:
-        if files is None:
+        if trusted is None:
             _ready_over_grpc(f"{host}:{grpc_port}")
         else:
-            _speaks_h2(host.strip("[]"), grpc_port, files)
+            _speaks_h2(host.strip("[]"), grpc_port, trusted)
         also = f"   gRPC {host}:{grpc_port}"
     print(f"ready after {clock.seconds:.1f} s at {url}   page {url}/   interface {url}/docs{also}")
     print(f"try: curl --data-binary @cell.jpg {url}/predict")
@@ -86,9 +98,8 @@ def _ready_over_grpc(address: str) -> None:
             ) from error
 
 
-def _speaks_h2(host: str, port: int, files: tls.Files) -> None:
+def _speaks_h2(host: str, port: int, context: ssl.SSLContext) -> None:
     """With TLS gRPC clients insist on ALPN's h2 (RFC 7301); theirs of Python cannot be told to trust any name."""
-    context = files.trusting()
     context.set_alpn_protocols(["h2"])
     try:
         with socket.create_connection((host, port), 30) as plain, context.wrap_socket(plain) as connection:
@@ -99,15 +110,15 @@ def _speaks_h2(host: str, port: int, files: tls.Files) -> None:
         raise PlatformError(f"what listens at {host} port {port} speaks no gRPC")
 
 
-def _ready(url: str, files: tls.Files | None) -> dict[str, Any]:
+def _ready(url: str, trusted: ssl.SSLContext | None) -> dict[str, Any]:
     opener = DIRECT
-    if files is not None:
-        trusting = urllib.request.HTTPSHandler(context=files.trusting())
+    if trusted is not None:
+        trusting = urllib.request.HTTPSHandler(context=trusted)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
     try:
         with opener.open(f"{url}/readyz", timeout=30) as answer:
             return dict(json.load(answer))
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise PlatformError(
             f"{url}/readyz does not answer ({error}); where Serve runs already, --host and --port are its own"
         ) from error

@@ -32,6 +32,7 @@ _MESSAGES = {
 _LOST = ("replica_lost", "the replica that worked on this is gone; send it again")  # a 502 of HAProxy, told as 503
 _MIDDLEWARES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.own_proxy.middlewares"}
 GRPC_HOST = "LEUKORAY_GRPC_HOST"  # where Serve's gRPC servers listen; without it at every address
+_LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC takes no larger limit
 GRPC_METHODS = "serving.protocols.oip.rpc.server.add_to_server"  # for Serve's grpc_servicer_functions
 FIRST = "leukoray"  # the application that has what names none
 _MARK = "# made strict by leukoray"
@@ -52,7 +53,7 @@ def settings(
     `max_message_bytes`.
     Outside Linux, or with RAY_SERVE_ENABLE_HA_PROXY=0, Serve's own proxy stays.
     """
-    both = {**_MIDDLEWARES, "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max_message_bytes)}
+    both = {**_MIDDLEWARES, "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(min(max_message_bytes, _LARGEST_MESSAGE))}
     if not stands(environment):
         return {name: value for name, value in both.items() if name not in environment}
     files = {
@@ -88,22 +89,37 @@ def stands(environment: Mapping[str, str]) -> bool:
 
 
 def tls_files(cert: str | None, key: str | None, is_local: bool) -> tls.Files | None:
-    """Of `leukoray serve`, where they are given and can be used. Raises UsageError, InputError and PlatformError."""
+    """Of `leukoray serve`, where they are given and can be used; None also where they are those of a cluster's nodes.
+
+    Raises UsageError, InputError and PlatformError.
+    """
     if cert is None or key is None:
         return None
+    files = tls.Files(absolute(cert), absolute(key))
     if not is_local:
+        named = tls.of_environment(os.environ)
+        if named is not None and tls.Files(absolute(named.cert), absolute(named.key)) == files:
+            return None  # a node's own environment
         raise UsageError(
-            f"--tls-cert: a cluster's proxies began with its nodes; set ${tls.CERT_VARIABLE} and ${tls.KEY_VARIABLE} "
-            "in the environment of each node's `ray start` (infra/serve.env)"
+            f"--tls-cert: a cluster's proxies began with its nodes; leave --tls-cert and --tls-key out, and set "
+            f"${tls.CERT_VARIABLE} and ${tls.KEY_VARIABLE} in the environment of each node's `ray start` "
+            "(infra/serve.env)"
         )
     if not stands(os.environ):
         raise PlatformError(
             "--tls-cert: TLS is spoken by the HAProxy that Ray brings for Linux, which is off or not to be had here; "
             "put a reverse proxy with TLS in front"
         )
-    files = tls.Files(absolute(cert), absolute(key))
     files.check()
     return files
+
+
+def refuse_host(host: str) -> None:
+    """Raises UsageError for the address at which Ray lets HAProxy listen to IPv4 alone, and itself to IPv6."""
+    if host == "::" and stands(os.environ):
+        raise UsageError(
+            "--host ::: HAProxy would listen at addresses of IPv4 alone; give 0.0.0.0 for these, or one address of IPv6"
+        )
 
 
 def _program() -> Path:
@@ -193,6 +209,7 @@ def _frontend(lines: list[str], bind_options: str) -> list[str]:
     [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
     rules = [
         f"{bind} {bind_options}".rstrip(),
+        "    option disable-h2-upgrade",  # by prior knowledge, RFC 9113, section 3.3
         "    acl has_id req.hdr(x-request-id) -m found",
         "    acl has_one_id req.fhdr_cnt(x-request-id) eq 1",
         f"    acl is_id req.fhdr(x-request-id) -m reg {_VALID_ID}",

@@ -60,6 +60,14 @@ class Files:
             return ()
         return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in found)
 
+    def open_to_others(self) -> str | None:
+        """A warning where others than the owner and the group may read or write the key."""
+        mode = os.stat(self.key).st_mode
+        if mode & 0o026:
+            done = "read" if mode & 0o004 else "replace"
+            return f"{self.key}: others on this machine may {done} the private key; chmod 640"
+        return None
+
     def environment(self) -> dict[str, str]:
         return {CERT_VARIABLE: self.cert, KEY_VARIABLE: self.key}
 
@@ -81,6 +89,17 @@ def _no_password() -> str:
 def bind_options(folder: str, protocol: str = "http/1.1") -> str:
     """What follows the address of HAProxy's `bind`. HTTP/2 is for gRPC alone: limits here are those of HTTP/1.1."""
     return f"ssl crt {os.path.join(folder, _PEM)} ssl-min-ver TLSv1.2 alpn {protocol}"
+
+
+def heard(host: str, port: int) -> ssl.SSLContext | None:
+    """For a client of whatever certificate, where TLS is spoken there; None: it is not. Only for what is no secret."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), _ANSWER_S) as plain, context.wrap_socket(plain):
+            return context
+    except OSError:
+        return None
 
 
 def lay_out(files: Files, folder: Path) -> None:

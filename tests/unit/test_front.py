@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.errors import PlatformError
-from serving.front import FIRST, LOST_FILE, UnknownConfiguration, lost_answer, refuse_open, settings, strict
+from pipeline.base.errors import PlatformError, UsageError
+from serving.front import (
+    FIRST,
+    LOST_FILE,
+    UnknownConfiguration,
+    lost_answer,
+    refuse_host,
+    refuse_open,
+    settings,
+    strict,
+)
 from serving.settings import ServingSettings
 from tests.servers import free_port
 
@@ -147,6 +157,9 @@ def test_serves_own_words_become_problems_and_a_replicas_stay(ours: str, folder:
             told, retry_after, body = asked(f"{url}/{status}/plain")
             assert (told, retry_after, json.loads(body)["error"]["code"]) == (503, "1", code)
             assert asked(f"{url}/{status}/json") == (status, None, b"{}")
+        with socket.create_connection(("127.0.0.1", port), 30) as line:  # HTTP/2 by prior knowledge: none is spoken
+            line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            assert line.recv(100).startswith(b"HTTP/1.1 400 ")
     finally:
         process.kill()
         process.wait()
@@ -193,6 +206,21 @@ def test_what_the_environment_says_already_counts() -> None:
     assert (name, size) == ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE")
     assert settings({"RAY_SERVE_ENABLE_HA_PROXY": "0", name: "lab.callback"}, "/tmp/x", PORTS, 7) == {size: "7"}
     assert "RAY_SERVE_HAPROXY_NBTHREAD" not in settings({"RAY_SERVE_HAPROXY_NBTHREAD": "8"}, "/tmp/x", PORTS, 7)
+
+
+def test_no_message_of_grpc_may_be_larger_than_grpc_can_count() -> None:
+    sizes = [settings({}, "/tmp/x", PORTS, size)["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] for size in (2**31 - 1, 2**40)]
+    assert sizes == ["2147483647", "2147483647"]
+
+
+def test_an_address_at_which_haproxy_would_not_listen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    for host in ("0.0.0.0", "::1", "127.0.0.1"):
+        refuse_host(host)
+    with pytest.raises(UsageError, match=r"give 0\.0\.0\.0"):
+        refuse_host("::")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    refuse_host("::")
 
 
 def test_the_environment_for_clusters_says_the_same() -> None:

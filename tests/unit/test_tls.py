@@ -25,8 +25,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from jobs.common import Clock
 from jobs.predict import command as predict_command
 from jobs.serve import ServeConfig
+from jobs.served import Served, announce, trust
 from pipeline.base.errors import InputError, PlatformError, UsageError
 from serving import tls
 from serving.front import LOST_FILE, folders, lost_answer, strict, tls_files
@@ -270,6 +272,28 @@ def test_a_node_of_a_cluster_renews_by_the_program_itself(secure: Secure) -> Non
     assert secure.serial() == issued
 
 
+def test_a_service_of_a_cluster_is_asked_as_its_nodes_speak(secure: Secure, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(secure.folder.parent / "again", size=32, synthetic=True)
+    served = [Served("leukoray", "/", bundle.uri, bundle)]
+    trusted = trust(None, False, "127.0.0.1", secure.port)
+    assert trusted is not None and trust(None, True, "127.0.0.1", secure.port) is None
+    announce(served, "127.0.0.1", secure.port, None, trusted, Clock())
+    assert f"at {secure.url} " in capsys.readouterr().out
+    with pytest.raises(PlatformError, match="readyz does not answer"):  # HAProxy ends the connection
+        announce(served, "127.0.0.1", secure.port, None, None, Clock())
+    with live(ServingSettings(model=bundle.uri)) as url:
+        assert trust(None, False, "127.0.0.1", int(url.rpartition(":")[2])) is None
+
+
+def test_a_key_that_others_may_read_is_told(tmp_path: Path) -> None:
+    files = tls.Files(str(tmp_path / "a.pem"), str(tmp_path / "a.key"))
+    Authority.new().issue(files)
+    for mode, said in ((0o600, None), (0o640, None), (0o644, "may read"), (0o660, "may replace")):
+        Path(files.key).chmod(mode)
+        told = files.open_to_others()
+        assert told is None if said is None else told is not None and said in told
+
+
 def test_files_that_are_no_pair_are_refused_before_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
     authority = Authority.new()
@@ -287,8 +311,11 @@ def test_files_that_are_no_pair_are_refused_before_a_start(tmp_path: Path, monke
     with pytest.raises(InputError, match="belong together"):
         tls.of_environment({tls.CERT_VARIABLE: one.cert})
     assert tls_files(one.cert, one.key, is_local=True) == one
-    with pytest.raises(UsageError, match="LEUKORAY_TLS_CERT"):
+    for name, value in two.environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"leave --tls-cert and --tls-key out, and set \$LEUKORAY_TLS_CERT"):
         tls_files(one.cert, one.key, is_local=False)
+    assert tls_files(two.cert, two.key, is_local=False) is None  # infra/serve.env was read: the nodes have it
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
     with pytest.raises(PlatformError, match="reverse proxy"):
         tls_files(one.cert, one.key, is_local=True)
