@@ -110,11 +110,13 @@ class _Index:
     def __init__(self, paths: Sequence[str], base: str, folder: str) -> None:
         self.paths = paths
         self.exact = _unique(paths)
+        self.wholes = [f"{base}/{path}" for path in paths] if base else paths
         self._base = base
         self._ends: dict[tuple[int, bool, bool], dict[str, int]] = {}
         inside = [position for position, path in enumerate(paths) if path.startswith(f"{folder}/")] if folder else []
         self._inside = inside
-        self._beside = _Index([paths[at][len(folder) + 1 :] for at in inside], "", "") if inside else None
+        below = [paths[at][len(folder) + 1 :] for at in inside]
+        self._beside = _Index(below, f"{base}/{folder}", "") if inside else None
 
     def find(self, name: str, is_rooted: bool) -> int | None:
         found = self._find(name, is_rooted)
@@ -126,10 +128,10 @@ class _Index:
     def _find(self, name: str, is_rooted: bool) -> int | None:
         if name in self.exact:
             return self.exact[name]
-        tail = name.partition("://")[2] or name
-        while "/" in tail:  # leading folders dropped one by one; only a full address may shrink to a bare file name
-            tail = tail.partition("/")[2]
-            if tail in self.exact and (is_rooted or "/" in tail):
+        parts = (name.partition("://")[2] or name).split("/")
+        for cut in range(1, len(parts)):  # only a full address may shrink to a bare file name
+            tail = "/".join(parts[cut:])
+            if tail in self.exact and (is_rooted or "/" in tail) and self._is_own(parts[:cut]):
                 return self.exact[tail]
         if is_rooted:
             return None
@@ -138,40 +140,65 @@ class _Index:
                 return position
         return None
 
+    def _is_own(self, folders: Sequence[str]) -> bool:
+        """Whether these are the last folders on the way to the source, and not those of another patient's images."""
+        named = [folder for folder in folders if folder not in ("", ".", "..")]
+        own = (self._base.partition("://")[2] or self._base).split("/")
+        return own[max(0, len(own) - len(named)) :] == named if named else True
+
     def by_end(self, end: str, *, whole: bool = False, cut: bool = False) -> int | None:
         """By as many names as `end` has. `whole`: of the path with its base; `cut`: without extensions."""
         depth = end.count("/") + 1
         key = (depth, whole, cut)
         if key not in self._ends:
-            full = (f"{self._base}/{path}" for path in self.paths) if whole else iter(self.paths)
-            ends = ("/".join(path.split("/")[-depth:]) for path in full)
+            ends = ("/".join(path.split("/")[-depth:]) for path in (self.wholes if whole else self.paths))
             self._ends[key] = _unique(_without_extension(part) if cut else part for part in ends)
         return self._ends[key].get(end)
 
 
 def _find_foreign(index: _Index, written: Sequence[str], names: Sequence[str], found: Located) -> None:
-    """Full addresses that begin in another folder than the source, always in the same one."""
+    """Addresses that begin in another folder than the source, always in the same one.
+
+    A full one may stand for a folder inside the source as well; what is no full one, for the source itself alone.
+    """
     taken = set(found.positions)
     pairs: dict[int, tuple[int, str, str]] = {}  # row -> position, folder there, folder here
     for row, position in enumerate(found.positions):
-        if position is not None or not _is_rooted(names[row]):
+        if position is not None:
             continue
         parts = written[row].split("/")
         for depth in range(len(parts) - 1, _FEWEST_FOLDERS - 1, -1):
             end = "/".join(parts[-depth:])
-            at = index.by_end(end)
+            at = index.by_end(end, whole=True)
             if at is not None:
-                if at != AMBIGUOUS and at not in taken:
-                    pairs[row] = (at, written[row].removesuffix(end), index.paths[at].removesuffix(end))
+                if at != AMBIGUOUS and at not in taken and (_is_rooted(names[row]) or end.endswith(index.paths[at])):
+                    pairs[row] = (at, written[row].removesuffix(end), index.wholes[at].removesuffix(end))
                 break
     here_of, there_of = dict[str, set[str]](), dict[str, set[str]]()
     for _, there, here in pairs.values():
         here_of.setdefault(there, set()).add(here)
         there_of.setdefault(here, set()).add(there)
+    _add_own_names(index, written, found, there_of)
     for row, (at, there, here) in pairs.items():
         if len(here_of[there]) == len(there_of[here]) == 1 and not _contradict(there, here):
             found.positions[row] = at
             found.past[_FOREIGN] += 1
+
+
+def _add_own_names(index: _Index, written: Sequence[str], found: Located, there_of: dict[str, set[str]]) -> None:
+    """To each folder here what the rows that have their image call it: one that has its own name has no other."""
+    for row, position in enumerate(found.positions):
+        if position is None or position == AMBIGUOUS:
+            continue
+        whole = index.wholes[position]
+        at = whole.rfind("/")
+        while at >= 0:
+            here, rest = whole[: at + 1], whole[at + 1 :]
+            if not f"/{written[row]}".endswith(f"/{rest}"):
+                break
+            if here in there_of:
+                there_of[here].add(written[row].removesuffix(rest))
+            at = whole.rfind("/", 0, at)
 
 
 def _contradict(there: str, here: str) -> bool:

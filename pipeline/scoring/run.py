@@ -76,11 +76,11 @@ def _continued(output: Output, folder: RunFolder, request: Request, say: Callabl
 
 
 def _listed(output: Output, folder: RunFolder, request: Request, stores: Stores) -> Plan:
-    """The plan; a folder for which there is nothing to do does not stay."""
+    """The plan; a folder for which there is nothing to do does not stay, unless somebody put files into it."""
     try:
         return make_plan(output, folder, request, stores)
     except InputError:
-        folder.store.delete_tree(folder.uri)
+        folder.discard_listing()
         raise
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from pipeline.base.text import first_line
 from pipeline.base.versions import check_version
 from pipeline.scoring.record import RunRecord
 from pipeline.scoring.schemas import SCHEMA_VERSION
+from pipeline.storage.local import is_temporary
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Store, StoreError
 from pipeline.storage.uris import join
 
 # Files of a run, by their names in its folder. Parquet readers skip folders with a leading underscore.
+SKIPPED, DELETED = "skipped", "deleted"  # what a listing writes of outputs
 SUCCESS, RECORD, PARTS_LIST, SUBJECTS = "_SUCCESS", "run.json", "parts.json", "subjects.parquet"
 WORK = "_work"
 REQUEST, PLAN, PARTS = f"{WORK}/request.json", f"{WORK}/plan.json", f"{WORK}/parts"
@@ -87,6 +90,27 @@ class RunFolder:
     def delete(self, name: str) -> None:
         """A folder of the run with all that is in it; no error where there is none."""
         self.store.delete_tree(self.file(name))
+
+    def is_free(self) -> bool:
+        """Nothing lies here but what a run that was killed at its very start had begun to write."""
+        return self.store.head(self.uri) is None and all(map(is_temporary, self._files()))
+
+    def sweep(self) -> None:
+        """Remove what killed writers left half written: other programs read all files of a folder."""
+        if not self.store.is_remote:  # an object appears whole
+            for uri in filter(is_temporary, self._files()):
+                self.store.delete(uri)
+
+    def _files(self) -> Iterator[str]:
+        return (item.uri for item in self.store.walk(self.uri))
+
+    def discard_listing(self) -> None:
+        """Remove what a listing wrote, and the folder where nothing else is in it."""
+        for name in (WORK, SKIPPED, DELETED):
+            self.delete(name)
+        if not self.store.is_remote:
+            with contextlib.suppress(OSError):  # files of others
+                os.rmdir(self.uri)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         with self.sound(name), self.open(name) as file:

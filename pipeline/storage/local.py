@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import cast
 from pipeline.base.errors import Code, InputError, LeukorayError, PlatformError
 from pipeline.storage.types import Bytes, Level, ObjectInfo, OnFailure, StoreError, replaced
 from pipeline.storage.uris import local_path
+
+_TEMPORARY = re.compile(r"[^/]\.tmp-[0-9a-f]{12}\Z")
 
 
 def translated(error: OSError, uri: str) -> LeukorayError:
@@ -30,6 +33,17 @@ def translated(error: OSError, uri: str) -> LeukorayError:
     if isinstance(error, IsADirectoryError):
         return StoreError(Code.NOT_FOUND, f"{uri}: is a folder, expected a file")
     return StoreError(Code.IO_ERROR, f"{uri}: {error.strerror or error}")
+
+
+def _temporary(uri: str) -> str:
+    """A name beside `uri` that readers of whole folders pass over: Arrow and Spark read no `.name`."""
+    folder, slash, name = uri.rpartition("/")
+    return f"{folder}{slash}.{name}.tmp-{uuid.uuid4().hex[:12]}"
+
+
+def is_temporary(uri: str) -> bool:
+    """Whether this is a file that was being written, by its name; also by that of version 0.1, which had no dot."""
+    return _TEMPORARY.search(uri) is not None
 
 
 def local_etag(stat: os.stat_result) -> str:
@@ -67,7 +81,7 @@ class LocalStore:
             raise translated(error, uri) from error
 
     def write(self, uri: str, data: bytes) -> None:
-        temporary = f"{uri}.tmp-{uuid.uuid4().hex[:12]}"
+        temporary = _temporary(uri)
         try:
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
@@ -75,10 +89,12 @@ class LocalStore:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, uri)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            raise translated(error, uri) from error
+            if isinstance(error, OSError):
+                raise translated(error, uri) from error
+            raise
 
     def create(self, uri: str, data: bytes) -> str | None:
         """Write only if nothing is there yet; the new etag, or None when somebody was first."""

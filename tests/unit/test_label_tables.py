@@ -63,6 +63,36 @@ def test_two_foreign_folders_are_not_taken_for_one_here() -> None:
     assert locate(rows, ["in/images/1.png", "in/images/2.png"]).positions == [None, None]
 
 
+@pytest.mark.parametrize("own", ["s3://b/P1", "/data/P1", "/data/Smith", "/data/x"])
+@pytest.mark.parametrize("below", ["", "slide/"])
+def test_the_image_of_another_patient_is_not_found_under_its_folder(own: str, below: str) -> None:
+    """A table of two patients of which one is the source: the same file names, and the row of one is missing."""
+    other = own.replace("P1", "P2").replace("Smith", "Jones").replace("x", "y")
+    rows = [f"{own}/{below}{n}.jpg" for n in (1, 2, 3)] + [f"{other}/{below}4.jpg"]
+    paths = [f"{below}{n}.jpg" for n in (1, 2, 3, 4)]
+    for there in (rows, [row.partition("/")[2].rpartition("/data/")[2].lstrip("/") for row in rows]):
+        assert locate(there, paths, base=own).positions == [0, 1, 2, None]
+        assert locate([there[3], there[0]], paths, base=own).positions == [None, 0]
+    assert locate([*rows, f"{other}/{below}1.jpg"], paths, base=own).positions == [0, 1, 2, None, None]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "/data/set/train/a.png", "set/train/a.png", "/train/a.png", "../set/train/a.png", "train/a.png", "a.png",
+        "file:///data/set/train/a.png", "C:/data/set/train/a.png", "https://host/data/set/train/a.png",
+        "/export/set/train/a.png", "/other/train/a.png", "renamed/train/a.png",
+    ],
+)  # fmt: skip
+def test_one_image_is_found_below_whatever_the_set_was_kept_in(written: str) -> None:
+    assert locate([written], ["train/a.png", "train/b.png"], base="/data/set").positions == [0]
+
+
+def test_a_flat_folder_is_known_under_another_root_by_its_own_name_alone() -> None:
+    for written, position in (("/export/images/a.png", 0), ("/images/a.png", 0), ("/export/cells/a.png", None)):
+        assert locate([written], ["a.png"], base="/data/images").positions == [position]
+
+
 @search(50)
 @given(st.lists(st.text("aAbB0/. \\", max_size=8), max_size=6), st.lists(st.text("aAbB0/.", min_size=1), max_size=5))
 def test_whatever_is_written_a_row_finds_one_listed_image_or_none(names: list[str], paths: list[str]) -> None:

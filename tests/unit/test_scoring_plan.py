@@ -9,7 +9,8 @@ from pipeline.base.errors import InputError
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.plan.plan import find_or_start
 from pipeline.scoring.plan.shards import Shards, read_shard, shard_size
-from pipeline.scoring.request import Request
+from pipeline.scoring.request import Request, RunOptions, Workforce
+from pipeline.scoring.run import score
 from pipeline.scoring.run_folder import Output, RunFolder
 from pipeline.scoring.schemas import ShardRow
 from pipeline.sources.rows import Access, image_id
@@ -77,6 +78,49 @@ def test_a_command_continues_the_unfinished_run_of_its_own_request(bundle: Bundl
         find_or_start(output, mine, "run-1")
     with pytest.raises(InputError, match=r"run-2: an unfinished run of another request"):
         find_or_start(output, mine, "run-2")
+
+
+@pytest.mark.parametrize("name", ["cell.jpg", "skipped/mine.parquet", "predictions/part-00000.parquet", "run.json"])
+def test_a_folder_of_others_is_neither_adopted_nor_touched(name: str, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = write_files(tmp_path / "full", contents(2, bad=False))
+    theirs = tmp_path / "out" / "photos"
+    write_files(theirs, {name: b"{}"})
+    for sources in (tmp_path / "in", source):
+        request = Request((str(sources),), bundle.uri, bundle.info.identity())
+        with pytest.raises(InputError, match="photos: holds files that are of no scoring run"):
+            score(str(tmp_path / "out"), request, bundle, RunOptions(Workforce(1), run_id="photos"), Stores(), print)
+        assert [path for path in theirs.rglob("*") if path.is_file()] == [theirs / name]
+    folder, _ = find_or_start(Output.at(str(tmp_path / "out"), Stores()), request, None)
+    assert folder.run_id.startswith("run-2")
+
+
+@pytest.mark.parametrize("put", [None, "notes.txt"])
+def test_a_run_without_anything_to_do_leaves_nothing_but_what_others_put_there(
+    put: str | None, bundle: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "readme.md").write_text("no image")
+    run = tmp_path / "out" / "run-1"
+    request = Request((str(tmp_path / "in"),), bundle.uri, bundle.info.identity())
+    write_files(run, {"_work/.request.json.tmp-0123456789ab": b"{"})  # killed in its first moment
+    if put is not None:
+        find_or_start(Output.at(str(tmp_path / "out"), Stores()), request, "run-1")
+        (run / put).write_text("mine")
+    with pytest.raises(InputError, match="no images found"):
+        score(str(tmp_path / "out"), request, bundle, RunOptions(Workforce(1), run_id="run-1"), Stores(), print)
+    assert {path.name for path in run.parent.rglob("*")} == ({"_lock"} if put is None else {"_lock", "run-1", put})
+
+
+def test_what_a_killed_writer_left_is_gone_once_the_run_is_done(bundle: Bundle, tmp_path: Path) -> None:
+    source, run = write_files(tmp_path / "in", contents(3, bad=False)), tmp_path / "out" / "run-1"
+    left = [
+        "predictions/.part-00000.parquet.tmp-0123456789ab",
+        "predictions/k=v/part-00000.parquet.tmp-0123456789ab",  # of version 0.1
+    ]
+    write_files(run, dict.fromkeys([*left, "predictions/notes.tmp-1"], b"half"))
+    score_here([source], bundle, tmp_path / "out", "run-1")
+    assert not any((run / name).exists() for name in left) and (run / "predictions/notes.tmp-1").exists()
 
 
 def test_the_next_night_scores_nothing_that_is_unchanged(bundle: Bundle, tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 
 from jobs.config import JobConfig
 from pipeline.base.errors import Code, UsageError
 from pipeline.storage.arrow import arrow_filesystem
-from pipeline.storage.local import LocalStore
+from pipeline.storage.local import LocalStore, is_temporary
+from pipeline.storage.parquet import to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings, StoreError
 from pipeline.storage.uris import absolute, is_s3, join
@@ -44,6 +47,33 @@ def test_a_process_killed_in_a_write_leaves_the_old_file(tmp_path: Path, monkeyp
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert STORE.read(path).data == b"old"
+
+
+def test_a_write_that_is_interrupted_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        STORE.write(str(tmp_path / "x.json"), b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_table_that_is_being_written_is_not_read_with_those_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = to_parquet(pa.table({"x": [1, 2, 3]}))
+    STORE.write(str(tmp_path / "part-00000.parquet"), table)
+    rows, replaced = list[int](), os.replace
+
+    def read(*names: str) -> None:
+        assert sorted(map(is_temporary, os.listdir(tmp_path))) == [False, True]
+        rows.append(ds.dataset(tmp_path, format="parquet").count_rows())
+        replaced(*names)
+
+    monkeypatch.setattr(os, "replace", read)
+    STORE.write(str(tmp_path / "part-00001.parquet"), table)
+    assert rows == [3] and ds.dataset(tmp_path, format="parquet").count_rows() == 6
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def _count(folder: RunFolder, plan: Plan, archives: Sequence[ArchiveSummary], wr
 
 def finish(folder: RunFolder, written: Sequence[Written], record: RunRecord) -> None:
     """parts.json, run.json, then `_SUCCESS`, which holds the run's status; then the parts go."""
+    folder.sweep()
     folder.write(PARTS_LIST, json.dumps([asdict(item) for item in written], indent=1).encode())
     folder.write(RECORD, json.dumps(record.model_dump(mode="json"), indent=2).encode())
     folder.write(SUCCESS, f"{record.status}\n".encode())

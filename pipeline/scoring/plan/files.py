@@ -11,7 +11,7 @@ from pipeline.scoring.history.uncounted import UNCOUNTED
 from pipeline.scoring.output import OutputFile, OutputSeries
 from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
 from pipeline.scoring.plan.shards import Shards
-from pipeline.scoring.run_folder import FAILED_BEFORE, PROBLEMS, RunFolder
+from pipeline.scoring.run_folder import DELETED, FAILED_BEFORE, PROBLEMS, SKIPPED, RunFolder
 from pipeline.scoring.schemas import DELETED_SCHEMA, SKIPPED_SCHEMA, ArchiveRow, quarantine_schema
 from pipeline.sources.archives import Entry, Problem, holds_many
 from pipeline.storage.parquet import to_parquet
@@ -22,12 +22,12 @@ class PlanFiles:
 
     def __init__(self, folder: RunFolder, model_sha256: str, begin: datetime) -> None:
         self._folder, self._model_sha256, self._begin = folder, model_sha256, begin
-        for kind in ("skipped", "deleted"):  # of a listing that was cut short
+        for kind in (SKIPPED, DELETED):  # of a listing that was cut short
             folder.delete(kind)
         self.shards = Shards(folder)
         self.opened: list[ArchiveRow] = []  # compressed archives whose images were taken one by one
-        self.deleted = OutputSeries(folder, "deleted", DELETED_SCHEMA)
-        self._skipped = OutputSeries(folder, "skipped", SKIPPED_SCHEMA)
+        self.deleted = OutputSeries(folder, DELETED, DELETED_SCHEMA)
+        self._skipped = OutputSeries(folder, SKIPPED, SKIPPED_SCHEMA)
         self._reasons: Counter[str] = Counter()
         self._problems = OutputFile(quarantine_schema())
         self._uncounted = 0

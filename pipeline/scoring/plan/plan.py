@@ -82,7 +82,7 @@ def find_or_start(
 ) -> tuple[RunFolder, bool]:
     """(run folder, whether it continues an unfinished run of the same request). Those of others are told.
 
-    Raises InputError when `run_id` names a finished run, or an unfinished one of another request.
+    Raises InputError when `run_id` names a finished run, an unfinished one of another request, or a folder of others.
     """
     finished, unfinished = None, list[str]()
     for folder in output.runs():
@@ -91,6 +91,8 @@ def find_or_start(
             if run_id is not None and is_meant:
                 raise InputError(f"{folder.uri}: this run is complete; leave out --run-id or choose another")
             finished = folder if is_meant else finished
+            continue
+        if not folder.has(REQUEST):  # a run.json of another program
             continue
         stored = json.loads(folder.read(REQUEST))
         if is_meant and stored["digest"] == request.digest():
@@ -108,6 +110,8 @@ def find_or_start(
     if finished is not None:
         finished.delete(WORK)  # left where the last run was killed between its `_SUCCESS` and its end
     folder = output.run(run_id or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S-%f")[:-3])
+    if not folder.is_free():
+        raise InputError(f"{folder.uri}: holds files that are of no scoring run; give another --run-id, or none")
     document = {**asdict(request), "digest": request.digest(), "run_id": folder.run_id}
     document["schema_version"] = SCHEMA_VERSION
     folder.write(REQUEST, json.dumps(document, indent=2).encode())
