@@ -23,6 +23,7 @@ from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
 from pipeline.ingest.findings import near_copy_counts, refuse_lost_answers, write_findings
 from pipeline.ingest.hide import hidden
 from pipeline.ingest.layouts import describe_layouts
+from pipeline.ingest.own_files import PROBLEMS, refuse_foreign_files
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
 from pipeline.sources.filters import Filters, parse_since
 from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, ManifestInfo, refuse_foreign, write_manifest
@@ -110,6 +111,7 @@ def main(config: IngestConfig) -> None:
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     refuse_foreign(out, stores)
+    refuse_foreign_files(out, stores)
     if config.contradictions is None:
         refuse_lost_answers(out, stores)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
@@ -122,7 +124,7 @@ def main(config: IngestConfig) -> None:
     store = stores.of(out)
     write_croissant(written, stores)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
-    store.write(join(out, "problems.json"), json.dumps(problems, indent=2).encode())
+    store.write(join(out, PROBLEMS), json.dumps(problems, indent=2).encode())
     write_findings(out, draft.alike, draft.split, draft.table, stores)
     print("\n".join(account(draft, written, clock.seconds)), flush=True)
 

@@ -79,6 +79,17 @@ def croissant(manifest: Manifest, digests: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def describes_manifest(told: dict[str, Any]) -> bool:
+    """Whether a JSON object is such a description: of our columns, in files that are named as parts of a manifest."""
+    try:
+        files = [item["contentUrl"] for item in told["distribution"]]
+        named = {field["name"] for records in told["recordSet"] for field in records["field"]}
+    except (KeyError, TypeError):
+        return False
+    is_ours = set(map(str, files)) <= {f"part-{number:05d}.parquet" for number in range(len(files))}
+    return told.get("conformsTo") == CONFORMS_TO and is_ours and (not files or {"image_id", "uri", "label"} <= named)
+
+
 def _description(manifest: Manifest) -> str:
     info = manifest.info
     classes = ", ".join(f"{name} {sum(of.values()):,}" for name, of in info.counts.classes.items())

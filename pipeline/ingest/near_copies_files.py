@@ -22,8 +22,9 @@ NEAR_COPIES_TABLE, NEAR_COPIES_SHEET = "near_copies.csv", "near_copies.html"
 _SHOWN = 24  # pairs
 _SIDE = 160  # pixels
 _COLUMNS = ("class_name", "subject_id", "split")
-_HEAD = """<!doctype html><meta charset="utf-8"><title>Near copies</title>
-<style>
+_PAIR = ("first", "second", "agreement")  # the first columns
+_TITLE = '<!doctype html><meta charset="utf-8"><title>Near copies</title>\n'
+_STYLE = """<style>
 body{font:14px sans-serif;margin:2em} figure{display:inline-block;margin:.5em;vertical-align:top;width:335px}
 figcaption{font-size:12px;overflow-wrap:anywhere} img,.none{width:160px;height:160px;display:inline-block;margin:1px}
 .none{background:#ddd}
@@ -33,8 +34,8 @@ figcaption{font-size:12px;overflow-wrap:anywhere} img,.none{width:160px;height:1
 
 def table_of_pairs(pairs: Sequence[Pair], manifest: pa.Table) -> str:
     """CSV: both paths of each pair with class, subject and split, and how well they agree."""
-    sides = ("first", "second")
-    lines: list[list[object]] = [[*sides, "agreement", *(f"{side}_{name}" for name in _COLUMNS for side in sides)]]
+    sides = _PAIR[:2]
+    lines: list[list[object]] = [[*_PAIR, *(f"{side}_{name}" for name in _COLUMNS for side in sides)]]
     places = places_of(manifest)
     columns = {name: manifest[name].to_pylist() for name in _COLUMNS}
     for pair in pairs:
@@ -53,7 +54,7 @@ def sheet_of_pairs(pairs: Sequence[Pair], manifest: pa.Table, stores: Stores = S
     splits = dict(zip(numbers, chosen["split"].to_pylist(), strict=True))
     pictures = _pictures(list(rows.values()), stores)
     title = f"{len(pairs):,} pairs of images that show the same" + (f", {_SHOWN} of them" if pairs[_SHOWN:] else "")
-    parts = [_HEAD, f"<h1>{title}</h1>\n"]
+    parts = [_TITLE, _STYLE, f"<h1>{title}</h1>\n"]
     for pair in shown:
         both = (pair.first, pair.second)
         captions = (f"{rows[row].place} ({splits[row] or 'no split'})" for row in both)
@@ -61,6 +62,16 @@ def sheet_of_pairs(pairs: Sequence[Pair], manifest: pa.Table, stores: Stores = S
         caption = "<br>".join(html.escape(caption) for caption in captions)
         parts.append(f"<figure>{images}<figcaption>{caption}</figcaption></figure>\n")
     return "".join(parts)
+
+
+def is_table(data: bytes) -> bool:
+    """Whether a file is such a table, by its first columns."""
+    return data.startswith(",".join(_PAIR).encode())
+
+
+def is_sheet(data: bytes) -> bool:
+    """Whether a file is such a page, by its title."""
+    return data.startswith(_TITLE.encode())
 
 
 def _pictures(rows: Sequence[ListingRow], stores: Stores) -> dict[int, str]:

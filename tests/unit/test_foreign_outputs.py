@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from jobs import ingest as job
 from pipeline.sources.manifest import read_manifest
@@ -43,6 +45,41 @@ def test_files_of_others_are_not_replaced(
     assert ingested(source, path.parent) == 3
     assert f"{path} is of no manifest" in capsys.readouterr().err
     assert path.read_bytes() == before and [item.name for item in path.parent.iterdir()] == [name]
+
+
+FINDINGS = ["croissant.json", "problems.json", "near_copies.csv", "near_copies.html"]
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+@pytest.mark.parametrize("is_beside_ours", [True, False])
+def test_files_of_others_by_the_names_of_findings_are_not_replaced(
+    name: str, is_beside_ours: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / name
+    if is_beside_ours:  # an older version wrote fewer files
+        assert ingested(source, path.parent) == 0
+    path.parent.mkdir(exist_ok=True)
+    before = b'{"conformsTo": "http://mlcommons.org/croissant/1.0"}' if name == "croissant.json" else b"mine"
+    path.write_bytes(before)
+    assert ingested(source, path.parent) == 3
+    assert f"{path} is of no manifest" in capsys.readouterr().err
+    assert path.read_bytes() == before and (is_beside_ours or [*path.parent.iterdir()] == [path])
+
+
+def test_findings_that_an_interrupted_ingest_left_are_ours(source: Path, tmp_path: Path) -> None:
+    (source / "healthy" / "broken.png").symlink_to("nowhere.png")
+    noise = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    for kind in ("PNG", "JPEG"):  # a pair of near copies
+        image = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
+        (source / "healthy" / f"pair.{kind.lower()}").write_bytes(encoded(image, kind))
+    out = tmp_path / "out"
+    command = [str(source), "--out", str(out)]
+    assert job.command(command) == 0
+    assert all((out / name).exists() for name in FINDINGS) and len((out / "problems.json").read_text()) > 9
+    for name in ("manifest.json", "part-00000.parquet"):
+        (out / name).unlink()
+    assert job.command(command) == 0
+    assert read_manifest(str(out)).table.num_rows == 10
 
 
 @pytest.mark.parametrize("lost", ["nothing", "manifest.json", "part-00000.parquet", "half of manifest.json"])
