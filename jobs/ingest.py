@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,8 @@ from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, Manifes
 from pipeline.sources.masks import MASKS, masks_note
 from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.sources.tables import text_of
+from pipeline.storage.abilities import with_conditions
+from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -46,6 +48,8 @@ Research software, not a medical device.
 """
 
 _EXAMPLES_SHOWN = 5
+_WRITING_S = 60.0  # for which another ingest into the same folder is waited for
+_IF_LOCKED = "wait for it, or choose another --out"
 _UNIT_UNKNOWN = (
     "nobody has said what an image shows: --unit cell (one white cell) or --unit field (many). A model of one says "
     "nothing of the other, which is only noticed where it is known"
@@ -120,13 +124,23 @@ def main(config: IngestConfig) -> None:
         return
     draft = hidden(ingest(config.source, _options(config, stores), filters, stores, config.limit), names)
     print("\n".join(["", *_class_table(draft), ""]), flush=True)
-    written = write_manifest(out, [draft.table], _info(draft, config, names), stores)
-    store = stores.of(out)
+    with locked(out, "ingest", with_conditions(stores, out), _WRITING_S, _IF_LOCKED) as check_lock:
+        written = _write(out, draft, _info(draft, config, names), stores, check_lock)
+    print("\n".join(account(draft, written, clock.seconds)), flush=True)
+
+
+def _write(
+    out: str, draft: ManifestDraft, info: ManifestInfo, stores: Stores, check_lock: Callable[[], None]
+) -> Manifest:  # fmt: skip
+    """The manifest and what lies beside it."""
+    written = write_manifest(out, [draft.table], info, stores)
+    check_lock()
     write_croissant(written, stores)
     problems = [{**asdict(problem), "code": str(problem.code)} for problem in draft.listing.problems]
-    store.write(join(out, PROBLEMS), json.dumps(problems, indent=2).encode())
+    stores.of(out).write(join(out, PROBLEMS), json.dumps(problems, indent=2).encode())
     write_findings(out, draft.alike, draft.split, draft.table, stores)
-    print("\n".join(account(draft, written, clock.seconds)), flush=True)
+    check_lock()
+    return written
 
 
 def _write_classes(config: IngestConfig, filters: Filters, stores: Stores) -> None:

@@ -144,7 +144,10 @@ def table_digest(table: pa.Table) -> str:
 
 
 def write_manifest(out: str, tables: Iterable[pa.Table], info: ManifestInfo, stores: Stores = Stores()) -> Manifest:
-    """Write parts, then `manifest.json` last; a manifest without it is refused by `read_manifest`."""
+    """Write parts, then `manifest.json` last; a manifest without it is refused by `read_manifest`.
+
+    Of two that write at once neither may be whole: whoever calls holds the lock of `out`.
+    """
     out = absolute(out)
     store = stores.of(out)
     parts = [_completed(table) for table in tables]
@@ -255,6 +258,11 @@ def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:
         raise InputError(f"{uri}: cannot be read as a manifest ({error}); run `leukoray ingest` again") from error
     if table.num_rows != info.images:
         raise InputError(f"{uri}: {table.num_rows} rows, manifest.json says {info.images}; run `leukoray ingest` again")
+    if table_digest(table) != info.digest:
+        raise InputError(
+            f"{uri}: its parts are not those that manifest.json was written for (changed since, or another ingest "
+            "wrote here); run `leukoray ingest` again"
+        )
     return Manifest(uri, table, info)
 
 

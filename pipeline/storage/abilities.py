@@ -34,10 +34,8 @@ def for_writing(stores: Stores, out: str, *, single_writer: bool, say: Callable[
     Raises PlatformError where neither the store nor the user prevents a second writer, StoreError where the store
     cannot be written to.
     """
-    if not stores.of(out).is_remote:
-        return stores
-    conditions = ask_conditions(stores, out)
-    if conditions is Conditions.NONE:
+    found = with_conditions(stores, out)
+    if not found.of(out).is_conditional:
         why = f"{out}: this store (endpoint {stores.s3.endpoint or 'AWS'}) does not heed conditional writes"
         if not single_writer:
             raise PlatformError(
@@ -45,7 +43,12 @@ def for_writing(stores: Stores, out: str, *, single_writer: bool, say: Callable[
                 "it that only one does, or choose an --out elsewhere"
             )
         say(f"{why}: no lock is held, --single-writer vouches that no other run writes here")
-    return _with(stores, conditions)
+    return found
+
+
+def with_conditions(stores: Stores, out: str) -> Stores:
+    """`stores` with the conditions that the store of `out` heeds, if any. Raises StoreError as `ask` does."""
+    return _with(stores, ask_conditions(stores, out)) if stores.of(out).is_remote else stores
 
 
 def ask(stores: Stores, folder: str) -> Abilities:

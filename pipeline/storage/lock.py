@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.base.errors import Code, PlatformError
+from pipeline.base.errors import Code, InputError, PlatformError
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Store, StoreError
 from pipeline.storage.uris import join
@@ -27,6 +27,7 @@ from pipeline.storage.uris import join
 NAME = "_lock"
 RENEW_S = 5.0
 EXPIRY_S = 30.0
+_BEGINS = b'{"run_id": '  # how every version has written one
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -41,6 +42,7 @@ def locked(
     """Hold the lock of `out`; gives a function that raises PlatformError once the lock is lost.
 
     Raises PlatformError when another run holds it for longer than `wait_s` seconds; `advice` is what to do then.
+    Raises InputError where a file of somebody else has its name.
     """
     owner = {
         "run_id": run_id,
@@ -135,6 +137,12 @@ def _owner_in(data: bytes | str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _refuse_foreign(data: bytes, where: str) -> None:
+    """A lock is overwritten by the next one. Of one that was being written when its process died there is a part."""
+    if not (data.startswith(_BEGINS) or _BEGINS.startswith(data)):
+        raise InputError(f"{where}: is no lock of leukoray's and would be overwritten; move it away")
+
+
 def _describe(owner: dict[str, Any]) -> str:
     if not owner:
         return "unknown owner"
@@ -142,9 +150,9 @@ def _describe(owner: dict[str, Any]) -> str:
     return f"{owner.get('run_id')}, process {owner.get('pid')} on {owner.get('host')} since {started}"
 
 
-def _lock_file(path: Path, owner: dict[str, Any]) -> IO[str]:
+def _lock_file(path: Path, owner: dict[str, Any]) -> IO[bytes]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")  # noqa: SIM115 - closing it is what releases the lock
+    file = open(path, "ab+")  # noqa: SIM115 - closing it is what releases the lock
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -157,8 +165,14 @@ def _lock_file(path: Path, owner: dict[str, Any]) -> IO[str]:
                 "unnoticed; choose an --out elsewhere, or have it mounted with locks (Lustre: -o flock)"
             ) from None
         raise _HeldError(holder) from None
+    file.seek(0)
+    try:
+        _refuse_foreign(file.read(), str(path))
+    except InputError:
+        file.close()
+        raise
     file.truncate(0)
-    file.write(json.dumps(owner))
+    file.write(json.dumps(owner).encode())
     file.flush()
     return file
 
@@ -185,6 +199,7 @@ class _Lease:
                 if error.code is not Code.NOT_FOUND:
                     raise
                 raise _HeldError("just released") from None
+            _refuse_foreign(held.data, uri)
             holder = _owner_in(held.data)
             if watch.age_s(held.etag) < EXPIRY_S and not _is_gone(holder):
                 raise _HeldError(_describe(holder), held.etag)

@@ -13,6 +13,7 @@ from PIL import Image
 from jobs import ingest as job
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.filled_in import sealed, unsealed, write_beside_edited
+from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from tests.images import encoded, scene
 
@@ -80,6 +81,18 @@ def test_findings_that_an_interrupted_ingest_left_are_ours(source: Path, tmp_pat
         (out / name).unlink()
     assert job.command(command) == 0
     assert read_manifest(str(out)).table.num_rows == 10
+
+
+def test_two_ingests_into_one_folder_write_one_after_the_other(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(job, "_WRITING_S", 0.1)
+    with locked(str(out), "the other", Stores()):
+        assert ingested(source, out) == 5
+    assert "another run is writing here (the other" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["_lock"]
+    assert ingested(source, out) == 0 and read_manifest(str(out)).table.num_rows == 8
 
 
 @pytest.mark.parametrize("lost", ["nothing", "manifest.json", "part-00000.parquet", "half of manifest.json"])

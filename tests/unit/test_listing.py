@@ -467,10 +467,26 @@ def test_what_manifest_json_says_is_read_back_as_it_was_written(tmp_path: Path) 
 
 def test_a_manifest_json_of_another_version_says_less_or_more_and_is_read(tmp_path: Path) -> None:
     """0.1 wrote these three at its end; what a later one adds is left alone."""
-    write_manifest(str(tmp_path), [MANIFEST_SCHEMA.empty_table()], ManifestInfo())
-    put(tmp_path / "manifest.json", b'{"layout": "flat", "later": [1], "version": 1, "digest": "d", "images": 0}')
+    digest = write_manifest(str(tmp_path), [MANIFEST_SCHEMA.empty_table()], ManifestInfo()).info.digest
+    text = {"layout": "flat", "later": [1], "version": 1, "digest": digest, "images": 0}
+    put(tmp_path / "manifest.json", json.dumps(text).encode())
     info = read_manifest(str(tmp_path)).info
-    assert (info.layout, info.units, info.digest) == ("flat", "subjects", "d")
+    assert (info.layout, info.units, info.digest) == ("flat", "subjects", digest)
+
+
+def test_parts_of_another_ingest_are_not_read_under_this_ones_name(tmp_path: Path) -> None:
+    """Two wrote at once: as many rows, other labels."""
+    put(tmp_path / "in" / "a.jpg")
+    save_manifest(tmp_path / "manifest", tmp_path / "in")
+    table = read_manifest(str(tmp_path / "manifest")).table
+    at = table.schema.get_field_index("label")
+    changed = table.set_column(at, table.schema.field(at), pa.array([1], pa.int8()))
+    theirs = write_manifest(str(tmp_path / "theirs"), [changed], ManifestInfo())
+    (tmp_path / "theirs" / "part-00000.parquet").rename(tmp_path / "manifest" / "part-00000.parquet")
+    with pytest.raises(InputError, match="its parts are not those that"):
+        read_manifest(str(tmp_path / "manifest"))
+    (tmp_path / "manifest" / "manifest.json").write_bytes((tmp_path / "theirs" / "manifest.json").read_bytes())
+    assert read_manifest(str(tmp_path / "manifest")).table.equals(theirs.table)
 
 
 @pytest.mark.parametrize(

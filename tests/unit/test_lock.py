@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from pipeline.base.errors import Code, PlatformError
+from pipeline.base.errors import Code, InputError, PlatformError
 from pipeline.storage import lock
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import Bytes, Store, StoreError
@@ -205,13 +205,33 @@ def test_where_conditions_are_not_heeded_nothing_is_held() -> None:
         check()
 
 
-@pytest.mark.parametrize("left", [b"", b"<html>", b"[]", b"{"])
-def test_what_no_lock_wrote_is_taken_over_as_one_of_a_dead_run(quick: None, left: bytes) -> None:
+@pytest.mark.parametrize("left", [b"", b"{", b'{"run_id": "theirs", "pi'])
+def test_a_part_of_a_lock_is_taken_over_as_one_of_a_dead_run(quick: None, left: bytes) -> None:
     memory = Memory()
     memory.create(f"{OUT}/_lock", left)
     with lock.locked(OUT, "ours", stores(memory)) as check:
         check()
         assert b"ours" in memory.objects[f"{OUT}/_lock"].data
+
+
+@pytest.mark.parametrize("left", [b"<html>", b"[]", b"\xff\xfe", b'{"lock": 1}'])
+def test_what_no_lock_wrote_is_somebodys_and_stays(left: bytes, tmp_path: Path) -> None:
+    memory = Memory()
+    memory.create(f"{OUT}/_lock", left)
+    with pytest.raises(InputError, match=f"{OUT}/_lock: is no lock"), lock.locked(OUT, "ours", stores(memory)):
+        pass
+    (tmp_path / "_lock").write_bytes(left)
+    for _ in range(2):  # the file is let go
+        with pytest.raises(InputError, match="_lock: is no lock"), lock.locked(str(tmp_path), "ours", Stores()):
+            pass
+    assert memory.objects[f"{OUT}/_lock"].data == (tmp_path / "_lock").read_bytes() == left
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b'{"run_id": "night", "host": "h", "pid": 1, "since": 0}'])
+def test_the_file_of_a_run_that_ended_is_taken_over(left: bytes, tmp_path: Path) -> None:
+    (tmp_path / "_lock").write_bytes(left)
+    with lock.locked(str(tmp_path), "ours", Stores()):
+        assert (tmp_path / "_lock").read_bytes().startswith(b'{"run_id": "ours"')
 
 
 def test_a_lock_that_cannot_be_read_is_no_other_run() -> None:
