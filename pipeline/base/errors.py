@@ -95,7 +95,7 @@ class Code(StrEnum):
     TRUNCATED = "truncated", "Ends before its own header or markers say.", _ANYWHERE
     CORRUPT = "corrupt", "Complete, but damaged inside.", _ANYWHERE
     UNSAFE_PATH = "unsafe_path", "An archive member whose name tries to leave the archive.", (Stage.LIST,)
-    CRASHED_DECODER = "crashed_decoder", "Decoding it ended the process.", (Stage.DECODE,)
+    CRASHED_DECODER = "crashed_decoder", "Decoding it, or the model on it, ended the process.", (Stage.DECODE,)
     PREDICT_FAILED = "predict_failed", "The model gave no finite probability.", (Stage.PREDICT,)
 
 

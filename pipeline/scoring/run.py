@@ -54,7 +54,7 @@ def score(
             ray = joined.enter_context(connected(options.address, options.num_cpus))
             progress = score_shards(ray, task, options.workforce, check_lock)
         check_lock()
-        done = commit.commit(ray, task)
+        done = commit.commit(ray, task, check_lock=check_lock)
         record = make_record(task, done.counts, progress, options, continues=continues)
         check_lock()
         commit.finish(folder, done.written, record)

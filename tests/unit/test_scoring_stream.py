@@ -245,13 +245,14 @@ def test_the_images_of_a_shard_are_had_again_to_look_for_a_culprit(bundle: Bundl
     tgz(tmp_path / "in" / "x.tgz", contents(12, bad=False))
     (tmp_path / "in" / "loose.jpg").write_bytes(picture(1))
     task = Here.plan([tmp_path / "in"], bundle, tmp_path / "out").task
-    suspects = Suspects(task.folder, task.stores, ReadRules.of(task.request), 16)
+    suspects = Suspects(task.folder, task.stores, ReadRules.of(task.request), bundle)
     shards = {len(suspects.ids(number)): number for number in range(task.plan.shards)}
     assert set(shards) == {1, 12}
     for count, number in shards.items():
         ids = suspects.ids(number)
         assert len(set(ids)) == count
-        assert suspects.decode(number, frozenset(ids[3:5] or ids)) == min(count, 2)
+        for use in (suspects.decode, suspects.predict):
+            assert use(number, frozenset(ids[3:5] or ids)) == min(count, 2)
         assert suspects.decode(number, frozenset()) == 0
 
 

@@ -4,18 +4,19 @@ Every step gives the same files when it is done again, so a kill anywhere is men
 removed only after `_SUCCESS` is there.
 """
 
+import functools
 import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.base.cluster import own_errors
-from pipeline.base.errors import IncompleteError
+from pipeline.base.errors import IncompleteError, PlatformError
+from pipeline.base.text import first_line
 from pipeline.images.remarks import count_kinds
 from pipeline.images.unit import Unit
 from pipeline.scoring.commit.compact import Compactor, group_parts
@@ -30,7 +31,10 @@ from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IN_TRAINING, IS_OOD, IS_UN
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.unit import has_blocks, unit_scored
 from pipeline.scoring.work.parts import ArchiveSummary, all_part_sizes, read_summary
+from pipeline.scoring.work.tasks import lost_errors, results
 from pipeline.sources.masks import MASKS_NAMED
+
+_TRIES = 4  # of a task that is lost
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,13 @@ class Committed:
     counts: Counts
 
 
-def commit(ray: Any, task: ScoringTask, sizes: Sizes = Sizes()) -> Committed:
+def commit(
+    ray: Any, task: ScoringTask, sizes: Sizes = Sizes(), check_lock: Callable[[], None] = lambda: None
+) -> Committed:
     """Write all output files; small runs in this process, large ones as Ray tasks.
 
-    Raises IncompleteError when something is missing or does not add up.
-    `ray` may be None for a small run.
+    Raises IncompleteError when something is missing or does not add up, PlatformError where tasks are lost again and
+    again or this node is, and what `check_lock` raises. `ray` may be None for a small run.
     """
     folder, plan = task.folder, task.plan
     parts = all_part_sizes(folder, plan)
@@ -64,16 +70,27 @@ def commit(ray: Any, task: ScoringTask, sizes: Sizes = Sizes()) -> Committed:
     compactor = Compactor(folder, plan, task.bundle.info, Partition.parse(rule) if rule else None)
     groups = list(enumerate(group_parts(parts, sizes.file) or [[]]))  # what could not be listed is in the first
     if sum(parts) <= sizes.in_driver or ray is None:
-        results = [compactor.write(*group) for group in groups]
+        written = [item for group in groups for item in compactor.write(*group)]
     else:
-        remote = ray.remote(num_cpus=1, max_retries=3)(Compactor.write)
-        with own_errors(ray):
-            results = ray.get([remote.remote(compactor, *group) for group in groups])
-    written = [item for result in results for item in result]
+        written = _by_tasks(ray, compactor, groups, check_lock)
     written += _archives(folder, plan, archives)
     written += plan.files
     written += _subjects(task, written)
     return Committed(written, _count(folder, plan, archives, written))
+
+
+def _by_tasks(
+    ray: Any, compactor: Compactor, groups: Sequence[tuple[int, Sequence[int]]], check_lock: Callable[[], None]
+) -> list[Written]:
+    remote = ray.remote(num_cpus=1, max_retries=0)(Compactor.write)
+    begin = [functools.partial(remote.remote, compactor, *group) for group in groups]
+    try:
+        return [item for result in results(ray, begin, check_lock, _TRIES) for item in result]
+    except lost_errors(ray) as error:
+        raise PlatformError(
+            f"{compactor.folder.uri}: a task that writes output files died {_TRIES} times ({first_line(error)}); free "
+            "memory (leukoray doctor), then run the same command again: all images are scored"
+        ) from error
 
 
 def _archives(folder: RunFolder, plan: Plan, summaries: Sequence[ArchiveSummary]) -> list[Written]:

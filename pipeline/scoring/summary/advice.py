@@ -28,7 +28,7 @@ REMEDIES: dict[Code, str] = {
     Code.TRUNCATED: "Copy it again from where it came from.",
     Code.CORRUPT: "Copy or export it again; look at the disk it lay on.",
     Code.UNSAFE_PATH: "Find out who made this archive; pack it anew.",
-    Code.CRASHED_DECODER: "Treat the file as dangerous; report it to the makers of the decoder.",
+    Code.CRASHED_DECODER: "Report the file to the makers of the decoder; where memory was short, retry it with more.",
     Code.PREDICT_FAILED: "Evaluate the model; if other images fail too, publish it again.",
 }
 SYNTHETIC = "the model was trained on synthetic images: its scores mean nothing about real blood"

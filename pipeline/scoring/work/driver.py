@@ -47,7 +47,7 @@ def score_shards(ray: Any, task: ScoringTask, workforce: Workforce, check_lock: 
     refuse_unshared(ray, task.stores, read, task.folder.file(WORK))
     crew = Crew(ray, task, workforce, count)
     try:
-        _Driver(ray, task, crew, progress).run(todo, check_lock, workforce.stall_s)
+        _Driver(ray, task, crew, progress, check_lock).run(todo, workforce.stall_s)
     finally:
         crew.dismiss()
     progress.show(force=True)
@@ -57,13 +57,16 @@ def score_shards(ray: Any, task: ScoringTask, workforce: Workforce, check_lock: 
 class _Driver:
     """Keeps every worker of the crew supplied, and takes in what they give."""
 
-    def __init__(self, ray: Any, task: ScoringTask, crew: Crew, progress: Progress) -> None:
+    def __init__(
+        self, ray: Any, task: ScoringTask, crew: Crew, progress: Progress, check_lock: Callable[[], None]
+    ) -> None:
         self._ray, self._task, self._crew, self._progress = ray, task, crew, progress
+        self._check_lock = check_lock
         self._todo: deque[int] = deque()
-        self._crashes = Crashes(ray, task)
+        self._crashes = Crashes(ray, task, check_lock)
         self._news = ArchiveNews(ray, dict(task.plan.archives), progress)
 
-    def run(self, todo: list[int], check_lock: Callable[[], None], stall_s: float) -> None:
+    def run(self, todo: list[int], stall_s: float) -> None:
         self._todo, progress, workers = self._in_order(todo), self._progress, self._crew.workers
         looked = time.monotonic()
         while self._todo or any(worker.open for worker in workers):
@@ -78,7 +81,7 @@ class _Driver:
                 worker = next((w for w in workers if reference in w.open), None)
                 if worker is not None:
                     self._collect(worker, reference)
-            check_lock()
+            self._check_lock()
             progress.show()
             if time.monotonic() - progress.last_change > stall_s:
                 progress.last_change = time.monotonic()
@@ -122,7 +125,7 @@ class _Driver:
         self._progress.add(account)
 
     def _bury(self, worker: Worker, error: Exception) -> None:
-        """Replace a dead worker; its shards go back, those that killed twice after a search for the culprit."""
+        """Replace a dead worker; its shards go back, those that killed several after a search for the culprit."""
         shards = sorted(worker.open.values())
         self._crashes.note_death(shards, error)
         self._crew.replace(worker)

@@ -45,7 +45,9 @@ _AS_DECODED = ("width", "height", "format")
 _AS_PREDICTED = ("class_name", "probability", "decision", "ood_score", "is_ood")
 _AS_REJECTED = ("stage", "code", "message")
 _CRASHED = ImageRejected(
-    Code.CRASHED_DECODER, "decoding it ended the process; the file is dangerous or the decoder has a bug", Stage.DECODE
+    Code.CRASHED_DECODER,
+    "reading it alone ended the process: the file is dangerous, the decoder has a bug, or memory is too short for it",
+    Stage.DECODE,
 )
 
 
@@ -118,7 +120,7 @@ class ShardScorer:
         return [(stage, uri, now - since) for stage, uri, since in list(self._doing.values())]
 
     def score(self, number: int, folder: RunFolder, crashed: frozenset[int] = frozenset()) -> Account:
-        """Write the part of one shard. `crashed`: ids known to kill the decoder, not to be decoded again.
+        """Write the part of one shard. `crashed`: ids known to end the process, not to be decoded again.
 
         Of an archive the account tells what `take_finished` has not told. Raises StoreError or PlatformError when the
         shard cannot be read, the part cannot be written, or the store is out altogether; the shard then stays undone.
