@@ -21,7 +21,7 @@ from pipeline.sources.rows import Access, ListingRow, image_id, place_of
 from pipeline.sources.side_by_side import side_by_side
 from pipeline.sources.tables import is_table
 from pipeline.storage.stores import Stores
-from pipeline.storage.uris import common_folder, is_s3, local_path
+from pipeline.storage.uris import common_folder, is_s3, local_path, readable_path
 
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
@@ -56,7 +56,11 @@ def list_sources(
     Raises InputError for a source that does not exist or cannot be read at all.
     """
     options = ListingOptions(filters, stores, opens_compressed)
-    opened = [open_source(root, options) for root in expand(sources, stores)]
+    opened = []
+    for root in expand(sources, stores):
+        opened.append(open_source(root, options))
+        if not opened[-1].names_images and not is_s3(root.uri):
+            options.places[os.path.realpath(local_path(root.uri))] = root
     found = _distinct(opened) if drop_doubles else _all_of(opened)
     yield from _counted(found, tally, limit, names_of(stores))
 
@@ -117,7 +121,7 @@ def base_folder(sources: Sequence[str]) -> str:
 
 def path_below(entry: Entry, base: str) -> str:
     """The path that layouts look at: below `base`, else the whole URI; `archive!/member` for members."""
-    path = local_path(entry.uri).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    path, base = readable_path(entry.uri), readable_path(base)
     top = base if base.endswith("/") else base + "/"
     if base and path.startswith(top):
         path = path[len(top) :]

@@ -15,7 +15,7 @@ from pipeline.sources.objects import ListingOptions, Root, Stream, Subtree, bind
 from pipeline.sources.rows import read_rows
 from pipeline.sources.tables import read_table
 from pipeline.storage.types import ObjectInfo, StoreError
-from pipeline.storage.uris import absolute, resolve
+from pipeline.storage.uris import absolute, readable_path, resolve
 
 _URI_COLUMNS = ("uri", "path", "file", "filename")
 _ROWS_A_STREAM = 64  # each row may cost a request on S3, so many are asked at the same time
@@ -44,7 +44,7 @@ def _recorded(table: pa.Table, said: Sequence[str], options: ListingOptions) -> 
         if isinstance(info, Problem):
             yield replace(info, member=member)
             continue
-        refused = options.filters.refuse([uri, *([member] if member is not None else [])], info.mtime)
+        refused = options.filters.refuse([readable_path(uri), *([member] if member is not None else [])], info.mtime)
         if refused:
             yield Ignored(uri, refused)
         elif member is not None and info.etag != row.etag:

@@ -14,6 +14,7 @@ from pipeline.sources.junk import OF_A_PROGRAM, is_junk
 from pipeline.sources.rows import Access
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
+from pipeline.storage.uris import readable_path
 
 # What lies beside images by the thousand and is none; `.ovr` and `.thm` are small copies of an image.
 NO_IMAGES = frozenset({
@@ -30,6 +31,7 @@ class ListingOptions:
     filters: Filters
     stores: Stores = field(default_factory=Stores)
     opens_compressed: bool = True  # False: one entry of access 'archive' each; whoever scores it opens it
+    places: "dict[str, Root]" = field(default_factory=dict)  # what is listed on disk, by its path without links
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Root:
 
     def path(self, uri: str) -> str:
         """What filters know a file by: its path below the base, its name where it is the root itself."""
-        below = self.base.rstrip("/") + "/"
+        uri, below = readable_path(uri), readable_path(self.base).rstrip("/") + "/"
         return uri[len(below) :] if uri.startswith(below) else posixpath.basename(uri)
 
 

@@ -14,11 +14,11 @@ from pipeline.sources.objects import ListingOptions, Root, Source, objects, one_
 from pipeline.sources.tables import is_table
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo, Store, StoreError
-from pipeline.storage.uris import absolute
+from pipeline.storage.uris import absolute, local_path
 
 
 def expand(sources: Sequence[str], stores: Stores = Stores()) -> list[Root]:
-    """Local patterns replaced by their matches, and no root that lies inside another.
+    """Local patterns replaced by their matches, and no root that lies inside another, also by way of links.
 
     Tables and manifests stay wherever they lie: they name images elsewhere. Raises InputError for a pattern without a
     match.
@@ -26,13 +26,15 @@ def expand(sources: Sequence[str], stores: Stores = Stores()) -> list[Root]:
     roots: dict[str, Root] = {}
     for source in map(absolute, sources):
         if stores.of(source).is_remote or not glob.has_magic(source) or os.path.lexists(source):
-            roots[source.rstrip("/") + "/"] = Root(source, source)
+            key = _place(source, stores)
+            if key not in roots or source == key.rstrip("/"):
+                roots[key] = Root(source, source)
             continue
         found = glob.glob(source, recursive=True)
         if not found:
             raise InputError(f"{source}: the pattern matches nothing; quote it, and check it with ls")
         for match in map(os.path.normpath, found):
-            roots.setdefault(match.rstrip("/") + "/", Root(match, UriPattern(source).folder))
+            roots.setdefault(_place(match, stores), Root(match, UriPattern(source).folder))
     kept: list[Root] = []
     outer: str | None = None
     for key in sorted(roots):  # what lies in a folder follows it at once
@@ -42,6 +44,18 @@ def expand(sources: Sequence[str], stores: Stores = Stores()) -> list[Root]:
         elif _names_others(roots[key].uri, stores):
             kept.append(roots[key])
     return kept
+
+
+def local_folders(sources: Sequence[str], stores: Stores = Stores()) -> list[str]:
+    """Those of the sources, and of what their patterns match, that are folders of this machine."""
+    named = [*sources, *(root.uri for root in expand(sources, stores))]
+    return [uri for uri in dict.fromkeys(named) if not stores.of(uri).is_remote and os.path.isdir(local_path(uri))]
+
+
+def _place(uri: str, stores: Stores) -> str:
+    """By which sources are known as the same, or as one inside another."""
+    path = uri if stores.of(uri).is_remote else os.path.realpath(local_path(uri))
+    return path.rstrip("/") + "/"
 
 
 def _names_others(uri: str, stores: Stores) -> bool:
@@ -56,12 +70,25 @@ def open_source(root: Root, options: ListingOptions) -> Source:
         if info is not None:
             return _open_file(info, root, options, store)
         if store.is_folder(root.uri):
+            if root.uri == root.base and not store.is_remote:
+                _refuse_empty(root.uri)
             return _open_folder(root, options)
     except StoreError as error:
         raise error.refusal() from error
     if store.is_remote and glob.has_magic(root.uri):
         return _open_pattern(UriPattern(root.uri), options, store)
     raise InputError(f"{root.uri}: does not exist or is empty; give a folder, an archive, or an s3:// prefix")
+
+
+def _refuse_empty(uri: str) -> None:
+    """As on S3, where an empty prefix is none. What a pattern matches may be empty."""
+    try:
+        with os.scandir(local_path(uri)) as entries:
+            is_empty = next(entries, None) is None
+    except OSError:
+        return  # a problem of the listing
+    if is_empty:
+        raise InputError(f"{uri}: is an empty folder; if a disk belongs there, mount it, else leave the source out")
 
 
 def _open_file(info: ObjectInfo, root: Root, options: ListingOptions, store: Store) -> Source:

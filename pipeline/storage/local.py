@@ -135,7 +135,7 @@ class LocalStore:
         return ObjectInfo(uri, stat.st_size, local_etag(stat), stat.st_mtime)
 
     def is_folder(self, uri: str) -> bool:
-        return os.path.isdir(uri)
+        return os.path.isdir(local_path(uri))
 
     def levels(self, prefix: str) -> Iterator[Level]:
         """What lies directly in a folder, as one page; nothing where the folder does not exist."""

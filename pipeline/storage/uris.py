@@ -67,6 +67,13 @@ def local_path(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))) if uri.startswith("file://") else uri
 
 
+def readable_path(uri: str) -> str:
+    """As `local_path`, as text: bytes that are no UTF-8 as U+FFFD. What filters and layouts look at."""
+    if not uri.startswith("file://"):
+        return uri
+    return local_path(uri).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def short_name(path: str) -> str:
     """Folder and name at the end of a path, for a person; of a hidden folder, which says nothing, the name alone."""
     parts = path.rsplit("/", 2)

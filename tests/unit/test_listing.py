@@ -116,9 +116,71 @@ def test_symbolic_links_are_followed_but_loops_end(tmp_path: Path) -> None:
     (tmp_path / "again").symlink_to(tmp_path / "real")
     (tmp_path / "file.jpg").symlink_to(tmp_path / "real" / "x.jpg")
     entries, problems, tally = listed(tmp_path)
-    assert names(entries) == ["file.jpg", "x.jpg"]
-    assert problems == []
+    assert [entry.uri for entry in entries] == [str(tmp_path / "real" / "x.jpg")]
+    assert problems == [] and tally.left_out["link to a file that is listed"] == 1
     assert tally.left_out["folder reached twice by a link"] == 2
+
+
+def test_a_link_to_what_is_listed_gives_no_second_image_wherever_it_points_tonight(tmp_path: Path) -> None:
+    """Also where it leads from one source into another, and where one source is a link to the other."""
+    for name in ("P1/1.jpg", "P2/2.jpg"):
+        put(tmp_path / "a" / name)
+    put(tmp_path / "b" / "3.jpg")
+    put(tmp_path / "elsewhere" / "4.jpg")
+    (tmp_path / "b" / "4.jpg").symlink_to(tmp_path / "elsewhere" / "4.jpg")
+    (tmp_path / "b" / "5.jpg").symlink_to(tmp_path / "a" / "notes.bak")  # no image by its own name
+    put(tmp_path / "a" / "notes.bak", b"text")
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    found = []
+    for latest in ("P1", "P2"):
+        for link, target in (
+            ("a/Latest", latest),
+            ("a/latest", latest),
+            ("b/all", "../a"),
+            ("b/one.jpg", "../a/P1/1.jpg"),
+        ):
+            (tmp_path / link).unlink(missing_ok=True)
+            (tmp_path / link).symlink_to(target)
+        entries, problems, _ = listed(tmp_path / "a", tmp_path / "b", tmp_path / "c")
+        assert problems == []
+        found.append({entry.uri.removeprefix(f"{tmp_path}/") for entry in entries})
+    assert found[0] == found[1] == {"a/P1/1.jpg", "a/P2/2.jpg", "b/3.jpg", "b/4.jpg", "b/5.jpg"}
+    alone = names(listed(tmp_path / "b")[0])  # links are all that the source has of these
+    assert alone == ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "one.jpg"]
+
+
+def test_a_link_to_what_is_left_out_stays(tmp_path: Path) -> None:
+    """Tools that keep the bytes in a folder of their own: git-annex, DVC."""
+    for name in (".git/annex/1.jpg", ".dvc/cache/2.jpg", "old/3.jpg"):
+        put(tmp_path / name)
+        (tmp_path / name[-5:]).symlink_to(tmp_path / name)
+    (tmp_path / "snapshot").symlink_to(tmp_path / ".dvc" / "cache")
+    entries, _, _ = listed(tmp_path, filters=Filters(exclude=("old/*",)))
+    assert sorted(entry.uri.removeprefix(f"{tmp_path}/") for entry in entries) == [
+        "1.jpg", "2.jpg", "3.jpg", "snapshot/2.jpg",
+    ]  # fmt: skip
+
+
+def test_filters_see_the_path_of_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
+    for folder in ("siteA", "siteB"):
+        (tmp_path / folder).mkdir()
+        Path(os.fsdecode(os.fsencode(tmp_path / folder) + b"/caf\xe9.jpg")).write_bytes(b"1")
+    for filters in (Filters(include=("siteA/*",)), Filters(exclude=("siteB/*",)), Filters(include=("siteA/caf?.jpg",))):
+        [entry], problems, _ = listed(tmp_path, filters=filters)
+        assert entry.uri == f"file://{tmp_path}/siteA/caf%E9.jpg" and problems == []
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9")
+    os.mkdir(folder)
+    Path(folder, "x.jpg").write_bytes(b"1")
+    [entry], _, _ = listed(folder, filters=Filters(include=("x.jpg",)))
+    assert entry.uri == f"file://{tmp_path}/%E9/x.jpg"
+
+
+def test_an_empty_folder_is_no_source_as_an_empty_prefix_is_none(tmp_path: Path) -> None:
+    (tmp_path / "nas").mkdir()
+    put(tmp_path / "local" / "x.jpg")
+    with pytest.raises(InputError, match="nas: is an empty folder; if a disk belongs there, mount it"):
+        listed(tmp_path / "nas", tmp_path / "local")
+    assert names(listed(tmp_path / "*")[0]) == ["x.jpg"]  # a pattern may match one
 
 
 def test_a_broken_link_is_a_problem(tmp_path: Path) -> None:
@@ -257,7 +319,7 @@ def test_a_file_without_a_suffix_is_known_as_dicom_by_its_bytes_on_disk(tmp_path
 
 
 word = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
-tree = st.sets(st.tuples(word, word), max_size=12)
+tree = st.sets(st.tuples(word, word), min_size=1, max_size=12)
 
 
 @given(files=tree)

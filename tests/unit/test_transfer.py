@@ -184,7 +184,7 @@ def test_the_command_says_what_is_wrong_and_what_to_do(
 ) -> None:
     old, some = make_bundle(tmp_path / "old", 32), images(tmp_path / "some", 2)
     empty = tmp_path / "empty"
-    empty.mkdir()
+    (empty / "none").mkdir(parents=True)
     for arguments, code, words in (
         ([some, "--model", old.uri], 3, "publish it again with `leukoray train MANIFEST`"),
         ([empty, "--model", bundle.uri], 3, "no images found"),

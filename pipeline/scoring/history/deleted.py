@@ -1,10 +1,11 @@
 """Images that earlier runs did and that are gone from the source since: noted once, when the listing misses them.
 
 Only what the present listing would have met counts: below its sources, past its filters, in no folder or archive that
-could not be listed. What a table or a manifest no longer names is not gone.
+could not be listed, in no source of which nothing was met: a disk that is not mounted is an empty folder. What a table
+or a manifest no longer names is not gone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,22 @@ from pipeline.scoring.schemas import DELETED_SCHEMA
 from pipeline.sources.archives import holds_many
 from pipeline.sources.filters import Filters, UriPattern
 from pipeline.sources.pseudonyms import Names, RealNames
+from pipeline.storage.uris import readable_path
+
+
+class Met:
+    """In which of these folders the listing found something."""
+
+    def __init__(self, roots: Iterable[str]) -> None:
+        self.nothing_in = {readable_path(root).rstrip("/") for root in roots}
+
+    def see(self, uri: str) -> None:
+        if not self.nothing_in:
+            return
+        place = readable_path(uri)
+        while place:
+            self.nothing_in.discard(place)
+            place = place.rpartition("/")[0]
 
 
 class Reach:
@@ -26,14 +43,15 @@ class Reach:
         self, sources: tuple[str, ...], filters: Filters, unlisted: set[str], names: Names = RealNames()
     ) -> None:
         self._names = names
+        sources = tuple(map(readable_path, sources))
         self._folders = [source.rstrip("/") + "/" for source in sources]
         self._patterns = [UriPattern(source) for source in sources]
         self._compiled = [pattern.compiled() for pattern in self._patterns]
-        self._filters, self._unlisted = filters, unlisted
+        self._filters, self._unlisted = filters, set(map(readable_path, unlisted))
 
     def covers(self, uri: str, member: str | None) -> bool:
         """Whether the image would have been listed if it were still there."""
-        uri, member = self._names.real_path(uri), self._names.real_member(member)
+        uri, member = readable_path(self._names.real_path(uri)), self._names.real_member(member)
         if self._filters.since is not None or self._is_unlisted(uri):
             return False
         for folder, pattern, compiled in zip(self._folders, self._patterns, self._compiled, strict=True):

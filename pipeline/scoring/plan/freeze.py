@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from pipeline.base.errors import TRANSIENT_CODES, Code, InputError, PlatformError
 from pipeline.scoring.history.archives import DONE, IN_PART, NEW, skipped_rows
-from pipeline.scoring.history.deleted import Reach, find_deleted
+from pipeline.scoring.history.deleted import Met, Reach, find_deleted
 from pipeline.scoring.history.ledger import read_ledger
 from pipeline.scoring.history.retry import Retry, read_retry
 from pipeline.scoring.plan.files import PlanFiles
@@ -23,6 +23,7 @@ from pipeline.sources.archives import Entry, Ignored, Problem, holds_many
 from pipeline.sources.listing import Tally, base_folder, entry_id, entry_row, list_named, list_sources, path_below
 from pipeline.sources.masks import MASKS, MASKS_NAMED, Masks
 from pipeline.sources.objects import ListingOptions, open_archive
+from pipeline.sources.opening import local_folders
 from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.sources.rows import Access, image_id, place_of
 from pipeline.storage.stores import Stores
@@ -50,7 +51,9 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     files = PlanFiles(folder, request.model_sha256, begin)
     selection = Selection(request, ledger, retry)
     sorter = _Sorter(files, selection, subjects, base, names, Masks(request.include))
+    met = Met(local_folders(sources, stores) if meets_all else ())
     for item in itertools.chain(head, found):
+        met.see(item.uri)
         sorter.take(item)
         if sorter.new_images == request.limit:
             break
@@ -60,7 +63,7 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     sorter.settle_archives(options, is_dry)
     masks = sorter.settle_masks(request.limit, is_cut=is_cut)
     if meets_all:
-        for table in find_deleted(ledger, Reach(sources, options.filters, sorter.unlisted, names)):
+        for table in find_deleted(ledger, Reach(sources, options.filters, sorter.unlisted | met.nothing_in, names)):
             files.deleted.add(table)
     plan = files.finish(selection.failed_before(), tally.left_out + sorter.left_out, subjects.layout.name)
     if plan.listed != sorter.listed:
