@@ -19,9 +19,13 @@ from serving.protocols.oip.schemas import IndexEntry
 
 log = logging.getLogger("ray.serve")
 ENTRY = "index_entry"  # the replica's method that says which model it has
-_KNOWN_S = 5.0  # how long what was looked up is believed
+_KNOWN_S = 5.0  # how long what was looked up is believed, and ...
+_AGAIN_S = 1.0  # ... where somebody is still to be heard
 _ANSWERS_S = 5.0
 _AGAIN = {"Retry-After": "1"}
+_RUNNING = "RUNNING"
+_COMING = ("NOT_STARTED", "DEPLOYING")
+_GIVEN_UP = ("DEPLOY_FAILED", "DELETING")
 _FAILURES = (RayError, RayServeException, TimeoutError)
 
 
@@ -29,6 +33,13 @@ _FAILURES = (RayError, RayServeException, TimeoutError)
 class _Neighbour:
     handle: DeploymentHandle
     entry: IndexEntry | None = None  # as last told
+    is_running: bool = False  # a replica is there; to ask wakes one else
+    is_given_up: bool = False  # by Serve, without a replica, or it goes
+
+    @property
+    def is_unheard(self) -> bool:
+        """Its model may have any name."""
+        return self.entry is None and not self.is_given_up
 
 
 @dataclass
@@ -38,6 +49,7 @@ class Neighbours:
     application: str
     deployment: str
     _found: dict[str, _Neighbour] = field(default_factory=dict)
+    _are_coming: bool = False  # applications of which Serve does not know yet what they are
     _looked_at: float = float("-inf")
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -46,8 +58,14 @@ class Neighbours:
         return [one.entry for one in self._found.values() if one.entry is not None]
 
     async def have(self, name: str) -> bool:
+        """Raises HttpError 503 where one that was never heard, as it starts or sleeps, may have it."""
         await self._look()
-        return self._holder(name) is not None
+        if self._holder(name) is not None:
+            return True
+        if self._is_unheard:
+            message = f"no model {name[:80]!r} yet, and not every model of the service has told its name; try again"
+            raise HttpError(503, "not_ready", message, _AGAIN)
+        return False
 
     async def ask(self, name: str, method: str, *arguments: Any) -> Any:
         """Raises HttpError 404, or 503 where that application cannot answer."""
@@ -70,26 +88,36 @@ class Neighbours:
 
     async def _look(self) -> None:
         async with self._looking:
-            if time.monotonic() - self._looked_at < _KNOWN_S:
+            if time.monotonic() - self._looked_at < (_AGAIN_S if self._is_unheard else _KNOWN_S):
                 return
             try:
-                names = await asyncio.to_thread(self._applications)
-                known = {name: self._found.get(name) or _Neighbour(serve.get_app_handle(name)) for name in names}
+                states, are_coming = await asyncio.to_thread(self._applications)
+                known = {name: self._found.get(name) or _Neighbour(serve.get_app_handle(name)) for name in states}
             except _FAILURES as error:  # what was known is as good as can be had
                 log.warning("Serve does not say which applications there are: %s", error)
             else:
-                await asyncio.gather(*map(_ask_entry, known.values()))
-                self._found = known
+                for name, one in known.items():
+                    one.is_running, one.is_given_up = states[name]
+                await asyncio.gather(*(_ask_entry(one) for one in known.values() if one.is_running or one.is_unheard))
+                self._found, self._are_coming = known, are_coming
             self._looked_at = time.monotonic()
 
-    def _applications(self) -> list[str]:
-        """Those with a deployment of ours, in the order of their names."""
-        applications = serve.status().applications
-        return sorted(
-            name
-            for name, one in applications.items()
-            if name != self.application and self.deployment in one.deployments
-        )
+    @property
+    def _is_unheard(self) -> bool:
+        return self._are_coming or any(one.is_unheard for one in self._found.values())
+
+    def _applications(self) -> tuple[dict[str, tuple[bool, bool]], bool]:
+        """Those with a deployment of ours, in the order of their names: whether it has a replica, and is given up.
+
+        And whether there are some that have no deployment yet.
+        """
+        others = {name: one for name, one in sorted(serve.status().applications.items()) if name != self.application}
+        found = {}
+        for name, one in others.items():
+            if self.deployment in one.deployments:
+                is_running = one.deployments[self.deployment].replica_states.get(_RUNNING, 0) > 0
+                found[name] = (is_running, not is_running and one.status in _GIVEN_UP)
+        return found, any(not one.deployments and one.status in _COMING for one in others.values())
 
 
 async def _ask_entry(neighbour: _Neighbour) -> None:

@@ -25,7 +25,7 @@ class Others(Protocol):
     async def entries(self) -> list[IndexEntry]: ...
 
     async def have(self, name: str) -> bool:
-        """Whether one of them has a model of that name."""
+        """Whether one of them has a model of that name. Raises HttpError 503 while that cannot be told."""
 
     async def ask(self, name: str, method: str, *arguments: Any) -> Any:
         """What a method of the replicas that have the model gives. Raises HttpError."""
@@ -92,7 +92,7 @@ class Answering:
         )
 
     async def is_elsewhere(self, name: str) -> bool:
-        """Whether another application has to answer for the model of that name."""
+        """Whether another application has to answer for the model of that name. Raises HttpError 503 as `Others`."""
         return name != self.engine.model.info.name and await self.others.have(name)
 
     async def entry(self) -> IndexEntry:
