@@ -323,6 +323,7 @@ def _running(
     from ray.serve.exceptions import RayServeException
 
     from serving.app import application
+    from serving.keys import till
     from serving.lifecycle import line
     from serving.monitoring import sharing
 
@@ -338,6 +339,8 @@ def _running(
             for one in served if is_local else ():  # else the first replica starts them, as long as it takes itself
                 line.start(one.application)
                 sharing.start(one.application)
+            if is_local and settings[0].keys_file is not None:
+                till.start(settings[0].keys_file)
             with contextlib.suppress(TimeoutError):  # proxies that are late on a busy machine: `run_many` waits again
                 serve.start(ProxyLocation.HeadOnly, options, rpc, logging_config=quiet)
             serve.run_many(

@@ -20,6 +20,7 @@ from serving.agreed import CandidateWish, News, Wish
 from serving.decoder_process import ProcessDecoder
 from serving.desk import Desk, check_guards
 from serving.engine import Engine
+from serving.keys.till import Till
 from serving.lifecycle.line import RayLine
 from serving.lifecycle.member import Member
 from serving.model import load_model
@@ -50,7 +51,8 @@ class LeukorayReplica(RpcMethods):
         place = serve.get_replica_context()
         name = place.replica_id.unique_id
         self._sharing = Sharing(place.app_name, name, self._engine.recorder, self._engine.counts)
-        self._desk = Desk(settings, self._engine.recorder, self._sharing.lease, name)
+        self._till = Till(place.app_name, settings.keys_file)
+        self._desk = Desk(settings, self._engine.recorder, self._till.lease, name)
         others = Neighbours(place.app_name, DEPLOYMENT)
         self._answering = Answering(self._engine, self._desk, Admission(settings), others)
         self._rpc = Rpc(self._answering)
@@ -80,6 +82,7 @@ class LeukorayReplica(RpcMethods):
         does not wait for a change: Serve sends no requests meanwhile.
         """
         self._sharing.begin()
+        await self._till.begin()
         try:
             choice = read_choice(user_config)
             asked = Wish(model=absolute(choice.model or self._settings.model), threshold=choice.threshold)

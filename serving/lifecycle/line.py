@@ -55,7 +55,7 @@ class KeeperActor(Keeper):
 
     def _begin(self) -> None:
         if not self._work:
-            ending = end_with(self._application, lambda: self.members == 0, _ALONE_S, "its keeper ends")
+            ending = end_with((self._application,), lambda: self.members == 0, _ALONE_S, "its keeper ends")
             self._work = [asyncio.create_task(work) for work in (self._look_forever(), self._tend_forever(), ending)]
 
     async def _look_forever(self) -> None:

@@ -15,8 +15,6 @@ from ray.exceptions import RayActorError, RayError
 
 from serving import application_actor
 from serving.application_actor import end_with, find
-from serving.keys.budgets import Ask, Budgets, Share
-from serving.keys.purse import NoBudgets
 from serving.monitoring.gathered import Counted, Gathered
 from serving.monitoring.recorder import Recorder
 from serving.monitoring.state import State
@@ -24,24 +22,22 @@ from serving.monitoring.state import State
 log = logging.getLogger("ray.serve")
 _NAME = "counts"
 _PATIENCE_S = 10.0
-_LEASE_S = 4.0
 _EVERY_S = 1.0
 _SIGN_OF_LIFE_S = 5.0
 _ALONE_S = 60.0
 
 
 class GatheredActor(Gathered):
-    """That ends with its application. It hands out what keys may do as well: one process that knows all replicas."""
+    """That ends with its application."""
 
     def __init__(self, application: str) -> None:
         super().__init__()
-        self._budgets = Budgets()
         self._application = application
         self._watch: asyncio.Task[None] | None = None
 
     async def tell(self, replica: str, state: State | None, life: str) -> str:
         if self._watch is None:
-            ending = end_with(self._application, lambda: self.is_alone, _ALONE_S, "its counts end")
+            ending = end_with((self._application,), lambda: self.is_alone, _ALONE_S, "its counts end")
             self._watch = asyncio.create_task(ending)
         return self.put(replica, state, life)
 
@@ -53,27 +49,29 @@ class GatheredActor(Gathered):
         """With those who told, so that who asks sees whether one is missing."""
         return self.counted()
 
-    async def lease(self, asked: Ask) -> Share:
-        return self._budgets.share(asked)
-
 
 class NotGathered(Exception):
     """The counts of all replicas cannot be had now; says why."""
 
 
 class Gatherer:
-    """The way to the actor of one application, which is started where there is none."""
+    """The way to the actor of one application, which `find_it` starts where there is none."""
 
-    def __init__(self, application: str) -> None:
+    def __init__(self, application: str, find_it: Callable[[str], Any] | None = None) -> None:
         self._application = application
+        self._find_it = find_it or start
         self._actor: Any = None
+
+    async def actor(self) -> Any:
+        """Raises RayError and ValueError."""
+        if self._actor is None:
+            self._actor = await asyncio.to_thread(self._find_it, self._application)
+        return self._actor
 
     async def call(self, method: str, *arguments: Any, patience_s: float = _PATIENCE_S) -> Any:
         """Raises NotGathered."""
         try:
-            if self._actor is None:
-                self._actor = await asyncio.to_thread(start, self._application)
-            return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), patience_s)
+            return await asyncio.wait_for(getattr(await self.actor(), method).remote(*arguments), patience_s)
         except (RayError, TimeoutError, ValueError) as error:
             if isinstance(error, (RayActorError, ValueError)):
                 self._actor = None
@@ -112,14 +110,6 @@ class Sharing:
         life: str = await self._call("tell", self._replica, state, self._life)
         self._life = life or self._life
         return bool(life)
-
-    async def lease(self, asked: Ask) -> Share:
-        """A share of what a key may do. Raises NoBudgets."""
-        try:
-            share: Share = await self._call("lease", asked, patience_s=_LEASE_S)
-        except NotGathered as error:
-            raise NoBudgets(str(error)) from error
-        return share
 
     async def _tell_forever(self) -> None:
         told, told_at = -1, float("-inf")

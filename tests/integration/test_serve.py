@@ -341,7 +341,7 @@ def test_a_quota_holds_over_replicas_and_outlives_one_and_who_counts(
         lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         told = [line["request_id"] for line in lines if "event" not in line]
         assert len(files) == 2 and len(told) == len(set(told)) == quota
-        ray.kill(named("counts-of-limited")[0], no_restart=False)  # Ray starts it anew; it knows nothing
+        ray.kill(named("budgets-of-")[0], no_restart=False)  # Ray starts it anew; it knows nothing
         until(is_refused, "replicas tell it what was spent")
         ray.kill(named("SERVE_REPLICA::limited#")[0])
         until(lambda: set(ask("f", 2)) == {200}, "the other replica answers")
@@ -349,6 +349,8 @@ def test_a_quota_holds_over_replicas_and_outlives_one_and_who_counts(
     finally:
         serve.delete("limited")
         sharing.forget("limited")
+        for actor in named("budgets-of-"):
+            ray.kill(actor)
 
 
 def test_a_candidate_goes_from_shadow_to_canary_to_promotion_by_its_rule_without_a_failed_request(
