@@ -228,8 +228,7 @@ def _show_account(result: scoring.Result, config: ScoreConfig) -> None:
         _say(f"  {line}")
     if run.model.synthetic:
         _say(SYNTHETIC)
-    notes = (run.training_note, run.pixel_note, run.depth_note, run.unit_note, run.review_note, run.ood_note)
-    for note in filter(None, notes):
+    for note in run.notes:
         _say(note)
     _say(f"{pace.images_per_s:.0f} img/s over {human_time(pace.elapsed_s)}; results in {result.folder.uri}")
     _say(f"next: leukoray summary {result.folder.uri}")

@@ -62,8 +62,7 @@ def account(summary: Summary) -> list[str]:
     lines.append(f"model {model.name} {model.version} ({model.sha256[:12]})" + _rule(summary))
     if model.synthetic:
         lines.append(advice.SYNTHETIC)
-    notes = (run.training_note, run.pixel_note, run.depth_note, run.unit_note, run.review_note, run.ood_note)
-    lines += filter(None, (*notes, summary.drift_note))
+    lines += filter(None, (*run.notes, summary.drift_note))
     if summary.uncounted:
         lines.append(
             f"{run.status}: {counts.uncounted:,} archives or folders hold an unknown number of images"

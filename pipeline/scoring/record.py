@@ -43,6 +43,8 @@ class Counts(_Entry):
     uncounted: int = 0  # archives and folders that could not be read to their end
     uncounted_unchanged: int = 0  # of these, those that an earlier run met as they are: rows of skipped/
     uncounted_accepted: int = 0  # of these, those that an earlier run was to accept
+    meta_left_out: int = 0  # keys of sidecars, or columns of a manifest, that have no column: beyond the first by name
+    meta_first: tuple[str, ...] = ()  # the first of these
     out_of_distribution: int = 0  # scored all the same, though unlike the model's training images
 
     @property
@@ -161,6 +163,18 @@ class RunRecord(_Entry):
         )
 
     @property
+    def meta_note(self) -> str:
+        """A sentence where not all that was said of the images has a column, else empty."""
+        counts = self.counts
+        if not counts.meta_left_out:
+            return ""
+        more = ", ..." if counts.meta_left_out > len(counts.meta_first) else ""
+        return (
+            f"{counts.meta_left_out:,} keys of sidecars or columns of a manifest have no column meta_* in the outputs, "
+            f"which take the first by name: {', '.join(counts.meta_first)}{more}"
+        )
+
+    @property
     def depth_note(self) -> str:
         """A sentence where images of the run were guessed to have different depths, else empty."""
         guessed = [kind for kind in self.counts.remarks if kind.startswith(GUESSED)]
@@ -187,6 +201,12 @@ class RunRecord(_Entry):
         if rule is None or rule.threshold is None:
             return ""
         return told(self.counts.out_of_distribution, self.counts.scored, rule.false_flag_rate)
+
+    @property
+    def notes(self) -> list[str]:
+        """All that a person should know of the run beside its counts, a sentence each."""
+        notes = (self.training_note, self.pixel_note, self.depth_note, self.meta_note, self.unit_note, self.review_note)
+        return [note for note in (*notes, self.ood_note) if note]
 
     @property
     def is_far_from_training(self) -> bool:

@@ -53,7 +53,7 @@ def _ask_again(doubtful: dict[int, Fetched[Row]], stores: Stores, limits: Limits
 
 
 def assert_up(uri: str, stores: Stores) -> None:
-    """A listing of the folder that holds `uri`; a refusal is an answer too."""
+    """A listing of the folder that holds `uri`, on disk too; a refusal is an answer as well. Raises PlatformError."""
     try:
         stores.of(uri).is_folder(uri.rpartition("/")[0])
     except StoreError as error:

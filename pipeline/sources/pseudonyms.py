@@ -8,6 +8,7 @@ hold tokens, and image ids are made of them; the store of a token is mounted as 
 
 import base64
 import contextlib
+import functools
 import hmac
 import io
 import posixpath
@@ -295,7 +296,7 @@ class _HiddenFile(io.RawIOBase):
     def __init__(
         self, file: io.BufferedReader, real: Callable[[str], contextlib.AbstractContextManager[Any]], token: str
     ) -> None:
-        self._file, self._naming = file, lambda: real(token)
+        self._file, self._naming = file, functools.partial(real, token)
 
     def readable(self) -> bool:
         return True

@@ -135,7 +135,22 @@ class LocalStore:
         return ObjectInfo(uri, stat.st_size, local_etag(stat), stat.st_mtime)
 
     def is_folder(self, uri: str) -> bool:
-        return os.path.isdir(local_path(uri))
+        """True for a folder that is there, though it may be closed to us.
+
+        Its first entry is asked for: what the system remembers of a folder outlives a network disk that is gone. Raises
+        StoreError where the disk fails.
+        """
+        path = local_path(uri)
+        try:
+            with os.scandir(path) as entries:
+                next(entries, None)
+        except PermissionError:
+            return os.path.isdir(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
+            return False
+        except OSError as error:
+            raise translated(error, uri) from error
+        return True
 
     def levels(self, prefix: str) -> Iterator[Level]:
         """What lies directly in a folder, as one page; nothing where the folder does not exist."""

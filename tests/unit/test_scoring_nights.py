@@ -1,5 +1,6 @@
 """Night after night in one output: what is tried again, what counts as news, what a retry reads."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,16 @@ def test_what_a_manifest_says_of_subjects_and_sites_is_in_the_scores(bundle: Bun
         assert set(table["meta_fresh"].to_pylist()) == {"true"}
         is_kept = table["subject_id"].to_pylist() == expected["subject_id"].to_pylist()
         assert is_kept == (units == "subjects")  # blocks stand in for subjects where there is a split
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_what_has_no_column_for_being_too_much_is_told(mode: str, bundle: Bundle, tmp_path: Path) -> None:
+    said = {f"key{n:03d}": str(n) for n in range(259)}
+    night = tar({"a.jpg": picture(1), "a.json": json.dumps(said).encode()}, mode)
+    source = write_files(tmp_path / "in", {"night.tar" if mode == "w" else "night.tgz": night})
+    folder, run = score([source], bundle, tmp_path / "out")
+    [row] = rows_of(folder, "predictions")
+    assert {name: row[f"meta_{name}"] for name in said if f"meta_{name}" in row} == dict(list(said.items())[:256])
+    assert (run["counts"]["meta_left_out"], run["counts"]["meta_first"]) == (3, ["key256", "key257", "key258"])
+    [note] = folder.record().notes
+    assert note.startswith("3 keys of sidecars") and "key256, key257, key258" in note

@@ -22,7 +22,8 @@ KEYS = {
     " request layout unit unit_note pixel_rules continued started_at finished_at listing_s bytes progress resources"
     " python notice",
     "counts": "listed scored quarantined quarantined_again skipped deleted_at_source codes remarks in_training "
-    "skipped_reasons left_out masks uncounted uncounted_unchanged uncounted_accepted out_of_distribution",
+    "skipped_reasons left_out masks uncounted uncounted_unchanged uncounted_accepted meta_left_out meta_first"
+    " out_of_distribution",
     "model": "uri name version sha256 threshold temperature positive_classes preprocessing_digest bit_depth synthetic"
     " unit ood subject_label review_band review features mean_probability",
     "request": "sources model_uri model_sha256 include exclude since limit subject_pattern rescore retry_of max_bytes"

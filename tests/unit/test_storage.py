@@ -1,17 +1,22 @@
 """Local storage: writes appear whole or not at all, reads notice a replaced file, failures carry a code."""
 
+import errno
 import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
 from jobs.config import JobConfig
-from pipeline.base.errors import Code, UsageError
+from pipeline.base.errors import Code, PlatformError, UsageError
+from pipeline.images.load import Limits
+from pipeline.sources.outage import fetch_while_up
+from pipeline.sources.rows import Access, ListingRow
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.local import LocalStore, is_temporary
 from pipeline.storage.parquet import to_parquet
@@ -124,6 +129,33 @@ def test_failures_carry_a_code(tmp_path: Path) -> None:
         assert failure.value.code == code
     assert STORE.head(str(tmp_path / "none")) is None
     assert STORE.head(str(tmp_path)) is None
+
+
+def test_a_folder_on_a_disk_that_is_gone_is_no_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = "file://" + quote_from_bytes(os.fsencode(tmp_path / "caf\udce9"))
+    (tmp_path / "caf\udce9").mkdir()
+    (tmp_path / "file").touch()
+    found = {uri: STORE.is_folder(uri) for uri in (str(tmp_path), named, str(tmp_path / "file"), str(tmp_path / "no"))}
+    assert list(found.values()) == [True, True, False, False] and not STORE.is_folder("a\0b")
+
+    def stale(path: str) -> None:  # as of a network disk whose server is gone; stat answers from what it remembers
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(StoreError, match="Stale file handle") as failed:
+        STORE.is_folder(str(tmp_path))
+    assert failed.value.code is Code.IO_ERROR
+    rows = [
+        ListingRow(n, str(tmp_path / f"{n}.jpg"), None, Access.FILE, None, None, 9, "1", None)  # type: ignore[arg-type]
+        for n in range(30)
+    ]
+
+    def fail(self: LocalStore, uri: str) -> None:
+        raise StoreError(Code.IO_ERROR, f"{uri}: Stale file handle")
+
+    monkeypatch.setattr(LocalStore, "read", fail)
+    with pytest.raises(PlatformError, match="does not answer"):
+        list(fetch_while_up(rows, Stores(), Limits()))
 
 
 def test_an_error_survives_the_way_between_processes() -> None:

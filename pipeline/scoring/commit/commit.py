@@ -24,7 +24,7 @@ from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.commit.subjects import Rule, roll_up
 from pipeline.scoring.history.uncounted import ACCEPTED_UNCOUNTED, UNCOUNTED
 from pipeline.scoring.output import OutputFile, OutputSeries, Written
-from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
+from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.record import Counts, RunRecord
 from pipeline.scoring.run_folder import FAILED_BEFORE, PARTS_LIST, RECORD, SUBJECTS, SUCCESS, WORK, RunFolder
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, IN_TRAINING, IS_OOD, IS_UNCOUNTED
@@ -34,6 +34,7 @@ from pipeline.scoring.work.parts import ArchiveSummary, all_part_sizes, read_sum
 from pipeline.scoring.work.tasks import lost_errors, results
 from pipeline.sources.masks import MASKS_NAMED
 
+_MAX_META_KEYS = 256  # sidecars whose keys are data would make a column an image
 _TRIES = 4  # of a task that is lost
 
 
@@ -64,8 +65,8 @@ def commit(
     folder, plan = task.folder, task.plan
     parts = all_part_sizes(folder, plan)
     archives = [read_summary(folder, number) for number, _ in plan.archives]
-    keys = {*plan.meta_keys, *(key for summary in archives for key in summary.meta_keys)} - {"subject_id"}
-    plan = replace(plan, meta_keys=sorted(keys)[:MAX_META_KEYS])
+    keys = sorted({*plan.meta_keys, *(key for summary in archives for key in summary.meta_keys)} - {"subject_id"})
+    plan, without = replace(plan, meta_keys=keys[:_MAX_META_KEYS]), keys[_MAX_META_KEYS:]
     rule = task.request.partition_by
     compactor = Compactor(folder, plan, task.bundle.info, Partition.parse(rule) if rule else None)
     groups = list(enumerate(group_parts(parts, sizes.file) or [[]]))  # what could not be listed is in the first
@@ -76,7 +77,10 @@ def commit(
     written += _archives(folder, plan, archives)
     written += plan.files
     written += _subjects(task, written)
-    return Committed(written, _count(folder, plan, archives, written))
+    counts = _count(folder, plan, archives, written)
+    return Committed(
+        written, counts.model_copy(update={"meta_left_out": len(without), "meta_first": tuple(without[:10])})
+    )
 
 
 def _by_tasks(

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.base.errors import Stage
 from pipeline.scoring.history.uncounted import UNCOUNTED
 from pipeline.scoring.output import OutputFile, OutputSeries
-from pipeline.scoring.plan.plan import MAX_META_KEYS, Plan
+from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.plan.shards import Shards
 from pipeline.scoring.run_folder import DELETED, FAILED_BEFORE, PROBLEMS, SKIPPED, RunFolder
 from pipeline.scoring.schemas import DELETED_SCHEMA, SKIPPED_SCHEMA, ArchiveRow, quarantine_schema
@@ -60,7 +60,7 @@ class PlanFiles:
             shard_bytes=self.shards.bytes,
             archives=self.shards.archives,
             opened=self.opened,
-            meta_keys=sorted(self.shards.meta_keys)[:MAX_META_KEYS],
+            meta_keys=sorted(self.shards.meta_keys),
             problems=self._problems.rows,
             uncounted=self._uncounted + sum(self._reasons[reason] for reason in UNCOUNTED),
             skipped=dict(self._reasons),

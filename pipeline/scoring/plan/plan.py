@@ -18,8 +18,6 @@ from pipeline.scoring.request import Request
 from pipeline.scoring.run_folder import PLAN, REQUEST, WORK, Output, RunFolder
 from pipeline.scoring.schemas import SCHEMA_VERSION, ArchiveRow
 
-MAX_META_KEYS = 64
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,7 +28,7 @@ class Plan:
     shard_bytes: list[int] = field(default_factory=list)
     archives: list[tuple[int, int]] = field(default_factory=list)  # (shard, bytes) of those that workers open
     opened: list[ArchiveRow] = field(default_factory=list)  # compressed archives that the listing read
-    meta_keys: list[str] = field(default_factory=list)
+    meta_keys: list[str] = field(default_factory=list)  # of 0.1 the first 64
     problems: int = 0  # quarantined while listing
     uncounted: int = 0  # of problems and skipped, those that hold an unknown number of images
     skipped: dict[str, int] = field(default_factory=dict)  # by reason
