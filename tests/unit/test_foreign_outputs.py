@@ -1,6 +1,8 @@
 """What lies where ours is to go, and is none of ours or was edited by a person, stays as it is."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from jobs import evaluate
 from jobs import ingest as job
+from pipeline.evaluation.by_subject import table_of_subjects
+from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.own_files import refuse_foreign_files
+from pipeline.evaluation.recognized import table_of_met
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.filled_in import sealed, unsealed, write_beside_edited
 from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from tests.images import encoded, scene
+from tests.kept import read_kept
 
 
 @pytest.fixture
@@ -105,6 +113,35 @@ def test_a_manifest_of_ours_is_replaced_also_where_it_is_not_whole(lost: str, so
         (out / lost).unlink()
     assert ingested(source, out) == 0
     assert read_manifest(str(out)).table.num_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("subjects.csv", b"subject_id,diagnosis\nP1,AML\n"),
+        ("recognized.csv", b"uri,who\n"),
+        ("metrics.json", b'{"split": 0.2}'),
+        ("predictions.parquet", b"ours"),
+    ],
+)
+def test_an_evaluation_replaces_and_removes_nothing_of_others(
+    name: str, text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(text)
+    command = [str(tmp_path / "manifest"), "--model", str(tmp_path / "model"), "--out", str(tmp_path)]
+    assert evaluate.command(command) == 3
+    assert f"{tmp_path / name} is of no evaluation" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == text
+
+
+def test_an_evaluation_of_ours_is_replaced_also_one_of_0_1(tmp_path: Path) -> None:
+    kept = {key: data for key, data in read_kept("v0_1").objects.items() if key.startswith("report/")}
+    for key, data in kept.items():
+        (tmp_path / key.removeprefix("report/")).write_bytes(data)
+    (tmp_path / "recognized.csv").write_text(table_of_met(cast(Outcomes, SimpleNamespace(scored=[]))))
+    (tmp_path / "subjects.csv").write_text(table_of_subjects({"rows": []}, None))
+    refuse_foreign_files(str(tmp_path))
+    assert {"report/metrics.json", "report/predictions.parquet"} <= set(kept)
 
 
 @given(st.text(), st.integers(0, 10_000), st.characters())
