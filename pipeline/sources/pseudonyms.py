@@ -296,7 +296,8 @@ class _HiddenFile(io.RawIOBase):
     def __init__(
         self, file: io.BufferedReader, real: Callable[[str], contextlib.AbstractContextManager[Any]], token: str
     ) -> None:
-        self._file, self._naming = file, functools.partial(real, token)
+        self._file = file
+        self._naming: Callable[[], contextlib.AbstractContextManager[Any]] = functools.partial(real, token)
 
     def readable(self) -> bool:
         return True
