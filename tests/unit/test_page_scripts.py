@@ -1,24 +1,32 @@
 """What the page's scripts make of answers: they run in Node.js as they stand, before a document that holds nothing."""
 
+import asyncio
 import json
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pipeline.base.csv_text import guarded
+from pipeline.model.bundle import Bundle
 from serving.pages import LANGUAGES, SCRIPTS, words_of
 from serving.protocols.fhir.bundle import bundle
 from serving.protocols.fhir.tally import Sent, meaning
+from serving.routes import create_app
 from serving.schemas import ModelInfo
+from tests.bundles import make_bundle
 from tests.clinical import answer, by_code, checked, context, model_info, of_cells, parts
+from tests.unit.test_oip_rpc import built
 from tests.unit.test_page_words import PAGE
 
 NODE = shutil.which("node")
 EN = words_of("en")
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node.js")
+CELLS = ("Myeloblast", "Lymphocyte", "Platelet")
 BROWSER = """
 const given = JSON.parse(require("fs").readFileSync(0, "utf8")), elements = {};
 function element() {
@@ -87,9 +95,6 @@ def subject(info: ModelInfo, files: Sequence[Sent], **more: Any) -> list[str]:
     return found
 
 
-CELLS = ("Myeloblast", "Lymphocyte", "Platelet")
-
-
 def test_a_share_is_of_leukocytes_as_in_the_report_of_the_service() -> None:
     info = model_info(CELLS, ("Myeloblast",), unit="cell")
     files = of_cells(info, *["Myeloblast"] * 3, *["Lymphocyte"] * 57, *["Platelet"] * 40)
@@ -101,6 +106,19 @@ def test_a_share_is_of_leukocytes_as_in_the_report_of_the_service() -> None:
     assert EN["subject.beside.other"].format(n=40) in said
     assert f"3 of 60 leukocytes positive ({report['valueQuantity']['value']:.1f}\u00a0%)." in said
     assert f"{100 * (1 - 0.05 ** (1 / 60)):.1f}\u00a0%" in said[-1]
+
+
+def test_the_service_tells_which_cells_its_classes_are(tmp_path: Path) -> None:
+    async def told(bundle: Bundle) -> Any:
+        transport = httpx.ASGITransport(create_app(built(bundle.uri)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return (await http.get("/readyz")).json()["roles"]
+
+    cells = {"classes": CELLS, "positive_classes": ("Myeloblast",)}
+    of_cells = make_bundle(tmp_path / "a", size=16, task="multiclass", unit="cell", **cells)
+    of_fields = make_bundle(tmp_path / "b", size=16, task="multiclass", unit="field", **cells)
+    assert asyncio.run(told(of_cells)) == {"Myeloblast": "blast", "Lymphocyte": "leukocyte", "Platelet": "beside"}
+    assert asyncio.run(told(of_fields)) == {}
 
 
 def test_no_limit_is_told_of_cells_that_are_no_leukocytes_nor_a_share() -> None:
