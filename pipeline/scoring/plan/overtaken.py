@@ -56,6 +56,8 @@ def _is_later(run: RunFolder, record: RunRecord, plan: Plan) -> bool:
     """Whether the listing did not know the run. 0.1 wrote down no names, so that the clock decides."""
     if plan.earlier is not None:
         return run.run_id not in plan.earlier
+    if not plan.started_at:
+        return True
     return datetime.fromisoformat(record.finished_at) >= datetime.fromisoformat(plan.started_at)
 
 
