@@ -116,8 +116,7 @@ def main(config: IngestConfig) -> None:
     _refuse_source_as_out(out, config.source)
     refuse_foreign(out, stores)
     refuse_foreign_files(out, stores)
-    if config.contradictions is None:
-        refuse_lost_answers(out, stores)
+    refuse_lost_answers(out, absolute(config.contradictions) if config.contradictions is not None else None, stores)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
     if config.write_classes is not None:
         _write_classes(config, filters, stores)

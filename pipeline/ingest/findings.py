@@ -14,16 +14,17 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join
 
 
-def refuse_lost_answers(out: str, stores: Stores = Stores()) -> None:
-    """Raises InputError where the list of contradictions in `out` holds answers that a run without would drop."""
+def refuse_lost_answers(out: str, given: str | None, stores: Stores = Stores()) -> None:
+    """Raises InputError where the list of contradictions in `out` holds answers that are not in the one `given`."""
     where = join(out, CONTRADICTIONS)
-    if stores.read_if_there(where) is None:
+    if given == where or stores.read_if_there(where) is None:
         return
+    known = read_verdicts(read_table(given, stores), given) if given is not None else frozenset()
     try:
-        is_answered = bool(read_verdicts(read_table(where, stores), where))
+        is_lost = not read_verdicts(read_table(where, stores), where) <= known
     except InputError:  # no list as we write it: a person was at work
-        is_answered = True
-    if is_answered:
+        is_lost = True
+    if is_lost:
         raise InputError(f"{where}: was edited, and would be made anew; give it with --contradictions, or move it away")
 
 

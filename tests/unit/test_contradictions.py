@@ -115,3 +115,10 @@ def test_answers_that_a_run_would_drop_are_refused(source: Path, capsys: pytest.
     assert job.command([str(source), "--positive", "blast", "--no-near-copies", "--out", str(listed.parent)]) == 3
     assert "was edited" in capsys.readouterr().err and listed.read_bytes() == edited
     assert found(ingested(source, "--contradictions", str(listed)), source)
+    other = source.parent / "unanswered.csv"
+    other.write_text(listed.read_text().replace("yes", ""))
+    answered = listed.read_bytes()
+    command = [str(source), "--positive", "blast", "--no-near-copies", "--out", str(listed.parent), "--contradictions"]
+    assert job.command([*command, str(other)]) == 3 and listed.read_bytes() == answered
+    other.write_bytes(answered)
+    assert job.command([*command, str(other)]) == 0 and listed.read_bytes() == answered
