@@ -24,7 +24,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.map_checks import judge_maps
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.own_files import refuse_foreign_files
+from pipeline.evaluation.own_files import refuse_foreign
 from pipeline.evaluation.predict import Glance, predict_split
 from pipeline.evaluation.reach import (
     refuse_without_sides,
@@ -138,7 +138,7 @@ def main(config: EvaluateConfig) -> None:
     if len(config.model) > 1:
         compare(config, stores, clock)
         return
-    refuse_foreign_files(config.out, stores)
+    refuse_foreign(config.out, stores)
     published = resolve(config.model[0], stores).verify()
     manifest, matched = _images(config, published.info, stores)
     bundle = published.with_bit_depth(config.bit_depth)

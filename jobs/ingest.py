@@ -23,7 +23,7 @@ from pipeline.ingest.draft import ManifestDraft, counts, ingest, list_classes
 from pipeline.ingest.findings import near_copy_counts, refuse_lost_answers, write_findings
 from pipeline.ingest.hide import hidden
 from pipeline.ingest.layouts import describe_layouts
-from pipeline.ingest.own_files import PROBLEMS, refuse_foreign_files
+from pipeline.ingest.own_files import PROBLEMS, refuse_foreign_findings
 from pipeline.ingest.splits import FRACTIONS, SplitRule, Use
 from pipeline.sources.filters import Filters, parse_since
 from pipeline.sources.manifest import MANIFEST_SCHEMA, SPLITS, Manifest, ManifestInfo, refuse_foreign, write_manifest
@@ -115,7 +115,7 @@ def main(config: IngestConfig) -> None:
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     refuse_foreign(out, stores)
-    refuse_foreign_files(out, stores)
+    refuse_foreign_findings(out, stores)
     refuse_lost_answers(out, absolute(config.contradictions) if config.contradictions is not None else None, stores)
     filters = Filters(tuple(config.include), tuple(config.exclude), parse_since(config.since) if config.since else None)
     if config.write_classes is not None:

@@ -23,6 +23,7 @@ from pipeline.base.versions import check_version
 from pipeline.images.unit import Unit
 from pipeline.sources.pseudonyms import names_of
 from pipeline.sources.rows import LOCATION_FIELDS, ListingRow, read_rows
+from pipeline.storage.foreign import has_columns, has_keys, refuse_foreign_files
 from pipeline.storage.parquet import described, to_parquet
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -167,34 +168,19 @@ def write_manifest(out: str, tables: Iterable[pa.Table], info: ManifestInfo, sto
 def refuse_foreign(out: str, stores: Stores = Stores()) -> None:
     """Raises InputError where `out` holds files by the names of a manifest's that are of something else.
 
-    `write_manifest` would remove them. What an interrupted one left, or an older version wrote, is ours.
+    `write_manifest` would remove them. What an interrupted one left, or an older version wrote, is ours; parts of ours
+    vouch for what is left of a damaged manifest.json.
     """
-    store, parts = stores.of(absolute(out)), part_uris(out, stores)
-    try:
-        foreign = [uri for uri in parts if not _is_ours(store.read(uri).data)]
-        found = stores.read_if_there(join(absolute(out), "manifest.json"))
-    except StoreError as error:
-        raise error.refusal() from error
-    if not parts and found is not None and not _names_its_images(found):
-        foreign = [join(absolute(out), "manifest.json")]
-    if foreign:
-        raise InputError(f"--out {out}: {foreign[0]} is of no manifest and would be removed; give another folder")
+    parts = dict.fromkeys((uri.removeprefix(absolute(out) + "/") for uri in part_uris(out, stores)), _is_part)
+    refuse_foreign_files(out, parts or {"manifest.json": _is_info}, "manifest", "removed", stores)
 
 
-def _is_ours(part: bytes) -> bool:
-    try:
-        names = pq.read_schema(io.BytesIO(part)).names
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-    return {"image_id", "uri", "label", "split"} <= set(names)
+def _is_part(data: bytes) -> bool:
+    return has_columns(data, {"image_id", "uri", "label", "split"})
 
 
-def _names_its_images(info: bytes) -> bool:
-    try:
-        found = json.loads(info)
-    except ValueError:
-        return False
-    return isinstance(found, dict) and {"version", "digest", "images"} <= set(found)
+def _is_info(data: bytes) -> bool:
+    return has_keys(data, {"version", "digest", "images"})
 
 
 def _completed(table: pa.Table) -> pa.Table:

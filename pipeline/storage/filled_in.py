@@ -29,15 +29,16 @@ def unsealed(text: str) -> str | None:
 def write_beside_edited(uri: str, text: str, stores: Stores) -> str:
     """Write `text`, sealed, as `name.md`, or as the first of `name.2.md`, ... that nobody has edited; gives its URI."""
     stem, _, suffix = uri.rpartition(".")
-    for number in count(1):
-        place = uri if number == 1 else f"{stem}.{number}.{suffix}"
-        found = stores.read_if_there(place)
-        if found is None or unsealed(found.decode(errors="replace")) is not None:
-            stores.of(place).write(place, sealed(text).encode())
-            if place != uri:
-                print(f"{uri}: edited, or of an older version, so it stays; the new text is {place}", flush=True)
-            return place
-    raise AssertionError("unreachable")
+    places = (uri if number == 1 else f"{stem}.{number}.{suffix}" for number in count(1))
+    place = next(place for place in places if _is_unedited(stores.read_if_there(place)))
+    stores.of(place).write(place, sealed(text).encode())
+    if place != uri:
+        print(f"{uri}: edited, or of an older version, so it stays; the new text is {place}", flush=True)
+    return place
+
+
+def _is_unedited(found: bytes | None) -> bool:
+    return found is None or unsealed(found.decode(errors="replace")) is not None
 
 
 def _digest(text: str) -> str:

@@ -16,7 +16,7 @@ from jobs import evaluate
 from jobs import ingest as job
 from pipeline.evaluation.by_subject import table_of_subjects
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.own_files import refuse_foreign_files
+from pipeline.evaluation.own_files import refuse_foreign
 from pipeline.evaluation.recognized import table_of_met
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.filled_in import sealed, unsealed, write_beside_edited
@@ -140,7 +140,7 @@ def test_an_evaluation_of_ours_is_replaced_also_one_of_0_1(tmp_path: Path) -> No
         (tmp_path / key.removeprefix("report/")).write_bytes(data)
     (tmp_path / "recognized.csv").write_text(table_of_met(cast(Outcomes, SimpleNamespace(scored=[]))))
     (tmp_path / "subjects.csv").write_text(table_of_subjects({"rows": []}, None))
-    refuse_foreign_files(str(tmp_path))
+    refuse_foreign(str(tmp_path))
     assert {"report/metrics.json", "report/predictions.parquet"} <= set(kept)
 
 
