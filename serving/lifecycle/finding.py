@@ -39,9 +39,11 @@ def read(chosen: Chosen, stores: Stores) -> Bundle:
     return _proved(bundle)
 
 
-def reason(uri: str, error: Exception) -> str:
-    """For people."""
-    return str(error) if isinstance(error, LeukorayError) else f"{uri}: {type(error).__name__}: {error}"
+def why(error: Exception, uri: str | None = None) -> str:
+    """For people. What is no error of ours does not name what it is about: `uri`."""
+    if isinstance(error, LeukorayError):
+        return str(error)
+    return f"{'' if uri is None else f'{uri}: '}{type(error).__name__}: {error}"
 
 
 def digest(content: bytes) -> str:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pipeline.base.errors import LeukorayError
 from pipeline.model.bundle import Bundle
 from serving.agreed import KeeperLost, Trial, Trials
 from serving.engine import Engine
+from serving.lifecycle.finding import why
 from serving.lifecycle.trials import TRY_AGAIN_S
 from serving.model import load_bundle
 
@@ -66,7 +66,7 @@ class Follower:
             return
         except Exception as error:
             if self._trial is not None and self._trial.id == trial_id:
-                reason = str(error) if isinstance(error, LeukorayError) else f"{type(error).__name__}: {error}"
+                reason = why(error)
                 log.error("candidate %s was not loaded here: %s", trial_id, reason)
                 self._failed_at = time.monotonic()
                 self._say(trial_failed=trial_id, trial_reason=reason)

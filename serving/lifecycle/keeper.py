@@ -15,8 +15,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.storage.types import StoreError
 from serving.agreed import Agreed, CandidateWish, Chosen, Follows, Joined, News, Order, Outcome, Report, Trial, Wish
 from serving.lifecycle import switch
-from serving.lifecycle.finding import Found, digest, find, read
-from serving.lifecycle.finding import reason as why
+from serving.lifecycle.finding import Found, digest, find, read, why
 from serving.lifecycle.switch import POLL_S, Switch
 from serving.lifecycle.trials import By, TrialDesk, utc_now
 from serving.rule import Verdict
@@ -218,7 +217,7 @@ class Keeper:
         try:
             found = await asyncio.to_thread(self.find, wish)
         except Exception as error:
-            self._refuse(why(wish.model, error))
+            self._refuse(why(error, wish.model))
             await self._note_pointer()
             return
         reason = await self._take(found, wish.threshold, cause)
@@ -231,7 +230,7 @@ class Keeper:
         try:
             bundle = known[0] if known else await asyncio.to_thread(self._read, chosen)
         except Exception as error:
-            return why(chosen.uri, error)
+            return why(error, chosen.uri)
         agreed = self.known()
         return await self._take(Found(bundle, agreed.best_json, agreed.pointer), chosen.threshold, ROLLBACK)
 
@@ -245,7 +244,7 @@ class Keeper:
         try:
             bundle = await self.candidate(trial.id)
         except Exception as error:
-            return why(trial.chosen.uri, error)
+            return why(error, trial.chosen.uri)
         seen = Found(bundle, agreed.best_json, agreed.pointer)
         refused = await self._take(seen, trial.chosen.threshold, PROMOTION)
         if refused is None:

@@ -101,7 +101,7 @@ class RayLine:
         patience_s = _PATIENCE_S + (_DECIDES_S if method in _SLOW else 0.0)
         try:
             if self._actor is None:
-                self._actor = await asyncio.to_thread(self._find)
+                self._actor = await asyncio.to_thread(start, self._application)
             return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), patience_s)
         except RayTaskError as error:
             if isinstance(error.cause, LeukorayError):
@@ -113,9 +113,6 @@ class RayLine:
             if isinstance(error, (RayActorError, ValueError)):
                 self._actor = None
             raise KeeperLost(f"{type(error).__name__}: {error}") from error
-
-    def _find(self) -> Any:
-        return start(self._application)
 
 
 def start(application: str) -> Any:

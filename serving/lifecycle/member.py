@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pipeline.base.errors import InputError, LeukorayError
+from pipeline.base.errors import InputError
 from serving.agreed import Agreed, CandidateWish, Joined, KeeperLost, KeeperSilent, News, Order, Report, Trials, Wish
 from serving.engine import Engine
+from serving.lifecycle.finding import why
 from serving.lifecycle.follower import Follower
 from serving.lifecycle.switch import POLL_S
 from serving.model import LoadedModel, load_bundle
@@ -140,7 +141,7 @@ class Member:
             self._next = generation, await self._load(generation)
             self._say(prepared=generation)
         except Exception as error:
-            reason = str(error) if isinstance(error, LeukorayError) else f"{type(error).__name__}: {error}"
+            reason = why(error)
             self._say(failed=generation, reason=reason)
         await self._tell()
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from serving.agreed import Trial
-from serving.lifecycle.finding import reason
+from serving.lifecycle.finding import why
 from serving.lifecycle.keeper import Keeper
 from serving.monitoring.comparison import verdict
 from serving.monitoring.gathered import Counted
@@ -35,7 +35,7 @@ class Tending:
             found = (await asyncio.to_thread(keeper.find, wish)).bundle
             beside = (await keeper.bundle(generation)).info
         except Exception as error:
-            trials.refuse(wish, reason(wish.model, error))
+            trials.refuse(wish, why(error, wish.model))
             return
         if keeper.known().generation == generation:  # else it is looked at again beside the other one
             trials.begin(wish, found, keeper.known(), beside)

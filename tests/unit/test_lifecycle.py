@@ -15,21 +15,13 @@ from serving.agreed import KeeperSilent, Outcome, Wish
 from serving.engine import Engine
 from serving.lifecycle import switch
 from serving.routes import create_app
-from tests.agreeing import Service, running, until
+from tests.agreeing import Service, quicken, running, until
 from tests.bundles import make_bundle
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same proportions, in less time."""
-    for module, name, value in (
-        ("switch", "GONE_S", 0.9),
-        ("switch", "_HOLD_S", 0.2),
-        ("member", "POLL_S", 0.3),
-        ("keeper", "_RECALL_S", 1.5),
-    ):
-        monkeypatch.setattr(f"serving.lifecycle.{module}.{name}", value)
-    monkeypatch.setattr("serving.gate.LATE_S", 0.75)
+    quicken(monkeypatch)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from serving.monitoring.comparison import figures
 from serving.monitoring.recorder import Recorder
 from serving.rule import Rule
 from serving.settings import ServingSettings
-from tests.agreeing import Service, running, until
+from tests.agreeing import Service, quicken, running, until
 from tests.asgi import picture
 from tests.bundles import make_bundle
 
@@ -33,14 +33,7 @@ ADMINS = [hashlib.sha256(b"admin").hexdigest()]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, value in (
-        ("switch", "GONE_S", 0.9),
-        ("switch", "_HOLD_S", 0.2),
-        ("member", "POLL_S", 0.3),
-        ("keeper", "_RECALL_S", 1.5),
-    ):
-        monkeypatch.setattr(f"serving.lifecycle.{module}.{name}", value)
-    monkeypatch.setattr("serving.gate.LATE_S", 0.75)
+    quicken(monkeypatch)
 
 
 @pytest.fixture(scope="module")
