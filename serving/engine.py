@@ -244,6 +244,15 @@ class Engine:
             await asyncio.get_running_loop().run_in_executor(self._forward, self.model.predictor.probe)
             self._probed_at = time.monotonic()
 
+    async def refuse_unready(self) -> None:
+        """The same for who asks, in a request's time. Raises HttpError 503."""
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                await self.check()
+        except (InputError, TimeoutError) as error:
+            headers = {"Retry-After": str(self.settings.retry_after_s)}
+            raise HttpError(503, "not_ready", "the model does not answer its probe", headers) from error
+
 
 def _map_of(model: LoadedModel, pixels: NDArray[np.uint8], class_name: str) -> Mapped:
     if why_not := model.predictor.why_no_map():

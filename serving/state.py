@@ -7,10 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from pipeline.base.errors import InputError
 from serving.desk import Desk
 from serving.engine import Engine
-from serving.errors import HttpError
 from serving.interface import RETRY_AFTER, get
 from serving.model import LoadedModel
 from serving.monitoring.comparison import verdict
@@ -36,12 +34,7 @@ def state_routes(engine: Engine, desk: Desk, total: Callable[[], Awaitable[State
     @get(router, "/readyz", summary="The model answers a probe image", responses=not_ready)
     async def readyz() -> Ready:
         settings = engine.settings
-        try:
-            async with asyncio.timeout(settings.request_timeout_s):
-                await engine.check()
-        except (InputError, TimeoutError) as error:
-            headers = {"Retry-After": str(settings.retry_after_s)}
-            raise HttpError(503, "not_ready", "the model does not answer its probe", headers) from error
+        await engine.refuse_unready()
         await desk.check_audit()
         return Ready(
             model=engine.model.info,

@@ -1,10 +1,9 @@
 """What the protocol answers with, whichever way a request comes: REST (`routes`) and gRPC (`rpc`) share it."""
 
-import asyncio
 from typing import Any, Protocol
 
 from pipeline import __version__
-from pipeline.base.errors import ImageRejected, InputError
+from pipeline.base.errors import ImageRejected
 from serving.admission import Admission
 from serving.desk import Desk, Visit
 from serving.engine import Engine
@@ -70,16 +69,6 @@ class Answering:
             raise HttpError(404, "not_found", f"no version {version[:80]!r}; there is {model.info.version!r}")
         return model
 
-    async def ready(self) -> None:
-        """Raises HttpError 503 where the model does not answer its probe."""
-        settings = self.engine.settings
-        try:
-            async with asyncio.timeout(settings.request_timeout_s):
-                await self.engine.check()
-        except (InputError, TimeoutError) as error:
-            headers = {"Retry-After": str(settings.retry_after_s)}
-            raise HttpError(503, "not_ready", "the model does not answer its probe", headers) from error
-
     def metadata(self, model: LoadedModel) -> ModelMetadata:
         inputs, outputs = described(model.info)
         return ModelMetadata(
@@ -99,7 +88,7 @@ class Answering:
         """The model in the index."""
         info, reason = self.engine.model.info, ""
         try:
-            await self.ready()
+            await self.engine.refuse_unready()
         except HttpError as error:
             reason = error.message
         return IndexEntry(

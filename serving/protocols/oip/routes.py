@@ -74,7 +74,7 @@ def _add_server(router: APIRouter, answering: Answering) -> None:
 
     @get(router, "/health/ready", summary="The model answers a probe image")
     async def server_ready() -> ServerReady:
-        await answering.ready()
+        await answering.engine.refuse_unready()
         return ServerReady()
 
     @router.post(
@@ -108,7 +108,7 @@ def _add_model(router: APIRouter, answering: Answering, place: str) -> None:
     @get(router, f"{place}/ready", summary="The model answers a probe image", **about)
     async def model_ready(request: Request) -> ModelReady:
         model = _asked_for(request, answering)
-        await answering.ready()
+        await answering.engine.refuse_unready()
         return ModelReady(name=model.info.name)
 
     @get(router, f"{place}/stats", summary="What the model has done in the replica that answers", **about)

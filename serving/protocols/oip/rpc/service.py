@@ -127,12 +127,12 @@ class Rpc:
         return _message("ServerLiveResponse", live=True)
 
     async def _server_ready(self, message: bytes, scope: Scope) -> bytes:
-        await self._answering.ready()
+        await self._answering.engine.refuse_unready()
         return _message("ServerReadyResponse", ready=True)
 
     async def _model_ready(self, message: bytes, scope: Scope) -> bytes:
         self._asked_for(message)
-        await self._answering.ready()
+        await self._answering.engine.refuse_unready()
         return _message("ModelReadyResponse", ready=True)
 
     async def _server_metadata(self, message: bytes, scope: Scope) -> bytes:
