@@ -1,13 +1,15 @@
 """`leukoray score`: a bucket or disk of images and archives in, trustworthy Parquet out."""
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from jobs.common import job, job_stores, show_config, start, writing_stores
 from jobs.config import NamingConfig, positional
 from pipeline.base.cluster import alive_nodes, cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
-from pipeline.base.machine import usable_cores
-from pipeline.base.resources import ClusterPlan, Node, places
+from pipeline.base.machine import nvidia_cards, usable_cores
+from pipeline.base.resources import Node, scoring_plan
 from pipeline.base.text import human_time
 from pipeline.images.load import Limits
 from pipeline.ingest.annotation import subject_reader
@@ -65,9 +67,11 @@ class ScoreConfig(NamingConfig):
     rescore: bool = Field(False, description="score again what earlier runs have done")
     retry_quarantined: str | None = Field(None, description="folder of a run: read only what it quarantined")
     dry_run: bool = Field(False, description="list and estimate, write nothing")
-    workers: int | None = Field(None, ge=1, description="scoring workers (default: one a core; with --use-gpu one)")
-    cpus_per_worker: float = Field(1.0, ge=1e-4, description="cores of a worker; more than 1 decodes in threads")
-    use_gpu: bool = Field(False, description="one GPU a worker")
+    workers: int | None = Field(None, ge=1, description="scoring workers (default: one a core; of a GPU some)")
+    cpus_per_worker: float | None = Field(
+        None, ge=1e-4, description="cores of a worker; more than 1 decodes in threads (default: 1; beside GPUs all)"
+    )
+    use_gpu: bool = Field(False, description="predict on GPUs, which workers share")
     max_error_share: float = Field(0.05, ge=0, le=1, description="exit 4 above this share of quarantined images")
     accept_damaged_archives: bool = Field(
         False, description="exit 0 though archives or folders hold images that cannot be counted"
@@ -182,23 +186,23 @@ def _is_age(since: str) -> bool:
 
 
 def _options(config: ScoreConfig) -> RunOptions:
-    workers = config.workers or (1 if config.use_gpu else _cores(config))
-    gpus = 1.0 if config.use_gpu else 0.0
-    workforce = Workforce(workers, config.cpus_per_worker, gpus, config.stall)
+    is_told = config.workers is not None and not config.use_gpu  # then the nodes decide nothing
+    plan = scoring_plan(
+        [] if is_told else _nodes(config), config.workers, config.cpus_per_worker, use_gpu=config.use_gpu
+    )
+    workforce = Workforce(plan.workers, plan.cpus_per_worker, plan.gpus_per_worker, config.stall)
     return RunOptions(
         workforce, config.address, config.num_cpus, config.run_id, config.wait_for_lock, config.max_error_share,
         config.accept_damaged_archives,
     )  # fmt: skip
 
 
-def _cores(config: ScoreConfig) -> int:
-    """Workers that fill the machine or the cluster: at most; the driver starts no more than there are shards."""
-    if config.num_cpus is not None or cluster_target(config.address) is None:
-        nodes: list[Node] = [{"CPU": float(config.num_cpus or usable_cores())}]
-    else:
+def _nodes(config: ScoreConfig) -> Sequence[Node]:
+    """The machine's or the cluster's, which a run fills at most; the driver starts no more workers than shards."""
+    if config.num_cpus is None and cluster_target(config.address) is not None:
         with connected(config.address) as ray:
-            nodes = alive_nodes(ray)
-    return max(1, places(ClusterPlan("score", 1, config.cpus_per_worker), nodes))
+            return alive_nodes(ray)
+    return [{"CPU": float(config.num_cpus or usable_cores()), "GPU": float(nvidia_cards())}]
 
 
 def _say(text: str) -> None:
@@ -208,7 +212,7 @@ def _say(text: str) -> None:
 def _show_dry_run(config: ScoreConfig, request: Request, bundle: Bundle, out: str, stores: Stores) -> None:
     plan, sample = dry_run(out, request, stores)
     workers = _options(config).workforce.workers
-    seconds = estimate_seconds(bundle, sample, stores, workers, plan.rows)
+    seconds = None if config.use_gpu else estimate_seconds(bundle, sample, stores, workers, plan.rows)
     about = f"about {human_time(seconds)} on {workers} workers" if seconds is not None else "time unknown"
     skipped = "".join(f", {count} {reason}" for reason, count in plan.skipped.items())
     _say(f"dry run: {plan.known_images} images listed{skipped}, {plan.problems} could not be listed")

@@ -4,6 +4,7 @@ Ray itself waits for ever for a worker that no node has room for; we say so befo
 sum over nodes says nothing.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ Node = Mapping[str, float]  # all that one node has, by Ray's names (`CPU`, `GPU
 DECODE_CPUS = 0.5  # of a task that decodes for training: it never waits for a whole core that workers hold
 _SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)  # of a core, for a training worker
 _ROUNDING = 1e-9
+_WORKERS_PER_GPU = 4  # that score: a process of Python feeds a GPU with fewer images than it takes (docs/score.md)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,21 @@ def training_plan(
         if places(replace(wish, beside_cpus=max(share, DECODE_CPUS)), nodes) >= plan.needed:
             return wish
     return plan
+
+
+def scoring_plan(
+    nodes: Sequence[Node], workers: int | None = None, cpus_per_worker: float | None = None, *, use_gpu: bool = False
+) -> ClusterPlan:
+    """What scoring holds of these nodes; None: chosen to fill them. Workers share a GPU and the cores beside it."""
+    if not use_gpu:
+        plan = ClusterPlan("score", 1, cpus_per_worker or 1.0)
+        return replace(plan, workers=workers or max(1, places(plan, nodes)))
+    with_gpu = [node for node in nodes if node.get("GPU", 0.0) >= 1] or [{"CPU": 1.0, "GPU": 1.0}]
+    gpus, cores = int(in_all(with_gpu, "GPU")), in_all(with_gpu, "CPU")
+    each = -(-workers // gpus) if workers else max(1, min(_WORKERS_PER_GPU, int(cores / gpus)))
+    share = math.floor(1e4 / each) / 1e4  # of a GPU; Ray counts in steps of 1e-4
+    cpus = cpus_per_worker or max(min(1.0, cores), math.floor(cores / (gpus * each)))
+    return ClusterPlan("score", workers or gpus * each, cpus, share)
 
 
 def check(plan: ClusterPlan, nodes: Sequence[Node]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.model.class_maps import ClassMaps
     from pipeline.model.maps import Maps
 
-Engine = Literal["auto", "onnx", "torch"]
+Engine = Literal["onnx", "torch"]
 
 
 class _Runner(Protocol):
@@ -33,14 +33,17 @@ class _Runner(Protocol):
 
 
 class Predictor:
-    """`Predictor(bundle).predict_each(images)`. Not thread-safe on CUDA; ONNX Runtime sessions are."""
+    """`Predictor(bundle).predict_each(images)`. Not thread-safe on CUDA; ONNX Runtime sessions are.
 
-    def __init__(self, bundle: Bundle, *, engine: Engine = "auto", threads: int = 1) -> None:
+    `engine`: 'torch' for a process that holds a GPU. That the machine has one is no reason: others may hold it.
+    """
+
+    def __init__(self, bundle: Bundle, *, engine: Engine = "onnx", threads: int = 1) -> None:
         self.bundle = bundle
         self.info = bundle.info
         self.size = bundle.info.input_size
         self.model_sha256 = bundle.info.identity()
-        self.engine = _choose(engine)
+        self.engine = engine
         self._reference = _reference(bundle)
         self._run: _Runner = _OnnxRunner(bundle, threads) if self.engine == "onnx" else _torch_runner(bundle)
         self._threads = threads
@@ -175,26 +178,6 @@ def _reference(bundle: Bundle) -> Reference | None:
 
 def _not_finite() -> ImageRejected:
     return ImageRejected(Code.PREDICT_FAILED, "the model gave a logit that is not finite", Stage.PREDICT)
-
-
-def _choose(engine: Engine) -> Literal["onnx", "torch"]:
-    if engine != "auto":
-        return engine
-    return "torch" if _has_cuda() else "onnx"
-
-
-def _has_cuda() -> bool:
-    """Whether this process may use an NVIDIA GPU, without importing torch on machines that have none."""
-    import os
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        return False
-    if not os.path.exists("/dev/nvidiactl"):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 class _OnnxRunner:

@@ -51,7 +51,6 @@ def augment(images: Tensor, draws: Tensor, strength: Strength = Strength(), size
     if not len(images):
         return images[:, :size, :size]
     changed = _turned(images, draws[:, _TURN]) if strength.turn else images
-    draws = draws.to(images.device)
     is_moved = bool(strength.rotation or strength.zoom or strength.shift)
     pixels = (changed if is_moved else in_the_middle(changed, size)).permute(0, 3, 1, 2).float()  # (B, 3, S, S)
     if is_moved:
@@ -72,7 +71,7 @@ def _turned(images: Tensor, draws: Tensor) -> Tensor:
     choice = (draws * 8).long()
     turned = images.clone()
     for k in range(1, 8):
-        rows = (choice == k).nonzero().squeeze(1).to(images.device)
+        rows = _at((choice == k).nonzero().squeeze(1), images)
         if len(rows):
             some = torch.rot90(images[rows], k % 4, dims=(1, 2))
             turned[rows] = some.flip(2) if k >= 4 else some
@@ -85,13 +84,13 @@ def _moved(pixels: Tensor, draws: Tensor, strength: Strength, size: int) -> Tens
     share = size / pixels.shape[-1]
     scale = (1.0 + strength.zoom) ** -_signed(draws[:, _ZOOM]).view(-1)
     angle = _signed(draws[:, _ROTATION]).view(-1) * math.radians(strength.rotation)
-    place = torch.zeros((len(pixels), 2, 3), device=pixels.device)
+    place = torch.zeros((len(pixels), 2, 3))
     place[:, 0, 0] = place[:, 1, 1] = share * scale * angle.cos()
     place[:, 1, 0] = share * scale * angle.sin()
     place[:, 0, 1] = -place[:, 1, 0]
     for axis, column in enumerate((_ACROSS, _DOWN)):
         place[:, axis, 2] = _signed(draws[:, column]).view(-1) * 2.0 * strength.shift * share  # the side is 2 long
-    grid = functional.affine_grid(place, [*pixels.shape[:2], size, size], align_corners=False)
+    grid = functional.affine_grid(_at(place, pixels), [*pixels.shape[:2], size, size], align_corners=False)
     return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -100,12 +99,14 @@ def _blurred(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
     rows = (draws[:, _IS_BLURRED] < share).nonzero().squeeze(1)
     if not len(rows):
         return pixels
+    amount = _at(draws[rows, _BLUR].view(-1, 1, 1, 1), pixels)
+    rows = _at(rows, pixels)
     sharp = pixels[rows]
     soft = sharp
     for _ in range(2):
         soft = functional.avg_pool2d(functional.pad(soft, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
     blurred = pixels.clone()
-    blurred[rows] = sharp.lerp(soft, draws[rows, _BLUR].view(-1, 1, 1, 1))
+    blurred[rows] = sharp.lerp(soft, amount)
     return blurred
 
 
@@ -114,4 +115,11 @@ def _stained(pixels: Tensor, draws: Tensor, strength: Strength) -> Tensor:
     channel = (draws[:, [_RED, _GREEN, _BLUE]] * 2.0 - 1.0).view(-1, 3, 1, 1) * strength.hue
     light = _signed(draws[:, _LIGHT]) * strength.brightness * 255.0
     transmitted = (pixels + 1.0) / 256.0  # (B, 3, S, S) in (0, 1]; density is -log of it
-    return transmitted.pow(1.0 + common + channel) * 256.0 - 1.0 + light
+    return transmitted.pow(_at(1.0 + common + channel, pixels)) * 256.0 - 1.0 + _at(light, pixels)
+
+
+def _at(values: Tensor, pixels: Tensor) -> Tensor:
+    """Numbers of images, which are made on the CPU, where the pixels are. Nothing is asked of a GPU: that would wait
+    for all it has been given to do.
+    """
+    return values.to(pixels.device, non_blocking=True)

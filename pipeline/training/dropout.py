@@ -4,7 +4,9 @@ PyTorch draws from a stream of the process, so that another number of workers, o
 later step. Here each mask is a hash of the image and the epoch (`draws.py`), as the changes of its pixels are.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,26 @@ class Dropouts:
     def show(self, image_ids: _ImageIds, epoch: int) -> None:
         for layer in self._layers:
             layer.images = (image_ids, epoch)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What passes within drop lies in tensors that stay, for a CUDA graph; after one pass, which tells its shapes.
+
+        Passes outside drop by the images that are shown, as ever.
+        """
+        for layer in self._layers:
+            layer.kept, layer.is_held = torch.zeros_like(layer.factors()), True  # nothing, until `refresh`
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.is_held = False
+
+    def refresh(self) -> None:
+        """Write into those tensors what the images that are shown drop."""
+        for layer in self._layers:
+            assert layer.kept is not None, "nothing is held"
+            layer.kept.copy_(layer.factors(), non_blocking=True)
 
     def _replace(self, module: nn.Module, seed: int) -> None:
         for name, child in module.named_children():
@@ -54,13 +76,22 @@ class _ByImage(nn.Module):
         super().__init__()
         self.p, self.seed, self.whole = p, seed, whole
         self.images: tuple[_ImageIds, int] | None = None  # (B,), and the epoch
+        self.kept: Tensor | None = None  # (B, ...), what a graph reads
+        self.is_held = False
+        self._seen: Tensor | None = None  # (0, ...), shaped as what came last
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training:
             return values
-        assert self.images is not None, "a training pass without its images"
+        self._seen = values.new_empty((0, *values.shape[1:]))
+        return values * (self.kept if self.is_held and self.kept is not None else self.factors())
+
+    def factors(self) -> Tensor:
+        """(B, ...): 0 for what is dropped of the images that are shown, else 1 / (1 - p)."""
+        assert self.images is not None and self._seen is not None, "a training pass without its images"
         ids, epoch = self.images
-        columns = 1 if self.whole else values[0].numel()
-        kept = torch.from_numpy(uniform(self.seed, ids, epoch, columns) >= self.p)
-        shape = [len(ids), *(1 for _ in values.shape[1:])] if self.whole else values.shape
-        return values * (kept.view(shape).to(values) / (1.0 - self.p))
+        of_image = self._seen.shape[1:]
+        columns = 1 if self.whole else of_image.numel()
+        stays = torch.from_numpy(uniform(self.seed, ids, epoch, columns) >= self.p)
+        shape = [len(ids), *(1 for _ in of_image)] if self.whole else [len(ids), *of_image]
+        return stays.view(shape).to(self._seen) / (1.0 - self.p)

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.base.text import first_line
 from pipeline.model.cell_classifier import CellClassifier, in_the_middle
 from pipeline.training.augment import augmented
 from pipeline.training.batch import Batch
+from pipeline.training.buffers import kept_buffers
+from pipeline.training.captured import CapturedPass
 from pipeline.training.dropout import Dropouts
 from pipeline.training.objective import Loss, learning_rate, set_learning_rate
 from pipeline.training.order import Rows, share, steps_of_epoch, steps_per_epoch
@@ -35,6 +38,8 @@ class Learner:
     images: int  # of the train split
     teacher: Answers | None = None
     dropouts: Dropouts = field(init=False)
+    no_graph: str = ""  # why passes on a GPU are no CUDA graph, where one was tried
+    _captured: CapturedPass | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.dropouts = Dropouts(self.model, self.settings.seed)
@@ -83,22 +88,44 @@ class Learner:
         return total
 
     def _backward(self, part: Batch, epoch: int) -> Tensor:
-        """Add the gradient of a part of a batch. DDP takes the mean over ranks: times their number, it is the sum."""
-        settings = self.settings
+        """Add the gradient of a part of a batch, and give its part of the loss."""
         images, targets = self.pixels(part, epoch), part.targets.to(self.device, non_blocking=True)
-        ids = part.image_ids
-        is_empty = not len(images)
-        if is_empty:  # the others wait for this rank's gradients: of a black image, times 0
-            images, targets, ids = images.new_zeros((1, *images.shape[1:])), targets.new_zeros(1), np.zeros(1, np.int64)
-        self.dropouts.show(ids, epoch)
-        with kept_buffers(self.model) if is_empty else contextlib.nullcontext():
-            with torch.autocast("cuda", torch.bfloat16, enabled=settings.amp and self.device.type == "cuda"):
-                taught = None if self.teacher is None else self.teacher(images)
-                logits = self.ddp(images)
-            losses = self.loss_of(logits.float(), targets, taught)
-            loss = losses.sum() * (0.0 if is_empty else 1.0 / settings.batch_size)
-            torch.autograd.backward(loss * self.world)
+        if not len(images):  # the others wait for this rank's gradients: of a black image, times 0
+            self.dropouts.show(np.zeros(1, np.int64), epoch)
+            with kept_buffers(self.model):
+                return self._pass(images.new_zeros((1, *images.shape[1:])), targets.new_zeros(1), weight=0.0)
+        self.dropouts.show(part.image_ids, epoch)
+        if self._is_capturable(images):
+            return self._graph_pass(images, targets)
+        return self._pass(images, targets)
+
+    def _pass(self, images: Tensor, targets: Tensor, weight: float = 1.0) -> Tensor:
+        """Forward and back. DDP takes the mean over ranks: times their number, it is the sum."""
+        settings = self.settings
+        # no casts are kept for a second use: there is none, and a graph must not hold what is freed
+        is_half = settings.amp and self.device.type == "cuda"
+        with torch.autocast("cuda", torch.bfloat16, enabled=is_half, cache_enabled=False):
+            taught = None if self.teacher is None else self.teacher(images)
+            logits = self.ddp(images)
+        loss = self.loss_of(logits.float(), targets, taught).sum() * (weight / settings.batch_size)
+        torch.autograd.backward(loss * self.world)
         return loss.detach()
+
+    def _is_capturable(self, images: Tensor) -> bool:
+        """One GPU, whole batches: a graph has one size, and its gradients take the place of what was there before."""
+        is_alone = self.ddp is self.model and self.settings.accumulate == 1 and self.teacher is None
+        is_whole = len(images) == self.settings.batch_size
+        return self.device.type == "cuda" and is_alone and is_whole and not self.no_graph
+
+    def _graph_pass(self, images: Tensor, targets: Tensor) -> Tensor:
+        if self._captured is None:
+            try:
+                self._captured = CapturedPass(self._pass, self.model, self.dropouts, images, targets)
+            except RuntimeError as error:  # the network does what no graph can hold: kernel by kernel, then
+                self.no_graph = first_line(error)
+                self.optimizer.zero_grad(set_to_none=True)
+                return self._pass(images, targets)
+        return self._captured(images, targets)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -114,18 +141,6 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
         Batch(batch.images[at : at + len(cut)], batch.targets[at : at + len(cut)], batch.image_ids[at : at + len(cut)])
         for cut, at in zip(cuts, np.cumsum([0, *map(len, cuts)]), strict=False)
     ]
-
-
-@contextlib.contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """What passes within do to normalization statistics is undone at the end."""
-    before = [buffer.clone() for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(model.buffers(), before, strict=True):
-                buffer.copy_(value)
 
 
 def step_seed(*parts: int) -> int:

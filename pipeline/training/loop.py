@@ -209,6 +209,8 @@ def _tell_plan(worker: _Worker, state: State) -> None:
     left = f"{total - state.step} of {total} steps left, " if state.step else ""
     seconds = epoch_s * (total - state.step) / learner.steps
     worker.sender.note(f"plan: {left}{planned}, about {human_time(seconds)}")
+    if learner.no_graph:
+        worker.sender.note(f"note: steps are no CUDA graph, and slower for it: {learner.no_graph}")
 
 
 def _refuse_losses(worker: _Worker) -> None:

@@ -102,7 +102,8 @@ def make_optimizer(settings: Settings, model: CellClassifier) -> torch.optim.Opt
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "share": share})
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.learning_rate)
+    is_on_gpu = any(weight.is_cuda for weight in model.parameters())
+    return kind(groups, lr=settings.learning_rate, fused=True if is_on_gpu else None)  # one kernel a group
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from pipeline.training.batch import Batch
-from pipeline.training.epoch import Learner, kept_buffers
+from pipeline.training.buffers import kept_buffers
+from pipeline.training.epoch import Learner
 
 
 @dataclass(frozen=True)

@@ -45,3 +45,22 @@ def test_stochastic_depth_drops_whole_images() -> None:
     dropped = _dropped(list(range(400)), kind=StochasticDepth(0.2, "row"))
     assert all(len(row.unique()) == 1 for row in dropped)
     assert float((dropped[:, 0] == 0).float().mean()) == pytest.approx(0.2, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout(0.3), StochasticDepth(0.5, "row")])
+def test_what_is_held_drops_as_a_pass_of_its_own_once_it_is_refreshed(kind: nn.Module) -> None:
+    """A CUDA graph reads the tensors that are held; before they are refreshed all is dropped."""
+    net = nn.Sequential(nn.Identity(), kind).train()
+    dropouts = Dropouts(net, 0)
+    values = torch.ones(6, 50)
+    dropouts.show(np.arange(6), 0)
+    net(values)
+    with dropouts.held():
+        assert not net(values).any()
+        dropouts.show(np.arange(6) + 20, 3)
+        dropouts.refresh()
+        held = net(values)
+    dropouts.show(np.arange(6) + 20, 3)
+    assert held.any() and torch.equal(held, net(values))
+    dropouts.show(np.arange(6), 0)
+    assert not torch.equal(net(values), held)  # beside a graph passes drop by what is shown

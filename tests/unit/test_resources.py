@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import PlatformError
-from pipeline.base.resources import ClusterPlan, Node, check, check_after_loss, places, training_plan, waiting
+from pipeline.base.resources import (
+    ClusterPlan,
+    Node,
+    check,
+    check_after_loss,
+    places,
+    scoring_plan,
+    training_plan,
+    waiting,
+)
 
 
 def nodes(*cpus: float) -> list[Node]:
@@ -107,3 +116,35 @@ def test_places_are_as_many_as_the_best_packing_holds(
 )
 def test_a_plan_that_others_leave_no_room_for_says_what_it_waits_for(free: Node, said: str | None) -> None:
     assert waiting(ClusterPlan("train", 2, 1.0), free) == said
+
+
+def test_scoring_takes_every_core_or_shares_every_gpu_and_the_cores_beside_it() -> None:
+    assert scoring_plan(nodes(4, 3)) == ClusterPlan("score", 7, 1.0)
+    assert scoring_plan(nodes(4, 3), cpus_per_worker=2.0) == ClusterPlan("score", 3, 2.0)
+    assert scoring_plan([], 5) == ClusterPlan("score", 5, 1.0)
+    one: list[Node] = [{"CPU": 16.0, "GPU": 1.0}]
+    assert scoring_plan(one, use_gpu=True) == ClusterPlan("score", 4, 4.0, 0.25)
+    assert scoring_plan(one, 1, use_gpu=True) == ClusterPlan("score", 1, 16.0, 1.0)
+    assert scoring_plan(one, 3, use_gpu=True) == ClusterPlan("score", 3, 5.0, 0.3333)
+    assert scoring_plan([*one, *one, *nodes(64)], use_gpu=True) == ClusterPlan("score", 8, 4.0, 0.25)
+    assert scoring_plan([{"CPU": 2.0, "GPU": 1.0}], use_gpu=True) == ClusterPlan("score", 2, 1.0, 0.5)
+
+
+@given(
+    cores=st.lists(st.integers(1, 64), min_size=1, max_size=3),
+    gpus=st.integers(1, 8),
+    workers=st.none() | st.integers(1, 40),
+)
+def test_a_scoring_plan_that_fills_equal_gpu_nodes_fits_them(cores: list[int], gpus: int, workers: int | None) -> None:
+    equal: list[Node] = [{"CPU": float(max(cores[0], gpus)), "GPU": float(gpus)} for _ in cores]
+    plan = scoring_plan(equal, workers, use_gpu=True)
+    each = -(-plan.workers // (gpus * len(equal)))
+    if plan.cpus_per_worker * each * gpus <= equal[0]["CPU"]:  # more workers than cores were asked for
+        check(plan, equal)
+    else:
+        assert workers is not None
+
+
+def test_without_a_gpu_a_plan_for_one_is_refused_not_waited_for() -> None:
+    with pytest.raises(PlatformError, match="GPU"):
+        check(scoring_plan(nodes(8), use_gpu=True), nodes(8))

@@ -21,10 +21,10 @@ from pipeline.storage.stores import Stores
 class ScoringActor:
     """A ShardScorer with Ray's metrics."""
 
-    def __init__(self, bundle: Bundle, stores: Stores, rules: ReadRules, threads: int) -> None:
+    def __init__(self, bundle: Bundle, stores: Stores, rules: ReadRules, threads: int, on_gpu: bool) -> None:
         from ray.util.metrics import Counter
 
-        self._scorer = ShardScorer(bundle, stores, rules, threads)
+        self._scorer = ShardScorer(bundle, stores, rules, threads, on_gpu=on_gpu)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._scored = Counter("leukoray_images_scored", "Images with a probability")
         self._rejected = Counter("leukoray_images_quarantined", "Images without", tag_keys=("code",))
@@ -79,7 +79,8 @@ class Crew:
             max_restarts=0,
         )(ScoringActor)
         threads = max(1, int(workforce.cpus_per_worker))
-        actor = actor_class.remote(task.bundle, task.stores, ReadRules.of(task.request, task.stores), threads)
+        rules, on_gpu = ReadRules.of(task.request, task.stores), workforce.gpus_per_worker > 0
+        actor = actor_class.remote(task.bundle, task.stores, rules, threads, on_gpu)
         return Worker(actor, placed=actor.doing.remote())
 
     def at_work(self) -> list[Worker]:

@@ -4,6 +4,7 @@ Fetching runs ahead in threads; decoding and the model share one lock, so a work
 shards it has open. It opens several, so that a slow object holds up its own shard only.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -103,15 +104,23 @@ class ShardScorer:
         rules: ReadRules = ReadRules(),
         decode_threads: int = 1,
         chunk_rows: int = CHUNK_ROWS,
+        *,
+        on_gpu: bool = False,
     ) -> None:
-        self.predictor = Predictor(bundle, threads=max(1, decode_threads))
+        self.predictor = Predictor(bundle, engine="torch" if on_gpu else "onnx", threads=max(1, decode_threads))
         self._sketch = read_sketch(bundle)
         self._stores, self._rules, self._chunk_rows = stores, rules, chunk_rows
         self._finished: deque[Account] = deque()
         self._schema = part_schema(bundle.info.classes)
-        self._compute = threading.Lock()
+        # Cores are decoded on and predicted on by one shard at a time. A GPU predicts while others decode.
+        self._on_cores: contextlib.AbstractContextManager[object] = (
+            contextlib.nullcontext() if on_gpu else threading.Lock()
+        )
+        self._on_gpu: contextlib.AbstractContextManager[object] = (
+            threading.Lock() if on_gpu else contextlib.nullcontext()
+        )
         self._pool = ThreadPoolExecutor(decode_threads) if decode_threads > 1 else None
-        self._batch = _BATCH if self.predictor.engine == "onnx" else _CUDA_BATCH
+        self._batch = _CUDA_BATCH if on_gpu else _BATCH
         self._doing: dict[int, tuple[str, str, float]] = {}
 
     def doing(self) -> list[tuple[str, str, float]]:
@@ -213,7 +222,7 @@ class ShardScorer:
     ) -> None:
         if not batch:
             return
-        with self._compute:
+        with self._on_cores:
             begin = time.perf_counter()
             self._doing[thread] = ("decode", batch[0].row.uri, time.monotonic())
             decoded = list(self._map(self._decode, batch))
@@ -224,9 +233,10 @@ class ShardScorer:
                 if isinstance(image, ImageRejected):
                     results[item.row.image_id] = RowResult.of(item, None, image)
             account.seconds["decode"] += time.perf_counter() - begin
-            begin = time.perf_counter()
-            self._doing[thread] = ("predict", batch[0].row.uri, time.monotonic())
-            said = self.predictor.predict_each([image.pixels for _, image in images])
+            with self._on_gpu:
+                begin = time.perf_counter()
+                self._doing[thread] = ("predict", batch[0].row.uri, time.monotonic())
+                said = self.predictor.predict_each([image.pixels for _, image in images])
             now = datetime.now(UTC)
             for (item, image), result in zip(images, said, strict=True):
                 found = RowResult.of(item, image.header, result, now)
