@@ -8,7 +8,7 @@ from jobs.common import job, job_stores, show_config, start, writing_stores
 from jobs.config import NamingConfig, positional
 from pipeline.base.cluster import alive_nodes, cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
-from pipeline.base.machine import nvidia_cards, usable_cores
+from pipeline.base.machine import usable_cores, visible_cards
 from pipeline.base.resources import Node, scoring_plan
 from pipeline.base.text import human_time
 from pipeline.images.load import Limits
@@ -202,7 +202,7 @@ def _nodes(config: ScoreConfig) -> Sequence[Node]:
     if config.num_cpus is None and cluster_target(config.address) is not None:
         with connected(config.address) as ray:
             return alive_nodes(ray)
-    return [{"CPU": float(config.num_cpus or usable_cores()), "GPU": float(nvidia_cards())}]
+    return [{"CPU": float(config.num_cpus or usable_cores()), "GPU": float(visible_cards())}]
 
 
 def _say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.train_options import OF_STEPS, TrainConfig
 from pipeline.base.cluster import alive_nodes, connected
-from pipeline.base.machine import nvidia_cards, usable_cores, usable_memory
+from pipeline.base.machine import usable_cores, usable_memory, visible_cards
 from pipeline.base.resources import ClusterPlan, Node, check
 from pipeline.base.text import human_time
 from pipeline.model.registry import RUNS, ModelFolder
@@ -35,7 +35,7 @@ def planned(config: TrainConfig) -> ClusterPlan:
         with connected(config.address, config.num_cpus) as ray:
             nodes = list(alive_nodes(ray))
     else:
-        nodes = [{"CPU": config.num_cpus or usable_cores(), "GPU": nvidia_cards()}]
+        nodes = [{"CPU": config.num_cpus or usable_cores(), "GPU": visible_cards()}]
     plan = config.plan(nodes)
     check(plan, nodes)
     return plan

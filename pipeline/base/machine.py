@@ -38,6 +38,14 @@ def nvidia_cards() -> int:
     return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
 
 
+def visible_cards() -> int:
+    """Those that this process, and a Ray of its own, may use: $CUDA_VISIBLE_DEVICES leaves some out."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return nvidia_cards()
+    return min(nvidia_cards(), len([name for name in named.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]))
+
+
 def _cgroup_file(name: str) -> str:
     """What the control group of this container says (cgroup v2); empty where there is none."""
     try:

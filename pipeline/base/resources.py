@@ -95,16 +95,28 @@ def training_plan(
 def scoring_plan(
     nodes: Sequence[Node], workers: int | None = None, cpus_per_worker: float | None = None, *, use_gpu: bool = False
 ) -> ClusterPlan:
-    """What scoring holds of these nodes; None: chosen to fill them. Workers share a GPU and the cores beside it."""
+    """What scoring holds of these nodes; None: chosen to fill them. Workers share a GPU and the cores beside it.
+
+    A core of each node with GPUs is left to others, such as a replica of the endpoint. Where nodes differ, the one
+    with the fewest cores for a GPU decides.
+    """
     if not use_gpu:
         plan = ClusterPlan("score", 1, cpus_per_worker or 1.0)
         return replace(plan, workers=workers or max(1, places(plan, nodes)))
     with_gpu = [node for node in nodes if node.get("GPU", 0.0) >= 1] or [{"CPU": 1.0, "GPU": 1.0}]
-    gpus, cores = int(in_all(with_gpu, "GPU")), in_all(with_gpu, "CPU")
-    each = -(-workers // gpus) if workers else max(1, min(_WORKERS_PER_GPU, int(cores / gpus)))
-    share = math.floor(1e4 / each) / 1e4  # of a GPU; Ray counts in steps of 1e-4
-    cpus = cpus_per_worker or max(min(1.0, cores), math.floor(cores / (gpus * each)))
-    return ClusterPlan("score", workers or gpus * each, cpus, share)
+    gpus = sum(int(node["GPU"]) for node in with_gpu)
+    beside = min(
+        max(node.get("CPU", 0.0) - 1.0, min(node.get("CPU", 0.0), 1.0)) / int(node["GPU"]) for node in with_gpu
+    )
+    each = -(-workers // gpus) if workers else max(1, min(_WORKERS_PER_GPU, int(beside / (cpus_per_worker or 1.0))))
+    plan = ClusterPlan("score", 1, cpus_per_worker or _share(beside, each), _share(1.0, each))
+    return replace(plan, workers=workers or max(1, places(plan, with_gpu)))
+
+
+def _share(whole: float, count: int) -> float:
+    """Of cores or a GPU, for each of `count`: in whole ones where there are enough, else in Ray's steps of 1e-4."""
+    share = whole / count
+    return float(math.floor(share)) if share >= 1 else max(1e-4, math.floor(share * 1e4 + _ROUNDING) / 1e4)
 
 
 def check(plan: ClusterPlan, nodes: Sequence[Node]) -> None:

@@ -17,7 +17,8 @@ from pipeline.model.outputs import Outputs
 
 # images of a pass on CUDA, the last one filled up: cuDNN spends seconds on each batch size that it has not met, and
 # only a pass of known size can be captured
-_SIZES = (16, 128)
+_SIZES = (16, 32, 128)
+_Pass = Callable[[Tensor], tuple[Tensor, Tensor]]
 _WARM_UP = 3  # passes before a capture, after PyTorch's own guide to CUDA graphs
 
 
@@ -27,7 +28,7 @@ class TorchRunner:
     def __init__(self, info: BundleInfo, weights: bytes, device: str | None = None) -> None:
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model: nn.Module = WithFeatures(load_model(info, weights)).to(self._device).eval()
-        self._captured: dict[int, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+        self._passes: dict[int, _Pass] = {}
         if self._device.type == "cuda":
             # TF32 keeps 10 bits of mantissa: too few for the parity with ONNX Runtime
             torch.backends.cuda.matmul.allow_tf32 = False
@@ -46,28 +47,37 @@ class TorchRunner:
 
     def _on_gpu(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = next(size for size in _SIZES if size >= len(images))
-        if size not in self._captured:
-            self._captured[size] = captured(self._model, images.new_zeros((size, *images.shape[1:])).to(self._device))
-        logits, features = self._captured[size](images)
+        if size not in self._passes:
+            example = images.new_zeros((size, *images.shape[1:])).to(self._device)
+            self._passes[size] = _captured(self._model, example) or self._kernel_by_kernel
+        logits, features = self._passes[size](images)
         return logits[: len(images)].clone(), features[: len(images)].clone()  # the next pass writes into them
 
+    def _kernel_by_kernel(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self._model(images.to(self._device))
+        return logits, features
 
-def captured(model: nn.Module, images: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+
+def _captured(model: nn.Module, images: Tensor) -> _Pass | None:
     """A pass of `model` over as many images, (B, S, S, 3), as one CUDA graph: small networks cost more to launch, a
-    kernel at a time, than to compute.
+    kernel at a time, than to compute. None where the network does what no graph can hold, or memory is short of it.
 
     What comes back takes up to B images from anywhere and gives outputs of B rows, of which those beyond are of
     whatever was there before.
     """
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(_WARM_UP):
-            model(images)
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
-        logits, features = model(images)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(stream)
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP):
+                model(images)
+        stream.wait_stream(beside)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+            logits, features = model(images)
+    except RuntimeError:  # torch's own, of a capture and of memory
+        torch.cuda.set_stream(stream)
+        return None
 
     def run(some: Tensor) -> tuple[Tensor, Tensor]:
         images[: len(some)].copy_(some)

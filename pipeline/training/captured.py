@@ -29,20 +29,23 @@ class CapturedPass:
 
     def __init__(self, run: Pass, model: nn.Module, dropouts: Dropouts, images: Tensor, targets: Tensor) -> None:
         """Raises RuntimeError where the network does what no graph can hold, such as asking the GPU for a number, and
-        where the graph gives other gradients of these images than the pass itself.
+        where the graph makes something else of these images than the pass itself.
         """
         self._dropouts = dropouts
-        self._images, self._targets = torch.zeros_like(images), torch.zeros_like(targets)  # what is compared is others
+        self._images, self._targets = torch.zeros_like(images), torch.zeros_like(targets)  # others than those to prove
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         with torch.random.fork_rng(devices=[images.device]), kept_buffers(model):
             self._warm_up(run)
-            graph = torch.cuda.CUDAGraph()
-            # other threads, as the one that pins memory for the next images, may use the GPU meanwhile
-            with dropouts.held(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._loss = run(self._images, self._targets)
-        self._graph = graph
-        self._gradients = [weight.grad for weight in self._weights]
-        self._prove(run, model, images, targets)
+        expected = self._outcome(model, lambda: run(images, targets))
+        self._forget()  # so that the graph writes gradients, rather than adds to them
+        self._capture(run)
+        found = self._outcome(model, lambda: self(images, targets))
+        self._forget()
+        apart = distance(expected, found)
+        if not apart <= _APART:
+            raise RuntimeError(
+                f"it gives loss and gradients that lie {apart:.2g} of their length from its kernels' own"
+            )
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         self._images.copy_(images)
@@ -61,20 +64,26 @@ class CapturedPass:
                 self._forget()
                 run(self._images, self._targets)
         torch.cuda.current_stream().wait_stream(beside)
-        self._forget()  # so that the graph writes gradients, rather than adds to them
-
-    def _prove(self, run: Pass, model: nn.Module, images: Tensor, targets: Tensor) -> None:
-        device = images.device
-        with kept_buffers(model), torch.random.fork_rng(devices=[device]):
-            self._forget()
-            run(images, targets)
-            expected = [weight.grad for weight in self._weights]
-        with kept_buffers(model), torch.random.fork_rng(devices=[device]):
-            self(images, targets)
-        apart = distance(expected, self._gradients)
         self._forget()
-        if not apart <= _APART:
-            raise RuntimeError(f"its gradients lie {apart:.2g} of their length from those of single kernels")
+
+    def _capture(self, run: Pass) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
+        try:
+            # other threads, as the one that pins memory for the next images, may use the GPU meanwhile
+            with self._dropouts.held(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._loss = run(self._images, self._targets)
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind in some versions of PyTorch
+        self._gradients = [weight.grad for weight in self._weights]
+
+    def _outcome(self, model: nn.Module, run: Callable[[], Tensor]) -> list[Tensor | None]:
+        """The loss, gradients and statistics of a pass that leaves no trace but gradients."""
+        with torch.random.fork_rng(devices=[self._images.device]), kept_buffers(model):
+            self._forget()
+            loss = run()
+            made = [None if weight.grad is None else weight.grad.clone() for weight in self._weights]
+            return [loss, *made, *(buffer.clone() for buffer in model.buffers())]
 
     def _forget(self) -> None:
         for weight in self._weights:
@@ -82,7 +91,8 @@ class CapturedPass:
 
 
 def distance(expected: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> float:
-    """How far gradients lie from those expected, as a share of the expected length; not a number if any is none."""
+    """How far tensors lie from those expected, together, as a share of the expected length; not a number if one side
+    lacks one, or it is none."""
     zipped = list(zip(expected, found, strict=True))
     if any((one is None) != (other is None) for one, other in zipped):
         return math.nan

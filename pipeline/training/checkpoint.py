@@ -147,6 +147,8 @@ def restore(
     """Continue with what was saved; of ranks' own statistics with this rank's, or their mean for another `world`."""
     model.load_state_dict(load_file(folder / _LAST))
     saved: dict[str, Any] = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        group["fused"] = own["fused"]  # what this machine can, not the one that saved
     optimizer.load_state_dict(saved)
     if (folder / _STATISTICS).exists():
         by_rank: dict[int, Weights] = {}

@@ -33,13 +33,15 @@ class Dropouts:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What passes within drop lies in tensors that stay, for a CUDA graph; after one pass, which tells its shapes.
+        """What passes within drop lies in tensors that stay, for a CUDA graph; after one pass, which tells shapes.
 
-        Passes outside drop by the images that are shown, as ever.
+        Passes outside drop by the images that are shown, as ever. A layer that no pass has reached is left alone:
+        torchvision's blocks have one and use it only where they add their input.
         """
-        for layer in self._layers:
-            layer.kept, layer.is_held = torch.zeros_like(layer.factors()), True  # nothing, until `refresh`
         try:
+            for layer in self._layers:
+                if layer.was_used:
+                    layer.kept, layer.is_held = torch.zeros_like(layer.factors()), True  # nothing, until `refresh`
             yield
         finally:
             for layer in self._layers:
@@ -48,8 +50,8 @@ class Dropouts:
     def refresh(self) -> None:
         """Write into those tensors what the images that are shown drop."""
         for layer in self._layers:
-            assert layer.kept is not None, "nothing is held"
-            layer.kept.copy_(layer.factors(), non_blocking=True)
+            if layer.kept is not None:
+                layer.kept.copy_(layer.factors(), non_blocking=True)
 
     def _replace(self, module: nn.Module, seed: int) -> None:
         for name, child in module.named_children():
@@ -86,6 +88,10 @@ class _ByImage(nn.Module):
         self._seen = values.new_empty((0, *values.shape[1:]))
         return values * (self.kept if self.is_held and self.kept is not None else self.factors())
 
+    @property
+    def was_used(self) -> bool:
+        return self._seen is not None
+
     def factors(self) -> Tensor:
         """(B, ...): 0 for what is dropped of the images that are shown, else 1 / (1 - p)."""
         assert self.images is not None and self._seen is not None, "a training pass without its images"
@@ -94,4 +100,4 @@ class _ByImage(nn.Module):
         columns = 1 if self.whole else of_image.numel()
         stays = torch.from_numpy(uniform(self.seed, ids, epoch, columns) >= self.p)
         shape = [len(ids), *(1 for _ in of_image)] if self.whole else [len(ids), *of_image]
-        return stays.view(shape).to(self._seen) / (1.0 - self.p)
+        return stays.view(shape).to(self._seen, non_blocking=True) / (1.0 - self.p)

@@ -119,13 +119,21 @@ class Learner:
 
     def _graph_pass(self, images: Tensor, targets: Tensor) -> Tensor:
         if self._captured is None:
-            try:
-                self._captured = CapturedPass(self._pass, self.model, self.dropouts, images, targets)
-            except RuntimeError as error:  # the network does what no graph can hold: kernel by kernel, then
-                self.no_graph = first_line(error)
-                self.optimizer.zero_grad(set_to_none=True)
-                return self._pass(images, targets)
-        return self._captured(images, targets)
+            self.no_graph = self._capture(images, targets)
+        if self._captured is not None:
+            return self._captured(images, targets)
+        # the network does what no graph can hold: kernel by kernel, with all memory that the attempt took
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return self._pass(images, targets)
+
+    def _capture(self, images: Tensor, targets: Tensor) -> str:
+        """Why there is no graph; empty where there is one."""
+        try:
+            self._captured = CapturedPass(self._pass, self.model, self.dropouts, images, targets)
+        except RuntimeError as error:
+            return first_line(error)
+        return ""
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:

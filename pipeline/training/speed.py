@@ -33,10 +33,10 @@ class Speed:
 def speed_of(learner: Learner, batch: Batch | None = None, enough_s: float = 0.0) -> Speed:
     """Measure gradients and prediction once each after a warm-up; all ranks must call it together.
 
-    `batch`: None: black images, as many as a worker's share. `enough_s`: a rank that is alone repeats steps until they
-    took so long. Weights, optimizer and normalization statistics stay as they are.
+    `batch`: None: images of noise, as many as a worker's share. `enough_s`: a rank that is alone repeats steps until
+    they took so long. Weights, optimizer and normalization statistics stay as they are.
     """
-    batch = batch or _black(learner)
+    batch = batch or _noise(learner)
     learner.ddp.train()
     with kept_buffers(learner.model):
         _gradients_s(learner, batch)
@@ -49,11 +49,13 @@ def speed_of(learner: Learner, batch: Batch | None = None, enough_s: float = 0.0
     return Speed(statistics.median(steps), _prediction_s(learner, batch) / len(batch.images))
 
 
-def _black(learner: Learner) -> Batch:
+def _noise(learner: Learner) -> Batch:
+    """Of all classes in turn: a CUDA graph proves itself on the first batch."""
     share = -(-learner.settings.batch_size // learner.world)
     size = learner.settings.input_size
-    pixels = torch.zeros((share, size, size, 3), dtype=torch.uint8)
-    return Batch(pixels, torch.zeros(share, dtype=torch.int64), np.arange(share))
+    pixels = np.random.default_rng(0).integers(0, 256, (share, size, size, 3), dtype=np.uint8)
+    targets = torch.arange(share) % len(learner.settings.classes)
+    return Batch(torch.from_numpy(pixels), targets, np.arange(share))
 
 
 def _gradients_s(learner: Learner, batch: Batch) -> float:

@@ -67,7 +67,7 @@ def test_a_gpu_and_onnx_runtime_give_the_same_numbers(architecture: str) -> None
         assert np.abs(found.features - features[:count]).max() < 1e-4 * np.abs(features).max()
 
 
-@pytest.mark.parametrize("architecture", ["cnn-se", "resnet18", "efficientnet-lite0"])
+@pytest.mark.parametrize("architecture", ["cnn-se", "resnet18", "efficientnet-lite0", "efficientnet_b0"])
 def test_a_graph_learns_what_kernels_one_by_one_learn(architecture: str) -> None:
     """To the bit: dropout, random changes of images and bfloat16 included."""
     compute_repeatably()

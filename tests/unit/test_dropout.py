@@ -64,3 +64,26 @@ def test_what_is_held_drops_as_a_pass_of_its_own_once_it_is_refreshed(kind: nn.M
     assert held.any() and torch.equal(held, net(values))
     dropouts.show(np.arange(6), 0)
     assert not torch.equal(net(values), held)  # beside a graph passes drop by what is shown
+
+
+def test_a_layer_that_no_pass_reaches_holds_nothing() -> None:
+    """torchvision's EfficientNets have a StochasticDepth in every block and use it where a block adds its input."""
+    net = nn.ModuleDict({"used": nn.Dropout(0.5), "unused": StochasticDepth(0.5, "row")}).train()
+    dropouts = Dropouts(net, 0)
+    values = torch.ones(4, 10)
+    dropouts.show(np.arange(4), 0)
+    expected = net["used"](values)
+    with dropouts.held():
+        dropouts.refresh()
+        assert torch.equal(net["used"](values), expected)
+
+
+def test_after_a_capture_that_fails_passes_drop_as_ever() -> None:
+    net = nn.Sequential(nn.Dropout(0.5)).train()
+    dropouts = Dropouts(net, 0)
+    values = torch.ones(4, 10)
+    dropouts.show(np.arange(4), 0)
+    expected = net(values)
+    with pytest.raises(RuntimeError), dropouts.held():
+        raise RuntimeError
+    assert torch.equal(net(values), expected)

@@ -123,26 +123,37 @@ def test_scoring_takes_every_core_or_shares_every_gpu_and_the_cores_beside_it() 
     assert scoring_plan(nodes(4, 3), cpus_per_worker=2.0) == ClusterPlan("score", 3, 2.0)
     assert scoring_plan([], 5) == ClusterPlan("score", 5, 1.0)
     one: list[Node] = [{"CPU": 16.0, "GPU": 1.0}]
-    assert scoring_plan(one, use_gpu=True) == ClusterPlan("score", 4, 4.0, 0.25)
-    assert scoring_plan(one, 1, use_gpu=True) == ClusterPlan("score", 1, 16.0, 1.0)
+    assert scoring_plan(one, use_gpu=True) == ClusterPlan("score", 4, 3.0, 0.25)  # a core is left to others
+    assert scoring_plan(one, 1, use_gpu=True) == ClusterPlan("score", 1, 15.0, 1.0)
     assert scoring_plan(one, 3, use_gpu=True) == ClusterPlan("score", 3, 5.0, 0.3333)
-    assert scoring_plan([*one, *one, *nodes(64)], use_gpu=True) == ClusterPlan("score", 8, 4.0, 0.25)
-    assert scoring_plan([{"CPU": 2.0, "GPU": 1.0}], use_gpu=True) == ClusterPlan("score", 2, 1.0, 0.5)
+    assert scoring_plan(one, 20, use_gpu=True) == ClusterPlan("score", 20, 0.75, 0.05)
+    assert scoring_plan(one, None, 8.0, use_gpu=True) == ClusterPlan("score", 1, 8.0, 1.0)
+    assert scoring_plan([*one, *one, *nodes(64)], use_gpu=True) == ClusterPlan("score", 8, 3.0, 0.25)
+    assert scoring_plan([{"CPU": 2.0, "GPU": 1.0}], use_gpu=True) == ClusterPlan("score", 1, 1.0, 1.0)
+    assert scoring_plan([{"CPU": 2.0, "GPU": 4.0}], use_gpu=True) == ClusterPlan("score", 4, 0.25, 1.0)
+    uneven: list[Node] = [{"CPU": 65.0, "GPU": 1.0}, {"CPU": 5.0, "GPU": 1.0}]
+    assert scoring_plan(uneven, use_gpu=True) == ClusterPlan("score", 8, 1.0, 0.25)
 
 
 @given(
-    cores=st.lists(st.integers(1, 64), min_size=1, max_size=3),
-    gpus=st.integers(1, 8),
-    workers=st.none() | st.integers(1, 40),
+    sizes=st.lists(st.tuples(st.integers(1, 64), st.integers(0, 8)), min_size=1, max_size=4),
+    cpus_per_worker=st.none() | st.sampled_from([0.1, 0.5, 1.0, 3.0, 8.0]),
 )
-def test_a_scoring_plan_that_fills_equal_gpu_nodes_fits_them(cores: list[int], gpus: int, workers: int | None) -> None:
-    equal: list[Node] = [{"CPU": float(max(cores[0], gpus)), "GPU": float(gpus)} for _ in cores]
-    plan = scoring_plan(equal, workers, use_gpu=True)
-    each = -(-plan.workers // (gpus * len(equal)))
-    if plan.cpus_per_worker * each * gpus <= equal[0]["CPU"]:  # more workers than cores were asked for
-        check(plan, equal)
-    else:
-        assert workers is not None
+def test_a_scoring_plan_of_no_number_of_workers_fits_where_one_fits(
+    sizes: list[tuple[int, int]], cpus_per_worker: float | None
+) -> None:
+    cluster: list[Node] = [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in sizes]
+    plan = scoring_plan(cluster, None, cpus_per_worker, use_gpu=True)
+    if places(plan, cluster):
+        check(plan, cluster)
+    else:  # no GPU, or too few cores beside each for what was asked
+        assert all(gpus == 0 or (cpus_per_worker or 0) > cpus for cpus, gpus in sizes)
+
+
+@given(gpus=st.integers(1, 8), cores=st.integers(1, 64), count=st.integers(1, 3), workers=st.integers(1, 60))
+def test_any_number_of_workers_finds_room_on_equal_nodes(gpus: int, cores: int, count: int, workers: int) -> None:
+    equal: list[Node] = [{"CPU": float(cores), "GPU": float(gpus)}] * count
+    check(scoring_plan(equal, workers, use_gpu=True), equal)
 
 
 def test_without_a_gpu_a_plan_for_one_is_refused_not_waited_for() -> None:

@@ -5,7 +5,7 @@ import socket
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.base.cluster import alive_nodes
+from pipeline.base.cluster import alive_nodes, tell_waiting
 from pipeline.base.resources import ClusterPlan, check, check_after_loss
 from pipeline.base.text import first_line
 from pipeline.model.bundle import Bundle
@@ -66,6 +66,7 @@ class Crew:
         self._ray, self._task, self._workforce = ray, task, workforce
         self._plan = ClusterPlan("score", count, workforce.cpus_per_worker, workforce.gpus_per_worker)
         check(self._plan, alive_nodes(ray))
+        tell_waiting(ray, replace(self._plan, workers=1))
         is_remote = task.stores.of(first_uri(task.folder, 0)).is_remote  # where most images lie
         self.open_at_once = 4 if is_remote else 2
         self.workers = [self._start() for _ in range(count)]
@@ -123,10 +124,12 @@ class Crew:
                 continue
             reasons += [f"worker {asked[reference]}: {stage} {uri} for {s:.0f} s" for stage, uri, s in doing]
         if silent:
-            free = self._ray.available_resources().get("CPU", 0.0)
+            left, gpus = self._ray.available_resources(), self._workforce.gpus_per_worker
+            free = f"{left.get('CPU', 0.0):g}" + (f" and {left.get('GPU', 0.0):g} GPU" if gpus else "")
+            needs = f"{self._workforce.cpus_per_worker:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
             nodes = sum(node["Alive"] for node in self._ray.nodes())
             reasons.append(
                 f"{len(silent)} workers do not answer: not placed yet or their node is gone "
-                f"(each needs {self._workforce.cpus_per_worker:g} CPU, {free:g} free on {nodes} nodes)"
+                f"(each needs {needs}, {free} free on {nodes} nodes)"
             )
         return "; ".join(reasons) or "workers are idle"

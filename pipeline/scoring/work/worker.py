@@ -1,10 +1,10 @@
 """One shard: fetch, decode, predict, write its part whole. Runs in Ray actors; needs no Ray itself.
 
-Fetching runs ahead in threads; decoding and the model share one lock, so a worker keeps one core busy however many
-shards it has open. It opens several, so that a slow object holds up its own shard only.
+Fetching runs ahead in threads; decoding and the model share one lock, so a worker keeps its cores busy however many
+shards it has open, or with a GPU a lock each, so that it predicts while another shard is decoded. It opens several, so
+that a slow object holds up its own shard only.
 """
 
-import contextlib
 import itertools
 import threading
 import time
@@ -112,13 +112,8 @@ class ShardScorer:
         self._stores, self._rules, self._chunk_rows = stores, rules, chunk_rows
         self._finished: deque[Account] = deque()
         self._schema = part_schema(bundle.info.classes)
-        # Cores are decoded on and predicted on by one shard at a time. A GPU predicts while others decode.
-        self._on_cores: contextlib.AbstractContextManager[object] = (
-            contextlib.nullcontext() if on_gpu else threading.Lock()
-        )
-        self._on_gpu: contextlib.AbstractContextManager[object] = (
-            threading.Lock() if on_gpu else contextlib.nullcontext()
-        )
+        self._on_cores = threading.Lock()
+        self._on_gpu = threading.Lock() if on_gpu else None
         self._pool = ThreadPoolExecutor(decode_threads) if decode_threads > 1 else None
         self._batch = _CUDA_BATCH if on_gpu else _BATCH
         self._doing: dict[int, tuple[str, str, float]] = {}
@@ -223,26 +218,47 @@ class ShardScorer:
         if not batch:
             return
         with self._on_cores:
-            begin = time.perf_counter()
-            self._doing[thread] = ("decode", batch[0].row.uri, time.monotonic())
-            decoded = list(self._map(self._decode, batch))
-            images = [
-                (item, image) for item, image in zip(batch, decoded, strict=True) if isinstance(image, LoadedImage)
-            ]
-            for item, image in zip(batch, decoded, strict=True):
-                if isinstance(image, ImageRejected):
-                    results[item.row.image_id] = RowResult.of(item, None, image)
-            account.seconds["decode"] += time.perf_counter() - begin
+            images = self._decoded(batch, results, account, thread)
+            if self._on_gpu is None:
+                self._predicted(images, results, account, thread)
+        if self._on_gpu is not None:
+            self._doing[thread] = ("wait for the GPU", batch[0].row.uri, time.monotonic())
             with self._on_gpu:
-                begin = time.perf_counter()
-                self._doing[thread] = ("predict", batch[0].row.uri, time.monotonic())
-                said = self.predictor.predict_each([image.pixels for _, image in images])
-            now = datetime.now(UTC)
-            for (item, image), result in zip(images, said, strict=True):
-                found = RowResult.of(item, image.header, result, now)
-                remark = joined(image.remarks) if image.remarks else None
-                results[item.row.image_id] = replace(found, remark=remark, in_training=self._is_in_training(item))
-            account.seconds["predict"] += time.perf_counter() - begin
+                self._predicted(images, results, account, thread)
+
+    def _decoded(
+        self, batch: list[Fetched[ShardRow]], results: dict[int, RowResult], account: Account, thread: int
+    ) -> list[tuple[Fetched[ShardRow], LoadedImage]]:
+        """Those that can be; what became of the others is in `results`."""
+        begin = time.perf_counter()
+        self._doing[thread] = ("decode", batch[0].row.uri, time.monotonic())
+        images = []
+        for item, image in zip(batch, self._map(self._decode, batch), strict=True):
+            if isinstance(image, ImageRejected):
+                results[item.row.image_id] = RowResult.of(item, None, image)
+            else:
+                images.append((item, image))
+        account.seconds["decode"] += time.perf_counter() - begin
+        return images
+
+    def _predicted(
+        self,
+        images: list[tuple[Fetched[ShardRow], LoadedImage]],
+        results: dict[int, RowResult],
+        account: Account,
+        thread: int,
+    ) -> None:
+        if not images:
+            return
+        begin = time.perf_counter()
+        self._doing[thread] = ("predict", images[0][0].row.uri, time.monotonic())
+        said = self.predictor.predict_each([image.pixels for _, image in images])
+        now = datetime.now(UTC)
+        for (item, image), result in zip(images, said, strict=True):
+            found = RowResult.of(item, image.header, result, now)
+            remark = joined(image.remarks) if image.remarks else None
+            results[item.row.image_id] = replace(found, remark=remark, in_training=self._is_in_training(item))
+        account.seconds["predict"] += time.perf_counter() - begin
 
     def _is_in_training(self, item: Fetched[ShardRow]) -> bool | None:
         """By bytes alone: by looks it would take too much of the time."""
