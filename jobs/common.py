@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ from pipeline.base.errors import (
     UsageError,
 )
 from pipeline.base.head import on_lost_head
+from pipeline.base.log import JSON, TEXT, in_json, redacted, speaking_json, tell
 from pipeline.base.text import first_line
 from pipeline.storage.abilities import for_writing
 from pipeline.storage.stores import Stores
@@ -71,11 +73,30 @@ def _run(
     prog: str, config_class: type[Config], main: Callable[[Config], None], examples: str, argv: Sequence[str]
 ) -> int:
     _print_anything()
-    debug = "--debug" in argv  # until the configuration, which may come from elsewhere, is known
     on_lost_head(functools.partial(_end, prog))
+    speak = functools.partial(speaking_json, prog.partition(" ")[2], has_results=config_class.has_results)
+
+    def parsed() -> Config:
+        config = parse(config_class, argv, prog=prog, epilog=examples)
+        if config.log_format == JSON and in_json() is None:  # a file asks for it
+            speaking.enter_context(speak())
+        return config
+
+    with contextlib.ExitStack() as speaking:
+        if _asked_format(argv) == JSON:
+            speaking.enter_context(speak())
+        code = _ended(prog, parsed, main, debug="--debug" in argv)
+        if (lines := in_json()) is not None:
+            with contextlib.suppress(BrokenPipeError):
+                lines.end(code, EXIT_CODES[code])
+    return code
+
+
+def _ended(prog: str, parsed: Callable[[], Config], main: Callable[[Config], None], *, debug: bool) -> int:
+    """The exit code. `debug`: as far as it is known before the configuration is."""
     try:
         with ends_when_told(functools.partial(give_up, prog)):
-            config = parse(config_class, argv, prog=prog, epilog=examples)
+            config = parsed()
             debug = config.debug
             main(config)
         return 0
@@ -85,6 +106,16 @@ def _run(
         if isinstance(error, KeyboardInterrupt | SystemExit):
             hear_no_more()
         return told(prog, error, debug=debug)
+
+
+def _asked_format(argv: Sequence[str]) -> str:
+    """Before the configuration is read, so that an error of it is told as was asked for."""
+    asked = os.environ.get("LEUKORAY_LOG_FORMAT", TEXT)
+    for word, behind in itertools.pairwise([*argv, ""]):
+        flag, has_value, value = word.partition("=")
+        if flag == "--log-format":
+            asked = value if has_value else behind
+    return asked
 
 
 def _print_anything() -> None:
@@ -97,9 +128,14 @@ def told(prog: str, error: BaseException, *, debug: bool = False) -> int:
     """Print what ended a job in one line, of a bug all that is known; its exit code."""
     code, message = _outcome(prog, error)
     with contextlib.suppress(BrokenPipeError):  # whoever read stderr may have ended too
-        if debug or (code == BUG and not isinstance(error, LeukorayError)):
+        is_traced = debug or (code == BUG and not isinstance(error, LeukorayError))
+        if (lines := in_json()) is not None:
+            trace = {"traceback": "".join(traceback.format_exception(error))} if is_traced else {}
+            lines.event(f"{prog}: {message}", "error", **trace)
+            return code
+        if is_traced:
             traceback.print_exception(error)
-        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+        print(f"{prog}: {redacted(message)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -109,13 +145,18 @@ def _interrupted(prog: str) -> str:
 
 def give_up(prog: str, signum: int) -> None:
     """The end of a process that was told to end and hangs. Written past `sys.stderr`, whose lock may be taken."""
-    os.write(2, f"{prog}: {_interrupted(prog)}\n".encode())
-    os._exit(TERMINATED if signum == signal.SIGTERM else INTERRUPTED)
+    code, said = TERMINATED if signum == signal.SIGTERM else INTERRUPTED, f"{prog}: {_interrupted(prog)}"
+    lines = in_json()
+    text = f"{said}\n" if lines is None else lines.line(said, "error") + lines.end_line(code, EXIT_CODES[code])
+    os.write(2, text.encode())
+    os._exit(code)
 
 
 def _end(prog: str, error: PlatformError) -> None:
     """End the process from a thread of its own."""
-    print(f"{prog}: {error}", file=sys.stderr, flush=True)
+    tell(sys.stderr, f"{prog}: {error}", level="error")
+    if (lines := in_json()) is not None:
+        lines.end(error.exit_code, EXIT_CODES[error.exit_code])
     finish(error.exit_code)
 
 
@@ -207,7 +248,8 @@ def refuse_unwritable(out: str) -> None:
 def show_config(config: JobConfig, names: "Names | None" = None) -> None:
     """Print what is in force, one line, without what was left at None."""
     shown = {name: value for name, value in effective(config, names).items() if value is not None and value != []}
-    print("configuration: " + "  ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
+    said = "configuration: " + "  ".join(f"{name}={value}" for name, value in shown.items())
+    tell(sys.stdout, redacted(said), event="configuration", configuration=shown)
 
 
 class Clock:

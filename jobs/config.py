@@ -15,7 +15,7 @@ import typing
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline import __version__
 from pipeline.base.errors import UsageError
+from pipeline.base.secrets import without_secrets
 from pipeline.storage.uris import absolute
 
 if typing.TYPE_CHECKING:
@@ -47,6 +48,11 @@ class JobConfig(BaseModel):
     s3_anonymous: bool = Field(False, description="read public buckets without credentials")
     s3_requester_pays: bool = Field(False, description="accept the transfer cost of a requester-pays bucket")
     debug: bool = Field(False, description="show the traceback of an error")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="what is told while it works: lines to read, or one JSON object a line, on stderr"
+    )
+
+    has_results: ClassVar[bool] = False  # what it prints to stdout is data, no account of its work
 
 
 class NamingConfig(JobConfig):
@@ -66,8 +72,11 @@ def positional(default: Any = ..., *, description: str, **options: Any) -> Any:
 
 
 def effective(config: BaseModel, names: "Names | None" = None) -> dict[str, Any]:
-    """The configuration as plain JSON values, to be printed and stored with the run; sources as `names` has them."""
-    values = config.model_dump(mode="json")
+    """The configuration as plain JSON values, to be printed and stored with the run; sources as `names` has them, URLs
+    without secrets.
+    """
+    dumped = config.model_dump(mode="json")
+    values = {name: without_secrets(value) if isinstance(value, str) else value for name, value in dumped.items()}
     if names is not None and names.key_id is not None:
         for field in _OF_SOURCES:
             found = values.get(field)

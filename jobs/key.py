@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from jobs.common import job, start
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import InputError
+from pipeline.base.log import JSON
 from serving.keys.records import NAME, Key, Limits, digest, new_key, read_images, read_rate, written
 
 EPILOG = """examples:
@@ -36,6 +37,8 @@ class KeyConfig(JobConfig):
 
     @model_validator(mode="after")
     def _can_be_read(self) -> "KeyConfig":
+        if self.log_format == JSON:
+            raise ValueError("a key is told once, to a person, and belongs in no log: --log-format text")
         try:
             self.limits()
         except InputError as error:

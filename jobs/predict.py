@@ -40,6 +40,7 @@ _LOOK_S = 0.5  # between two looks at the clock while nothing comes
 class PredictConfig(JobConfig):
     """Send images to a running service (leukoray serve) and write what it says of each. A key: $LEUKORAY_API_KEY."""
 
+    has_results = True
     files: list[str] = positional([], description="images, folders, or - for paths on stdin, one a line or by -print0")
     url: str = Field("http://127.0.0.1:8000", description="the service")
     out: str | None = Field(

@@ -17,6 +17,7 @@ A subject's pseudonym is a hash: compare it with those of the subjects that may 
 class RevealConfig(NamingConfig):
     """Print the real path or member behind each pseudonym, or the pseudonym of each subject, one a line."""
 
+    has_results = True
     pseudonyms: list[str] = positional([], description="uri and member as outputs have them")
     subjects: list[str] = Field([], description="subjects whose pseudonyms are wanted")
 

@@ -333,7 +333,8 @@ def _running(
     methods = [front.GRPC_METHODS] if config.grpc_port else []  # without one Serve starts no server for gRPC
     rpc = gRPCOptions(port=config.grpc_port or 0, grpc_servicer_functions=methods, request_timeout_s=timeout_s)
     # Serve's own access log would hold paths; that of serving/access.py holds routes
-    quiet = {"log_level": "INFO" if config.access_log else "WARNING", "enable_access_log": False}
+    level = "INFO" if config.access_log else "WARNING"
+    quiet = {"log_level": level, "enable_access_log": False, "encoding": config.log_format.upper()}
     try:
         try:
             for one in served if is_local else ():  # else the first replica starts them, as long as it takes itself

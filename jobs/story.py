@@ -1,6 +1,7 @@
 """Jobs run one after the other as commands that could have been typed, their output in logs, told to a person."""
 
 import contextlib
+import os
 import shlex
 import shutil
 import signal
@@ -74,7 +75,10 @@ class Story:
         print(f"\n  {job:<10} $ " + f" \\\n{_INDENT}    ".join(typed), flush=True)
         command, started = [sys.executable, "-m", "jobs.cli", *words], time.monotonic()
         with self.log(job).open("w") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output or log, stderr=log, text=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output or log, stderr=log, text=True,
+                env=os.environ | {"LEUKORAY_LOG_FORMAT": "text"},
+            )  # fmt: skip
             try:
                 yield process, log
             finally:
@@ -104,6 +108,8 @@ def _shared_flags(config: JobConfig) -> list[str]:
     """Flags that every job knows, as they were given to this one."""
     flags = []
     for option in options(JobConfig):
+        if option.name == "log_format":  # what jobs tell is read here, and told again
+            continue
         value = getattr(config, option.name)
         if value is not None and value is not False:
             flags += [option.flag] if value is True else [option.flag, str(value)]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pipeline import __version__
 from pipeline.base.cluster import connected
 from pipeline.base.errors import InputError
+from pipeline.base.log import under_run
 from pipeline.images.unit import mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
@@ -46,6 +47,7 @@ def score(
         contextlib.ExitStack() as joined,
     ):
         folder, continues = find_or_start(output, request, options.run_id, say)
+        under_run(folder.run_id)
         plan = _continued(output, folder, request, say) or _listed(output, folder, request, stores)
         say(_describe(folder, plan, continues))
         task = ScoringTask(folder, request, plan, bundle, stores)

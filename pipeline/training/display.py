@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
+from pipeline.base.log import tell
 from pipeline.base.text import human_time
 from pipeline.training.rejected import Rejected
 
@@ -77,8 +78,9 @@ class Display:
         self._line(
             f"epoch {epoch:>3}/{self._epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
             f"val AUC {row['val_auc']:.4f}{extra}  {_speed(row, left)}"
-            f"{'  best' if self._chooses and event['best_epoch'] == epoch else ''}"
-        )
+            f"{'  best' if self._chooses and event['best_epoch'] == epoch else ''}",
+            event="epoch", epochs=self._epochs, left_s=left, **row,
+        )  # fmt: skip
 
     def _step(self, event: Event) -> None:
         if event["epoch"] <= self._epoch_shown:  # it was overtaken by the end of its epoch
@@ -92,13 +94,12 @@ class Display:
             self._out.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
             self._out.flush()
         elif time.monotonic() >= self._next_plain:
-            self._line(text)
+            told = {name: value for name, value in event.items() if name != "kind"}
+            self._line(text, event="progress", epochs=self._epochs, left_s=left, **told)
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, **fields: Any) -> None:
         self._next_plain = time.monotonic() + _PLAIN_STEP_EVERY_S
-        start = "\r\x1b[K" if self._live else ""
-        self._out.write(f"{start}{text}\n")
-        self._out.flush()
+        tell(self._out, ("\r\x1b[K" if self._live else "") + text, **fields)
 
 
 def _speed(event: Event, left_s: float | None) -> str:

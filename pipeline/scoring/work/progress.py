@@ -4,7 +4,9 @@ import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from typing import Any
 
+from pipeline.base.log import tell
 from pipeline.base.text import human_time
 from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.record import Pace
@@ -28,7 +30,7 @@ class Progress:
     ) -> None:
         self._plan, self._workers = plan, workers
         self._tty = out is None and sys.stderr.isatty()
-        self._out = out or (lambda text: print(text, file=sys.stderr, end="" if self._tty else "\n", flush=True))
+        self._out = out
         self._begin = time.monotonic()
         self._printed = 0.0
         self._recent: deque[tuple[float, int, int]] = deque()
@@ -86,7 +88,22 @@ class Progress:
         if not force and now - self._printed < (_REDRAW_EVERY_S if self._tty else _LINE_EVERY_S):
             return
         self._printed = now
-        self._out(("\r\x1b[2K" if self._tty else "") + self.line() + ("\n" if force and self._tty else ""))
+        if self._out is not None:
+            self._out(self.line())
+        elif self._tty:
+            print("\r\x1b[2K" + self.line(), file=sys.stderr, end="\n" if force else "", flush=True)
+        else:
+            tell(sys.stderr, self.line(), **self.fields())
+
+    def fields(self) -> dict[str, Any]:
+        """What `line` tells, by name; rates by second, times in seconds, shares 0..1."""
+        images, megabytes = self.rate()
+        return {
+            "event": "progress", "share": round(self._share_done(), 4), "listed": self._plan.rows,
+            "done": self.resumed_rows + self.rows, "quarantined": sum(self.codes.values()),
+            "codes": dict(self.codes), "images_per_s": round(images, 2), "mb_per_s": round(megabytes, 3),
+            "left_s": self._seconds_left(images), "stage_shares": self.shares(),
+        }  # fmt: skip
 
     def line(self) -> str:
         images, megabytes = self.rate()
