@@ -4,6 +4,7 @@ from pydantic import Field, model_validator
 
 from jobs.common import job, job_stores, refuse_unwritable, start, writing_stores
 from jobs.config import NamingConfig, effective, positional
+from jobs.signing import Signer
 from pipeline.base.cluster import connected
 from pipeline.base.errors import InputError, LeukorayError, NotPromotedError, PlatformError, UsageError
 from pipeline.evaluation.comparison.page import render_comparison
@@ -28,6 +29,7 @@ from pipeline.model.promotions import (
     version_named,
 )
 from pipeline.model.registry import ModelFolder, version_uris
+from pipeline.model.signature import is_signed
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -36,7 +38,8 @@ EXAMPLES = """examples:
   leukoray promote models/leukoray --version 20261123-191500-1a2b3c4d
   leukoray promote models/leukoray --version 20261123-191500-1a2b3c4d --protocol promotion.yaml --why 'new stain'
   leukoray promote models/leukoray --rollback --why 'false alarms on Tuesday'
-  leukoray promote s3://bucket/models/leukoray --version 20261123-191500-1a2b3c4d
+  leukoray promote s3://bucket/models/leukoray --version 20261123-191500-1a2b3c4d --sign release.key
+  leukoray promote models/leukoray/20261123-191500-1a2b3c4d --sign release.key      signs it and moves nothing
 
 Research software, not a medical device."""
 _LISTED = 10  # of the archive
@@ -51,6 +54,9 @@ class PromoteConfig(NamingConfig):
     version: str | None = Field(None, description="version to point to; its files are checked first")
     protocol: str | None = Field(None, description="YAML file of what the version must reach before best.json moves")
     force: bool = Field(False, description="move best.json though the protocol is not met; needs --why")
+    sign: str | None = Field(
+        None, description="PEM file of a private key: sign the version; without --version MODEL is a bundle's folder"
+    )
     rollback: bool = Field(False, description="point best.json to the version that was the best before")
     why: str = Field("", description="reason, for the archive of promotions")
     by: str | None = Field(None, description="who promotes, for the archive (default: the user's name)")
@@ -70,6 +76,8 @@ class PromoteConfig(NamingConfig):
             raise ValueError("--rollback goes to the version before: leave out --version and --protocol")
         if self.protocol and not self.version:
             raise ValueError("--protocol: name the --version that it judges")
+        if self.rollback and self.sign:
+            raise ValueError("--rollback goes to a version as it is: sign it by itself, with its folder as MODEL")
         if self.force and not (self.protocol and self.why.strip()):
             raise ValueError("--force: needs the --protocol that it overrules, and --why")
         self._refuse_unused()
@@ -93,15 +101,18 @@ def main(config: PromoteConfig) -> None:
     uri = absolute(config.model)
     if config.version is not None and not is_version_name(config.version):
         raise UsageError(f"--version {config.version!r}: the name of a folder in {uri}, without slashes; see --list")
-    if not (config.version or config.list or config.rollback):
+    if not (config.version or config.list or config.rollback or config.sign):
         raise UsageError("name a --version, or see them with --list")
+    signer = None if config.sign is None else Signer(config.sign)
     try:
         if config.protocol:
-            _by_protocol(config, uri)
+            _by_protocol(config, uri, signer)
         elif config.rollback:
             _roll_back(config, uri)
         elif config.version:
-            _by_hand(config, uri)
+            _by_hand(config, uri, signer)
+        elif signer is not None:
+            signer.sign(_proved(read_bundle(uri, job_stores(config))))
     except NotPromotedError:
         if config.list:
             _print_versions(uri, job_stores(config))
@@ -110,9 +121,11 @@ def main(config: PromoteConfig) -> None:
         _print_versions(uri, job_stores(config))
 
 
-def _by_hand(config: PromoteConfig, uri: str) -> None:
+def _by_hand(config: PromoteConfig, uri: str, signer: Signer | None) -> None:
     folder = ModelFolder(uri, writing_stores(config, uri, single_writer=config.single_writer))
     bundle = _checked(folder, str(config.version))
+    if signer is not None:  # before anybody follows best.json to it
+        signer.sign(bundle)
     pointer, _ = move_by_hand(folder, bundle, config.who, config.why)
     print(f"{folder.uri}: best is now {config.version} ({pointer.metric} {_number(pointer.value)})")
     _warn(bundle)
@@ -126,6 +139,11 @@ def _checked(folder: ModelFolder, version: str) -> Bundle:
             f"{bundle.uri}: its bundle.json says version {bundle.info.version}: a copied or renamed folder; name it "
             f"{bundle.info.version}, as best.json would"
         )
+    return _proved(bundle)
+
+
+def _proved(bundle: Bundle) -> Bundle:
+    """Whole and answering."""
     bundle.verify()
     Predictor(bundle, engine="onnx").prove()
     return bundle
@@ -139,7 +157,7 @@ def _warn(bundle: Bundle) -> None:
 # ---- by a protocol ---------------------------------------------------------------------------------------------------
 
 
-def _by_protocol(config: PromoteConfig, uri: str) -> None:
+def _by_protocol(config: PromoteConfig, uri: str, signer: Signer | None) -> None:
     if not config.who:
         raise UsageError("--by: the environment names no user; say who promotes")
     folder = ModelFolder(uri, writing_stores(config, uri, single_writer=config.single_writer))
@@ -161,6 +179,8 @@ def _by_protocol(config: PromoteConfig, uri: str) -> None:
     with folder.moving() as check_lock:
         _refuse_other_best(folder, found)
         check_lock()
+        if signer is not None and _action(config, found) != "refused":
+            signer.sign(bundle)
         print("\n" + _decided(config, folder, bundle, found, figures))
     decision = Decision(found.criteria, action, config.who, config.why, found.written.model_dump())
     study = write_study(out, found.comparison, folder.stores, decision)
@@ -246,13 +266,18 @@ def _print_versions(uri: str, stores: Stores) -> None:
     for folder, is_best in found:
         shown = f"{'*' if is_best else ' '} {folder.removeprefix(uri + '/')}"
         try:
-            info = read_bundle(folder, stores).info
+            bundle = read_bundle(folder, stores)
+            info = bundle.info
         except LeukorayError as error:
             print(f"{shown}  unusable: {error}")
             continue
         metric, value = info.monitored
         doubt = f"  {NOT_SHOWN}" if info.against_chance is not None and not info.against_chance.is_shown else ""
-        print(f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}{doubt}")
+        signed = "  signed" if is_signed(bundle) else ""
+        print(
+            f"{shown}  {info.architecture} {info.input_size} px  {metric} {_number(value)}  {info.created_at}{signed}"
+            f"{doubt}"
+        )
     for unread in damaged:
         print(f"\nunusable: {unread}")
     records = list(archived(ModelFolder(uri, stores)))

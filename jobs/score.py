@@ -15,6 +15,7 @@ from pipeline.images.load import Limits
 from pipeline.ingest.annotation import subject_reader
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import resolve
+from pipeline.model.signature import public_key
 from pipeline.scoring import run as scoring
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.estimate import dry_run, estimate_seconds
@@ -51,6 +52,9 @@ class ScoreConfig(NamingConfig):
     )
     model: str | None = Field(
         None, description="bundle, model or registry folder, local or s3:// (a retry: default the run's own)"
+    )
+    verify: str | None = Field(
+        None, description="PEM file of a public key: only a model signed with its private half is used"
     )
     out: str = Field("scores", description="output folder or s3:// prefix; each run has its own folder inside")
     run_id: str | None = Field(None, pattern=r"^\w[\w.-]*$", description="name of the run's folder (default: by time)")
@@ -111,13 +115,14 @@ def _out(config: ScoreConfig) -> str:
 
 
 def _bundle(config: ScoreConfig, stores: Stores) -> Bundle:
+    key = None if config.verify is None else public_key(config.verify)
     if config.model is not None:
-        return _of_depth(resolve(config.model, stores).verify().with_threshold(config.threshold), config.bit_depth)
+        return _of_depth(resolve(config.model, stores, key).verify().with_threshold(config.threshold), config.bit_depth)
     if config.retry_quarantined is None:
         raise UsageError("--model is missing: name a bundle or registry folder, e.g. --model models/demo")
     retried = RunFolder.at(absolute(config.retry_quarantined), stores)
     used = retried.record().model
-    bundle = _of_depth(resolve(used.uri, stores).verify(), config.bit_depth or used.bit_depth)
+    bundle = _of_depth(resolve(used.uri, stores, key).verify(), config.bit_depth or used.bit_depth)
     if config.threshold is not None:
         return bundle.with_threshold(config.threshold)
     if config.bit_depth is not None:

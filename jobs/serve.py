@@ -32,6 +32,7 @@ from pipeline.images.load import Limits
 from pipeline.model.bundle import INFO, Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
+from pipeline.model.signature import public_key
 from pipeline.storage.shared import refuse_unshared
 from pipeline.storage.uris import join
 from serving import front, tls, tracing
@@ -56,6 +57,9 @@ class ServeConfig(JobConfig):
 
     model: list[str] = positional(
         min_length=1, description="bundle folder, model folder or registry, local or s3://; several: by their names"
+    )
+    verify: str | None = Field(
+        None, description="PEM file of a public key: only models signed with its private half answer, now and later"
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all of them")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
@@ -160,7 +164,8 @@ def main(config: ServeConfig) -> None:
 
 def checked_bundle(config: ServeConfig, model: str) -> Bundle:
     """The bundle that `model` means, after it has answered the probe. Raises InputError before anything is started."""
-    bundle = resolve(model, job_stores(config)).verify()
+    key = None if config.verify is None else public_key(config.verify)
+    bundle = resolve(model, job_stores(config), key).verify()
     Predictor(bundle, engine="onnx").prove()
     return bundle
 
@@ -369,7 +374,7 @@ def _running(
 def _arguments(config: ServeConfig, model: str) -> dict[str, Any]:
     shared = (
         "s3_endpoint s3_region s3_anonymous s3_requester_pays "
-        "max_bytes max_pixels max_in_flight max_batch_size request_timeout_s cors_origins audit_log"
+        "verify max_bytes max_pixels max_in_flight max_batch_size request_timeout_s cors_origins audit_log"
     )
     return {name: getattr(config, name) for name in shared.split()} | {
         "model": model,

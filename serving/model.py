@@ -11,6 +11,7 @@ from pipeline.model.bundle import CARD, Bundle
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import resolve
+from pipeline.model.signature import fingerprint
 from serving.schemas import ImageAnswer, ImageInfo, ModelInfo
 from serving.settings import ServingSettings
 
@@ -49,11 +50,16 @@ def load_model(uri: str, settings: ServingSettings, threshold: float | None = No
 
     Raises InputError when it is missing, altered, was trained with other preprocessing, or fails its proof.
     """
-    return load_bundle(resolve(uri, settings.stores).with_threshold(threshold), settings)
+    return load_bundle(resolve(uri, settings.stores, settings.verify).with_threshold(threshold), settings)
 
 
 def load_bundle(bundle: Bundle, settings: ServingSettings) -> LoadedModel:
-    """Raises InputError when a file is missing or altered, or the model fails its proof."""
+    """Raises InputError when a file is missing or altered, the model fails its proof, or is not signed as it must be.
+
+    Every bundle that answers comes by here, whoever read it.
+    """
+    if not is_trusted(bundle, settings):
+        raise InputError(f"bundle {bundle.uri}: its signature was not checked with the key of this service (verify)")
     predictor = Predictor(bundle, engine=settings.engine, threads=settings.threads)
     record = {name: getattr(bundle.info, name) for name in ModelInfo.model_fields if hasattr(bundle.info, name)}
     judged = bundle.info.against_chance
@@ -69,6 +75,11 @@ def load_bundle(bundle: Bundle, settings: ServingSettings) -> LoadedModel:
         is_in_one_thread=is_on_cpu and settings.threads == 1,
         passing=contextlib.nullcontext() if is_on_cpu else threading.Lock(),  # a GPU takes one at a time
     )
+
+
+def is_trusted(bundle: Bundle, settings: ServingSettings) -> bool:
+    """Whether its signature was checked with the service's key, where it has one."""
+    return settings.verify is None or bundle.signed_by == fingerprint(settings.verify)
 
 
 def _card(bundle: Bundle) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipeline.base.errors import UsageError
 from pipeline.base.text import problems
 from pipeline.images.load import Limits
+from pipeline.model.signature import public_key
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import S3Settings
 from pipeline.storage.uris import absolute
@@ -30,6 +31,9 @@ class ServingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str = Field(description="bundle folder or registry, local path or s3:// URI")
+    verify: str | None = Field(
+        None, description="public key that every model must be signed with: a PEM file where this is read, or its text"
+    )
     s3_endpoint: str | None = Field(None, description="S3 endpoint URL (default: $AWS_ENDPOINT_URL[_S3])")
     s3_region: str | None = Field(None, description="S3 region (default: $AWS_REGION, else us-east-1)")
     s3_anonymous: bool = Field(False, description="read public buckets without credentials")
@@ -181,6 +185,7 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
     return settings.model_copy(
         update={
             "model": absolute(settings.model),
+            "verify": public_key(settings.verify) if settings.verify is not None else None,  # replicas lack the file
             "keys_file": absolute(settings.keys_file) if settings.keys_file is not None else None,
             "audit_log": absolute(settings.audit_log) if settings.audit_log is not None else None,
             "s3_endpoint": settings.stores.s3.endpoint,  # as seen here: replicas elsewhere have another environment

@@ -26,6 +26,7 @@ from pipeline.evaluation.report.card import render_card
 from pipeline.evaluation.report.html import Kept, render_report
 from pipeline.evaluation.shortcut import Shortcut, judge_colours
 from pipeline.model.bundle import CARD, HISTORY, REPORT, Bundle, BundleInfo
+from pipeline.model.signature import is_signed
 from pipeline.model.subject_rules import SubjectRules
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.filled_in import write_beside_edited
@@ -176,6 +177,9 @@ class Evaluation:
         self.bundle.write(REPORT, report.encode())
         card = render_card(info, metrics=record, data=data_facts(self.manifest))
         write_beside_edited(join(self.bundle.uri, CARD), card, self.bundle.stores)
+        if is_signed(self.bundle):
+            print(f"{self.bundle.uri}: is signed, so its bundle.json stays without these figures; the card has them")
+            return
         kept = {key: value for key, value in record.items() if key not in _NOT_IN_CARD}
         self.bundle.update(metrics={**info.metrics, "test": kept})
 

@@ -1,9 +1,10 @@
 """The bundle: a plain folder that is the model. Weights, graph, decision rule, provenance; no pickle.
 
     model.safetensors  model.onnx  reference.safetensors  golden.json  sketch.parquet
-    bundle.json  MODEL_CARD.md  report/
+    bundle.json  bom.cdx.json  MODEL_CARD.md  report/  model.sig
 
-`bundle.json` is `BundleInfo` below. It is written last, so a folder without it is no bundle.
+`bundle.json` is `BundleInfo` below. It is written last, so a folder without it is no bundle; `model.sig` comes later,
+from whoever signs it (`model.signature`).
 """
 
 import hashlib
@@ -37,6 +38,8 @@ WEIGHTS, GRAPH, INFO, CARD = "model.safetensors", "model.onnx", "bundle.json", "
 HISTORY, REPORT = "report/history.json", "report/report.html"
 OUT_OF_FOLD = "report/out_of_fold.parquet"  # scores of a model trained with folds
 SKETCH = "sketch.parquet"  # of the images of training: `model.sketch`
+BOM = "bom.cdx.json"  # what it is made of: `model.bom`
+SIGNATURE = "model.sig"  # over what decides an answer: `model.signature`
 GOLDEN = "golden.json"  # drawn images and what is said of them: `model.golden`
 
 
@@ -185,6 +188,7 @@ class Bundle:
     stores: Stores = field(default_factory=Stores)
     held: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)  # files that it brings along
     is_as_published: bool = field(default=True, compare=False)  # it decides as its card says
+    signed_by: str = field(default="", compare=False)  # digest of the public key that its signature was checked with
 
     def file(self, name: str) -> bytes:
         """A file of the bundle, checked against its digest. Raises InputError when missing or altered."""
@@ -290,14 +294,26 @@ def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = Fa
     `of_any_pixels`: one of other pixel rules as well, which must not predict; for `leukoray migrate`.
     """
     uri = absolute(uri)
-    path = join(uri, INFO)
     try:
-        raw = json.loads(stores.of(uri).read(path).data)
-        check_version(raw.get("bundle_version"), BUNDLE_VERSION, f"{path}: bundle", "publish the model again")
-        info = BundleInfo(**raw)
+        data = stores.of(uri).read(join(uri, INFO)).data
     except StoreError as error:
         raise error.refusal(f"{uri}: no bundle here ({error}); name a bundle or a registry folder") from error
-    except (ValueError, AttributeError) as error:
+    info = read_info(uri, data, of_any_pixels=of_any_pixels)
+    store = stores.of(uri)
+    for name in info.digests:
+        if store.head(join(uri, name)) is None:
+            raise InputError(f"bundle {uri}: {name} is missing; copy the whole folder")
+    return Bundle(uri, info, stores)
+
+
+def read_info(uri: str, data: bytes, *, of_any_pixels: bool = False) -> BundleInfo:
+    """The bytes of the `bundle.json` of `uri`, checked. Raises InputError saying what does not fit this version."""
+    path = join(uri, INFO)
+    try:
+        raw = json.loads(data)
+        check_version(raw.get("bundle_version"), BUNDLE_VERSION, f"{path}: bundle", "publish the model again")
+        info = BundleInfo(**raw)
+    except (ValueError, AttributeError, TypeError) as error:
         found = problems(error) if isinstance(error, ValidationError) else first_line(error)
         raise InputError(f"{path}: damaged ({found}); publish the model again") from error
     expected = info.pixels.digest()
@@ -307,8 +323,4 @@ def read_bundle(uri: str, stores: Stores = Stores(), *, of_any_pixels: bool = Fa
             f"{expected[:12]}), its probabilities would be others: `leukoray migrate {uri} --scores OUTPUT` measures "
             "by how much and adds a version for these rules; or train again"
         )
-    store = stores.of(uri)
-    for name in info.digests:
-        if store.head(join(uri, name)) is None:
-            raise InputError(f"bundle {uri}: {name} is missing; copy the whole folder")
-    return Bundle(uri, info, stores)
+    return info

@@ -7,7 +7,8 @@ probabilities moved (`Change`), and the bundle keeps it.
 from dataclasses import asdict, dataclass, replace
 
 from pipeline import __version__
-from pipeline.model.bundle import CARD, GOLDEN, INFO, Bundle, read_bundle, write_bundle
+from pipeline.model.bom import bill_of_materials
+from pipeline.model.bundle import BOM, CARD, GOLDEN, INFO, SIGNATURE, Bundle, read_bundle, write_bundle
 from pipeline.model.golden import Golden
 from pipeline.model.predictor import Predictor
 from pipeline.model.promotions import move, record, user_name
@@ -51,7 +52,7 @@ def publish(bundle: Bundle, change: Change) -> Bundle:
     """Write the version for today's rules beside a bundle, which stays as it is."""
     new, store = under_todays_rules(bundle), bundle.stores.of(bundle.uri)
     names = [item.uri.removeprefix(bundle.uri + "/") for item in store.walk(bundle.uri)]
-    files = {name: bundle.file(name) for name in names if name != INFO}
+    files = {name: bundle.file(name) for name in names if name not in (INFO, SIGNATURE)}  # nobody has signed this one
     record = {
         "from_version": bundle.info.version,
         "from_preprocessing_digest": bundle.info.preprocessing_digest,
@@ -69,6 +70,7 @@ def publish(bundle: Bundle, change: Change) -> Bundle:
     if bundle.info.golden_sha256:  # the same images are other pixels now
         golden = Golden.unpacked(files[GOLDEN], f"{bundle.uri}: {GOLDEN}")
         files[GOLDEN] = Predictor(replace(new, held=files), engine="onnx").golden(golden.images).packed()
+    files[BOM] = bill_of_materials(info, files)
     return write_bundle(_beside(bundle), info, files, bundle.stores)
 
 

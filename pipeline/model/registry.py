@@ -17,6 +17,7 @@ from pipeline.base.versions import check_version
 from pipeline.images.unit import Unit, mismatch
 from pipeline.model.bundle import INFO, Bundle, BundleInfo, read_bundle
 from pipeline.model.chance import NOT_SHOWN
+from pipeline.model.signature import verified
 from pipeline.storage.lock import locked
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
@@ -235,12 +236,17 @@ def pointer_of(uri: str, bundle: Bundle) -> str:
     return "" if absolute(uri) == bundle.uri else join(bundle.uri.rpartition("/")[0], POINTER)
 
 
-def resolve(uri: str, stores: Stores = Stores()) -> Bundle:
+def resolve(uri: str, stores: Stores = Stores(), verify: str | None = None) -> Bundle:
     """The bundle that `uri` means: a bundle folder, a model name's folder, or a registry with one model name.
 
-    Raises InputError when it means none, or several.
+    `verify`: a public key in PEM, whose private half must have signed it (`model.signature`). Raises InputError when it
+    means none, or several, or its signature is not right.
     """
-    uri = absolute(uri)
+    found = _resolve(absolute(uri), stores)
+    return found if verify is None else verified(found, verify)
+
+
+def _resolve(uri: str, stores: Stores) -> Bundle:
     store, model = stores.of(uri), ModelFolder(uri, stores)
     if store.head(join(uri, INFO)) is not None:
         return read_bundle(uri, stores)
@@ -249,7 +255,7 @@ def resolve(uri: str, stores: Stores = Stores()) -> Bundle:
         return model.best(pointer)
     names = sorted(info.uri.removesuffix("/" + POINTER) for info in store.walk(uri) if info.uri.endswith("/" + POINTER))
     if len(names) == 1:
-        return resolve(names[0], stores)
+        return _resolve(names[0], stores)
     if names:
         raise InputError(f"{uri}: a registry with several models; name one of {', '.join(names)}")
     raise InputError(

@@ -28,7 +28,9 @@ from pipeline.evaluation.definitions import Ints, binary_metrics
 from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.evaluation.report.card import render_card
 from pipeline.evaluation.temperature import Temperature
+from pipeline.model.bom import bill_of_materials
 from pipeline.model.bundle import (
+    BOM,
     CARD,
     GOLDEN,
     GRAPH,
@@ -119,6 +121,7 @@ def publish_adapted(
     info = parent.info.model_copy(update=fields)
     info = info.model_copy(update={"version": new_version(info.identity())})
     files |= {GOLDEN: golden_file(info, files)}
+    files |= {BOM: bill_of_materials(info, files)}
     files |= {CARD: sealed(render_card(info)).encode(), LOCAL_REPORT: json.dumps(report, indent=2).encode()}
     return write_bundle(join(folder.uri, info.version), info, files, folder.stores)
 

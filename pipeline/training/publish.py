@@ -13,7 +13,8 @@ from pipeline.evaluation.calibration import Agreement, Calibration, Costs, Thres
 from pipeline.evaluation.report.card import render_card
 from pipeline.evaluation.temperature import Temperature
 from pipeline.model.architectures import build
-from pipeline.model.bundle import CARD, GOLDEN, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.bom import bill_of_materials
+from pipeline.model.bundle import BOM, CARD, GOLDEN, GRAPH, HISTORY, SKETCH, WEIGHTS, Bundle, BundleInfo, write_bundle
 from pipeline.model.export import ToGraph, to_onnx, to_safetensors
 from pipeline.model.lora import merged
 from pipeline.model.registry import ModelFolder, Verdict, new_version
@@ -91,6 +92,7 @@ def publish(
     files = {WEIGHTS: weights, GRAPH: graph, **_for_people(info, trained, manifest, rows), **own.files()}
     files |= {} if sketch is None else {SKETCH: sketch}
     files |= {GOLDEN: golden_file(info, files)}
+    files |= {BOM: bill_of_materials(info, files)}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
     moved = folder.point_if_better(bundle)
     return Published(bundle, moved, rule.temperature, rule.threshold, judged.agreement, judged.told_of_review)

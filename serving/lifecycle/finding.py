@@ -7,8 +7,8 @@ from pipeline.base.errors import InputError, LeukorayError
 from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
 from pipeline.model.registry import pointer_of, resolve
-from pipeline.storage.stores import Stores
 from serving.agreed import CandidateWish, Chosen, Wish
+from serving.settings import ServingSettings
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Found:
     pointer: str
 
 
-def find(wish: Wish | CandidateWish, stores: Stores) -> Found:
+def find(wish: Wish | CandidateWish, settings: ServingSettings) -> Found:
     """Resolve, read and prove. Raises what is wrong with it."""
-    bundle = resolve(wish.model, stores)
+    stores = settings.stores
+    bundle = resolve(wish.model, stores, settings.verify)
     path = pointer_of(wish.model, bundle)
     content = stores.read_if_there(path) if path else None
     # a pointer that moved since then is looked at again
@@ -31,9 +32,9 @@ def find(wish: Wish | CandidateWish, stores: Stores) -> Found:
     return Found(_proved(bundle.with_threshold(wish.threshold)), path, pointer)
 
 
-def read(chosen: Chosen, stores: Stores) -> Bundle:
+def read(chosen: Chosen, settings: ServingSettings) -> Bundle:
     """Exactly that model. Raises InputError where another one lies there now."""
-    bundle = resolve(chosen.uri, stores).with_threshold(chosen.threshold)
+    bundle = resolve(chosen.uri, settings.stores, settings.verify).with_threshold(chosen.threshold)
     if bundle.info.identity() != chosen.sha256:
         raise InputError(f"{chosen.uri}: is no longer the model {chosen.sha256[:12]} that was agreed on")
     return _proved(bundle)

@@ -18,6 +18,7 @@ from serving.lifecycle import switch
 from serving.lifecycle.finding import Found, digest, find, read, why
 from serving.lifecycle.switch import POLL_S, Switch
 from serving.lifecycle.trials import By, TrialDesk, utc_now
+from serving.model import is_trusted
 from serving.rule import Verdict
 from serving.settings import ServingSettings
 
@@ -52,12 +53,11 @@ class Keeper:
     async def join(
         self, settings: ServingSettings, asked: Wish | str, candidate: CandidateWish | None = None
     ) -> Joined:
-        """A member tells what its configuration asks for, and gets what is agreed once that is decided. A candidate is
-        looked at later (`tend`): no start waits for it."""
+        """A member tells what it is asked for, gets what is agreed; a candidate is looked at later (`tend`)."""
         async with self._deciding:
-            self._settings = settings
+            before, self._settings = self._settings, settings
             await self._recall()
-            if asked != self._asked:
+            if asked != self._asked or (before is not None and before.verify != settings.verify):
                 await self._consider(asked)
             if isinstance(asked, Wish):
                 self.trials.ask(candidate)
@@ -226,8 +226,9 @@ class Keeper:
 
     async def _take_before(self, chosen: Chosen) -> str | None:
         """None, or why not: then all stays as it was, and is not tried again."""
-        known = [bundle for bundle in self._bundles.values() if bundle.info.identity() == chosen.sha256]
         try:
+            same = [one for one in self._bundles.values() if one.info.identity() == chosen.sha256]
+            known = [one for one in same if is_trusted(one, self._set())]
             bundle = known[0] if known else await asyncio.to_thread(self._read, chosen)
         except Exception as error:
             return why(error, chosen.uri)
@@ -264,6 +265,7 @@ class Keeper:
         seen = {"best_json": found.best_json, "pointer": found.pointer}
         if agreed is not None and chosen.sha256 == agreed.chosen.sha256:
             self._agreed = agreed.model_copy(update={"chosen": chosen, **seen})
+            self._keep(agreed.generation, found.bundle)  # perhaps by another key
             self._tell(None, self._follows)
             return None
         await self._all_heard()
@@ -304,10 +306,10 @@ class Keeper:
 
     def find(self, wish: Wish | CandidateWish) -> Found:
         """Blocking. Raises what is wrong with it."""
-        return find(wish, self._set().stores)
+        return find(wish, self._set())
 
     def _read(self, chosen: Chosen) -> Bundle:
-        return read(chosen, self._set().stores)
+        return read(chosen, self._set())
 
     # ---- what is known ----------------------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ class Crew:
         tell_waiting(ray, replace(self._plan, workers=1))
         is_remote = task.stores.of(first_uri(task.folder, 0)).is_remote  # where most images lie
         self.open_at_once = 4 if is_remote else 2
+        self._bundle = ray.put(task.bundle)  # once for all, with the files of a verified one
         self.workers = [self._start() for _ in range(count)]
 
     def _start(self) -> Worker:
@@ -81,7 +82,7 @@ class Crew:
         )(ScoringActor)
         threads = max(1, int(workforce.cpus_per_worker))
         rules, on_gpu = ReadRules.of(task.request, task.stores), workforce.gpus_per_worker > 0
-        actor = actor_class.remote(task.bundle, task.stores, rules, threads, on_gpu)
+        actor = actor_class.remote(self._bundle, task.stores, rules, threads, on_gpu)
         return Worker(actor, placed=actor.doing.remote())
 
     def at_work(self) -> list[Worker]:
