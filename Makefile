@@ -9,7 +9,7 @@ ROOM   ?=
 LIMIT  ?= 100
 SEED   ?= 1
 MINUTES ?= 10
-PACKAGES ?= browser ceph monitoring
+PACKAGES ?= browser ceph kubernetes monitoring
 PYTHON ?= python3
 
 BIN    := $(abspath $(VENV))/bin

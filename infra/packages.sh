@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the system packages that groups of tests want: packages.sh GROUP...   Groups: browser,
-# ceph, monitoring.
+# ceph, kubernetes, monitoring.
 #
 # Only where apt-get and root are there. It never fails: where it cannot install it says so in a line, and the tests
 # that want the package are skipped and named at the end of the run.
@@ -12,8 +12,9 @@ for group in "$@"; do
     case $group in
     browser) packages=chromium program=chromium ;;
     ceph) packages="ceph-mon ceph-osd radosgw ceph-common" program=radosgw ;;
+    kubernetes) packages=kubernetes-client program=kubectl ;;
     monitoring) packages=prometheus program=promtool ;;
-    *) echo "packages: no group '$group'; groups: browser, ceph, monitoring" >&2 && exit 2 ;;
+    *) echo "packages: no group '$group'; groups: browser, ceph, kubernetes, monitoring" >&2 && exit 2 ;;
     esac
     command -v "$program" >/dev/null && continue
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
