@@ -65,7 +65,7 @@ def main() -> None:
     try:
         with ends_when_told(functools.partial(give_up, f"leukoray {arguments[0]}")):
             job = importlib.import_module(f"jobs.{module_of(arguments[0])}")  # with torch, which takes seconds
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:  # the latter: no extra `train`, or a bug
         finish(told(f"leukoray {arguments[0]}", error))
     finish(job.command(arguments[1:]))
 

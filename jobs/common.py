@@ -26,6 +26,7 @@ from pipeline.base.errors import (
     PlatformError,
     UsageError,
 )
+from pipeline.base.extras import needs_training
 from pipeline.base.head import on_lost_head
 from pipeline.base.log import JSON, TEXT, in_json, redacted, speaking_json, tell
 from pipeline.base.text import first_line
@@ -193,7 +194,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _known_cause(error: BaseException) -> LeukorayError | None:
-    """An error of ours that Ray wrapped on its way from a worker."""
+    """An error of ours that Ray wrapped on its way from a worker, or a package of training that is not installed."""
     seen: BaseException | None = error
     while seen is not None:
         inner = getattr(seen, "cause", None)
@@ -201,6 +202,8 @@ def _known_cause(error: BaseException) -> LeukorayError | None:
             return inner
         if isinstance(seen, LeukorayError):
             return seen
+        if (missing := needs_training(seen)) is not None:
+            return missing
         seen = seen.__cause__ or seen.__context__
     return None
 

@@ -22,6 +22,7 @@ from jobs.common import DIRECT, Clock, job, job_stores, start
 from jobs.config import JobConfig, positional
 from jobs.story import Story, typed_command
 from pipeline.base.errors import PlatformError
+from pipeline.base.extras import refuse_without_training
 from pipeline.evaluation.report import words
 from pipeline.model.registry import ModelFolder
 from pipeline.scoring.run_folder import Output
@@ -68,6 +69,7 @@ class DemoConfig(JobConfig):
 
 
 def main(config: DemoConfig) -> None:
+    refuse_without_training()
     clock, stores, story = Clock(), job_stores(config), Story(config.out, config)
     greet(config, story)
     source, archive = (config.data, config.data) if config.data else draw_samples(story)

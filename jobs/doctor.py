@@ -34,7 +34,8 @@ EXAMPLES = """examples:
 Exit codes: 0 nothing failed (warnings may remain), 5 something must be changed first.
 """
 
-_PACKAGES = ("ray", "torch", "torchvision", "onnxruntime", "pyarrow", "pillow", "simplejpeg", "boto3")
+_PACKAGES = ("ray", "onnxruntime", "pyarrow", "pillow", "simplejpeg", "boto3")
+_OF_TRAINING = ("torch", "torchvision", "scikit-learn", "onnxscript", "tensorboard")
 _NEEDED_MEMORY, _NEEDED_DISK = 4 << 30, 2 << 30
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -74,15 +75,28 @@ def main(config: DoctorConfig) -> None:
 
 def versions(config: DoctorConfig) -> Iterator[Finding]:
     yield Finding("ok", "python", platform.python_version())
+    found, missing = _installed(_PACKAGES)
+    yield Finding("ok", "packages", ", ".join(found))
+    if missing:
+        yield Finding("fail", "packages", f"missing: {', '.join(missing)}; install leukoray again with `pip install .`")
+    found, missing = _installed(_OF_TRAINING)
+    if not found:
+        yield Finding("ok", "training", "not installed: train, tune, evaluate and calibrate need the extra `train`")
+    elif missing:
+        yield Finding("fail", "training", f"missing: {', '.join(missing)}; pip install 'leukoray[train]'")
+    else:
+        yield Finding("ok", "training", ", ".join(found))
+
+
+def _installed(packages: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that are installed, with their versions, and those that are not."""
     found, missing = [], []
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
-    yield Finding("ok", "packages", ", ".join(found))
-    if missing:
-        yield Finding("fail", "packages", f"missing: {', '.join(missing)}; install leukoray again with `pip install .`")
+    return found, missing
 
 
 def cores(config: DoctorConfig) -> Iterator[Finding]:

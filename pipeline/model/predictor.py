@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pipeline.base.errors import Code, ImageRejected, InputError, Stage
+from pipeline.base.extras import needs_training
 from pipeline.images.load import Limits, LoadedImage, load_image
 from pipeline.model.bundle import GOLDEN, GRAPH, WEIGHTS, Bundle
 from pipeline.model.golden import Golden
@@ -206,6 +207,8 @@ class _OnnxRunner:
 
 
 def _torch_runner(bundle: Bundle) -> _Runner:
-    from pipeline.model.torch_engine import TorchRunner
-
+    try:
+        from pipeline.model.torch_engine import TorchRunner
+    except ModuleNotFoundError as error:
+        raise needs_training(error) or error from error
     return TorchRunner(bundle.info, bundle.file(WEIGHTS))

@@ -1,6 +1,5 @@
 """Labels and probabilities as the points of the report's curves, JSON-ready and bounded in size."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,8 +144,3 @@ def reliability(
 def _thinned(points: int) -> Any:
     """Indices of at most MAX_POINTS points, both ends kept."""
     return np.unique(np.linspace(0, points - 1, min(points, MAX_POINTS)).round().astype(int))
-
-
-def finite(value: object) -> bool:
-    """Whether a number is there to be drawn: histories leave out, or set to None or NaN, what was not measured."""
-    return isinstance(value, int | float) and math.isfinite(value)

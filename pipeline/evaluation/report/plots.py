@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which remain apart with any kind of colour blindnes
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.evaluation.names import METRIC_NAMES
-from pipeline.evaluation.report.curves import finite
 
 INK, MUTED, GRID = "#1b2430", "#5b6672", "#e3e7ec"
 NEGATIVE, POSITIVE, ACCENT = "#0072b2", "#d55e00", "#0f4c81"
@@ -57,7 +57,7 @@ def roc(curve: Mapping[str, Any], operating_point: tuple[float, float] | None, a
         axes.fill_between(curve["fpr"], curve["tpr"], color=ACCENT, alpha=0.07, linewidth=0)
         axes.plot(curve["fpr"], curve["tpr"], color=ACCENT, linewidth=2, solid_joinstyle="round", clip_on=False)
         axes.text(0.97, 0.05, f"AUC {area}", ha="right", fontsize=10.5)
-        if operating_point and all(map(finite, operating_point)):
+        if operating_point and all(map(_is_number, operating_point)):
             x, y = operating_point
             _point(axes, x, y, "operating point", (x + 0.06, y - 0.12) if x < 0.5 else (x - 0.45, y - 0.15))
         return as_svg(figure, "roc")
@@ -72,7 +72,7 @@ def precision_recall(curve: Mapping[str, Any], operating_point: tuple[float, flo
         axes.text(0.02, min(base + 0.02, 0.93), "share of positive images", color=MUTED, fontsize=8.5)
         axes.plot(curve["recall"], curve["precision"], color=ACCENT, linewidth=2, clip_on=False)
         axes.text(0.03, 0.05, f"Average precision {area}", fontsize=10.5)
-        if operating_point and all(map(finite, operating_point)):
+        if operating_point and all(map(_is_number, operating_point)):
             x, y = operating_point
             _point(axes, x, y, "operating point", (max(x - 0.46, 0.02), y - 0.14 if y > base + 0.2 else y + 0.1))
         return as_svg(figure, "pr")
@@ -274,7 +274,7 @@ def shortened(name: str) -> str:
 
 
 def _series(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: str, colour: str, dash: str) -> None:
-    rows = [(row["epoch"], row[key]) for row in history if finite(row.get(key))]
+    rows = [(row["epoch"], row[key]) for row in history if _is_number(row.get(key))]
     if rows:
         axes.plot(
             *zip(*rows, strict=True), color=colour, linestyle=dash, linewidth=1.8, marker="o", markersize=3, label=label
@@ -332,3 +332,8 @@ def as_svg(figure: Figure, name: str) -> str:
         text,
         count=1,
     )
+
+
+def _is_number(value: object) -> bool:
+    """Whether there is something to draw: histories leave out, or set to None or NaN, what was not measured."""
+    return isinstance(value, int | float) and math.isfinite(value)
