@@ -13,8 +13,9 @@ TRAINING = ("torch", "torchvision", "sklearn", "onnxscript", "tensorboard", "pan
 
 def needs_training(error: BaseException) -> PlatformError | None:
     """What to install where `error` is the failed import of a package of training, else None."""
-    is_import = isinstance(error, ModuleNotFoundError)
-    return _missing(error.name) if is_import and (error.name or "").partition(".")[0] in TRAINING else None
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").partition(".")[0] not in TRAINING:
+        return None
+    return _missing(error.name)
 
 
 def refuse_without_training() -> None:
