@@ -13,8 +13,9 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from jobs import lineage
 from jobs.config import JobConfig, NamingConfig, effective, parse
 from jobs.ending import ends_when_told, hear_no_more, is_terminated
 from pipeline.base.errors import (
@@ -99,14 +100,24 @@ def _ended(prog: str, parsed: Callable[[], Config], main: Callable[[Config], Non
         with ends_when_told(functools.partial(give_up, prog)):
             config = parsed()
             debug = config.debug
+            lineage.begin(prog.rpartition(" ")[2], config)
             main(config)
+        lineage.end("COMPLETE")
         return 0
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray's own handler exits so while it starts
             raise
         if isinstance(error, KeyboardInterrupt | SystemExit):
             hear_no_more()
-        return told(prog, error, debug=debug)
+        code = told(prog, error, debug=debug)
+        _end_lineage(code, error)
+        return code
+
+
+def _end_lineage(code: int, error: BaseException) -> None:
+    """The sentence of an error stays here: it may name a subject or a path, and events go to catalogues of others."""
+    state: Literal["ABORT", "FAIL"] = "ABORT" if code in (INTERRUPTED, TERMINATED) else "FAIL"
+    lineage.end(state, f"exit code {code}, {EXIT_CODES[code]} ({type(error).__name__}); the job's own output says more")
 
 
 def _asked_format(argv: Sequence[str]) -> str:
@@ -158,6 +169,7 @@ def _end(prog: str, error: PlatformError) -> None:
     tell(sys.stderr, f"{prog}: {error}", level="error")
     if (lines := in_json()) is not None:
         lines.end(error.exit_code, EXIT_CODES[error.exit_code])
+    _end_lineage(error.exit_code, error)
     finish(error.exit_code)
 
 

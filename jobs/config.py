@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from pipeline import __version__
 from pipeline.base.errors import UsageError
-from pipeline.base.secrets import without_secrets
+from pipeline.base.secrets import holds_secret, without_secrets
 from pipeline.storage.uris import absolute
 
 if typing.TYPE_CHECKING:
@@ -61,6 +62,25 @@ class NamingConfig(JobConfig):
     pseudonymize: str | None = Field(
         None, description="file with a key: paths and subjects become pseudonyms in all that is written"
     )
+
+
+class LineageConfig(NamingConfig):
+    """Base of those who tell what they read and wrote."""
+
+    lineage: str | None = Field(
+        None,
+        description="file (JSON lines) or http:// address that OpenLineage events go to (default: $OPENLINEAGE_URL)",
+    )
+
+    @field_validator("lineage")
+    @classmethod
+    def _is_a_place(cls, given: str | None) -> str | None:
+        parts = urlsplit(given or "")
+        if "://" in (given or "") and parts.scheme not in ("http", "https", "file"):
+            raise ValueError("expected a file of this machine, or the http:// address of a collector")
+        if parts.scheme in ("http", "https") and holds_secret(given or ""):
+            raise ValueError("a password or token does not belong here: set OPENLINEAGE_API_KEY")
+        return given
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -189,7 +209,7 @@ def _parser(config_class: type[BaseModel], prog: str, epilog: str) -> argparse.A
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys as the flags")
     shared = parser.add_argument_group("cluster and storage")
     for option in options(config_class):
-        option.add_to(shared if option.name in NamingConfig.model_fields else parser)
+        option.add_to(shared if option.name in LineageConfig.model_fields else parser)
     return parser
 
 
@@ -233,7 +253,6 @@ def _explain(config_class: type[BaseModel], error: ValidationError) -> str:
             continue
         option = named[str(item["loc"][0])]
         is_missing = item["type"] == "missing"
-        problems.append(
-            f"{option.flag} is missing: {option.meaning}" if is_missing else f"{option.flag} {item['input']!r}: {said}"
-        )
+        found = without_secrets(f"{option.flag} {item['input']!r}: {said}")
+        problems.append(f"{option.flag} is missing: {option.meaning}" if is_missing else found)
     return "; ".join(problems)

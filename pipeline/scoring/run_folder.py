@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,6 +125,10 @@ class RunFolder:
 
     def outputs(self, kind: str) -> list[str]:
         """Names of the Parquet files of one kind, of a finished run; none of one that is not."""
+        return [item["name"] for item in self.listed(kind)]
+
+    def listed(self, kind: str) -> list[dict[str, Any]]:
+        """The same as parts.json has them: name, rows, bytes, sha256."""
         try:
             listed = json.loads(self.read(PARTS_LIST))
         except StoreError as error:
@@ -133,7 +138,7 @@ class RunFolder:
         except ValueError as error:
             raise self._damaged(PARTS_LIST, error) from error
         try:
-            return [item["name"] for item in listed if item["name"].startswith(f"{kind}/")]
+            return [item for item in listed if item["name"].startswith(f"{kind}/")]
         except (TypeError, KeyError, AttributeError) as error:
             raise self._damaged(PARTS_LIST, error) from error
 
