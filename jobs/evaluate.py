@@ -3,15 +3,19 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, field_validator
 
+from jobs import lineage
 from jobs.common import Clock, job, job_stores, refuse_unwritable, show_config, start
-from jobs.config import NamingConfig, effective, positional
+from jobs.config import LineageConfig, effective, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
+from jobs.lineage_datasets import of_manifest, of_model
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
+from pipeline.base.lineage import Dataset
 from pipeline.evaluation.audit import NO_AUDIT, Audit, audit
 from pipeline.evaluation.by_subject import refuse_contradictions, rules_here
 from pipeline.evaluation.changes import Copies
@@ -45,11 +49,12 @@ from pipeline.ingest.matching import Matched
 from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.registry import resolve
 from pipeline.sources.manifest import SPLITS, Manifest, ManifestRow, read_manifest
+from pipeline.sources.pseudonyms import names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
 
-class EvaluateConfig(NamingConfig):
+class EvaluateConfig(LineageConfig):
     """Measure a model on one split: metrics with intervals over subjects, predictions, an HTML report."""
 
     manifest: str = positional(description="manifest folder, local or s3://; with --external any labelled source")
@@ -141,6 +146,7 @@ def main(config: EvaluateConfig) -> None:
     refuse_foreign(config.out, stores)
     published = resolve(config.model[0], stores).verify()
     manifest, matched = _images(config, published.info, stores)
+    lineage.reads(lambda: _inputs(config, manifest, [published]))
     bundle = published.with_bit_depth(config.bit_depth)
     refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
     if note := bundle.depth_note(published.info.bit_depth):
@@ -170,11 +176,20 @@ def main(config: EvaluateConfig) -> None:
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
+    lineage.writes(lambda: [Dataset(absolute(config.out), rows=len(found.outcomes.scored))])
     if config.study:
         print(f"for a study: {write_study(absolute(config.out), Comparison([found], [], [], 0, resampling), stores)}")
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
         found.keep_in_bundle(record, report)
     account(config, found, clock)
+
+
+def _inputs(config: EvaluateConfig, manifest: Manifest, bundles: Sequence[Bundle]) -> list[Dataset]:
+    """Of lineage. What is measured as another laboratory's may be a source, whose name may be hidden."""
+    measured = of_manifest(manifest)
+    if config.external:
+        measured = replace(measured, uri=names_of(bundles[0].stores).path(measured.uri))
+    return [measured, *map(of_model, bundles)]
 
 
 def _refuse_mixed(config: EvaluateConfig) -> None:
@@ -271,6 +286,7 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
     """Several models on the same images."""
     manifest = read_manifest(config.manifest, stores)
     bundles = [resolve(uri, stores).verify().with_bit_depth(config.bit_depth) for uri in config.model]
+    lineage.reads(lambda: _inputs(config, manifest, bundles))
     refuse_incomparable(bundles)
     for bundle in bundles:
         refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
@@ -284,6 +300,7 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
         )  # fmt: skip
     out = absolute(config.out)
     found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)
+    lineage.writes(lambda: [Dataset(out, rows=found.evaluations[0].metrics["images"])])
     seen = [f"{letter}: {sentence}" for letter, sentence in comparison_words.recognized(found)]
     print("\n" + "\n".join([*comparison_words.headline(found), *seen, "", *comparison_words.lines(found), ""]))
     for note in [*found.warnings, comparison_words.several(found)]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from jobs import lineage
 from jobs.common import Clock, job, job_stores, show_config, start
-from jobs.config import NamingConfig, effective, positional
+from jobs.config import LineageConfig, effective, positional
+from jobs.lineage_datasets import listed, of_manifest, of_sources
 from pipeline import __version__
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.evaluation.sample_size import few_of, what_is_enough
@@ -56,7 +58,7 @@ _UNIT_UNKNOWN = (
 )
 
 
-class IngestConfig(NamingConfig):
+class IngestConfig(LineageConfig):
     """List images into a manifest: one row an image, with class, subject and split where they are known."""
 
     source: list[str] = positional(
@@ -112,6 +114,7 @@ def main(config: IngestConfig) -> None:
     stores = job_stores(config)
     names = names_of(stores)
     show_config(config, names)
+    lineage.reads(lambda: of_sources(config.source, names))
     out = absolute(config.out)
     _refuse_source_as_out(out, config.source)
     refuse_foreign(out, stores)
@@ -125,6 +128,8 @@ def main(config: IngestConfig) -> None:
     print("\n".join(["", *_class_table(draft), ""]), flush=True)
     with locked(out, "ingest", with_conditions(stores, out), _WRITING_S, _IF_LOCKED) as check_lock:
         written = _write(out, draft, _info(draft, config, names), stores, check_lock)
+    lineage.reads(lambda: listed(draft, of_sources(config.source, names)))
+    lineage.writes(lambda: [of_manifest(written)])
     print("\n".join(account(draft, written, clock.seconds)), flush=True)
 
 

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from jobs import lineage
 from jobs.common import job, job_stores, show_config, start, writing_stores
-from jobs.config import NamingConfig, positional
+from jobs.config import LineageConfig, positional
+from jobs.lineage_datasets import account_of, of_model, read_by, written_by
 from pipeline.base.cluster import alive_nodes, cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
+from pipeline.base.lineage import Dataset
 from pipeline.base.machine import usable_cores, visible_cards
 from pipeline.base.resources import Node, scoring_plan
 from pipeline.base.text import human_time
@@ -44,7 +47,7 @@ Research software, not a medical device."""
 _PLACES_SHOWN = 5
 
 
-class ScoreConfig(NamingConfig):
+class ScoreConfig(LineageConfig):
     """Score every image of folders, S3 prefixes, archives, manifests or tables of URIs into Parquet."""
 
     sources: list[str] = positional(
@@ -103,7 +106,10 @@ def main(config: ScoreConfig) -> None:
         _show_dry_run(config, request, bundle, out, stores)
         return
     show_config(config, names_of(stores))
+    lineage.reads(lambda: [*map(Dataset, request.sources), of_model(bundle)])
     result = scoring.score(out, request, bundle, _options(config), stores, _say)
+    lineage.reads(lambda: read_by(result, request.sources))
+    lineage.writes(lambda: [written_by(result)], lambda: account_of(result))
     _show_account(result, config)
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from jobs import lineage
 from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
 from jobs.config import effective
+from jobs.lineage_datasets import of_manifest, of_model
 from jobs.train_account import tell_end
 from jobs.train_options import (
     TrainConfig,
@@ -104,6 +106,7 @@ def main(config: TrainConfig) -> None:
         )
     else:
         trained, published, run = _in_steps(ready, mlflow)
+    lineage.writes(lambda: [of_model(published.bundle)])
     tell_end(trained, published, ready.rows, run, ready.config, clock)
 
 
@@ -179,6 +182,7 @@ def _ready(given: TrainConfig) -> _Ready:
     model = join(given.out, given.name)
     stores = job_stores(given) if given.dry_run else writing_stores(given, model, single_writer=given.single_writer)
     manifest = read_manifest(given.manifest, stores)
+    lineage.reads(lambda: [of_manifest(manifest)])
     chosen = chosen_start(given)
     rows = _checked_rows(manifest, given, chosen)
     is_fitted = fits_head(chosen, given.unfreeze)

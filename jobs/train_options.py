@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.config import NamingConfig, positional
+from jobs.config import LineageConfig, positional
 from pipeline.base.errors import UsageError
 from pipeline.base.resources import ClusterPlan, Node, training_plan
 from pipeline.evaluation.calibration import Costs
@@ -32,7 +32,7 @@ OF_STEPS = {
 }  # fmt: skip
 
 
-class TrainConfig(NamingConfig):
+class TrainConfig(LineageConfig):
     """Train a network on a manifest's train split, choose the best epoch on its validation split, publish a bundle."""
 
     manifest: str = positional(description="manifest made by `leukoray ingest`, a folder or s3:// prefix")

@@ -19,6 +19,7 @@ from pipeline.model.review import ReviewRule, is_in
 from pipeline.model.torch_engine import TorchRunner
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.stores import Stores
+from tests.lineage import of_file
 from tests.training_data import cell_images, manifest_of
 
 SMALL = [
@@ -55,8 +56,20 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def trained(ray_cluster: Any, manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("models")
-    assert run_train(manifest, out, "--epochs", "8", "--review-error", "0.1") == 0
+    told = ("--lineage", str(out / "events.jsonl"))
+    assert run_train(manifest, out, "--epochs", "8", "--review-error", "0.1", *told) == 0
     return resolve(str(out / "leukoray"))
+
+
+def test_lineage_leads_from_the_manifest_to_the_version_of_the_model(trained: Bundle, manifest: str) -> None:
+    model = Path(trained.uri).parent
+    start, complete = of_file(model.parent / "events.jsonl")
+    assert (start["eventType"], complete["eventType"]) == ("START", "COMPLETE")
+    assert [(one["name"], one["facets"]["version"]["datasetVersion"]) for one in complete["inputs"]] == [
+        (manifest, trained.info.manifest_digest)
+    ]
+    [output] = complete["outputs"]
+    assert (output["name"], output["facets"]["version"]["datasetVersion"]) == (str(model), trained.info.version)
 
 
 def test_two_workers_learn_an_easy_task(trained: Bundle) -> None:
@@ -128,6 +141,7 @@ def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_th
     trained: Bundle, manifest: str, tmp_path: Path
 ) -> None:
     flags = ["--split", "validation", "--target-sensitivity", "1.0", "--bootstrap", "100"]
+    flags += ["--lineage", str(tmp_path / "events.jsonl")]
     before = Path(trained.uri, "bundle.json").read_bytes()
     assert evaluate.command([manifest, "--model", trained.uri, "--out", str(tmp_path), *flags]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
@@ -138,6 +152,9 @@ def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_th
     assert found["threshold"] < min(sick) < found["threshold"] + 1e-4  # no lower than it must be
     assert {row["decision"] for row in predictions if row["label"] == 1} <= {"positive", "review"}
     assert Path(trained.uri, "bundle.json").read_bytes() == before
+    [_, complete] = of_file(tmp_path / "events.jsonl")
+    assert [one["name"] for one in complete["inputs"]] == [manifest, str(Path(trained.uri).parent)]
+    assert [one["name"] for one in complete["outputs"]] == [str(tmp_path)]
 
 
 def test_a_review_error_of_an_evaluation_is_its_band_and_is_reported_beside_what_came_of_it(
