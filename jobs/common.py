@@ -100,7 +100,7 @@ def _ended(prog: str, parsed: Callable[[], Config], main: Callable[[Config], Non
         with ends_when_told(functools.partial(give_up, prog)):
             config = parsed()
             debug = config.debug
-            lineage.begin(prog.rpartition(" ")[2], config)
+            lineage.begin(prog.partition(" ")[2], config)
             main(config)
         lineage.end("COMPLETE")
         return 0

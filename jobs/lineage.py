@@ -17,6 +17,7 @@ from typing import Literal
 from jobs.config import JobConfig, LineageConfig
 from pipeline.base.errors import UsageError
 from pipeline.base.lineage import Dataset, Step
+from pipeline.base.log import tell
 from pipeline.base.secrets import without_secrets
 from pipeline.base.text import first_line
 
@@ -63,7 +64,7 @@ class _Telling:
     def warn(self, trouble: str) -> None:
         where = without_secrets(self._place or "OPENLINEAGE_*")
         said = f"warning: lineage ({where}): {without_secrets(trouble)}; the job is not affected"
-        print(said, file=sys.stderr, flush=True)
+        tell(sys.stderr, said, level="warning")
 
     def _put(self, state: str, error: str = "") -> None:
         when = datetime.now(UTC)
@@ -113,7 +114,7 @@ def begin(job: str, config: JobConfig) -> None:
         missing = "the client of OpenLineage is not installed; pip install 'leukoray[lineage]'"
         if config.lineage is not None:
             raise UsageError(f"--lineage {config.lineage}: {missing}, or leave it out")
-        print(f"no lineage is told, as OPENLINEAGE_* asks for: {missing}", file=sys.stderr, flush=True)
+        tell(sys.stderr, f"no lineage is told, as OPENLINEAGE_* asks for: {missing}", level="warning")
         return
     _telling = _Telling(job, (type(config).__doc__ or "").strip(), config.lineage)
 
