@@ -265,6 +265,28 @@ def test_an_upgrade_by_steps_has_what_kuberay_asks_for(overlay: str) -> None:
     assert {group["template"]["spec"]["restartPolicy"] for group in groups(document)} == {"Never"}
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["the proxy is there", "it is not"])
+def test_ray_starts_with_the_proxy_of_the_image_or_not_at_all(is_there: bool, tmp_path: Path) -> None:
+    """KubeRay writes `ARGS && ulimit ...; ray start ...` for bash, Kubernetes `$` for `$$`."""
+    document = next(yaml.safe_load_all((FOLDER / "base" / "endpoint.yaml").read_text()))
+    for group in groups(document):
+        (args,) = group["template"]["spec"]["containers"][0]["args"]
+        prepared = args.replace("$$", "$").replace("/tmp/leukoray-serve", str(tmp_path / "serve"))
+        line = f"{prepared} && ulimit -n $(ulimit -n); echo started with $RAY_SERVE_HAPROXY_BINARY_PATH"
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / "mkdir").write_text('#!/bin/sh\nexec /bin/mkdir "$@"\n')
+        program = tmp_path / "bin" / "leukoray-haproxy"
+        if is_there:
+            program.write_text("#!/bin/sh\n")
+        for file in (tmp_path / "bin").iterdir():
+            file.chmod(0o755)
+        done = subprocess.run(
+            ["/bin/bash", "-c", line], env={"PATH": str(tmp_path / "bin")}, capture_output=True, text=True, check=False
+        )
+        wanted = (0, f"started with {program}\n") if is_there else (5, "")
+        assert (done.returncode, done.stdout) == wanted, done.stderr
+
+
 # ---- the night without RayCronJob ------------------------------------------------------------------------------------
 
 
