@@ -20,6 +20,7 @@ JOBS = {
     "explain": "show which places of a few images speak for what a model says",
     "score": "score whole archives into Parquet, every image accounted for",
     "summary": "print and draw what a scoring run found",
+    "catalog": "add a scoring run to an Apache Iceberg table, by metadata alone",
     "serve": "answer HTTP requests with the best model",
     "key": "make a key for a client of the service, and its line for `serve --keys`",
     "predict": "send images to a running service, one row a file",
