@@ -291,5 +291,3 @@ def _columns(run: _Run) -> pa.Schema:
     for key in run.keys:
         found[key] = pa.field(key, pa.string(), True, {"doc": "from the folder of the file"})
     return pa.schema(list(found.values()))
-
-
