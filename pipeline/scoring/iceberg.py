@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,6 @@ from pyiceberg.exceptions import (
     TableAlreadyExistsError,
     ValidationError,
 )
-from pyiceberg.expressions import EqualTo
 from pyiceberg.io.pyarrow import (
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
@@ -132,10 +131,10 @@ def _try(run: _Run, catalog: Catalog, identifier: tuple[str, ...]) -> Added:
 # ---- what the table has ----------------------------------------------------------------------------------------------
 
 
-def _history(table: Table) -> Iterator[Snapshot]:
+def _history(table: Table) -> Iterable[Snapshot]:
     """From the current snapshot back; what was rolled back is no part of it."""
     current = table.current_snapshot()
-    return ancestors_of(current, table.metadata) if current is not None else iter(())
+    return ancestors_of(current, table.metadata) if current is not None else ()
 
 
 def _has(table: Table, run: _Run) -> bool:
@@ -149,13 +148,14 @@ def _has(table: Table, run: _Run) -> bool:
             raise InputError(f"{run.uri}: {_another(table, run_id)} ({said.get('leukoray.run-uri')})")
     if "run_id" not in table.schema().column_names:
         return False
-    scan = table.scan(EqualTo("run_id", run_id), selected_fields=("run_id",))  # its snapshot may have expired
+    of_run = f"run_id = '{run_id}'"  # letters, digits, dots and dashes alone
+    scan = table.scan(of_run, selected_fields=("run_id",))  # its snapshot may have expired
     paths = {task.file.file_path for task in scan.plan_files()}
     if not paths:
         return False
     if {file.uri for file in run.files} <= paths:
         return True
-    if table.scan(EqualTo("run_id", run_id), selected_fields=("run_id",), limit=1).to_arrow().num_rows:
+    if table.scan(of_run, selected_fields=("run_id",), limit=1).to_arrow().num_rows:
         raise InputError(f"{run.uri}: {_another(table, run_id)}, in files that are not those of this run")
     return False
 
@@ -217,7 +217,7 @@ def _entry(transaction: Transaction, file: _File, name: str) -> DataFile:
 
     def value(field: Any) -> Any:
         column = schema.find_column_name(field.source_id)
-        if column in file.values and isinstance(field.transform, IdentityTransform):
+        if column is not None and column in file.values and isinstance(field.transform, IdentityTransform):
             return file.values[column]
         try:
             return statistics.partition(PartitionSpec(field), schema)[0]

@@ -55,7 +55,7 @@ class _File(InputFile, OutputFile):
     def exists(self) -> bool:
         return self._store.head(self.location) is not None
 
-    def open(self, seekable: bool = True) -> io.BufferedReader:  # type: ignore[override]
+    def open(self, seekable: bool = True) -> io.BufferedReader:
         try:
             return self._store.open(self.location)
         except StoreError as error:
@@ -63,7 +63,7 @@ class _File(InputFile, OutputFile):
                 raise FileNotFoundError(self.location) from error
             raise
 
-    def create(self, overwrite: bool = False) -> "_Upload":  # type: ignore[override]
+    def create(self, overwrite: bool = False) -> "_Upload":
         if not overwrite and self.exists():
             raise FileExistsError(self.location)
         return _Upload(self.location, self._store)
