@@ -27,7 +27,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
-.PHONY: help demo serve test lint format reference bench bench-score bench-train bench-serve mutants fuzz soak chaos clean
+.PHONY: help demo serve test test-infra lint format reference bench bench-score bench-train bench-serve mutants fuzz soak chaos clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -71,6 +71,10 @@ else
 	$(BIN)/python -m pytest --ignore tests/unit $(MEASURED) && exit $$unit
 	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
 endif
+
+test-infra: $(VENV)/.installed-test ## what runs jobs where Slurm and the like do; installs their packages; ARGS='tests/infra/test_slurm.py' a part
+	@infra/packages.sh slurm
+	$(BIN)/python -m pytest $(or $(ARGS),tests/infra)
 
 lint: $(VENV)/.installed-test ## rules, formatting, types, the order of the rooms
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the system packages that groups of tests want: packages.sh GROUP...   Groups: browser,
-# ceph, kubernetes, monitoring.
+# ceph, kubernetes, monitoring, slurm.
 #
 # Only where apt-get and root are there. It never fails: where it cannot install it says so in a line, and the tests
 # that want the package are skipped and named at the end of the run.
@@ -14,9 +14,10 @@ for group in "$@"; do
     ceph) packages="ceph-mon ceph-osd radosgw ceph-common" program=radosgw ;;
     kubernetes) packages=kubernetes-client program=kubectl ;;
     monitoring) packages=prometheus program=promtool ;;
-    *) echo "packages: no group '$group'; groups: browser, ceph, kubernetes, monitoring" >&2 && exit 2 ;;
+    slurm) packages="slurmctld slurmd munge slurm-client iproute2" program=slurmctld ;;
+    *) echo "packages: no group '$group'; groups: browser, ceph, kubernetes, monitoring, slurm" >&2 && exit 2 ;;
     esac
-    command -v "$program" >/dev/null && continue
+    PATH=$PATH:/usr/sbin command -v "$program" >/dev/null && continue
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "packages: installing $packages ($group)"
         # shellcheck disable=SC2086 - one word a package

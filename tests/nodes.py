@@ -98,8 +98,8 @@ class Nodes:
     def head(self) -> Box:
         return self.boxes[0]
 
-    def start(self, cpus: int) -> Box:
-        """Another node; the first is the head."""
+    def bare(self) -> Box:
+        """Another node, without Ray."""
         number = len(self.boxes) + 1
         box = Box(f"node-{number}")
         self._connect(box, number)
@@ -107,9 +107,15 @@ class Nodes:
             folder.mkdir(parents=True, exist_ok=True)
             box.run("mount", "-t", "tmpfs", "tmpfs", str(folder))
         box.run("mount", "--bind", str(self.hosts), "/etc/hosts")  # gloo finds its own address by name
+        self.boxes.append(box)
+        return box
+
+    def start(self, cpus: int) -> Box:
+        """Another node; the first is the head."""
+        box = self.bare()
+        number = len(self.boxes)
         place = ["--head", "--port=6379", "--include-dashboard=false"] if number == 1 else [f"--address={HEAD}"]
         common = ["--block", "--disable-usage-stats", "--object-store-memory=200000000", f"--num-cpus={cpus}"]
-        self.boxes.append(box)
         self.background(box, "ray", "start", *place, *common, f"--node-ip-address=10.77.0.{number}")
         return box
 
