@@ -27,7 +27,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
-.PHONY: help demo serve test test-infra lint format reference bench bench-score bench-train bench-serve mutants fuzz soak chaos clean
+.PHONY: help demo serve test test-infra lint format reference bench bench-score bench-train bench-serve mutants fuzz soak chaos test-lowest test-newest audit sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -112,6 +112,20 @@ soak: $(VENV)/.installed-test ## mixed load and changes of the model on the endp
 
 chaos: $(VENV)/.installed-test ## kill a scoring run N times and compare it with an unbroken one
 	$(BIN)/python -m tests.system.chaos $(N)
+
+test-lowest: $(VENV)/.installed ## unit tests with the lowest versions that pyproject.toml allows; ARGS='tests/unit -k export' a part
+	infra/bounds.sh lowest '$(SCRATCH)/lowest' $(BIN)/uv
+	PYTHONPATH='$(CURDIR)' '$(SCRATCH)/lowest/bin/python' -m pytest -p no:cacheprovider $(or $(ARGS),tests/unit)
+
+test-newest: $(VENV)/.installed ## the same with the newest versions that there are
+	infra/bounds.sh newest '$(SCRATCH)/newest' $(BIN)/uv
+	PYTHONPATH='$(CURDIR)' '$(SCRATCH)/newest/bin/python' -m pytest -p no:cacheprovider $(or $(ARGS),tests/unit)
+
+audit: $(VENV)/.installed ## known vulnerabilities of what is installed and of the images' locks; says NOT CHECKED where none can be asked
+	@$(BIN)/python infra/audit.py $(abspath $(VENV)) $(BIN)/uvx
+
+sbom: $(VENV)/.installed ## bills of materials (CycloneDX 1.6) of what is installed and of the images' locks, into OUT/sbom
+	@infra/sbom.sh $(abspath $(VENV)) $(abspath $(OUT))/sbom $(BIN)/uvx
 
 clean: ## remove VENV, OUT and what the checks left
 	rm -rf '$(VENV)' '$(OUT)' .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

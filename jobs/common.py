@@ -146,7 +146,7 @@ def told(prog: str, error: BaseException, *, debug: bool = False) -> int:
             lines.event(f"{prog}: {message}", "error", **trace)
             return code
         if is_traced:
-            traceback.print_exception(error)
+            print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         print(f"{prog}: {redacted(message)}", file=sys.stderr, flush=True)
     return code
 

@@ -212,7 +212,7 @@ def source(config: DoctorConfig) -> Iterator[Finding]:
     stores = job_stores(config)
     if config.source is None:
         if stores.s3.endpoint:
-            yield Finding("ok", "s3", f"endpoint {stores.s3.endpoint}; give --source s3://bucket to try it")
+            yield Finding("ok", "s3", f"endpoint {stores.s3.named}; give --source s3://bucket to try it")
         return
     name = "s3" if is_s3(config.source) else "source"
     try:

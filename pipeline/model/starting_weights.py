@@ -176,7 +176,7 @@ def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
     odd = [name for name, value in tensors.items() if not _is_plain(value)]
     if odd:
         raise InputError(f"--weights {path}: {odd[0]} is sparse, quantized or empty; give weights as plain numbers")
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    broken = [name for name, value in tensors.items() if not _finite(value)]
     if broken:
         raise InputError(f"--weights {path}: {broken[0]} holds NaN or infinity; give weights of a finished training")
     return tensors
@@ -185,6 +185,12 @@ def _read_state(path: str, stores: Stores) -> dict[str, Tensor]:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether it holds its numbers as they are."""
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Of small kinds as wider numbers: torch 2.7 cannot ask them."""
+    wide = tensor.to(torch.float32) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(wide).all())
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

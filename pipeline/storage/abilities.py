@@ -36,7 +36,7 @@ def for_writing(stores: Stores, out: str, *, single_writer: bool, say: Callable[
     """
     found = with_conditions(stores, out)
     if not found.of(out).is_conditional:
-        why = f"{out}: this store (endpoint {stores.s3.endpoint or 'AWS'}) does not heed conditional writes"
+        why = f"{out}: this store (endpoint {stores.s3.named}) does not heed conditional writes"
         if not single_writer:
             raise PlatformError(
                 f"{why}, so two runs could write here at once unnoticed; give --single-writer if you see to "

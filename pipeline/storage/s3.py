@@ -23,6 +23,7 @@ import urllib3.exceptions
 from botocore.config import Config as BotoConfig
 
 from pipeline.base.errors import OUTAGE_CODES, Code
+from pipeline.base.secrets import without_secrets
 from pipeline.storage.ranged import RangedFile
 from pipeline.storage.types import (
     Bytes,
@@ -133,7 +134,9 @@ class S3Store:
         try:
             return session.client("s3", endpoint_url=settings.endpoint, region_name=settings.region, config=config)
         except ValueError as error:
-            message = f"{error}; an S3 endpoint is an address such as http://HOST:PORT or https://HOST"
+            message = (
+                f"{without_secrets(str(error))}; an S3 endpoint is an address such as http://HOST:PORT or https://HOST"
+            )
             raise EndpointError(Code.IO_ERROR, message) from error
 
     def _forget_clients(self) -> None:
@@ -163,7 +166,7 @@ class S3Store:
 
     def _translate(self, error: Exception, uri: str, attempts: int) -> StoreError | None:
         """Our error for a client's, None for one that is no store failure."""
-        where = f"{uri} (endpoint {self.settings.endpoint or 'AWS'})"
+        where = f"{uri} (endpoint {self.settings.named})"
         if isinstance(error, StoreError):
             return error
         if isinstance(error, failures.ClientError):

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from pipeline.base.errors import OUTAGE_CODES, Code, InputError, LeukorayError, PlatformError
+from pipeline.base.secrets import without_secrets
 
 
 class StoreError(LeukorayError):
@@ -71,6 +72,11 @@ class S3Settings:
     patient_timeout_s: float = 30.0  # the later ones
     pool: int = 64  # connections a process keeps
     conditions: Conditions = Conditions.QUOTED
+
+    @property
+    def named(self) -> str:
+        """The endpoint as people are told of it: what keys its address holds is nobody's business."""
+        return without_secrets(self.endpoint) if self.endpoint else "AWS"
 
     @classmethod
     def from_config(cls, config: Any) -> "S3Settings":
