@@ -78,6 +78,7 @@ def test_training_that_nears_its_time_limit_goes_on_from_the_queue(cluster: Slur
     out = tmp_path / "models"
     job = Job(cluster, "train.sbatch", tmp_path / "log", manifest, "--out", str(out), *options)
     job.until(lambda: "epoch   2/" in job.said or job.state("JobState") in ENDED, "two epochs")
+    assert job.state("JobState") == "RUNNING", job.said
     cluster.run("scancel", "--batch", "--signal=USR1", job.number)  # as Slurm does, --signal seconds before the limit
     assert job.end() == "0:0", job.said
     assert job.state("JobState") == "COMPLETED" and job.state("Restarts") == "1", job.said
@@ -111,6 +112,7 @@ def test_a_job_that_is_cancelled_leaves_nothing(cluster: Slurm, tmp_path: Path) 
     manifest = manifest_of(cell_images(tmp_path / "cells", 24), tmp_path / "manifest").uri
     job = Job(cluster, "train.sbatch", tmp_path / "log", manifest, "--out", str(tmp_path / "models"), *TRAINING)
     job.until(lambda: "configuration:" in job.said or job.state("JobState") in ENDED, "the job's first line")
+    assert job.state("JobState") == "RUNNING", job.said
     cluster.run("scancel", job.number)
     job.until(lambda: job.state("JobState") == "CANCELLED" and cluster.is_up(), "idle nodes")
     assert "the same command continues" in job.said, job.said
