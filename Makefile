@@ -9,6 +9,7 @@ ROOM   ?=
 LIMIT  ?= 100
 SEED   ?= 1
 MINUTES ?= 10
+IMAGE  ?= score-serve
 PACKAGES ?= browser ceph kubernetes monitoring
 PYTHON ?= python3
 
@@ -27,7 +28,7 @@ export PYTHON INSTALL_FLAGS
 export COVERAGE_FILE       := $(abspath $(VENV))/coverage
 MEASURED := $(if $(COVERAGE),--cov --cov-append --cov-report= --cov-fail-under=0)
 
-.PHONY: help demo serve test test-infra lint format reference bench bench-score bench-train bench-serve mutants fuzz soak chaos test-lowest test-newest audit sbom clean
+.PHONY: help demo serve test test-infra lint format image lock reference bench bench-score bench-train bench-serve mutants fuzz soak chaos test-lowest test-newest audit sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -68,12 +69,12 @@ ifdef ARGS
 else
 	@rm -f '$(COVERAGE_FILE)'
 	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4 --dist worksteal $(MEASURED); unit=$$?; \
-	$(BIN)/python -m pytest --ignore tests/unit $(MEASURED) && exit $$unit
+	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/infra $(MEASURED) && exit $$unit
 	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
 endif
 
-test-infra: $(VENV)/.installed-test ## what runs jobs where Slurm and the like do; installs their packages; ARGS='tests/infra/test_slurm.py' a part
-	@infra/packages.sh slurm
+test-infra: $(VENV)/.installed-test ## Slurm and the images for real, as root; installs their packages; ARGS='tests/infra/test_slurm.py' a part
+	@infra/packages.sh slurm images
 	$(BIN)/python -m pytest $(or $(ARGS),tests/infra)
 
 lint: $(VENV)/.installed-test ## rules, formatting, types, the order of the rooms
@@ -85,6 +86,12 @@ lint: $(VENV)/.installed-test ## rules, formatting, types, the order of the room
 format: $(VENV)/.installed-test ## put the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+image: ## an image by docker, podman or buildah: IMAGE=score-serve or train, BASE=another base
+	@infra/images/build.sh $(IMAGE)
+
+lock: $(VENV)/.installed-test ## the locks of the images anew, from pyproject.toml
+	@infra/images/lock.sh $(BIN)/uv
 
 reference: $(VENV)/.installed-test ## docs/reference.md anew, from the options, schemas and codes in the code
 	@$(BIN)/python -m tests.reference
