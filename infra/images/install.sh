@@ -6,22 +6,24 @@
 set -eu
 
 lock=$(dirname "$0")/$1.txt
-python3 -m venv /opt/leukoray
-pip() { /opt/leukoray/bin/python -m pip --quiet "$@"; }
+python3 -m venv --without-pip /opt/leukoray
+[ -z "${PIP_INDEX_URL:-}" ] || export UV_INDEX_URL="$PIP_INDEX_URL"
+[ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE="$PIP_CERT"
+export UV_NO_CACHE=1 UV_LINK_MODE=copy UV_HTTP_TIMEOUT=300
+# score-serve compiles what it keeps, in slim.sh
+[ "$1" = score-serve ] || export UV_COMPILE_BYTECODE=1
+install() { /build/bin/uv pip install --quiet --python /opt/leukoray/bin/python --no-deps "$@"; }
 
 if [ -n "${TORCH_INDEX:-}" ]; then
     for name in torch torchvision; do
         version=$(sed -n "s/^$name==\([^ ;]*\).*/\1/p" "$lock")
-        pip install --no-deps --no-compile --index-url "$TORCH_INDEX" "$name==$version"
+        install --index-url "$TORCH_INDEX" "$name==$version"
     done
     # an entry of the lock begins at the margin, its digests are indented
     awk '/^[a-zA-Z]/ { left_out = /^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==/ } !left_out' "$lock" >/tmp/lock.txt
     lock=/tmp/lock.txt
 fi
-pip install --no-deps --no-compile --require-hashes -r "$lock"
-pip install --no-deps --no-compile --no-index /wheels/*.whl
+install --require-hashes -r "$lock"
+install --no-index /wheels/*.whl
 rm -f /tmp/lock.txt
-/opt/leukoray/bin/python -m pip --quiet uninstall --yes setuptools || true
-/opt/leukoray/bin/python -m pip check
-/opt/leukoray/bin/python -m pip --quiet uninstall --yes pip
-[ "$1" = score-serve ] || /opt/leukoray/bin/python -m compileall -q -j 0 -x '/tests?/' /opt/leukoray/lib || true
+[ -n "${TORCH_INDEX:-}" ] || /build/bin/uv pip check --quiet --python /opt/leukoray/bin/python

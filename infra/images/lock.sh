@@ -12,4 +12,4 @@ lock() {
 lock pyproject.toml --extra dicom --extra heic --extra privacy --extra signing -o infra/images/score-serve.txt
 lock pyproject.toml --extra train --extra pretrained --extra dicom --extra heic --extra privacy --extra signing \
     -o infra/images/train.txt
-echo "hatchling>=1.27" | lock - -o infra/images/build.txt
+printf "hatchling>=1.27\nuv>=0.5\n" | lock - -o infra/images/build.txt

@@ -7,7 +7,7 @@ set -eu
 cd /opt/leukoray/lib/python3*/site-packages
 rm -rf ray/jars ray/rllib onnx/backend/test
 rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_python_flight.so* pyarrow/_flight.*.so
-rm -f pyarrow/libarrow_substrait.so* pyarrow/_substrait.*.so onnxruntime/capi/libonnxruntime.so*
+rm -f onnxruntime/capi/libonnxruntime.so*
 find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name 'sts' ! -name 'sso*' ! -name signin -exec rm -rf {} +
 find . -type d -name tests -prune ! -path './ray/*' -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.hpp' -o -name '*.cc' -o -name '*.a' \) -delete
