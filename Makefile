@@ -69,7 +69,7 @@ ifdef ARGS
 else
 	@rm -f '$(COVERAGE_FILE)'
 	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4 --dist worksteal $(MEASURED); unit=$$?; \
-	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/infra $(MEASURED) && exit $$unit
+	$(BIN)/python -m pytest --ignore tests/unit $(MEASURED) && exit $$unit
 	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
 endif
 

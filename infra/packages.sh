@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the system packages that groups of tests want: packages.sh GROUP...   Groups: browser,
-# ceph, kubernetes, monitoring, slurm.
+# ceph, images, kubernetes, monitoring, slurm.
 #
 # Only where apt-get and root are there. It never fails: where it cannot install it says so in a line, and the tests
 # that want the package are skipped and named at the end of the run.
@@ -16,7 +16,7 @@ for group in "$@"; do
     images) packages="buildah mmdebstrap" program=buildah ;;
     monitoring) packages=prometheus program=promtool ;;
     slurm) packages="slurmctld slurmd munge slurm-client iproute2" program=slurmctld ;;
-    *) echo "packages: no group '$group'; groups: browser, ceph, kubernetes, monitoring, slurm" >&2 && exit 2 ;;
+    *) echo "packages: no group '$group'; groups: browser, ceph, images, kubernetes, monitoring, slurm" >&2 && exit 2 ;;
     esac
     PATH=$PATH:/usr/sbin command -v "$program" >/dev/null && continue
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
