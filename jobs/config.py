@@ -114,8 +114,9 @@ class Option:
         extra = field.json_schema_extra
         self.name = name
         self.is_positional = isinstance(extra, dict) and bool(extra.get("positional"))
-        self.flag = name.upper() if self.is_positional else "--" + name.replace("_", "-")
-        self.variable = "LEUKORAY_" + name.upper()
+        said = name.removesuffix("_")  # a field must not be called as a method of pydantic's: `json_` is --json
+        self.flag = name.upper() if self.is_positional else "--" + said.replace("_", "-")
+        self.variable = "LEUKORAY_" + said.upper()
         self.kind, self.is_list = _kind(field.annotation)
         self.meaning = field.description or ""
         self._default = None if field.is_required() else field.get_default(call_default_factory=True)
@@ -143,10 +144,10 @@ class Option:
             nargs = "*" if self.is_list else "?"  # absence is reported by the model, with the field's own words
             parser.add_argument(self.name, metavar=self.flag, nargs=nargs, help=text)
         elif self.kind is bool:
-            parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(self.flag, dest=self.name, action=argparse.BooleanOptionalAction, help=text)
         else:
             several: dict[str, Any] = {"nargs": "+", "action": "extend"} if self.is_list else {}
-            parser.add_argument(self.flag, metavar=self.value_name, help=text, **several)
+            parser.add_argument(self.flag, dest=self.name, metavar=self.value_name, help=text, **several)
 
     def from_environment(self) -> dict[str, Any]:
         """Its name and value, or nothing. Commas part the values of a list."""
@@ -236,6 +237,8 @@ def _from_yaml(config_class: type[BaseModel], path: str) -> dict[str, Any]:
     if not isinstance(loaded or {}, dict):
         raise UsageError(f"--config {path}: expected `key: value` lines, found a {type(loaded).__name__}")
     values = {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
+    named = {name.removesuffix("_"): name for name in config_class.model_fields}
+    values = {named.get(key, key): value for key, value in values.items()}
     unknown = sorted(set(values) - set(config_class.model_fields))
     if unknown:
         known = ", ".join(config_class.model_fields)

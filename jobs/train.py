@@ -23,7 +23,7 @@ from jobs.train_options import (
 )
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import UsageError
-from pipeline.base.machine import shared_memory_warning
+from pipeline.base.machine import free_shared_memory, shared_memory_warning
 from pipeline.base.resources import ClusterPlan, check
 from pipeline.ingest.splits import check_leaks
 from pipeline.model.architectures import build, check_architecture, full_name
@@ -368,7 +368,7 @@ def _announce(rows: LabelledRows, plan: ClusterPlan | None = None) -> None:
     what = f"{plan.gpus_per_worker:g} GPU" if plan.gpus else f"{plan.cpus_per_worker:g} CPU"
     workers = f"{plan.fewest} to {plan.workers}" if plan.fewest else f"{plan.workers}"
     print(f"workers: {workers}, {what} each", flush=True)
-    warning = shared_memory_warning()
+    warning = shared_memory_warning(free_shared_memory())
     if warning:
         print(f"warning: {warning}", flush=True)
 

@@ -110,13 +110,14 @@ class Nodes:
         self.boxes.append(box)
         return box
 
-    def start(self, cpus: int) -> Box:
-        """Another node; the first is the head."""
+    def start(self, cpus: int, before: str = "") -> Box:
+        """Another node; the first is the head. `before`: what its shell does first, as `ulimit -n 300`."""
         box = self.bare()
         number = len(self.boxes)
         place = ["--head", "--port=6379", "--include-dashboard=false"] if number == 1 else [f"--address={HEAD}"]
         common = ["--block", "--disable-usage-stats", "--object-store-memory=200000000", f"--num-cpus={cpus}"]
-        self.background(box, "ray", "start", *place, *common, f"--node-ip-address=10.77.0.{number}")
+        command = ["ray", "start", *place, *common, f"--node-ip-address=10.77.0.{number}"]
+        self.background(box, *(["bash", "-c", f'{before}; exec "$@"', "bash"] if before else []), *command)
         return box
 
     def _connect(self, box: Box, number: int) -> None:

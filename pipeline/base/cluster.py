@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -112,6 +113,9 @@ def _started(target: str | None, num_cpus: int | None, worker_logs: bool) -> Any
         assert_answers(target)
         _init(ray, options, attempts=4 if target is None else 1)
     except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
+        other = other_versions(str(error))
+        if other is not None:
+            raise PlatformError(f"Ray at {target}: {other}") from error
         raise PlatformError(
             f"Ray {'at ' + target if target else 'on this machine'} cannot be used: {first_line(error)}; "
             "check --address/RAY_ADDRESS, and RAY_AUTH_MODE=token where the cluster asks for a token"
@@ -120,6 +124,18 @@ def _started(target: str | None, num_cpus: int | None, worker_logs: bool) -> Any
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process without our message
     return ray
+
+
+def other_versions(said: str) -> str | None:
+    """One sentence for Ray's five lines about a driver of other versions than its cluster's; None for other errors."""
+    found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", said) if said.startswith("Version mismatch") else []
+    if len(found) != 2:
+        return None
+    (cluster_ray, cluster_python), (ray, python) = found
+    return (
+        f"the cluster runs Ray {cluster_ray} on Python {cluster_python}, this process Ray {ray} on Python {python}; "
+        "start the job with the cluster's own, by `ray job submit` or in its image"
+    )
 
 
 def _is_joined() -> bool:

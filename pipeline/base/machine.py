@@ -54,11 +54,17 @@ def _cgroup_file(name: str) -> str:
         return ""
 
 
-def shared_memory_warning() -> str | None:
-    """A sentence when /dev/shm is too small for the object store, None when it is not."""
+def free_shared_memory() -> int | None:
+    """Bytes of /dev/shm that are free, None where there is none."""
     try:
-        free = shutil.disk_usage("/dev/shm").free
+        return shutil.disk_usage("/dev/shm").free
     except OSError:
+        return None
+
+
+def shared_memory_warning(free: int | None) -> str | None:
+    """A sentence when /dev/shm, with so many bytes free, is too small for the object store; None when it is not."""
+    if free is None:
         return (
             "/dev/shm is missing: Ray keeps objects in the temp folder, which is slow; run containers with --shm-size"
         )

@@ -117,10 +117,15 @@ class RunFolder:
         with self.sound(name), self.open(name) as file:
             return pq.ParquetFile(file).read(columns=columns)
 
-    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The rows of one file piece by piece, so that memory does not grow with the file."""
+    def batches(self, name: str, columns: Sequence[str], below: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one file piece by piece, so that memory does not grow with the file.
+
+        `below`: where rows of other URIs are of no use; row groups without any such URI are not read.
+        """
         with self.sound(name), self.open(name) as file:
-            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns):
+            parquet = pq.ParquetFile(file)
+            groups = _groups(parquet.metadata, below)
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns):
                 yield pa.Table.from_batches([batch])
 
     def outputs(self, kind: str) -> list[str]:
@@ -156,10 +161,10 @@ class RunFolder:
         advice = "bring it back from a copy, or delete the folder of this run and score again"
         return InputError(f"{self.file(name)}: damaged ({first_line(error)}); {advice}")
 
-    def rows(self, kind: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """All rows of one kind, piece by piece."""
+    def rows(self, kind: str, columns: Sequence[str], below: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All rows of one kind, piece by piece; `below` as in `batches`."""
         for name in self.outputs(kind):
-            yield from self.batches(name, columns)
+            yield from self.batches(name, columns, below)
 
     def record(self) -> RunRecord:
         """run.json of a finished run. Raises InputError, PlatformError where the store is out."""
@@ -171,6 +176,20 @@ class RunFolder:
             raise error.refusal(f"{self.uri}: no finished scoring run here ({error})") from error
         except (ValueError, AttributeError) as error:
             raise InputError(f"{self.uri}: its run.json is damaged ({first_line(error)}); score again") from error
+
+
+def _groups(metadata: Any, below: Sequence[str] | None) -> list[int]:
+    """Row groups that may hold a URI which begins with one of `below`, by the least and the greatest in each."""
+    count = metadata.num_row_groups
+    if below is None or "uri" not in metadata.schema.names:
+        return list(range(count))
+    column, found = metadata.schema.names.index("uri"), []
+    for number in range(count):
+        told = metadata.row_group(number).column(column).statistics
+        is_told = told is not None and told.has_min_max
+        if not is_told or any(told.min[: len(beginning)] <= beginning <= told.max for beginning in below):
+            found.append(number)
+    return found
 
 
 @dataclass(frozen=True)

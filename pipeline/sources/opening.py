@@ -52,6 +52,19 @@ def local_folders(sources: Sequence[str], stores: Stores = Stores()) -> list[str
     return [uri for uri in dict.fromkeys(named) if not stores.of(uri).is_remote and os.path.isdir(local_path(uri))]
 
 
+def beginnings(sources: Sequence[str], stores: Stores = Stores()) -> tuple[str, ...] | None:
+    """With what the URI of everything begins that lies in the sources; None where a table or a manifest names any."""
+    found: list[str] = []
+    for source in map(absolute, sources):
+        if _names_others(source, stores):
+            return None
+        literal = source if os.path.lexists(source) else UriPattern(source).literal
+        found.append(literal.rstrip("/"))
+        if not stores.of(source).is_remote:
+            found.append("file://")  # names that are no UTF-8
+    return tuple(dict.fromkeys(found))
+
+
 def _place(uri: str, stores: Stores) -> str:
     """By which sources are known as the same, or as one inside another."""
     path = uri if stores.of(uri).is_remote else os.path.realpath(local_path(uri))

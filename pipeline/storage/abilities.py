@@ -25,6 +25,8 @@ class Abilities:
     ranges: bool
     checks_digests: bool
     long_keys: bool
+    deletes: bool = True  # a run removes its parts when it has ended
+    tells_versions: bool = True  # by ETags; else the second of the last change has to do
 
 
 def for_writing(stores: Stores, out: str, *, single_writer: bool, say: Callable[[str], None]) -> Stores:
@@ -66,6 +68,8 @@ def ask(stores: Stores, folder: str) -> Abilities:
                 ranges=_is_taken(lambda: store.read_range(uri, 2, 3)),
                 checks_digests=store.checks_digests(uri),
                 long_keys=_is_taken(lambda: store.write(long, b"")),
+                tells_versions=store.tells_versions(uri),
+                deletes=_is_taken(lambda: store.delete(uri)),
             )
         finally:
             with contextlib.suppress(StoreError):

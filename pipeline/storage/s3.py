@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import boto3
@@ -246,6 +247,23 @@ class S3Store:
         except StoreError:
             return True
         return False
+
+    def tells_versions(self, uri: str) -> bool:
+        """Whether an object has an ETag."""
+        bucket, key = _split(uri)
+        answer, _ = self._retry(uri, lambda client: client.head_object(Bucket=bucket, Key=key, **self._payer))
+        return bool(str(answer.get("ETag", "")).strip('"'))
+
+    def skew_s(self, uri: str) -> float | None:
+        """Seconds by which the store's clock is ahead of this one's (its `Date`, RFC 9110, 6.6.1); None: it tells none.
+
+        In whole seconds, and as late as the answer was on its way.
+        """
+        bucket, key = _split(_folder(uri))
+        listed = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1, **self._payer}
+        answer, _ = self._retry(uri, lambda client: client.list_objects_v2(**listed))
+        said = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(said).timestamp() - time.time() if said else None
 
     def create(self, uri: str, data: bytes) -> str | None:
         """Conditional PUT: the new etag, or None when somebody was first."""

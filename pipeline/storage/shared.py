@@ -1,6 +1,7 @@
-"""Whether all nodes of a cluster see the same local files: asked once, before work starts.
+"""Whether all nodes of a cluster see the same local files and run the same versions: asked once, before work starts.
 
-A path that only some machines have would otherwise end a run in its middle, or hang it.
+A path that only some machines have would otherwise end a run in its middle, or hang it; another version of a decoder on
+one of them would give other probabilities, and nobody would know for which images.
 """
 
 import contextlib
@@ -12,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.base.cluster import on_node
 from pipeline.base.errors import PlatformError
-from pipeline.base.text import last_line
+from pipeline.base.likeness import deciding, other_version, version_here
+from pipeline.base.nodes import answers, others
 from pipeline.storage.local import LocalStore
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import join, local_path
@@ -23,29 +24,43 @@ _PROBE = "_probe-"
 _LEFT = re.compile(_PROBE + "[0-9a-f]{32}")
 _SAMPLE = 20
 _COMPARED_BYTES = 64 << 10
-_ANSWER_S = 180.0  # a busy node may take a minute to start a process
+_PACKAGE = "package "
 
 
 def refuse_unshared(ray: Any, stores: Stores, read: Iterable[str], written: str | None = None) -> None:
-    """Raise PlatformError where a node does not see what this process sees; nothing is asked of S3, or of one node.
+    """Raise PlatformError where a node has not what this process has: files, and versions of what decides results.
+
+    Nothing is asked of S3, or of one node. See `unshared`.
+    """
+    for sentence in unshared(ray, stores, read, written, deciding()):
+        raise PlatformError(sentence)
+
+
+def unshared(
+    ray: Any, stores: Stores, read: Iterable[str], written: str | None = None, packages: Sequence[str] = ()
+) -> Iterator[str]:
+    """What other nodes have not as this process has it, a sentence each.
 
     `read`: files, or folders that must be there; looked at only where there is another node. `written`: a folder that
     this process alone holds; a file is made there for as long as the nodes look, and what a killed process left of
-    that is removed.
+    that is removed. `packages`: names for `version_here`.
     """
-    own = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
-    if not others:
+    nodes = others(ray)
+    if not nodes:
         return
     marks = {uri: mark for uri in read if isinstance(stores.of(uri), LocalStore) and (mark := _mark(uri))}
+    versions = {_PACKAGE + name: version_here(name) for name in packages}
     with contextlib.ExitStack() as stack:
         if written is not None and isinstance(stores.of(written), LocalStore):
             marks |= stack.enter_context(_probe(written))
-        unseen = _asked(ray, others, marks) if marks else {}
+        unseen = _asked(ray, nodes, versions | marks) if versions or marks else {}
     for uri, names in unseen.items():
-        path = uri.rpartition("/")[0] if uri.rpartition("/")[2].startswith(_PROBE) else uri
         more = f", and {len(names) - 1} more," if len(names) > 1 else ""
-        raise PlatformError(
+        if uri in versions:
+            yield f"node {names[0]}{more} {other_version(uri.removeprefix(_PACKAGE), versions[uri])}"
+            continue
+        path = uri.rpartition("/")[0] if uri.rpartition("/")[2].startswith(_PROBE) else uri
+        yield (
             f"node {names[0]}{more} does not see {path} as this node does; use s3://, or a folder that every node "
             "mounts under the same name"
         )
@@ -72,32 +87,17 @@ def _probe(folder: str) -> Iterator[dict[str, str]]:
 
 
 def _asked(ray: Any, nodes: Sequence[Mapping[str, Any]], marks: dict[str, str]) -> dict[str, list[str]]:
-    """What is not seen, and the nodes that do not see it. A node that dies meanwhile is no longer asked.
+    """What is not seen, and the nodes that do not see it.
 
     Raises PlatformError for a node that cannot be asked: work sent there would fail or hang as well.
     """
-    answers = {
-        f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": ray.remote(
-            num_cpus=0, scheduling_strategy=on_node(node["NodeID"])
-        )(_unseen).remote(marks)
-        for node in nodes
-    }
-    gone = (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)
     found: dict[str, list[str]] = defaultdict(list)
-    for name, answer in answers.items():
-        try:
-            for uri in ray.get(answer, timeout=_ANSWER_S):
-                found[uri].append(name)
-        except gone:
-            continue
-        except ray.exceptions.GetTimeoutError as error:
-            message = f"node {name} did not look at {len(marks)} paths within {_ANSWER_S:.0f} s: is a mount of it dead?"
-            raise PlatformError(message) from error
-        except ray.exceptions.RayError as error:
-            raise PlatformError(
-                f"node {name} cannot run this package ({last_line(error)}); install the same version on every node, or "
-                "send the code with `ray job submit --working-dir`"
-            ) from error
+    paths = sum(not what.startswith(_PACKAGE) for what in marks)
+    for name, answer in answers(ray, nodes, _unseen, marks, what=f"look at {paths} paths"):
+        if isinstance(answer, PlatformError):
+            raise answer
+        for uri in answer:
+            found[uri].append(name)
     return found
 
 
@@ -107,7 +107,9 @@ def _unseen(marks: dict[str, str]) -> list[str]:
 
 
 def _mark(uri: str) -> str | None:
-    """Tells a file from others of its name; None where it cannot be read."""
+    """Tells a file, or a package, from others of its name; None for a file that cannot be read."""
+    if uri.startswith(_PACKAGE):
+        return version_here(uri.removeprefix(_PACKAGE))
     path = local_path(uri)
     try:
         if os.path.isdir(path):

@@ -76,6 +76,20 @@ def test_doctor_says_what_a_store_can(name: str, store: S3Server, capsys: pytest
     assert ("--single-writer" in said) == (name == "rclone")
 
 
+def test_doctor_reads_an_image_and_looks_at_the_store_s_clock(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = f"s3://{s3.bucket}/listed"
+    s3.stores.of(source).write(f"{source}/a.jpg", b"x")
+    with faulty_proxy(s3.endpoint, Faults(denied=frozenset({"a.jpg"}))) as proxy:
+        flags = ["--source", source, "--out", f"s3://{s3.bucket}/asked", *s3.at(proxy).flags]
+        now = time.time
+        monkeypatch.setattr("pipeline.storage.s3.time.time", lambda: now() - 60)
+        assert doctor.command(flags) == 5
+    said = capsys.readouterr().out
+    assert f"fail  s3             {source}/a.jpg" in said and "warn  s3 clock       60 s ahead" in said, said
+
+
 @pytest.mark.parametrize(
     ("heeds", "found"),
     [

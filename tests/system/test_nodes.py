@@ -1,5 +1,6 @@
 """Several nodes, some lost, some that do not see what others see: jobs go on or end with a sentence, never hang."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -162,3 +163,27 @@ def test_what_fits_on_no_node_or_is_not_on_every_node_is_refused_before_work(bun
             assert code == 5 and f"node-2 (10.77.0.2) does not see {unseen}" in said, said
         left = nodes.popen("find", str(own), str(tmp_path), "-name", "_probe*").communicate()[0]
         assert left == ""
+        nodes.start(4, _trouble(tmp_path))
+        nodes.wait_for(3)
+        code, said = done(nodes, "jobs.score", cells, "--model", bundle.uri, "--out", str(tmp_path / "scores"))
+        assert code == 5 and "node-3 (10.77.0.3) has another onnxruntime" in said, said
+        code, said = done(nodes, "jobs.doctor", "--out", str(tmp_path), "--json")
+        found = json.loads(said[said.index("{") : said.rindex("}") + 1])["findings"]
+        mends = {one["name"]: one["mend"] for one in found if str(one["node"]).startswith("node-3 ") and one["mend"]}
+        assert mends.pop("placement").startswith("ray start --num-cpus="), found
+        version = importlib.metadata.version("onnxruntime")
+        assert mends.pop("onnxruntime") == f"pip install onnxruntime=={version}"
+        assert mends == {"open files": "ulimit -n 65536", "clock": "chronyc makestep"}
+        wrong = {(str(one["node"])[:6], one["name"]) for one in found if one["level"] == "fail"}
+        assert wrong == {("node-3", name) for name in ("open files", "onnxruntime", "clock", "temp folder")}
+
+
+def _trouble(folder: Path) -> str:
+    """What a shell does before it starts Ray on a machine where little is as it should be."""
+    packages, full = folder / "packages", folder / "full"
+    (packages / "onnxruntime-9.9.9.dist-info").mkdir(parents=True)
+    (packages / "onnxruntime-9.9.9.dist-info/METADATA").write_text("Name: onnxruntime\nVersion: 9.9.9\n")
+    (packages / "sitecustomize.py").write_text("import time\nnow = time.time\ntime.time = lambda: now() - 3600\n")
+    full.mkdir()
+    filled = f"mount -t tmpfs -o size=16m tmpfs {full}; head -c 20M /dev/zero > {full}/file 2>/dev/null"
+    return f"ulimit -n 300; {filled}; export TMPDIR={full} PYTHONPATH={packages}"

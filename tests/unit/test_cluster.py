@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
-from pipeline.base.cluster import calling_ray, connected, refuse_dead_node
+from pipeline.base.cluster import calling_ray, connected, other_versions, refuse_dead_node
 from pipeline.base.errors import PlatformError, UsageError
 
 
@@ -59,3 +60,14 @@ def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch: pytest
         port = taken.getsockname()[1]  # bound, not listening
         with pytest.raises(PlatformError, match=f"127.0.0.1:{port}"), connected(f"127.0.0.1:{port}"):
             pass
+
+
+def test_a_driver_of_other_versions_than_the_cluster_s_is_refused_in_one_sentence() -> None:
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info({"ray_version": "2.50.1", "python_version": "3.12.4"}, "10.0.0.1")
+    said = other_versions(str(caught.value))
+    assert said is not None and "\n" not in said
+    assert f"the cluster runs Ray 2.50.1 on Python 3.12.4, this process Ray {ray.__version__} on Python 3." in said
+    assert other_versions("no cluster there") is None

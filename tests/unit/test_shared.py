@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import PlatformError
+from pipeline.base.likeness import version_here
 from pipeline.storage import shared
 from pipeline.storage.shared import refuse_unshared, spaced
 from pipeline.storage.stores import Stores
@@ -28,7 +29,7 @@ class LateError(FailedError):
 
 def cluster(monkeypatch: pytest.MonkeyPatch, *others: str, look: Callable[[Any], Any] = lambda seen: seen) -> Any:
     """Ray with this node and others; `look` may change what is seen there, or raise."""
-    monkeypatch.setattr(shared, "on_node", lambda node_id: node_id)
+    monkeypatch.setattr("pipeline.base.nodes.on_node", lambda node_id: node_id)
     names = ["own", *others]
     nodes = [{"NodeID": n, "Alive": True, "NodeManagerHostname": n, "NodeManagerAddress": "10.0.0.9"} for n in names]
     return SimpleNamespace(
@@ -131,3 +132,27 @@ def test_a_node_that_cannot_be_asked_is_named(
     with pytest.raises(PlatformError, match=message):
         refuse_unshared(cluster(monkeypatch, "b", look=fail), Stores(), [], str(tmp_path))
     assert not list(tmp_path.iterdir()), "the probe is gone"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("simplejpeg", "another simplejpeg than this one's .* pip install simplejpeg=="),
+        ("leukoray", "other code of leukoray than this one's"),
+        ("python", "another Python than this one's"),
+    ],
+)
+def test_a_node_with_another_decoder_or_other_code_is_refused_though_all_lies_on_s3(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray, real = cluster(monkeypatch, "b"), shared._unseen
+    refuse_unshared(ray, Stores(), ["s3://lab/a.jpg"])
+
+    def elsewhere(marks: dict[str, str]) -> list[str]:
+        with monkeypatch.context() as there:
+            there.setattr(shared, "version_here", lambda asked: "0" if asked == name else version_here(asked))
+            return real(marks)
+
+    monkeypatch.setattr(shared, "_unseen", elsewhere)
+    with pytest.raises(PlatformError, match=rf"node b \(10\.0\.0\.9\) .*{message}"):
+        refuse_unshared(ray, Stores(), ["s3://lab/a.jpg"])

@@ -58,7 +58,7 @@ def _rows(ledger: Ledger, etags: Mapping[str, str]) -> Iterator[tuple[RunFolder,
     uris = pa.array(etags.keys(), pa.string())
     for folder in reversed(ledger.runs):
         for kind in _KINDS:
-            for table in folder.rows(kind, ["image_id", "uri", "member", "etag"]):
+            for table in folder.rows(kind, ["image_id", "uri", "member", "etag"], ledger.below):
                 table = table.filter(pc.is_in(table["uri"], uris))
                 if table.num_rows:
                     wanted = [etags[name] for name in table["uri"].to_pylist()]

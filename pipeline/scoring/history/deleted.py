@@ -78,17 +78,20 @@ def find_deleted(ledger: Ledger, reach: Reach) -> Iterator[pa.Table]:
     missing, run_of = ledger.unseen()
     if not len(missing):
         return
-    noted = [table["image_id"].to_numpy() for folder in ledger.runs for table in folder.rows("deleted", ["image_id"])]
+    tables = (table for folder in ledger.runs for table in folder.rows("deleted", ["image_id"], ledger.below))
+    noted = [table["image_id"].to_numpy() for table in tables]
     for number, folder in enumerate(ledger.runs):
         ids = np.setdiff1d(missing[run_of == number], np.concatenate(noted) if noted else [])
         if len(ids):
-            yield from _of_run(folder, ids, reach)
+            yield from _of_run(folder, ids, reach, ledger.below)
 
 
-def _of_run(folder: RunFolder, ids: NDArray[np.int64], reach: Reach) -> Iterator[pa.Table]:
+def _of_run(
+    folder: RunFolder, ids: NDArray[np.int64], reach: Reach, below: tuple[str, ...] | None
+) -> Iterator[pa.Table]:
     wanted = pa.array(ids)
     for kind in ("predictions", "quarantine"):
-        for table in folder.rows(kind, ["image_id", "uri", "member"]):
+        for table in folder.rows(kind, ["image_id", "uri", "member"], below):
             gone = [
                 {**row, "earlier_run": folder.run_id}
                 for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()

@@ -40,6 +40,7 @@ class Ledger:
     accepted: frozenset[int] = frozenset()  # ids of archives that cannot be counted, and need not be
     pixel_rules: Mapping[str, int] = field(default_factory=dict)  # rows of any version of the model, by digest
     next_number: int = 1  # of the run that comes next, see RunRecord
+    below: tuple[str, ...] | None = None  # beginnings of all URIs that the listing can meet; None: any
 
     def _find(self, image_id: int) -> int | None:
         if not self.runs:  # a first run asks as often as any other
@@ -85,8 +86,12 @@ class Ledger:
         return self.ids[gone], self.run_of[gone]
 
 
-def read_ledger(output: Output, request: Request) -> Ledger:
-    """The ledger of all finished runs with this request's model; a later run wins over an earlier one."""
+def read_ledger(output: Output, request: Request, below: tuple[str, ...] | None = None) -> Ledger:
+    """The ledger of all finished runs with this request's model; a later run wins over an earlier one.
+
+    `below`: the listing meets no URI that begins otherwise, so that what only holds others is not read: a night that
+    lists one day costs what the day holds, however long the history.
+    """
     ids, versions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     states, number = [np.empty(0, np.int8)], [np.empty(0, np.int32)]
     runs: list[RunFolder] = []
@@ -106,7 +111,7 @@ def read_ledger(output: Output, request: Request) -> Ledger:
         if (earlier.include, earlier.exclude) == (request.include, request.exclude):
             for table in folder.rows("archives", ARCHIVES_SCHEMA.names):
                 archives |= {row["uri"]: ArchiveRow(**row) for row in table.to_pylist()}
-        for table, state in _rows_of(folder, earlier, request):
+        for table, state in _rows_of(folder, earlier, request, below):
             ids.append(table["image_id"].to_numpy().astype(np.int64))
             pairs = zip(table["etag"].to_pylist(), table["size_bytes"].to_pylist(), strict=True)
             versions.append(np.array([version_hash(etag, size) for etag, size in pairs], np.int64))
@@ -127,6 +132,7 @@ def read_ledger(output: Output, request: Request) -> Ledger:
         accepted(zip(runs, records, strict=True)),
         pixel_rules,
         next_number(finished),
+        below,
     )
 
 
@@ -144,12 +150,14 @@ def _model_folder(bundle_uri: str) -> str:
     return bundle_uri.rpartition("/")[0]
 
 
-def _rows_of(folder: RunFolder, earlier: Request, request: Request) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
+def _rows_of(
+    folder: RunFolder, earlier: Request, request: Request, below: tuple[str, ...] | None
+) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
     """Rows of one run with their states. What was beyond a limit is worth another try when the limit is another."""
     again = {str(code) for code in TRANSIENT_CODES}
     again |= {str(code) for code, name in _LIMITS.items() if getattr(earlier, name) != getattr(request, name)}
-    for table in folder.rows("predictions", ["image_id", "etag", "size_bytes"]):
+    for table in folder.rows("predictions", ["image_id", "etag", "size_bytes"], below):
         yield table, np.full(table.num_rows, _SCORED, np.int8)
-    for table in folder.rows("quarantine", ["image_id", "etag", "size_bytes", "code"]):
+    for table in folder.rows("quarantine", ["image_id", "etag", "size_bytes", "code"], below):
         is_passing = pc.is_in(table["code"], pa.array(sorted(again))).to_numpy()
         yield table, np.where(is_passing, _AGAIN, _BAD).astype(np.int8)

@@ -23,7 +23,7 @@ from pipeline.sources.archives import Entry, Ignored, Problem, holds_many
 from pipeline.sources.listing import Tally, base_folder, entry_id, entry_row, list_named, list_sources, path_below
 from pipeline.sources.masks import MASKS, MASKS_NAMED, Masks
 from pipeline.sources.objects import ListingOptions, open_archive
-from pipeline.sources.opening import local_folders
+from pipeline.sources.opening import beginnings, local_folders
 from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.sources.rows import Access, image_id, place_of
 from pipeline.storage.stores import Stores
@@ -37,8 +37,10 @@ def make_plan(output: Output, folder: RunFolder, request: Request, stores: Store
     left to those who score them. Raises InputError when nothing was found, PlatformError when the listing is not the
     sum of what was written.
     """
-    ledger, names = read_ledger(output, request), names_of(stores)
+    names = names_of(stores)
     sources = tuple(map(names.real_path, request.sources))
+    is_plain = request.retry_of is None and request.pseudonym_key_id is None  # else URIs may be any, or are hidden
+    ledger = read_ledger(output, request, beginnings(sources, stores) if is_plain else None)
     retry = read_retry(RunFolder.at(request.retry_of, stores), names) if request.retry_of else None
     begin, tally = datetime.now(UTC), Tally()
     options = ListingOptions(request.filters(), stores)
