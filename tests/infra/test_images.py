@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -91,6 +92,11 @@ class Built:
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SANDBOX, "sh"]
         return [*apart, self.root, str(self.folder), *self.config["Env"], *self.config["Entrypoint"], *words]
 
+    def end(self, started: "subprocess.Popen[bytes]") -> None:
+        """SIGTERM to what runs in the image; `unshare` hands on no signals."""
+        inner = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        os.kill(int(inner[0]) if self.tool == "buildah" and inner else started.pid, signal.SIGTERM)
+
     def said(self, *words: str) -> str:
         done = subprocess.run(
             self.command(*words), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -162,8 +168,8 @@ def test_it_scores_and_serves_on_a_read_only_root(image: Built) -> None:
             assert 0 <= json.load(answer)["probability"] <= 1
         image.said("env", f"HEALTH_URL={address}/readyz", *image.config["Healthcheck"]["Test"][1:])
     finally:
-        service.terminate()
-        service.wait(60)
+        image.end(service)
+        service.wait(120)
 
 
 def _answers(url: str) -> bool:
