@@ -9,7 +9,7 @@ lock() {
     "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade "$@"
 }
 
-lock pyproject.toml --extra dicom --extra heic --extra privacy --extra signing -o infra/images/score-serve.txt
-lock pyproject.toml --extra train --extra pretrained --extra dicom --extra heic --extra privacy --extra signing \
+lock pyproject.toml --extra dicom --extra heic --extra lineage --extra privacy --extra signing -o infra/images/score-serve.txt
+lock pyproject.toml --extra train --extra pretrained --extra dicom --extra heic --extra lineage --extra privacy --extra signing \
     -o infra/images/train.txt
 printf "hatchling>=1.27\nuv>=0.5\n" | lock - -o infra/images/build.txt

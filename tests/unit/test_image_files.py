@@ -20,8 +20,8 @@ from jobs.serve import ServeConfig
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, COMPOSE = ROOT / "infra" / "images", ROOT / "infra" / "compose"
 EXTRAS = {
-    "score-serve": {"dicom", "heic", "privacy", "signing"},
-    "train": {"train", "pretrained", "dicom", "heic", "privacy", "signing"},
+    "score-serve": {"dicom", "heic", "lineage", "privacy", "signing"},
+    "train": {"train", "pretrained", "dicom", "heic", "lineage", "privacy", "signing"},
 }
 
 
