@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline import __version__
-from pipeline.base.cluster import connected
+from pipeline.base.cluster import cluster_target, connected
 from pipeline.base.errors import InputError
 from pipeline.base.log import under_run
 from pipeline.images.unit import mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
+from pipeline.scoring.measured import Measured
 from pipeline.scoring.plan.freeze import make_plan
 from pipeline.scoring.plan.overtaken import forget, overtaken_by
 from pipeline.scoring.plan.plan import Plan, find_or_start, read_plan
@@ -52,14 +53,18 @@ def score(
         say(_describe(folder, plan, continues))
         task = ScoringTask(folder, request, plan, bundle, stores)
         ray, progress = None, Progress(plan, plan.rows, 0)
-        if plan.shards:  # a night without news starts no Ray
+        # A night without news starts no Ray, but a cluster is told that it was done
+        if plan.shards or cluster_target(options.address) is not None:
             ray = joined.enter_context(connected(options.address, options.num_cpus))
-            progress = score_shards(ray, task, options.workforce, check_lock)
+        measured = Measured(out, plan.started_at, [one for _, one in output.finished()])
+        if plan.shards:
+            progress = score_shards(ray, task, options.workforce, check_lock, measured.progress)
         check_lock()
         done = commit.commit(ray, task, check_lock=check_lock)
         record = make_record(task, done.counts, progress, options, continues=continues)
         check_lock()
         commit.finish(folder, done.written, record)
+        measured.finished(record)
         return Result(folder, record)
 
 

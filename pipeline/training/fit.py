@@ -79,7 +79,7 @@ def fit(
     )
     trainer = _trainer(assignment, plan, run)
     display = Display(settings.epochs, settings.monitor, log, chooses=settings.choose == "best")
-    name = _fit_and_show(trainer, plan, assignment, display, meanwhile)
+    name = _fit_and_show(trainer, plan, assignment, display, meanwhile, run.model_name)
     with checkpoint_files(run.uri, name, run.stores) as folder:
         state, best = checkpoint.read_state(folder), checkpoint.read_best(folder)
     assert best is not None, "a run ends with an epoch"
@@ -119,8 +119,9 @@ def _trainer(assignment: Assignment, plan: ClusterPlan, run: TrainingRun) -> Tra
 
 
 def _fit_and_show(
-    trainer: Trainer, plan: ClusterPlan, assignment: Assignment, display: Display, meanwhile: Callable[[], None]
-) -> str:
+    trainer: Trainer, plan: ClusterPlan, assignment: Assignment, display: Display, meanwhile: Callable[[], None],
+    model: str,
+) -> str:  # fmt: skip
     """The name of the last checkpoint, as soon as it is whole: Ray Train ends its workers while others go on.
 
     `trainer.fit` runs in a thread, so that the main thread shows events and Ctrl-C stops at once.
@@ -134,7 +135,7 @@ def _fit_and_show(
         except Exception as error:  # handed to the main thread, which raises it
             outcome["error"] = error
 
-    watch = Watch(assignment.mailbox, display, plan)
+    watch = Watch(assignment.mailbox, display, plan, Measured(model, assignment.settings.epochs))
     with train_environment(**watching(plan)):
         thread = calling_ray(run, "fit")
         try:

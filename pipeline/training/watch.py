@@ -10,6 +10,7 @@ from pipeline.base.resources import ClusterPlan, check_after_loss
 from pipeline.base.text import first_line
 from pipeline.storage.local import translated
 from pipeline.training.display import Display
+from pipeline.training.measured import Measured
 from pipeline.training.progress import FAILURE, REFUSAL, SAVED, Mailbox
 
 WORKER_RESTARTS = 3  # where nodes come and go, in a row without a checkpoint between them
@@ -33,8 +34,8 @@ class RefusedError(LeukorayError):
 class Watch:
     """Shows what a run tells, and raises what ends it before Ray Train would."""
 
-    def __init__(self, mailbox: Mailbox, display: Display, plan: ClusterPlan) -> None:
-        self._mailbox, self._display, self._plan = mailbox, display, plan
+    def __init__(self, mailbox: Mailbox, display: Display, plan: ClusterPlan, measured: Measured) -> None:
+        self._mailbox, self._display, self._plan, self._measured = mailbox, display, plan, measured
         self._failures = 0
         self._looked_at_nodes = time.monotonic()
 
@@ -45,6 +46,7 @@ class Watch:
         PlatformError when workers keep failing.
         """
         events = self._mailbox.take()
+        self._measured.show(events)
         self._display.show([event for event in events if event["kind"] not in (REFUSAL, FAILURE, SAVED)])
         for event in events:
             if event["kind"] == REFUSAL:

@@ -27,8 +27,13 @@ from pipeline.storage.uris import join
 _NODE_CHECK_S = 5.0
 
 
-def score_shards(ray: Any, task: ScoringTask, workforce: Workforce, check_lock: Callable[[], None]) -> Progress:
-    """Score what has no part yet; returns once every shard has its part.
+Shown = Callable[[Progress, int], None]
+
+
+def score_shards(
+    ray: Any, task: ScoringTask, workforce: Workforce, check_lock: Callable[[], None], shown: Shown = lambda *_: None
+) -> Progress:
+    """Score what has no part yet; returns once every shard has its part. `shown` gets the progress, and shards left.
 
     Raises PlatformError when the plan does not fit the nodes, one does not see the files, or workers keep dying; what
     `check_lock` raises, and what a worker raised for a failure that is not one image's.
@@ -47,7 +52,7 @@ def score_shards(ray: Any, task: ScoringTask, workforce: Workforce, check_lock: 
     refuse_unshared(ray, task.stores, read, task.folder.file(WORK))
     crew = Crew(ray, task, workforce, count)
     try:
-        _Driver(ray, task, crew, progress, check_lock).run(todo, workforce.stall_s)
+        _Driver(ray, task, crew, progress, check_lock, shown).run(todo, workforce.stall_s)
     finally:
         crew.dismiss()
     progress.show(force=True)
@@ -58,10 +63,10 @@ class _Driver:
     """Keeps every worker of the crew supplied, and takes in what they give."""
 
     def __init__(
-        self, ray: Any, task: ScoringTask, crew: Crew, progress: Progress, check_lock: Callable[[], None]
+        self, ray: Any, task: ScoringTask, crew: Crew, progress: Progress, check_lock: Callable[[], None], shown: Shown
     ) -> None:
         self._ray, self._task, self._crew, self._progress = ray, task, crew, progress
-        self._check_lock = check_lock
+        self._check_lock, self._shown = check_lock, shown
         self._todo: deque[int] = deque()
         self._crashes = Crashes(ray, task, check_lock)
         self._news = ArchiveNews(ray, dict(task.plan.archives), progress)
@@ -83,6 +88,7 @@ class _Driver:
                     self._collect(worker, reference)
             self._check_lock()
             progress.show()
+            self._shown(progress, len(self._todo) + sum(len(worker.open) for worker in workers))
             if time.monotonic() - progress.last_change > stall_s:
                 progress.last_change = time.monotonic()
                 print(f"score  nothing finished for {stall_s:.0f} s: {self._crew.doing()}", flush=True)

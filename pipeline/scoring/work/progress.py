@@ -47,6 +47,11 @@ class Progress:
     def elapsed_s(self) -> float:
         return time.monotonic() - self._begin
 
+    @property
+    def rows_left(self) -> int:
+        """Of the images whose number is known before archives are opened."""
+        return max(0, self._plan.rows - self.resumed_rows - self.rows)
+
     def add(self, account: Account) -> None:
         now = time.monotonic()
         self.first_s = self.first_s if self.first_s is not None else now - self._begin

@@ -1,0 +1,54 @@
+"""What a job counts while it works, for Prometheus at the metrics port of its Ray node.
+
+Ray names them `ray_<name>`, counters `ray_<name>_total` (https://docs.ray.io, `ray.util.metrics`). A node goes on
+telling a counter of a process that has ended; a gauge is gone half a minute later.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure, by name and labels."""
+
+    name: str
+    kind: Literal["Counter", "Gauge"]
+    meaning: str
+    labels: tuple[str, ...]
+
+    @property
+    def series(self) -> str:
+        """As Prometheus has it."""
+        return f"ray_{self.name}" + ("_total" if self.kind == "Counter" else "")
+
+
+class Measures:
+    """The figures of one job. Where this process has not joined Ray, nobody is told."""
+
+    def __init__(self, measures: Sequence[Measure], **labels: str) -> None:
+        """`labels` are those that all figures have."""
+        self._labels, self._counted = labels, dict[tuple[str, tuple[str, ...]], float]()
+        self._made: dict[str, Any] = {}
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            from ray.util import metrics
+
+            for one in measures:
+                made = getattr(metrics, one.kind)(one.name, description=one.meaning, tag_keys=one.labels)
+                self._made[one.name] = made
+
+    def count(self, measure: Measure, total: float, **labels: str) -> None:
+        """`total` so far. Less than before, as where work was taken back, adds nothing until it has caught up."""
+        key = (measure.name, tuple(labels.values()))
+        more = total - self._counted.get(key, 0.0)
+        if more > 0 and measure.name in self._made:
+            self._counted[key] = total
+            self._made[measure.name].inc(more, tags=self._labels | labels)
+
+    def show(self, measure: Measure, value: float | None, **labels: str) -> None:
+        """What it is now; None is not known, and not told."""
+        if value is not None and measure.name in self._made:
+            self._made[measure.name].set(value, tags=self._labels | labels)
