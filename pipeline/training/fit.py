@@ -21,6 +21,7 @@ from pipeline.training.checkpoint import Trained
 from pipeline.training.display import Display, EpochLog
 from pipeline.training.group import ProcessGroup, Trainer, train_environment
 from pipeline.training.loop import Assignment, train_worker
+from pipeline.training.measured import Measured
 from pipeline.training.progress import Announcer, Mailbox, checkpoint_name
 from pipeline.training.rows import LabelledRows
 from pipeline.training.run_folder import TrainingRun, checkpoint_files

@@ -55,6 +55,7 @@ def score_shards(
         _Driver(ray, task, crew, progress, check_lock, shown).run(todo, workforce.stall_s)
     finally:
         crew.dismiss()
+    shown(progress, 0)
     progress.show(force=True)
     return progress
 
