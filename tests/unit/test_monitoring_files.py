@@ -1,81 +1,151 @@
-"""infra/monitoring: every metric, label and value that rules and the board ask for is one that /metrics has."""
+"""infra/monitoring: what rules and boards ask for is told by /metrics or by jobs, and every alert is raised by it."""
 
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.scoring import measured as scoring
+from pipeline.training import measured as training
 from serving.monitoring.exposition import written
 from serving.monitoring.recorder import OOD_LABELS
 from serving.monitoring.state import COUNTERS, HISTOGRAMS, State
 
 FOLDER = Path(__file__).parents[2] / "infra" / "monitoring"
+BOARDS = sorted((FOLDER / "boards").glob("*.json"))
+OF_JOBS = (*scoring.MEASURES, *training.MEASURES)
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is missing; apt-get install prometheus")
-# Each alert beside the series that raise it; one sample a minute.
-RULE_TESTS = """
-rule_files: [{rules}]
-evaluation_interval: 1m
-tests:
-  - interval: 1m
-    input_series:
-      - {{series: 'up{{job="leukoray"}}', values: '0x200'}}
-    alert_rule_test:
-      - {{eval_time: 10m, alertname: LeukorayDown, exp_alerts: [{{exp_labels: {{severity: page, job: leukoray}}}}]}}
-      - {{eval_time: 10m, alertname: LeukorayNoReplica, exp_alerts: []}}
-  - interval: 1m
-    input_series:
-      - {{series: 'up{{job="leukoray"}}', values: '1x200'}}
-      - {{series: 'leukoray_requests_total{{route="/predict",method="POST",status="200"}}', values: '0+90x200'}}
-      - {{series: 'leukoray_requests_total{{route="/predict",method="POST",status="503"}}', values: '0+10x200'}}
-      - {{series: 'leukoray_errors_total{{code="overloaded",status="503"}}', values: '0+10x200'}}
-      - {{series: 'leukoray_replicas{{sha256="a"}}', values: '1x200'}}
-      - {{series: 'leukoray_model_info{{name="m",version="1",sha256="a"}}', values: '1x200'}}
-      - {{series: 'leukoray_drift_psi{{sha256="a"}}', values: '0.6x200'}}
-      - {{series: 'leukoray_drift_psi_by_chance{{sha256="a"}}', values: '0.1x200'}}
-      - {{series: 'leukoray_drift_images{{sha256="a"}}', values: '500x200'}}
-    alert_rule_test:
-      - {{eval_time: 90m, alertname: LeukorayErrors, exp_alerts: [{{exp_labels: {{severity: page}}}}]}}
-      - eval_time: 90m
-        alertname: LeukorayScoresDrift
-        exp_alerts: [{{exp_labels: {{severity: ticket, sha256: a}}}}]
-      - {{eval_time: 90m, alertname: LeukorayDown, exp_alerts: []}}
-      - {{eval_time: 90m, alertname: LeukorayNoReplica, exp_alerts: []}}
-      - {{eval_time: 90m, alertname: LeukorayTwoModels, exp_alerts: []}}
-      - {{eval_time: 90m, alertname: LeukorayModelRefused, exp_alerts: []}}
-"""
+# Series, one sample a minute; when to look; the alerts that they raise, with their labels; those that they must not.
+SOUND = {
+    'up{job="leukoray"}': "1x2000",
+    'leukoray_replicas{sha256="a"}': "2x2000",
+    'leukoray_model_info{name="m",version="1",sha256="a"}': "1x2000",
+    'leukoray_requests_total{route="/predict",method="POST",status="200"}': "0+90x2000",
+    'leukoray_predictions_total{decision="negative",ood="no"}': "0+90x2000",
+    'ray_leukoray_score_finished_seconds{output="s3://x"}': "0+60x2000",
+    'ray_leukoray_score_images_total{output="s3://x"}': "0+90x2000",
+    'ray_leukoray_score_shards_left{output="s3://x"}': "5x2000",
+    'ray_leukoray_score_error_share{output="s3://x"}': "0.01x2000",
+    'ray_leukoray_train_epoch{model="m"}': "1+0x2000",
+    'ray_leukoray_train_step{model="m"}': "0+1x2000",
+}
+PAGE, TICKET = {"severity": "page"}, {"severity": "ticket"}
+CASES: list[tuple[str, dict[str, str], dict[str, dict[str, str]]]] = [
+    ("90m", {}, {}),
+    ("10m", {'up{job="leukoray"}': "0x200"}, {"LeukorayDown": {**PAGE, "job": "leukoray"}}),
+    ("10m", {'leukoray_replicas{sha256="a"}': "0x200"}, {"LeukorayNoReplica": PAGE}),
+    ("90m", {'leukoray_errors_total{code="overloaded",status="503"}': "0+10x200"}, {"LeukorayErrors": PAGE}),
+    (
+        "90m",
+        {
+            'leukoray_request_seconds_bucket{route="/predict",le="2.5"}': "0+50x200",
+            'leukoray_request_seconds_bucket{route="/predict",le="10.0"}': "0+90x200",
+            'leukoray_request_seconds_bucket{route="/predict",le="+Inf"}': "0+90x200",
+        },
+        {"LeukoraySlow": TICKET},
+    ),
+    ("120m", {'leukoray_images_refused_total{code="corrupt"}': "0+10x200"}, {"LeukorayImagesRefused": TICKET}),
+    ("10m", {"leukoray_replicas_refusing": "1x200"}, {"LeukorayModelRefused": TICKET}),
+    ("10m", {"leukoray_replicas_with_old_keys": "1x200"}, {"LeukorayOldKeys": PAGE}),
+    (
+        "10m",
+        {'leukoray_model_info{name="m",version="2",sha256="b"}': "1x200", 'leukoray_replicas{sha256="b"}': "1x200"},
+        {"LeukorayTwoModels": PAGE},
+    ),
+    (
+        "500m",
+        {'leukoray_predictions_total{decision="negative",ood="yes"}': "0+20x600"},
+        {"LeukorayUnlikeTraining": TICKET},
+    ),
+    (
+        "90m",
+        {
+            'leukoray_drift_psi{sha256="a"}': "0.6x200",
+            'leukoray_drift_psi_by_chance{sha256="a"}': "0.1x200",
+            'leukoray_drift_images{sha256="a"}': "500x200",
+        },
+        {"LeukorayScoresDrift": {**TICKET, "sha256": "a"}},
+    ),
+    (
+        "90m",
+        {
+            'leukoray_drift_distance{sha256="a",statistic="hue"}': "0.6x200",
+            'leukoray_drift_limit{sha256="a",statistic="hue"}': "0.5x200",
+        },
+        {"LeukorayLooksDrift": {**TICKET, "sha256": "a", "statistic": "hue"}},
+    ),
+    (  # the gauge of a run is gone with it
+        "1700m",
+        {'ray_leukoray_score_finished_seconds{output="s3://x"}': "0+60x20"},
+        {"LeukorayNightNotFinished": {**PAGE, "output": "s3://x"}},
+    ),
+    (
+        "1700m",
+        {'ray_leukoray_score_begun_seconds{output="s3://never"}': "0x200"},
+        {"LeukorayNightNotFinished": {**PAGE, "output": "s3://never"}},
+    ),
+    (
+        "90m",
+        {'ray_leukoray_score_images_total{output="s3://x"}': "500x200"},
+        {"LeukorayScoringStuck": {**PAGE, "output": "s3://x"}},
+    ),
+    (
+        "90m",
+        {'ray_leukoray_score_error_share{output="s3://x"}': "0.06x20"},
+        {"LeukorayQuarantine": {**TICKET, "output": "s3://x"}},
+    ),
+    (
+        "90m",
+        {
+            'ray_leukoray_score_run_images{output="s3://x",what="out_of_distribution"}': "12x20",
+            'ray_leukoray_score_run_images{output="s3://x",what="scored"}': "100x20",
+        },
+        {"LeukorayScoredUnlikeTraining": {**TICKET, "output": "s3://x"}},
+    ),
+    ("90m", {'ray_leukoray_train_step{model="m"}': "7x200"}, {"LeukorayTrainingStuck": {**TICKET, "model": "m"}}),
+]
+
+
+def rules() -> dict[str, Any]:
+    groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
 
 def expressions() -> list[str]:
-    rules = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
-    board = json.loads((FOLDER / "dashboard.json").read_text())
-    alerts = [rule["expr"] for group in rules for rule in group["rules"]]
-    return alerts + [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    boards = [json.loads(path.read_text()) for path in BOARDS]
+    queries = [target["expr"] for board in boards for panel in board["panels"] for target in panel["targets"]]
+    return [rule["expr"] for rule in rules().values()] + queries
 
 
 def series_names() -> set[str]:
-    """As they stand in the text of /metrics: histograms by their three kinds of series."""
+    """As they stand in the text of /metrics, histograms by their three kinds of series; and those of jobs."""
     kinds = re.findall(r"^# TYPE (\S+) (\S+)$", written(State()).decode(), re.MULTILINE)
-    return {
+    endpoint = {
         name + ending
         for name, kind in kinds
         for ending in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
     }
+    return endpoint | {measure.series for measure in OF_JOBS}
 
 
 def test_every_metric_that_is_asked_for_exists() -> None:
-    asked = {name for text in expressions() for name in re.findall(r"leukoray_[a-z_]+", text)}
+    asked = {name for text in expressions() for name in re.findall(r"(?:ray_)?leukoray_[a-z_]+", text)}
     assert asked, "nothing is asked for"
     assert asked - series_names() == set()
+    unseen = {measure.series for measure in OF_JOBS} - asked
+    assert not unseen, "a metric that no board shows"
 
 
 def test_every_label_that_is_chosen_by_exists() -> None:
     labels = {f"leukoray_{metric.name}": set(metric.labels) for metric in (*COUNTERS, *HISTOGRAMS)}
-    chosen = [found for text in expressions() for found in re.findall(r"(leukoray_[a-z_]+)\{([^}]*)\}", text)]
+    labels |= {f"ray_{measure.name}": set(measure.labels) for measure in OF_JOBS}
+    chosen = [found for text in expressions() for found in re.findall(r"((?:ray_)?leukoray_[a-z_]+)\{([^}]*)\}", text)]
     assert chosen
     for name, matchers in chosen:
         metric = re.sub(r"_(total|bucket|sum|count)$", "", name)
@@ -83,10 +153,13 @@ def test_every_label_that_is_chosen_by_exists() -> None:
             assert label in labels[metric] | {"le"}, f"{name} by {label}"
             if label == "ood":
                 assert set(value.split("|")) <= set(OOD_LABELS.values())
+            if label == "what":
+                assert value in scoring.WHAT
 
 
-def test_the_board_has_a_place_for_each_panel() -> None:
-    panels = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+@pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
+def test_the_board_has_a_place_for_each_panel(path: Path) -> None:
+    panels = json.loads(path.read_text())["panels"]
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
     assert len(set(places)) == len(panels) == len({panel["id"] for panel in panels})
 
@@ -98,19 +171,27 @@ def test_promtool_takes_the_files() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@needs_promtool
-def test_alerts_are_raised_by_what_they_name_and_by_nothing_else(tmp_path: Path) -> None:
-    test = tmp_path / "alerts_test.yml"
-    annotations = {
-        rule["alert"]: rule["annotations"]
-        for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
-        for rule in group["rules"]
+def expected(name: str, labels: dict[str, str]) -> dict[str, Any]:
+    told = {
+        key: re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: labels[found[1]], text)
+        for key, text in rules()[name]["annotations"].items()
     }
-    cases = yaml.safe_load(RULE_TESTS.format(rules=FOLDER / "alerts.yml"))
-    for case in cases["tests"]:
-        for rule in case["alert_rule_test"]:
-            for alert in rule["exp_alerts"]:
-                alert["exp_annotations"] = annotations[rule["alertname"]]
-    test.write_text(yaml.safe_dump(cases))
-    done = subprocess.run([str(PROMTOOL), "test", "rules", str(test)], capture_output=True, text=True)
+    return {"exp_labels": labels, "exp_annotations": told}
+
+
+@needs_promtool
+def test_every_alert_is_raised_by_what_it_names_and_by_nothing_else(tmp_path: Path) -> None:
+    assert {name for *_, raised in CASES for name in raised} == set(rules()), "an alert that is not tried"
+    tests = []
+    for at, changed, raised in CASES:
+        looked = [
+            {"eval_time": at, "alertname": name, "exp_alerts": [expected(name, raised[name])] if name in raised else []}
+            for name in rules()
+        ]
+        series = [{"series": name, "values": values} for name, values in (SOUND | changed).items()]
+        tests.append({"interval": "1m", "input_series": series, "alert_rule_test": looked})
+    whole = {"rule_files": [str(FOLDER / "alerts.yml")], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "alerts_test.yml").write_text(yaml.safe_dump(whole))
+    command = [str(PROMTOOL), "test", "rules", str(tmp_path / "alerts_test.yml")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
