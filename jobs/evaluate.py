@@ -13,6 +13,7 @@ from jobs.common import Clock, job, job_stores, refuse_unwritable, show_config, 
 from jobs.config import LineageConfig, effective, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
 from jobs.lineage_datasets import of_manifest, of_model
+from jobs.record import Account, recorded
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
 from pipeline.base.lineage import Dataset
@@ -140,9 +141,15 @@ def main(config: EvaluateConfig) -> None:
         raise UsageError(f"--prevalence {unlikely[0]:g}: must lie between 0 and 1")
     _refuse_mixed(config)
     show_config(config)
-    if len(config.model) > 1:
-        compare(config, stores, clock)
-        return
+    with recorded("evaluate", config, stores) as kept:
+        if len(config.model) > 1:
+            compare(config, stores, clock, kept)
+        else:
+            _measure(config, stores, clock, kept)
+
+
+def _measure(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account) -> None:
+    """One model."""
     refuse_foreign(config.out, stores)
     published = resolve(config.model[0], stores).verify()
     manifest, matched = _images(config, published.info, stores)
@@ -177,6 +184,10 @@ def main(config: EvaluateConfig) -> None:
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
     found.save(absolute(config.out), record, report, stores)
     lineage.writes(lambda: [Dataset(absolute(config.out), rows=len(found.outcomes.scored))])
+    kept.keep(
+        absolute(config.out), {"images": found.metrics["images"]}, manifest=manifest.info.digest,
+        model=bundle.info.identity(),
+    )  # fmt: skip
     if config.study:
         print(f"for a study: {write_study(absolute(config.out), Comparison([found], [], [], 0, resampling), stores)}")
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
@@ -282,7 +293,7 @@ def outcomes_of(
     return Outcomes(bundle.info, found, manifest.table.select(["image_id", *manifest.further])), glances
 
 
-def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
+def compare(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account) -> None:
     """Several models on the same images."""
     manifest = read_manifest(config.manifest, stores)
     bundles = [resolve(uri, stores).verify().with_bit_depth(config.bit_depth) for uri in config.model]
@@ -301,6 +312,9 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock) -> None:
     out = absolute(config.out)
     found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)
     lineage.writes(lambda: [Dataset(out, rows=found.evaluations[0].metrics["images"])])
+    digests = {f"model_{letter}": bundle.info.identity() for letter, bundle in zip(found.letters, bundles, strict=True)}
+    counts = {"images": found.evaluations[0].metrics["images"], "left_out": found.left_out}
+    kept.keep(out, counts, manifest=manifest.info.digest, **digests)
     seen = [f"{letter}: {sentence}" for letter, sentence in comparison_words.recognized(found)]
     print("\n" + "\n".join([*comparison_words.headline(found), *seen, "", *comparison_words.lines(found), ""]))
     for note in [*found.warnings, comparison_words.several(found)]:

@@ -14,6 +14,7 @@ from jobs import lineage
 from jobs.common import Clock, job, job_stores, show_config, start
 from jobs.config import LineageConfig, effective, positional
 from jobs.lineage_datasets import listed, of_manifest, of_sources
+from jobs.record import recorded
 from pipeline import __version__
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.evaluation.sample_size import few_of, what_is_enough
@@ -124,13 +125,17 @@ def main(config: IngestConfig) -> None:
     if config.write_classes is not None:
         _write_classes(config, filters, stores)
         return
-    draft = hidden(ingest(config.source, _options(config, stores), filters, stores, config.limit), names)
-    print("\n".join(["", *_class_table(draft), ""]), flush=True)
-    with locked(out, "ingest", with_conditions(stores, out), _WRITING_S, _IF_LOCKED) as check_lock:
-        written = _write(out, draft, _info(draft, config, names), stores, check_lock)
-    lineage.reads(lambda: listed(draft, of_sources(config.source, names)))
-    lineage.writes(lambda: [of_manifest(written)])
-    print("\n".join(account(draft, written, clock.seconds)), flush=True)
+    with recorded("ingest", config, stores) as kept:
+        draft = hidden(ingest(config.source, _options(config, stores), filters, stores, config.limit), names)
+        print("\n".join(["", *_class_table(draft), ""]), flush=True)
+        with locked(out, "ingest", with_conditions(stores, out), _WRITING_S, _IF_LOCKED) as check_lock:
+            written = _write(out, draft, _info(draft, config, names), stores, check_lock)
+            images, tally = draft.table.num_rows, draft.listing.tally
+            counted = {"images": images, "left_out": sum(tally.left_out.values()), "problems": tally.problems}
+            kept.keep(out, counted, manifest=written.info.digest)
+        lineage.reads(lambda: listed(draft, of_sources(config.source, names)))
+        lineage.writes(lambda: [of_manifest(written)])
+        print("\n".join(account(draft, written, clock.seconds)), flush=True)
 
 
 def _write(

@@ -1,17 +1,19 @@
 """`leukoray score`: a bucket or disk of images and archives in, trustworthy Parquet out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
 from jobs import lineage
 from jobs.common import job, job_stores, show_config, start, writing_stores
-from jobs.config import LineageConfig, positional
+from jobs.config import LineageConfig, effective, positional
 from jobs.lineage_datasets import account_of, of_model, read_by, written_by
 from pipeline.base.cluster import alive_nodes, cluster_target, connected
 from pipeline.base.errors import IncompleteError, InputError, UsageError
 from pipeline.base.lineage import Dataset
 from pipeline.base.machine import usable_cores, visible_cards
+from pipeline.base.record import INCOMPLETE
 from pipeline.base.resources import Node, scoring_plan
 from pipeline.base.text import human_time
 from pipeline.images.load import Limits
@@ -23,7 +25,7 @@ from pipeline.scoring import run as scoring
 from pipeline.scoring.commit.partition import Partition
 from pipeline.scoring.estimate import dry_run, estimate_seconds
 from pipeline.scoring.history.uncounted import described
-from pipeline.scoring.record import INCOMPLETE, Counts
+from pipeline.scoring.record import Counts
 from pipeline.scoring.request import Request, RunOptions, Workforce
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.scoring.summary.advice import SYNTHETIC
@@ -107,7 +109,8 @@ def main(config: ScoreConfig) -> None:
         return
     show_config(config, names_of(stores))
     lineage.reads(lambda: [*map(Dataset, request.sources), of_model(bundle)])
-    result = scoring.score(out, request, bundle, _options(config), stores, _say)
+    options = replace(_options(config), configuration=effective(config, names_of(stores)))
+    result = scoring.score(out, request, bundle, options, stores, _say)
     lineage.reads(lambda: read_by(result, request.sources))
     lineage.writes(lambda: [written_by(result)], lambda: account_of(result))
     _show_account(result, config)

@@ -4,7 +4,8 @@ from pydantic import Field
 
 from jobs.common import job, job_stores, start
 from jobs.config import NamingConfig, positional
-from pipeline.scoring.record import INCOMPLETE, TOO_MANY_ERRORS
+from pipeline.base.record import INCOMPLETE
+from pipeline.scoring.record import TOO_MANY_ERRORS
 from pipeline.scoring.summary import advice
 from pipeline.scoring.summary.gallery import Thumbnail, load_pictures
 from pipeline.scoring.summary.subjects import corrected_share, detection_of

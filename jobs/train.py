@@ -12,6 +12,7 @@ from jobs import lineage
 from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
 from jobs.config import effective
 from jobs.lineage_datasets import of_manifest, of_model
+from jobs.record import recorded
 from jobs.train_account import tell_end
 from jobs.train_options import (
     TrainConfig,
@@ -97,17 +98,21 @@ def main(config: TrainConfig) -> None:
     if ready.config.dry_run:
         _rehearse(ready)
         return
-    if ready.is_fitted:
-        settings = _settings(ready.config, ready.rows, "1", None)
-        probe = _probe(ready, settings, _cache(ready.config, settings))
-        _announce(ready.rows)
-        trained, published, run = _carried_out(
-            ready, mlflow, settings, probe, to_graph=probe.graph, features_of=probe.features_of
-        )
-    else:
-        trained, published, run = _in_steps(ready, mlflow)
-    lineage.writes(lambda: [of_model(published.bundle)])
-    tell_end(trained, published, ready.rows, run, ready.config, clock)
+    with recorded("train", ready.config, ready.stores) as kept:
+        if ready.is_fitted:
+            settings = _settings(ready.config, ready.rows, "1", None)
+            probe = _probe(ready, settings, _cache(ready.config, settings))
+            _announce(ready.rows)
+            trained, published, run = _carried_out(
+                ready, mlflow, settings, probe, to_graph=probe.graph, features_of=probe.features_of
+            )
+        else:
+            trained, published, run = _in_steps(ready, mlflow)
+        images = {split: sum(ready.rows.counts(split)) for split in ("train", "validation")}
+        made, of = published.bundle, ready.manifest.info.digest
+        kept.keep(made.uri, images | {"left_out": trained.rejected.count}, manifest=of, model=made.info.identity())
+        lineage.writes(lambda: [of_model(published.bundle)])
+        tell_end(trained, published, ready.rows, run, ready.config, clock)
 
 
 _Done = tuple[Trained, "Published", TrainingRun]

@@ -4,6 +4,9 @@ The manifest itself does not tell: one of an older version has fewer files, and 
 without it.
 """
 
+import functools
+
+from pipeline.base.record import RECORD, is_record_of
 from pipeline.ingest.croissant import CROISSANT, describes_manifest
 from pipeline.ingest.near_copies_files import NEAR_COPIES_SHEET, NEAR_COPIES_TABLE, is_sheet, is_table
 from pipeline.storage.foreign import json_of, refuse_foreign_files
@@ -29,6 +32,7 @@ def _is_croissant(data: bytes) -> bool:
 
 
 _IS_OURS = {
+    RECORD: functools.partial(is_record_of, "ingest"),
     CROISSANT: _is_croissant,
     PROBLEMS: _is_problems,
     NEAR_COPIES_TABLE: is_table,

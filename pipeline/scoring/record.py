@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.base.record import COMPLETE, JobRecord
 from pipeline.images.depth import GUESSED
 from pipeline.images.unit import Unit
 from pipeline.model.bundle import Bundle
@@ -15,7 +16,7 @@ from pipeline.model.reference import OodRule, is_far_above, told
 from pipeline.model.review import Band, ReviewRule
 from pipeline.scoring.request import Request, Workforce
 
-COMPLETE, TOO_MANY_ERRORS, INCOMPLETE = "complete", "too_many_errors", "incomplete"
+TOO_MANY_ERRORS = "too_many_errors"
 
 
 class _Entry(BaseModel):
@@ -112,14 +113,11 @@ class Pace(_Entry):
     fetch_attempts: int = 0
 
 
-class RunRecord(_Entry):
-    """One finished run. Times are ISO 8601, UTC."""
+class RunRecord(JobRecord):
+    """One finished run. `status` is COMPLETE, INCOMPLETE or TOO_MANY_ERRORS."""
 
-    run_id: str
     number: int = 0  # in the order in which the runs of an output end, whatever clocks say; 0: of 0.1, which come first
-    status: str  # COMPLETE, INCOMPLETE or TOO_MANY_ERRORS
     schema_version: int  # of the rows
-    leukoray_version: str
     counts: Counts
     error_share: float  # 0..1, see Counts
     max_error_share: float  # what was accepted
@@ -131,13 +129,10 @@ class RunRecord(_Entry):
     unit_note: str = ""  # where the model was made of other images
     pixel_rules: Mapping[str, int] = {}  # rows of any version of the model in the output so far, by digest
     continued: bool = False  # after an interruption
-    started_at: str
-    finished_at: str
     listing_s: float = 0.0
     bytes: int = 0  # of encoded images, as listed
     progress: Pace
     resources: Workforce
-    python: str = ""
     notice: str = ""
 
     @property

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pipeline.images.load import Limits
 from pipeline.sources.filters import Filters, parse_since
@@ -64,3 +66,4 @@ class RunOptions:
     wait_for_lock_s: float = 0.0
     max_error_share: float = 0.05
     accepts_damaged: bool = False  # archives and folders whose images cannot be counted
+    configuration: Mapping[str, Any] = field(default_factory=dict)  # of the job, as the record keeps it

@@ -1,16 +1,14 @@
 """A scoring run from request to `_SUCCESS`: lock, plan, score, commit, count, in this order."""
 
 import contextlib
-import platform
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
-from pipeline import __version__
 from pipeline.base.cluster import cluster_target, connected
-from pipeline.base.errors import InputError
+from pipeline.base.errors import IncompleteError, InputError
 from pipeline.base.log import under_run
+from pipeline.base.record import COMPLETE, INCOMPLETE, now, surroundings
 from pipeline.images.unit import mismatch
 from pipeline.model.bundle import Bundle
 from pipeline.scoring.commit import commit
@@ -18,7 +16,7 @@ from pipeline.scoring.measured import Measured
 from pipeline.scoring.plan.freeze import make_plan
 from pipeline.scoring.plan.overtaken import forget, overtaken_by
 from pipeline.scoring.plan.plan import Plan, find_or_start, read_plan
-from pipeline.scoring.record import COMPLETE, INCOMPLETE, TOO_MANY_ERRORS, Counts, ModelUsed, RunRecord
+from pipeline.scoring.record import TOO_MANY_ERRORS, Counts, ModelUsed, RunRecord
 from pipeline.scoring.request import Request, RunOptions
 from pipeline.scoring.run_folder import Output, RunFolder, next_number
 from pipeline.scoring.schemas import SCHEMA_VERSION
@@ -111,11 +109,15 @@ def make_record(
     if counts.uncounted > counts.uncounted_accepted and not options.accepts_damaged:
         status = INCOMPLETE
     return RunRecord(
+        **surroundings(),
         run_id=plan.run_id,
+        job="score",
+        exit_code=0 if status == COMPLETE else IncompleteError.exit_code,
+        configuration=options.configuration,
+        digests={"model": task.bundle.info.identity()},
         number=plan.number,
         status=status,
         schema_version=SCHEMA_VERSION,
-        leukoray_version=__version__,
         counts=counts,
         error_share=round(share, 6),
         max_error_share=options.max_error_share,
@@ -128,12 +130,11 @@ def make_record(
         pixel_rules=_pixel_rules(task, counts),
         continued=continues,
         started_at=plan.started_at,
-        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        finished_at=now(),
         listing_s=plan.listing_s,
         bytes=plan.bytes,
         progress=progress.pace(),
         resources=options.workforce,
-        python=platform.python_version(),
         notice="Research software, not a medical device.",
     )
 

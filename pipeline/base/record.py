@@ -1,0 +1,95 @@
+"""run.json: who did what, when, of what, and how it ended, in one form for every job. Keys are only ever added."""
+
+import getpass
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline import __version__
+from pipeline.base.errors import IncompleteError, NotBetterThanChanceError
+
+RECORD = "run.json"
+COMPLETE, INCOMPLETE, FAILED = "complete", "incomplete", "failed"
+_STATUS = {
+    0: COMPLETE,
+    IncompleteError.exit_code: INCOMPLETE,
+    NotBetterThanChanceError.exit_code: "not_better_than_chance",
+}
+# Distributions whose version may change a figure
+_PACKAGES = (
+    "ray", "numpy", "pyarrow", "onnxruntime", "torch", "torchvision", "onnx", "scikit-learn", "opencv-python-headless",
+    "pillow", "simplejpeg",
+)  # fmt: skip
+
+
+class JobRecord(BaseModel):
+    """What the record of any job says. Times are ISO 8601, UTC. Each job adds its `counts`."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    run_id: str
+    job: str = ""  # empty in records of scoring before 1.0
+    who: str = ""  # user@host
+    status: str
+    exit_code: int | None = None  # null: not told, by an older version
+    started_at: str
+    finished_at: str
+    configuration: Mapping[str, Any] = {}
+    digests: Mapping[str, str] = {}  # SHA-256 of the `manifest` and the `model` that were read or made
+    leukoray_version: str
+    python: str = ""
+    packages: Mapping[str, str] = {}  # version by distribution, of those that are installed
+
+
+class Record(JobRecord):
+    """Of a job that needs no more than counts."""
+
+    counts: Mapping[str, int] = {}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def status_of(exit_code: int) -> str:
+    return _STATUS.get(exit_code, FAILED)
+
+
+def surroundings() -> dict[str, Any]:
+    """`who`, and the versions, as fields of a record."""
+    return {
+        "who": f"{_user()}@{socket.gethostname()}",
+        "leukoray_version": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number alone
+        return str(os.getuid())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def is_record_of(job: str, data: bytes) -> bool:
+    """Whether `data` is such a record of this job, and not a file of somebody else."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("job") == job and "run_id" in found

@@ -1,0 +1,79 @@
+"""run.json of jobs: one form, written at their end, and never over a file of somebody else."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import ingest
+from jobs.config import JobConfig
+from jobs.record import recorded
+from pipeline.base.errors import IncompleteError, LeukorayError, NotBetterThanChanceError, UsageError
+from pipeline.base.record import JobRecord, Record
+from pipeline.scoring.record import RunRecord
+from pipeline.sources.manifest import read_manifest
+from pipeline.storage.stores import Stores
+from tests.training_data import cell_images
+
+
+def read(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "run.json").read_text())
+    assert Record.model_validate(found).model_dump(mode="json") == found
+    return dict(found)
+
+
+def test_an_ingest_says_who_did_what_when_of_what_and_how_it_ended(tmp_path: Path) -> None:
+    cell_images(tmp_path / "in" / "healthy", 6)
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    out = tmp_path / "manifest"
+    argv = [str(tmp_path / "in"), "--out", str(out), "--s3-endpoint", "https://me:pass-word@store", "--seed", "5"]
+    assert ingest.command(argv) == 0
+    found = read(out)
+    assert (found["job"], found["status"], found["exit_code"]) == ("ingest", "complete", 0)
+    assert found["counts"] == {"images": 6, "left_out": 1, "problems": 0}
+    assert found["digests"] == {"manifest": read_manifest(str(out)).info.digest}
+    assert found["configuration"]["seed"] == 5 and "pass-word" not in json.dumps(found)
+    assert datetime.fromisoformat(found["started_at"]) <= datetime.fromisoformat(found["finished_at"])
+    assert "@" in found["who"] and found["packages"]["numpy"]
+    assert ingest.command([*argv, "--seed", "6"]) == 0
+    assert read(out)["configuration"]["seed"] == 6
+
+
+@pytest.mark.parametrize("text", ['{"run_id": "of another program"}', "no JSON", '{"job": "score", "run_id": "1"}'])
+def test_a_record_of_others_stays(tmp_path: Path, text: str) -> None:
+    cell_images(tmp_path / "in", 2)
+    out = tmp_path / "manifest"
+    out.mkdir()
+    (out / "run.json").write_text(text)
+    assert ingest.command([str(tmp_path / "in"), "--out", str(out)]) == 3
+    assert (out / "run.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (IncompleteError("x"), "incomplete"),
+        (NotBetterThanChanceError("x"), "not_better_than_chance"),
+        (UsageError("x"), "failed"),
+    ],
+)
+def test_an_end_with_an_error_is_told_with_its_code(tmp_path: Path, error: LeukorayError, status: str) -> None:
+    with pytest.raises(type(error)), recorded("example", JobConfig(), Stores()) as kept:
+        kept.keep(str(tmp_path), {"images": 1}, manifest="", model="abc")
+        raise error
+    found = read(tmp_path)
+    assert (found["status"], found["exit_code"]) == (status, error.exit_code)
+    assert found["digests"] == {"model": "abc"}
+
+
+def test_what_was_not_written_has_no_record(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), recorded("example", JobConfig(), Stores()):
+        raise UsageError("x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_record_of_scoring_has_what_all_have() -> None:
+    assert set(JobRecord.model_fields) < set(RunRecord.model_fields)
+    assert set(Record.model_fields) <= set(RunRecord.model_fields)
