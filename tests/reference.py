@@ -11,7 +11,9 @@ from jobs.cli import JOBS, module_of
 from jobs.common import EXIT_CODES
 from jobs.config import JobConfig, Option, options
 from pipeline.base.errors import OUTAGE_CODES, TRANSIENT_CODES, Code
+from pipeline.base.record import Record
 from pipeline.model.bundle import BUNDLE_VERSION
+from pipeline.scoring import measured as scoring
 from pipeline.scoring.commit.subjects import SUBJECT_SCHEMA
 from pipeline.scoring.schemas import (
     ARCHIVES_SCHEMA,
@@ -23,6 +25,7 @@ from pipeline.scoring.schemas import (
 )
 from pipeline.scoring.summary.advice import of_code
 from pipeline.sources.manifest import MANIFEST_SCHEMA, MANIFEST_VERSION
+from pipeline.training import measured as training
 from serving.settings import API_KEYS_VARIABLE, ServingSettings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
@@ -32,7 +35,8 @@ Made from the code by `make reference`; a test compares the two. Research softwa
 
 - [Options](#options): [of every job](#every-job), {jobs}
 - [Settings of the service](#settings-of-the-service), [exit codes](#exit-codes)
-- [Parquet files](#parquet-files), [codes of quarantine](#codes-of-quarantine)
+- [Parquet files](#parquet-files), [run.json](#runjson), [metrics of jobs](#metrics-of-jobs)
+- [Codes of quarantine](#codes-of-quarantine)
 - [Versions of records](#versions-of-records)
 
 ## Options
@@ -63,7 +67,18 @@ FILES = {
 
 def page() -> str:
     jobs = ", ".join(f"[{job}](#leukoray-{job})" for job in JOBS)
-    parts = [HEAD.format(jobs=jobs), *_options(), _service(), _exit_codes(), PARQUET, *_files(), _codes(), _versions()]
+    parts = [
+        HEAD.format(jobs=jobs),
+        *_options(),
+        _service(),
+        _exit_codes(),
+        PARQUET,
+        *_files(),
+        _record(),
+        _metrics(),
+        _codes(),
+        _versions(),
+    ]
     return "\n".join(part.strip() + "\n" for part in parts)
 
 
@@ -134,6 +149,40 @@ def _codes() -> str:
         "## Codes of quarantine\n\nA code that is tried again is so in every later run; the others stay until the "
         "object changes, or the limit that refused it.\n\n"
         + _table(["code", "met at", "tried again", "meaning", "what helps"], rows)
+    )
+
+
+_TYPES = {  # as JSON has them
+    "<class 'str'>": "string",
+    "int | None": "number or null",
+    "collections.abc.Mapping[str, typing.Any]": "object",
+    "collections.abc.Mapping[str, str]": "object of strings",
+    "collections.abc.Mapping[str, int]": "object of numbers",
+}
+
+
+def _record() -> str:
+    rows = [
+        [f"`{name}`", _TYPES[str(field.annotation)], meaning]
+        for name, field in Record.model_fields.items()
+        if (meaning := field.description or "")
+    ]
+    assert len(rows) == len(Record.model_fields), "a field without a meaning"
+    return (
+        "## run.json\n\nThe record of a job, in the folder of its output: of `ingest` beside the manifest, of `train` "
+        "in the bundle, of `evaluate` beside the report, of `score` in the run's folder, where it has more keys.\n\n"
+        + _table(["key", "type", "meaning"], rows)
+    )
+
+
+def _metrics() -> str:
+    rows = [
+        [f"`{one.series}`", one.kind.lower(), ", ".join(one.labels), one.meaning]
+        for one in (*scoring.MEASURES, *training.MEASURES)
+    ]
+    return (
+        "## Metrics of jobs\n\nAt the metrics port of every node of a Ray cluster; how they are read stands in "
+        "[clusters.md](clusters.md#metrics-of-the-jobs).\n\n" + _table(["series", "kind", "labels", "meaning"], rows)
     )
 
 

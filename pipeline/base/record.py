@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import __version__
 from pipeline.base.errors import IncompleteError, NotBetterThanChanceError
@@ -34,24 +34,28 @@ class JobRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    run_id: str
-    job: str = ""  # empty in records of scoring before 1.0
-    who: str = ""  # user@host
-    status: str
-    exit_code: int | None = None  # null: not told, by an older version
-    started_at: str
-    finished_at: str
-    configuration: Mapping[str, Any] = {}
-    digests: Mapping[str, str] = {}  # SHA-256 of the `manifest` and the `model` that were read or made
-    leukoray_version: str
-    python: str = ""
-    packages: Mapping[str, str] = {}  # version by distribution, of those that are installed
+    run_id: str = Field(description="of scoring the name of the run's folder")
+    job: str = Field("", description="which job; empty in records of scoring by 0.1 and 0.2")
+    who: str = Field("", description="user@host")
+    status: str = Field(
+        description="complete, incomplete, failed; too_many_errors of scoring, not_better_than_chance of training"
+    )
+    exit_code: int | None = Field(None, description="of the job; null where an older version did not say")
+    started_at: str = Field(description="ISO 8601, UTC")
+    finished_at: str = Field(description="ISO 8601, UTC")
+    configuration: Mapping[str, Any] = Field({}, description="every option as it was in force, without secrets")
+    digests: Mapping[str, str] = Field(
+        {}, description="of the manifest and the model that were read or made: manifest, model, model_A, model_B, ..."
+    )
+    leukoray_version: str = Field(description="of leukoray")
+    python: str = Field("", description="version of Python")
+    packages: Mapping[str, str] = Field({}, description="versions of installed packages that may change a figure")
 
 
 class Record(JobRecord):
     """Of a job that needs no more than counts."""
 
-    counts: Mapping[str, int] = {}
+    counts: Mapping[str, int] = Field({}, description="of images; scoring counts more, which add up")
 
 
 def now() -> str:

@@ -1,7 +1,5 @@
 """How the files of an evaluation are told from those of somebody else that have their names."""
 
-import functools
-
 from pipeline.base.record import RECORD, is_record_of
 from pipeline.evaluation.by_subject import SUBJECTS_CSV
 from pipeline.evaluation.recognized import RECOGNIZED
@@ -15,7 +13,7 @@ def refuse_foreign(out: str, stores: Stores = Stores()) -> None:
 
 
 _IS_OURS = {
-    RECORD: functools.partial(is_record_of, "evaluate"),
+    RECORD: lambda data: is_record_of("evaluate", data),
     "metrics.json": lambda data: has_keys(data, {"split", "provenance"}),
     "predictions.parquet": lambda data: has_columns(data, {"image_id", "uri", "probability"}),
     SUBJECTS_CSV: lambda data: data.startswith(b"subject_id,cells,"),

@@ -4,8 +4,6 @@ The manifest itself does not tell: one of an older version has fewer files, and 
 without it.
 """
 
-import functools
-
 from pipeline.base.record import RECORD, is_record_of
 from pipeline.ingest.croissant import CROISSANT, describes_manifest
 from pipeline.ingest.near_copies_files import NEAR_COPIES_SHEET, NEAR_COPIES_TABLE, is_sheet, is_table
@@ -32,7 +30,7 @@ def _is_croissant(data: bytes) -> bool:
 
 
 _IS_OURS = {
-    RECORD: functools.partial(is_record_of, "ingest"),
+    RECORD: lambda data: is_record_of("ingest", data),
     CROISSANT: _is_croissant,
     PROBLEMS: _is_problems,
     NEAR_COPIES_TABLE: is_table,
