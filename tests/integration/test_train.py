@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import evaluate, promote, train
+from pipeline.base.record import Record
 from pipeline.model.bundle import CARD, WEIGHTS, Bundle, read_bundle
 from pipeline.model.prediction import Prediction, predictions
 from pipeline.model.predictor import Predictor
@@ -146,6 +147,10 @@ def test_a_target_sensitivity_moves_the_threshold_of_an_evaluation_and_leaves_th
     assert evaluate.command([manifest, "--model", trained.uri, "--out", str(tmp_path), *flags]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["metrics"]["sensitivity"]["value"] == 1.0
+    record = Record.model_validate_json((tmp_path / "run.json").read_bytes())
+    assert (record.job, record.exit_code, record.counts) == ("evaluate", 0, {"images": found["images"]})
+    assert record.digests["manifest"] == trained.info.manifest_digest
+    assert record.digests["model"] == trained.with_threshold(found["threshold"]).info.identity()
     assert "highest threshold with validation sensitivity >= 1" in found["provenance"]["Threshold"]
     predictions = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     sick = [row["probability"] for row in predictions if row["label"] == 1]

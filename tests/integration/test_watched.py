@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from jobs import score, train
+from pipeline.base.record import Record
 from pipeline.model.bundle import Bundle
 from pipeline.model.registry import resolve
 from serving.app import build
@@ -90,7 +91,12 @@ def trained(ray_cluster: Any, images: Path, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("models")
     settings = "--architecture cnn --input-size 32 --batch-size 16 --workers 2 --cpus-per-worker 0.5 --epochs 8"
     assert train.command([manifest, "--out", str(out), "--learning-rate", "0.003", *settings.split()]) == 0
-    return resolve(str(out / "leukoray"))
+    bundle = resolve(str(out / "leukoray"))
+    record = Record.model_validate_json(Path(bundle.uri, "run.json").read_bytes())
+    assert (record.job, record.status, record.exit_code) == ("train", "complete", 0)
+    assert record.counts == {"train": 60, "validation": 30, "left_out": 0}
+    assert record.digests == {"manifest": bundle.info.manifest_digest, "model": bundle.info.identity()}
+    return bundle
 
 
 def noise() -> bytes:
