@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from pipeline.base.lineage import Check, Dataset
-from pipeline.scoring.record import INCOMPLETE, TOO_MANY_ERRORS
+from pipeline.base.record import INCOMPLETE
+from pipeline.scoring.record import TOO_MANY_ERRORS
 from pipeline.sources.pseudonyms import Names
 from pipeline.storage.uris import absolute
 
