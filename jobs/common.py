@@ -166,10 +166,10 @@ def give_up(prog: str, signum: int) -> None:
 
 def _end(prog: str, error: PlatformError) -> None:
     """End the process from a thread of its own."""
-    tell(sys.stderr, f"{prog}: {error}", level="error")
+    tell(sys.stderr, redacted(f"{prog}: {error}"), level="error")
+    _end_lineage(error.exit_code, error)
     if (lines := in_json()) is not None:
         lines.end(error.exit_code, EXIT_CODES[error.exit_code])
-    _end_lineage(error.exit_code, error)
     finish(error.exit_code)
 
 

@@ -51,10 +51,11 @@ def score(
         say(_describe(folder, plan, continues))
         task = ScoringTask(folder, request, plan, bundle, stores)
         ray, progress = None, Progress(plan, plan.rows, 0)
-        # A night without news starts no Ray, but a cluster is told that it was done
-        if plan.shards or cluster_target(options.address) is not None:
+        is_scraped = cluster_target(options.address) is not None  # a Ray of its own is gone before anybody asks
+        if plan.shards or is_scraped:  # a night without news starts no Ray, but a cluster is told that it was done
             ray = joined.enter_context(connected(options.address, options.num_cpus))
-        measured = Measured(out, plan.started_at, [one for _, one in output.finished()])
+        earlier = [one for _, one in output.finished()] if is_scraped else []
+        measured = Measured(out, plan.started_at, earlier)
         if plan.shards:
             progress = score_shards(ray, task, options.workforce, check_lock, measured.progress)
         check_lock()
