@@ -13,7 +13,7 @@ from jobs.config import JobConfig, positional
 from pipeline.base.errors import PlatformError, UsageError
 from pipeline.base.secrets import holds_secret, without_secrets
 from pipeline.base.text import first_line
-from pipeline.scoring.record import COMPLETE
+from pipeline.base.record import COMPLETE
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.storage.uris import absolute, is_s3, join
 
