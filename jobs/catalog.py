@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 from jobs.common import job, job_stores, start
 from jobs.config import JobConfig, positional
 from pipeline.base.errors import PlatformError, UsageError
+from pipeline.base.record import COMPLETE
 from pipeline.base.secrets import holds_secret, without_secrets
 from pipeline.base.text import first_line
-from pipeline.base.record import COMPLETE
 from pipeline.scoring.run_folder import RunFolder
 from pipeline.storage.uris import absolute, is_s3, join
 
