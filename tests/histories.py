@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.base.record import COMPLETE
 from pipeline.scoring.output import OutputSeries
-from pipeline.scoring.record import COMPLETE, Counts, ModelUsed, Pace, RunRecord
+from pipeline.scoring.record import Counts, ModelUsed, Pace, RunRecord
 from pipeline.scoring.request import Request, Workforce
 from pipeline.scoring.run_folder import PARTS_LIST, RECORD, SUCCESS, Output
 from pipeline.scoring.schemas import SCHEMA_VERSION, prediction_schema
