@@ -183,8 +183,8 @@ def test_prometheus_asks_services_at_the_ports_they_open(compose: dict[str, Any]
 def test_grafana_reads_the_boards_where_compose_puts_them(compose: dict[str, Any]) -> None:
     mounts = dict(volume.split(":")[:2] for volume in compose["services"]["grafana"]["volumes"])
     [provider] = yaml.safe_load((COMPOSE / "grafana" / "dashboards.yml").read_text())["providers"]
-    assert mounts["../monitoring"] == provider["options"]["path"]
-    assert list((ROOT / "infra" / "monitoring").glob("*.json"))
+    assert mounts["../monitoring/boards"] == provider["options"]["path"]
+    assert list((ROOT / "infra" / "monitoring" / "boards").glob("*.json"))
     [source] = yaml.safe_load((COMPOSE / "grafana" / "datasources.yml").read_text())["datasources"]
     address = source["url"].removeprefix("http://").split(":")
     assert address[0] in compose["services"] and any(
