@@ -349,12 +349,11 @@ def _running(
                 till.start(settings[0].keys_file)
             with contextlib.suppress(TimeoutError):  # proxies that are late on a busy machine: `run_many` waits again
                 serve.start(ProxyLocation.HeadOnly, options, rpc, logging_config=quiet)
-            serve.run_many(
-                [
-                    serve.RunTarget(application(its), one.application, one.prefix, quiet)
-                    for one, its in zip(served, settings, strict=True)
-                ]
-            )
+            targets = [
+                serve.RunTarget(application(its), one.application, one.prefix, quiet)
+                for one, its in zip(served, settings, strict=True)
+            ]
+            serve.run_many(targets)
         except (RuntimeError, ValueError, TimeoutError, RayError, RayServeException) as error:
             raise PlatformError(f"Ray Serve could not start the service: {error}") from error
         yield

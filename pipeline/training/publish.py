@@ -72,7 +72,6 @@ def publish(
         held_out or HeldOut(trained.best.scores, _looks(trained, settings)), settings, rows, manifest,
         target_sensitivity=target_sensitivity, costs=costs, review_error=review_error, subject_label=subject_label,
     )  # fmt: skip
-    rule = judged.rule
     own = Own(None, None) if familiar is None else familiar.fit(graph, settings, rows, manifest)
     digest = hashlib.sha256(weights).hexdigest()
     info = BundleInfo(
@@ -85,7 +84,7 @@ def publish(
         sketch_sha256="" if sketch is None else hashlib.sha256(sketch).hexdigest(),
         ood=None if own.ood is None else own.ood.rule,
         reference_statistics=own.statistics,
-        training={**configuration, **_account(trained, settings, rows, rule)},
+        training={**configuration, **_account(trained, settings, rows, judged.rule)},
         versions=_versions(settings.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -94,7 +93,7 @@ def publish(
     files |= {GOLDEN: golden_file(info, files)}
     files |= {BOM: bill_of_materials(info, files)}
     bundle = write_bundle(join(folder.uri, info.version), info, files, folder.stores)
-    moved = folder.point_if_better(bundle)
+    moved, rule = folder.point_if_better(bundle), judged.rule
     return Published(bundle, moved, rule.temperature, rule.threshold, judged.agreement, judged.told_of_review)
 
 

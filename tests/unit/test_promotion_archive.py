@@ -101,7 +101,7 @@ def test_a_refused_version_is_listed_all_the_same(
         raise NotPromotedError("v1 is not promoted")
 
     version(tmp_path, 1)
-    monkeypatch.setattr(promote, "_by_protocol", refused)
+    monkeypatch.setattr("jobs.promote_judged.by_protocol", refused)
     assert promote.command([str(tmp_path), "--version", "v1", "--protocol", "p.yaml", "--list"]) == 7
     said = capsys.readouterr()
     assert "v1  linear 16 px" in said.out and "v1 is not promoted" in said.err
