@@ -66,6 +66,6 @@ def test_no_secret_is_in_what_jobs_print_and_write(
     said = capfd.readouterr()
     logs = Path(ray_cluster._private.worker._global_node.get_logs_dir_path())
     files = [path for place in (out, logs) for path in place.rglob("*") if path.is_file()]
-    assert len(files) > 10 and "endpoint http://127.0.0.1" in said.out
+    assert len(files) > 10 and "s3_endpoint=http://127.0.0.1" in said.out
     found = [str(path) for path in files if PLANTED in text_of(path)]
     assert not found and PLANTED not in said.out + said.err

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs import evaluate, promote
+from jobs import evaluate, promote, promote_judged
 from pipeline.model.promotions import promotions
 from pipeline.model.registry import ModelFolder
 from pipeline.sources.manifest import Manifest
@@ -101,14 +101,14 @@ def test_a_version_that_does_not_is_refused_unless_forced_and_both_are_archived(
 def test_a_best_that_is_moved_meanwhile_is_not_overwritten(
     ray_cluster: Any, manifest: Manifest, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = promote.judge
+    real = promote_judged.judge
 
     def meanwhile(*given: Any, **more: Any) -> Any:
         found = real(*given, **more)
         assert promote.command([str(models), "--version", "v3"]) == 0
         return found
 
-    monkeypatch.setattr(promote, "judge", meanwhile)
+    monkeypatch.setattr(promote_judged, "judge", meanwhile)
     asked = ["--protocol", protocol(tmp_path, manifest), "--out", str(tmp_path / "out")]
     assert promote.command([str(models), "--version", "v2", *asked]) == 5
     assert named(models) == "v3"
