@@ -161,7 +161,7 @@ class Here:
         output = Output.at(str(out), stores)
         request = Request(tuple(map(str, sources)), bundle.uri, bundle.info.identity(), **options)
         folder = output.run(name)
-        plan = make_plan(output, folder, request, stores)
+        plan = make_plan(output.finished(), folder, request, stores)
         return cls(ScoringTask(folder, request, plan, bundle, stores), chunk_rows)
 
     def work(self) -> Progress:

@@ -20,7 +20,7 @@ def dry_run(out: str, request: Request, stores: Stores) -> tuple[Plan, list[Shar
 
     with tempfile.TemporaryDirectory(prefix="leukoray-") as scratch:
         folder = RunFolder.at(f"{scratch}/dry", Stores())
-        plan = make_plan(Output.at(out, stores), folder, request, stores, is_dry=True)
+        plan = make_plan(Output.at(out, stores).finished(), folder, request, stores, is_dry=True)
         return plan, read_shard(folder, 0)[:_ESTIMATE_ROWS] if plan.shards else []
 
 

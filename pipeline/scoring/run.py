@@ -18,7 +18,7 @@ from pipeline.scoring.plan.overtaken import forget, overtaken_by
 from pipeline.scoring.plan.plan import Plan, find_or_start, read_plan
 from pipeline.scoring.record import TOO_MANY_ERRORS, Counts, ModelUsed, RunRecord
 from pipeline.scoring.request import Request, RunOptions
-from pipeline.scoring.run_folder import Output, RunFolder, next_number
+from pipeline.scoring.run_folder import Finished, Output, RunFolder, next_number
 from pipeline.scoring.schemas import SCHEMA_VERSION
 from pipeline.scoring.task import ScoringTask
 from pipeline.scoring.unit import unit_of_sources, unit_scored
@@ -47,15 +47,15 @@ def score(
     ):
         folder, continues = find_or_start(output, request, options.run_id, say)
         under_run(folder.run_id)
-        plan = _continued(output, folder, request, say) or _listed(output, folder, request, stores)
+        finished = output.finished()
+        plan = _continued(finished, folder, request, say) or _listed(finished, folder, request, stores)
         say(_describe(folder, plan, continues))
         task = ScoringTask(folder, request, plan, bundle, stores)
         ray, progress = None, Progress(plan, plan.rows, 0)
         is_scraped = cluster_target(options.address) is not None  # a Ray of its own is gone before anybody asks
         if plan.shards or is_scraped:  # a night without news starts no Ray, but a cluster is told that it was done
             ray = joined.enter_context(connected(options.address, options.num_cpus))
-        earlier = [one for _, one in output.finished()] if is_scraped else []
-        measured = Measured(out, plan.started_at, earlier)
+        measured = Measured(out, plan.started_at, [earlier for _, earlier in finished])
         if plan.shards:
             progress = score_shards(ray, task, options.workforce, check_lock, measured.progress)
         check_lock()
@@ -67,12 +67,11 @@ def score(
         return Result(folder, record)
 
 
-def _continued(output: Output, folder: RunFolder, request: Request, say: Callable[[str], None]) -> Plan | None:
+def _continued(finished: Finished, folder: RunFolder, request: Request, say: Callable[[str], None]) -> Plan | None:
     """The plan of an unfinished run, None where there is none, or where another run has done some of it since."""
     plan = read_plan(folder)
     if plan is None:
         return None
-    finished = output.finished()
     other = overtaken_by(finished, folder, plan, request)
     if other is None:
         return replace(plan, number=next_number(finished))
@@ -81,10 +80,10 @@ def _continued(output: Output, folder: RunFolder, request: Request, say: Callabl
     return None
 
 
-def _listed(output: Output, folder: RunFolder, request: Request, stores: Stores) -> Plan:
+def _listed(finished: Finished, folder: RunFolder, request: Request, stores: Stores) -> Plan:
     """The plan; a folder for which there is nothing to do does not stay, unless somebody put files into it."""
     try:
-        return make_plan(output, folder, request, stores)
+        return make_plan(finished, folder, request, stores)
     except InputError:
         folder.discard_listing()
         raise

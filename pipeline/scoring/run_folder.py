@@ -213,12 +213,15 @@ class Output:
         ]
         return sorted((run for run in found if run.has(REQUEST) or run.has(RECORD)), key=lambda run: run.uri)
 
-    def finished(self) -> list[tuple[RunFolder, RunRecord]]:
+    def finished(self) -> "Finished":
         """Runs with `_SUCCESS`, in the order in which they ended: by number, those of 0.1, which have none, by time."""
         found = [(run, run.record()) for run in self.runs() if run.is_finished]
         return sorted(found, key=lambda item: (item[1].number, item[1].finished_at, item[0].uri))
 
 
-def next_number(finished: Sequence[tuple[RunFolder, RunRecord]]) -> int:
+Finished = list[tuple[RunFolder, RunRecord]]  # as `Output.finished` gives them: requests for every run there is
+
+
+def next_number(finished: Finished) -> int:
     """Of a run that ends after all these. Asked under the lock of the output."""
     return 1 + max((record.number for _, record in finished), default=0)

@@ -62,7 +62,7 @@ def night(known: int, new: int, which: str = "all") -> Found:
 
 def _planned(out: str, store: MadeUp, request: Request) -> Found:
     output = Output.at(out, store.stores)
-    made = make_plan(output, output.run("run-now"), request, store.stores)
+    made = make_plan(output.finished(), output.run("run-now"), request, store.stores)
     skipped = sum(made.skipped.values())
     return {"images": made.rows, "skipped": skipped, "shards": made.shards, "requests": store.requests}
 

@@ -29,7 +29,7 @@ def planned(out: str, source: str, store: MadeUp) -> Plan:
     output = Output.at(out, store.stores)
     folder = output.run("run-now")
     try:
-        return make_plan(output, folder, request_of([source]), store.stores)
+        return make_plan(output.finished(), folder, request_of([source]), store.stores)
     finally:
         folder.discard_listing()
 
@@ -48,8 +48,8 @@ def planned(out: str, source: str, store: MadeUp) -> Plan:
 def test_rows_of_other_places_are_not_read(source: str, known: int, out: str) -> None:
     output = Output.at(out, Stores())
     below = beginnings([source], MadeUp(0).stores)
-    assert len(read_ledger(output, request_of([source]), below).ids) == known
-    assert len(read_ledger(output, request_of([source])).ids) == DAYS * A_DAY
+    assert len(read_ledger(output.finished(), request_of([source]), below).ids) == known
+    assert len(read_ledger(output.finished(), request_of([source])).ids) == DAYS * A_DAY
 
 
 def test_a_night_of_one_new_day_scores_it_and_notes_nothing_of_others(out: str) -> None:

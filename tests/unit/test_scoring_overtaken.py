@@ -27,7 +27,7 @@ def begin(source: Path, bundle: Bundle, out: Path, **options: object) -> tuple[R
     """A run that is killed once its listing is frozen."""
     request = Request((str(source),), bundle.uri, bundle.info.identity(), **options)  # type: ignore[arg-type]
     folder, _ = find_or_start(Output.at(str(out), Stores()), request, "unfinished")
-    return folder, make_plan(Output.at(str(out), Stores()), folder, request, Stores()), request
+    return folder, make_plan(Output.at(str(out), Stores()).finished(), folder, request, Stores()), request
 
 
 def overtaker(folder: RunFolder, plan: Plan, request: Request, out: Path) -> str | None:

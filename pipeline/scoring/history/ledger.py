@@ -17,7 +17,7 @@ from pipeline.base.errors import TRANSIENT_CODES, Code, InputError
 from pipeline.scoring.history.uncounted import ACCEPTED_UNCOUNTED, UNCHANGED_UNCOUNTED, accepted
 from pipeline.scoring.record import RunRecord
 from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import Output, RunFolder, next_number
+from pipeline.scoring.run_folder import Finished, RunFolder, next_number
 from pipeline.scoring.schemas import ARCHIVES_SCHEMA, ArchiveRow, version_hash
 from pipeline.sources.archives import holds_many
 
@@ -86,8 +86,8 @@ class Ledger:
         return self.ids[gone], self.run_of[gone]
 
 
-def read_ledger(output: Output, request: Request, below: tuple[str, ...] | None = None) -> Ledger:
-    """The ledger of all finished runs with this request's model; a later run wins over an earlier one.
+def read_ledger(finished: Finished, request: Request, below: tuple[str, ...] | None = None) -> Ledger:
+    """The ledger of those of the finished runs that had this request's model; a later run wins over an earlier one.
 
     `below`: the listing meets no URI that begins otherwise, so that what only holds others is not read: a night that
     lists one day costs what the day holds, however long the history.
@@ -98,7 +98,6 @@ def read_ledger(output: Output, request: Request, below: tuple[str, ...] | None 
     records: list[RunRecord] = []
     archives: dict[str, ArchiveRow] = {}
     pixel_rules: Counter[str] = Counter()
-    finished = output.finished()
     for folder, record in finished:
         _refuse_other_names(folder, record.request, request)
         if _model_folder(record.model.uri) == _model_folder(request.model_uri):

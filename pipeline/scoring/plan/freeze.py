@@ -17,7 +17,7 @@ from pipeline.scoring.plan.selection import Selection
 from pipeline.scoring.plan.shards import shard_row
 from pipeline.scoring.plan.subject_paths import SAMPLE, SubjectPaths
 from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import Output, RunFolder
+from pipeline.scoring.run_folder import Finished, RunFolder
 from pipeline.scoring.schemas import ArchiveRow
 from pipeline.sources.archives import Entry, Ignored, Problem, holds_many
 from pipeline.sources.listing import Tally, base_folder, entry_id, entry_row, list_named, list_sources, path_below
@@ -30,17 +30,17 @@ from pipeline.storage.stores import Stores
 from pipeline.storage.types import ObjectInfo
 
 
-def make_plan(output: Output, folder: RunFolder, request: Request, stores: Stores, *, is_dry: bool = False) -> Plan:
+def make_plan(finished: Finished, folder: RunFolder, request: Request, stores: Stores, *, is_dry: bool = False) -> Plan:
     """List the sources and write shards, problems and skipped rows to `folder`, then `plan.json`.
 
-    What earlier runs of `output` did is skipped. `is_dry`: count what is in new compressed archives, which otherwise is
-    left to those who score them. Raises InputError when nothing was found, PlatformError when the listing is not the
-    sum of what was written.
+    What `finished` runs of the output did is skipped. `is_dry`: count what is in new compressed archives, which
+    otherwise is left to those who score them. Raises InputError when nothing was found, PlatformError when the listing
+    is not the sum of what was written.
     """
     names = names_of(stores)
     sources = tuple(map(names.real_path, request.sources))
     is_plain = request.retry_of is None and request.pseudonym_key_id is None  # else URIs may be any, or are hidden
-    ledger = read_ledger(output, request, beginnings(sources, stores) if is_plain else None)
+    ledger = read_ledger(finished, request, beginnings(sources, stores) if is_plain else None)
     retry = read_retry(RunFolder.at(request.retry_of, stores), names) if request.retry_of else None
     begin, tally = datetime.now(UTC), Tally()
     options = ListingOptions(request.filters(), stores)

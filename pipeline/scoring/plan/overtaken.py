@@ -1,6 +1,6 @@
 """An unfinished run whose images another run has done since: its plan does not know, and would do them twice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 
 import numpy as np
@@ -13,14 +13,12 @@ from pipeline.scoring.plan.plan import Plan
 from pipeline.scoring.plan.shards import first_uri
 from pipeline.scoring.record import RunRecord
 from pipeline.scoring.request import Request
-from pipeline.scoring.run_folder import PARTS, PLAN, PROBLEMS, SUBJECTS, RunFolder, shard_file
+from pipeline.scoring.run_folder import PARTS, PLAN, PROBLEMS, SUBJECTS, Finished, RunFolder, shard_file
 
 _OUTPUTS = ("predictions", "quarantine", "archives")  # of a commit that was cut short
 
 
-def overtaken_by(
-    finished: Sequence[tuple[RunFolder, RunRecord]], folder: RunFolder, plan: Plan, request: Request
-) -> str | None:
+def overtaken_by(finished: Finished, folder: RunFolder, plan: Plan, request: Request) -> str | None:
     """The first run of this model that ended since the listing and did an image of the plan.
 
     What failed there for a passing reason is not done. With --rescore all is to be done again, whoever did it.
