@@ -77,22 +77,18 @@ KEYS = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-
 # The one media type for bytes that generators of clients know. Content-Type itself is not looked at: an image under any
 # other one is taken as well.
 _IMAGE = {"type": "string", "format": "binary", "minLength": 1}
-_FILES = {
-    "type": "array",
-    "items": {"type": "string", "format": "binary"},
-    "minItems": 1,
-}  # an empty one has its own error
 IMAGE_BODY = {"application/octet-stream": {"schema": _IMAGE}}
-REQUEST_BODY = {
-    "required": True,
-    "content": {
-        **IMAGE_BODY,
-        MULTIPART: {
-            "schema": {"type": "object", "properties": {"files": _FILES}, "required": ["files"]},
-            "encoding": {"files": {"contentType": "image/png, image/jpeg"}},
-        },
-    },
-}
+
+
+def prediction_body(settings: ServingSettings) -> dict[str, Any]:
+    """One image, or several as files of a form; an empty file has an error of its own in the answer."""
+    binary = {"type": "string", "format": "binary"}
+    files = {"type": "array", "items": binary, "minItems": 1, "maxItems": settings.max_files}
+    form = {
+        "schema": {"type": "object", "properties": {"files": files}, "required": ["files"]},
+        "encoding": {"files": {"contentType": "image/png, image/jpeg"}},
+    }
+    return {"required": True, "content": {**IMAGE_BODY, MULTIPART: form}}
 
 
 def reference(model: type[BaseModel]) -> dict[str, Any]:

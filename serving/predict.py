@@ -27,7 +27,7 @@ from serving.explain import explained
 from serving.formats import DICOM, FHIR_JSON, FORMATS, HL7_V2, Format
 from serving.guard import admit
 from serving.intake import MULTIPART, check_encoding, media_type, read_files, read_raw
-from serving.interface import NO_MAP, REQUEST_BODY, REQUEST_ID_PARAMETER, keys, reference, responses
+from serving.interface import NO_MAP, REQUEST_ID_PARAMETER, keys, prediction_body, reference, responses
 from serving.limits import at_once, in_time
 from serving.model import LoadedModel
 from serving.multipart import ReceivedFile
@@ -69,7 +69,7 @@ def prediction_routes(engine: Engine, desk: Desk, admission: Admission) -> APIRo
         response_model=PredictionBody | BatchBody,
         responses=_responses(),
         openapi_extra={
-            "requestBody": REQUEST_BODY,
+            "requestBody": prediction_body(engine.settings),
             "parameters": [REQUEST_ID_PARAMETER, _EXPLAIN, _FORMAT, SUBJECT_PARAMETER],
         },
         dependencies=keys(engine.settings),
