@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.base.errors import LeukorayError, PlatformError, UsageError
 from pipeline.base.guard import Guard
 from pipeline.base.head import assert_answers, head_watched
+from pipeline.base.lean import without_idle_processes
 from pipeline.base.resources import ClusterPlan, Node, waiting
 from pipeline.base.text import first_line
 
@@ -111,7 +112,8 @@ def _started(target: str | None, num_cpus: int | None, worker_logs: bool) -> Any
         import ray
 
         assert_answers(target)
-        _init(ray, options, attempts=4 if target is None else 1)
+        with without_idle_processes(worker_logs) if target is None else contextlib.nullcontext():
+            _init(ray, options, attempts=4 if target is None else 1)
     except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError by Ray's mood
         other = other_versions(str(error))
         if other is not None:
