@@ -1,5 +1,6 @@
 """What doctor says of machines and stores that lack something: each finding with its level and what mends it."""
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs import doctor
+from jobs.doctor_config import DoctorConfig
+from jobs.doctor_machine import packages
 from jobs.doctor_store import _abilities
 from pipeline.base.finding import Finding
 from pipeline.base.node_facts import Disk, NodeFacts, judge, judge_beside, judge_store_clock, look
@@ -117,3 +120,11 @@ def test_doctor_s_findings_are_one_object_for_programs(
     )
     [failed] = [one for one in told["findings"] if one["level"] == "fail"]
     assert failed["name"] == "ray token" and "ray get-auth-token" in failed["mend"]
+
+
+def test_a_package_that_slows_every_process_of_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not among our own: this environment, in which all extras are, lacks it."""
+    assert wrong(list(packages(DoctorConfig()))) == []
+    known = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.1.0" if "rfc3987" in name else known(name))
+    assert wrong(list(packages(DoctorConfig()))) == [("warn", "packages", "pip uninstall rfc3987-syntax")]
