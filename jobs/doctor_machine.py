@@ -27,7 +27,7 @@ def packages(config: DoctorConfig) -> Iterator[Finding]:
         text = f"missing: {', '.join(missing)}; install leukoray again with `pip install .`"
         yield Finding("fail", "packages", text, "pip install .")
     for slow in _installed([_SLOW_BESIDE_RAY])[0]:
-        text = f"{slow} makes each process of Ray start 0.7 s to 1.4 s later, a dozen in a job; nothing here needs it"
+        text = f"{slow} makes each process of Ray start about a second later, a dozen in a job; nothing here needs it"
         yield Finding("warn", "packages", text, f"pip uninstall {_SLOW_BESIDE_RAY}")
     found, missing = _installed(_OF_TRAINING)
     if not found:
