@@ -81,9 +81,13 @@ IMAGE_BODY = {"application/octet-stream": {"schema": _IMAGE}}
 
 
 def prediction_body(settings: ServingSettings) -> dict[str, Any]:
-    """One image, or several as files of a form; an empty file has an error of its own in the answer."""
+    """One image, or several as files of a form; an empty file has an error of its own in the answer.
+
+    How many is said in words: programs that test by a schema take 413 for no refusal of what breaks it.
+    """
     binary = {"type": "string", "format": "binary"}
-    files = {"type": "array", "items": binary, "minItems": 1, "maxItems": settings.max_files}
+    limit = f"up to {settings.max_files}; more are refused with 413"
+    files = {"type": "array", "items": binary, "minItems": 1, "description": limit}
     form = {
         "schema": {"type": "object", "properties": {"files": files}, "required": ["files"]},
         "encoding": {"files": {"contentType": "image/png, image/jpeg"}},
