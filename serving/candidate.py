@@ -30,6 +30,7 @@ from serving.settings import ServingSettings
 
 log = logging.getLogger("ray.serve")
 _T = TypeVar("_T")
+Sent = bytes | NDArray[np.uint8]  # an image as it came: encoded, or pixels of a tensor
 _OF_IMAGE = 0.25  # of a request's time, which the candidate may take for an image
 _OF_REQUEST = 0.5  # for all its images: the rest is for the model that answers, from the beginning
 
@@ -45,7 +46,7 @@ def is_in_share(candidate_sha256: str, key: str, share: float) -> bool:
 
 
 class _Attempt:
-    """One request that the candidate is to answer. Its images are known by their bytes, which the request holds."""
+    """One request that the candidate is to answer. Its images are known by what was sent, which the request holds."""
 
     def __init__(self, limit_s: float) -> None:
         self._left_s = limit_s
@@ -96,10 +97,10 @@ def once_answered(work: Callable[[], None]) -> None:
         attempt.hold(work)
 
 
-def refused_by_both(data: bytes | None) -> None:
+def refused_by_both(sent: Sent) -> None:
     """The model that answers refuses the image as well: no failure of the candidate alone."""
     if (attempt := _ATTEMPT.get()) is not None:
-        attempt.failed.discard(id(data))
+        attempt.failed.discard(id(sent))
 
 
 class Candidate:
@@ -188,8 +189,8 @@ class Candidate:
         if trial is not None:
             self._recorder.count(metric, trial.id, label)
 
-    async def in_time(self, answer: Awaitable[_T], data: bytes | None) -> _T:
-        """The candidate's answer to one image, `data`. Raises CandidateFailed where it takes too long, or longer than
+    async def in_time(self, answer: Awaitable[_T], sent: Sent) -> _T:
+        """The candidate's answer to one image. Raises CandidateFailed where it takes too long, or longer than
         is left of its part of the request."""
         limit_s = self._settings.request_timeout_s * _OF_IMAGE
         attempt = _ATTEMPT.get() or _Attempt(limit_s)
@@ -199,12 +200,12 @@ class Candidate:
                 async with asyncio.timeout(limit_s):
                     return await answer
             except TimeoutError:
-                raise self.failed(f"no answer to an image within {limit_s:.3g} s", data) from None
+                raise self.failed(f"no answer to an image within {limit_s:.3g} s", sent) from None
 
-    def failed(self, reason: str, data: bytes | None) -> CandidateFailed:
+    def failed(self, reason: str, sent: Sent) -> CandidateFailed:
         """What to raise where the candidate failed on an image, which counts once the request is answered."""
         if (attempt := _ATTEMPT.get()) is not None:
-            attempt.failed.add(id(data))
+            attempt.failed.add(id(sent))
         return CandidateFailed(reason)
 
     def seen(
@@ -214,7 +215,8 @@ class Candidate:
         """`model` answered an image, uint8 (S, S, 3), RGB; `data` as it was sent, where known. Ask the other one."""
         trial = self._running(agreed)
         attempt = _ATTEMPT.get()
-        if trial is None or self.model is None or (attempt is not None and id(data) in attempt.failed):
+        sent = pixels if data is None else data
+        if trial is None or self.model is None or (attempt is not None and id(sent) in attempt.failed):
             return
         other = agreed if model.is_candidate else self.model
         if (model.info.sha256, other.info.sha256) not in (

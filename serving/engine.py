@@ -108,10 +108,22 @@ class Engine:
             self.recorder.changed()
         self.news = news
 
-    async def by_share(self, key: str, answer: Callable[[LoadedModel], Awaitable[_T]]) -> _T:
-        """`answer` by the model that is to answer the request of this key, the candidate's share among them."""
-        agreed = self.model
-        return await self.candidate.answered(self.candidate.chosen(key, agreed), agreed, answer)
+    async def by_share(
+        self,
+        key: str,
+        answer: Callable[[LoadedModel], Awaitable[_T]],
+        agreed: LoadedModel | None = None,
+        suits: Callable[[LoadedModel], bool] = lambda candidate: True,
+    ) -> _T:
+        """`answer` by the model that is to answer the request of this key, the candidate's share among them.
+
+        `agreed`: the model that the request began with; `suits`: whether this request can be asked of the candidate.
+        """
+        agreed = agreed or self.model
+        chosen = self.candidate.chosen(key, agreed)
+        if chosen.is_candidate and not suits(chosen):
+            chosen = agreed
+        return await self.candidate.answered(chosen, agreed, answer)
 
     async def answer(self, model: LoadedModel, data: bytes) -> ImageAnswer:
         """Decode and predict one encoded image. Raises ImageRejected, and HttpError 503 where there is no room."""
@@ -133,9 +145,7 @@ class Engine:
         """`work` of milliseconds, which reads a request or draws an image, in the threads of small images."""
         return await self._decoding.beside(work, *arguments)
 
-    async def map_of(
-        self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str, data: bytes | None = None
-    ) -> Mapped:
+    async def map_of(self, model: LoadedModel, pixels: NDArray[np.uint8], class_name: str, data: bytes) -> Mapped:
         """Where a decoded image, sent as `data`, speaks for a class, by a thread for that. Raises NoMap where the model
         cannot tell; CandidateFailed where the candidate cannot, fails or is slow."""
         asked = time.perf_counter()
@@ -145,7 +155,7 @@ class Engine:
         tracing.stage("map", asked)
         return found
 
-    async def _of_candidate(self, mapped: Awaitable[Mapped], data: bytes | None) -> Mapped:
+    async def _of_candidate(self, mapped: Awaitable[Mapped], data: bytes) -> Mapped:
         try:
             return await self.candidate.in_time(mapped, data)
         except NoMap as error:  # it is of a kind that has none: no failure
@@ -164,8 +174,9 @@ class Engine:
         note = notes.image() or await self._noted(pixels)
         asked = time.perf_counter()
         waiting = Waiting(model, pixels)
+        sent = pixels if data is None else data
         if model.is_candidate:
-            said, seconds, together = await self.candidate.in_time(self._predict_apart(waiting), data)
+            said, seconds, together = await self.candidate.in_time(self._predict_apart(waiting), sent)
         else:
             said, seconds, together = await self._predict(waiting)
         ended = time.perf_counter()
@@ -174,8 +185,8 @@ class Engine:
         tracing.predicted(asked, ended, model.info.sha256, together, code)
         if isinstance(said, ImageRejected):
             if model.is_candidate:
-                raise self.candidate.failed(said.message, data)
-            refused_by_both(data)
+                raise self.candidate.failed(said.message, sent)
+            refused_by_both(sent)
             self._refused(note, str(said.code))
             raise said
         if note is not None:

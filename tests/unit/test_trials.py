@@ -209,7 +209,7 @@ def test_a_share_is_answered_by_the_candidate_the_same_id_and_subject_always_ali
             }
             assert explained == {409}, "linear bundles have no map, whichever is asked"
             named = await http.get("/v2/models/tiny-linear/versions/v2")
-            assert named.status_code == 404, "who speaks the protocol gets the model that all have agreed on"
+            assert named.status_code == 404, "a version that is named is the one that all have agreed on"
             assert (await http.get("/v2/models/tiny-linear")).json()["versions"] == ["v1"]
             await compared(service, trial, 80)
 

@@ -1,10 +1,12 @@
 """What the protocol answers with, whichever way a request comes: REST (`routes`) and gRPC (`rpc`) share it."""
 
-from typing import Any, Protocol
+from collections.abc import Set
+from typing import Any, NamedTuple, Protocol
 
 from pipeline import __version__
 from pipeline.base.errors import ImageRejected
 from serving.admission import Admission
+from serving.candidate import CandidateFailed, takes_the_same
 from serving.desk import Desk, Visit
 from serving.engine import Engine
 from serving.errors import HttpError, from_rejection
@@ -12,7 +14,7 @@ from serving.limits import at_once
 from serving.model import LoadedModel
 from serving.protocols.oip.schemas import IndexEntry, ModelMetadata, ServerMetadata
 from serving.protocols.oip.statistics import Counted
-from serving.protocols.oip.tensors import Images, Said, described
+from serving.protocols.oip.tensors import Images, Said, described, outputs_of
 from serving.schemas import NOTICE, ImageAnswer, ModelInfo
 
 _PLATFORMS = {"onnx": "onnx_onnxv1", "torch": "pytorch_torch"}
@@ -39,6 +41,14 @@ class _Nobody:
 
     async def ask(self, name: str, method: str, *arguments: Any) -> Any:
         raise HttpError(404, "not_found", f"no model {name[:80]!r}")
+
+
+class Wanted(NamedTuple):
+    """What of a request for inference says which model may answer it."""
+
+    request_id: str
+    version: str | None  # that is named
+    outputs: Set[str]  # names
 
 
 class Answering:
@@ -100,7 +110,32 @@ class Answering:
         entries = [await self.entry(), *await self.others.entries()]
         return [entry for entry in entries if entry.state == "READY" or not is_ready_only]
 
-    async def said(self, model: LoadedModel, images: Images, visit: Visit) -> list[Said]:
+    async def answered(
+        self, agreed: LoadedModel, wanted: Wanted, images: Images, visit: Visit
+    ) -> tuple[LoadedModel, list[Said]]:
+        """Who answers, and what: `agreed`, which the request began with, or the candidate where it is of its share.
+
+        The candidate is not asked where a version is named, for pixels that are not as it takes them, and for outputs
+        that it has not. Raises HttpError for the first image that is refused.
+        """
+        are_pixels = not isinstance(images[0], bytes)
+
+        def suits(candidate: LoadedModel) -> bool:
+            return (
+                wanted.version is None
+                and wanted.outputs <= outputs_of(candidate.info).keys()
+                and (not are_pixels or takes_the_same(agreed, candidate))
+            )
+
+        async def by(model: LoadedModel) -> tuple[LoadedModel, list[Said]]:
+            found = await self._said(model, images, visit)
+            if model.is_candidate and "is_ood" in wanted.outputs and any(one.is_ood is None for one in found):
+                raise CandidateFailed("its graph gives nothing to tell is_ood by")
+            return model, found
+
+        return await self.engine.by_share(wanted.request_id, by, agreed, suits)
+
+    async def _said(self, model: LoadedModel, images: Images, visit: Visit) -> list[Said]:
         """Raises HttpError for the first image that is refused."""
 
         async def of(image: Any) -> Said | HttpError:

@@ -20,7 +20,7 @@ from serving.intake import check_encoding, read_body
 from serving.interface import REQUEST_ID_PARAMETER, get, keys, reference, responses
 from serving.limits import in_time
 from serving.model import LoadedModel
-from serving.protocols.oip.answering import Answering, provenance
+from serving.protocols.oip.answering import Answering, Wanted, provenance
 from serving.protocols.oip.schemas import (
     IndexEntry,
     IndexRequest,
@@ -33,7 +33,7 @@ from serving.protocols.oip.schemas import (
     ServerReady,
     Statistics,
 )
-from serving.protocols.oip.tensors import Said, bad_request, read_request, write_outputs
+from serving.protocols.oip.tensors import Said, bad_request, read_request, wanted_outputs, write_outputs
 from serving.schemas import ModelInfo
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -145,7 +145,9 @@ def _add_infer(router: APIRouter, answering: Answering, place: str) -> None:
             header = request.headers.get(HEADER_LENGTH)
             asked, images = await engine.decoding(read_request, body, header, model.info, engine.settings)
             await visit.spend(len(images))
-            return _response(asked, model.info, await answering.said(model, images, visit))
+            version = request.path_params.get("version")
+            wanted = Wanted(request.state.request_id, version, wanted_outputs(asked, model.info))
+            return _response(asked, model.info, *await answering.answered(model, wanted, images, visit))
 
         with answering.counted.request(model):
             return await in_time(engine.settings, answering.admission, read, visit.recorded(answer))
@@ -164,12 +166,13 @@ def _asked_for(request: Request, answering: Answering) -> LoadedModel:
     return answering.asked_for(request.path_params["name"], request.path_params.get("version"))
 
 
-def _response(request: InferRequest, info: ModelInfo, said: list[Said]) -> Response:
-    outputs, blobs = write_outputs(request, info, said)
-    body: dict[str, Any] = {"model_name": info.name, "model_version": info.version}
+def _response(request: InferRequest, asked: ModelInfo, by: LoadedModel, said: list[Said]) -> Response:
+    """With the outputs of the model that was asked for, whoever answers in its place."""
+    outputs, blobs = write_outputs(request, asked, said)
+    body: dict[str, Any] = {"model_name": asked.name, "model_version": by.info.version}
     if request.id is not None:
         body["id"] = request.id
-    body["parameters"] = provenance(info)
+    body["parameters"] = provenance(by.info)
     body["outputs"] = outputs
     text = json.dumps(body, separators=(",", ":")).encode()
     if not blobs:

@@ -71,6 +71,11 @@ def outputs_of(model: ModelInfo) -> dict[str, _Output]:
     return {output.name: output for output in found}
 
 
+def wanted_outputs(request: InferRequest, model: ModelInfo) -> set[str]:
+    """Names of the outputs that the answer is to have."""
+    return {one.name for one in request.outputs} or set(outputs_of(model))
+
+
 def described(model: ModelInfo) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs, as metadata has them. BYTES [-1] is taken for the input as well."""
     size = model.input_size

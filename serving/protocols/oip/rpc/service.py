@@ -21,10 +21,11 @@ from serving.errors import HttpError, grpc_status
 from serving.guard import REQUEST_ID, given_keys, invalid_id, set_request_id
 from serving.limits import in_time
 from serving.model import LoadedModel
-from serving.protocols.oip.answering import Answering
+from serving.protocols.oip.answering import Answering, Wanted
 from serving.protocols.oip.rpc.messages import CLASSES, SERVICE
 from serving.protocols.oip.rpc.tensors import parsed, read_infer, write_infer
 from serving.protocols.oip.rpc.wire import names_in
+from serving.protocols.oip.tensors import wanted_outputs
 
 log = logging.getLogger("ray.serve")
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -151,12 +152,14 @@ class Rpc:
         engine = self._engine
         keys = given_keys(Headers(scope=scope))
         visit = await self._answering.desk.admit(keys, scope["state"]["request_id"], route_of(scope))
-        model = self._asked_for(message)
+        name, version = names_in(message)
+        model = self._answering.asked_for(name, version or None)
 
         async def answer(body: bytes) -> bytes:
             asked, images = await engine.decoding(read_infer, body, model.info, engine.settings)
             await visit.spend(len(images))
-            return write_infer(asked, model.info, await self._answering.said(model, images, visit))
+            wanted = Wanted(scope["state"]["request_id"], version or None, wanted_outputs(asked, model.info))
+            return write_infer(asked, model.info, *await self._answering.answered(model, wanted, images, visit))
 
         with self._answering.counted.request(model):
             return await self._in_time(message, 2, visit.recorded(answer, lambda said: 200))

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from pipeline.base.text import problems
+from serving.model import LoadedModel
 from serving.protocols.oip.answering import provenance
 from serving.protocols.oip.rpc.messages import CLASSES
 from serving.protocols.oip.rpc.wire import without_raw
@@ -87,13 +88,13 @@ def _as_sent(values: list[Any], count: int) -> list[bytes]:
     return values
 
 
-def write_infer(request: InferRequest, model: ModelInfo, said: Sequence[Said]) -> bytes:
+def write_infer(request: InferRequest, asked: ModelInfo, by: LoadedModel, said: Sequence[Said]) -> bytes:
     """The ModelInferResponse. Raises HttpError 400 where an output cannot be given."""
-    outputs, blobs = write_outputs(request, model, said)
+    outputs, blobs = write_outputs(request, asked, said)
     answer = CLASSES["ModelInferResponse"](
-        model_name=model.name, model_version=model.version, id=request.id or "", raw_output_contents=blobs
+        model_name=asked.name, model_version=by.info.version, id=request.id or "", raw_output_contents=blobs
     )
-    for name, value in provenance(model).items():
+    for name, value in provenance(by.info).items():
         kind = {bool: "bool_param", float: "double_param", str: "string_param"}[type(value)]
         setattr(answer.parameters[name], kind, value)
     for output in outputs:
