@@ -270,12 +270,12 @@ def _refuse_choices(config: EvaluateConfig, manifest: Manifest, info: BundleInfo
     for name, value in (("target-sensitivity", config.target_sensitivity), ("review-error", config.review_error)):
         if value is not None:
             refuse_without_sides(info, f"--{name}")
-            refuse_without_validation(manifest, f"--{name}")
-    if config.review_error is not None and manifest.info.split_rule == "images":
-        raise UsageError(
-            "--review-error: subjects of validation are in train as well (split by image), so nothing is known of new "
-            "ones; ingest with a split by subject, or leave it out"
-        )
+            if name == "review-error" and manifest.info.split_rule == "images":
+                raise UsageError(
+                    "--review-error: subjects of validation are in train as well (split by image), so nothing is known "
+                    "of new ones; ingest with a split by subject, or leave it out"
+                )
+            refuse_without_validation(manifest, info, f"--{name}", config.review_error if "review" in name else None)
     if config.compare_splits:
         from pipeline.training.split_comparison import refuse_splits  # torch: seconds
 

@@ -1,17 +1,19 @@
 """CSV that people open in a spreadsheet: no cell of it runs there as a formula, and reading takes the guard away again.
 
-A cell that begins with =, +, -, @, a tab or a carriage return gets a ' before it (OWASP, 'CSV injection'), but for
-numbers. So does what follows a ; or a tab in a cell, or a line's end: where cells are parted at ;, a " counts at the
-beginning of such a part alone. Names of classes, subjects and files come from whoever made the images.
+A cell that begins with =, +, -, @ (of full width as well, which a Japanese spreadsheet takes for these), a tab or a
+carriage return gets a ' before it (OWASP, 'CSV injection'), but for numbers. So does what follows a ; or a tab in a
+cell, or a line's end: where cells are parted at ;, a " counts at the beginning of such a part alone. Names of classes,
+subjects and files come from whoever made the images.
 """
 
 import csv
 import re
 from collections.abc import Iterable
 
-_RISKY = re.compile(r"'*[=+\-@\t\r]")  # one with quotes before it as well, so that `unguarded` undoes exactly this
-_PARTED = re.compile(r"(?<=[;\t\r\n])(?=[ \t\r\n']*[=+\-@])")
-_GUARD = re.compile(r"(?<=[;\t\r\n])'(?=[ \t\r\n']*[=+\-@])")
+_SIGNS = r"=+\-@\uff1d\uff0b\uff0d\uff20"
+_RISKY = re.compile(rf"'*[{_SIGNS}\t\r]")  # one with quotes before it as well, so that `unguarded` undoes exactly this
+_PARTED = re.compile(rf"(?<=[;\t\r\n])(?=[ \t\r\n']*[{_SIGNS}])")
+_GUARD = re.compile(rf"(?<=[;\t\r\n])'(?=[ \t\r\n']*[{_SIGNS}])")
 
 
 def csv_of(rows: Iterable[Iterable[object]]) -> str:

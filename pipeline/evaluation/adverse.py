@@ -105,7 +105,7 @@ class Area:
         more = drawn.adverse[:, :2] * self._added
         all_pairs = (sick + more[:, 0]) * (weights.sum(axis=1) - sick + more[:, 1])
         won = self._ranking(weights)[0] * pairs
-        return won / all_pairs, (won + all_pairs - pairs) / all_pairs
+        return won / all_pairs, np.minimum(1.0, (won + all_pairs - pairs) / all_pairs)  # rounding exceeds 1 by 2e-16
 
 
 class AveragePrecision:
@@ -124,7 +124,7 @@ class AveragePrecision:
 
     def bounds(self, drawn: Draws) -> tuple[Floats, Floats]:
         weights = np.hstack([drawn.units[:, self._codes], drawn.adverse[:, :2] * self._added])
-        low, high = (area(weights) for area in self._areas)
+        low, high = (np.minimum(1.0, area(weights)) for area in self._areas)
         return low, high
 
 

@@ -4,9 +4,11 @@ A threshold is chosen on few subjects, and others would have given another one. 
 measured here at the ends of its interval shows how much of the figures is luck of that choice.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.base.errors import UsageError
@@ -19,9 +21,10 @@ from pipeline.evaluation.calibration import (
     spread_in,
     threshold_limits,
 )
-from pipeline.evaluation.definitions import binary_metrics
+from pipeline.evaluation.definitions import Ints, binary_metrics
 from pipeline.evaluation.intervals import called_units, known_or_none, subject_codes
-from pipeline.evaluation.outcomes import Outcomes
+from pipeline.evaluation.outcomes import Outcomes, true_class
+from pipeline.evaluation.predict import is_labelled
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.review import ReviewRule
 from pipeline.sources.manifest import Manifest
@@ -84,10 +87,27 @@ def _of_bundle(info: BundleInfo, name: str, value: float, rule: str) -> Chosen:
     return Chosen(spread, rule, info.calibrated_on, images, units, called_in(told), told["confidence"])
 
 
-def refuse_without_validation(manifest: Manifest, flag: str = "--target-sensitivity") -> None:
-    """Raise UsageError where nothing can be chosen anew, since the manifest has no images for it."""
+def refuse_without_validation(
+    manifest: Manifest, info: BundleInfo, flag: str = "--target-sensitivity", review_error: float | None = None
+) -> None:
+    """Raise UsageError where nothing can be chosen anew, since the manifest has no images for it, or none of a side.
+
+    `review_error`: likewise where so many subjects can promise no such error.
+    """
     if manifest.info.split_rule == "test":
         raise UsageError(f"{flag} is chosen on validation images; this manifest is for testing alone")
+    positive = [info.classes.index(name) for name in info.positive_classes]
+    rows = [row for row in manifest.split("validation") if is_labelled(info, row)]
+    sides = np.isin([true_class(info, row) for row in rows], positive).astype(np.int64)
+    if positive and not 0 < sides.sum() < len(sides):
+        _refuse_one_side(sides, flag)
+    if review_error is not None:
+        refuse_unpromised(sides, [row.subject_id for row in rows], review_error, manifest.info.units)
+
+
+def _refuse_one_side(sides: Ints, flag: str) -> None:
+    which = ("diseased ones alone" if sides.all() else "healthy ones alone") if len(sides) else "none at all"
+    raise UsageError(f"{flag} is chosen on validation images, and here these are {which}; leave it out")
 
 
 def refuse_without_sides(info: BundleInfo, flag: str) -> None:
@@ -100,6 +120,8 @@ def threshold_here(validation: Outcomes, target_sensitivity: float, called: str)
     """Chosen anew on what the model says of the manifest's validation split. Raises UsageError as `threshold_for`."""
     found = validation.threshold_for(target_sensitivity)
     assert validation.diseased is not None, "threshold_for has refused"
+    if math.isnan(found.sensitivity):  # those of the other side could not be read
+        _refuse_one_side(validation.diseased, "--target-sensitivity")
     spread = threshold_limits(validation.diseased, validation.probability, validation.subjects, target_sensitivity)
     codes, unit = subject_codes(validation.subjects, len(validation.truth))
     units, named = int(codes.max()) + 1, called_units(unit, called)

@@ -212,9 +212,11 @@ def new_version(digest: str = "") -> str:
 def version_uris(uri: str, stores: Stores, damaged: list[InputError] | None = None) -> Iterator[tuple[str, bool]]:
     """Folders of all bundles of one model, or of all models of a registry, each with whether best.json names it.
 
-    Raises InputError where a best.json cannot be read; puts that into `damaged` where it is given.
+    Raises InputError where a best.json cannot be read; puts that into `damaged` where it is given, and there as well
+    that one names a version that is not here, once all folders are through.
     """
     best: dict[str, str | None] = {}
+    met = set[str]()  # models whose best version is here
     for item in sorted(stores.of(uri).walk(uri), key=lambda item: item.uri):
         folder, _, name = item.uri.rpartition("/")
         if name == INFO:
@@ -228,7 +230,17 @@ def version_uris(uri: str, stores: Stores, damaged: list[InputError] | None = No
                     pointer = None
                     damaged.append(error)
                 best[model] = pointer.version if pointer else None
+            if version == best[model]:
+                met.add(model)
             yield folder, version == best[model]
+    if damaged is not None:
+        damaged += (
+            InputError(
+                f"{join(model, POINTER)}: names {version}, which is not here; point it again with `leukoray promote`"
+            )
+            for model, version in best.items()
+            if version is not None and model not in met
+        )
 
 
 def pointer_of(uri: str, bundle: Bundle) -> str:

@@ -15,17 +15,19 @@ from tests.searches import search
 
 
 @search(300)
-@given(st.text(alphabet=st.sampled_from("=+-@\t\r\n;'1.5ab \"")))
+@given(st.text(alphabet=st.sampled_from("=+-@\uff1d\uff20\t\r\n;'1.5ab \"")))
 def test_what_is_guarded_is_never_a_formula_and_comes_back(cell: str) -> None:
     written = guarded(cell)
     assert unguarded(written) == cell
     for part in [written, *re.split("[;\t\r\n]", written)]:  # as a spreadsheet may part it
-        if part[:1] and part[0] in "=+-@":
+        if part[:1] and part[0] in "=+-@\uff1d\uff20":
             float(written)  # a number, which runs nothing
     assert written.replace("'", "") == cell.replace("'", "")
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\tx", "'=1"])
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\tx", "'=1", "\uff1d1+1", "\uff0d2+3"]
+)
 def test_formulas_are_guarded(cell: str) -> None:
     assert guarded(cell) == "'" + cell
 

@@ -114,6 +114,16 @@ def test_a_table_has_one_method_and_says_it() -> None:
         assert row["accuracy"]["low"] == pytest.approx(exact_interval(5, 5).low) and row["intervals"] == {}
 
 
+def test_no_limit_of_a_share_exceeds_one_by_rounding() -> None:
+    """Perfect answers of a few subjects, where a sum of weights divided by the same sum was 1.0000000000000002."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        subjects = [f"s{k}" for k in rng.integers(0, 4, 12)]
+        rows = list(zip([0, 1] * 6, [0.1, 0.9] * 6, subjects, strict=True))
+        told = measured(rows, Resampling(100, seed=seed))["metrics"]
+        assert all(found["high"] is None or found["high"] <= 1 for found in told.values())
+
+
 def test_where_each_subject_has_one_image_it_is_clopper_and_pearson() -> None:
     rows = [(1, 0.9 if k < 16 else 0.1, f"s{k}") for k in range(20)] + [(0, 0.1, f"h{k}") for k in range(9)]
     found, exact = measured(rows, Resampling(20_000))["metrics"]["sensitivity"], exact_interval(16, 20)

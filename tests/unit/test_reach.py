@@ -1,5 +1,6 @@
 """For which images figures hold, and what the decisions rest on."""
 
+import contextlib
 from dataclasses import asdict
 from typing import Any
 
@@ -7,11 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.base.errors import UsageError
 from pipeline.evaluation.calibration import threshold_for, threshold_limits
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.prevalence import predictive_values
-from pipeline.evaluation.reach import holds_for, reach, temperature_of, threshold_here, threshold_of
+from pipeline.evaluation.reach import (
+    holds_for,
+    reach,
+    refuse_without_validation,
+    temperature_of,
+    threshold_here,
+    threshold_of,
+)
 from pipeline.evaluation.report import words
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.prediction import Prediction
@@ -65,6 +74,36 @@ def test_a_threshold_is_told_with_its_images_its_interval_and_what_its_ends_woul
     )
     assert temperature == "The temperature of the probabilities is 1.050, from the same images."
     assert (record["temperature"]["low"], record["temperature"]["high"]) == (None, None)  # though this bundle has some
+
+
+@pytest.mark.parametrize(
+    ("labels", "which"), [([1, 1, 1, 1], "diseased ones alone"), ([0, 0], "healthy ones alone"), ([], "none at all")]
+)
+def test_validation_images_of_one_side_choose_no_threshold(labels: list[int], which: str) -> None:
+    """By themselves they would leave 0.5, whatever the bundle's own was and whatever was asked for."""
+    info = bundle_info()
+    test = outcomes_of(info, [0.1, 0.9], [0, 1])
+    rows = [asdict(each.row) for each in test.all]
+    if labels:
+        validation = outcomes_of(info, [0.3] * len(labels), labels, "validation")
+        rows += [asdict(each.row) for each in validation.all]
+        with pytest.raises(UsageError, match=f"--target-sensitivity is chosen on validation images.* {which}"):
+            threshold_here(validation, 0.9, "subjects")
+    manifest = Manifest("m", pa.Table.from_pylist(rows, MANIFEST_SCHEMA), ManifestInfo(split_rule="subjects"))
+    with pytest.raises(UsageError, match=f"--target-sensitivity is chosen on validation images.* {which}"):
+        refuse_without_validation(manifest, info)
+
+
+@pytest.mark.parametrize(("error", "is_refused"), [(0.1, False), (0.05, True)])
+def test_validation_subjects_that_can_promise_no_such_error_are_told_before_images_are_read(
+    error: float, is_refused: bool
+) -> None:
+    """Twelve subjects with images of both sides: 9 are needed for 0.1, 19 for 0.05."""
+    info = bundle_info()
+    manifest = manifest_of(outcomes_of(info, [0.1, 0.9] * 12, [0, 1] * 12, "validation"), split_rule="subjects")
+    refused = pytest.raises(UsageError, match="19 of each are needed") if is_refused else contextlib.nullcontext()
+    with refused:
+        refuse_without_validation(manifest, info, "--review-error", error)
 
 
 def test_a_threshold_chosen_here_rests_on_the_validation_images_of_this_manifest() -> None:

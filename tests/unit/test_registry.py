@@ -217,15 +217,25 @@ def test_a_pointer_that_cannot_be_read_says_why_and_what_to_do(tmp_path: Path, t
         resolve(str(tmp_path))
 
 
-def test_versions_are_listed_beside_a_pointer_that_cannot_be_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b'{"version": "v1"', "best.json: cannot be read"),
+        (b"", "best.json: cannot be read"),
+        (b"\xff\x00", "best.json: cannot be read"),
+        (b'{"version": "v9", "metric": "roc_auc", "value": 1.0}', "best.json: names v9, which is not here"),
+        (b'{"version": "../v1", "metric": "roc_auc", "value": 1.0}', "best.json: names ../v1, which is not here"),
+    ],
+)
+def test_versions_are_listed_beside_a_pointer_that_tells_none_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, why: str
 ) -> None:
     version(tmp_path, 1)
-    (tmp_path / "best.json").write_text('{"version": "v1"')
+    (tmp_path / "best.json").write_bytes(text)
     assert promote.command([str(tmp_path), "--list"]) == 0
     told = capsys.readouterr().out
     assert "  v1  " in told and "* v1" not in told
-    assert "unusable: " in told and "best.json: cannot be read" in told and "leukoray promote" in told
+    assert "unusable: " in told and why in told and "leukoray promote" in told
 
 
 def test_a_pointer_of_a_newer_release_is_refused_as_such(tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ def compare_on(
     }  # fmt: skip
     for bundle in bundles:
         refuse_contradictions(bundle.info, manifest)
+        if target_sensitivity is not None:
+            refuse_without_validation(manifest, bundle.info)
     thresholds = [threshold_of(bundle.info) for bundle in bundles]
     if target_sensitivity is not None:
-        refuse_without_validation(manifest)
         found = predict_side_by_side(ray, bundles, manifest, "validation", stores, **places)
         thresholds = [
             threshold_here(Outcomes(bundle.info, said), target_sensitivity, manifest.info.units)

@@ -111,17 +111,24 @@ def _of_model(found: Evaluation) -> Facts:
     band = info.review_band
     decided = f"; decision at {found.threshold.value:.4f} ({found.threshold.rule})" if info.positive_classes else ""
     review = f"; from {band[0]:.4f} to {band[1]:.4f} the answer is 'review'" if band else ""
+    network = f"{info.architecture}, {info.seen}, {info.outputs} outputs; weights {info.weights_sha256}"
+    pixels = f"Decoded to RGB, {info.seen}; rules of digest {info.preprocessing_digest[:12]}"
+    software = f"{found.facts['Versions']}; trained with {packages}" if packages else ""
+    steps = f"{recipe}; all settings are in bundle.json" if recipe else ""
     return {
         "model": Fact(
             f"Image classifier on a neural network, {info.architecture}, telling {', '.join(info.classes)} apart",
             is_whole=False,
         ),
-        "network": Fact(f"{info.architecture}, {info.seen}, {info.outputs} outputs; weights {info.weights_sha256}"),
-        "version": Fact(f"{info.name} / {info.version}, SHA-256 of all that decides {info.identity()}"),
-        "pixels": Fact(f"Decoded to RGB, {info.seen}; rules of digest {info.preprocessing_digest[:12]}"),
-        "software": Fact(f"{found.facts['Versions']}; trained with {packages}" if packages else ""),
+        "network": Fact(network),
+        "tested": Fact(f"{info.name} / {info.version}, SHA-256 of all that decides {info.identity()}; {network}"),
+        "pixels": Fact(pixels),
+        "prepared": Fact(pixels, is_whole=False),
+        "software": Fact(software),
+        "devices": Fact(software, is_whole=False),
         "start": Fact(f"Weights began as {weights}" if weights else ""),
-        "training": Fact(f"{recipe}; all settings are in bundle.json" if recipe else ""),
+        "training": Fact(steps),
+        "developed": Fact(f"{info.architecture}, {steps}" if steps else "", is_whole=False),
         "selection": Fact(_selection(found)),
         "ensemble": Fact(
             f"One model; logits averaged over {info.turns} turns of an image" if info.turns > 1 else "One model"
@@ -185,6 +192,7 @@ def _of_result(found: Evaluation, left_out: int) -> Facts:
         "flow": Fact("flow.svg"),
         "demographics": Fact(f"By {', '.join(people)}: report.html, metrics.json" if people else "", is_whole=False),
         "slices": Fact(f"Figures by {shares}: metrics.json" if shares else "", is_whole=False),
+        "kept": Fact("Every answer: predictions.parquet or comparison.parquet", is_whole=False),
         "robustness": Fact(_robustness(found, shares), is_whole=False),
         "explanation": Fact(_explanation(found), is_whole=False),
         "failures": Fact("Worst mistakes with pictures: report.html or comparison.html", is_whole=False),
@@ -231,9 +239,12 @@ def _of_figures(found: Evaluation) -> Facts:
         for name, row in zip(names, table, strict=True)
     )
     recalls = ", ".join(f"{row['class_name']} {words.number(row['recall']['value'])}" for row in metrics["per_class"])
+    measures = ", ".join(METRIC_NAMES[name] for name in metrics["metrics"])
+    uncertainty = f"{round(100 * method['confidence'])} % intervals: {method['method']}"
     return {
-        "measures": Fact(", ".join(METRIC_NAMES[name] for name in metrics["metrics"])),
-        "uncertainty": Fact(f"{round(100 * method['confidence'])} % intervals: {method['method']}"),
+        "measures": Fact(measures),
+        "uncertainty": Fact(uncertainty),
+        "methods": Fact(f"{measures}. {uncertainty}"),
         "performance": Fact("; ".join(told)),
         "confusion": Fact(cells),
         "per_class": Fact(f"Found, by class: {recalls}", is_whole=False),

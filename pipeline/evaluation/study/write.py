@@ -44,12 +44,11 @@ def checklist_text(checklist: Checklist, known: Facts, head: str, synthetic: boo
     """One guideline as Markdown: each item with what the run says of it."""
     told = [(item.number, item.about, known.get(item.fact)) for item in checklist.items]
     rows = (f"| {number} | {about} | {_state(fact)} | {_cell(fact)} |" for number, about, fact in told)
-    note = f"\n{checklist.note}\n" if checklist.note else ""
     return _page(
         checklist.title,
         head,
         synthetic,
-        f"{counted(fact for _, _, fact in told)} {_CHECK}: <{checklist.source}>.\n{note}",
+        f"{counted(fact for _, _, fact in told)} {_CHECK}: <{checklist.source}>.",
         "| item | about | state | the run says |\n|---|---|---|---|\n" + "\n".join(rows),
         "![Where the images went](flow.svg)",
     )
