@@ -9,7 +9,6 @@ environment as JSON only, passes over a --config that does not exist, and adds 0
 
 import argparse
 import os
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline import __version__
 from pipeline.base.errors import UsageError
+from pipeline.base.plain_yaml import read_yaml
 from pipeline.base.secrets import holds_secret, without_secrets
 from pipeline.storage.uris import absolute
 
@@ -214,31 +214,23 @@ def _parser(config_class: type[BaseModel], prog: str, epilog: str) -> argparse.A
     return parser
 
 
-class _Loader(yaml.SafeLoader):
-    """Without YAML 1.1's numbers of base 60: `2:8` is what stands there, not 128."""
-
-
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, re.compile(rf"(?!.*:)(?:{rule.pattern})", re.VERBOSE) if tag in _NUMBERS else rule) for tag, rule in rules
-    ]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def _from_yaml(config_class: type[BaseModel], path: str) -> dict[str, Any]:
     try:
-        loaded = yaml.load(Path(path).read_bytes(), _Loader)
+        loaded = read_yaml(Path(path).read_bytes())
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror}); give a YAML file") from error
     except yaml.YAMLError as error:
         raise UsageError(f"--config {path}: not valid YAML: {error}") from error
     if not isinstance(loaded or {}, dict):
         raise UsageError(f"--config {path}: expected `key: value` lines, found a {type(loaded).__name__}")
-    values = {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
     named = {name.removesuffix("_"): name for name in config_class.model_fields}
-    values = {named.get(key, key): value for key, value in values.items()}
+    values: dict[str, Any] = {}
+    for written, value in (loaded or {}).items():
+        plain = str(written).replace("-", "_")
+        key = named.get(plain, plain)
+        if key in values:
+            raise UsageError(f"--config {path}: {key} is given twice, as {written!r} too; keep one")
+        values[key] = value
     unknown = sorted(set(values) - set(config_class.model_fields))
     if unknown:
         known = ", ".join(config_class.model_fields)

@@ -111,6 +111,8 @@ def test_several_bad_values_are_told_at_once() -> None:
         ("siez: 3\n", "unknown key siez; known keys: .*size"),
         ("- a\n", "found a list"),
         ("a: [\n", "not valid YAML"),
+        ("size: 20\nrate: 2\nsize: 21\n", "'size' is given twice, again in line 3"),
+        ("s3-anonymous: true\ns3_anonymous: false\n", "s3_anonymous is given twice"),
         ("size: 0\nsource: [a]\n", "--size 0"),
     ],
 )

@@ -47,6 +47,11 @@ def version(folder: Path, number: int, bias: float = 0.0, **info: Any) -> Any:
         ("manifest: m\nsplit: train\nmetrics: [{metric: sensitivity, margin: 0.1}]", "split"),
         ("protocol_version: 9\nmanifest: m\nmetrics: []", "newer leukoray"),
         ("manifest: [", "no YAML"),
+        (
+            "manifest: m\nmetrics: [{metric: accuracy, minimum: 0.9}]\nmetrics: [{metric: accuracy, minimum: 0.1}]",
+            "'metrics' is given twice, again in line 3",
+        ),
+        ("manifest: m\nmetrics: [{metric: sensitivity, minimum: 0.9, minimum: 0.1}]", "'minimum' is given twice"),
     ],
 )
 def test_a_protocol_that_does_not_hold_is_refused_by_the_field(tmp_path: Path, text: str, why: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.base.errors import InputError
+from pipeline.base.plain_yaml import read_yaml
 from pipeline.base.text import problems
 from pipeline.base.versions import check_version
 from pipeline.storage.stores import Stores
@@ -82,11 +83,11 @@ def read_protocol(uri: str, stores: Stores) -> tuple[Protocol, WrittenProtocol]:
     try:
         data = stores.of(uri).read(uri).data
         text = data.decode("utf-8")
-        loaded = yaml.safe_load(text)
+        loaded = read_yaml(text)
     except StoreError as error:
         raise error.refusal(f"{uri}: the protocol cannot be read ({error})") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{uri}: is no YAML text ({error}); see docs/promote.md") from error
+        raise InputError(f"{uri}: no YAML that can be used ({error}); see docs/promote.md") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{uri}: expected `key: value` lines; see docs/promote.md")
     check_version(loaded.get("protocol_version", 1), PROTOCOL_VERSION, f"{uri}: protocol", "write it anew")
