@@ -1,12 +1,17 @@
 """`leukoray calibrate`: a model for another laboratory, by 10 to 200 of its own labelled images, as a new version."""
 
+if __name__ == "__main__":  # ahead of imports that need the extra `train`: one that is missing is told in a sentence
+    from jobs.cli import as_program
+
+    as_program("calibrate")
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from jobs.common import Clock, job, show_config, start, writing_stores
+from jobs.common import Clock, job, show_config, writing_stores
 from jobs.config import NamingConfig, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
 from pipeline.base.cluster import connected
@@ -170,7 +175,3 @@ def _report(found: Adapted, curve: Sequence[Point], matched: dict[str, object]) 
 
 
 command = job("calibrate", CalibrateConfig, main, EXAMPLES)
-
-
-if __name__ == "__main__":
-    start(command)

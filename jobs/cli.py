@@ -3,8 +3,10 @@
 import functools
 import importlib
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
-from jobs.common import EXIT_CODES, finish, give_up, told
+from jobs.common import EXIT_CODES, finish, give_up, told_as_asked
 from jobs.ending import ends_when_told
 from pipeline import __version__
 
@@ -63,12 +65,23 @@ def main() -> None:
     if arguments[0] not in JOBS:
         print(f"leukoray: no job {arguments[0]!r}; one of {', '.join(JOBS)}", file=sys.stderr)
         finish(2)
+    run(arguments[0], arguments[1:])
+
+
+def run(job: str, arguments: Sequence[str]) -> NoReturn:
+    """Do this job and end the process, also where a package that the job's file imports is missing."""
+    prog = f"leukoray {job}"
     try:
-        with ends_when_told(functools.partial(give_up, f"leukoray {arguments[0]}")):
-            job = importlib.import_module(f"jobs.{module_of(arguments[0])}")  # with torch, which takes seconds
+        with ends_when_told(functools.partial(give_up, prog)):
+            module = importlib.import_module(f"jobs.{module_of(job)}")  # with torch, which takes seconds
     except (KeyboardInterrupt, ModuleNotFoundError) as error:  # the latter: no extra `train`, or a bug
-        finish(told(f"leukoray {arguments[0]}", error))
-    finish(job.command(arguments[1:]))
+        finish(told_as_asked(prog, arguments, error))
+    finish(module.command(arguments))
+
+
+def as_program(job: str) -> NoReturn:
+    """`python -m jobs.NAME` of a job whose file imports what an extra brings."""
+    run(job, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 from jobs import lineage
 from jobs.config import JobConfig, NamingConfig, effective, parse
@@ -151,6 +151,16 @@ def told(prog: str, error: BaseException, *, debug: bool = False) -> int:
     return code
 
 
+def told_as_asked(prog: str, argv: Sequence[str], error: BaseException) -> int:
+    """As `told`, in the form that the command line asks for: of what ended a job before it was begun."""
+    if _asked_format(argv) != JSON:
+        return told(prog, error)
+    with speaking_json(prog.partition(" ")[2], has_results=False) as lines:
+        code = told(prog, error)
+        lines.end(code, EXIT_CODES[code])
+    return code
+
+
 def _interrupted(prog: str) -> str:
     return _INTERRUPTED if prog in _CONTINUED else _STOPPED
 
@@ -220,7 +230,7 @@ def _known_cause(error: BaseException) -> LeukorayError | None:
     return None
 
 
-def finish(code: int) -> None:
+def finish(code: int) -> NoReturn:
     """End the process with `code` now. PyArrow's S3 threads can abort an ordinary exit (apache/arrow 50188)."""
     hear_no_more()
     with contextlib.suppress(BrokenPipeError):

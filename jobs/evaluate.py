@@ -1,5 +1,10 @@
 """`leukoray evaluate`: measure a model on a split of a manifest; metrics, predictions, report. Several are compared."""
 
+if __name__ == "__main__":  # ahead of imports that need the extra `train`: one that is missing is told in a sentence
+    from jobs.cli import as_program
+
+    as_program("evaluate")
+
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
@@ -9,7 +14,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from jobs import lineage
-from jobs.common import Clock, job, job_stores, refuse_unwritable, show_config, start
+from jobs.common import Clock, job, job_stores, refuse_unwritable, show_config
 from jobs.config import LineageConfig, effective, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
 from jobs.lineage_datasets import of_manifest, of_model
@@ -372,7 +377,3 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
 
 
 command = job("evaluate", EvaluateConfig, main, EPILOG)
-
-
-if __name__ == "__main__":
-    start(command)

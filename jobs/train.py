@@ -1,5 +1,10 @@
 """Train a network data-parallel on Ray, calibrate it, and publish it as a bundle."""
 
+if __name__ == "__main__":  # ahead of imports that need the extra `train`: one that is missing is told in a sentence
+    from jobs.cli import as_program
+
+    as_program("train")
+
 import functools
 import hashlib
 from collections.abc import Callable
@@ -9,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from jobs import lineage
-from jobs.common import Clock, job, job_stores, show_config, start, writing_stores
+from jobs.common import Clock, job, job_stores, show_config, writing_stores
 from jobs.config import effective
 from jobs.lineage_datasets import of_manifest, of_model
 from jobs.record import recorded
@@ -379,7 +384,3 @@ def _announce(rows: LabelledRows, plan: ClusterPlan | None = None) -> None:
 
 
 command = job("train", TrainConfig, main, EXAMPLES)
-
-
-if __name__ == "__main__":
-    start(command)

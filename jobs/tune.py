@@ -1,5 +1,10 @@
 """Search the settings of training on Ray Tune, and say which did best on the validation split."""
 
+if __name__ == "__main__":  # ahead of imports that need the extra `train`: one that is missing is told in a sentence
+    from jobs.cli import as_program
+
+    as_program("tune")
+
 import hashlib
 import json
 import shlex
@@ -9,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from jobs import train
-from jobs.common import Clock, job, show_config, start, writing_stores
+from jobs.common import Clock, job, show_config, writing_stores
 from jobs.config import Option, options, validated
 from jobs.train_options import TrainConfig, chosen_start, with_defaults
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
@@ -210,7 +215,3 @@ def _flag(option: Option, value: Any) -> list[str]:
 
 
 command = job("tune", TuneConfig, main, EXAMPLES)
-
-
-if __name__ == "__main__":
-    start(command)
