@@ -14,6 +14,7 @@ from pydantic import Field
 from jobs.common import Clock, job, show_config, writing_stores
 from jobs.config import NamingConfig, positional
 from jobs.elsewhere import labelled_elsewhere, record_of
+from jobs.record import Account, recorded
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, InputError
 from pipeline.evaluation.adapt import Adapted, Asked, adapt
@@ -27,6 +28,7 @@ from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.predictor import Predictor
 from pipeline.model.promotions import move_by_hand, user_name
 from pipeline.model.registry import ModelFolder, resolve
+from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
 if TYPE_CHECKING:
@@ -65,6 +67,11 @@ def main(config: CalibrateConfig) -> None:
     clock = Clock()
     stores = writing_stores(config, config.out, single_writer=False)
     show_config(config)
+    with recorded("calibrate", config, stores) as kept:
+        _calibrate(config, stores, clock, kept)
+
+
+def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Account) -> None:
     parent = resolve(config.model, stores).verify()
     manifest, matched = labelled_elsewhere(
         config.source, parent.info, stores, labels=config.labels, classes=config.classes
@@ -91,6 +98,8 @@ def main(config: CalibrateConfig) -> None:
         return
     report = _report(found, curve, record_of(matched))
     bundle = publish_adapted(parent, found, asked, seen, manifest, folder, report)
+    counts = {"images": len(sights), "read": len(seen.local)}
+    kept.keep(bundle.uri, counts, manifest=manifest.info.digest, model=bundle.info.identity())
     Predictor(bundle, engine="onnx").prove()
     if info.subject_rules is not None:
         print("note: what the model says of subjects was fitted to other probabilities: the new version says nothing")

@@ -209,6 +209,11 @@ def _outcome(prog: str, error: BaseException) -> tuple[int, str]:
     return BUG, f"bug, please report it: {type(error).__name__}: {error}"
 
 
+def exit_code_of(error: BaseException) -> int:
+    """Of a job that ends with this error."""
+    return _outcome("", error)[0]
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether Ray ended a process because its machine had hardly any memory left, whoever took it."""
     ray = sys.modules.get("ray")

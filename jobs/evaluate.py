@@ -9,6 +9,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from string import ascii_uppercase
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -34,7 +35,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.map_checks import judge_maps
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.own_files import refuse_foreign
+from pipeline.evaluation.own_files import refuse_foreign, refuse_foreign_comparison
 from pipeline.evaluation.predict import Glance, predict_split
 from pipeline.evaluation.reach import (
     refuse_without_sides,
@@ -165,6 +166,7 @@ def _measure(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account
         print(note)
     _refuse_choices(config, manifest, bundle.info, stores)
     refuse_unwritable(absolute(config.out))
+    kept.begin(absolute(config.out), manifest=manifest.info.digest, model=bundle.info.identity())
     threshold, rules = threshold_of(bundle.info), bundle.info.subject_rules
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         if config.target_sensitivity is not None or config.review_error is not None:
@@ -187,12 +189,12 @@ def _measure(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account
         further={"splits": splits, "explanation": maps}, audited=audited,
     )  # fmt: skip
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
-    found.save(absolute(config.out), record, report, stores)
-    lineage.writes(lambda: [Dataset(absolute(config.out), rows=len(found.outcomes.scored))])
     kept.keep(
         absolute(config.out), {"images": found.metrics["images"]}, manifest=manifest.info.digest,
         model=bundle.info.identity(),
     )  # fmt: skip
+    found.save(absolute(config.out), record, report, stores)
+    lineage.writes(lambda: [Dataset(absolute(config.out), rows=len(found.outcomes.scored))])
     if config.study:
         print(f"for a study: {write_study(absolute(config.out), Comparison([found], [], [], 0, resampling), stores)}")
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
@@ -300,13 +302,17 @@ def outcomes_of(
 
 def compare(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account) -> None:
     """Several models on the same images."""
+    refuse_foreign_comparison(config.out, "evaluate", stores)
     manifest = read_manifest(config.manifest, stores)
     bundles = [resolve(uri, stores).verify().with_bit_depth(config.bit_depth) for uri in config.model]
     lineage.reads(lambda: _inputs(config, manifest, bundles))
     refuse_incomparable(bundles)
     for bundle in bundles:
         refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
-    refuse_unwritable(absolute(config.out))
+    out = absolute(config.out)
+    refuse_unwritable(out)
+    digests = {f"model_{ascii_uppercase[k]}": bundle.info.identity() for k, bundle in enumerate(bundles)}
+    kept.begin(out, manifest=manifest.info.digest, **digests)
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)
     with connected(config.address, config.num_cpus) as ray:
         found = compare_on(
@@ -314,12 +320,10 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account)
             cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker,
             target_sensitivity=config.target_sensitivity,
         )  # fmt: skip
-    out = absolute(config.out)
-    found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)
-    lineage.writes(lambda: [Dataset(out, rows=found.evaluations[0].metrics["images"])])
-    digests = {f"model_{letter}": bundle.info.identity() for letter, bundle in zip(found.letters, bundles, strict=True)}
     counts = {"images": found.evaluations[0].metrics["images"], "left_out": found.left_out}
     kept.keep(out, counts, manifest=manifest.info.digest, **digests)
+    found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)
+    lineage.writes(lambda: [Dataset(out, rows=found.evaluations[0].metrics["images"])])
     seen = [f"{letter}: {sentence}" for letter, sentence in comparison_words.recognized(found)]
     print("\n" + "\n".join([*comparison_words.headline(found), *seen, "", *comparison_words.lines(found), ""]))
     for note in [*found.warnings, comparison_words.several(found)]:

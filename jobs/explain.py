@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from pydantic import Field
 
-from jobs.common import Clock, job, job_stores, show_config, start
+from jobs.common import Clock, job, job_stores, refuse_unwritable, show_config, start
 from jobs.config import NamingConfig, positional
+from jobs.record import Account, recorded
 from pipeline.base.csv_text import csv_of
 from pipeline.base.errors import ImageRejected, IncompleteError, InputError
 from pipeline.base.machine import usable_cores
+from pipeline.evaluation.own_files import refuse_foreign_explanation
 from pipeline.evaluation.report.words import NOT_A_DEVICE
 from pipeline.images.load import load_image
 from pipeline.model.overlay import WHAT_IT_IS, overlaid
@@ -68,11 +70,19 @@ class _Explained:
 def main(config: ExplainConfig) -> None:
     clock, stores = Clock(), job_stores(config)
     show_config(config, names_of(stores))
+    with recorded("explain", config, stores) as kept:
+        _write(config, stores, clock, kept)
+
+
+def _write(config: ExplainConfig, stores: Stores, clock: Clock, kept: Account) -> None:
+    refuse_foreign_explanation(config.out, TABLE, stores)
     predictor = Predictor(resolve(config.model, stores).verify(), engine="onnx", threads=usable_cores())
     blank = np.zeros((predictor.size, predictor.size, 3), np.uint8)
     predictor.maps([blank], [config.of or predictor.info.classes[-1]])  # there is a map, and one of that class
     rows, lines = _listed(config, stores)
     out, store = absolute(config.out), stores.of(absolute(config.out))
+    refuse_unwritable(out)
+    kept.begin(out, model=predictor.info.identity())
     for first in range(0, len(rows), _BATCH):
         for explained in _explain(rows[first : first + _BATCH], predictor, config.of, stores):
             if explained.picture is not None:
@@ -80,6 +90,8 @@ def main(config: ExplainConfig) -> None:
                 explained.line["picture"] = f"{len(lines) + 1:04d}_{stem.rpartition('.')[0][:80] or stem[:80]}.png"
                 store.write(join(out, explained.line["picture"]), explained.picture)
             lines.append(explained.line)
+    drawn = sum(bool(line["picture"]) for line in lines)
+    kept.keep(out, {"images": len(lines), "pictures": drawn}, model=predictor.info.identity())
     store.write(join(out, TABLE), _table(lines).encode("utf-8", "backslashreplace"))
     _account(config, predictor, lines, clock)
 

@@ -129,6 +129,7 @@ def main(config: IngestConfig) -> None:
         draft = hidden(ingest(config.source, _options(config, stores), filters, stores, config.limit), names)
         print("\n".join(["", *_class_table(draft), ""]), flush=True)
         with locked(out, "ingest", with_conditions(stores, out), _WRITING_S, _IF_LOCKED) as check_lock:
+            kept.begin(out)
             written = _write(out, draft, _info(draft, config, names), stores, check_lock)
             images, tally = draft.table.num_rows, draft.listing.tally
             counted = {"images": images, "left_out": sum(tally.left_out.values()), "problems": tally.problems}

@@ -6,10 +6,12 @@ Needs the extra `train`, as all that measures; moving best.json by hand or back 
 from jobs.common import refuse_unwritable
 from jobs.config import effective
 from jobs.promote_common import PromoteConfig, checked, tell_chance
+from jobs.record import Account, recorded
 from jobs.signing import Signer
 from pipeline.base.cluster import connected
 from pipeline.base.errors import NotPromotedError, PlatformError, UsageError
 from pipeline.evaluation.comparison.page import render_comparison
+from pipeline.evaluation.own_files import refuse_foreign_comparison
 from pipeline.evaluation.promotion.criteria import MET, all_met
 from pipeline.evaluation.promotion.protocol import read_protocol
 from pipeline.evaluation.promotion.run import Judgement, judge, manifest_of
@@ -28,9 +30,17 @@ def by_protocol(config: PromoteConfig, folder: ModelFolder, signer: Signer | Non
     """
     if not config.who:
         raise UsageError("--by: the environment names no user; say who promotes")
+    with recorded("promote", config, folder.stores) as kept:
+        _judge(config, folder, signer, kept)
+
+
+def _judge(config: PromoteConfig, folder: ModelFolder, signer: Signer | None, kept: Account) -> None:
+    refuse_foreign_comparison(config.out, "promote", folder.stores)
     protocol, written = read_protocol(str(config.protocol), folder.stores)
     manifest, bundle = manifest_of(protocol, folder.stores), checked(folder, str(config.version))
-    refuse_unwritable(absolute(config.out))
+    out, digests = absolute(config.out), {"manifest": manifest.info.digest, "model": bundle.info.identity()}
+    refuse_unwritable(out)
+    kept.begin(out, **digests)
     before, images = version_named(folder) or "no best model", len(manifest.split(protocol.split))
     print(f"{config.version} against {before}, on {images:,} images of {manifest.uri}", flush=True)
     with connected(config.address, config.num_cpus) as ray:
@@ -38,7 +48,8 @@ def by_protocol(config: PromoteConfig, folder: ModelFolder, signer: Signer | Non
             ray, protocol, written, manifest, bundle, folder, workers=config.workers,
             cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker,
         )  # fmt: skip
-    out, figures = absolute(config.out), found.comparison.record(effective(config))
+    kept.keep(out, {"images": found.comparison.images, "left_out": found.comparison.left_out}, **digests)
+    figures = found.comparison.record(effective(config))
     page = render_comparison(found.comparison, config.mistakes, folder.stores)
     found.comparison.save(out, figures, page, folder.stores)
     print("\n" + "\n".join(criteria_lines(found)))

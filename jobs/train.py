@@ -17,7 +17,7 @@ from jobs import lineage
 from jobs.common import Clock, job, job_stores, show_config, writing_stores
 from jobs.config import effective
 from jobs.lineage_datasets import of_manifest, of_model
-from jobs.record import recorded
+from jobs.record import Account, recorded
 from jobs.train_account import tell_end
 from jobs.train_options import (
     TrainConfig,
@@ -109,10 +109,10 @@ def main(config: TrainConfig) -> None:
             probe = _probe(ready, settings, _cache(ready.config, settings))
             _announce(ready.rows)
             trained, published, run = _carried_out(
-                ready, mlflow, settings, probe, to_graph=probe.graph, features_of=probe.features_of
+                ready, mlflow, settings, probe, kept, to_graph=probe.graph, features_of=probe.features_of
             )
         else:
-            trained, published, run = _in_steps(ready, mlflow)
+            trained, published, run = _in_steps(ready, mlflow, kept)
         images = {split: sum(ready.rows.counts(split)) for split in ("train", "validation")}
         made, of = published.bundle, ready.manifest.info.digest
         kept.keep(made.uri, images | {"left_out": trained.rejected.count}, manifest=of, model=made.info.identity())
@@ -123,7 +123,7 @@ def main(config: TrainConfig) -> None:
 _Done = tuple[Trained, "Published", TrainingRun]
 
 
-def _in_steps(ready: _Ready, mlflow: str | None) -> _Done:
+def _in_steps(ready: _Ready, mlflow: str | None, kept: Account) -> _Done:
     """On Ray Train's workers."""
     from pipeline.training.fit import fit  # Ray Train and Ray Data take a second to load
 
@@ -142,7 +142,7 @@ def _in_steps(ready: _Ready, mlflow: str | None) -> _Done:
         )  # fmt: skip
         graphs = GraphMaker(settings, cache)
         meanwhile = functools.partial(_meanwhile, graphs)
-        return _carried_out(ready, mlflow, settings, fit_run, meanwhile=meanwhile, to_graph=graphs)
+        return _carried_out(ready, mlflow, settings, fit_run, kept, meanwhile=meanwhile, to_graph=graphs)
 
 
 def _carried_out(
@@ -150,6 +150,7 @@ def _carried_out(
     mlflow: str | None,
     settings: Settings,
     fit_run: Callable[..., Trained],
+    kept: Account,
     *,
     meanwhile: Callable[[Records], None] | None = None,
     to_graph: ToGraph = to_onnx,
@@ -166,6 +167,7 @@ def _carried_out(
         held_run(folder, digest) as run,
         _records(mlflow, manifest, settings, rows, run) as records,
     ):
+        kept.begin(run.uri, manifest=manifest.info.digest)
         out_of_fold = None
         if folds is not None:
             out_of_fold = cross_validate(folds, settings, folder, run, digest, fit_run)

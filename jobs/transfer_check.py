@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from jobs.common import Clock, job, job_stores, show_config, start
+from jobs.common import Clock, job, job_stores, refuse_unwritable, show_config, start
 from jobs.config import NamingConfig, effective, positional
+from jobs.record import Account, recorded
 from pipeline.base.cluster import connected
 from pipeline.base.errors import InputError, TooDifferentError, UsageError
 from pipeline.evaluation.drawing import Drawn, draw_listed, draw_recorded
+from pipeline.evaluation.own_files import refuse_foreign_transfer
 from pipeline.evaluation.report.words import NOT_A_DEVICE
 from pipeline.evaluation.transfer import Transfer, inspect, sentences, statistics_of
 from pipeline.images.unit import refuse_mismatch
@@ -50,16 +52,26 @@ def main(config: TransferCheckConfig) -> None:
     if config.split is not None and config.split not in SPLITS:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     show_config(config, names_of(stores))
+    with recorded("transfer-check", config, stores) as kept:
+        _check(config, stores, clock, kept)
+
+
+def _check(config: TransferCheckConfig, stores: Stores, clock: Clock, kept: Account) -> None:
+    refuse_foreign_transfer(config.out, stores)
     bundle = resolve(config.model, stores).verify()
     reference = statistics_of(bundle)
     drawn = _drawn(config, stores)
     refuse_mismatch(bundle.info.unit, drawn.unit, config.source)
+    refuse_unwritable(absolute(config.out))
+    kept.begin(absolute(config.out), model=bundle.info.identity())
     with connected(config.address, config.num_cpus) as ray:
         inspected = inspect(ray, bundle, drawn.rows, stores)
     found = Transfer(bundle.info, reference, drawn, inspected, *_subjects(config, drawn, stores))
     if not found.usable:
         codes = ", ".join(f"{count} {code}" for code, count in found.unreadable.items())
         raise InputError(f"{config.source}: none of {len(inspected):,} images can be read ({codes})")
+    counts = {"images": len(inspected), "measured": len(found.usable)}
+    kept.keep(absolute(config.out), counts, model=bundle.info.identity())
     page = _save(config, found, stores)
     print()
     for line in sentences(found):

@@ -16,6 +16,7 @@ from pydantic import Field
 from jobs import train
 from jobs.common import Clock, job, show_config, writing_stores
 from jobs.config import Option, options, validated
+from jobs.record import Account, recorded
 from jobs.train_options import TrainConfig, chosen_start, with_defaults
 from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import UsageError
@@ -78,6 +79,15 @@ def main(config: TuneConfig) -> None:
     given = with_defaults(config, start, rows)
     show_config(given)
     train._tell(start, seen)
+    with recorded("tune", given, stores) as kept:
+        _search(config, given, stores, manifest, rows, space, teacher, clock, kept)
+
+
+def _search(
+    config: TuneConfig, given: TrainConfig, stores: Stores, manifest: Manifest, rows: LabelledRows, space: Space,
+    teacher: Teacher | None, clock: Clock, kept: Account,
+) -> None:  # fmt: skip
+    model = join(config.out, config.name)
     proposals = {number: proposal(space, number, config.seed) for number in range(config.trials)}
     candidates = _candidates(config, proposals, given.epochs, rows, teacher, stores)
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
@@ -89,12 +99,15 @@ def main(config: TuneConfig) -> None:
         uri = join(model, _SEARCHES, _digest(config, candidates[0], manifest)[:12])
         with locked(uri, "the same search", stores, advice="wait for it, or change --seed or --name") as check_lock:
             settings = candidates[0].settings
+            kept.keep(uri, {}, manifest=manifest.info.digest)
             work = Search(uri, stores, check_lock, proposals, settings.monitor, settings.epochs)
             trials = search(
                 work, candidates, rows, plan, teacher=teacher, threads=threads,
                 max_error_share=config.max_error_share, say=_say,
             )  # fmt: skip
             check_lock()
+            images = {split: sum(rows.counts(split)) for split in ("train", "validation")}
+            kept.keep(uri, images | {"trials": len(trials)}, manifest=manifest.info.digest)
             _write(work, trials, space, rows)
     _account(work, trials, space, config, given, clock)
 

@@ -170,7 +170,10 @@ def _record() -> str:
     assert len(rows) == len(Record.model_fields), "a field without a meaning"
     return (
         "## run.json\n\nThe record of a job, in the folder of its output: of `ingest` beside the manifest, of `train` "
-        "in the bundle, of `evaluate` beside the report, of `score` in the run's folder, where it has more keys.\n\n"
+        "in the bundle and in the training's own folder under `.runs/`, of `tune` in that of the search under "
+        "`.searches/`, of `calibrate` in the new version, of `evaluate`, `transfer-check`, `explain` and `promote "
+        "--protocol` beside what they write, of `score` in the run's folder, where it has more keys. A job that ends "
+        "without output tells that there too; where output of an earlier run is left, its record stays.\n\n"
         + _table(["key", "type", "meaning"], rows)
     )
 

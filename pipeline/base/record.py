@@ -13,14 +13,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import __version__
-from pipeline.base.errors import IncompleteError, NotBetterThanChanceError
+from pipeline.base.errors import IncompleteError, NotBetterThanChanceError, NotPromotedError
 
 RECORD = "run.json"
-COMPLETE, INCOMPLETE, FAILED = "complete", "incomplete", "failed"
+COMPLETE, INCOMPLETE, FAILED, ENDED = "complete", "incomplete", "failed", "interrupted"
 _STATUS = {
     0: COMPLETE,
     IncompleteError.exit_code: INCOMPLETE,
     NotBetterThanChanceError.exit_code: "not_better_than_chance",
+    NotPromotedError.exit_code: "not_promoted",
+    130: ENDED,
+    143: ENDED,
 }
 # Distributions whose version may change a figure
 _PACKAGES = (
@@ -38,7 +41,8 @@ class JobRecord(BaseModel):
     job: str = Field("", description="which job; empty in records of scoring by 0.1 and 0.2")
     who: str = Field("", description="user@host")
     status: str = Field(
-        description="complete, incomplete, failed; too_many_errors of scoring, not_better_than_chance of training"
+        description="complete, incomplete, failed, interrupted; too_many_errors of scoring, not_better_than_chance of "
+        "training, not_promoted of a protocol"
     )
     exit_code: int | None = Field(None, description="of the job; null where an older version did not say")
     started_at: str = Field(description="ISO 8601, UTC")
@@ -55,7 +59,7 @@ class JobRecord(BaseModel):
 class Record(JobRecord):
     """Of a job that needs no more than counts."""
 
-    counts: Mapping[str, int] = Field({}, description="of images; scoring counts more, which add up")
+    counts: Mapping[str, int] = Field({}, description="of images and trials; scoring counts more, which add up")
 
 
 def now() -> str:
@@ -97,3 +101,12 @@ def is_record_of(job: str, data: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(found, dict) and found.get("job") == job and "run_id" in found
+
+
+def tells_of_files(data: bytes) -> bool:
+    """Whether `data` is such a record, and of a job that had written what lies beside it."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "run_id" in found and found.get("status") not in (FAILED, ENDED)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs import explain
+from pipeline.base.record import Record
 from tests.bundles import make_bundle, make_mapped_bundle
 from tests.unit.test_maps import red_at
 
@@ -43,7 +44,10 @@ def test_every_image_gets_a_picture_with_its_map_beside_it_and_a_line(
     assert [red["decision"], blue["decision"]] == ["positive", "negative"]
     assert red["map_of"] == blue["map_of"] == "positive" and red["class"] == "positive"
     assert float(red["peak"]) > 0 and float(blue["peak"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == [red["picture"], blue["picture"], explain.TABLE]
+    assert sorted(path.name for path in out.iterdir()) == [red["picture"], blue["picture"], explain.TABLE, "run.json"]
+    kept = Record.model_validate_json((out / "run.json").read_bytes())
+    assert (kept.job, kept.exit_code, kept.counts) == ("explain", 0, {"images": 2, "pictures": 2})
+    assert kept.digests == {"model": bundle.info.identity()}
     pixels = np.asarray(Image.open(out / red["picture"]), np.int64)
     side = explain.SIDE
     plain, mapped = pixels[:, :side], pixels[:, -side:]

@@ -1,5 +1,6 @@
 """What lies where ours is to go, and is none of ours or was edited by a person, stays as it is."""
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,6 +15,7 @@ from PIL import Image
 
 from jobs import evaluate
 from jobs import ingest as job
+from jobs.cli import module_of
 from pipeline.evaluation.by_subject import table_of_subjects
 from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.own_files import refuse_foreign
@@ -122,6 +124,8 @@ def test_a_manifest_of_ours_is_replaced_also_where_it_is_not_whole(lost: str, so
         ("recognized.csv", b"uri,who\n"),
         ("metrics.json", b'{"split": 0.2}'),
         ("predictions.parquet", b"ours"),
+        ("report.html", b"<title>of the ward</title>"),
+        ("run.json", b'{"run_id": "1", "job": "transfer-check"}'),
     ],
 )
 def test_an_evaluation_replaces_and_removes_nothing_of_others(
@@ -132,6 +136,37 @@ def test_an_evaluation_replaces_and_removes_nothing_of_others(
     assert evaluate.command(command) == 3
     assert f"{tmp_path / name} is of no evaluation" in capsys.readouterr().err
     assert (tmp_path / name).read_bytes() == text
+
+
+OF_COMPARISON = ["comparison.json", "comparison.html", "comparison.parquet", "run.json"]
+OF_TRANSFER = ["transfer.json", "transfer.html", "run.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "command"),
+    [
+        *((name, "comparison by evaluate", ["evaluate", "manifest", "--model", "a", "b"]) for name in OF_COMPARISON),
+        *((name, "transfer check", ["transfer-check", "images", "--model", "a"]) for name in OF_TRANSFER),
+        *((name, "explanation", ["explain", "images", "--model", "a"]) for name in ("explained.csv", "run.json")),
+        *(
+            (name, "comparison by promote", ["promote", "m", "--version", "v", "--protocol", "p", "--by", "me"])
+            for name in OF_COMPARISON
+        ),
+    ],
+)
+def test_no_command_replaces_what_another_made(
+    name: str, told: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    path.write_text('{"run_id": "1", "job": "score", "models": 2}')
+    before = path.read_bytes()
+    job_of = importlib.import_module(f"jobs.{module_of(command[0])}")
+    assert job_of.command([*command[1:], "--out", str(path.parent)]) == 3
+    assert f"{path} is of no {told} and would be replaced" in capsys.readouterr().err
+    assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]
 
 
 def test_an_evaluation_of_ours_is_replaced_also_one_of_0_1(tmp_path: Path) -> None:
