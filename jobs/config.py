@@ -96,7 +96,7 @@ def effective(config: BaseModel, names: "Names | None" = None) -> dict[str, Any]
     without secrets.
     """
     dumped = config.model_dump(mode="json")
-    values = {name: without_secrets(value) if isinstance(value, str) else value for name, value in dumped.items()}
+    values = {name: _told(value) for name, value in dumped.items()}
     if names is not None and names.key_id is not None:
         for field in _OF_SOURCES:
             found = values.get(field)
@@ -105,6 +105,12 @@ def effective(config: BaseModel, names: "Names | None" = None) -> dict[str, Any]
             elif found is not None:
                 values[field] = names.path(absolute(found))
     return values
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_told(inner) for inner in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 class Option:

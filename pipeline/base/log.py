@@ -24,7 +24,7 @@ TEXT, JSON = "text", "json"
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")  # colours, and lines that are redrawn
 _LEVELS = {"warning": "warning", "error": "error"}
 # Variables whose value is a secret, by their last words
-_SECRET = re.compile(r"(SECRET_ACCESS_KEY|SESSION_TOKEN|TOKEN|PASSWORD|API_KEYS?|SECRET)$")
+_SECRET = re.compile(r"(ACCESS_KEY|TOKEN|PASSWORD|PASSPHRASE|CREDENTIAL|(API|ADMIN)_KEYS?|SECRET|HEADERS)$")
 _SHORTEST_SECRET = 8  # what is shorter may be a word that lines have anyway
 
 

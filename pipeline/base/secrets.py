@@ -3,7 +3,7 @@
 import re
 from urllib.parse import urlsplit
 
-_USER = re.compile(r"(?<=://)[^/@\s]*@")
+_USER = re.compile(r"(?<=://)[^/\s'\"]*@")  # up to the last one: a password may hold another
 _QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*")
 
 

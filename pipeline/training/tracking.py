@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pipeline.base.errors import UsageError
+from pipeline.base.log import redacted
+from pipeline.base.secrets import holds_secret, without_secrets
 from pipeline.base.text import first_line
 from pipeline.storage.uris import is_s3, join
 from pipeline.training.run_folder import TrainingRun
@@ -53,9 +54,9 @@ class Described:
 
 
 def check_tracking_uri(uri: str) -> str:
-    """The same. Raises ValueError where it holds a password, which would be printed and stored with the model."""
-    if urlsplit(uri).password:
-        raise ValueError("a password does not belong here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    """The same. Raises ValueError where it holds a user or a password: they would be stored with the model."""
+    if holds_secret(uri):
+        raise ValueError("no user or password belongs here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     return uri
 
 
@@ -83,7 +84,7 @@ class Tracker:
 
     def __init__(self, uri: str, described: Described, run: TrainingRun, say: Callable[[str], None] = _print) -> None:
         self._uri, self._described, self._run, self._say = uri, described, run, say
-        self._place = urlsplit(uri)._replace(netloc=urlsplit(uri).netloc.rsplit("@", 1)[-1]).geturl()  # to be told
+        self._place = without_secrets(uri)  # to be told
         self._tasks: queue.Queue[Callable[[MlflowClient], None] | None] = queue.Queue()
         self._trouble: queue.Queue[str] = queue.Queue()
         self._closing, self._told = threading.Event(), False
@@ -126,7 +127,7 @@ class Tracker:
                     task(client)
                     break
                 except Exception as error:  # whatever a server says, training goes on; it is told
-                    self._trouble.put(first_line(error).replace(self._uri, self._place))
+                    self._trouble.put(redacted(first_line(error).replace(self._uri, self._place)))
                     if _is_refused(error):
                         self._lost += 1
                         break

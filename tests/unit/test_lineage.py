@@ -215,6 +215,8 @@ def test_secrets_of_the_librarys_variables_are_in_no_warning(
     [
         ("at http://me:pw@host/x: 401", "at http://host/x: 401"),
         ("'https://host/a?token=1' is out", "'https://host/a' is out"),
+        ("http://me:p@ss@host/x and https://host/x@y", "http://host/x and https://host/x@y"),
+        ('["http://host","me@host"]', '["http://host","me@host"]'),
         ("night_?.tar and a@b", "night_?.tar and a@b"),
         ("postgresql+psycopg2://u:p@h/db", "postgresql+psycopg2://h/db"),
         ("s3://bucket/a@b?c", "s3://bucket/a@b?c"),

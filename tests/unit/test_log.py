@@ -102,7 +102,15 @@ def test_results_stay_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_secret_is_in_any_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = {"AWS_SECRET_ACCESS_KEY": "aws/secret+1", "RAY_AUTH_TOKEN": "0123456789ab", "LEUKORAY_API_KEYS": "k" * 9}
+    secrets = {
+        "AWS_SECRET_ACCESS_KEY": "aws/secret+1",
+        "RAY_AUTH_TOKEN": "0123456789ab",
+        "HF_TOKEN": "hf_planted",
+        "LEUKORAY_API_KEYS": "k" * 9,
+        "LEUKORAY_ADMIN_KEYS": "a" * 9,
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer planted",
+        "PYICEBERG_CATALOG__LAB__CREDENTIAL": "client:planted",
+    }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
 

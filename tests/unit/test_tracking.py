@@ -105,3 +105,6 @@ def test_a_password_in_the_address_is_refused(capsys: pytest.CaptureFixture[str]
     assert check_tracking_uri("http://mlflow:5000") == "http://mlflow:5000"
     assert train.command(["manifest", "--mlflow", "http://me:secret@mlflow:5000"]) == 2
     assert "MLFLOW_TRACKING_PASSWORD" in capsys.readouterr().err
+    for address in ("https://planted-token@mlflow:5000", "https://mlflow:5000?token=planted-token"):
+        assert train.command(["manifest", "--mlflow", address]) == 2
+        assert "planted-token" not in capsys.readouterr().err
