@@ -7,6 +7,7 @@
 # where the same command goes on; TERM (scancel, scontrol requeue, preemption) ends it, and what then is Slurm's decision.
 set -u
 
+readonly PATIENCE_S=600 # until Ray runs on all nodes
 say() { echo "leukoray on Slurm: $*" >&2; }
 
 told=  # what a signal asked for: requeue or end
@@ -50,7 +51,7 @@ store_bytes() {
 }
 
 node() {
-    local folder own options place bytes code
+    local folder own options place bytes code began at_once=0
     folder=$(own_folder)
     remove "$folder" # of this job before a requeue, where Slurm had to kill it
     mkdir -m 700 "$folder" "$folder/tmp" || return 5
@@ -70,11 +71,15 @@ node() {
             sleep 0.5
         done
     fi
-    for _ in 1 2 3; do # on a busy node a start takes longer than Ray waits for it, or for its head
+    while began=$SECONDS; do
         foreground ray start "${place[@]}" "${options[@]}" >"$folder/ray.log" 2>&1
         code=$?
         [ -z "$told" ] || break
         grep -q 'Ray runtime started' "$folder/ray.log" && break
+        # On a busy node a start takes longer than Ray waits for its own parts, 15 s each; what fails at once will again
+        [ $((SECONDS - began)) -ge 10 ] || [ $((at_once += 1)) -lt 3 ] || break
+        [ "$SECONDS" -lt $((PATIENCE_S - 120)) ] || break
+        say "Ray on $(hostname) did not start ($code), once more"
     done
     if [ -z "$told" ]; then
         say "Ray on $(hostname) ended by itself ($code):"
@@ -99,11 +104,11 @@ remove() {
 # ---- on the first node -----------------------------------------------------------------------------------------------
 
 # wait_for_nodes SRUN: until all have joined, SRUN has ended, or patience has
-wait_for_nodes() { foreground "$python" -c "$JOINED" "$LEUKORAY_HEAD" "$SLURM_JOB_NUM_NODES" "$1"; }
+wait_for_nodes() { foreground "$python" -c "$JOINED" "$LEUKORAY_HEAD" "$SLURM_JOB_NUM_NODES" "$1" "$PATIENCE_S"; }
 JOINED='
 import contextlib, os, socket, sys, time
 head, wanted, srun = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-deadline, (host, port) = time.monotonic() + 300, head.rsplit(":", 1)
+deadline, (host, port) = time.monotonic() + float(sys.argv[4]), head.rsplit(":", 1)
 def patient():
     time.sleep(0.2)
     return time.monotonic() < deadline and os.path.exists(f"/proc/{srun}")

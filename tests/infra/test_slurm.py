@@ -17,12 +17,12 @@ from tests.scoring_sources import contents, only_run, read_run, rows, write_file
 from tests.slurm import Slurm, slurm
 from tests.training_data import cell_images, manifest_of
 
-pytestmark = [pytest.mark.infra, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.infra, pytest.mark.slow, pytest.mark.timeout(2400)]
 SCRIPTS = ROOT / "infra" / "slurm"
 # One on each node: a job has one CPU there
 TRAINING = ["--architecture", "cnn", "--weights", "none", "--input-size", "32", "--batch-size", "4", "--patience", "0",
             "--epochs", "4", "--workers", "2", "--cpus-per-worker", "1"]  # fmt: skip
-PATIENCE_S = 600
+PATIENCE_S = 1200
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
