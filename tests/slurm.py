@@ -91,7 +91,7 @@ class Slurm:
 
 @contextlib.contextmanager
 def slurm(cpus: tuple[int, ...] = (2, 2)) -> Iterator[Slurm]:
-    """One node an entry of `cpus`."""
+    """One node an entry of `cpus`, which jobs may ask for; all of a node run on one core."""
     # Sockets of munge and of Ray lie below; their names have 107 characters at most
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder, own = Path(name), Path(name) / "own"
@@ -100,7 +100,7 @@ def slurm(cpus: tuple[int, ...] = (2, 2)) -> Iterator[Slurm]:
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
         (folder / "munge.key").chmod(0o400)
         nodes = [f"NodeName=node-{number} CPUs={count} RealMemory=1000" for number, count in enumerate(cpus, start=1)]
-        configuration = folder / "slurm.conf"
+        configuration, cores = folder / "slurm.conf", sorted(os.sched_getaffinity(0))
         configuration.write_text(_CONFIGURATION.format(folder=folder, nodes="\n".join(nodes)))
         with _munge(folder), contextlib.ExitStack() as ended:
             cluster = Slurm(Nodes(_environment(folder), folder / "nodes.log", unshared=[own]), own)
@@ -109,7 +109,9 @@ def slurm(cpus: tuple[int, ...] = (2, 2)) -> Iterator[Slurm]:
                 box = cluster.nodes.bare()
                 if number == 1:
                     cluster.nodes.background(box, "slurmctld", "-D", "-f", str(configuration))
-                cluster.nodes.background(box, "slurmd", "-D", "-f", str(configuration))
+                # On each node jobs see one core, as by Slurm's cgroups: sums depend on how many threads train
+                core = str(cores[number % len(cores)])
+                cluster.nodes.background(box, "taskset", "-c", core, "slurmd", "-D", "-f", str(configuration))
             deadline = time.monotonic() + _PATIENCE_S
             while not cluster.is_up():
                 logs = [path.read_text()[-2000:] for path in folder.glob("*.log")]
