@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 
 from jobs.common import Clock, job, show_config, writing_stores
@@ -18,16 +19,18 @@ from jobs.record import Account, recorded
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, InputError
 from pipeline.evaluation.adapt import Adapted, Asked, adapt
-from pipeline.evaluation.adapt_curve import Point, learning_curve, refuse_too_few
+from pipeline.evaluation.adapt_curve import Point, learning_curve, refuse_counts, refuse_too_few
 from pipeline.evaluation.external import rule_of
 from pipeline.evaluation.intervals import called_units, subject_codes
 from pipeline.evaluation.outcomes import true_class
+from pipeline.evaluation.predict import is_labelled
 from pipeline.evaluation.report import elsewhere, local, words
 from pipeline.evaluation.sight import Sight, see_all
 from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.predictor import Predictor
 from pipeline.model.promotions import move_by_hand, user_name
 from pipeline.model.registry import ModelFolder, resolve
+from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -80,6 +83,7 @@ def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Acco
     info = parent.info
     folder.refuse_other_task(info.task, info.classes, info.positive_classes, info.unit)
     print("\n".join(elsewhere.about_classes({**record_of(matched), "one_side": None, "absent": []})))
+    _refuse_labels(info, manifest)
     with connected(config.address, config.num_cpus) as ray:
         sights = see_all(ray, parent, manifest, "test", stores)
     _refuse_unreadable(sights, config.max_error_share)
@@ -111,6 +115,17 @@ def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Acco
           f"SOURCE --external --model {bundle.uri}")  # fmt: skip
 
 
+def _refuse_labels(info: BundleInfo, manifest: Manifest) -> None:
+    """Raise InputError where the labels alone are too few, before any image is read."""
+    rows = [row for row in manifest.split("test") if is_labelled(info, row)]
+    codes, unit = subject_codes([row.subject_id for row in rows], len(rows))
+    positive = [] if set(info.positive_classes) == set(info.classes) else info.positive_classes
+    refuse_counts(
+        np.array([true_class(info, row) for row in rows], np.int64), codes, list(map(info.classes.index, positive)),
+        info.classes, called_units(unit, manifest.info.units),
+    )  # fmt: skip
+
+
 def _refuse_unreadable(sights: Sequence[Sight], share: float) -> None:
     lost = [sight.rejected for sight in sights if sight.rejected is not None]
     if len(lost) == len(sights):
@@ -131,8 +146,6 @@ def _seen(info: BundleInfo, sights: Sequence[Sight]) -> "Seen":
     features = [sight.features for sight in read] if has_features else None
     of_local = local_of(info, targets, [sight.logits for sight in read], features, subjects)
     ids = [int(sight.row.image_id) for sight in read]
-    import numpy as np
-
     return Seen(of_local, np.array(ids, np.int64), subjects, [sight.entry for sight in read])
 
 

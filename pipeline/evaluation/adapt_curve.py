@@ -29,30 +29,8 @@ def refuse_too_few(local: Local, classes: Sequence[str], units: str) -> list[str
     """Raise InputError where these images cannot carry a calibration, with the numbers that could; else what they
     cannot carry of it, in sentences.
     """
+    refuse_counts(local.targets, local.groups, local.positive, classes, units)
     counts = np.bincount(local.targets, minlength=len(classes))
-    if len(local) < FEWEST_IMAGES:
-        raise InputError(
-            f"{len(local)} labelled images that can be read: {FEWEST_IMAGES} are the fewest to calibrate by"
-        )
-    if len(local) > MOST_IMAGES:
-        raise InputError(f"{len(local):,} labelled images: from {MOST_IMAGES:,} on train with them (leukoray train)")
-    sides = {"diseased": local.diseased == 1, "healthy": local.diseased == 0} if local.positive else {}
-    for name, rows in sides.items():
-        images, of_units = int(np.sum(rows)), len(np.unique(local.groups[rows]))
-        if images < FEWEST_OF_CLASS or of_units < FEWEST_UNITS:
-            whose = "" if units == "images" else f" of {of_units} {units}"
-            more = "" if units == "images" else f", of {FEWEST_UNITS} {units} or more"
-            raise InputError(
-                f"{images} {name} images{whose}: at least {FEWEST_OF_CLASS} of each side are needed{more}, to choose a "
-                "threshold by some and judge it by others"
-            )
-    if not sides and int((counts >= FEWEST_OF_CLASS).sum()) < 2:
-        raise InputError(f"fewer than two classes with {FEWEST_OF_CLASS} images each: {_listed(classes, counts)}")
-    if len(np.unique(local.groups)) < 2 * FEWEST_UNITS:
-        raise InputError(
-            f"images of {len(np.unique(local.groups))} {units}: {2 * FEWEST_UNITS} are the fewest for some to "
-            "be judged by others"
-        )
     if (probabilities(local.logits).argmax(axis=1) == local.targets).all():
         reason = fit_temperature(local.logits, local.targets, on="local").reason
         raise InputError(
@@ -66,6 +44,35 @@ def refuse_too_few(local: Local, classes: Sequence[str], units: str) -> list[str
         f"Fewer than {FEWEST_OF_CLASS} images of {', '.join(few)}: only temperature and threshold are tried, no shift "
         "of classes and no head, which would forget them."
     ]
+
+
+def refuse_counts(targets: Ints, groups: Ints, positive: Sequence[int], classes: Sequence[str], units: str) -> None:
+    """Raise InputError where so many images (N,) of these classes and subjects are too few, whatever a model says."""
+    counts = np.bincount(targets, minlength=len(classes))
+    is_sick = np.isin(targets, positive)
+    if len(targets) < FEWEST_IMAGES:
+        raise InputError(
+            f"{len(targets)} labelled images that can be read: {FEWEST_IMAGES} are the fewest to calibrate by"
+        )
+    if len(targets) > MOST_IMAGES:
+        raise InputError(f"{len(targets):,} labelled images: from {MOST_IMAGES:,} on train with them (leukoray train)")
+    sides = {"diseased": is_sick, "healthy": ~is_sick} if positive else {}
+    for name, rows in sides.items():
+        images, of_units = int(np.sum(rows)), len(np.unique(groups[rows]))
+        if images < FEWEST_OF_CLASS or of_units < FEWEST_UNITS:
+            whose = "" if units == "images" else f" of {of_units} {units}"
+            more = "" if units == "images" else f", of {FEWEST_UNITS} {units} or more"
+            raise InputError(
+                f"{images} {name} images{whose}: at least {FEWEST_OF_CLASS} of each side are needed{more}, to choose a "
+                "threshold by some and judge it by others"
+            )
+    if not sides and int((counts >= FEWEST_OF_CLASS).sum()) < 2:
+        raise InputError(f"fewer than two classes with {FEWEST_OF_CLASS} images each: {_listed(classes, counts)}")
+    if len(np.unique(groups)) < 2 * FEWEST_UNITS:
+        raise InputError(
+            f"images of {len(np.unique(groups))} {units}: {2 * FEWEST_UNITS} are the fewest for some to "
+            "be judged by others"
+        )
 
 
 def _listed(classes: Sequence[str], counts: Ints) -> str:

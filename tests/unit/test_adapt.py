@@ -1,16 +1,20 @@
 """A model for another laboratory by few of its images: what held-out likelihood takes, and what it refuses."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs import calibrate
 from pipeline.base.errors import InputError
 from pipeline.evaluation.adapt import Asked, Change, Local, adapt, as_it_was, carried, folds
 from pipeline.evaluation.adapt_curve import learning_curve, measured, refuse_too_few
 from pipeline.evaluation.report import local as lines
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.prediction import probabilities
+from tests.bundles import make_bundle
+from tests.training_data import cell_images, manifest_of
 
 CLASSES = ("negative", "positive")
 
@@ -155,6 +159,18 @@ def test_folds_divide_no_subject_and_hold_every_image_out_once() -> None:
 def test_too_few_images_are_refused_with_what_is_needed(there: Local, said: str) -> None:
     with pytest.raises(InputError, match=said):
         refuse_too_few(there, CLASSES, "subjects")
+
+
+def test_labels_that_are_too_few_are_refused_before_any_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve images of one side: the labels alone say so, and no worker starts."""
+    rows = [row | {"class_name": "positive", "label": 1} for row in cell_images(tmp_path / "images", 12)]
+    there = manifest_of([row | {"subject_id": f"s{k // 2}"} for k, row in enumerate(rows)], tmp_path / "manifest")
+    make_bundle(tmp_path / "m", 16)
+    monkeypatch.setattr(calibrate, "connected", lambda *_, **__: pytest.fail("images were about to be read"))
+    assert calibrate.command([there.uri, "--model", str(tmp_path / "m"), "--out", str(tmp_path / "out")]) == 3
+    assert "0 healthy images of 0 subjects: at least 5 of each side" in capsys.readouterr().err
 
 
 def test_classes_of_too_few_images_get_no_shift_and_it_is_said() -> None:
