@@ -126,7 +126,6 @@ def main(config: ServeConfig) -> None:
     if config.traces_to is not None:
         check_traces(is_local)
     if is_local:
-        front.refuse_host(config.host)
         for port in filter(None, (config.port, config.grpc_port)):
             check_port(config.host, port)
     settings = [read_settings(_arguments(config, one.model)) for one in served]  # what does not fit is refused first
@@ -299,7 +298,7 @@ def _environment_of_serve(
     wanted: dict[str, str] = {}
     try:
         wanted = front.settings(os.environ, folder, (_free_port(), _free_port()), settings.max_request_bytes)
-        wanted |= {front.GRPC_HOST: config.host}
+        wanted |= {front.GRPC_HOST: config.host, front.HTTP_HOST: config.host, front.HAS_FIRST: "1"}
         if config.traces_to is not None:
             wanted |= tracing.settings(os.environ, config.traces_to)
         wanted |= files.environment() if files is not None else {}

@@ -6,6 +6,8 @@ and whether they are JSON (`encoding`: the fields are fields then).
 """
 
 import logging
+import traceback
+from collections.abc import Iterator
 
 from starlette.types import Scope
 
@@ -27,6 +29,23 @@ def log_access(scope: Scope, status: int, seconds: float) -> None:
     }
     text = " ".join(f"{name}={value}" for name, value in {**fields, "request": state["request_id"]}.items())
     log.log(level, text, extra=fields)
+
+
+def without_words(error: BaseException) -> str:
+    """Where and as what a request failed, those that led to it first. Not the words: they may quote what was sent."""
+    parts = (
+        f"{''.join(traceback.format_tb(one.__traceback__))}{type(one).__module__}.{type(one).__qualname__}"
+        for one in reversed([*_led_to(error)])
+    )
+    return "\n".join(parts)
+
+
+def _led_to(error: BaseException | None) -> Iterator[BaseException]:
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def route_of(scope: Scope) -> str:

@@ -29,12 +29,22 @@ _MESSAGES = {
     503: ("not_ready", "no replica can take this request now; try again in 1 s"),
     504: ("timeout", "no answer in time; try again, or send fewer images"),
 }
+_NO_ROUTE = (404, "not_found", "no such route; see /docs")
 _LOST = ("replica_lost", "the replica that worked on this is gone; send it again")  # a 502 of HAProxy, told as 503
 _MIDDLEWARES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.own_proxy.middlewares"}
 GRPC_HOST = "LEUKORAY_GRPC_HOST"  # where Serve's gRPC servers listen; without it at every address
 _LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC takes no larger limit
 GRPC_METHODS = "serving.protocols.oip.rpc.server.add_to_server"  # for Serve's grpc_servicer_functions
 FIRST = "leukoray"  # the application that has what names none
+HTTP_HOST = "LEUKORAY_HTTP_HOST"  # where Ray was told to listen
+HAS_FIRST = "LEUKORAY_HAS_FIRST"  # 1: FIRST is at `/`
+NO_REPLICA = "no replica can take this call now; try again in 1 s"
+_GRPC_NOWHERE = [
+    "backend leukoray_nowhere",
+    "    mode http",
+    "    http-request return status 200 content-type application/grpc hdr grpc-status 14 hdr grpc-message "
+    f'"{NO_REPLICA}" hdr retry-after 1',
+]
 _MARK = "# made strict by leukoray"
 
 
@@ -114,14 +124,6 @@ def tls_files(cert: str | None, key: str | None, is_local: bool) -> tls.Files | 
     return files
 
 
-def refuse_host(host: str) -> None:
-    """Raises UsageError for the address at which Ray lets HAProxy listen to IPv4 alone, and itself to IPv6."""
-    if host == "::" and stands(os.environ):
-        raise UsageError(
-            "--host ::: HAProxy would listen at addresses of IPv4 alone; give 0.0.0.0 for these, or one address of IPv6"
-        )
-
-
 def _program() -> Path:
     beside = Path(sys.executable).with_name(PROGRAM)
     found = beside if beside.exists() else shutil.which(PROGRAM)
@@ -130,25 +132,31 @@ def _program() -> Path:
     return Path(found)
 
 
-def strict(text: str, folder: str, *, has_tls: bool = False) -> str:
+def strict(text: str, folder: str, *, has_tls: bool = False, host: str = "", has_first: bool = False) -> str:
     """The configuration `text` without what listens to everybody, and with limits and errors of ours.
+
+    `host`: at which HAProxy and the replicas listen, where it is known.
+    `has_first`: an application is at `/` and answers what names none, so where it is missing it comes, or it goes.
 
     Raises UnknownConfiguration where a part that is to be changed is not there: better no proxy than an open one.
     """
     if text.startswith(_MARK):  # Ray starts HAProxy anew from the same file
         return text
-    has_service = re.search(r"^\s+use_backend ", text, re.MULTILINE) is not None
+    text = _at_host(text, host)
+    has_service = re.search(r"^\s+use_backend ", text, re.MULTILINE) is not None and not has_first
     rules: dict[str, Callable[[list[str]], list[str]]] = {
         "global": _global,
         "defaults": lambda lines: _defaults(lines, folder),
         "frontend prometheus": lambda lines: _on_socket(lines, folder, "prom"),
-        "frontend http_frontend": lambda lines: _frontend(lines, tls.bind_options(folder) if has_tls else ""),
+        "frontend http_frontend": lambda lines: _frontend(
+            lines, tls.bind_options(folder) if has_tls else "", has_first
+        ),
         "backend default_backend": lambda lines: _nowhere(lines, has_service),
         "listen stats": lambda lines: _on_socket(lines, folder, "stat"),
     }
     if "frontend grpc_frontend" in text:
         rules["frontend grpc_frontend"] = lambda lines: _grpc_frontend(
-            lines, tls.bind_options(folder, "h2") if has_tls else ""
+            lines, tls.bind_options(folder, "h2") if has_tls else "", has_first
         )
     written = [_MARK]
     for head, lines in _sections(text):
@@ -156,7 +164,22 @@ def strict(text: str, folder: str, *, has_tls: bool = False) -> str:
         written += [head, *(rule(lines) if rule else lines)]
     if rules:
         raise UnknownConfiguration(f"no section {', '.join(map(repr, rules))}")
+    if has_first:
+        written += _GRPC_NOWHERE
     return "\n".join(written) + "\n"
+
+
+def _at_host(text: str, host: str) -> str:
+    """What Ray leaves out: for `::` it writes `*`, which is IPv4 alone, and this node's replicas it always looks for at
+    127.0.0.1, where those that listen at one other address are not."""
+    if host == "::":
+        return re.sub(r"^(\s+bind )\*:(\d+)\b(?=(?: proto h2)?$)", r"\1[::]:\2 v4v6", text, flags=re.MULTILINE)
+    if host in ("", "0.0.0.0", "localhost"):
+        return text
+    there = f"[{host}]" if ":" in host else host
+    servers = r"^(\s+server \S+ )(?:127\.0\.0\.1|::1|\[::1\]|localhost):(\d+)\b"
+    text = re.sub(servers, lambda found: f"{found[1]}{there}:{found[2]}", text, flags=re.MULTILINE)
+    return re.sub(rf"^(\s+bind ){re.escape(host)}:", lambda found: f"{found[1]}{there}:", text, flags=re.MULTILINE)
 
 
 def _sections(text: str) -> list[tuple[str, list[str]]]:
@@ -204,9 +227,10 @@ def _on_socket(lines: list[str], folder: str, name: str) -> list[str]:
     return _replaced(lines, r"bind ", [f"    bind unix@{os.path.join(folder, name)}.sock mode 600"])
 
 
-def _frontend(lines: list[str], bind_options: str) -> list[str]:
+def _frontend(lines: list[str], bind_options: str, has_first: bool) -> list[str]:
     """One id for a request, here and in the replica; no other protocol is offered in its middle."""
     [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
+    gone = _answer(503, *_MESSAGES[503]) if has_first else _answer(*_NO_ROUTE)
     rules = [
         f"{bind} {bind_options}".rstrip(),
         "    option disable-h2-upgrade",  # by prior knowledge, RFC 9113, section 3.3
@@ -221,23 +245,27 @@ def _frontend(lines: list[str], bind_options: str) -> list[str]:
         f"    http-response return {_answer(503, *_LOST)} if is_plain {{ status 500 }}",
         # The second one: Serve waited for a replica as long as a request may take, as where none runs
         f"    http-response return {_answer(503, *_MESSAGES[503])} if is_plain {{ status 503 408 }}",
+        # Serve's proxy, behind which no replica runs, does not know the path any more, or not yet
+        f"    http-response return {gone} if is_plain {{ status 404 }}",
         f"    http-after-response set-header X-Request-ID {_ID} if {{ var(txn.request_id) -m found }}",
     ]
     return _replaced(lines, r"bind ", rules)
 
 
-def _grpc_frontend(lines: list[str], bind_options: str) -> list[str]:
+def _grpc_frontend(lines: list[str], bind_options: str, has_first: bool) -> list[str]:
     """Stock clients name no application: where there are several, the first one answers or asks the others."""
     known = [re.fullmatch(rf"acl is_(\S+) req\.hdr\(application\) -m str {FIRST}", line.strip()) for line in lines]
     first = next((match[1] for match in known if match), None)
     [bind] = [line for line in lines if line.strip().startswith("bind ")] or [""]
     bound = _replaced(lines, r"bind ", [f"{bind} {bind_options}".rstrip()])
+    if first is None and has_first:
+        first = _GRPC_NOWHERE[0].removeprefix("backend ")
     return bound if first is None else _replaced(bound, r"default_backend ", [f"    default_backend {first}"])
 
 
 def _nowhere(lines: list[str], has_service: bool) -> list[str]:
     """For paths of no application; where there is none at all it comes, or it goes."""
-    answer = _answer(404, "not_found", "no such route; see /docs") if has_service else _answer(503, *_MESSAGES[503])
+    answer = _answer(*_NO_ROUTE) if has_service else _answer(503, *_MESSAGES[503])
     return _replaced(lines, r"http-request return status 404 ", [f"    http-request return {answer}"])
 
 
@@ -302,7 +330,13 @@ def main() -> None:
     files = tls.of_environment(os.environ)
     if files is not None:
         tls.lay_out(files, path.parent)
-    text = strict(path.read_text(), str(path.parent), has_tls=files is not None)
+    text = strict(
+        path.read_text(),
+        str(path.parent),
+        has_tls=files is not None,
+        host=os.environ.get(HTTP_HOST, ""),
+        has_first=os.environ.get(HAS_FIRST) == "1",
+    )
     path.with_name(LOST_FILE).write_bytes(lost_answer())
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
         draft.write(text)

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import tracing
-from serving.access import log_access, method_of, route_of
+from serving.access import log_access, method_of, route_of, without_words
 from serving.desk import Desk, Visit
 from serving.errors import HttpError, error_response
 from serving.monitoring.recorder import Recorder
@@ -68,10 +68,10 @@ class Guard:
             await error_response(error, scope)(scope, receive, send_guarded)
         except (ClientDisconnect, TaskCancelledError):  # the second is how Serve tells of it
             scope["state"]["error_code"] = "client_gone"
-        except Exception:
-            log.exception("request %s failed", scope["state"]["request_id"])
-            if status:
-                raise
+        except Exception as error:
+            log.error("request %s failed:\n%s", scope["state"]["request_id"], without_words(error))
+            if status:  # the server ends the connection, and logs this
+                raise RuntimeError("an answer broke off") from None
             failure = HttpError(500, "internal", "the request failed here, not by its own fault; quote its id")
             await error_response(failure, scope)(scope, receive, send_guarded)
         finally:

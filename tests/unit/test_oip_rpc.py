@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from serving.admission import Admission
 from serving.desk import Desk
 from serving.engine import Engine
 from serving.errors import HttpError
+from serving.front import HAS_FIRST, NO_REPLICA
 from serving.protocols.oip.answering import Answering, Others
 from serving.protocols.oip.elsewhere import Answered, Asked, ask
 from serving.protocols.oip.rpc.messages import CLASSES, SERVICE
+from serving.protocols.oip.rpc.server import _Named
 from serving.protocols.oip.rpc.service import Reply, Rpc
 from serving.protocols.oip.rpc.wire import names_in, without_raw
 from serving.protocols.oip.schemas import IndexEntry
@@ -391,3 +394,33 @@ def test_a_request_is_handed_on_once(several: Answering) -> None:
     app = create_app(several.engine, answering=several)
     answer = asyncio.run(ask(app, Asked("GET", "/v2/models/other", b"", [], b"")))
     assert answer.status == 404
+
+
+class _Context:
+    """What Serve's gRPC proxy is given of a call."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def set_code(self, code: Any) -> None:
+        self.said.append(code)
+
+    def set_details(self, details: str) -> None:
+        self.said.append(details)
+
+
+@pytest.mark.parametrize("has_first", ["1", ""])
+def test_an_application_that_comes_or_goes_is_unavailable_and_a_model_that_is_not_there_not_found(
+    has_first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HAS_FIRST, has_first)
+    unknown = (
+        "Application 'leukoray' not found. Ping /ray.serve.RayServeAPIService/ListApplications for available ones."
+    )
+    for details in (unknown, "no model 'x'"):
+        context = _Context()
+        named = _Named(context)
+        named.set_code(grpc.StatusCode.NOT_FOUND)
+        named.set_details(details)
+        changed = [grpc.StatusCode.UNAVAILABLE, NO_REPLICA] if has_first and details == unknown else [details]
+        assert context.said == [grpc.StatusCode.NOT_FOUND, *changed]

@@ -411,16 +411,23 @@ def test_slow_model_is_504_and_slow_client_is_408(make: Callable[..., Engine]) -
     )
 
 
-def test_bug_is_500_without_internals(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make()
+def test_bug_is_500_without_internals_and_a_log_that_quotes_nothing(
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, names = make(), ["secret doe_john_1950", "secret path /srv/keys"]
 
     async def explode(*_: Any) -> None:
-        raise RuntimeError("secret path /srv/keys")
+        try:
+            raise KeyError(names[0])
+        except KeyError as error:
+            raise RuntimeError(names[1]) from error
 
     monkeypatch.setattr(engine, "answer", explode)
     answer = call(engine, "POST", "/predict", content=picture(), headers=JPEG)
     assert_error(answer, 500, "internal")
     assert "secret" not in answer.text and "RuntimeError" not in answer.text
+    assert "in explode" in caplog.text and "builtins.KeyError" in caplog.text and "builtins.RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_image_that_breaks_the_model_spares_its_neighbours(make: Callable[..., Engine]) -> None:

@@ -11,10 +11,11 @@ import grpc
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from serving.front import FIRST, GRPC_HOST
+from serving.front import FIRST, GRPC_HOST, HAS_FIRST, NO_REPLICA
 from serving.protocols.oip.rpc.messages import METHODS, SERVICE
 
 _APPLICATION = "application"  # the metadata by which Serve chooses one
+_NO_APPLICATION = "Ping /ray.serve."  # in Serve's words for one that it does not know
 _Unary = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -58,6 +59,13 @@ class _Named:
     def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
         given = list(self._context.invocation_metadata() or ())
         return given if any(key == _APPLICATION for key, _ in given) else [*given, (_APPLICATION, FIRST)]
+
+    def set_details(self, details: str) -> None:
+        """Where the first application is always, it comes or goes while Serve does not know it."""
+        if _NO_APPLICATION in details and os.environ.get(HAS_FIRST) == "1":
+            self._context.set_code(grpc.StatusCode.UNAVAILABLE)
+            details = NO_REPLICA
+        self._context.set_details(details)
 
 
 def listen_at_host() -> None:

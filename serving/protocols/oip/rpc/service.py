@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving import tracing
-from serving.access import log_access, method_of, route_of
+from serving.access import log_access, method_of, route_of, without_words
 from serving.admission import Ticket
 from serving.errors import HttpError, grpc_status
 from serving.guard import REQUEST_ID, given_keys, invalid_id, set_request_id
@@ -93,8 +93,8 @@ class Rpc:
             return Reply(await self._methods[method](message, scope), trailing=((REQUEST_ID, request_id),))
         except HttpError as error:
             return _refused(error, request_id)
-        except Exception:
-            log.exception("request %s failed", request_id)
+        except Exception as error:
+            log.error("request %s failed:\n%s", request_id, without_words(error))
             failure = HttpError(500, "internal", "the request failed here, not by its own fault; quote its id")
             return _refused(failure, request_id)
 
