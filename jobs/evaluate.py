@@ -23,6 +23,7 @@ from jobs.record import Account, recorded
 from pipeline.base.cluster import connected
 from pipeline.base.errors import IncompleteError, UsageError
 from pipeline.base.lineage import Dataset
+from pipeline.evaluation import measured
 from pipeline.evaluation.audit import NO_AUDIT, Audit, audit
 from pipeline.evaluation.by_subject import refuse_contradictions, rules_here
 from pipeline.evaluation.changes import Copies
@@ -165,10 +166,11 @@ def _measure(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account
     if note := bundle.depth_note(published.info.bit_depth):
         print(note)
     _refuse_choices(config, manifest, bundle.info, stores)
-    refuse_unwritable(absolute(config.out))
-    kept.begin(absolute(config.out), manifest=manifest.info.digest, model=bundle.info.identity())
+    out = absolute(config.out)
+    refuse_unwritable(out)
+    kept.begin(out, manifest=manifest.info.digest, model=bundle.info.identity())
     threshold, rules = threshold_of(bundle.info), bundle.info.subject_rules
-    with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
+    with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray, measured.telling(out):
         if config.target_sensitivity is not None or config.review_error is not None:
             validation, _ = outcomes_of(ray, config, bundle, manifest, "validation", stores)
             if config.target_sensitivity is not None:
@@ -183,20 +185,19 @@ def _measure(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account
         audited = _audit(ray, config, bundle, outcomes, threshold.value, resampling)
         splits = _splits(ray, config, bundle, manifest, stores, resampling)
         maps = _maps(ray, config, bundle, outcomes, threshold.value, stores)
-    found = evaluation(
-        bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances, asked=config.colour_images,
-        prevalences=config.prevalence, matched=None if matched is None else record_of(matched), rules=rules,
-        further={"splits": splits, "explanation": maps}, audited=audited,
-    )  # fmt: skip
+        found = evaluation(
+            bundle, manifest, config.split, outcomes, threshold, resampling, glances=glances,
+            asked=config.colour_images, prevalences=config.prevalence,
+            matched=None if matched is None else record_of(matched), rules=rules,
+            further={"splits": splits, "explanation": maps}, audited=audited,
+        )  # fmt: skip
+        measured.finished(f"{bundle.info.name} {bundle.info.version}", found.metrics["metrics"])
     record, report = found.record(config.record()), found.report(config.mistakes, stores)
-    kept.keep(
-        absolute(config.out), {"images": found.metrics["images"]}, manifest=manifest.info.digest,
-        model=bundle.info.identity(),
-    )  # fmt: skip
-    found.save(absolute(config.out), record, report, stores)
-    lineage.writes(lambda: [Dataset(absolute(config.out), rows=len(found.outcomes.scored))])
+    kept.keep(out, {"images": found.metrics["images"]}, manifest=manifest.info.digest, model=bundle.info.identity())
+    found.save(out, record, report, stores)
+    lineage.writes(lambda: [Dataset(out, rows=len(found.outcomes.scored))])
     if config.study:
-        print(f"for a study: {write_study(absolute(config.out), Comparison([found], [], [], 0, resampling), stores)}")
+        print(f"for a study: {write_study(out, Comparison([found], [], [], 0, resampling), stores)}")
     if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
         found.keep_in_bundle(record, report)
     account(config, found, clock)
@@ -314,12 +315,14 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account)
     digests = {f"model_{ascii_uppercase[k]}": bundle.info.identity() for k, bundle in enumerate(bundles)}
     kept.begin(out, manifest=manifest.info.digest, **digests)
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)
-    with connected(config.address, config.num_cpus) as ray:
+    with connected(config.address, config.num_cpus) as ray, measured.telling(out):
         found = compare_on(
             ray, bundles, manifest, config.split, stores, resampling, workers=config.workers,
             cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker,
             target_sensitivity=config.target_sensitivity,
         )  # fmt: skip
+        for one in found.evaluations:
+            measured.finished(f"{one.bundle.info.name} {one.bundle.info.version}", one.metrics["metrics"])
     counts = {"images": found.evaluations[0].metrics["images"], "left_out": found.left_out}
     kept.keep(out, counts, manifest=manifest.info.digest, **digests)
     found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)

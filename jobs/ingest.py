@@ -16,9 +16,11 @@ from jobs.config import LineageConfig, effective, positional
 from jobs.lineage_datasets import listed, of_manifest, of_sources
 from jobs.record import recorded
 from pipeline import __version__
+from pipeline.base.cluster import seen_on_cluster
 from pipeline.base.errors import Code, InputError, UsageError
 from pipeline.evaluation.sample_size import few_of, what_is_enough
 from pipeline.images.unit import DESCRIBED, Unit
+from pipeline.ingest import measured
 from pipeline.ingest.annotate import IngestOptions
 from pipeline.ingest.class_rules import ClassRules, draft_of_rules
 from pipeline.ingest.croissant import write_croissant
@@ -125,7 +127,7 @@ def main(config: IngestConfig) -> None:
     if config.write_classes is not None:
         _write_classes(config, filters, stores)
         return
-    with recorded("ingest", config, stores) as kept:
+    with recorded("ingest", config, stores) as kept, seen_on_cluster(config.address), measured.telling(out):
         draft = hidden(ingest(config.source, _options(config, stores), filters, stores, config.limit), names)
         print("\n".join(["", *_class_table(draft), ""]), flush=True)
         with locked(out, "ingest", with_conditions(stores, out), _WRITING_S, _IF_LOCKED) as check_lock:
@@ -134,6 +136,7 @@ def main(config: IngestConfig) -> None:
             images, tally = draft.table.num_rows, draft.listing.tally
             counted = {"images": images, "left_out": sum(tally.left_out.values()), "problems": tally.problems}
             kept.keep(out, counted, manifest=written.info.digest)
+            measured.written(written.info.counts.splits)
         lineage.reads(lambda: listed(draft, of_sources(config.source, names)))
         lineage.writes(lambda: [of_manifest(written)])
         print("\n".join(account(draft, written, clock.seconds)), flush=True)

@@ -12,6 +12,8 @@ from jobs.common import EXIT_CODES
 from jobs.config import JobConfig, Option, options
 from pipeline.base.errors import OUTAGE_CODES, TRANSIENT_CODES, Code
 from pipeline.base.record import Record
+from pipeline.evaluation import measured as evaluation
+from pipeline.ingest import measured as ingest
 from pipeline.model.bundle import BUNDLE_VERSION
 from pipeline.scoring import measured as scoring
 from pipeline.scoring.commit.subjects import SUBJECT_SCHEMA
@@ -181,7 +183,7 @@ def _record() -> str:
 def _metrics() -> str:
     rows = [
         [f"`{one.series}`", one.kind.lower(), ", ".join(one.labels), one.meaning]
-        for one in (*scoring.MEASURES, *training.MEASURES)
+        for one in (*ingest.MEASURES, *training.MEASURES, *evaluation.MEASURES, *scoring.MEASURES)
     ]
     return (
         "## Metrics of jobs\n\nAt the metrics port of every node of a Ray cluster; how they are read stands in "

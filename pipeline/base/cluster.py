@@ -66,6 +66,21 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
             guard.release()
 
 
+@contextlib.contextmanager
+def seen_on_cluster(address: str | None) -> Iterator[None]:
+    """Joined to the cluster that is named, if one is, so that a job which needs no Ray is told of at its metrics ports.
+
+    Without a cluster, or where it cannot be joined, the job goes on unseen.
+    """
+    with contextlib.ExitStack() as joined:
+        if cluster_target(address) is not None:
+            try:
+                joined.enter_context(connected(address))
+            except LeukorayError as error:
+                print(f"the cluster is not told how far this is: {error}", flush=True)
+        yield
+
+
 class _Call(threading.Thread):
     """A thread that knows itself whether it runs.
 

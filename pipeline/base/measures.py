@@ -4,8 +4,9 @@ Ray names them `ray_<name>`, counters `ray_<name>_total` (https://docs.ray.io, `
 telling a counter of a process that has ended; a gauge is gone half a minute later.
 """
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,3 +53,31 @@ class Measures:
         """What it is now; None is not known, and not told."""
         if value is not None and measure.name in self._made:
             self._made[measure.name].set(value, tags=self._labels | labels)
+
+
+_job: Measures | None = None
+
+
+@contextlib.contextmanager
+def telling(measures: Sequence[Measure], **labels: str) -> Iterator[None]:
+    """The figures of this process's job for the length of the block, which `count` and `show` tell: joined to Ray, if
+    it is to be, before.
+    """
+    global _job
+    before, _job = _job, Measures(measures, **labels)
+    try:
+        yield
+    finally:
+        _job = before
+
+
+def count(measure: Measure, total: float, **labels: str) -> None:
+    """Of the job that is telling; nobody is told where none is."""
+    if _job is not None:
+        _job.count(measure, total, **labels)
+
+
+def show(measure: Measure, value: float | None, **labels: str) -> None:
+    """Of the job that is telling; nobody is told where none is."""
+    if _job is not None:
+        _job.show(measure, value, **labels)

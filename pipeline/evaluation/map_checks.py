@@ -13,7 +13,7 @@ from pipeline.base.errors import ImageRejected
 from pipeline.evaluation.explanation import MapScores, deletion, judged, pointing, random_order, rank_correlation
 from pipeline.evaluation.nuclei import nuclei
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.predict import Spread
+from pipeline.evaluation.predict import Spread, tell_progress
 from pipeline.images.load import load_image
 from pipeline.model.bundle import GRAPH, Bundle
 from pipeline.model.class_maps import ClassMaps
@@ -106,4 +106,5 @@ def judge_maps(
     scores: list[MapScores] = []
     for part in made.results(ray, tasks, stores, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=0):
         scores += part
+        tell_progress("maps", len(scores), len(rows))
     return judged(scores, asked, sampled) if scores else None

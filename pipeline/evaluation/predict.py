@@ -4,7 +4,8 @@ Imports neither scikit-learn nor matplotlib, so that a worker starts in a fracti
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.base.cluster import alive_nodes, refuse_dead_node, tell_waiting
 from pipeline.base.errors import ImageRejected, InputError
 from pipeline.base.resources import ClusterPlan, check, check_after_loss, places
+from pipeline.evaluation import measured
 from pipeline.evaluation.colours import Colours, colours_of
 from pipeline.evaluation.read import Seen, in_batches
 from pipeline.images.appearance import NAMES, appearance
@@ -133,20 +135,28 @@ def predict_split(
     made = Spread(EvaluationWorker, (bundle, stores, gpus_per_worker > 0), [bundle])
     outcomes: list[Outcome] = []
     glances: list[Glance] = []
+    codes = Counter[str]()
     for part in made.results(
         ray, tasks, stores, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
     ):
         outcomes += [found for found in part if isinstance(found, Outcome)]
         glances += [found for found in part if isinstance(found, Glance)]
-        tell_progress(split, len(outcomes) + len(glances), len(wanted) + len(look_at))
+        codes.update(codes_of(found for found in part if isinstance(found, Outcome)))
+        tell_progress(split, len(outcomes) + len(glances), len(wanted) + len(look_at), codes)
     return outcomes, glances
 
 
-def tell_progress(split: str, done: int, every: int) -> None:
-    """On a terminal, one line that is written over."""
+def codes_of(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Of those that could not be read."""
+    return (str(found.result.code) for found in outcomes if isinstance(found.result, ImageRejected))
+
+
+def tell_progress(step: str, done: int, every: int, codes: Mapping[str, int] = {}) -> None:
+    """To Prometheus, and on a terminal, one line that is written over."""
+    measured.done(step, done, every, codes)
     if sys.stderr.isatty():
         end = "\n" if done == every else ""
-        print(f"\r{split}: {done:,} of {every:,} images", end=end, file=sys.stderr, flush=True)
+        print(f"\r{step}: {done:,} of {every:,} images", end=end, file=sys.stderr, flush=True)
 
 
 def is_labelled(info: BundleInfo, row: ManifestRow) -> bool:

@@ -1,5 +1,6 @@
 """Sources to one sorted listing with the paths that layouts look at: the same source gives the same manifest."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import InputError
+from pipeline.ingest import measured
 from pipeline.sources.archives import Entry, Problem
 from pipeline.sources.filters import Filters
 from pipeline.sources.listing import Tally, base_folder, entry_row, list_sources, path_below
@@ -17,6 +19,7 @@ from pipeline.storage.stores import Stores
 
 _BATCH_ROWS = 8192
 _KEPT_PROBLEMS = 100_000
+_TOLD_EVERY = 1000  # images
 
 
 @dataclass
@@ -38,19 +41,24 @@ def read_sources(roots: Sequence[str], filters: Filters, stores: Stores, limit: 
     batches, waiting = list[pa.Table](), list[ListingRow]()
     paths, meta = list[str](), dict[str, dict[str, str]]()
     masks: list[str] = []
+    codes = Counter[str]()
     for found in _without_masks(list_sources(roots, tally, filters, stores, limit), base, filters, tally, masks):
         if isinstance(found, Problem):
+            codes[str(found.code)] += 1
             if len(problems) < _KEPT_PROBLEMS:
                 problems.append(names.found(found))
             continue
         waiting.append(entry_row(names.found(found)))
         paths.append(path_below(found, base))
+        if len(paths) % _TOLD_EVERY == 0:
+            measured.listed(len(paths), codes)
         if found.meta:
             meta[paths[-1]] = found.meta
         if len(waiting) >= _BATCH_ROWS:
             batches.append(to_table(waiting, LISTING_SCHEMA))
             waiting = []
     batches.append(to_table(waiting, LISTING_SCHEMA))
+    measured.listed(len(paths), codes)
     if not paths:
         raise InputError(_nothing_found(roots, tally, problems))
     table = pa.concat_tables(batches)

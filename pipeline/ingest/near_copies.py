@@ -17,10 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.base.errors import ImageRejected
+from pipeline.base.errors import Code, ImageRejected
 from pipeline.base.machine import usable_cores
 from pipeline.images.likeness import AGREEMENT, KEY_LENGTH, REACH, SIDE, Floats, agreement, keys, small_picture
 from pipeline.images.load import Limits, load_image
+from pipeline.ingest import measured
 from pipeline.sources.fetch import Fetched
 from pipeline.sources.outage import fetch_while_up
 from pipeline.sources.rows import ListingRow, read_rows
@@ -80,26 +81,28 @@ def _read(rows: Sequence[ListingRow], pictures: NDArray[np.uint8], stores: Store
     """Fill `pictures`; the keys, float32 (rows, d), NaN where a row has none, and how many could not be read."""
     place = {row.image_id: number for number, row in enumerate(rows)}
     found = np.full((len(rows), KEY_LENGTH), np.nan, np.float32)
-    unread = 0
+    unread, done = Counter[str](), 0
     with ThreadPoolExecutor(usable_cores()) as pool:
         fetched = fetch_while_up(rows, stores, Limits())
         while batch := list(itertools.islice(fetched, _BATCH)):
             small = {
                 place[item.row.image_id]: picture for item, picture in zip(batch, pool.map(_small, batch), strict=True)
             }
-            read = {number: picture for number, picture in small.items() if picture is not None}
-            unread += len(small) - len(read)
+            read = {number: picture for number, picture in small.items() if not isinstance(picture, Code)}
+            unread.update(str(code) for code in small.values() if isinstance(code, Code))
+            done += len(small)
             if read:
                 pictures[list(read)] = list(read.values())
                 found[list(read)] = keys(np.stack(list(read.values())))
-    return found, unread
+            measured.read(done - unread.total(), unread, len(rows) - done)
+    return found, unread.total()
 
 
-def _small(item: Fetched[ListingRow]) -> NDArray[np.uint8] | None:
+def _small(item: Fetched[ListingRow]) -> NDArray[np.uint8] | Code:
     try:
-        return small_picture(load_image(item.data, SIDE).pixels) if item.data is not None else None
-    except ImageRejected:
-        return None
+        return small_picture(load_image(item.bytes_or_raise(), SIDE).pixels)
+    except ImageRejected as error:
+        return error.code
 
 
 def _confirmed(of_rows: Floats, pictures: NDArray[np.uint8]) -> Iterator[tuple[int, int, float]]:

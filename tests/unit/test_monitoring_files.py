@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.evaluation import measured as evaluation
+from pipeline.ingest import measured as ingest
 from pipeline.scoring import measured as scoring
 from pipeline.training import measured as training
 from serving.monitoring.exposition import written
@@ -18,7 +20,7 @@ from serving.monitoring.state import COUNTERS, HISTOGRAMS, State
 
 FOLDER = Path(__file__).parents[2] / "infra" / "monitoring"
 BOARDS = sorted((FOLDER / "boards").glob("*.json"))
-OF_JOBS = (*scoring.MEASURES, *training.MEASURES)
+OF_JOBS = (*ingest.MEASURES, *scoring.MEASURES, *training.MEASURES, *evaluation.MEASURES)
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is missing; apt-get install prometheus")
 # Series, one sample a minute; when to look; the alerts that they raise, with their labels; those that they must not.

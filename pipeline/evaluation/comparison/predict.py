@@ -1,10 +1,11 @@
 """What several models say of the same images: each is fetched once, and decoded once for each way of decoding."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline.base.errors import ImageRejected, InputError
-from pipeline.evaluation.predict import Outcome, Spread, is_labelled, predicted, tasks_of
+from pipeline.evaluation.predict import Outcome, Spread, codes_of, is_labelled, predicted, tasks_of
 from pipeline.evaluation.predict import tell_progress as tell
 from pipeline.evaluation.read import BATCH, Seen
 from pipeline.images.load import Limits, LoadedImage
@@ -80,9 +81,11 @@ def predict_side_by_side(
     made = Spread(ComparisonWorker, (list(bundles), stores, gpus_per_worker > 0), bundles)
     tasks = [("predict", rows) for rows in tasks_of(wanted)]
     said: list[Said] = []
+    codes = Counter[str]()
     for part in made.results(
         ray, tasks, stores, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
     ):
         said += part
-        tell(split, len(said), len(wanted))
+        codes.update(codes_of(outcomes[0] for outcomes in part))
+        tell(split, len(said), len(wanted), codes)
     return [[outcomes[k] for outcomes in said] for k in range(len(bundles))]
