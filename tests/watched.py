@@ -1,17 +1,15 @@
-"""A Prometheus, a Ray head and jobs on it, for the test that asks all that the boards and the alerts ask.
+"""A Prometheus and jobs on Ray, for the test that asks all that the boards and the alerts ask.
 
-`python -m tests.watched ADDRESS FOLDER` runs the jobs and stays, with their figures, until its stdin is closed.
+`python -m tests.watched FOLDER` runs the jobs and stays, with their figures, until its stdin is closed.
 """
 
 import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -21,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from tests.servers import free_port
@@ -29,7 +26,6 @@ from tests.servers import free_port
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "infra" / "monitoring"
 PATIENCE_S = 240  # of a busy machine
-_STARTS = 4
 _SOON = {"RAY_metrics_report_interval_ms": "1000", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
 
@@ -52,10 +48,11 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, endpoint: str, ray_folder: Path) -> Iterator[Prometheus]:
+def prometheus(folder: Path, endpoint: str) -> Iterator[Prometheus]:
     """With the shipped configuration and rules: other addresses, other seconds, nothing else."""
     text = (SHIPPED / "prometheus.yml").read_text()
-    others = {"127.0.0.1:8000": endpoint, "/tmp/ray/": f"{ray_folder}/", " 15s": " 1s"}
+    (folder / "ray").mkdir()  # which it watches from its start
+    others = {"127.0.0.1:8000": endpoint, "/tmp/ray/": f"{folder / 'ray'}/", " 15s": " 3s"}
     for shipped, here in others.items():
         assert shipped in text
         text = text.replace(shipped, here)
@@ -77,69 +74,15 @@ def prometheus(folder: Path, endpoint: str, ray_folder: Path) -> Iterator[Promet
         process.wait(PATIENCE_S)
 
 
-class Head:
-    """A Ray head that is starting, with its dashboard, which writes the list that Prometheus reads."""
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets lie in it
-        self._log, self._port, self._starts = self.folder / "head.log", free_port(), 0
-        self._start()
-
-    def _start(self) -> None:
-        self._starts += 1
-        command = [
-            "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--include-dashboard=true",
-            f"--temp-dir={self.folder}", f"--port={self._port}", f"--dashboard-port={free_port()}",
-            f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}",
-            f"--ray-client-server-port={free_port()}", f"--metrics-export-port={free_port()}",
-            "--node-ip-address=127.0.0.1", "--object-store-memory=200000000",
-        ]  # fmt: skip
-        with self._log.open("w") as said:
-            self.process = subprocess.Popen(command, env=_environment(), cwd=self.folder, stdout=said, stderr=said)
-
-    def address(self) -> str:
-        """Once it is there. On a busy machine it ends itself after half a minute, and is started again."""
-        deadline = time.monotonic() + PATIENCE_S
-        while "Ray runtime started" not in self._log.read_text():
-            if self.process.poll() is not None and self._starts < _STARTS:
-                self._start()
-            assert self.process.poll() is None and time.monotonic() < deadline, self._log.read_text()[-2000:]
-            time.sleep(0.2)
-        return f"127.0.0.1:{self._port}"
-
-    def end(self) -> None:
-        """Its processes and no others: they descend from it, or name its folder."""
-        own = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
-        self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
-        own += [
-            one for one in psutil.process_iter(["cmdline"]) if str(self.folder) in " ".join(one.info["cmdline"] or ())
-        ]
-        for process in own:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.kill()
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def ray_head() -> Iterator[Head]:
-    head = Head()
-    try:
-        yield head
-    finally:
-        head.end()
-
-
-@contextlib.contextmanager
-def jobs_on(address: str, folder: Path) -> Iterator[None]:
-    """Ingest, scoring and evaluation of `folder`/images by `folder`/bundle, done; their process lives on."""
+def jobs(folder: Path) -> Iterator[None]:
+    """Ingest, scoring and evaluation of `folder`/images by `folder`/bundle, done; their process and its Ray live on.
+    The list that Prometheus reads is in `folder`/ray.
+    """
     log = folder / "jobs.log"
     with log.open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.watched", address, str(folder)], cwd=ROOT, env=_environment(),
+            [sys.executable, "-m", "tests.watched", str(folder)], cwd=ROOT, env=_environment(),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
@@ -170,14 +113,18 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> No
         time.sleep(0.2)
 
 
-def main(address: str, folder: Path) -> None:
+def main(folder: Path) -> None:
+    from ray._private.metrics_agent import PrometheusServiceDiscoveryWriter
+
     from jobs import evaluate, ingest, score
     from pipeline.base.cluster import connected
     from pipeline.training.measured import Measured
 
     images, model, manifest = f"{folder / 'images'}", f"{folder / 'bundle'}", f"{folder / 'manifest'}"
     small = ["--audit", "8", "--map-images", "0", "--bootstrap", "100", "--colour-images", "0", "--workers", "1"]
-    with connected(address):
+    with connected(None, 2) as ray:
+        # As the dashboard of a cluster does
+        PrometheusServiceDiscoveryWriter(ray.get_runtime_context().gcs_address, f"{folder / 'ray'}").write()
         assert ingest.command([images, "--out", manifest, "--use", "test", "--layout", "class-folders"]) == 0
         assert score.command(
             [images, "--model", model, "--out", f"{folder / 'scores'}", "--max-error-share", "0.2", "--workers", "1"]
@@ -195,4 +142,4 @@ def main(address: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

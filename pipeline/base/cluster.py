@@ -17,6 +17,7 @@ from pipeline.base.errors import LeukorayError, PlatformError, UsageError
 from pipeline.base.guard import Guard
 from pipeline.base.head import assert_answers, head_watched
 from pipeline.base.lean import without_idle_processes
+from pipeline.base.measures import quiet
 from pipeline.base.resources import ClusterPlan, Node, waiting
 from pipeline.base.text import first_line
 
@@ -57,6 +58,7 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
                 for thread in _calling:
                     thread.join(_CALLS_END_S)
         finally:
+            quiet()
             # Ray ends a process, with a code of its own, in which a thread calls it after its shutdown. Such a thread
             # is left only where the process is about to end, which a local Ray notices.
             if not any(thread.is_alive() for thread in _calling):

