@@ -26,7 +26,8 @@ from tests.servers import free_port
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "infra" / "monitoring"
 PATIENCE_S = 240  # of a busy machine
-_SOON = {"RAY_metrics_report_interval_ms": "1000", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+# Every second would be too often: a gauge would be gone before it is told again
+_SOON = {"RAY_metrics_report_interval_ms": "2500", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,17 @@ def main(folder: Path) -> None:
 
     from jobs import evaluate, ingest, score
     from pipeline.base.cluster import connected
+    from pipeline.base.measures import Measures
     from pipeline.training.measured import Measured
 
+    kept, make = list[Measures](), Measures.__init__
+
+    def make_and_keep(self: Measures, *arguments: Any, **labels: str) -> None:
+        """What a job shows is told as long as it goes on: here until all has been asked for."""
+        make(self, *arguments, **labels)
+        kept.append(self)
+
+    Measures.__init__ = make_and_keep  # type: ignore[method-assign]
     images, model, manifest = f"{folder / 'images'}", f"{folder / 'bundle'}", f"{folder / 'manifest'}"
     small = ["--audit", "8", "--map-images", "0", "--bootstrap", "100", "--colour-images", "0", "--workers", "1"]
     with connected(None, 2) as ray:

@@ -1,8 +1,9 @@
 """What a job counts while it works, for Prometheus at the metrics port of its Ray node.
 
 Ray names them `ray_<name>`, counters `ray_<name>_total` (https://docs.ray.io, `ray.util.metrics`). A node goes on
-telling a counter of a process that has ended. A gauge is gone half a minute after it was last told, and a job that is
-stuck tells nothing new: so gauges are told again as long as their job goes on.
+telling a counter of a process that has ended. A gauge is gone half a minute after it was last told, sooner where
+RAY_metrics_report_interval_ms is less than 10 s, and a job that is stuck tells nothing new: so gauges are told again as
+long as their job goes on.
 """
 
 import contextlib
