@@ -19,9 +19,10 @@ from tests.training_data import cell_images, manifest_of
 
 pytestmark = [pytest.mark.infra, pytest.mark.slow, pytest.mark.timeout(2400)]
 SCRIPTS = ROOT / "infra" / "slurm"
+EPOCHS = "30"  # so many that a signal after the first ones comes long before the last
 # One on each node: a job has one CPU there
 TRAINING = ["--architecture", "cnn", "--weights", "none", "--input-size", "32", "--batch-size", "4", "--patience", "0",
-            "--epochs", "4", "--workers", "2", "--cpus-per-worker", "1"]  # fmt: skip
+            "--epochs", EPOCHS, "--workers", "2", "--cpus-per-worker", "1"]  # fmt: skip
 PATIENCE_S = 1200
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
@@ -83,7 +84,7 @@ def test_training_that_nears_its_time_limit_goes_on_from_the_queue(cluster: Slur
     assert job.end() == "0:0", job.said
     assert job.state("JobState") == "COMPLETED" and job.state("Restarts") == "1", job.said
     assert "back into the queue" in job.said and "continuing after epoch" in job.said, job.said
-    assert job.said.count("epoch   1/") == 1, job.said
+    assert job.said.count("epoch   1/") == 1 and f"continuing after epoch {EPOCHS}," not in job.said, job.said
     assert left(cluster) == []
 
     undisturbed = tmp_path / "undisturbed"
