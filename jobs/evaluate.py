@@ -310,6 +310,7 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account)
     refuse_incomparable(bundles)
     for bundle in bundles:
         refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
+        _refuse_choices(config, manifest, bundle.info, stores)
     out = absolute(config.out)
     refuse_unwritable(out)
     digests = {f"model_{ascii_uppercase[k]}": bundle.info.identity() for k, bundle in enumerate(bundles)}

@@ -82,7 +82,7 @@ def _write(config: ExplainConfig, stores: Stores, clock: Clock, kept: Account) -
     rows, lines = _listed(config, stores)
     out, store = absolute(config.out), stores.of(absolute(config.out))
     refuse_unwritable(out)
-    kept.begin(out, model=predictor.info.identity())
+    kept.keep(out, {}, model=predictor.info.identity())  # pictures go over those of an earlier run one by one
     for first in range(0, len(rows), _BATCH):
         for explained in _explain(rows[first : first + _BATCH], predictor, config.of, stores):
             if explained.picture is not None:

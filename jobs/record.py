@@ -53,8 +53,8 @@ def recorded(job: str, config: JobConfig, stores: Stores) -> Iterator[Account]:
     def write(exit_code: int) -> None:
         record = Record(
             run_id=run_id, job=job, status=status_of(exit_code), exit_code=exit_code, started_at=began,
-            finished_at=now(), configuration=effective(config, names_of(stores)), digests=account.digests,
-            counts=account.counts, **surroundings(),
+            has_output=account.out is not None, finished_at=now(), digests=account.digests, counts=account.counts,
+            configuration=effective(config, names_of(stores)), **surroundings(),
         )  # fmt: skip
         data = record.model_dump_json(indent=2).encode()
         for folder in dict.fromkeys(filter(None, (account.begun, account.out))):

@@ -99,7 +99,7 @@ def _search(
         uri = join(model, _SEARCHES, _digest(config, candidates[0], manifest)[:12])
         with locked(uri, "the same search", stores, advice="wait for it, or change --seed or --name") as check_lock:
             settings = candidates[0].settings
-            kept.keep(uri, {}, manifest=manifest.info.digest)
+            kept.begin(uri, manifest=manifest.info.digest)
             work = Search(uri, stores, check_lock, proposals, settings.monitor, settings.epochs)
             trials = search(
                 work, candidates, rows, plan, teacher=teacher, threads=threads,

@@ -16,6 +16,7 @@ from pipeline.base.errors import ImageRejected
 from pipeline.images.cost import worst_seconds
 from pipeline.images.load import Limits, decode_image, read_header
 from pipeline.model.prediction import Prediction
+from serving.access import without_words
 from serving.decoding import SMALL_S
 from serving.forward import Answer, Waiting, predict_waiting
 from serving.model import LoadedModel
@@ -99,8 +100,8 @@ class Comparing:
             waiting = [Waiting(some[place].other, found) for place, found in enumerate(pixels) if found is not None]
             for place, answer in zip(places, predict_waiting(waiting, is_asked=False), strict=True):
                 answers[place] = answer
-        except Exception:
-            log.exception("%d images were not compared", len(some))
+        except Exception as error:
+            log.error("%d images were not compared:\n%s", len(some), without_words(error))
         return clock() - began, answers
 
     def _pixels(self, seen: Seen) -> NDArray[np.uint8] | None:

@@ -20,6 +20,7 @@ from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.images.load import LoadedImage
 from pipeline.model.prediction import Prediction
 from serving import tracing
+from serving.access import without_words
 from serving.agreed import News, Order
 from serving.audit import notes
 from serving.audit.notes import ImageNote
@@ -163,8 +164,8 @@ class Engine:
         except CandidateFailed:
             raise
         except Exception as error:
-            log.exception("the candidate's map failed")
-            raise self.candidate.failed(f"its map failed: {type(error).__name__}: {error}", data) from error
+            log.error("the candidate's map failed:\n%s", without_words(error))
+            raise self.candidate.failed(f"its map failed: {type(error).__name__}", data) from error
 
     async def predict(self, model: LoadedModel, pixels: NDArray[np.uint8], data: bytes | None = None) -> Prediction:
         """Predict one decoded image, uint8 (S, S, 3), RGB, in the model's size; `data`: as it was sent.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import Code, ImageRejected, Stage
 from pipeline.model.prediction import Prediction
+from serving.access import without_words
 from serving.model import LoadedModel
 
 log = logging.getLogger("ray.serve")
@@ -43,8 +44,8 @@ def predict_waiting(waiting: Sequence[Waiting], is_asked: bool = True) -> list[A
             started, began = time.perf_counter_ns(), clock()
             try:
                 said = model.predictor.predict_each([waiting[place].pixels for place in places])
-            except Exception:
-                log.exception("the forward pass failed")
+            except Exception as error:
+                log.error("the forward pass failed:\n%s", without_words(error))
                 continue
             seconds = (clock() - began) / len(places)
         if is_asked:

@@ -156,6 +156,7 @@ def _codes() -> str:
 
 _TYPES = {  # as JSON has them
     "<class 'str'>": "string",
+    "<class 'bool'>": "true or false",
     "int | None": "number or null",
     "collections.abc.Mapping[str, typing.Any]": "object",
     "collections.abc.Mapping[str, str]": "object of strings",

@@ -71,8 +71,8 @@ def prometheus(folder: Path, endpoint: str) -> Iterator[Prometheus]:
         _wait_for_port(port, process, log)
         yield Prometheus(f"http://127.0.0.1:{port}")
     finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -97,7 +97,10 @@ def jobs(folder: Path) -> Iterator[None]:
             yield
         finally:
             process.stdin.close()
-            process.wait(PATIENCE_S)
+            try:
+                process.wait(PATIENCE_S)
+            finally:
+                process.kill()  # a local Ray ends with who started it
 
 
 def _environment() -> dict[str, str]:

@@ -72,12 +72,13 @@ def connected(address: str | None, num_cpus: int | None = None, *, worker_logs: 
 def seen_on_cluster(address: str | None) -> Iterator[None]:
     """Joined to the cluster that is named, if one is, so that a job which needs no Ray is told of at its metrics ports.
 
-    Without a cluster, or where it cannot be joined, the job goes on unseen.
+    Without a cluster, or where it cannot be joined, the job goes on unseen. One that has joined ends with the
+    cluster's head, as Ray ends every process that has.
     """
     with contextlib.ExitStack() as joined:
         if cluster_target(address) is not None:
             try:
-                joined.enter_context(connected(address))
+                joined.enter_context(connected(address, worker_logs=False))
             except LeukorayError as error:
                 print(f"the cluster is not told how far this is: {error}", flush=True)
         yield

@@ -24,7 +24,8 @@ TEXT, JSON = "text", "json"
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")  # colours, and lines that are redrawn
 _LEVELS = {"warning": "warning", "error": "error"}
 # Variables whose value is a secret, by their last words
-_SECRET = re.compile(r"(ACCESS_KEY|TOKEN|PASSWORD|PASSPHRASE|CREDENTIAL|(API|ADMIN)_KEYS?|SECRET|HEADERS)$")
+_SECRET = re.compile(r"(ACCESS_KEY|TOKEN|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|(API|ADMIN)_KEYS?|SECRET(_KEY)?|HEADERS)$")
+_NAMED_PARTS = re.compile(r"(CREDENTIAL|HEADERS)$")  # name=value or user:password, by itself a secret
 _SHORTEST_SECRET = 8  # what is shorter may be a word that lines have anyway
 
 
@@ -33,10 +34,18 @@ def redacted(text: str) -> str:
     text = without_secrets(text)
     for name, value in os.environ.items():
         if _SECRET.search(name):
-            for one in (value, *value.split(",")):  # API keys stand in one variable
+            for one in _secrets_in(name, value):
                 if len(one) >= _SHORTEST_SECRET:
                     text = text.replace(one, "***")
     return text
+
+
+def _secrets_in(name: str, value: str) -> list[str]:
+    """The value, then what may be told of it without the rest."""
+    parts = value.split(",")  # API keys stand in one variable
+    if _NAMED_PARTS.search(name):
+        parts += [re.split("[=:]", part, maxsplit=1)[-1].strip() for part in parts]
+    return [value, *parts]
 
 
 class JsonLines(io.TextIOBase):

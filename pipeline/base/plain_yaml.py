@@ -10,16 +10,34 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    where = f"line {key.start_mark.line + 1}"
-                    raise yaml.YAMLError(f"{key.value!r} is given twice, again in {where}; keep one")
-                seen.add(key.value)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
+    def construct_document(self, node: yaml.Node) -> Any:
+        _refuse_doubles(node, set())  # as it stands: building it puts merged maps (`<<`) into one another
+        return super().construct_document(node)
+
+
+def _refuse_doubles(node: yaml.Node, met: set[int]) -> None:
+    if id(node) in met:  # an alias
+        return
+    met.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _refuse_doubles(inner, met)
+    if isinstance(node, yaml.MappingNode):
+        _refuse_double_keys(node)
+        for pair in node.value:
+            for inner in pair:
+                _refuse_doubles(inner, met)
+
+
+def _refuse_double_keys(node: yaml.MappingNode) -> None:
+    seen = set[str]()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+            continue
+        if key.value in seen:
+            where = f"line {key.start_mark.line + 1}"
+            raise yaml.YAMLError(f"{key.value!r} is given twice, again in {where}; keep one")
+        seen.add(key.value)
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

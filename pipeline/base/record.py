@@ -45,6 +45,7 @@ class JobRecord(BaseModel):
         "training, not_promoted of a protocol"
     )
     exit_code: int | None = Field(None, description="of the job; null where an older version did not say")
+    has_output: bool = Field(True, description="whether it wrote of what lies beside; false: it ended before")
     started_at: str = Field(description="ISO 8601, UTC")
     finished_at: str = Field(description="ISO 8601, UTC")
     configuration: Mapping[str, Any] = Field({}, description="every option as it was in force, without secrets")
@@ -104,9 +105,9 @@ def is_record_of(job: str, data: bytes) -> bool:
 
 
 def tells_of_files(data: bytes) -> bool:
-    """Whether `data` is such a record, and of a job that had written what lies beside it."""
+    """Whether `data` is such a record, and of a job that had begun to write what lies beside it."""
     try:
         found = json.loads(data)
     except ValueError:
         return False
-    return isinstance(found, dict) and "run_id" in found and found.get("status") not in (FAILED, ENDED)
+    return isinstance(found, dict) and "run_id" in found and bool(found.get("has_output", True))

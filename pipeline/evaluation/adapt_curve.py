@@ -51,9 +51,7 @@ def refuse_counts(targets: Ints, groups: Ints, positive: Sequence[int], classes:
     counts = np.bincount(targets, minlength=len(classes))
     is_sick = np.isin(targets, positive)
     if len(targets) < FEWEST_IMAGES:
-        raise InputError(
-            f"{len(targets)} labelled images that can be read: {FEWEST_IMAGES} are the fewest to calibrate by"
-        )
+        raise InputError(f"{len(targets)} labelled images: {FEWEST_IMAGES} are the fewest to calibrate by")
     if len(targets) > MOST_IMAGES:
         raise InputError(f"{len(targets):,} labelled images: from {MOST_IMAGES:,} on train with them (leukoray train)")
     sides = {"diseased": is_sick, "healthy": ~is_sick} if positive else {}

@@ -239,7 +239,7 @@ def version_uris(uri: str, stores: Stores, damaged: list[InputError] | None = No
                 f"{join(model, POINTER)}: names {version}, which is not here; point it again with `leukoray promote`"
             )
             for model, version in best.items()
-            if version is not None and model not in met
+            if version is not None and model not in met and f"{model}/".startswith(f"{uri}/")  # not above `uri`
         )
 
 

@@ -54,9 +54,11 @@ class Described:
 
 
 def check_tracking_uri(uri: str) -> str:
-    """The same. Raises ValueError where it holds a user or a password: they would be stored with the model."""
+    """The same. Raises ValueError where it holds a user, a password or a query: they would be stored with the model."""
     if holds_secret(uri):
-        raise ValueError("no user or password belongs here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        raise ValueError(
+            "no user, password or query belongs here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     return uri
 
 

@@ -7,13 +7,16 @@ import sys
 import pytest
 
 _STARTED = """
-import json, sys
+import contextlib, json, sys
 import psutil
 from pipeline.base.cluster import connected
 
 with connected(None, 1, worker_logs=json.loads(sys.argv[1])) as ray:
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
-    lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    lines = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            lines.append(" ".join(process.cmdline()))
 named = ("gcs_server", "raylet/raylet", "_private/monitor.py", "dashboard/dashboard.py", "log_monitor.py")
 print(json.dumps([name for name in named if any(name in line for line in lines)]))
 """

@@ -60,7 +60,11 @@ def guarded_url(model_uri: str) -> Iterator[str]:
 def schemathesis(folder: Path, config: str, examples: int, *described: str) -> str:
     """Every check that it has, on every route of a description of OpenAPI."""
     (folder / "schemathesis.toml").write_text(config)
-    hooks = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(ROOT / "tests" / "clients")}
+    hooks = {
+        "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
+        "PYTHONPATH": str(ROOT / "tests" / "clients"),
+        "MOST_FILES": str(ServingSettings.model_fields["max_files"].default),
+    }
     command = ["-m", "schemathesis.cli", "run", *described, "--no-color", "--max-examples", str(examples)]
     return run_client("schemathesis", *command, cwd=folder, env=hooks)
 

@@ -147,7 +147,7 @@ def test_folds_divide_no_subject_and_hold_every_image_out_once() -> None:
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        (drawn(8, subjects=8), "8 labelled images that can be read: 10 are the fewest"),
+        (drawn(8, subjects=8), "8 labelled images: 10 are the fewest"),
         (
             replace(drawn(40), targets=np.zeros(40, np.int64)),
             "0 diseased images of 0 subjects: at least 5 of each side are needed, of 3 subjects",

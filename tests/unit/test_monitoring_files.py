@@ -97,6 +97,11 @@ CASES: list[tuple[str, dict[str, str], dict[str, dict[str, str]]]] = [
         {'ray_leukoray_score_images_total{output="s3://x"}': "500x200"},
         {"LeukorayScoringStuck": {**PAGE, "output": "s3://x"}},
     ),
+    (  # at its first image: nothing is counted yet
+        "90m",
+        {'ray_leukoray_score_shards_left{output="s3://new"}': "5x200"},
+        {"LeukorayScoringStuck": {**PAGE, "output": "s3://new"}},
+    ),
     (
         "90m",
         {'ray_leukoray_score_error_share{output="s3://x"}': "0.06x20"},

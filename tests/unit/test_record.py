@@ -135,6 +135,20 @@ def test_the_record_of_files_that_are_there_still_gives_way_to_none_without_file
     assert (read(tmp_path) == before) is not is_written
 
 
+def test_files_of_a_job_that_failed_later_keep_its_record(tmp_path: Path) -> None:
+    with pytest.raises(IncompleteError), recorded("example", JobConfig(), Stores()) as kept:
+        kept.keep(str(tmp_path), {"images": 1}, model="abc")
+        raise IncompleteError("x")
+    with pytest.raises(ZeroDivisionError), recorded("example", JobConfig(), Stores()) as kept:
+        kept.keep(str(tmp_path), {"images": 2}, model="abc")
+        raise ZeroDivisionError
+    with pytest.raises(UsageError), recorded("example", JobConfig(), Stores()) as kept:
+        kept.begin(str(tmp_path), model="def")
+        raise UsageError("x")
+    found = read(tmp_path)
+    assert (found["status"], found["has_output"], found["digests"]) == ("failed", True, {"model": "abc"})
+
+
 def test_a_training_is_told_in_its_own_folder_and_in_the_bundle(tmp_path: Path) -> None:
     with recorded("example", JobConfig(), Stores()) as kept:
         kept.begin(str(tmp_path / "run"))

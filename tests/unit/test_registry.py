@@ -238,6 +238,17 @@ def test_versions_are_listed_beside_a_pointer_that_tells_none_of_them(
     assert "unusable: " in told and why in told and "leukoray promote" in told
 
 
+def test_a_version_that_is_asked_for_alone_says_nothing_of_the_best_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = version(tmp_path, 1)
+    version(tmp_path, 2)
+    (tmp_path / "best.json").write_text('{"version": "v2", "metric": "roc_auc", "value": 1.0}')
+    assert promote.command([first.uri, "--list"]) == 0
+    told = capsys.readouterr().out
+    assert "v1  linear" in told and "unusable" not in told
+
+
 def test_a_pointer_of_a_newer_release_is_refused_as_such(tmp_path: Path) -> None:
     (tmp_path / "best.json").write_text('{"version": "v1", "pointer_version": 2}')
     with pytest.raises(InputError, match=r"best\.json: pointer version 2, made by a newer leukoray"):

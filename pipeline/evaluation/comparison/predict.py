@@ -86,6 +86,7 @@ def predict_side_by_side(
         ray, tasks, stores, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
     ):
         said += part
-        codes.update(codes_of(outcomes[0] for outcomes in part))
+        for outcomes in part:
+            codes.update([*codes_of(outcomes)][:1])  # each image once, though several models refuse it
         tell(split, len(said), len(wanted), codes)
     return [[outcomes[k] for outcomes in said] for k in range(len(bundles))]
