@@ -24,6 +24,8 @@ _IMAGES_A_COMPONENT = 10
 # More move no figure of docs/evaluate.md by a hundredth and cost seconds, when somebody waits for the bundle
 MOST_TRAINING, MOST_VALIDATION = _COMPONENTS * _IMAGES_A_COMPONENT, 1000
 _SHRINKAGE = 0.02  # of the correlations, towards none
+# The same image's distance differs by as much from batch to batch and engine to engine; the limit is one image's
+_ROUNDING = 1e-4
 _SMALLEST = 1e-6  # spread of what does not differ among training images
 
 
@@ -86,7 +88,7 @@ def fit(training: Seen, validation: Seen, subjects: Sequence[str | None], called
     rule = OodRule(
         reference_sha256=hashlib.sha256(data).hexdigest(),
         training_images=len(training.features),
-        threshold=threshold,
+        threshold=None if threshold is None else threshold * (1 + _ROUNDING),
         false_flag_rate=rate,
         images=len(scores),
         units=len(np.unique(codes)),

@@ -125,6 +125,15 @@ def test_the_limit_is_the_order_statistic_of_conformal_prediction(count: int, pl
     assert threshold == place and found == pytest.approx(rate)
 
 
+def test_the_image_that_the_limit_is_of_is_not_flagged_by_a_last_digit() -> None:
+    """Its distance is found anew in another batch, by another engine."""
+    training, validation = seen(400), seen(60, seed=1)
+    fitted, reference = fit(training, validation, [None] * 60, "images"), fit_reference(training)
+    assert fitted is not None and reference is not None and fitted.rule.threshold is not None
+    farthest = float(reference.scores(validation.features, validation.colours).max())
+    assert farthest * (1 + 5e-5) < fitted.rule.threshold < farthest * (1 + 1e-3)
+
+
 def test_other_images_of_the_same_kind_are_flagged_at_the_stated_rate() -> None:
     rng = np.random.default_rng(0)
     shares = []
