@@ -18,9 +18,9 @@ from tests.bundles import make_bundle
 from tests.scoring_sources import Here, picture, score_here, write_files
 
 KEYS = {
-    "": "run_id job who status exit_code has_output started_at finished_at configuration digests leukoray_version python packages"
-    " number schema_version counts error_share max_error_share accepts_damaged model request layout unit unit_note"
-    " pixel_rules continued listing_s bytes progress resources notice",
+    "": "run_id job who status exit_code has_output started_at finished_at configuration digests leukoray_version"
+    " python packages number schema_version counts error_share max_error_share accepts_damaged model request layout"
+    " unit unit_note pixel_rules continued listing_s bytes progress resources notice",
     "counts": "listed scored quarantined quarantined_again skipped deleted_at_source codes remarks in_training "
     "skipped_reasons left_out masks uncounted uncounted_unchanged uncounted_accepted meta_left_out meta_first"
     " out_of_distribution",
