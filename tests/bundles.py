@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.evaluation.ood import Seen, fit
+from pipeline.images.appearance import NAMES, appearances
 from pipeline.images.load import Preprocessing
 from pipeline.model.bundle import CARD, GRAPH, WEIGHTS, Bundle, BundleInfo, write_bundle
+from pipeline.model.drift import LEVELS, ReferenceStatistics, Statistic
 from pipeline.model.outputs import FEATURES
 from pipeline.model.prediction import Prediction
 from pipeline.model.predictor import Predictor
@@ -202,3 +204,18 @@ def linear_graph(weight: NDArray[np.float32], offset: NDArray[np.float32], size:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def reference_of_noise() -> dict[str, Any]:
+    """What a bundle knows of scores and looks of its images, by which drift is told; of 200 random ones."""
+    rng = np.random.default_rng(0)
+    home = appearances(rng.integers(0, 256, (200, 32, 32, 3), np.uint8))
+    statistics = {
+        name: Statistic(quantiles=tuple(np.quantile(values, LEVELS).tolist()), spread=1.0, limits={1: 0.8})
+        for name, values in zip(NAMES, home.T, strict=True)
+        if np.isfinite(values).all()
+    }
+    return {
+        "reference_scores": {"count": 200, "quantiles": {f"{k / 10:g}": k / 10 for k in range(11)}},
+        "reference_statistics": ReferenceStatistics(images=200, subjects=20, statistics=statistics),
+    }

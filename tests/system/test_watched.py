@@ -14,17 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
-from pipeline.images.appearance import NAMES, appearances
 from pipeline.model.bundle import Bundle
-from pipeline.model.drift import FEWEST_IMAGES, LEVELS, ReferenceStatistics, Statistic
+from pipeline.model.drift import FEWEST_IMAGES
 from pipeline.samples import generate
 from serving.settings import ServingSettings
 from tests.asgi import picture
-from tests.bundles import make_familiar_bundle
+from tests.bundles import make_familiar_bundle, reference_of_noise
 from tests.live import live
 from tests.watched import PATIENCE_S, SHIPPED, Prometheus, jobs, prometheus
 
@@ -118,17 +116,9 @@ COUNTED = {
 
 def known_bundle(folder: Path, images: list[bytes]) -> Bundle:
     """A model that knows its own images, so that the endpoint tells of drift and of images unlike them."""
-    rng = np.random.default_rng(0)
-    home = appearances(rng.integers(0, 256, (200, 32, 32, 3), np.uint8))
-    statistics = {
-        name: Statistic(quantiles=tuple(np.quantile(values, LEVELS).tolist()), spread=1.0, limits={1: 0.8})
-        for name, values in zip(NAMES, home.T, strict=True)
-        if np.isfinite(values).all()
-    }
     return make_familiar_bundle(
         folder, images, threshold=0.5,
-        reference_scores={"count": 200, "quantiles": {f"{k / 10:g}": k / 10 for k in range(11)}},
-        reference_statistics=ReferenceStatistics(images=200, subjects=20, statistics=statistics),
+        **reference_of_noise(),
     )  # fmt: skip
 
 

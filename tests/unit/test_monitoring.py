@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.images.appearance import NAMES, appearances
+from pipeline.images.appearance import appearances
 from pipeline.model.bundle import Bundle
-from pipeline.model.drift import FEWEST_IMAGES, LEVELS, ReferenceStatistics, Statistic
+from pipeline.model.drift import FEWEST_IMAGES
 from pipeline.model.drift_counts import DriftCounts
 from pipeline.model.prediction import Prediction
 from serving.engine import Engine
@@ -29,7 +29,7 @@ from serving.monitoring.state import BATCH_IMAGES, PREDICTIONS, REQUESTS, Answer
 from serving.routes import create_app
 from serving.settings import ServingSettings
 from tests.asgi import call, client, picture
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, reference_of_noise
 
 MODEL = Answering("blood", "v1", "ab" * 32)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -56,17 +56,9 @@ def in_all(found: Samples, name: str) -> float:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    rng = np.random.default_rng(0)
-    home = appearances(rng.integers(0, 256, (200, 32, 32, 3), np.uint8))
-    statistics = {
-        name: Statistic(quantiles=tuple(np.quantile(values, LEVELS).tolist()), spread=1.0, limits={1: 0.8})
-        for name, values in zip(NAMES, home.T, strict=True)
-        if np.isfinite(values).all()
-    }
     return make_bundle(
         tmp_path_factory.mktemp("bundle"), size=32,
-        reference_scores={"count": 200, "quantiles": {f"{k / 10:g}": k / 10 for k in range(11)}},
-        reference_statistics=ReferenceStatistics(images=200, subjects=20, statistics=statistics),
+        **reference_of_noise(),
     )  # fmt: skip
 
 
