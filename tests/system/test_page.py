@@ -136,6 +136,7 @@ def test_an_image_comes_from_a_camera_of_this_machine_only(browser: Any, page: A
     expect(page.locator("#take")).to_be_enabled(timeout=WAIT_MS)
     page.click("#take")
     page.click("#camera-close")
+    expect(page.locator(".card")).to_have_count(1)  # a canvas is encoded aside
     answered(page)
     assert "PNG" in page.inner_text(".card") and page.evaluate("document.getElementById('video').srcObject") is None
     far = opened(browser, url.replace("127.0.0.1", "lab.example"))
