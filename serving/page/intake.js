@@ -36,7 +36,7 @@ async function walk(entry, take, failed) {
 }
 
 /* ---- camera ---- */
-const camera = { stream: null, said: null };
+const camera = { stream: null, said: null, asked: 0 };
 
 async function openCamera() {
   $("camera").showModal();
@@ -45,22 +45,27 @@ async function openCamera() {
   await startCamera({ facingMode: "environment" });
   if (camera.stream) await listCameras();
 }
+/* One that is given late, when another was asked for or the dialog is closed, goes off at once: nobody would end it. */
 async function startCamera(which) {
   stopCamera();
+  const asked = camera.asked;
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { ...which, width: { ideal: 4096 }, height: { ideal: 2160 } }, audio: false });
-    if (!$("camera").open) return stream.getTracks().forEach((track) => track.stop());
+    if (asked !== camera.asked) return stream.getTracks().forEach((track) => track.stop());
     camera.stream = stream;
     $("video").srcObject = stream;
+    sayOfCamera(null);  // the one before may have failed
     await $("video").play();
-    $("take").disabled = false;
+    if (asked === camera.asked) $("take").disabled = false;
   } catch (error) {
+    if (asked !== camera.asked) return;
     const key = { NotAllowedError: "camera.denied", NotFoundError: "camera.none" }[error.name];
     sayOfCamera(key ? [key, {}] : ["camera.failed", { why: error.message }]);
   }
 }
 async function listCameras() {
   const found = (await navigator.mediaDevices.enumerateDevices()).filter((device) => device.kind === "videoinput");
+  if (!camera.stream) return;
   const now = camera.stream.getVideoTracks()[0].getSettings().deviceId;
   $("which-row").hidden = found.length < 2;
   $("which").replaceChildren(...found.map((device, place) => new Option(device.label || say("camera.number", { n: place + 1 }), device.deviceId, false, device.deviceId === now)));
@@ -75,6 +80,7 @@ function takePicture() {
   }, "image/png");
 }
 function stopCamera() {
+  camera.asked += 1;
   $("take").disabled = true;
   if (camera.stream) camera.stream.getTracks().forEach((track) => track.stop());
   camera.stream = $("video").srcObject = null;

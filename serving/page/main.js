@@ -2,7 +2,7 @@
 let service = null;  // what /readyz says: the model and the limits; null: not known yet
 
 /* Another model has a threshold, limits and a card of its own. Two may take turns, so it is asked for now and then. */
-const STATE_EVERY_MS = 10_000;
+const STATE_EVERY_MS = 10_000, STATE_SILENCE_MS = 30_000;
 let stateAsked = -STATE_EVERY_MS, stateTimer = null;
 function noticeModel(sha256) {
   const isKnown = service && service.model.sha256 === sha256 && !service.refused;
@@ -13,18 +13,25 @@ function noticeModel(sha256) {
 /* Whether the service is ready; what it says is shown. */
 async function loadState() {
   try {
-    const answer = await fetch("readyz", { cache: "no-store" });
+    const answer = await once("readyz", {}, new AbortController().signal, STATE_SILENCE_MS);
+    if (!answer.ok) throw await failureOf(answer);
     const state = await answer.json();
-    if (!answer.ok) throw new Error(state.error.message);
+    if (!state?.model?.sha256) throw new Failure("bad_answer");
     service = { noMap: service && service.noMap, ...state };
     rolesOf.set(state.model.sha256, state.roles);
   } catch (error) {
-    if (!service) $("model").textContent = say("model.not_ready", { why: error.message });
+    if (!service) $("model").textContent = notReady(error);
     return false;
   }
   showService();
   showAll();
   return true;
+}
+/* In the service's own words where it is the service that speaks; a browser's tell a reader nothing. */
+function notReady(error) {
+  if (error instanceof Failure && error.message) return say("model.not_ready", { why: error.message });
+  if (error instanceof Failure && error.code === "other") return say("model.not_there", { status: error.status });
+  return say(error instanceof Failure || error instanceof SyntaxError ? "model.not_ours" : "model.no_answer");
 }
 async function start() {
   for (let pause = 1; !(await loadState()); pause = Math.min(2 * pause, LONGEST_PAUSE_S)) await sleep(1000 * pause, new AbortController().signal);
@@ -119,6 +126,7 @@ on("clear", "click", () => { clearAll(); $("choose").focus(); });
 on("search", "input", showAll);
 on("sort", "change", showAll);
 on("subject-form", "submit", askReport);
+on("subject-id", "input", () => showSubject(shownRows()));
 for (const kind of ["dragenter", "dragover"]) addEventListener(kind, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
 addEventListener("drop", (event) => { event.preventDefault(); $("drop").classList.remove("over"); addDropped(event.dataTransfer); });

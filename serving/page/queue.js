@@ -32,7 +32,9 @@ async function work(row, signal) {
   try {
     const data = await read(row.file);
     row.digest = digestOf(data);
-    row.answer = await (await post("predict", data, signal)).json();
+    const answer = await (await post("predict", data, signal)).json();
+    if (!isPrediction(answer)) throw new Failure("bad_answer");
+    row.answer = answer;
     row.total_ms = performance.now() - started;
     row.state = row.answer.decision || "classified";
     noticeModel(row.answer.model.sha256);
@@ -42,6 +44,8 @@ async function work(row, signal) {
   }
   if (row.answer || ["truncated", "corrupt"].includes(row.failure.code)) drawThumbnail(row);
 }
+/* What stands between may answer in the place of the service. */
+const isPrediction = (answer) => typeof answer?.probability === "number" && Boolean(answer.model?.sha256 && answer.classes && answer.image);
 function failureFrom(error, signal) {
   if (signal.aborted) return new Failure("cancelled");
   return error instanceof Failure ? error : new Failure("bad_answer", String(error));

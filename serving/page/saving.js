@@ -2,9 +2,9 @@
 const HEAD = ["file", "decision", "probability", "threshold", "class", "is_ood", "ood_score", "error_code", "error_message", "model", "version", "sha256", "synthetic_model", "request_id", "notice"];
 
 /* As pipeline/base/csv_text.py: a text that a spreadsheet would run gets a ' before it, but for numbers, and where it
-   would be run by one that parts cells at ; or tabs. */
-const RISKY = /^'*[=+\-@\t\r]/, NUMBER = /^\s*[+-]?(inf(inity)?|nan|(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)(e[+-]?\d+(_\d+)*)?)\s*$/i;
-const PARTED = /(?<=[;\t\r\n])(?=[ \t\r\n']*[=+\-@])/g;
+   would be run by one that parts cells at ; or tabs. Signs of full width are run as well. */
+const RISKY = /^'*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]/, NUMBER = /^\s*[+-]?(inf(inity)?|nan|(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)(e[+-]?\d+(_\d+)*)?)\s*$/i;
+const PARTED = /(?<=[;\t\r\n])(?=[ \t\r\n']*[=+\-@\uff1d\uff0b\uff0d\uff20])/g;
 const guarded = (cell) => (NUMBER.test(cell) ? cell : (RISKY.test(cell) ? "'" : "") + cell.replace(PARTED, "'"));
 
 function csvCell(value) {

@@ -84,7 +84,7 @@ async function post(path, body, signal, headers = {}) {
     }
     if (answer.ok) return answer;
     const failure = await failureOf(answer);
-    const pause = retryAfter(answer) ?? Math.min(2 ** attempt, LONGEST_PAUSE_S);
+    const pause = retryAfter(answer) || Math.min(2 ** attempt, LONGEST_PAUSE_S);  // asked again at once it would be for ever
     if (failure.code === "too_large") throw await withLimit(failure, body);
     if (!isPassing(answer, failure)) throw failure;
     if (waited + pause > PATIENCE_S) throw pause > PATIENCE_S ? asksToWait(failure, pause) : failure;
@@ -93,11 +93,11 @@ async function post(path, body, signal, headers = {}) {
   }
 }
 /* One request with its whole answer, that does not wait for ever for a service that stands still. */
-async function once(path, options, signal) {
+async function once(path, options, signal, silence_ms = SILENCE_MS) {
   const silence = new AbortController();
   const end = () => silence.abort(signal.reason);
   signal.addEventListener("abort", end);
-  const timer = setTimeout(() => silence.abort(new Error("no answer")), SILENCE_MS);
+  const timer = setTimeout(() => silence.abort(new Error("no answer")), silence_ms);
   try {
     const answer = await fetch(path, { ...options, signal: silence.signal, cache: "no-store", credentials: "same-origin" });
     const whole = await answer.blob();

@@ -1,5 +1,5 @@
 /* The images shown as of one subject: what counts, how small a share would go unseen, and the service's own report. */
-let reportShown = null;  // { answer, isOf }: what the service said, and of which images
+let reportShown = null;  // { answer, isOf }: what the service said, and of which images and whom
 
 /* What each model's classes are, by its SHA-256, as the service said: leukocyte, blast, or beside. Empty: not known. */
 const rolesOf = new Map();
@@ -57,7 +57,9 @@ function showSubject(shown) {
   if (reportShown && reportShown.isOf !== keyOf(shown)) reportShown = null;
   showReport(problem);
 }
-const keyOf = (shown) => shown.map((row) => row.order + row.state).join(" ");
+/* A report of the same images under another id is another one: it would tell of the wrong person. */
+const subjectId = () => $("subject-id").value.trim();
+const keyOf = (shown) => [subjectId(), ...shown.map((row) => row.order + row.state)].join(" ");
 
 function subjectSentences(shown) {
   const found = tally(shown);
@@ -107,18 +109,22 @@ function shareLine(observation) {
 }
 async function askReport(event) {
   event.preventDefault();
-  const shown = shownRows(), isOf = keyOf(shown), id = $("subject-id").value.trim();
+  const shown = shownRows(), isOf = keyOf(shown), id = subjectId();
   if (id && !new RegExp(SUBJECT_ID).test(id)) return sayReport(isOf, say("subject.bad_id"));
   sayReport(isOf, say("subject.asking"));
   const form = new FormData();
   shown.forEach((row, place) => form.append("files", row.file, "image-" + (place + 1)));
   const query = "format=fhir" + (id ? "&subject=" + encodeURIComponent(id) : "");
+  const { signal } = run;
+  let found;
   try {
-    const answer = await (await post("predict?" + query, form, run.signal)).json();
-    reportShown = { answer, isOf };
+    const answer = await (await post("predict?" + query, form, signal)).json();
+    if (!Array.isArray(answer?.entry)) throw new Failure("bad_answer");
+    found = { answer, isOf };
   } catch (error) {
-    reportShown = { says: told(failureFrom(error, run.signal)), isOf };
+    found = { says: told(failureFrom(error, signal)), isOf };
   }
+  if (isOf === keyOf(shownRows())) reportShown = found;
   return showSubject(shownRows());
 }
 function sayReport(isOf, says) {

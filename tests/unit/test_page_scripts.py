@@ -47,13 +47,17 @@ const location = { search: "", href: "http://localhost/" }, navigator = { langua
 const addEventListener = () => {};
 let state = given.state;
 const fetch = async (path, options) => answers(path, options);
-let answers = () => ({ ok: true, status: 200, json: async () => state });
+const replied = (told, status = 200, headers = {}) => {
+  const blob = async () => ({ text: async () => (typeof told === "string" ? told : JSON.stringify(told)) });
+  return { ok: status < 400, status, headers: new Map(Object.entries(headers)), blob };
+};
+let answers = () => replied(state);
 """
 
 
 def run(script: str, state: dict[str, Any], **given: Any) -> Any:
     """What the body of a function gives, in the page of a service whose /readyz says `state`."""
-    about = {"suffixes": [".png"], "subject": "^x$", "words": {each: words_of(each) for each in LANGUAGES}}
+    about = {"suffixes": [".png"], "subject": "^[0-9]$", "words": {each: words_of(each) for each in LANGUAGES}}
     page = "".join((PAGE / f"{name}.js").read_text() for name in SCRIPTS)
     asked = f"(async () => {{ await sleep(1, new AbortController().signal); {script} }})()"
     end = f"{asked}.then((found) => {{ console.log(JSON.stringify(found)); process.exit(0); }});"
@@ -191,17 +195,15 @@ def test_that_the_service_is_busy_is_said_no_longer_than_it_is() -> None:
 
 def test_a_file_that_the_service_refuses_as_too_large_is_told_with_the_limit_it_has_now() -> None:
     script = """
-      const refusal = { error: { code: "too_large", message: "no" } }, headers = new Map();
-      const blob = async () => ({ text: async () => JSON.stringify(refusal) });
-      const refused = { ok: false, status: 413, headers, blob };
-      answers = (path) => path === "readyz" ? { ok: true, json: async () => state } : refused;
-      const said = [];
+      const refused = replied({ error: { code: "too_large", message: "no" } }, 413);
+      answers = (path) => path === "readyz" ? replied(state) : refused;
+      const lines = [];
       for (const [size, most] of [[900, 500], [900, 1000]]) {
         state = { ...state, max_bytes: most };
         const asked = post("predict", new ArrayBuffer(size), new AbortController().signal);
-        await asked.catch((error) => said.push(told(error)));
+        await asked.catch((error) => lines.push(told(error)));
       }
-      return said;
+      return lines;
     """
     said = run(script, ready(model_info()))
     assert said == [
@@ -212,6 +214,108 @@ def test_a_file_that_the_service_refuses_as_too_large_is_told_with_the_limit_it_
 
 def test_names_are_guarded_as_in_other_tables() -> None:
     names = ["x;=1+1;.png", "=1", "\t'=1", "-1.5", "a;\n@b", "plain, b.png", "-", "x\t+1", "1;2", "'x; '@"]
+    names += [f"{sign}1.png" for sign in "\uff1d\uff0b\uff0d\uff20"] + ["a;\uff1d1.png", "'\uff1d1.png", "a\uff1d1.png"]
     assert run("return given.names.map(guarded);", ready(model_info()), names=names) == [
         guarded(name) for name in names
     ]
+
+
+def test_a_report_is_shown_and_saved_under_the_id_that_stands_there_and_no_other() -> None:
+    """Two are asked for at once, and the first comes last; then another id is typed."""
+    script = """
+      const held = {}, row = { order: 1, state: "negative", name: "a", file: new File(["x"], "a") };
+      rows = [row];
+      answers = (path) => path === "readyz" ? replied(state) : new Promise((come) => { held[path.at(-1)] = () => come(replied({ entry: [], of: path })); });
+      const ask = (id) => { $("subject-id").value = id; return askReport({ preventDefault() {} }); };
+      const shown = () => reportShown && reportShown.answer && reportShown.answer.of;
+      const seen = [], first = ask("1"), second = ask("2");
+      await sleep(1, new AbortController().signal);
+      held[2]();
+      await second;
+      seen.push(shown());
+      held[1]();
+      await first;
+      seen.push(shown());
+      $("subject-id").value = "3";
+      showSubject(rows);
+      return [...seen, shown()];
+    """
+    of = "predict?format=fhir&subject=2"
+    found = run(script, ready(model_info()))
+    assert found == [of, of, None]
+
+
+def test_what_is_no_answer_of_the_service_is_an_error_and_stops_nothing() -> None:
+    script = """
+      const seen = [];
+      for (const each of given.told) {
+        answers = (path) => path === "readyz" ? replied(state) : replied(each);
+        const one = { ...newRow(new File(["x"], "a"), "a"), node: element(), head: element(), body: element() };
+        await work(one, run.signal);
+        rows = [one];
+        await askReport({ preventDefault() {} });
+        seen.push([one.state, one.failure.code, one.answer, reportShown.says]);
+      }
+      return seen;
+    """
+    told = [{"ok": True}, [], None, "<html>", {"probability": "0.5"}, {"probability": 0.5, "model": {}}]
+    found = run(script, ready(model_info()), told=told)
+    assert found == [["error", "bad_answer", None, EN["error.bad_answer"]]] * len(told)
+
+
+def test_a_service_that_asks_for_no_pause_is_not_asked_again_without_one() -> None:
+    script = """
+      const pauses = [];
+      gate.hold = (seconds) => pauses.push(seconds);
+      const ways = [{ "Retry-After": "0" }, { "Retry-After": "Mon, 01 Jan 2024 00:00:00 GMT" }, { "Retry-After": "2" }, {}];
+      answers = () => (pauses.length < ways.length ? replied("", 503, ways[pauses.length]) : replied({ done: true }));
+      await post("predict", new ArrayBuffer(1), new AbortController().signal);
+      return pauses;
+    """
+    assert run(script, ready(model_info())) == [1, 2, 2, 8]
+
+
+def test_why_there_is_no_model_yet_is_said_in_words_that_a_reader_knows() -> None:
+    script = """
+      service = null;
+      const lines = [];
+      const cut = () => { throw new TypeError("Failed to fetch"); };
+      const unready = { error: { code: "not_ready", message: "the model does not answer its probe" } };
+      for (const way of [() => replied(unready, 503), () => replied("<html>", 502), () => replied("<html>"), () => replied({}), cut]) {
+        answers = way;
+        await loadState();
+        lines.push($("model").textContent);
+      }
+      return [lines, service];
+    """
+    lines, service = run(script, ready(model_info()))
+    assert service is None
+    assert lines == [
+        EN["model.not_ready"].format(why="the model does not answer its probe"),
+        EN["model.not_there"].format(status=502),
+        EN["model.not_ours"],
+        EN["model.not_ours"],
+        EN["model.no_answer"],
+    ]
+
+
+def test_a_camera_that_comes_late_goes_off_again() -> None:
+    """Another was chosen before the first was given, and the dialog was closed before the third was."""
+    script = """
+      const given = [], ended = [], name = "srcObject";
+      const stream = (id) => ({ id, getTracks: () => [{ stop: () => ended.push(id) }] });
+      navigator.mediaDevices = { getUserMedia: ({ video }) => new Promise((come) => { given[video.id] = () => come(stream(video.id)); }) };
+      $("camera").open = true;
+      const first = startCamera({ id: 0 }), second = startCamera({ id: 1 });
+      given[1]();
+      await second;
+      given[0]();
+      await first;
+      const seen = [[...ended], camera.stream.id, $("video")[name].id, $("take").disabled];
+      const third = startCamera({ id: 2 });
+      stopCamera();
+      given[2]();
+      await third;
+      return [...seen, ended, camera.stream, $("take").disabled];
+    """
+    assert run(script, ready(model_info())) == [[0], 1, 1, False, [0, 1, 2], None, True]
