@@ -1,6 +1,8 @@
 """Files of a multipart/form-data body (RFC 7578) into memory, each byte once, parsed as it arrives."""
 
 import io
+import logging
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _MAX_FIELDS = 16  # form fields that are no files; accepted and ignored
-_FILE_FIELDS = frozenset({"file", "files", "image", "images"})  # but not by these names
+_FILE_FIELDS = frozenset({"file", "files", "image", "images"})  # but not by these names, nor with these headers:
+_FILE_NAME = re.compile(rb";\s*filename\s*\*", re.IGNORECASE)  # RFC 5987, which is not of forms (RFC 7578, 4.2)
+_FILE_KIND = re.compile(rb"\s*(image/|application/(octet-stream|dicom)\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class _Part:
     size_bytes: int = 0
     buffer: io.BytesIO | None = None
     disposition: bytes = b""
+    kind: bytes = b""  # its Content-Type
+
+    @property
+    def is_unnamed_file(self) -> bool:
+        """What cannot have been meant as a field: to pass it over would be to answer for fewer images than were sent."""
+        is_file = self.name in _FILE_FIELDS or _FILE_NAME.search(self.disposition) or _FILE_KIND.match(self.kind)
+        return self.filename is None and bool(is_file)
 
 
 @dataclass
@@ -50,6 +61,7 @@ class MultipartReader:
         boundary = parse_options_header(self.content_type)[1].get(b"boundary")
         if not boundary:
             raise _malformed("Missing boundary in multipart.")
+        logging.getLogger("python_multipart.multipart").disabled = True  # it quotes bytes of the body
         self._field = self._value = b""
         callbacks: MultipartCallbacks = {
             "on_part_begin": self.on_part_begin,
@@ -76,9 +88,10 @@ class MultipartReader:
         if not self.is_complete:
             message = "the multipart body ends before its closing boundary; send it again"
             raise HttpError(400, "malformed_multipart", message)
-        unnamed = sorted({part.name for part in self.parts if part.filename is None} & _FILE_FIELDS)
+        unnamed = sorted(part.name for part in self.parts if part.is_unnamed_file)
         if unnamed:
-            raise HttpError(400, "no_filename", f"part {unnamed[0]!r} has no filename, so it is no file; give it one")
+            message = f"part {unnamed[0][:80]!r} has no filename=, so it is no file; give it one"
+            raise HttpError(400, "no_filename", message)
         files = [part for part in self.parts if part.filename is not None]
         if not files:
             raise HttpError(400, "no_file", "the multipart body has no file part; give each image a filename")
@@ -105,6 +118,8 @@ class MultipartReader:
     def on_header_end(self) -> None:
         if self._field.lower() == b"content-disposition":
             self.parts[-1].disposition = self._value
+        elif self._field.lower() == b"content-type":
+            self.parts[-1].kind = self._value
         self._field = self._value = b""
 
     def on_headers_finished(self) -> None:

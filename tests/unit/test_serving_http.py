@@ -556,8 +556,38 @@ def test_multipart_that_ends_before_its_boundary_is_refused(make: Callable[..., 
 def test_image_part_without_a_filename_is_not_dropped(make: Callable[..., Engine]) -> None:
     files = [("files", ("a.jpg", picture())), ("files", (None, picture()))]
     assert_error(call(make(), "POST", "/predict", files=files), 400, "no_filename")
-    files = [("files", ("a.jpg", picture())), ("comment", (None, b"first visit"))]
-    assert call(make(), "POST", "/predict", files=files).status_code == 200
+    for comment in ((None, b"first visit"), (None, b"{}", "application/json"), (None, b"x", "text/plain")):
+        files = [("files", ("a.jpg", picture())), ("comment", comment)]
+        assert call(make(), "POST", "/predict", files=files).json()["predicted"] == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"; filename*=UTF-8''%c3%a4.jpg",
+        b';FILENAME* = "utf-8\'\'a.jpg"',
+        b"\r\nContent-Type: image/jpeg",
+        b"\r\ncontent-type:  Application/Octet-Stream; x=y",
+        b"\r\nContent-Type: application/dicom",
+    ],
+)
+def test_a_part_that_is_a_file_by_its_header_is_not_passed_over(make: Callable[..., Engine], head: bytes) -> None:
+    first = b'--b\r\nContent-Disposition: form-data; name="x"; filename="a.jpg"\r\n\r\n%b\r\n' % picture()
+    other = b'--b\r\nContent-Disposition: form-data; name="y"%b\r\n\r\n%b\r\n--b--\r\n' % (head, picture())
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    response = call(make(), "POST", "/predict", content=first + other, headers=headers)
+    assert_error(response, 400, "no_filename")
+    assert "'y'" in response.json()["error"]["message"]
+
+
+def test_no_byte_of_a_body_that_is_no_multipart_is_logged(
+    make: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    for content in (picture(), b'--b\r\nContent-Disp\xe9: form-data; name="Smith"\r\n\r\n', b"--b\r\nx\r\n"):
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        refused = call(make(), "POST", "/predict", content=content, headers=headers)
+        assert_error(refused, 400, "malformed_multipart")
+    assert not [record for record in caplog.records if record.name.startswith("python_multipart")]
 
 
 def test_connections_that_announce_much_and_send_nothing_lock_nobody_out(make: Callable[..., Engine]) -> None:
