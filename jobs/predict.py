@@ -180,7 +180,7 @@ class _Run:
         if self.config.explain is None:
             return row
         try:
-            picture = self.service.post("/explain", data, "image/png").data
+            picture = self.service.post("/explain", data, "image/png", reply.request_id).data
         except (NoAnswer, Unusable) as error:
             if isinstance(error, Unusable):
                 self.service.stop(error)

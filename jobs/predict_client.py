@@ -138,10 +138,13 @@ class Service:
             raise Unusable(f"{self.url} is no leukoray service (its /readyz: {what}); check --url")
         return said
 
-    def post(self, path: str, data: bytes, accept: str) -> Reply:
-        """The answer of status 200. Raises NoAnswer for this file alone, Unusable where no other would be answered."""
+    def post(self, path: str, data: bytes, accept: str, request_id: str | None = None) -> Reply:
+        """The answer of status 200. `request_id`: of an earlier one, for the same of two models to answer.
+
+        Raises NoAnswer for this file alone, Unusable where no other would be answered.
+        """
         try:
-            reply = self._persist("POST", path, data, accept, self._patience_s)
+            reply = self._persist("POST", path, data, accept, self._patience_s, given_id=request_id)
         except NoAnswer:
             if not self.is_stopped:
                 self.ready(is_start=False)  # else it is not the file's fault
@@ -151,12 +154,13 @@ class Service:
         return reply
 
     def _persist(
-        self, method: str, path: str, data: bytes | None, accept: str, patience_s: float, *, is_start: bool = False
-    ) -> Reply:
+        self, method: str, path: str, data: bytes | None, accept: str, patience_s: float, *, is_start: bool = False,
+        given_id: str | None = None,
+    ) -> Reply:  # fmt: skip
         """The first answer that is none to come back for. Raises NoAnswer where there is none in time, and Unusable."""
         end = time.monotonic() + patience_s
         for attempt in itertools.count(1):
-            request_id, asked_to_wait_s = uuid.uuid4().hex, 0.0
+            request_id, asked_to_wait_s = given_id or uuid.uuid4().hex, 0.0
             try:
                 limit_s = max(0.001, min(self._timeout_s, end - time.monotonic()))
                 reply = self._send(method, path, data, accept, request_id, limit_s, attempt)

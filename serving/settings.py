@@ -197,6 +197,16 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
 
 
 def _digests(variable: str, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Of the keys in a variable of the environment, and those that were given."""
-    keys = [key.strip() for key in os.environ.get(variable, "").split(",")]
-    return tuple(sorted({hashlib.sha256(key.encode()).hexdigest() for key in keys if key} | set(given)))
+    """Of the keys in a variable of the environment, and those that were given.
+
+    Raises UsageError, which quotes no key, where somebody meant to give keys and there is none that a client could send.
+    """
+    said = os.environ.get(variable, "")
+    keys = {key.strip() for key in said.split(",")} - {""}
+    if said and not keys:
+        raise UsageError(
+            f"${variable}: is set and holds no key, so nobody would be asked for one; unset it, or give keys"
+        )
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise UsageError(f"${variable}: a key holds characters that no header carries; ASCII alone, parted by commas")
+    return tuple(sorted({hashlib.sha256(key.encode()).hexdigest() for key in keys} | set(given)))

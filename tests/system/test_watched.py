@@ -20,10 +20,11 @@ import yaml
 from pipeline.model.bundle import Bundle
 from pipeline.model.drift import FEWEST_IMAGES
 from pipeline.samples import generate
+from serving.rule import Rule
 from serving.settings import ServingSettings
 from tests.asgi import picture
 from tests.bundles import make_familiar_bundle, reference_of_noise
-from tests.live import live
+from tests.live import live, on_trial
 from tests.watched import PATIENCE_S, SHIPPED, Prometheus, jobs, prometheus
 
 pytestmark = [
@@ -53,6 +54,17 @@ BOARDS = {
         "Probabilities": ENDPOINT,
         "Drift of probabilities (PSI)": ENDPOINT,
         "Drift of looks: distance as a share of its limit": ENDPOINT,
+    },
+    "candidate": {
+        "Images compared a second, or why not": ENDPOINT,
+        "Decisions changed, share of the images compared": ENDPOINT,
+        "Images of the last hour, by both decisions": ENDPOINT,
+        "Difference of probabilities, candidate less the other": ENDPOINT,
+        "Forward pass an image, mean": ENDPOINT,
+        "Images of the last hour, unlike those of training by both": ENDPOINT,
+        "Requests a second, by who answered": ENDPOINT,
+        "The rule: figures as shares of its limits": ENDPOINT,
+        "Replicas that have the candidate": ENDPOINT,
     },
     "quality": {
         "Scoring: quarantined, share of what was tried": SCORE,
@@ -111,15 +123,14 @@ COUNTED = {
     'max(ray_leukoray_evaluate_left{step="test"})': 0,
     'count(ray_leukoray_evaluate_figure{figure="roc_auc"})': 1,
     'sum(leukoray_images_refused_total{code="unsupported_format"})': 2,
+    'sum(leukoray_candidate_images_total{outcome="compared"})': 2 * (FEWEST_IMAGES + 1),
+    'sum(leukoray_candidate_decisions_total{candidate="positive"})': 2 * (FEWEST_IMAGES + 1),
 }
 
 
-def known_bundle(folder: Path, images: list[bytes]) -> Bundle:
+def known_bundle(folder: Path, images: list[bytes], bias: float = 0.0) -> Bundle:
     """A model that knows its own images, so that the endpoint tells of drift and of images unlike them."""
-    return make_familiar_bundle(
-        folder, images, threshold=0.5,
-        **reference_of_noise(),
-    )  # fmt: skip
+    return make_familiar_bundle(folder, images, threshold=0.5, bias=bias, **reference_of_noise())
 
 
 def post(url: str, body: bytes) -> None:
@@ -141,13 +152,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Beside jobs that are done and an endpoint that goes on to answer."""
     folder = tmp_path_factory.mktemp("watched")
     generate(folder / "images", images=IMAGES, subjects=12, width=96, height=72)
-    bundle = known_bundle(folder / "bundle", [picture("PNG", seed=seed) for seed in range(100, 180)])
+    own = [picture("PNG", seed=seed) for seed in range(100, 180)]
+    bundle, candidate = known_bundle(folder / "bundle", own), known_bundle(folder / "candidate", own, bias=50.0)
     one = min((folder / "images").rglob("*.jpg"))
     (one.parent / "S001_gone.jpg").symlink_to("/nowhere/S001_gone.jpg")
     (one.parent / "S001_empty.jpg").write_bytes(b"")
     (one.parent / "S001_cut.jpg").write_bytes(one.read_bytes()[:600])
+    # of no request's answer, or next to none: it is compared on all
+    begin = on_trial(candidate, share=1e-9, rule=Rule(min_images=1000, max_changed_share=0.1))
     with (
-        live(ServingSettings(model=bundle.uri)) as url,
+        live(ServingSettings(model=bundle.uri), begin) as url,
         prometheus(folder, url.removeprefix("http://")) as found,
     ):
         ask_for_answers(url, one.read_bytes())

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -32,7 +34,7 @@ from serving.schemas import ModelInfo, PredictionBody
 from serving.settings import ServingSettings
 from tests.asgi import picture
 from tests.bundles import make_bundle, make_mapped_bundle, said_of
-from tests.live import live
+from tests.live import live, on_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "lab-key-1"
@@ -199,6 +201,22 @@ def test_pictures_of_where_images_speak_are_written(tmp_path: Path) -> None:
     for overlay in overlays[:2]:
         with Image.open(overlay) as shown:
             assert shown.size == (512, 512)
+
+
+def test_with_a_model_on_trial_each_picture_is_of_the_one_that_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count(1)  # which of the two answers goes by the request's id
+    monkeypatch.setattr("jobs.predict_client.uuid.uuid4", lambda: uuid.UUID(int=next(numbers)))
+    bundle, other = (make_mapped_bundle(tmp_path / name, 64, version=name, bias=len(name)) for name in ("v1", "v.2"))
+    for seed in range(8):
+        (tmp_path / f"{seed}.png").write_bytes(picture("PNG", seed))
+    files, out = [str(path) for path in sorted(tmp_path.glob("*.png"))], tmp_path / "rows.json"
+    with live(ServingSettings(model=bundle.uri), on_trial(other, share=0.5)) as at:
+        asked = [*files, "--url", at, "--out", str(out), "--explain", str(tmp_path / "maps"), "--concurrency", "1"]
+        assert predict.command(asked) == 0, "a picture was of the other model"
+    assert {row["model_version"] for row in rows_of(out)} == {"v1", "v.2"}
+    assert all(row["overlay"] for row in rows_of(out))
 
 
 def test_a_model_without_a_map_is_said(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -565,7 +565,7 @@ def test_image_part_without_a_filename_is_not_dropped(make: Callable[..., Engine
     "head",
     [
         b"; filename*=UTF-8''%c3%a4.jpg",
-        b';FILENAME* = "utf-8\'\'a.jpg"',
+        b";FILENAME* = \"utf-8''a.jpg\"",
         b"\r\nContent-Type: image/jpeg",
         b"\r\ncontent-type:  Application/Octet-Stream; x=y",
         b"\r\nContent-Type: application/dicom",

@@ -12,7 +12,7 @@ import yaml
 from jobs.serve import ServeConfig, check_port, warn_of_open_door
 from jobs.serve import command as serve_command
 from pipeline.base.errors import UsageError
-from serving.settings import API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
+from serving.settings import ADMIN_KEYS_VARIABLE, API_KEYS_VARIABLE, ServingSettings, proxy_timeout_s, read_settings
 from tests.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,17 @@ def test_keys_of_the_environment_are_only_kept_as_digests(monkeypatch: pytest.Mo
     expected = {hashlib.sha256(key).hexdigest() for key in (b"secret-one", b"secret-two")}
     assert set(settings.api_key_sha256) == expected
     assert "secret" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("variable", [API_KEYS_VARIABLE, ADMIN_KEYS_VARIABLE])
+@pytest.mark.parametrize("said", [",", " ", "\n", "good,schl\u00fcssel", "two\nlines"])
+def test_keys_that_nobody_could_send_are_refused_and_not_quoted(
+    variable: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, said)
+    with pytest.raises(UsageError) as refused:
+        read_settings({"model": "m"})
+    assert variable in str(refused.value) and "schl" not in str(refused.value) and "two" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
