@@ -43,7 +43,7 @@ class _Part:
 
     @property
     def is_unnamed_file(self) -> bool:
-        """What cannot have been meant as a field: to pass it over would be to answer for fewer images than were sent."""
+        """What cannot have been meant as a field: passed over, fewer images than were sent would be answered."""
         is_file = self.name in _FILE_FIELDS or _FILE_NAME.search(self.disposition) or _FILE_KIND.match(self.kind)
         return self.filename is None and bool(is_file)
 

@@ -199,7 +199,7 @@ def read_settings(args: dict[str, Any]) -> ServingSettings:
 def _digests(variable: str, given: tuple[str, ...]) -> tuple[str, ...]:
     """Of the keys in a variable of the environment, and those that were given.
 
-    Raises UsageError, which quotes no key, where somebody meant to give keys and there is none that a client could send.
+    Raises UsageError, which quotes none, where keys are meant to be given and no client could send one.
     """
     said = os.environ.get(variable, "")
     keys = {key.strip() for key in said.split(",")} - {""}

@@ -225,7 +225,8 @@ def test_a_report_is_shown_and_saved_under_the_id_that_stands_there_and_no_other
     script = """
       const held = {}, row = { order: 1, state: "negative", name: "a", file: new File(["x"], "a") };
       rows = [row];
-      answers = (path) => path === "readyz" ? replied(state) : new Promise((come) => { held[path.at(-1)] = () => come(replied({ entry: [], of: path })); });
+      const late = (path) => new Promise((come) => { held[path.at(-1)] = () => come(replied({ entry: [], of: path })); });
+      answers = (path) => (path === "readyz" ? replied(state) : late(path));
       const ask = (id) => { $("subject-id").value = id; return askReport({ preventDefault() {} }); };
       const shown = () => reportShown && reportShown.answer && reportShown.answer.of;
       const seen = [], first = ask("1"), second = ask("2");
@@ -267,7 +268,7 @@ def test_a_service_that_asks_for_no_pause_is_not_asked_again_without_one() -> No
     script = """
       const pauses = [];
       gate.hold = (seconds) => pauses.push(seconds);
-      const ways = [{ "Retry-After": "0" }, { "Retry-After": "Mon, 01 Jan 2024 00:00:00 GMT" }, { "Retry-After": "2" }, {}];
+      const ways = ["0", "Mon, 01 Jan 2024 00:00:00 GMT", "2", ""].map((text) => ({ "Retry-After": text }));
       answers = () => (pauses.length < ways.length ? replied("", 503, ways[pauses.length]) : replied({ done: true }));
       await post("predict", new ArrayBuffer(1), new AbortController().signal);
       return pauses;
@@ -281,7 +282,8 @@ def test_why_there_is_no_model_yet_is_said_in_words_that_a_reader_knows() -> Non
       const lines = [];
       const cut = () => { throw new TypeError("Failed to fetch"); };
       const unready = { error: { code: "not_ready", message: "the model does not answer its probe" } };
-      for (const way of [() => replied(unready, 503), () => replied("<html>", 502), () => replied("<html>"), () => replied({}), cut]) {
+      const others = [[unready, 503], ["<html>", 502], ["<html>"], [{}]].map((told) => () => replied(...told));
+      for (const way of [...others, cut]) {
         answers = way;
         await loadState();
         lines.push($("model").textContent);
@@ -304,7 +306,8 @@ def test_a_camera_that_comes_late_goes_off_again() -> None:
     script = """
       const given = [], ended = [], name = "srcObject";
       const stream = (id) => ({ id, getTracks: () => [{ stop: () => ended.push(id) }] });
-      navigator.mediaDevices = { getUserMedia: ({ video }) => new Promise((come) => { given[video.id] = () => come(stream(video.id)); }) };
+      const getUserMedia = ({ video: { id } }) => new Promise((come) => { given[id] = () => come(stream(id)); });
+      navigator.mediaDevices = { getUserMedia };
       $("camera").open = true;
       const first = startCamera({ id: 0 }), second = startCamera({ id: 1 });
       given[1]();
