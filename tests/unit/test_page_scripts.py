@@ -225,7 +225,8 @@ def test_a_report_is_shown_and_saved_under_the_id_that_stands_there_and_no_other
     script = """
       const held = {}, row = { order: 1, state: "negative", name: "a", file: new File(["x"], "a") };
       rows = [row];
-      const late = (path) => new Promise((come) => { held[path.at(-1)] = () => come(replied({ entry: [], of: path })); });
+      const report = (path) => replied({ entry: [], of: path });
+      const late = (path) => new Promise((come) => { held[path.at(-1)] = () => come(report(path)); });
       answers = (path) => (path === "readyz" ? replied(state) : late(path));
       const ask = (id) => { $("subject-id").value = id; return askReport({ preventDefault() {} }); };
       const shown = () => reportShown && reportShown.answer && reportShown.answer.of;
