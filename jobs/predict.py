@@ -48,7 +48,7 @@ class PredictConfig(JobConfig):
     )
     explain: str | None = Field(None, description="empty or new folder for pictures of where each image speaks")
     concurrency: int = Field(4, ge=1, le=256, description="requests at once; more help where the service has replicas")
-    timeout_s: float = Field(40.0, gt=0, description="of one attempt; longer than the service's own 30 s")
+    timeout_s: float = Field(40.0, gt=0, le=86_400, description="of one attempt; longer than the service's own 30 s")
     patience_s: float = Field(120.0, gt=0, description="for all attempts of a file, while the service is busy or gone")
 
     @field_validator("out")

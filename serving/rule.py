@@ -19,7 +19,7 @@ _UNTOLD: State = "cannot be told"
 class Rule(BaseModel):
     """What a candidate must reach; written before anybody looks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     min_images: int = Field(ge=1, description="images that both have answered")
     max_changed_share: float = Field(

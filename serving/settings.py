@@ -22,13 +22,14 @@ from serving.agreed import CandidateWish
 
 API_KEYS_VARIABLE = "LEUKORAY_API_KEYS"
 ADMIN_KEYS_VARIABLE = "LEUKORAY_ADMIN_KEYS"
+_DAY_S = 86_400.0  # HAProxy's clocks hold 24 of them
 _ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")  # RFC 6454, as browsers send it: no path, no slash behind
 
 
 class ServingSettings(BaseModel):
     """Settings of one application. Per-replica limits multiply with the number of replicas."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = Field(description="bundle folder or registry, local path or s3:// URI")
     verify: str | None = Field(
@@ -49,10 +50,12 @@ class ServingSettings(BaseModel):
     max_in_flight_bytes: int = Field(384 * 1024 * 1024, ge=1, description="request bytes a replica holds")
     max_receiving: int = Field(256, ge=1, description="bodies that arrive at a time; the slowest is ended for another")
     min_body_rate: int = Field(8192, ge=1, description="bytes a second that a body keeps up after 5 s, else 408")
-    decode_timeout_s: float = Field(20.0, gt=0, description="for a large image to be decoded, else it is refused")
+    decode_timeout_s: float = Field(20.0, gt=0, le=_DAY_S, description="for a large image to be decoded, else it is refused")
     max_queued_requests: int = Field(256, ge=1, description="requests Serve's proxy holds for busy replicas")
     retry_after_s: int = Field(1, ge=1, description="what a refused client is told to wait")
-    request_timeout_s: float = Field(30.0, gt=0, description="from the first byte to the answer, else 408 or 504")
+    request_timeout_s: float = Field(
+        30.0, gt=0, le=_DAY_S, description="from the first byte to the answer, else 408 or 504"
+    )
 
     max_batch_size: int = Field(16, ge=1, description="images in one forward pass")
     batch_wait_s: float = Field(0.002, ge=0, description="how long a lone image waits for company")
@@ -106,6 +109,11 @@ class ServingSettings(BaseModel):
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
         if max(self.max_bytes, self.max_request_bytes) > self.max_in_flight_bytes:
             raise ValueError("max_in_flight_bytes must hold one request of max_bytes and of max_request_bytes")
+        if self.batch_wait_s >= self.request_timeout_s:
+            raise ValueError(
+                f"batch_wait_s {self.batch_wait_s:g} leaves nothing of request_timeout_s {self.request_timeout_s:g}: "
+                "seconds, in which a lone image waits for company"
+            )
         return self
 
     @property

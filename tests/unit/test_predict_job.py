@@ -465,6 +465,8 @@ def test_nobody_there_is_said_at_once(files: list[str], tmp_path: Path, capsys: 
         (["{}", "--url", "127.0.0.1:8000"], 2, "expected http://"),
         (["{}", "--url", "http://me:secret@127.0.0.1"], 2, "LEUKORAY_API_KEY"),
         (["{}", "--url", "http://127.0.0.1/a b"], 2, "expected http://"),
+        (["{}", "--timeout-s", "inf"], 2, "--timeout-s"),
+        (["{}", "--timeout-s", "1e12"], 2, "--timeout-s"),
         (["{}", "--out", "rows.xlsx"], 2, ".parquet"),
         (["{}", "--out", "{}"], 2, ".parquet"),
         (["s3://bucket/a.png", "--url", "{url}"], 2, "leukoray score reads buckets"),

@@ -103,6 +103,7 @@ def test_a_share_of_0_means_none_and_hours_bind_from_both_sides() -> None:
         {"max_changed_share": 1.0},
         {"confidence": 1.0},
         {"min_hours": 5, "max_hours": 4},
+        {"min_hours": float("inf")},
         {"margin": 1},
     ],
 )
