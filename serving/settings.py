@@ -50,7 +50,9 @@ class ServingSettings(BaseModel):
     max_in_flight_bytes: int = Field(384 * 1024 * 1024, ge=1, description="request bytes a replica holds")
     max_receiving: int = Field(256, ge=1, description="bodies that arrive at a time; the slowest is ended for another")
     min_body_rate: int = Field(8192, ge=1, description="bytes a second that a body keeps up after 5 s, else 408")
-    decode_timeout_s: float = Field(20.0, gt=0, le=_DAY_S, description="for a large image to be decoded, else it is refused")
+    decode_timeout_s: float = Field(
+        20.0, gt=0, le=_DAY_S, description="for a large image to be decoded, else it is refused"
+    )
     max_queued_requests: int = Field(256, ge=1, description="requests Serve's proxy holds for busy replicas")
     retry_after_s: int = Field(1, ge=1, description="what a refused client is told to wait")
     request_timeout_s: float = Field(

@@ -1,5 +1,7 @@
 """HL7 v2 answers, read back by hl7apy: the message is whole, and says what FHIR says."""
 
+import unicodedata
+
 import pytest
 from hl7apy.consts import VALIDATION_LEVEL
 from hl7apy.parser import parse_message
@@ -98,11 +100,12 @@ def of_names(first: str, second: str, model: str) -> str:
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
 def test_names_cannot_break_out_of_their_fields(name: str) -> None:
-    text = of_names(name, f"{name}|^~\\&\r\nOBX|9", f"{name}\rPID|1")
+    text = of_names(name, f"{name}|^~\\&\r\nOBX|9\x1c\x85", f"{name}\rPID|1\x0b")
     plain = of_names("a", "b", "m")
     assert [line[:3] for line in text.split("\r")] == [line[:3] for line in plain.split("\r")]
     assert [line.count("|") for line in text.split("\r")] == [line.count("|") for line in plain.split("\r")]
     assert all(each["status"] == "P" for each in observations(text))
+    assert {sign for sign in text if unicodedata.category(sign) in ("Cc", "Zl", "Zp")} == {"\r"}
 
 
 def test_escaped_names_are_read_back() -> None:

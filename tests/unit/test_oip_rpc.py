@@ -244,14 +244,18 @@ def test_a_message_beyond_the_limit_is_refused_before_it_is_read(tmp_path: Path)
 def test_calls_are_counted_and_ids_that_are_none_refused(tmp_path: Path) -> None:
     own = built(make_bundle(tmp_path, size=SIZE, task="multiclass").uri)
     replied(own, "ModelInfer", encoded(b"no image"))
-    bad = asyncio.run(Rpc(answering(own)).call("ServerLive", b"", [("x-request-id", "a b")]))
-    assert (bad.status, bad.code) == ("INVALID_ARGUMENT", "invalid_request_id") and bad.trailing[0][1] != "a b"
+    for wrong in ("a b", "\u20ac", "\xe9", "\ud800"):
+        bad = asyncio.run(Rpc(answering(own)).call("ServerLive", b"", [("x-request-id", wrong)]))
+        assert (bad.status, bad.code) == ("INVALID_ARGUMENT", "invalid_request_id") and bad.trailing[0][1] != wrong
+    odd = [("x-api-key", "\u20ac"), ("user-agent", "\u20ac\udcff")]
+    assert asyncio.run(Rpc(answering(own)).call("ServerLive", b"", odd)).status == "OK"
     text = call(own, "GET", "/metrics").text
     [requests] = [one for one in text_string_to_metric_families(text) if one.name == "leukoray_requests"]
     counted = {
         (s.labels["route"], s.labels["status"]): s.value for s in requests.samples if s.labels["method"] == "gRPC"
     }
-    assert counted == {(f"/{SERVICE}/ModelInfer", "415"): 1, (f"/{SERVICE}/ServerLive", "400"): 1}
+    live = f"/{SERVICE}/ServerLive"
+    assert counted == {(f"/{SERVICE}/ModelInfer", "415"): 1, (live, "400"): 4, (live, "200"): 1}
 
 
 def test_a_call_that_is_ended_gives_back_its_place(engine: Engine) -> None:

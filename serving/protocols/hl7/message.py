@@ -14,7 +14,9 @@ from serving.protocols.fhir.codes import CLASSES, LOINC
 from serving.protocols.fhir.resources import RESEARCH_USE, Context, Resource
 from serving.protocols.fhir.tally import Sent
 
-_ESCAPES = str.maketrans({"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\", "\r": " ", "\n": " "})
+# Control characters end segments, and frames of MLLP (0x1C)
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029), " ")
+_ESCAPES = {ord(sign): f"\\{letter}\\" for sign, letter in zip("\\|^&~", "EFSTR", strict=True)} | _CONTROLS
 _SYSTEMS = {LOINC: "LN", CLASSES: "99LEUKOCLASS"}  # else _LOCAL
 _LOCAL = "99LEUKORAY"
 _US = "leukoray"  # namespace of identifiers

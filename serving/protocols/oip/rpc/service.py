@@ -172,7 +172,8 @@ class Rpc:
 def _scope(method: str, metadata: Metadata) -> Scope:
     """A call as a request over HTTP, for what looks at these."""
     path = f"/{SERVICE}/{method}"
-    headers = [(key.encode(), value.encode("latin-1")) for key, value in metadata if isinstance(value, str)]
+    # gRPC reads UTF-8 where it can, so a value may hold any character
+    headers = [(key.encode(), value.encode("utf-8", "replace")) for key, value in metadata if isinstance(value, str)]
     return {
         "type": "http",
         "method": "gRPC",
