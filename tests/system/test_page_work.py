@@ -222,10 +222,8 @@ def test_the_smallest_share_that_is_seen_is_the_one_of_the_services_report(page:
 
 def test_a_report_is_saved_as_fhir_by_the_button_for_it(page: Any, tmp_path: Path) -> None:
     """As a FHIR server takes it, of the images shown and no other, under the id that stands there."""
-    give(
-        page, [*cells(tmp_path / "b", ["b1.png", "b2.png", "b3.png"], red=False), *cells(tmp_path, ["r.png"], red=True)]
-    )
-    give(page, cells(tmp_path / "o", ["other.png"], red=True))
+    give(page, cells(tmp_path / "b", ["b1.png", "b2.png", "b3.png"], red=False))
+    give(page, cells(tmp_path / "o", ["r.png", "other.png"], red=True))
     page.locator("#filters [data-kind=all]").click()
     page.click("#save-fhir")
     expect(page.locator("#subject-id")).to_be_focused()

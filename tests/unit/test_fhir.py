@@ -1,5 +1,6 @@
 """FHIR R4 answers: resources that fhir.resources and the profiles take, counts that add up, nothing beyond."""
 
+import unicodedata
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.clinical import (
     checked,
     code,
     context,
+    everything,
     findings,
     model_info,
     of_cells,
@@ -263,4 +265,15 @@ def test_names_that_are_no_kind(name: str) -> None:
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=4, unique=True))
 def test_any_class_name_makes_resources_that_are_valid(names: list[str]) -> None:
     info = model_info(names, names[1:])
-    checked(bundle(context(info), of_cells(info, *names)))
+    found = bundle(context(info), of_cells(info, *names))
+    checked(found)
+    texts = [value for _, value in everything(found) if isinstance(value, str)]
+    assert not any(unicodedata.category(sign) == "Cc" for sign in "".join(texts))
+
+
+def test_no_control_character_of_a_class_name_is_in_a_resource() -> None:
+    info = model_info(("a\x1cb\x85", "\x07"), ("\x07",), threshold=0.2, review_band=None)
+    found = bundle(context(info), [Sent(answer(info, [0.6, 0.4]), None, None)])
+    [finding] = findings(checked(found))
+    assert finding["valueCodeableConcept"]["coding"][0]["code"] == "_"
+    assert any(note["text"].startswith("a b is the most probable class") for note in finding["note"])

@@ -18,6 +18,7 @@ LOCAL, CLASSES, MODELS, REQUESTS = (f"{_ROOT}.{arc}" for arc in (1, 2, 3, 4))
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 AI = "http://hl7.org/fhir/uv/aitransparency"
 AI_TYPE, AI_INPUTS = f"{AI}/CodeSystem/AIdeviceTypeCS", f"{AI}/CodeSystem/AIinputsCS"
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 AI_ASSERTED = {"system": f"{TERMINOLOGY}/v3-ObservationValue", "code": "AIAST"}
 
 Role = Literal["leukocyte", "blast", "beside"]  # beside: on the slide, but no leukocyte
@@ -94,8 +95,12 @@ def local(code: str, display: str) -> dict[str, Any]:
 
 
 def of_class(class_name: str) -> dict[str, Any]:
-    """A class of the model by its name, as a code without the white space that FHIR codes must not have."""
-    return coded(CLASSES, re.sub(r"\s+", "_", class_name.strip()) or "_", class_name.strip() or "_")
+    """A class of the model by its name, as a code without the white space that FHIR codes must not have.
+
+    Nor has either a control character: no text of FHIR has one (https://hl7.org/fhir/R4/datatypes.html#string).
+    """
+    name = _CONTROLS.sub(" ", class_name).strip() or "_"
+    return coded(CLASSES, re.sub(r"\s+", "_", name), name)
 
 
 def per_leukocytes(kind: Kind) -> dict[str, Any]:

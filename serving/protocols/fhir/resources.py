@@ -175,7 +175,8 @@ def finding(context: Context, device_url: str, image_url: str | None, sent: Sent
         name = named(context.info, sent.answer)
         found = {"valueCodeableConcept": of_class(name)}
         if name != sent.answer.class_name:
-            notes.append(f"{sent.answer.class_name} is the most probable class, the decision is of the other side")
+            top = of_class(sent.answer.class_name)["text"]
+            notes.append(f"{top} is the most probable class, the decision is of the other side")
     else:
         why = _WHY[result] + (f" ({sent.error.code})" if sent.error else "")
         found = absent(result, why)
