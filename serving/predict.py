@@ -124,7 +124,7 @@ def _responses() -> dict[int | str, dict[str, Any]]:
 
 def _answering(request: Request, engine: Engine, form: Format) -> _Answering:
     """What answers an image: with a map where `?explain=1` asks for one."""
-    asked = request.query_params.get("explain", "0")
+    asked = ",".join(request.query_params.getlist("explain") or ["0"])
     if asked not in ("0", "1"):
         raise HttpError(400, "bad_request", f"explain={asked[:20]}: expected 0 or 1")
     if asked == "1" and form != "json":

@@ -112,6 +112,8 @@ def test_bad_images_and_values_are_told_as_everywhere(engine: Engine, accept: di
     ):
         answer = call(engine, "POST", "/explain", content=content, headers=accept)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    for asked in ("yes", "", "1&explain=0", "0&explain=0"):
+        assert call(engine, "POST", f"/predict?explain={asked}", content=RED).status_code == 400
     answer = call(engine, "POST", "/predict?explain=yes", content=picture())
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
 
