@@ -12,7 +12,7 @@ from pipeline.base.errors import InputError
 from pipeline.ingest.annotation import Annotation
 from pipeline.ingest.contradictions import find_contradictions, read_verdicts, settled, to_csv
 from pipeline.ingest.copies import find_copies
-from pipeline.ingest.near_copies import NearCopies, find_near_copies
+from pipeline.ingest.near_copies import NearCopies, Pair, find_near_copies
 from pipeline.sources.rows import places_of
 from pipeline.sources.tables import read_table
 from pipeline.storage.stores import Stores
@@ -28,6 +28,12 @@ class Alike:
     contradictions: list[list[int]]  # the groups of copies that are under several labels, and nobody has said which
     contradictions_csv: str  # those, and those that were settled; empty where there are none
     near: NearCopies | None  # None where nobody wanted to know
+
+    @property
+    def identical(self) -> list[Pair]:
+        """Copies that may be in a split, each with the first of its group."""
+        undecided = {rows[0] for rows in self.contradictions}
+        return [Pair(first, row, 1.0) for first, *others in self.copies if first not in undecided for row in others]
 
     @property
     def groups(self) -> list[list[int]]:

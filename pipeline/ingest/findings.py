@@ -1,10 +1,13 @@
 """Files beside a manifest, for a person to look at or to edit: contradictions and near copies."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from pipeline.base.errors import InputError
 from pipeline.ingest.alike import Alike
 from pipeline.ingest.contradictions import CONTRADICTIONS, read_verdicts
+from pipeline.ingest.near_copies import Pair
 from pipeline.ingest.near_copies_files import NEAR_COPIES_SHEET, NEAR_COPIES_TABLE, sheet_of_pairs, table_of_pairs
 from pipeline.ingest.remarks import torn_pairs
 from pipeline.ingest.splits import SplitResult
@@ -33,17 +36,22 @@ def write_findings(out: str, alike: Alike, split: SplitResult, manifest: pa.Tabl
     texts: dict[str, str] = {}
     if alike.contradictions_csv:
         texts[CONTRADICTIONS] = alike.contradictions_csv
-    if alike.near is not None and alike.near.pairs:
-        torn = torn_pairs(alike.near.pairs, split)
-        first_torn = [*torn, *(pair for pair in alike.near.pairs if pair not in torn)]
-        texts[NEAR_COPIES_TABLE] = table_of_pairs(first_torn, manifest)
-        texts[NEAR_COPIES_SHEET] = sheet_of_pairs(first_torn, manifest, stores)
+    near = [] if alike.near is None else alike.near.pairs
+    if near:
+        texts[NEAR_COPIES_SHEET] = sheet_of_pairs(_first_torn(near, split), manifest, stores)
+    if alike_pairs := [*near, *alike.identical]:  # folds keep together what this table names
+        texts[NEAR_COPIES_TABLE] = table_of_pairs(_first_torn(alike_pairs, split), manifest)
     store = stores.of(out)
     for name in (CONTRADICTIONS, NEAR_COPIES_TABLE, NEAR_COPIES_SHEET):
         if name in texts:
             store.write(join(out, name), texts[name].encode("utf-8", "surrogateescape"))
         elif store.head(join(out, name)) is not None:
             store.delete(join(out, name))
+
+
+def _first_torn(pairs: Sequence[Pair], split: SplitResult) -> list[Pair]:
+    torn = set(torn_pairs(pairs, split))
+    return sorted(pairs, key=lambda pair: pair not in torn)
 
 
 def near_copy_counts(alike: Alike, split: SplitResult) -> NearCopyCounts | None:

@@ -33,7 +33,7 @@ figcaption{font-size:12px;overflow-wrap:anywhere} img,.none{width:160px;height:1
 
 
 def table_of_pairs(pairs: Sequence[Pair], manifest: pa.Table) -> str:
-    """CSV: both paths of each pair with class, subject and split, and how well they agree."""
+    """CSV: both paths of each pair with class, subject and split, and how well they agree, 1 where bytes do."""
     sides = _PAIR[:2]
     lines: list[list[object]] = [[*_PAIR, *(f"{side}_{name}" for name in _COLUMNS for side in sides)]]
     places = places_of(manifest)

@@ -43,7 +43,7 @@ def fold_numbers(
     found = int(groups.max()) + 1
     wanted = count or found
     if found < 2:
-        named = int(_components(table.num_rows, _named(manifest, table["image_id"], by)).max()) + 1
+        named = int(_components(manifest, table["image_id"], _named(manifest, table["image_id"], by)).max()) + 1
         tied = f"near copies tie all of its {named} groups (--group-by {by}) together, see {NEAR_COPIES_TABLE}"
         why = f"all images are of one {by}" if named < 2 else tied
         raise InputError(f"{manifest.uri}: {why}, so there is nothing to hold out; leave folds out")
@@ -120,30 +120,32 @@ class Folds:
 
 
 def groups_of(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy, stores: Stores) -> NDArray[np.int64]:
-    """A number an image, (N,), from 0: the same for images that must stay together."""
-    links = [_named(manifest, image_ids, by), _near_copies(manifest, _places(manifest, image_ids), stores)]
-    return _components(len(image_ids), np.concatenate(links))
+    """A number an image, (N,), from 0: the same for images that must stay together.
+
+    Also for two that an image of the manifest ties which is not asked for: of another split, or without a label.
+    """
+    links = [_named(manifest, image_ids, by), _near_copies(manifest, stores)]
+    return _components(manifest, image_ids, np.concatenate(links))
+
+
+def _named(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy) -> NDArray[np.int64]:
+    """Pairs of rows of the manifest that subject or site hold together."""
+    names: list[list[str | None]] = [manifest.table["subject_id"].to_pylist()]
+    if by == "site":
+        without = manifest.table["site"].take(pa.array(_places(manifest, image_ids))).null_count
+        if without:
+            raise InputError(
+                f"{manifest.uri}: {without} images have no site; give it with `leukoray ingest --site-pattern` or a "
+                "table with a column site, or use --group-by subject"
+            )
+        names.append(manifest.table["site"].to_pylist())
+    return np.concatenate([_same(column) for column in names])
 
 
 def _places(manifest: Manifest, image_ids: pa.ChunkedArray) -> NDArray[np.int64]:
     """Rows of the manifest, (N,)."""
     found: NDArray[np.int64] = pc.index_in(image_ids, manifest.table["image_id"].combine_chunks()).to_numpy()
     return found
-
-
-def _named(manifest: Manifest, image_ids: pa.ChunkedArray, by: GroupBy) -> NDArray[np.int64]:
-    """Pairs of images, by place, that subject or site hold together."""
-    at = _places(manifest, image_ids)
-    names: list[list[str | None]] = [manifest.table["subject_id"].take(pa.array(at)).to_pylist()]
-    if by == "site":
-        sites = manifest.table["site"].take(pa.array(at)).to_pylist()
-        if None in sites:
-            raise InputError(
-                f"{manifest.uri}: {sites.count(None)} images have no site; give it with `leukoray ingest "
-                "--site-pattern` or a table with a column site, or use --group-by subject"
-            )
-        names.append(sites)
-    return np.concatenate([_same(column) for column in names])
 
 
 def _same(names: Sequence[str | None]) -> NDArray[np.int64]:
@@ -153,22 +155,25 @@ def _same(names: Sequence[str | None]) -> NDArray[np.int64]:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _near_copies(manifest: Manifest, at: NDArray[np.int64], stores: Stores) -> NDArray[np.int64]:
-    """Pairs of rows that ingest found to show the same."""
+def _near_copies(manifest: Manifest, stores: Stores) -> NDArray[np.int64]:
+    """Pairs of rows of the manifest that ingest found to show the same."""
     found = stores.read_if_there(join(manifest.uri, NEAR_COPIES_TABLE))
     if found is None:
         return np.empty((0, 2), np.int64)
-    places = places_of(manifest.table)
-    row_of = {places[number]: row for row, number in enumerate(at.tolist())}
+    row_of = {place: row for row, place in enumerate(places_of(manifest.table))}
     read = csv.DictReader(io.StringIO(found.decode("utf-8", "surrogateescape")))
     pairs = [tuple(row_of.get(unguarded(pair[side]), -1) for side in ("first", "second")) for pair in read]
     return np.array([pair for pair in pairs if -1 not in pair], np.int64).reshape(-1, 2)
 
 
-def _components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def _components(manifest: Manifest, image_ids: pa.ChunkedArray, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which part of the manifest that `pairs` join each image is in, (N,), from 0 in the order of their first images."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
+    count = manifest.table.num_rows
     graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    found: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    part = connected_components(graph, directed=False)[1][_places(manifest, image_ids)]
+    _, first, own = np.unique(part, return_index=True, return_inverse=True)
+    found: NDArray[np.int64] = np.argsort(np.argsort(first))[own].astype(np.int64)
     return found

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs import ingest
 from pipeline.base.errors import InputError, UsageError
-from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, write_manifest
+from pipeline.sources.manifest import MANIFEST_SCHEMA, Manifest, ManifestInfo, read_manifest, write_manifest
 from pipeline.sources.rows import image_id
 from pipeline.storage.stores import Stores
 from pipeline.training.folds import Folds, fold_numbers
 from pipeline.training.rows import labelled_rows
-from tests.training_data import manifest_row
+from tests.training_data import cell_images, manifest_row
 
 
 def _manifest(folder: Path, subjects: list[str | None], sites: list[str | None] | None = None) -> Manifest:
@@ -62,6 +63,34 @@ def test_near_copies_stay_together_where_there_are_no_subjects(tmp_path: Path) -
     (tmp_path / "manifest" / "near_copies.csv").write_text("\n".join(lines))
     folds = _folds(manifest)
     assert len(set(folds.fold_of(np.array(sorted(image_id(path) for path in chain))).tolist())) == 1
+
+
+@pytest.mark.parametrize("near_copies", ["--near-copies", "--no-near-copies"])
+def test_byte_identical_images_stay_together_where_there_are_no_subjects(tmp_path: Path, near_copies: str) -> None:
+    source, out = tmp_path / "in", tmp_path / "m"
+    for number, row in enumerate(cell_images(tmp_path / "drawn", 40)):
+        for copy in range(2):
+            path = source / ("healthy", "leukemia")[number % 2] / f"{number}_{copy}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(Path(row["uri"]).read_bytes())
+    assert ingest.command([str(source), near_copies, "--fractions", "0.5", "0.5", "0", "--out", str(out)]) == 0
+    manifest = read_manifest(str(out))
+    names = [Path(uri).stem.partition("_")[0] for uri in manifest.table["uri"].to_pylist()]
+    fold = _folds(manifest).fold_of(manifest.table["image_id"].to_numpy()).tolist()
+    assert len(fold) == 80 and len(set(zip(names, fold, strict=True))) == 40
+
+
+def test_images_that_one_of_another_split_ties_stay_together(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, [None] * 40)
+    rows = [row | {"split": "test"} if number == 39 else row for number, row in enumerate(manifest.table.to_pylist())]
+    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    manifest = write_manifest(str(tmp_path / "manifest"), [table], manifest.info)
+    tied = [f"{tmp_path}/{n:03d}.png" for n in (1, 9, 23, 30)]
+    lines = ["first,second,agreement", *(f"{path},{tmp_path}/039.png,0.99" for path in tied)]
+    (tmp_path / "manifest" / "near_copies.csv").write_text("\n".join(lines))
+    folds = _folds(manifest)
+    assert sum(folds.sizes()) == 39
+    assert len(set(folds.fold_of(np.array(sorted(image_id(path) for path in tied))).tolist())) == 1
 
 
 def test_a_site_is_held_out_whole(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Near copies: found whatever was done to the file, never by shape alone, kept on one side, and told."""
 
+import csv
 import io
 import json
 import tarfile
@@ -168,6 +169,22 @@ def test_given_splits_that_tear_near_copies_apart_are_told_with_examples_and_pic
     assert page.count("<img") == 4 and f"{source}/test/healthy/40.jpg (test)" in page
     rows = (out / "near_copies.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[1].startswith(f"{source}/")
+
+
+def test_byte_identical_images_are_listed_with_the_near_ones_but_not_shown_nor_those_of_two_labels(
+    tmp_path: Path,
+) -> None:
+    source, out = set_with_near_copies(tmp_path / "in", ("train", "test")), tmp_path / "m"
+    folder = source / "train" / "healthy"
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes((folder / "2.jpg").read_bytes())
+    (source / "train" / "leukemia" / "c.jpg").write_bytes((folder / "4.jpg").read_bytes())
+    assert job.command([str(source), "--out", str(out)]) == 0
+    with (out / "near_copies.csv").open() as file:
+        pairs = [(Path(row["first"]).name, Path(row["second"]).name, row["agreement"]) for row in csv.DictReader(file)]
+    assert {first for first, _, _ in pairs[:2]} == {"40.jpg", "41.jpg"}, "those that the split divides come first"
+    assert pairs[2:] == [("2.jpg", "a.jpg", "1.00"), ("2.jpg", "b.jpg", "1.00")]
+    assert (out / "near_copies.html").read_text().count("<img") == 4
 
 
 def test_looking_for_near_copies_can_be_switched_off_and_the_manifest_says_so(tmp_path: Path) -> None:
