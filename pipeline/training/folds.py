@@ -167,7 +167,7 @@ def _near_copies(manifest: Manifest, stores: Stores) -> NDArray[np.int64]:
 
 
 def _components(manifest: Manifest, image_ids: pa.ChunkedArray, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which part of the manifest that `pairs` join each image is in, (N,), from 0 in the order of their first images."""
+    """Which part of the manifest, joined by `pairs`, each image is in, (N,): from 0 in the order of first images."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
