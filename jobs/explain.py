@@ -16,7 +16,7 @@ from jobs.record import Account, recorded
 from pipeline.base.csv_text import csv_of
 from pipeline.base.errors import ImageRejected, IncompleteError, InputError
 from pipeline.base.machine import usable_cores
-from pipeline.evaluation.own_files import refuse_foreign_explanation
+from pipeline.evaluation.own_files import pictures_of, refuse_foreign_explanation, refuse_foreign_pictures
 from pipeline.evaluation.report.words import NOT_A_DEVICE
 from pipeline.images.load import load_image
 from pipeline.model.overlay import WHAT_IT_IS, overlaid
@@ -79,21 +79,33 @@ def _write(config: ExplainConfig, stores: Stores, clock: Clock, kept: Account) -
     predictor = Predictor(resolve(config.model, stores).verify(), engine="onnx", threads=usable_cores())
     blank = np.zeros((predictor.size, predictor.size, 3), np.uint8)
     predictor.maps([blank], [config.of or predictor.info.classes[-1]])  # there is a map, and one of that class
-    rows, lines = _listed(config, stores)
+    rows, problems = _listed(config, stores)
+    lines = list(problems)
+    names = [_picture_name(number, row) for number, row in enumerate(rows, len(lines) + 1)]
+    refuse_foreign_pictures(config.out, names, stores)
     out, store = absolute(config.out), stores.of(absolute(config.out))
     refuse_unwritable(out)
+    earlier = pictures_of(out, TABLE, stores)
     kept.keep(out, {}, model=predictor.info.identity())  # pictures go over those of an earlier run one by one
     for first in range(0, len(rows), _BATCH):
         for explained in _explain(rows[first : first + _BATCH], predictor, config.of, stores):
             if explained.picture is not None:
-                stem = short_name(str(explained.line["member"] or explained.line["uri"])).rpartition("/")[2]
-                explained.line["picture"] = f"{len(lines) + 1:04d}_{stem.rpartition('.')[0][:80] or stem[:80]}.png"
+                explained.line["picture"] = names[len(lines) - len(problems)]
                 store.write(join(out, explained.line["picture"]), explained.picture)
             lines.append(explained.line)
-    drawn = sum(bool(line["picture"]) for line in lines)
-    kept.keep(out, {"images": len(lines), "pictures": drawn}, model=predictor.info.identity())
+    drawn = {line["picture"] for line in lines if line["picture"]}
+    kept.keep(out, {"images": len(lines), "pictures": len(drawn)}, model=predictor.info.identity())
     store.write(join(out, TABLE), _table(lines).encode("utf-8", "backslashreplace"))
+    for name in earlier - drawn:  # which no table names any more
+        store.delete(join(out, name))
     _account(config, predictor, lines, clock)
+
+
+def _picture_name(number: int, row: ListingRow) -> str:
+    """Of the image of this line; short enough for a disk in any script."""
+    name = short_name(str(row.member or row.uri)).rpartition("/")[2]
+    stem = (name.rpartition(".")[0] or name)[:80]
+    return f"{number:04d}_{stem.encode(errors='replace')[:160].decode(errors='ignore')}.png"
 
 
 def _listed(config: ExplainConfig, stores: Stores) -> tuple[list[ListingRow], list[dict[str, Any]]]:
@@ -118,26 +130,31 @@ def _listed(config: ExplainConfig, stores: Stores) -> tuple[list[ListingRow], li
 def _explain(rows: Sequence[ListingRow], predictor: Predictor, of: str | None, stores: Stores) -> Iterator[_Explained]:
     """One each, in the order of the rows."""
     fetched = {one.row.image_id: one for one in fetch_rows(rows, stores)}
-    seen: list[tuple[ListingRow, bytes, NDArray[np.uint8]]] = []
-    for row in rows:
+    found: dict[int, _Explained] = {}
+    seen: list[tuple[int, bytes, NDArray[np.uint8]]] = []
+    for at, row in enumerate(rows):
         try:
             data = fetched[row.image_id].bytes_or_raise()
-            seen.append((row, data, predictor.load(data).pixels))
+            seen.append((at, data, predictor.load(data).pixels))
         except ImageRejected as error:
-            yield _Explained(_line(row.uri, row.member, why_not=f"{error.code.value}: {error.message}"))
-    if not seen:
-        return
+            found[at] = _unexplained(row, error)
     pixels = [image for _, _, image in seen]
-    said = predictor.predict_each(pixels)
-    maps, peaks = predictor.maps(pixels, [_map_of(predictor, answer, of) for answer in said])
-    for (row, data, _), answer, map_, peak in zip(seen, said, maps, peaks.tolist(), strict=True):
+    said = predictor.predict_each(pixels) if seen else []
+    mapped = [_map_of(predictor, answer, of) for answer in said]
+    maps, peaks = predictor.maps(pixels, mapped) if seen else ((), np.zeros(0))
+    for (at, data, _), answer, map_of, map_, peak in zip(seen, said, mapped, maps, peaks.tolist(), strict=True):
         if isinstance(answer, ImageRejected):
-            yield _Explained(_line(row.uri, row.member, why_not=f"{answer.code.value}: {answer.message}"))
+            found[at] = _unexplained(rows[at], answer)
             continue
         fields = {name: getattr(answer, name) for name in ("probability", "decision", "ood_score", "is_ood")}
-        fields |= {"class": answer.class_name, "map_of": _map_of(predictor, answer, of), "peak": round(peak, 6)}
+        fields |= {"class": answer.class_name, "map_of": map_of, "peak": round(peak, 6)}
         shown = load_image(data, SIDE, bit_depth=predictor.info.bit_depth).pixels
-        yield _Explained(_line(row.uri, row.member, **fields), _picture(shown, map_))
+        found[at] = _Explained(_line(rows[at].uri, rows[at].member, **fields), _picture(shown, map_))
+    yield from (found[at] for at in range(len(rows)))
+
+
+def _unexplained(row: ListingRow, error: ImageRejected) -> _Explained:
+    return _Explained(_line(row.uri, row.member, why_not=f"{error.code.value}: {error.message}"))
 
 
 def _map_of(predictor: Predictor, answer: Prediction | ImageRejected, of: str | None) -> str:

@@ -80,6 +80,34 @@ def test_what_cannot_be_read_has_a_line_that_says_why_and_the_job_says_so(
     assert "1 of 2 images could not be read" in capsys.readouterr().err
 
 
+def test_pictures_of_others_stay_and_those_of_an_earlier_run_go(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, out = make_mapped_bundle(tmp_path / "model"), tmp_path / "out"
+    assert run(folder, "--model", bundle.uri, "--out", out) == 0
+    Image.fromarray(red_at(SIZE, 8, 40)).save(out / "0003_mine.png")
+    (folder / "b.png").unlink()
+    assert run(folder, "--model", bundle.uri, "--out", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["0001_a.png", "0003_mine.png", explain.TABLE, "run.json"]
+    Image.fromarray(red_at(SIZE, 8, 40)).save(out / "0001_a.png")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run(folder, "--model", bundle.uri, "--out", out) == 3
+    assert f"{out / '0001_a.png'} is of no explanation" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_names_of_any_length_and_lines_in_the_order_of_the_images(folder: Path, tmp_path: Path) -> None:
+    long = "\U0001f9ec" * 60  # 240 bytes, which a file's name may have
+    (folder / "a.png").rename(folder / f"{long}.png")
+    (folder / "c.png").write_bytes(b"\x89PNG no image")
+    bundle = make_mapped_bundle(tmp_path / "model")
+    assert run(folder, "--model", bundle.uri, "--out", tmp_path / "out") == 4
+    lines = lines_of(tmp_path / "out")
+    assert [Path(line["uri"]).name for line in lines] == ["b.png", "c.png", f"{long}.png"]
+    assert [line["picture"] for line in lines] == ["0001_b.png", "", f"0003_{long[:40]}.png"]
+    assert (tmp_path / "out" / lines[2]["picture"]).stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

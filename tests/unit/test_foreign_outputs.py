@@ -1,6 +1,8 @@
 """What lies where ours is to go, and is none of ours or was edited by a person, stays as it is."""
 
 import importlib
+import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -16,10 +18,12 @@ from PIL import Image
 from jobs import evaluate
 from jobs import ingest as job
 from jobs.cli import module_of
+from pipeline.base.errors import InputError
 from pipeline.evaluation.by_subject import table_of_subjects
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.own_files import refuse_foreign
+from pipeline.evaluation.own_files import refuse_foreign, refuse_foreign_comparison
 from pipeline.evaluation.recognized import table_of_met
+from pipeline.evaluation.study.flow import Flow, draw
 from pipeline.sources.manifest import read_manifest
 from pipeline.storage.filled_in import sealed, unsealed, write_beside_edited
 from pipeline.storage.lock import locked
@@ -177,6 +181,33 @@ def test_an_evaluation_of_ours_is_replaced_also_one_of_0_1(tmp_path: Path) -> No
     (tmp_path / "subjects.csv").write_text(table_of_subjects({"rows": []}, None))
     refuse_foreign(str(tmp_path))
     assert {"report/metrics.json", "report/predictions.parquet"} <= set(kept)
+
+
+@pytest.mark.parametrize("models", [["a"], ["a", "b"]])
+def test_a_record_of_one_model_and_one_of_several_never_replace_each_other(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"run_id": "1", "job": "evaluate", "configuration": {"model": models}}
+    (tmp_path / "run.json").write_text(json.dumps(kept))
+    of_one, of_several = partial(refuse_foreign, str(tmp_path)), partial(refuse_foreign_comparison, str(tmp_path))
+    own, other = (of_one, ["b", "c"]) if len(models) == 1 else (lambda: of_several("evaluate"), ["a"])
+    own()
+    assert evaluate.command(["m", "--model", *other, "--out", str(tmp_path)]) == 3
+    assert f"{tmp_path / 'run.json'} is of no " in capsys.readouterr().err
+    assert json.loads((tmp_path / "run.json").read_text()) == kept
+
+
+def test_a_diagram_of_somebody_elses_study_stays(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    flow = tmp_path / "study" / "flow.svg"
+    flow.write_text('<svg xmlns="http://www.w3.org/2000/svg">the ward</svg>')
+    refuse_foreign(str(tmp_path))  # no study is asked for
+    for refused in (partial(refuse_foreign, study=True), partial(refuse_foreign_comparison, job="promote")):
+        with pytest.raises(InputError, match=f"{flow} is of no "):
+            refused(str(tmp_path))
+    parts = dict.fromkeys(("train", "validation", "test"), (2, 1))
+    flow.write_text(draw(Flow({}, 6, 0, {}, 6, parts, "subjects", "test", {}, 2)))
+    refuse_foreign(str(tmp_path), study=True)
 
 
 @given(st.text(), st.integers(0, 10_000), st.characters())
