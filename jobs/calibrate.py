@@ -30,7 +30,8 @@ from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.predictor import Predictor
 from pipeline.model.promotions import move_by_hand, user_name
 from pipeline.model.registry import ModelFolder, resolve
-from pipeline.sources.manifest import Manifest
+from pipeline.sources.manifest import ManifestRow
+from pipeline.sources.pseudonyms import names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -69,7 +70,7 @@ class CalibrateConfig(NamingConfig):
 def main(config: CalibrateConfig) -> None:
     clock = Clock()
     stores = writing_stores(config, config.out, single_writer=False)
-    show_config(config)
+    show_config(config, names_of(stores))
     with recorded("calibrate", config, stores) as kept:
         _calibrate(config, stores, clock, kept)
 
@@ -83,18 +84,20 @@ def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Acco
     info = parent.info
     folder.refuse_other_task(info.task, info.classes, info.positive_classes, info.unit)
     print("\n".join(elsewhere.about_classes({**record_of(matched), "one_side": None, "absent": []})))
-    _refuse_labels(info, manifest)
+    _refuse_labels(info, [row for row in manifest.split("test") if is_labelled(info, row)], manifest.info.units)
     with connected(config.address, config.num_cpus) as ray:
         sights = see_all(ray, parent, manifest, "test", stores)
     _refuse_unreadable(sights, config.max_error_share)
     from pipeline.training.adapted import changes, publish_adapted  # imports torch, which takes seconds
 
-    seen = _seen(info, sights)
+    learnt = _refuse_learnt(info, sights, manifest.info.units)
+    seen = _seen(info, [sight for sight in sights if not sight.is_learnt])
     units = called_units(subject_codes(seen.subjects, len(seen.subjects))[1], manifest.info.units)
     asked, notes = _asked(config, parent, seen, units)
     found, curve = adapt(seen.local, asked), learning_curve(seen.local, asked)
     print("\n".join(["", *local.tried(found), *local.threshold(found, info), "", *local.curve(curve, units), ""]))
-    for note in [*notes, *local.forgotten(found, seen.local, info.classes), *_notes(seen, sights, units)]:
+    told = [*notes, *learnt, *local.forgotten(found, seen.local, info.classes), *_notes(parent, seen, sights, units)]
+    for note in told:
         print(f"note: {note}")
     changed = changes(info, found)
     if not changed:
@@ -102,7 +105,7 @@ def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Acco
         return
     report = _report(found, curve, record_of(matched))
     bundle = publish_adapted(parent, found, asked, seen, manifest, folder, report)
-    counts = {"images": len(sights), "read": len(seen.local)}
+    counts = {"images": len(sights), "read": len(seen.local), "learnt_from": sum(sight.is_learnt for sight in sights)}
     kept.keep(bundle.uri, counts, manifest=manifest.info.digest, model=bundle.info.identity())
     Predictor(bundle, engine="onnx").prove()
     if info.subject_rules is not None:
@@ -115,15 +118,30 @@ def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Acco
           f"SOURCE --external --model {bundle.uri}")  # fmt: skip
 
 
-def _refuse_labels(info: BundleInfo, manifest: Manifest) -> None:
+def _refuse_labels(info: BundleInfo, rows: Sequence[ManifestRow], called: str) -> None:
     """Raise InputError where the labels alone are too few, before any image is read."""
-    rows = [row for row in manifest.split("test") if is_labelled(info, row)]
     codes, unit = subject_codes([row.subject_id for row in rows], len(rows))
     positive = [] if set(info.positive_classes) == set(info.classes) else info.positive_classes
     refuse_counts(
         np.array([true_class(info, row) for row in rows], np.int64), codes, list(map(info.classes.index, positive)),
-        info.classes, called_units(unit, manifest.info.units),
+        info.classes, called_units(unit, called),
     )  # fmt: skip
+
+
+def _refuse_learnt(info: BundleInfo, sights: Sequence[Sight], called: str) -> list[str]:
+    """What is left out since the model learnt from it, a note. Raises InputError where the others are too few."""
+    count = sum(sight.is_learnt for sight in sights)
+    if not count:
+        return []
+    said = f"{count:,} of {len(sights):,} images are among those that the model learnt from, byte by byte"
+    try:
+        _refuse_labels(info, [s.row for s in sights if s.rejected is None and not s.is_learnt], called)
+    except InputError as error:
+        raise InputError(
+            f"{said}, so it answers them better than any others, and they tell no temperature and no threshold; "
+            f"without them: {error}"
+        ) from error
+    return [f"{said}: they are left out"]
 
 
 def _refuse_unreadable(sights: Sequence[Sight], share: float) -> None:
@@ -168,8 +186,15 @@ def _asked(config: CalibrateConfig, parent: Bundle, seen: "Seen", units: str) ->
     return Asked(adapts and not notes, not notes, target, costs, config.seed), notes
 
 
-def _notes(seen: "Seen", sights: Sequence[Sight], units: str) -> list[str]:
+def _notes(parent: Bundle, seen: "Seen", sights: Sequence[Sight], units: str) -> list[str]:
     found = []
+    if not parent.has_sketch:
+        found.append("whether images of its training are among these is not known: the bundle has no sketch of them")
+    if known := sum(sight.met is not None and not sight.is_learnt for sight in sights):
+        found.append(
+            f"{known:,} of {len(sights):,} images look like some of its training, or chose its epoch, temperature or "
+            "threshold: the gains may be other ones on images that it has not met"
+        )
     if units == "images":
         found.append(
             "no subject is known: images of one patient lie on both sides of each draw, so the gains look larger than "

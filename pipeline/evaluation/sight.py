@@ -16,7 +16,7 @@ from pipeline.evaluation.read import Seen, in_batches
 from pipeline.images.load import LoadedImage
 from pipeline.model.bundle import Bundle
 from pipeline.model.predictor import Predictor
-from pipeline.model.sketch import Entry, read_sketch
+from pipeline.model.sketch import Entry, Met, read_sketch
 from pipeline.sources.manifest import Manifest, ManifestRow
 from pipeline.storage.stores import Stores
 
@@ -31,6 +31,15 @@ class Sight:
     is_ood: bool | None = None
     entry: Entry | None = None  # of the bundle's sketch, were the image to be added; None where it has none
     rejected: ImageRejected | None = None
+    met: Met | None = None  # with an image that took part in making the model; None as well where it has no sketch
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether the model learnt from this very file: what it says of it tells nothing of others."""
+        return self.met is not None and (self.met.part, self.met.how) == ("train", "bytes")
+
+
+_Noted = tuple[Entry, Met | None]
 
 
 class SightWorker:
@@ -44,21 +53,31 @@ class SightWorker:
     def see(self, rows: Sequence[ManifestRow]) -> list[Sight]:
         """Exactly one a row."""
         return in_batches(
-            self._predictor, rows, self._seen, lambda row, error: Sight(row, rejected=error), note=self._entry,
+            self._predictor, rows, self._seen, lambda row, error: Sight(row, rejected=error), note=self._noted,
             stores=self._stores,
         )  # fmt: skip
 
-    def _entry(self, data: bytes, image: LoadedImage) -> Entry | None:
-        return None if self._sketch is None else self._sketch.entry(data, image.pixels)
+    def _noted(self, data: bytes, image: LoadedImage) -> _Noted | None:
+        if self._sketch is None:
+            return None
+        met = self._sketch.by_bytes(data) or self._sketch.by_looks(image.pixels)
+        return self._sketch.entry(data, image.pixels), met
 
-    def _seen(self, batch: Sequence[Seen[ManifestRow, Entry | None]]) -> list[Sight]:
+    def _seen(self, batch: Sequence[Seen[ManifestRow, _Noted | None]]) -> list[Sight]:
         images = [seen.image.pixels for seen in batch]
         logits, features = self._predictor.outputs(images)
         said = self._predictor.predict_each(images)
         return [
             Sight(seen.row, rejected=answer)
             if isinstance(answer, ImageRejected)
-            else Sight(seen.row, logits[k], None if features is None else features[k], answer.is_ood, seen.note)
+            else Sight(
+                seen.row,
+                logits[k],
+                None if features is None else features[k],
+                answer.is_ood,
+                entry=seen.note and seen.note[0],
+                met=seen.note and seen.note[1],
+            )
             for k, (seen, answer) in enumerate(zip(batch, said, strict=True))
         ]
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from scipy.special import expit, logit
 
+from jobs import calibrate
+from pipeline.base.record import Record
 from pipeline.evaluation.adapt import Adapted, Asked, Change, Local, Tried, adapt, carried
 from pipeline.evaluation.calibration import Costs
 from pipeline.evaluation.external import rule_of
@@ -28,6 +30,7 @@ from pipeline.sources.manifest import Manifest, ManifestRow, read_manifest
 from pipeline.storage.stores import Stores
 from pipeline.training.adapted import LOCAL_REPORT, Seen, changes, local_of, publish_adapted
 from tests.training_data import cell_images, manifest_of
+from tests.without_ray import without_ray
 
 SIZE, COUNT = 32, 12
 
@@ -185,3 +188,48 @@ def test_what_stays_as_it_was_is_no_version(parent: Bundle, manifest: Manifest) 
     assert found.change.kind in ("as it was", "temperature")
     kept = adapted(seen.local, Change("as it was", parent.info.temperature, np.zeros(1)), parent.info.threshold)
     assert changes(parent.info, kept) == ()
+
+
+def calibrated(parent: Bundle, manifest: Manifest, out: Path, *more: str) -> int:
+    command = [manifest.uri, "--model", parent.uri, "--out", str(out), "--target-sensitivity", "0.9", *more]
+    return calibrate.command(command)
+
+
+def having_learnt(parent: Bundle, rows: list[ManifestRow], folder: Path) -> Bundle:
+    """The same model, whose sketch says that it learnt from these images."""
+    sketch, files = read_sketch(parent), {name: parent.file(name) for name in (WEIGHTS, GRAPH)}
+    assert sketch is not None
+    read = [Path(row.uri).read_bytes() for row in rows]
+    entries = [sketch.entry(data, load_image(data, SIZE).pixels) for data in read]
+    return write_bundle(str(folder), parent.info, {**files, SKETCH: sketch.extended("train", entries).packed()})
+
+
+def test_a_calibration_leaves_its_record_and_leaves_out_what_the_model_learnt_from(
+    parent: Bundle, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    without_ray(monkeypatch)
+    rows = manifest.split("test")
+    known = having_learnt(parent, rows[:1], tmp_path / "known" / "m" / "v1")
+    assert calibrated(known, manifest, tmp_path / "out") == 0
+    [made] = (tmp_path / "out" / "m").iterdir()
+    kept = Record.model_validate_json((made / "run.json").read_bytes())
+    assert (kept.job, kept.status, kept.exit_code, kept.has_output) == ("calibrate", "complete", 0, True)
+    assert kept.counts == {"images": COUNT, "read": COUNT - 1, "learnt_from": 1}
+    bundle = read_bundle(str(made))
+    assert kept.digests["model"] == bundle.info.identity() != parent.info.identity()
+    assert kept.configuration["target_sensitivity"] == 0.9
+    assert bundle.info.parent is not None and bundle.info.parent.images == COUNT - 1
+    assert f"1 of {COUNT} images are among those that the model learnt from" in capsys.readouterr().out
+
+
+def test_images_that_the_model_learnt_from_calibrate_nothing(
+    parent: Bundle, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    without_ray(monkeypatch)
+    known = having_learnt(parent, manifest.split("test"), tmp_path / "known" / "m" / "v1")
+    assert calibrated(known, manifest, tmp_path / "out") == 3
+    said = capsys.readouterr().err
+    assert f"{COUNT} of {COUNT} images are among those that the model learnt from, byte by byte" in said
+    assert "without them: 0 labelled images" in said and not (tmp_path / "out").exists()
