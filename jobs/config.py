@@ -31,10 +31,6 @@ if typing.TYPE_CHECKING:
     from pipeline.sources.pseudonyms import Names
 
 
-# Fields that name what lies in a source, or beside it
-_OF_SOURCES = ("source", "sources", "labels", "subjects", "classes", "contradictions")
-
-
 class JobConfig(BaseModel):
     """Base of every job's configuration: frozen, validated, no unknown keys."""
 
@@ -62,6 +58,11 @@ class NamingConfig(JobConfig):
     pseudonymize: str | None = Field(
         None, description="file with a key: paths and subjects become pseudonyms in all that is written"
     )
+
+    @property
+    def of_sources(self) -> tuple[str, ...]:
+        """Fields that name what lies in a source, or beside it, where they hold text."""
+        return "source", "sources", "labels", "subjects", "classes", "contradictions"
 
 
 class LineageConfig(NamingConfig):
@@ -97,12 +98,12 @@ def effective(config: BaseModel, names: "Names | None" = None) -> dict[str, Any]
     """
     dumped = config.model_dump(mode="json")
     values = {name: _told(value) for name, value in dumped.items()}
-    if names is not None and names.key_id is not None:
-        for field in _OF_SOURCES:
+    if names is not None and names.key_id is not None and isinstance(config, NamingConfig):
+        for field in config.of_sources:
             found = values.get(field)
             if isinstance(found, list):
                 values[field] = [names.path(absolute(uri)) for uri in found]
-            elif found is not None:
+            elif isinstance(found, str):  # of a transfer check `subjects` is a number
                 values[field] = names.path(absolute(found))
     return values
 

@@ -27,7 +27,7 @@ def labelled_elsewhere(
     Raises UsageError and InputError for what cannot be read, is what the model was trained on, shows something else
     than it knows, or has no class of it.
     """
-    found = _manifest(absolute(source), labels, stores)
+    found, name = _manifest(absolute(source), labels, stores)
     if info.manifest_digest and found.info.digest == info.manifest_digest:
         raise InputError(
             f"{found.uri}: is the manifest that the model was trained on, nothing of it is external; evaluate its test "
@@ -36,10 +36,11 @@ def labelled_elsewhere(
     refuse_mismatch(info.unit, found.info.unit, found.uri)
     table, matched = match(found, info, _rules(classes, stores))
     changed = {"digest": table_digest(table), "split_rule": "test", "images": table.num_rows}
-    return Manifest(found.uri, table, found.info.model_copy(update=changed)), matched
+    return Manifest(name, table, found.info.model_copy(update=changed)), matched
 
 
-def _manifest(uri: str, labels: str | None, stores: Stores) -> Manifest:
+def _manifest(uri: str, labels: str | None, stores: Stores) -> tuple[Manifest, str]:
+    """And how outputs name it: a source is hidden as its images are. Refusals name it as it is."""
     try:
         is_ready = is_manifest(uri, stores)
     except StoreError as error:
@@ -47,7 +48,7 @@ def _manifest(uri: str, labels: str | None, stores: Stores) -> Manifest:
     if is_ready:
         if labels is not None:
             raise UsageError(f"--labels {labels}: {uri} is a manifest, which has its labels; ingest the images with it")
-        return read_manifest(uri, stores)
+        return read_manifest(uri, stores), uri
     names = names_of(stores)
     options = IngestOptions(labels=labels, use="test", near_copies=False)
     draft = hidden(ingest([uri], options, stores=stores), names)
@@ -56,7 +57,7 @@ def _manifest(uri: str, labels: str | None, stores: Stores) -> Manifest:
         unit=draft.unit, warnings=draft.warnings, synthetic=draft.is_synthetic, pseudonym_key_id=names.key_id,
         positive=draft.positive, ignored=draft.ignored, digest=table_digest(draft.table),
     )  # fmt: skip
-    return Manifest(uri, draft.table, info)
+    return Manifest(uri, draft.table, info), names.path(uri)
 
 
 def _rules(classes: Sequence[str], stores: Stores) -> ClassRules:

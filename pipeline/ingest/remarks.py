@@ -84,6 +84,8 @@ def about_copies(
     n_images = sum(map(len, copies))
     torn = [rows for rows in copies if len({result.splits[row] for row in rows}) > 1]
     kept = "but the given splits tear them apart: figures are inflated" if torn else "kept on one side of the split"
+    if result.rule == "test":
+        kept = "each of which counts as an image of its own"
     said = [f"{n_images} images are byte-identical to others ({len(copies)} groups of copies), {kept}"]
     if torn:
         said[0] += f" ({len(torn)} groups)"
@@ -99,6 +101,8 @@ def about_near_copies(
     found: NearCopies | None, annotations: Sequence[Annotation], result: SplitResult, paths: Sequence[str]
 ) -> list[str]:
     """What comparing the images has shown, and what the split makes of it."""
+    if found is None and result.rule == "test":  # there are no sides, and who measures has set no flag
+        return ["near copies were not looked for: each copy of an image counts as an image of its own"]
     if found is None:
         return ["near copies were not looked for (--no-near-copies): the same image may be on both sides of the split"]
     said = []
