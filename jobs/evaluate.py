@@ -32,7 +32,7 @@ from pipeline.evaluation.comparison.page import render_comparison
 from pipeline.evaluation.comparison.result import Comparison, refuse_incomparable
 from pipeline.evaluation.comparison.run import compare_on
 from pipeline.evaluation.explanation import FAILS, sentences
-from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.intervals import Resampling, fewest_replicates
 from pipeline.evaluation.map_checks import judge_maps
 from pipeline.evaluation.names import METRIC_NAMES
 from pipeline.evaluation.outcomes import Outcomes
@@ -57,7 +57,7 @@ from pipeline.ingest.matching import Matched
 from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.model.registry import resolve
 from pipeline.sources.manifest import SPLITS, Manifest, ManifestRow, read_manifest
-from pipeline.sources.pseudonyms import names_of
+from pipeline.sources.pseudonyms import Names, names_of
 from pipeline.storage.stores import Stores
 from pipeline.storage.uris import absolute, join
 
@@ -124,9 +124,13 @@ class EvaluateConfig(LineageConfig):
         """A configuration file may give one as a plain value."""
         return [given] if isinstance(given, str) else given
 
-    def record(self) -> dict[str, Any]:
+    @property
+    def of_sources(self) -> tuple[str, ...]:
+        return (*super().of_sources, "manifest") if self.external else super().of_sources
+
+    def record(self, names: Names | None = None) -> dict[str, Any]:
         """As kept with the figures: one model by its name alone."""
-        kept = effective(self)
+        kept = effective(self, names)
         return kept if len(self.model) > 1 else kept | {"model": self.model[0]}
 
 
@@ -146,8 +150,10 @@ def main(config: EvaluateConfig) -> None:
         raise UsageError(f"--split {config.split!r}: expected one of {', '.join(SPLITS)}")
     if unlikely := [share for share in config.prevalence if not 0 < share < 1]:
         raise UsageError(f"--prevalence {unlikely[0]:g}: must lie between 0 and 1")
+    if (fewest := fewest_replicates(config.confidence)) > config.bootstrap:
+        raise UsageError(f"--confidence {config.confidence:g}: its limits need --bootstrap {fewest:,} or more")
     _refuse_mixed(config)
-    show_config(config)
+    show_config(config, names_of(stores))
     with recorded("evaluate", config, stores) as kept:
         if len(config.model) > 1:
             compare(config, stores, clock, kept)
@@ -157,7 +163,7 @@ def main(config: EvaluateConfig) -> None:
 
 def _measure(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account) -> None:
     """One model."""
-    refuse_foreign(config.out, stores)
+    refuse_foreign(config.out, stores, study=config.study)
     published = resolve(config.model[0], stores).verify()
     manifest, matched = _images(config, published.info, stores)
     lineage.reads(lambda: _inputs(config, manifest, [published]))
@@ -192,13 +198,14 @@ def _measure(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account
             further={"splits": splits, "explanation": maps}, audited=audited,
         )  # fmt: skip
         measured.finished(f"{bundle.info.name} {bundle.info.version}", found.metrics["metrics"])
-    record, report = found.record(config.record()), found.report(config.mistakes, stores)
+    record, report = found.record(config.record(names_of(stores))), found.report(config.mistakes, stores)
     kept.keep(out, {"images": found.metrics["images"]}, manifest=manifest.info.digest, model=bundle.info.identity())
     found.save(out, record, report, stores)
     lineage.writes(lambda: [Dataset(out, rows=len(found.outcomes.scored))])
     if config.study:
         print(f"for a study: {write_study(out, Comparison([found], [], [], 0, resampling), stores)}")
-    if bundle.info.identity() == published.info.identity():  # its card tells of its own operating point and depth
+    # its card tells of its own operating point and depth, and of the whole split
+    if bundle.info.identity() == published.info.identity() and not _lost_too_many(config, found):
         found.keep_in_bundle(record, report)
     account(config, found, clock)
 
@@ -326,7 +333,8 @@ def compare(config: EvaluateConfig, stores: Stores, clock: Clock, kept: Account)
             measured.finished(f"{one.bundle.info.name} {one.bundle.info.version}", one.metrics["metrics"])
     counts = {"images": found.evaluations[0].metrics["images"], "left_out": found.left_out}
     kept.keep(out, counts, manifest=manifest.info.digest, **digests)
-    found.save(out, found.record(config.record()), render_comparison(found, config.mistakes, stores), stores)
+    record, page = found.record(config.record(names_of(stores))), render_comparison(found, config.mistakes, stores)
+    found.save(out, record, page, stores)
     lineage.writes(lambda: [Dataset(out, rows=found.evaluations[0].metrics["images"])])
     seen = [f"{letter}: {sentence}" for letter, sentence in comparison_words.recognized(found)]
     print("\n" + "\n".join([*comparison_words.headline(found), *seen, "", *comparison_words.lines(found), ""]))
@@ -377,11 +385,16 @@ def account(config: EvaluateConfig, found: Evaluation, clock: Clock) -> None:
     colours = f", and {found.shortcut.train_images:,} of train for their colours," if not found.shortcut.why_not else ""
     print(f"\n{scored:,} images{colours} in {clock.seconds:.0f} s. Report: {where}")
     print(words.NOT_A_DEVICE)
-    if rejected > config.max_error_share * (scored + rejected):
+    if _lost_too_many(config, found):
         raise IncompleteError(
             f"{rejected} of {scored + rejected} images could not be read, more than --max-error-share "
-            f"{config.max_error_share:g}; predictions.parquet names them with their codes"
+            f"{config.max_error_share:g}; predictions.parquet names them with their codes, and the model's card stays "
+            "as it was"
         )
+
+
+def _lost_too_many(config: EvaluateConfig, found: Evaluation) -> bool:
+    return len(found.outcomes.rejections) > config.max_error_share * len(found.outcomes.all)
 
 
 command = job("evaluate", EvaluateConfig, main, EPILOG)

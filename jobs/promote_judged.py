@@ -14,11 +14,11 @@ from pipeline.evaluation.comparison.page import render_comparison
 from pipeline.evaluation.own_files import refuse_foreign_comparison
 from pipeline.evaluation.promotion.criteria import MET, all_met
 from pipeline.evaluation.promotion.protocol import read_protocol
-from pipeline.evaluation.promotion.run import Judgement, judge, manifest_of
+from pipeline.evaluation.promotion.run import Judgement, candidate, judge, manifest_of
 from pipeline.evaluation.study.pccp import Decision
 from pipeline.evaluation.study.write import write_study
 from pipeline.model.bundle import Bundle
-from pipeline.model.promotions import Action, archive, move, record, version_named
+from pipeline.model.promotions import Action, archive, move, record
 from pipeline.model.registry import ModelFolder
 from pipeline.storage.uris import absolute, join
 
@@ -38,14 +38,15 @@ def _judge(config: PromoteConfig, folder: ModelFolder, signer: Signer | None, ke
     refuse_foreign_comparison(config.out, "promote", folder.stores)
     protocol, written = read_protocol(str(config.protocol), folder.stores)
     manifest, bundle = manifest_of(protocol, folder.stores), checked(folder, str(config.version))
+    asked = candidate(protocol, manifest, bundle, folder)
     out, digests = absolute(config.out), {"manifest": manifest.info.digest, "model": bundle.info.identity()}
     refuse_unwritable(out)
     kept.begin(out, **digests)
-    before, images = version_named(folder) or "no best model", len(manifest.split(protocol.split))
+    before, images = asked.best.version or "no best model", len(manifest.split(protocol.split))
     print(f"{config.version} against {before}, on {images:,} images of {manifest.uri}", flush=True)
     with connected(config.address, config.num_cpus) as ray:
         found = judge(
-            ray, protocol, written, manifest, bundle, folder, workers=config.workers,
+            ray, protocol, written, manifest, asked, folder.stores, workers=config.workers,
             cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker,
         )  # fmt: skip
     kept.keep(out, {"images": found.comparison.images, "left_out": found.comparison.left_out}, **digests)

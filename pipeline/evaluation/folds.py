@@ -34,6 +34,8 @@ def cross_validation(bundle: Bundle, manifest: Manifest, resampling: Resampling)
     if data is None:
         return None
     table = pq.read_table(io.BytesIO(data))
+    if doubled := table.num_rows - pc.count_distinct(table["image_id"]).as_py():
+        raise InputError(f"{path}: {doubled} rows are of images that other rows name; copy the bundle again")
     at = pc.index_in(table["image_id"], manifest.table["image_id"].combine_chunks())
     if at.null_count:
         raise InputError(f"{path}: names {at.null_count} images that the manifest does not have; copy the bundle again")

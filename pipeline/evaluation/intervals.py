@@ -3,6 +3,7 @@
 How the intervals of a split are found: `adverse`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -38,6 +39,11 @@ class Resampling:
     replicates: int = 1000
     confidence: float = 0.95
     seed: int = 0
+
+
+def fewest_replicates(confidence: float) -> int:
+    """Samples that limits of so much confidence need: of fewer than two beyond a limit, luck decides where it lies."""
+    return math.ceil(4 / (1 - confidence) - 1e-6)
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:

@@ -45,7 +45,7 @@ class Outcomes:
         self.scored = [outcome for outcome in self.all if isinstance(outcome.result, Prediction)]
         self.rejections = [outcome.result for outcome in self.all if isinstance(outcome.result, ImageRejected)]
         if not self.scored:
-            first = self.rejections[0].message if self.rejections else "no image"
+            first = self.rejections[0].message if self.rejections else "no image has an answer of each model"
             raise InputError(f"not one image of the split could be evaluated ({first}); check the source")
         said = [outcome.result for outcome in self.scored if isinstance(outcome.result, Prediction)]
         self.truth = np.array([true_class(info, outcome.row) for outcome in self.scored])
@@ -261,12 +261,15 @@ def pictures(
 ) -> dict[int, list[NDArray[np.uint8]]]:
     """Image id -> one a side, uint8 (side, side, 3), RGB, of those that are still there. Each is fetched once."""
     in_order = sorted(rows, key=lambda row: row.uri)  # one pass an archive
-    found = ((fetched.row.image_id, fetched.data) for fetched in fetch_rows(in_order, stores))
-    return {
-        key: [load_image(data, side, bit_depth=bit_depth).pixels for side in sides]
-        for key, data in found
-        if data is not None
-    }
+    found: dict[int, list[NDArray[np.uint8]]] = {}
+    for fetched in fetch_rows(in_order, stores):
+        try:
+            data = fetched.bytes_or_raise()
+            shown = [load_image(data, side, bit_depth=bit_depth).pixels for side in sides]
+        except ImageRejected:  # gone, or another file, since it was predicted
+            continue
+        found[fetched.row.image_id] = shown
+    return found
 
 
 def true_class(info: BundleInfo, row: ManifestRow) -> int:

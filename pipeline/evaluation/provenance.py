@@ -6,7 +6,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipeline import __version__
+from pipeline.base.text import folded
 from pipeline.evaluation.calibration import kept_of_parent
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.ood import flagged_in
@@ -14,7 +17,7 @@ from pipeline.evaluation.outcomes import Outcomes
 from pipeline.evaluation.reach import Chosen
 from pipeline.evaluation.recognized import Recognized
 from pipeline.images.unit import DESCRIBED
-from pipeline.model.bundle import Bundle
+from pipeline.model.bundle import Bundle, BundleInfo
 from pipeline.sources.manifest import SPLITS, Manifest
 
 _NAMED = 8  # sites in one line
@@ -34,6 +37,7 @@ def caveats(split: str, bundle: Bundle, manifest: Manifest, outcomes: Outcomes, 
         notes.append("The model's scores differ from the out-of-fold ones that its threshold comes from.")
     if bundle.info.manifest_digest and bundle.info.manifest_digest != manifest.info.digest:
         notes.append(f"The manifest is not the one of training: {_among(recognized)}.")
+    notes += _opposites(bundle.info, manifest, split)
     if (of_teacher := _of_teacher(bundle, manifest)) is not None:
         notes.append(of_teacher)
     if (bundle.info.unit is None) != (manifest.info.unit is None):
@@ -56,6 +60,26 @@ def _among(recognized: Recognized) -> str:
         return f"whether images of training are among those measured here is not known, {recognized.why_not}"
     found = f"{recognized.count:,} of the images measured here" if recognized.count else "none of the images measured"
     return f"{found} could be known again by bytes or looks; others of the same patients or slides may be among them"
+
+
+def _opposites(info: BundleInfo, manifest: Manifest, split: str) -> list[str]:
+    """A sentence where classes mean disease to the model or to the manifest, and the opposite to the other."""
+    sides = info.class_labels if info.task == "binary" else {k: int(k in info.positive_classes) for k in info.classes}
+    if len(set(sides.values())) < 2:  # not known, or nothing is decided
+        return []
+    meant = {folded(name): label for name, label in sides.items()}
+    table = manifest.table.filter(pc.equal(manifest.table["split"], split))
+    pairs = table.group_by(["class_name", "label"]).aggregate([]).to_pylist()
+    known = sorted((row["class_name"], row["label"]) for row in pairs if None not in row.values())
+    other = [(name, label) for name, label in known if meant.get(folded(name), label) != label]
+    if not other:
+        return []
+    named = ", ".join(f"{name} ({'diseased' if label else 'healthy'} here)" for name, label in other[:_NAMED])
+    counted = "these labels" if info.task == "binary" else "what the model was trained to take them for"
+    return [
+        f"Labels here are the opposite of those of training, of {named}: the figures count by {counted}. If that is a "
+        "mistake, mend the labels; `leukoray evaluate --external --classes` says what a class stands for."
+    ]
 
 
 def _of_teacher(bundle: Bundle, manifest: Manifest) -> str | None:

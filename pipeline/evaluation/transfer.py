@@ -144,6 +144,8 @@ class Transfer:
     @cached_property
     def verdict(self) -> Verdict:
         images = len(self.usable)
+        if 2 * images < len(self.inspected):  # those that cannot be read may be the ones that differ
+            return Verdict.UNKNOWN
         return verdict(self.shifts, images, self.flagged / images if self.has_limit and images else None)
 
     @cached_property
@@ -208,7 +210,9 @@ def sentences(found: Transfer) -> list[str]:
 def _headline(found: Transfer) -> str:
     images = len(found.usable)
     if found.verdict is Verdict.UNKNOWN:
-        return f"cannot be told: {images} images could be measured, {FEWEST_IMAGES} are needed"
+        if images < FEWEST_IMAGES:
+            return f"cannot be told: {images} images could be measured, {FEWEST_IMAGES} are needed"
+        return f"cannot be told: {images} of {len(found.inspected)} images could be measured, half of them are needed"
     return found.verdict.said
 
 

@@ -77,7 +77,8 @@ class RollUp(BaseModel):
         log_odds -= _log_likelihood(called, cells, low_share, spread)
         drawn = 1 / (1 + np.exp(-np.clip(log_odds, -700, 700)))
         tail = (1 - confidence) / 2
-        return Share(float(drawn.mean()), float(np.quantile(drawn, tail)), float(np.quantile(drawn, 1 - tail)))
+        value, low, high = (float(found) for found in (drawn.mean(), *np.quantile(drawn, [tail, 1 - tail])))
+        return Share(value, min(low, value), max(high, value))  # a mean of few large ones lies above most of them
 
 
 class SubjectRules(BaseModel):

@@ -249,6 +249,11 @@ def read_manifest(uri: str, stores: Stores = Stores()) -> Manifest:
             f"{uri}: its parts are not those that manifest.json was written for (changed since, or another ingest "
             "wrote here); run `leukoray ingest` again"
         )
+    if doubled := table.num_rows - pc.count_distinct(table["image_id"]).as_py():
+        raise InputError(
+            f"{uri}: {doubled:,} rows are of images that other rows name (column image_id), and figures would count "
+            "these twice; keep a row an image, or run `leukoray ingest` again"
+        )
     return Manifest(uri, table, info)
 
 

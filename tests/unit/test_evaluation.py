@@ -133,6 +133,14 @@ def test_mistakes_come_with_their_picture_the_most_confident_first(bundle: Bundl
     assert all(mistake.pixels.shape == (160, 160, 3) and mistake.mapped is None for mistake in mistakes)
 
 
+def test_a_mistake_whose_file_is_another_one_by_now_has_no_picture(bundle: Bundle, tmp_path: Path) -> None:
+    rows = [row(tmp_path, number, level, 1) for number, level in enumerate((100, 40, 90))]
+    outcomes = Outcomes(bundle.info, EvaluationWorker(bundle, Stores(), on_gpu=False).predict(rows))
+    Path(rows[1].uri).write_bytes(b"no image")
+    Path(rows[2].uri).unlink()
+    assert [mistake.caption.rsplit("/", 1)[-1] for mistake in outcomes.mistakes(0.5, 10, Stores())] == ["cell_0.png"]
+
+
 def test_mistakes_with_maps_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_mapped_bundle(tmp_path / "model")
     rows = [row(tmp_path, number, 128, 0) for number in range(2)]
@@ -188,6 +196,9 @@ def test_what_a_comparison_does_not_ask_for_is_not_computed(
     assert len(both.pairs) == 1 and json.dumps(both.record({})) and calls == []
     with pytest.raises(InputError, match="names 1 images that the manifest does not have"):
         both.evaluations[0].record({})
+    bundle.write(OUT_OF_FOLD, to_parquet(pa.concat_tables([pa.table(stale)] * 2)))
+    with pytest.raises(InputError, match="1 rows are of images that other rows name"):
+        both.evaluations[1].record({})
     bundle.update(calibrated_on="validation")
     calls.clear()
     found = evaluation(

@@ -17,7 +17,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.promotion.criteria import SAME, Best, criteria
 from pipeline.evaluation.promotion.protocol import Protocol, read_protocol
-from pipeline.evaluation.promotion.run import best_beside, judge
+from pipeline.evaluation.promotion.run import best_beside, candidate
 from pipeline.evaluation.promotion.run import manifest_of as manifest_for
 from pipeline.evaluation.reach import threshold_of
 from pipeline.evaluation.recognized import Recognized
@@ -314,7 +314,7 @@ def test_a_figure_that_such_models_do_not_have_is_refused_by_name_before_anythin
     protocol = Protocol(manifest=manifest.uri, metrics=({"metric": asked, "minimum": 0.5},))
     bundle = make_bundle(tmp_path / "model" / "v1", 48, task)
     with pytest.raises(InputError, match=rf"{asked!r}.*{known}"):
-        judge(None, protocol, None, manifest, bundle, ModelFolder(str(tmp_path / "model"), Stores()))
+        candidate(protocol, manifest, bundle, ModelFolder(str(tmp_path / "model"), Stores()))
 
 
 def test_the_figures_that_may_be_asked_for_are_those_compared(tmp_path: Path, manifest: Manifest) -> None:

@@ -249,6 +249,9 @@ def test_headline_says_when_nothing_is_shown_to_be_better_than_chance() -> None:
     assert words.headline(content["metrics"] | {"metrics": narrow})[-1].endswith(f" (0.200 – 0.400 by {method}).")
     both = content["metrics"] | {"metrics": narrow, "against_chance": shown}
     assert "better than chance" not in " ".join(words.headline(both)).lower()
+    assert ", of" not in words.headline(both)[-1]
+    other = content["metrics"] | {"intervals": content["metrics"]["intervals"] | {"confidence": 0.99}}
+    assert f"(0.260 – 0.400, of 95 %, by {method})" in words.headline(other | {"against_chance": shown})[-1]
     untold = judged.model_copy(update={"low": None, "high": None, "untold": "too few"}).model_dump() | {"method": ""}
     assert words.headline(content["metrics"] | {"against_chance": untold})[-1].endswith("gives 0.25 (too few).")
 

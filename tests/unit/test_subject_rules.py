@@ -32,6 +32,16 @@ def fitted(subjects: int = 60, seed: int = 0) -> RollUp:
     return found
 
 
+@pytest.mark.parametrize("confidence", [0.51, 0.6, 0.8, 0.95])
+def test_the_interval_of_a_probability_holds_it_at_any_confidence(confidence: float) -> None:
+    roll_up = fitted(subjects=30)
+    far = tuple(tuple(40.0 * value for value in row) for row in roll_up.covariance)  # few large values, many near none
+    for unsure in (roll_up, roll_up.model_copy(update={"covariance": far})):
+        for called in range(0, 41, 4):
+            found = unsure.probability(called, 40, confidence)
+            assert found.low <= found.value <= found.high
+
+
 def test_the_probability_rises_with_the_cells_called() -> None:
     roll_up = fitted()
     values = [roll_up.probability(called, 40).value for called in range(41)]

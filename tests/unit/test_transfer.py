@@ -12,11 +12,11 @@ import pytest
 from PIL import Image, ImageFilter
 
 from jobs import summary, transfer_check
-from pipeline.base.errors import InputError
+from pipeline.base.errors import Code, ImageRejected, InputError
 from pipeline.evaluation import drift
 from pipeline.evaluation.drawing import Drawn, draw_listed, draw_recorded, drawn
 from pipeline.evaluation.report.transfer import render_transfer
-from pipeline.evaluation.transfer import Transfer, inspect_rows, sentences, statistics_of
+from pipeline.evaluation.transfer import Inspected, Transfer, inspect_rows, sentences, statistics_of
 from pipeline.images.appearance import NAMES
 from pipeline.model.bundle import Bundle
 from pipeline.model.drift import OOD_SCORE, ReferenceStatistics, Verdict
@@ -144,6 +144,15 @@ def test_unreadable_images_are_counted_and_masks_left_out(bundle: Bundle, tmp_pa
     assert found.unreadable == {"unsupported_format": 1} and len(found.usable) == 22
     assert found.drawn.left_out == {"masks": 1} and found.drawn.listed == 23
     assert "1 images could not be read: 1 unsupported_format" in "\n".join(sentences(found))
+
+
+def test_a_source_that_can_mostly_not_be_read_is_not_called_alike(bundle: Bundle, tmp_path: Path) -> None:
+    found = check(bundle, images(tmp_path, 24))
+    lost = Inspected(found.inspected[0].row, ImageRejected(Code.TRUNCATED, "cut"))
+    half, more = (replace(found, inspected=[*found.inspected, *[lost] * count]) for count in (24, 25))
+    assert half.verdict is Verdict.ALIKE and more.verdict is Verdict.UNKNOWN
+    assert sentences(more)[0] == "cannot be told: 24 of 49 images could be measured, half of them are needed"
+    assert "Cannot be told: 24 of 49 images" in render_transfer(more, "a disk", {}, Stores())
 
 
 def test_the_record_is_json_and_the_page_fetches_nothing(bundle: Bundle, tmp_path: Path) -> None:

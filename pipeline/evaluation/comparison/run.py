@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.evaluation.by_subject import refuse_contradictions
 from pipeline.evaluation.comparison.predict import predict_side_by_side
 from pipeline.evaluation.comparison.result import Comparison, comparison
 from pipeline.evaluation.comparison.speed import speeds
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.outcomes import Outcomes
-from pipeline.evaluation.reach import refuse_without_validation, threshold_here, threshold_of
+from pipeline.evaluation.reach import threshold_here, threshold_of
 from pipeline.model.bundle import Bundle
 from pipeline.sources.manifest import Manifest
 from pipeline.storage.stores import Stores
@@ -21,15 +20,12 @@ def compare_on(
 ) -> Comparison:  # fmt: skip
     """Compare models that answer one question (`refuse_incomparable`) on a split.
 
-    Each at its bundle's threshold, or at one chosen on the validation split for `target_sensitivity`.
+    Each at its bundle's threshold, or at one chosen on the validation split for `target_sensitivity`. Whoever calls has
+    refused what these images cannot tell (`refuse_contradictions`, `refuse_without_validation`), before it joined Ray.
     """
     places: dict[str, Any] = {
         "workers": workers, "cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker
     }  # fmt: skip
-    for bundle in bundles:
-        refuse_contradictions(bundle.info, manifest)
-        if target_sensitivity is not None:
-            refuse_without_validation(manifest, bundle.info)
     thresholds = [threshold_of(bundle.info) for bundle in bundles]
     if target_sensitivity is not None:
         found = predict_side_by_side(ray, bundles, manifest, "validation", stores, **places)

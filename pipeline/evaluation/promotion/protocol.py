@@ -13,6 +13,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.plain_yaml import read_yaml
 from pipeline.base.text import problems
 from pipeline.base.versions import check_version
+from pipeline.evaluation.intervals import fewest_replicates
 from pipeline.storage.stores import Stores
 from pipeline.storage.types import StoreError
 from pipeline.storage.uris import absolute
@@ -65,6 +66,12 @@ class Protocol(_Part):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     bootstrap: int = Field(1000, ge=100)
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_samples_enough(self) -> "Protocol":
+        if (fewest := fewest_replicates(self.confidence)) > self.bootstrap:
+            raise ValueError(f"limits of confidence {self.confidence:g} need a bootstrap of {fewest:,} or more")
+        return self
 
 
 class WrittenProtocol(BaseModel):

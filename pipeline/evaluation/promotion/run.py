@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.base.errors import InputError
+from pipeline.evaluation.by_subject import refuse_contradictions
 from pipeline.evaluation.comparison.result import Comparison, refuse_incomparable
 from pipeline.evaluation.comparison.run import compare_on
 from pipeline.evaluation.intervals import Resampling
@@ -72,18 +73,33 @@ def _other_question(new: Bundle, best: Bundle) -> str:
     return ""
 
 
-def judge(
-    ray: Any, protocol: Protocol, written: WrittenProtocol, manifest: Manifest, new: Bundle, folder: ModelFolder,
-    **workers: Any,
-) -> Judgement:  # fmt: skip
-    """Measure and compare as the protocol says. `workers`: as `compare_on` takes them."""
+@dataclass(frozen=True)
+class Candidate:
+    """A version that can be judged: with the best one of now, and its bundle beside it where both can be compared."""
+
+    best: Best
+    bundles: Sequence[Bundle]  # the new one first
+
+
+def candidate(protocol: Protocol, manifest: Manifest, new: Bundle, folder: ModelFolder) -> Candidate:
+    """Raises InputError where these images or these models cannot tell what the protocol asks, before any is read."""
     refuse_unknown(protocol, new.info)
     best, beside = best_beside(folder, new)
     bundles = [new] if beside is None else [new, beside]
     for bundle in bundles:
         refuse_mismatch(bundle.info.unit, manifest.info.unit, manifest.uri)
+        refuse_contradictions(bundle.info, manifest)
+    return Candidate(best, bundles)
+
+
+def judge(
+    ray: Any, protocol: Protocol, written: WrittenProtocol, manifest: Manifest, asked: Candidate, stores: Stores,
+    **workers: Any,
+) -> Judgement:  # fmt: skip
+    """Measure and compare as the protocol says. `workers`: as `compare_on` takes them."""
+    best = asked.best
     resampling = Resampling(protocol.bootstrap, protocol.confidence, protocol.seed)
-    found = compare_on(ray, bundles, manifest, protocol.split, folder.stores, resampling, **workers)
-    if beside is not None:
+    found = compare_on(ray, asked.bundles, manifest, protocol.split, stores, resampling, **workers)
+    if len(asked.bundles) > 1:
         best = Best(best.version, dict(found.pairs[0].differences))
     return Judgement(protocol, written, found, criteria(protocol, found, best), best)

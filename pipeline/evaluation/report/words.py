@@ -92,7 +92,9 @@ def _chance(metrics: Mapping[str, Any]) -> list[str]:
     name, chance = judged["metric"], judged["chance"]
     shown = metrics["metrics"][name]
     found = f"{METRIC_NAMES[name]} {with_interval(shown)}, guessing gives {chance:.3g}"
-    by_method = f"{interval(judged)} by {judged['method']}"
+    is_alike = judged["confidence"] == metrics["intervals"]["confidence"]
+    level = "" if is_alike else f", of {100 * judged['confidence']:g} %,"
+    by_method = f"{interval(judged)}{level} by {judged['method']}"
     is_above = shown["low"] is not None and shown["low"] > chance
     if judged["low"] is None:
         return [f"Not shown to be better than chance on these images: {found} ({judged['untold']})."]
