@@ -96,8 +96,8 @@ def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Acco
     asked, notes = _asked(config, parent, seen, units)
     found, curve = adapt(seen.local, asked), learning_curve(seen.local, asked)
     print("\n".join(["", *local.tried(found), *local.threshold(found, info), "", *local.curve(curve, units), ""]))
-    told = [*notes, *learnt, *local.forgotten(found, seen.local, info.classes), *_notes(parent, seen, sights, units)]
-    for note in told:
+    lost = local.forgotten(found, seen.local, info.classes)
+    for note in [*manifest.info.warnings, *notes, *learnt, *lost, *_notes(parent, seen, sights, units)]:
         print(f"note: {note}")
     changed = changes(info, found)
     if not changed:

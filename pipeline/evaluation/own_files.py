@@ -28,7 +28,7 @@ def refuse_foreign(out: str, stores: Stores = Stores(), *, study: bool = False) 
     documents are written too.
     """
     ours: dict[str, Tells] = {RECORD: lambda data: _is_evaluation(data, of_several=False), **_evaluation()}
-    refuse_foreign_files(out, ours | (_STUDY if study else {}), "evaluation of one model", stores=stores)
+    refuse_foreign_files(out, {**ours, **(_STUDY if study else {})}, "evaluation of one model", stores=stores)
 
 
 def refuse_foreign_comparison(out: str, job: str, stores: Stores = Stores()) -> None:

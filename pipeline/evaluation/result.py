@@ -90,7 +90,13 @@ class Evaluation:
     @property
     def warnings(self) -> list[str]:
         """All that a reader must know before trusting the figures."""
-        return [*self._told, *self.metrics["warnings"]]
+        return [*self._told, *self.cautions]
+
+    @property
+    def cautions(self) -> list[str]:
+        """What the number of images and subjects speaks against the figures, also against those of disease or not."""
+        of_disease = (self.metrics.get("disease") or {}).get("warnings", ())
+        return list(dict.fromkeys([*self.metrics["warnings"], *of_disease]))
 
     @property
     def _told(self) -> list[str]:

@@ -26,8 +26,9 @@ def worth_a_table(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | 
     Numbers of more than MOST_NUMBERS values, as ages, are divided into thirds.
     """
     found = {}
-    for name, values in columns.items():
-        groups = {value for value in values if value is not None}
+    for name, given in columns.items():
+        values = _known(given)
+        groups = set(values) - {None}
         if groups and not _are_many(groups) and len(set(values)) > 1:
             found[name] = [None if value is None else as_word(value) for value in values]
         elif _are_many(groups) and (numbers := _numbers(values)) and (bands := thirds(numbers)):
@@ -39,10 +40,18 @@ def groups_of(values: Sequence[Any]) -> list[str | None]:
     """The group that each value lies in, however many there are: many numbers in thirds, else the value as text; None
     where it is unknown.
     """
-    known = [None if value is None or value != value else value for value in values]
+    known = _known(values)
     if _are_many(set(known) - {None}) and (numbers := _numbers(known)) and (bands := thirds(numbers)):
         return bands
     return [None if value is None else as_word(value) for value in known]
+
+
+def _known(values: Sequence[Any]) -> list[Any]:
+    """None where a value is not known: a number that is none is no group; what holds several values is one as text."""
+    return [
+        None if value is None or value != value else str(value) if isinstance(value, list | dict) else value
+        for value in values
+    ]
 
 
 def _are_many(groups: Set[Any]) -> bool:

@@ -269,6 +269,15 @@ def test_the_page_says_which_differences_are_real_and_fetches_nothing(bundles: l
     assert "Holm" not in told.several(found) and "Holm" in told.several(compared(bundles, manifest))
 
 
+def test_what_few_images_without_subjects_cannot_tell_stands_beside_the_differences(
+    bundles: list[Bundle], manifest: Any
+) -> None:
+    found = compared(bundles[:2], manifest)
+    for sentence in ("No subject is known: intervals are over single images.", "Few images of class negative (24)"):
+        assert len([note for note in found.warnings if note.startswith(sentence)]) == 1
+        assert sentence in render_comparison(found, 0, Stores())
+
+
 def test_differences_of_three_models_are_real_however_few_samples_are_asked_for(
     bundles: list[Bundle], manifest: Any
 ) -> None:

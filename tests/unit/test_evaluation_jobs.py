@@ -1,6 +1,8 @@
 """`evaluate`, `calibrate` and `transfer-check` as commands, but for Ray: what they leave, and what they refuse."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,8 @@ from pipeline.base.errors import InputError
 from pipeline.evaluation.promotion.protocol import MetricRule, Protocol
 from pipeline.evaluation.provenance import caveats
 from pipeline.evaluation.recognized import NO_SKETCH, Recognized
+from pipeline.evaluation.report import filling
+from pipeline.evaluation.slices import groups_of, worth_a_table
 from pipeline.sources.manifest import read_manifest
 from pipeline.sources.pseudonyms import names_of, with_pseudonyms
 from pipeline.storage.stores import Stores
@@ -135,3 +139,30 @@ def test_labels_that_are_the_opposite_of_those_of_training_are_told(
         assert not [
             note for note in caveats("train", bundle, manifest, outcomes, Recognized(NO_SKETCH)) if "opp" in note
         ]
+
+
+def test_a_number_that_is_none_is_no_group_and_a_list_of_values_is_one() -> None:
+    nan = float("nan")
+    found = worth_a_table({"stage": [1.0, nan, 2.0, nan, None], "marks": [["a"], ["b", "c"], ["a"], None, ["a"]]})
+    assert found["stage"] == ["1.0", None, "2.0", None, None]
+    assert found["marks"] == ["['a']", "['b', 'c']", "['a']", None, "['a']"]
+    assert groups_of([["a"], None, ["b"]]) == ["['a']", None, "['b']"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_differences_are_sorted_as_numbers_whatever_their_sign() -> None:
+    cells = ["+0.040 (-0.100 to +0.180)", "–", "-0.081 (-0.120 to -0.040)", "+0.100", "0.000", "> 0.999", "1,200"]
+    page = f"""
+const rows = {json.dumps(cells)}.map((textContent) => ({{ cells: [{{ textContent }}] }}));
+const head = {{ textContent: "Difference", childNodes: [], append() {{}}, getAttribute: () => null,
+  setAttribute() {{}}, removeAttribute() {{}} }};
+const shown = (rows) => JSON.stringify(rows.map((row) => row.cells[0].textContent));
+const body = {{ rows, append: (...found) => console.log(shown(found)) }};
+let click;
+globalThis.addEventListener = () => {{}};
+globalThis.document = {{ createElement: () => ({{ append() {{}}, addEventListener: (_, act) => {{ click = act; }} }}),
+  querySelectorAll: () => [{{ tBodies: [body], tHead: {{ rows: [{{ cells: [head] }}] }} }}] }};
+{(Path(filling.__file__).parent / "templates" / "sortable.js.j2").read_text()}
+click();"""
+    ran = subprocess.run(["node", "-e", page], capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(ran.stdout) == [cells[k] for k in (2, 4, 0, 3, 5, 6, 1)]

@@ -111,12 +111,12 @@ class Comparison:
     @property
     def warnings(self) -> list[str]:
         """What speaks against the comparison; what is of one model alone begins with its letter."""
-        notes = [set(found.notes) for found in self.evaluations]
-        shared = [note for note in self.evaluations[0].notes if all(note in of for of in notes)]
+        every = [[*found.notes, *found.cautions] for found in self.evaluations]
+        shared = [note for note in every[0] if all(note in notes for notes in every)]
         alone = [
             f"{letter}: {note}"
-            for letter, found in zip(self.letters, self.evaluations, strict=True)
-            for note in found.notes
+            for letter, notes in zip(self.letters, every, strict=True)
+            for note in notes
             if note not in shared
         ]
         left = f"{self.left_out:,} images that not every model gave an answer to are left out of all figures."
