@@ -60,6 +60,11 @@ CASES: list[tuple[str, dict[str, str], dict[str, dict[str, str]]]] = [
         {'leukoray_model_info{name="m",version="2",sha256="b"}': "1x200", 'leukoray_replicas{sha256="b"}': "1x200"},
         {"LeukorayTwoModels": PAGE},
     ),
+    (  # each of two applications has one
+        "10m",
+        {'leukoray_model_info{application="lineage",name="n",version="2",sha256="b"}': "1x200"},
+        {},
+    ),
     (
         "500m",
         {'leukoray_predictions_total{decision="negative",ood="yes"}': "0+20x600"},
