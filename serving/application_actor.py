@@ -6,9 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
-from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
 log = logging.getLogger("ray.serve")
 _NAMESPACE = "leukoray"
@@ -50,6 +48,9 @@ def _place(name: str, application: str) -> dict[str, str]:
 
 def _is_any_known(applications: Collection[str]) -> bool:
     """Whether Serve has one of them; True where Serve does not say."""
+    from ray import serve  # a second of a core, which an actor does without while its service starts
+    from ray.serve.exceptions import RayServeException
+
     try:
         return not serve.status().applications.keys().isdisjoint(applications)
     except (RayError, RayServeException) as error:

@@ -94,6 +94,12 @@ for name in {CPU_PATH!r}:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_counts_of_replicas_start_without_serve() -> None:
+    program = "import serving.monitoring.sharing, sys; sys.exit(', '.join({'ray.serve', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip() == ""
+
+
 @pytest.mark.parametrize(
     ("modules", "late"),
     [

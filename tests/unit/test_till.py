@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import serve
 from ray.exceptions import RayActorError
 
 from serving import application_actor
@@ -83,7 +84,7 @@ def test_where_it_is_lost_nobody_counts(actors: Actors, monkeypatch: pytest.Monk
 def test_it_ends_when_serve_knows_none_of_its_applications(actors: Actors, monkeypatch: pytest.MonkeyPatch) -> None:
     known, ended = {"leukoray": 1, "leukoray-b": 1}, asyncio.Event()
     monkeypatch.setattr(till, "_ALONE_S", 0.01)
-    monkeypatch.setattr(application_actor.serve, "status", lambda: SimpleNamespace(applications=known))
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=known))
     monkeypatch.setattr(application_actor.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor="it"))
     loops: list[asyncio.AbstractEventLoop] = []
     monkeypatch.setattr(application_actor.ray, "kill", lambda actor: loops[0].call_soon_threadsafe(ended.set))
