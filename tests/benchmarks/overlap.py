@@ -7,6 +7,7 @@ them (tests/benchmarks/slow_store.py). Workers that wait for one image at a time
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -40,10 +41,9 @@ def rates(count: int, options: argparse.Namespace, bundle: Path, images: Path) -
 
 
 def _rate(nodes: Nodes, port: int, bundle: Path, out: Path, workers: int) -> float:
-    nodes.environment |= CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{_STORE}:{port}"}
     command = score_command(f"s3://{BUCKET}/{PREFIX}", str(bundle), str(out), workers)
     begin = time.time()
-    run = nodes.popen(*command, "--address", HEAD)
+    run = nodes.popen(*command, "--address", HEAD, "--s3-endpoint", f"http://{_STORE}:{port}")
     said, _ = run.communicate()
     if run.returncode:
         raise SystemExit(f"scoring ended with {run.returncode}:\n{said[-3000:]}")
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--architecture", default="mobilenet_v3_small")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
     options = parser.parse_args()
+    os.environ |= CREDENTIALS  # workers have those of the nodes
     bundle, images = bundle_of(options.work, options.architecture), pool_of_images(options.work, _DISTINCT)
     rows = []
     for count in options.nodes:
