@@ -31,6 +31,7 @@ SOUND = {
     'leukoray_requests_total{route="/predict",method="POST",status="200"}': "0+90x2000",
     'leukoray_predictions_total{decision="negative",ood="no"}': "0+90x2000",
     'ray_leukoray_score_finished_seconds{output="s3://x"}': "0+60x2000",
+    'ray_leukoray_score_begun_seconds{output="s3://x"}': "0x2000",
     'ray_leukoray_score_images_total{output="s3://x"}': "0+90x2000",
     'ray_leukoray_score_shards_left{output="s3://x"}': "5x2000",
     'ray_leukoray_score_error_share{output="s3://x"}': "0.01x2000",
@@ -38,6 +39,20 @@ SOUND = {
     'ray_leukoray_train_step{model="m"}': "0+1x2000",
 }
 PAGE, TICKET = {"severity": "page"}, {"severity": "ticket"}
+
+
+def of_run(begun: int, bad: bool, minutes: str) -> dict[str, str]:
+    """What a run told that began at that minute, by a Ray of its own: a fifth quarantined and unlike, or nothing."""
+    name = f'output="s3://x",SessionName="{begun}",WorkerId="01"'
+    return {
+        f"ray_leukoray_score_begun_seconds{{{name}}}": f"{minutes}{60 * begun}x10",
+        f"ray_leukoray_score_error_share{{{name}}}": f"{minutes}{0.2 * bad}x10",
+        f'ray_leukoray_score_run_images{{{name},what="out_of_distribution"}}': f"{minutes}{20 * bad}x10",
+        f'ray_leukoray_score_run_images{{{name},what="scored"}}': f"{minutes}100x10",
+    }
+
+
+OF_X = {"output": "s3://x"}
 CASES: list[tuple[str, dict[str, str], dict[str, dict[str, str]]]] = [
     ("90m", {}, {}),
     ("10m", {'up{job="leukoray"}': "0x200"}, {"LeukorayDown": {**PAGE, "job": "leukoray"}}),
@@ -119,6 +134,12 @@ CASES: list[tuple[str, dict[str, str], dict[str, dict[str, str]]]] = [
             'ray_leukoray_score_run_images{output="s3://x",what="scored"}': "100x20",
         },
         {"LeukorayScoredUnlikeTraining": {**TICKET, "output": "s3://x"}},
+    ),
+    ("90m", of_run(10, True, "_x10 ") | of_run(40, False, "_x40 "), {}),  # the last run alone counts
+    (
+        "90m",
+        of_run(10, False, "_x10 ") | of_run(40, True, "_x40 "),
+        {"LeukorayQuarantine": TICKET | OF_X, "LeukorayScoredUnlikeTraining": TICKET | OF_X},
     ),
     ("90m", {'ray_leukoray_train_step{model="m"}': "7x200"}, {"LeukorayTrainingStuck": {**TICKET, "model": "m"}}),
 ]
