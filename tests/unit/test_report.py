@@ -18,7 +18,7 @@ from pipeline.evaluation.prevalence import predictive_values
 from pipeline.evaluation.report import class_plots, plots, words
 from pipeline.evaluation.report.card import render_card
 from pipeline.evaluation.report.curves import binary_curves, multiclass_curves, net_benefit
-from pipeline.evaluation.report.html import Kept, render_report
+from pipeline.evaluation.report.html import Kept, _grids, render_report
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.chance import AgainstChance
 from pipeline.model.overlay import WHAT_IT_IS
@@ -228,6 +228,23 @@ def test_a_page_of_many_classes_shows_each_and_names_them_once() -> None:
     text = Outline(page).text
     assert ", 17 classes, which are counted below." in text and "24 Kind_a" not in text
     assert "truly diseased" not in text and "Of the images of a class, the share that is called by its name" in text
+
+
+def test_no_level_and_no_circles_are_rounded_to_all_or_none() -> None:
+    labels = np.r_[np.ones(500, np.int64), np.zeros(500, np.int64)]
+    scores = np.where(labels == 1, 0.9, 0.1)
+    scores[0], scores[500] = 0.2, 0.8
+    metrics = evaluate_binary(labels, scores, threshold=0.5, resampling=Resampling(800, 0.995))
+    said = " ".join(words.headline(metrics))
+    assert said.count("(99.5 % CI ") == 2 and "100 % CI" not in said
+    found, alarmed = _grids(metrics)
+    assert (found["filled"], alarmed["filled"]) == (99, 1) and found["text"].startswith("99.8 of 100")
+    content = binary_content()
+    content["metrics"]["intervals"]["confidence"] = 0.995
+    page = Outline(render_report(**content)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Intervals: 99.5 %" in page and "100 %" not in page.partition("Intervals: ")[2][:40]
+    card = render_card(info(), metrics=metrics | {"warnings": []})
+    assert "Intervals: 99.5 %" in card and "99.5 % CI" in card and "100 %" not in card
 
 
 def test_headline_says_when_nothing_is_shown_to_be_better_than_chance() -> None:

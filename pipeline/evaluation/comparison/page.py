@@ -26,7 +26,7 @@ def render_comparison(found: Comparison, pictures: int, stores: Stores) -> str:
         found=found,
         one=one,
         method=method,
-        percent=round(100 * method["confidence"]),
+        percent=words.level(method["confidence"]),
         units=found.units,
         headline=told.headline(found),
         several=told.several(found),

@@ -29,6 +29,7 @@ def environment(*, autoescape: bool = True, folders: Sequence[Path] = ()) -> Env
         lstrip_blocks=True,
     )
     loaded.filters |= {"number": words.number, "limits": words.interval, "with_interval": words.with_interval}
+    loaded.filters |= {"level": words.level}
     loaded.filters |= {"recognized": words.recognized, "signed": elsewhere.signed}
     loaded.filters |= {"share": words.percent_with_limits}
     loaded.filters |= {"optimism": words.optimism, "ways_to_split": words.ways_to_split}

@@ -41,7 +41,7 @@ def front_matter(info: BundleInfo, metrics: Mapping[str, Any] | None) -> str:
 def _values(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each metric that is defined, its interval in its name: the Hub has no field for it."""
     method = metrics["intervals"]
-    percent, units = round(100 * method["confidence"]), called_units(method["unit"], method["called"])
+    percent, units = words.level(method["confidence"]), called_units(method["unit"], method["called"])
     found = []
     for name, metric in metrics["metrics"].items():
         if metric["value"] is None:

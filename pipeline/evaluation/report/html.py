@@ -161,17 +161,22 @@ def _grids(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     alarms = words.complement(view["metrics"]["specificity"])["value"]
     grids = []
     if found is not None:
-        filled = round(100 * found)
+        filled = _of_hundred(found)
         text = f"{words.per_hundred(found)} of 100 {positive} images are found"
         grids.append(
             {"filled": filled, "kind": "found", "text": text, "rest": f"{words.per_hundred(1 - found)} missed"}
         )
     if alarms is not None:
-        filled = round(100 * alarms)
+        filled = _of_hundred(alarms)
         text = f"{words.per_hundred(alarms)} of 100 {negative} images raise a false alarm"
         rest = f"{words.per_hundred(1 - alarms)} rightly cleared"
         grids.append({"filled": filled, "kind": "alarm", "text": text, "rest": rest})
     return grids
+
+
+def _of_hundred(share: float) -> int:
+    """All or none of a hundred circles only where it is so."""
+    return round(100 * share) if share in (0.0, 1.0) else min(99, max(1, round(100 * share)))
 
 
 def _result_pictures(metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Picture]:

@@ -36,6 +36,11 @@ def unmarked(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
+def level(confidence: float) -> str:
+    """95, 99.5: of per cent, and 100 of nothing but certainty."""
+    return f"{100 * confidence:.6g}"
+
+
 def interval(metric: Mapping[str, Any], digits: int = 3) -> str:
     """0.910 – 0.968, or nothing where the limits are undefined."""
     if metric.get("low") is None or metric.get("high") is None:
@@ -93,8 +98,8 @@ def _chance(metrics: Mapping[str, Any]) -> list[str]:
     shown = metrics["metrics"][name]
     found = f"{METRIC_NAMES[name]} {with_interval(shown)}, guessing gives {chance:.3g}"
     is_alike = judged["confidence"] == metrics["intervals"]["confidence"]
-    level = "" if is_alike else f", of {100 * judged['confidence']:g} %,"
-    by_method = f"{interval(judged)}{level} by {judged['method']}"
+    other = "" if is_alike else f", of {level(judged['confidence'])} %,"
+    by_method = f"{interval(judged)}{other} by {judged['method']}"
     is_above = shown["low"] is not None and shown["low"] > chance
     if judged["low"] is None:
         return [f"Not shown to be better than chance on these images: {found} ({judged['untold']})."]
@@ -152,7 +157,7 @@ def optimism(record: Mapping[str, Any]) -> list[str]:
     for name, gain in record["optimism"].items():
         random, apart = (record["ways"][way][name] for way in ("images", "subjects"))
         limits = interval(gain)
-        between = f" ({round(100 * record['confidence'])} % CI {limits})" if limits else ""
+        between = f" ({level(record['confidence'])} % CI {limits})" if limits else ""
         much = f"{number(abs(gain['value']))} too {'much' if gain['value'] >= 0 else 'little'}{between}"
         told.append(
             f"{METRIC_NAMES[name]} of a probe is {number(random)} where images are dealt at random, {number(apart)} "
@@ -187,7 +192,7 @@ def _rests_on(chosen: Mapping[str, Any]) -> str:
     if chosen["images"] is None:
         return f"{number(chosen['value'])}, from {chosen['on']} images; of how many this bundle does not say"
     units = "" if chosen["called"] == "images" else f" of {chosen['units']:,} {chosen['called']}"
-    told = f" ({round(100 * chosen['confidence'])} % CI {interval(chosen)}, percentile bootstrap)"
+    told = f" ({level(chosen['confidence'])} % CI {interval(chosen)}, percentile bootstrap)"
     limits = "" if chosen["low"] is None else told
     return f"{number(chosen['value'])}{limits}, chosen on {chosen['images']:,} {chosen['on']} images{units}"
 
@@ -221,7 +226,7 @@ def _headline_binary(metrics: Mapping[str, Any]) -> list[str]:
     if alarms["value"] is None:
         second = f"This split holds no {negative} image, so nothing can be said about false alarms."
     elif alarms["value"] == 0:
-        percent = round(100 * method["confidence"])
+        percent = level(method["confidence"])
         up_to = None if alarms["high"] is None else f" ({percent} % CI up to {per_hundred(alarms['high'])})"
         limit = up_to or _limits(alarms, method)
         second = f"Of 100 {negative} ones, none raises a false alarm{limit}."
@@ -304,5 +309,5 @@ def _limits(metric: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     """` (95 % CI 90–97)`, or that there is none."""
     if metric.get("low") is None or metric.get("high") is None:
         return f" (no interval: too few {method['called'] if method['unit'] == 'subject' else 'images'})"
-    percent = round(100 * method["confidence"])
+    percent = level(method["confidence"])
     return f" ({percent} % CI {per_hundred(metric['low'])}–{per_hundred(metric['high'])})"

@@ -240,7 +240,7 @@ def _of_figures(found: Evaluation) -> Facts:
     )
     recalls = ", ".join(f"{row['class_name']} {words.number(row['recall']['value'])}" for row in metrics["per_class"])
     measures = ", ".join(METRIC_NAMES[name] for name in metrics["metrics"])
-    uncertainty = f"{round(100 * method['confidence'])} % intervals: {method['method']}"
+    uncertainty = f"{words.level(method['confidence'])} % intervals: {method['method']}"
     return {
         "measures": Fact(measures),
         "uncertainty": Fact(uncertainty),
