@@ -16,6 +16,7 @@ from pipeline.base.csv_text import unguarded
 from serving.pages import words_of
 from serving.settings import read_settings
 from tests.bundles import make_mapped_bundle
+from tests.clinical import by_code, checked, findings, parts
 from tests.live import live
 from tests.pages import WAIT_MS, answered, card, give, open_card, opened
 
@@ -217,6 +218,34 @@ def test_the_smallest_share_that_is_seen_is_the_one_of_the_services_report(page:
     expect(report).to_contain_text("a report of at most 8 images")
     page.fill("#search", "red")
     expect(said).to_contain_text("1 of 1 counted")
+
+
+def test_a_report_is_saved_as_fhir_by_the_button_for_it(page: Any, tmp_path: Path) -> None:
+    """As a FHIR server takes it, of the images shown and no other, under the id that stands there."""
+    give(page, cells(tmp_path / "b", ["b1.png", "b2.png", "b3.png"], red=False))
+    give(page, cells(tmp_path / "o", ["r.png", "other.png"], red=True))
+    page.locator("#filters [data-kind=all]").click()
+    page.click("#save-fhir")
+    expect(page.locator("#subject-id")).to_be_focused()
+    page.keyboard.type("S-16")
+    page.keyboard.press("Enter")
+    save = page.locator("#subject-report").get_by_role("button", name=EN["subject.save"])
+    expect(save).to_have_count(1, timeout=WAIT_MS)
+    page.locator("#subject-id").press_sequentially("7")
+    expect(save).to_have_count(0)  # it was of another subject
+    page.fill("#subject-id", "S-17")
+    page.fill("#search", "b")
+    page.locator("#subject-form button").click()
+    with page.expect_download() as download:
+        save.click(timeout=WAIT_MS)
+    assert download.value.suggested_filename == "leukoray.fhir.json"
+    saved = Path(download.value.path()).read_text()
+    found = checked(json.loads(saved))
+    [report] = found["DiagnosticReport"]
+    assert {each["subject"]["identifier"]["value"] for each in (report, *found["Observation"])} == {"S-17"}
+    assert (report["status"], len(findings(found))) == ("preliminary", 3)
+    assert parts(by_code(found)["images-counted"])["leukocytes"] == 3
+    assert not any(name in saved for name in ("b1.png", "S-16"))
 
 
 def test_the_same_bytes_again_and_images_left_out_tell_of_no_smallest_share(page: Any, tmp_path: Path) -> None:
