@@ -73,9 +73,9 @@ else
 	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
 endif
 
-test-infra: $(VENV)/.installed-test ## Slurm and the images for real, as root; installs their packages; ARGS='tests/infra/test_slurm.py' a part
-	@infra/packages.sh slurm images
-	$(BIN)/python -m pytest $(or $(ARGS),tests/infra)
+test-infra: $(VENV)/.installed-test ## Slurm and the images for real, as root; installs their packages; PART=slurm or PART=images alone
+	@infra/packages.sh $(or $(PART),slurm images)
+	$(BIN)/python -m pytest $(patsubst %,tests/infra/test_%.py,$(or $(PART),slurm images)) $(ARGS)
 
 lint: $(VENV)/.installed-test ## rules, formatting, types, the order of the rooms
 	$(BIN)/ruff check .

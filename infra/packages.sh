@@ -13,7 +13,7 @@ for group in "$@"; do
     browser) packages=chromium program=chromium ;;
     ceph) packages="ceph-mon ceph-osd radosgw ceph-common" program=radosgw ;;
     kubernetes) packages=kubernetes-client program=kubectl ;;
-    images) packages="buildah mmdebstrap" program=buildah ;;
+    images) packages="buildah mmdebstrap iproute2" program=buildah ;;
     monitoring) packages=prometheus program=promtool ;;
     slurm) packages="slurmctld slurmd munge slurm-client iproute2" program=slurmctld ;;
     *) echo "packages: no group '$group'; groups: browser, ceph, images, kubernetes, monitoring, slurm" >&2 && exit 2 ;;

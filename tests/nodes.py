@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = "10.77.0.1:6379"
+HEAD, JOBS = "10.77.0.1:6379", "http://10.77.0.1:8265"
 _PATIENCE_S = 120
 # How soon a dead node is noticed: after half a minute, where nobody says so
 _SOON = {"RAY_health_check_failure_threshold": "3", "RAY_health_check_timeout_ms": "3000"}
@@ -113,12 +113,17 @@ class Nodes:
     def start(self, cpus: int, before: str = "") -> Box:
         """Another node; the first is the head. `before`: what its shell does first, as `ulimit -n 300`."""
         box = self.bare()
-        number = len(self.boxes)
-        place = ["--head", "--port=6379", "--include-dashboard=false"] if number == 1 else [f"--address={HEAD}"]
-        common = ["--block", "--disable-usage-stats", "--object-store-memory=200000000", f"--num-cpus={cpus}"]
-        command = ["ray", "start", *place, *common, f"--node-ip-address=10.77.0.{number}"]
-        self.background(box, *(["bash", "-c", f'{before}; exec "$@"', "bash"] if before else []), *command)
+        shell = ["bash", "-c", f'{before}; exec "$@"', "bash"] if before else []
+        self.background(box, *shell, *self.ray_start(cpus))
         return box
+
+    def ray_start(self, cpus: int, dashboard: bool = False) -> list[str]:
+        """The command that makes the newest node one of the cluster; with `dashboard` a head takes jobs, at JOBS."""
+        number = len(self.boxes)
+        web = "--dashboard-host=0.0.0.0" if dashboard else "--include-dashboard=false"
+        place = ["--head", "--port=6379", web] if number == 1 else [f"--address={HEAD}"]
+        common = ["--block", "--disable-usage-stats", "--object-store-memory=200000000", f"--num-cpus={cpus}"]
+        return ["ray", "start", *place, *common, f"--node-ip-address=10.77.0.{number}"]
 
     def _connect(self, box: Box, number: int) -> None:
         if number == 1:
@@ -145,28 +150,28 @@ class Nodes:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
         return subprocess.Popen((on or self.head).inside(*command), env=self.environment, text=True, **options)
 
-    def wait_for_head(self) -> None:
-        """Until it listens: what joins it gives up after a while."""
-        host, port = HEAD.split(":")
+    def wait_for_head(self, address: str = HEAD, patience_s: float = _PATIENCE_S) -> None:
+        """Until it, or another server, listens: what joins it gives up after a while."""
+        host, port = address.split(":")
         listens = self.head.inside("bash", "-c", f"exec 3<>/dev/tcp/{host}/{port}")
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while subprocess.run(listens, capture_output=True).returncode:
             assert time.monotonic() < deadline, self.log.read_text()[-2000:]
             time.sleep(0.2)
 
-    def wait_for(self, count: int) -> None:
-        """Until the cluster has so many nodes alive."""
+    def wait_for(self, count: int, python: Sequence[str] = (sys.executable,), patience_s: float = _PATIENCE_S) -> None:
+        """Until the cluster has so many nodes alive, as a Python on the head sees it."""
         program = f"""
 import ray, sys, time
 ray.init(address="{HEAD}", log_to_driver=False)
-deadline = time.monotonic() + {_PATIENCE_S}
+deadline = time.monotonic() + {patience_s}
 while sum(node["Alive"] for node in ray.nodes()) != {count}:
     time.sleep(0.2)
     if time.monotonic() > deadline:
         sys.exit(f"{{ray.nodes()}}")
 """
-        done = self.popen(sys.executable, "-c", program)
-        said, _ = done.communicate(timeout=2 * _PATIENCE_S)
+        done = self.popen(*python, "-c", program)
+        said, _ = done.communicate(timeout=2 * patience_s)
         assert done.returncode == 0, said[-2000:] + self.log.read_text()[-2000:]
 
     def end(self) -> None:

