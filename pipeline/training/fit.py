@@ -75,6 +75,7 @@ def fit(
         run.uri,
         run.mend(),
         run.stores,
+        plan.cpus_per_worker,
         plan if is_watched(plan) else None,
         midway.SAVING,
     )

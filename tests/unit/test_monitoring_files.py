@@ -35,6 +35,7 @@ SOUND = {
     'ray_leukoray_score_images_total{output="s3://x"}': "0+90x2000",
     'ray_leukoray_score_shards_left{output="s3://x"}': "5x2000",
     'ray_leukoray_score_error_share{output="s3://x"}': "0.01x2000",
+    'ray_leukoray_train_epochs{model="m"}': "30x2000",
     'ray_leukoray_train_epoch{model="m"}': "1+0x2000",
     'ray_leukoray_train_step{model="m"}': "0+1x2000",
 }
@@ -142,6 +143,13 @@ CASES: list[tuple[str, dict[str, str], dict[str, dict[str, str]]]] = [
         {"LeukorayQuarantine": TICKET | OF_X, "LeukorayScoredUnlikeTraining": TICKET | OF_X},
     ),
     ("90m", {'ray_leukoray_train_step{model="m"}': "7x200"}, {"LeukorayTrainingStuck": {**TICKET, "model": "m"}}),
+    (  # before its first step: nothing is told of any
+        "90m",
+        {'ray_leukoray_train_epochs{model="new"}': "30x200"},
+        {"LeukorayTrainingStuck": {**TICKET, "model": "new"}},
+    ),
+    ("40m", {'ray_leukoray_train_epochs{model="new"}': "30x200"}, {}),  # so long a start may take
+    ("90m", {'ray_leukoray_train_epochs{model="over"}': "30x70"}, {}),
 ]
 
 
