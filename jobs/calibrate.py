@@ -121,10 +121,9 @@ def _calibrate(config: CalibrateConfig, stores: Stores, clock: Clock, kept: Acco
 def _refuse_labels(info: BundleInfo, rows: Sequence[ManifestRow], called: str) -> None:
     """Raise InputError where the labels alone are too few, before any image is read."""
     codes, unit = subject_codes([row.subject_id for row in rows], len(rows))
-    positive = [] if set(info.positive_classes) == set(info.classes) else info.positive_classes
     refuse_counts(
-        np.array([true_class(info, row) for row in rows], np.int64), codes, list(map(info.classes.index, positive)),
-        info.classes, called_units(unit, called),
+        np.array([true_class(info, row) for row in rows], np.int64), codes, info.diseased_side, info.classes,
+        called_units(unit, called),
     )  # fmt: skip
 
 

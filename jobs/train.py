@@ -53,6 +53,7 @@ from pipeline.training.records import Records
 from pipeline.training.rows import LabelledRows, labelled_rows
 from pipeline.training.run_folder import TrainingRun, held_run
 from pipeline.training.settings import Settings
+from pipeline.training.single_images import refuse_single_images
 from pipeline.training.sketching import sketch_of
 from pipeline.training.teacher import Teacher, open_teacher
 from pipeline.training.tracking import Described, Tracker, tracking_uri
@@ -132,9 +133,10 @@ def _in_steps(ready: _Ready, mlflow: str | None, kept: Account) -> _Done:
         nodes = alive_nodes(ray)
         plan = config.plan(nodes)
         check(plan, nodes)
+        settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
+        refuse_single_images(settings, plan.workers, on_gpu=plan.gpus > 0)
         _announce(rows, plan)
         tell_waiting(ray, plan)
-        settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
         cache = _cache(config, settings)
         fit_run = functools.partial(
             fit, plan=plan, initial=ready.initial, teacher=ready.teacher, max_error_share=config.max_error_share,
@@ -231,8 +233,9 @@ def _rehearse(ready: _Ready) -> None:
         tell_fit(config, ready.given, settings, rows, _probe(ready, settings, None), runs)
         return
     plan = planned(config)
-    _announce(rows, plan)
     settings = _settings(config, rows, config.workers or str(plan.workers), ready.teacher)
+    refuse_single_images(settings, plan.workers, on_gpu=plan.gpus > 0)
+    _announce(rows, plan)
     each = [*(folds.without(number) for number in range(folds.count)), rows] if folds is not None else [rows]
     tell(config, ready.given, settings, rows, plan, ready.folder, ready.initial, ready.teacher, each)
 

@@ -113,7 +113,9 @@ class TrainConfig(LineageConfig):
         description="data-parallel workers (default: a GPU each, else 2, 1 on one core); 2:8: as many as there is room "
         "for, fewer when a node is lost and more when one comes",
     )
-    cpus_per_worker: float | None = Field(None, ge=1e-4, description="Ray CPUs a worker holds, each a thread (default: by cores)")
+    cpus_per_worker: float | None = Field(
+        None, ge=1e-4, description="Ray CPUs a worker holds and computes on (default: by cores)"
+    )
     use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
     cache: str | None = Field(
         None, description="folder of decoded images on each node; none: no cache (default: ~/.cache/leukoray/pixels)"

@@ -35,6 +35,8 @@ from pipeline.training.search import Candidate, first_rung, search
 from pipeline.training.search_folder import Search
 from pipeline.training.search_report import Trial, as_csv, as_table, picture, ranked
 from pipeline.training.search_space import Space, proposal, read_space
+from pipeline.training.settings import Settings
+from pipeline.training.single_images import refuse_single_images
 from pipeline.training.teacher import Teacher
 
 TUNABLE = (
@@ -89,18 +91,19 @@ def _search(
 ) -> None:  # fmt: skip
     model = join(config.out, config.name)
     proposals = {number: proposal(space, number, config.seed) for number in range(config.trials)}
-    candidates = _candidates(config, proposals, given.epochs, rows, teacher, stores)
+    candidates = _different(_candidates(config, proposals, given.epochs, rows, teacher, stores))
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
         plan = _plan(nodes, config)
         check(plan, nodes)
-        _announce(config, space, plan, candidates[0].settings.epochs)
+        _announce(len(candidates), config, space, plan, candidates[0].settings.epochs)
         tell_waiting(ray, plan)
         uri = join(model, _SEARCHES, _digest(config, candidates[0], manifest)[:12])
         with locked(uri, "the same search", stores, advice="wait for it, or change --seed or --name") as check_lock:
             settings = candidates[0].settings
             kept.begin(uri, manifest=manifest.info.digest)
-            work = Search(uri, stores, check_lock, proposals, settings.monitor, settings.epochs)
+            tried = {number: proposals[number] for number in candidates}
+            work = Search(uri, stores, check_lock, tried, settings.monitor, settings.epochs)
             trials = search(
                 work, candidates, rows, plan, teacher=teacher, max_error_share=config.max_error_share,
                 say=_say,
@@ -153,8 +156,17 @@ def _candidates(
         if begun not in initial:
             initial[begun] = train._initial_weights(start, rows, changed, stores)
         settings = train._settings(with_defaults(changed, start, rows), rows, "1", teacher)
+        refuse_single_images(settings, 1)
         made[number] = Candidate(settings, initial[begun], train._cache(changed, settings))
     return made
+
+
+def _different(candidates: Mapping[int, Candidate]) -> dict[int, Candidate]:
+    """Without those that train what an earlier one does, bit for bit: a space of few choices has no more."""
+    first: dict[tuple[Settings, bytes | None], int] = {}
+    for number, each in candidates.items():
+        first.setdefault((each.settings, each.initial), number)
+    return {number: candidates[number] for number in first.values()}
 
 
 def _plan(nodes: list[Node], config: TuneConfig) -> ClusterPlan:
@@ -172,9 +184,10 @@ def _digest(config: TuneConfig, first: Candidate, manifest: Manifest) -> str:
     return first.settings.digest(*others)
 
 
-def _announce(config: TuneConfig, space: Space, plan: ClusterPlan, epochs: int) -> None:
-    cpus = plan.cpus_per_worker
-    print(f"searching {', '.join(space)}: {config.trials} trials, the first as given", flush=True)
+def _announce(trials: int, config: TuneConfig, space: Space, plan: ClusterPlan, epochs: int) -> None:
+    cpus, more = plan.cpus_per_worker, config.trials - trials
+    fewer = f"; {more} more of --trials {config.trials} would repeat one of these" if more else ""
+    print(f"searching {', '.join(space)}: {trials} trials, the first as given{fewer}", flush=True)
     print(
         f"{plan.workers} at the same time, {cpus:g} CPU{'' if cpus == 1 else 's'} each; of {epochs} epochs all get "
         f"{first_rung(epochs)}, a third of them goes on from there",

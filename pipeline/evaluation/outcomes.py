@@ -70,10 +70,8 @@ class Outcomes:
     @property
     def diseased(self) -> NDArray[np.int64] | None:
         """1 where the true class means disease (N,); None where no class does, or all do."""
-        if not self.info.positive_classes or set(self.info.positive_classes) == set(self.info.classes):
-            return None
-        positive = [self.info.classes.index(name) for name in self.info.positive_classes]
-        return np.isin(self.truth, positive).astype(np.int64)
+        positive = self.info.diseased_side
+        return np.isin(self.truth, positive).astype(np.int64) if positive else None
 
     def metrics(self, threshold: float, resampling: Resampling, units: str = "subjects") -> dict[str, Any]:
         """The dictionary of `evaluate_binary` or `evaluate_multiclass`, with `disease` where it applies."""

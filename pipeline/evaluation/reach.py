@@ -112,7 +112,7 @@ def _refuse_one_side(sides: Ints, flag: str) -> None:
 
 def refuse_without_sides(info: BundleInfo, flag: str) -> None:
     """Raise UsageError where no class, or every class, means disease: there is no decision to choose for."""
-    if info.task == "multiclass" and not 0 < len(info.positive_classes) < len(info.classes):
+    if info.task == "multiclass" and not info.diseased_side:
         raise UsageError(f"{flag}: this model's classes do not say which mean disease; leave it out")
 
 

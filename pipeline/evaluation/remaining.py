@@ -125,9 +125,8 @@ class _Copy:
         self._called = (
             (self.classes[:, 1] >= threshold).astype(np.int64) if is_binary else self.classes.argmax(axis=1)
         )  # (N,)
-        positive = [info.classes.index(name) for name in info.positive_classes]
-        has_sides = is_binary or 0 < len(positive) < len(info.classes)
-        sides = (truth if is_binary else np.isin(truth, positive)).astype(np.int64) if has_sides else None
+        has_sides = is_binary or info.diseased_side
+        sides = (truth if is_binary else np.isin(truth, info.diseased_side)).astype(np.int64) if has_sides else None
         # images of one side alone have no sensitivity, or no specificity, to lose
         self._diseased = sides if sides is not None and 0 < sides.sum() < len(sides) else None
         scores = self.classes[:, 1] if is_binary else np.array([each.probability for each in said])

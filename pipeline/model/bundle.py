@@ -129,6 +129,12 @@ class BundleInfo(BaseModel):
         return f"validation {name}", self.metrics.get("validation", {}).get(name)
 
     @property
+    def diseased_side(self) -> tuple[int, ...]:
+        """Places of the classes that mean disease; empty where none does or all do: then there are no two sides."""
+        is_one_side = set(self.positive_classes) == set(self.classes)
+        return () if is_one_side else tuple(map(self.classes.index, self.positive_classes))
+
+    @property
     def outputs(self) -> int:
         """Logits an image."""
         return 1 if self.task == "binary" else len(self.classes)

@@ -272,10 +272,7 @@ def local_of(
 ) -> Local:
     """What `adapt` takes."""
     codes, _ = subject_codes(list(subjects), len(targets))
-    positive = tuple(info.classes.index(name) for name in info.positive_classes)
-    if len(positive) == len(info.classes):
-        positive = ()
     return Local(
-        np.asarray(logits, np.float64), np.asarray(targets, np.int64), codes, positive, info.temperature,
+        np.asarray(logits, np.float64), np.asarray(targets, np.int64), codes, info.diseased_side, info.temperature,
         info.threshold, None if features is None else np.asarray(features, np.float32),
     )  # fmt: skip

@@ -3,6 +3,8 @@
 Nothing is chosen by the fold that is held out: its model is the one after the last epoch.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -89,9 +91,9 @@ def cross_validate(
             scores = Scores.unpacked(kept)
         else:
             print(f"fold {number + 1} of {folds.count}: {rows.validation.num_rows} images held out", flush=True)
-            scores = _of_fold(chosen, rows, folder, f"{digest}:{number}", fit)
-            run.check_lock()
-            run.stores.of(path).write(path, scores.packed())
+            with _held_out(chosen, rows, folder, f"{digest}:{number}", fit) as scores:
+                run.check_lock()
+                run.stores.of(path).write(path, scores.packed())
         parts.append(scores)
         print(f"fold {number + 1} of {folds.count}: {_told(measure(scores, settings.task))}", flush=True)
     return joined(folds, parts, settings.task)
@@ -102,13 +104,15 @@ def joined(folds: Folds, parts: list[Scores], task: str) -> OutOfFold:
     return OutOfFold(scores, folds.fold_of(scores.image_ids), [measure(part, task) for part in parts])
 
 
-def _of_fold(settings: Settings, rows: LabelledRows, folder: ModelFolder, name: str, fit: Fit) -> Scores:
+@contextlib.contextmanager
+def _held_out(settings: Settings, rows: LabelledRows, folder: ModelFolder, name: str, fit: Fit) -> Iterator[Scores]:
+    """What a fold's model says of it. Its run is closed when the block has kept that: a kill before costs no epoch."""
     with held_run(folder, settings.digest(name)) as run:
         with Records(run, settings, rows, None) as log:
             scores = fit(settings, rows, run=run, log=log).best.scores
         run.check_lock()
+        yield scores
         run.close("held out")
-    return scores
 
 
 def _told(metrics: dict[str, float]) -> str:

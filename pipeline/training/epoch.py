@@ -18,7 +18,7 @@ from pipeline.training.buffers import kept_buffers
 from pipeline.training.captured import CapturedPass
 from pipeline.training.dropout import Dropouts
 from pipeline.training.objective import Loss, learning_rate, set_learning_rate
-from pipeline.training.order import Rows, share, steps_of_epoch, steps_per_epoch
+from pipeline.training.order import Rows, parts_of_share, share, steps_of_epoch, steps_per_epoch
 from pipeline.training.settings import Settings
 from pipeline.training.teacher import Answers
 
@@ -81,7 +81,8 @@ class Learner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        parts = _parts(batch, min(self.settings.accumulate, -(-self.settings.batch_size // self.world)))
+        settings = self.settings
+        parts = _parts(batch, parts_of_share(settings.batch_size, self.world, settings.accumulate))
         for number, part in enumerate(parts):
             with self._quiet() if number < len(parts) - 1 else contextlib.nullcontext():
                 total += self._backward(part, epoch)

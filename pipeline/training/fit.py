@@ -157,7 +157,17 @@ def _fit_and_show(
         return last
     if "error" in outcome:
         raise explained(outcome["error"], assignment.run_uri)
-    result = outcome["result"]
+    return _last_of(outcome["result"], assignment)
+
+
+def _last_of(result: Any, assignment: Assignment) -> str:
+    """The checkpoint that a run ended with. Raises RefusedError where it came to none.
+
+    Ray Train knows of none where a run that was whole already had lost Ray's notes: nothing was left to report.
+    """
     if result.return_value:
         raise RefusedError(result.return_value["refused"])
+    if result.checkpoint is None:
+        assert assignment.resume is not None, "a run that begins reports an epoch"
+        return assignment.resume
     return checkpoint_name(result.checkpoint.path)

@@ -31,6 +31,16 @@ def share(batch: Rows, rank: int, world: int) -> Rows:
     return batch[rank::world]
 
 
+def parts_of_share(batch_size: int, world: int, accumulate: int) -> int:
+    """In how many parts a worker's share of a global batch goes through the network."""
+    return min(accumulate, -(-batch_size // world))
+
+
+def smallest_part(batch_size: int, world: int, accumulate: int) -> int:
+    """Images of the smallest part of any worker's share; a part may be empty."""
+    return batch_size // world // parts_of_share(batch_size, world, accumulate)
+
+
 def _stream(targets: NDArray[np.int64], seed: int, first: int, count: int, *, balanced: bool) -> Rows:
     """Elements `first` .. `first + count` of the endless sequence of permutations."""
     length = len(targets)

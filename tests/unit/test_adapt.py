@@ -13,6 +13,7 @@ from pipeline.evaluation.adapt_curve import learning_curve, measured, refuse_too
 from pipeline.evaluation.report import local as lines
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.prediction import probabilities
+from pipeline.training.adapted import local_of
 from tests.bundles import make_bundle
 from tests.training_data import cell_images, manifest_of
 
@@ -112,6 +113,16 @@ def test_a_threshold_that_is_kept_decides_every_image_as_before() -> None:
         (said,) = lines.threshold(found, info_of(0.983))
         assert said.startswith(f"threshold {found.threshold:.3f}, which decides as 0.983 did: another one does no bet")
     assert kept >= 2
+
+
+@pytest.mark.parametrize(("positive", "side"), [((), ()), (("c", "a"), (2, 0)), (("a", "b", "c"), ())])
+def test_where_all_classes_mean_disease_there_are_no_sides_as_where_none_does(
+    positive: tuple[str, ...], side: tuple[int, ...]
+) -> None:
+    three = {"task": "multiclass", "classes": ("a", "b", "c"), "positive_classes": positive}
+    info = info_of(0.5).model_copy(update=three)
+    assert info.diseased_side == side
+    assert local_of(info, [0, 1], np.zeros((2, 3)), None, ["p", "q"]).positive == side
 
 
 def info_of(threshold: float) -> BundleInfo:

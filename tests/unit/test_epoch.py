@@ -1,17 +1,21 @@
 """One optimizer step: the same gradients however a global batch is shared among workers or cut into parts."""
 
+import contextlib
 from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.base.errors import UsageError
 from pipeline.model.architectures import build
 from pipeline.model.bundle import BundleInfo
 from pipeline.model.export import to_safetensors
 from pipeline.training.batch import Batch
-from pipeline.training.epoch import Learner
+from pipeline.training.epoch import Learner, _parts
 from pipeline.training.objective import make_loss, make_optimizer
+from pipeline.training.order import parts_of_share, smallest_part
+from pipeline.training.single_images import refuse_single_images
 from pipeline.training.speed import Speed, speed_of
 from pipeline.training.teacher import Teacher
 from tests.training_settings import training_settings
@@ -140,3 +144,39 @@ def test_measuring_the_speed_leaves_no_trace() -> None:
 def test_an_epoch_takes_its_steps_and_each_workers_share_of_validation() -> None:
     speed = Speed.mean([Speed(1.0, 0.1), Speed(3.0, 0.3)])
     assert speed.epoch_s(steps=10, validation=100, workers=4) == pytest.approx(10 * 2.0 + 0.2 * 25)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("accumulate", [1, 2, 7])
+def test_the_smallest_part_of_a_batch_is_known_before(workers: int, accumulate: int) -> None:
+    for batch in range(workers, 20):
+        parts = [
+            len(part.image_ids)
+            for rank in range(workers)
+            for part in _parts(_batch(range(rank, batch, workers)), parts_of_share(batch, workers, accumulate))
+        ]
+        assert smallest_part(batch, workers, accumulate) == min(parts)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "is_refused"),
+    [("resnet18", 32, True), ("efficientnet-lite0", 32, True), ("resnet18", 48, False), ("cnn", 16, False)],
+)
+def test_a_part_of_one_image_is_refused_where_a_step_with_it_would_fail(
+    network: str, size: int, is_refused: bool
+) -> None:
+    plain: dict[str, object] = {"architecture": network, "input_size": size, "batch_size": 3}
+    settings = training_settings(**plain)
+    learner = learner_of(0, 2, norm="batch", **plain)
+    learner.model.train()
+    pixels = torch.zeros((1, size, size, 3), dtype=torch.uint8)
+    one = Batch(pixels, torch.zeros(1, dtype=torch.int64), np.zeros(1, np.int64))
+    fails = pytest.raises(ValueError, match="more than 1 value") if is_refused else contextlib.nullcontext()
+    with fails:
+        learner.step(one, epoch=0, step=0)
+    refused = pytest.raises(UsageError, match=f"2 workers a part .* {network} at {size} pixels .* --norm group")
+    with refused if is_refused else contextlib.nullcontext():
+        refuse_single_images(settings, 2)
+    refuse_single_images(settings, 1)
+    refuse_single_images(training_settings(**plain | {"norm": "group"}), 2)
+    refuse_single_images(settings, 2, on_gpu=True)

@@ -103,3 +103,12 @@ def test_memory_is_that_of_the_steps_and_not_of_what_came_before() -> None:
     del held
     _forget_peak()
     assert _peak_bytes(torch.device("cpu")) < before - (300 << 20)
+
+
+def test_a_batch_of_which_a_worker_has_nothing_to_normalize_by_is_refused(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    flags = ["--architecture", "resnet18", "--input-size", "32", "--batch-size", "3", "--workers", "2", "--dry-run"]
+    assert train.command([manifest, "--out", str(tmp_path), *flags]) == 2
+    assert "--batch-size 3: with 2 workers a part of it is one image" in capsys.readouterr().err

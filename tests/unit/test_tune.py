@@ -14,6 +14,7 @@ from jobs.tune import TUNABLE, WHOLE, TuneConfig, command_of
 from pipeline.base.errors import UsageError
 from pipeline.storage.stores import Stores
 from pipeline.training.checkpoint import State
+from pipeline.training.rows import labelled_rows
 from pipeline.training.search_folder import Search, keep
 from pipeline.training.search_space import proposal, read_space
 
@@ -137,3 +138,21 @@ def test_a_trial_that_training_refused_ends_as_training_does_and_one_of_the_mach
     codes: list[Any] = [vars(failure)["exit_code"] for failure in ledger.failures]
     assert codes == [4, 5]
     assert [trial.ending for trial in search.trials()] == ["failed: the loss is not finite", "unfinished"]
+
+
+def test_a_space_of_few_choices_is_tried_once(tmp_path: Path) -> None:
+    from tests.training_data import cell_images, manifest_of
+
+    manifest = manifest_of(cell_images(tmp_path / "images", 12), tmp_path / "manifest")
+    space = ["batch_size=4,8", "augment=true,false"]
+    given = [manifest.uri, "--batch-size", "8", "--trials", "40", "--epochs", "1", "--space", *space]
+    config = parse(TuneConfig, given, prog="tune")
+    proposals = {number: proposal(read_space(space, TUNABLE, WHOLE), number, 0) for number in range(40)}
+    candidates = tune._candidates(config, proposals, 1, labelled_rows(manifest), None, Stores())
+    different = tune._different(candidates)
+    tried = [(each.settings.batch_size, each.settings.augment) for each in different.values()]
+    assert sorted(tried) == [(4, False), (4, True), (8, False), (8, True)]
+    assert tried[0] == (8, True) and next(iter(different)) == 0, (
+        "the settings as given stay what others are compared to"
+    )
+    assert list(different) == sorted(different), "more trials leave the numbers of those before as they are"

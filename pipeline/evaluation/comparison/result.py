@@ -207,7 +207,7 @@ def comparison(
 
 def metric_keys(info: BundleInfo) -> tuple[str, ...]:
     """Names of the figures that models of these classes are compared by, as `metrics_of` has them."""
-    has_disease = info.task == "multiclass" and 0 < len(info.positive_classes) < len(info.classes)
+    has_disease = info.task == "multiclass" and bool(info.diseased_side)
     return (*MAIN_METRICS[info.task], *(DISEASE + name for name in _DISEASE_METRICS if has_disease))
 
 
