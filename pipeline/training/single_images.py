@@ -14,9 +14,7 @@ def refuse_single_images(settings: Settings, world: int, *, on_gpu: bool = False
     Several GPUs are never refused: they measure the images of all ranks together.
     """
     part = smallest_part(settings.batch_size, world, settings.accumulate)
-    if (
-        part > 1 or settings.norm != "batch" or (on_gpu and world > 1)
-    ):  # several GPUs measure all ranks' images together
+    if part > 1 or settings.norm != "batch" or (on_gpu and world > 1):
         return
     from pipeline.training.loop import begun  # Ray Train takes a second to load
 
@@ -29,7 +27,7 @@ def refuse_single_images(settings: Settings, world: int, *, on_gpu: bool = False
         how = f"{world} worker{'' if world == 1 else 's'}"
         how += f" and --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
         raise UsageError(
-            f"--batch-size {settings.batch_size}: with {how} a part of it is one image, of which {settings.architecture} "
-            f"at {settings.seen} pixels has nothing to normalize by; use a larger --batch-size or --input-size, or --norm "
-            "group"
+            f"--batch-size {settings.batch_size}: with {how} a part of it is one image, of which "
+            f"{settings.architecture} at {settings.seen} pixels has nothing to normalize by; use a larger --batch-size "
+            "or --input-size, or --norm group"
         ) from error

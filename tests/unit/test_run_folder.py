@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -50,3 +52,15 @@ def test_without_sound_books_the_last_whole_checkpoint_is_taken(
 
 def test_a_run_without_a_whole_checkpoint_starts_over(tmp_path: Path) -> None:
     assert run_with(tmp_path, [], ["checkpoint_1"], books_of("checkpoint_1")).mend() is None
+
+
+def test_a_run_that_was_whole_and_lost_its_books_ends_with_the_checkpoint_it_was_left_with() -> None:
+    from pipeline.training.fit import _last_of
+    from pipeline.training.watch import RefusedError
+
+    left: Any = SimpleNamespace(resume="checkpoint_2")
+    assert _last_of(SimpleNamespace(return_value=None, checkpoint=None), left) == "checkpoint_2"
+    reported = SimpleNamespace(return_value=None, checkpoint=SimpleNamespace(path="models/m/.runs/abc/checkpoint_3/"))
+    assert _last_of(reported, left) == "checkpoint_3"
+    with pytest.raises(RefusedError, match="lower --learning-rate"):
+        _last_of(SimpleNamespace(return_value={"refused": "lower --learning-rate"}, checkpoint=None), left)
