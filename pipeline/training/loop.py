@@ -28,6 +28,7 @@ from pipeline.training.checkpoint import Best, State
 from pipeline.training.decoded import Noted
 from pipeline.training.epoch import Learner
 from pipeline.training.group import LeavingError, notice
+from pipeline.training.memory import refusing_for_memory
 from pipeline.training.midway import Midway, Rhythm, Stop
 from pipeline.training.objective import learning_rate, make_loss, make_optimizer
 from pipeline.training.pace import Pace
@@ -87,10 +88,12 @@ class _Worker:
         return self.learner.model
 
 
+@refusing_for_memory()
 def train_worker(assignment: Assignment) -> dict[str, str] | None:
     """Train on one rank. Returns None, or why training was refused, on all ranks alike: no restart would cure it.
 
-    Raises IncompleteError when too many images cannot be used, PlatformError when the store or a disk is to blame.
+    Raises IncompleteError when too many images cannot be used, PlatformError when the store, a disk or want of memory is
+    to blame.
     """
     worker, state, best = _start(assignment)
     _refuse_losses(worker)

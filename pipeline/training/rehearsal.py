@@ -22,6 +22,7 @@ from pipeline.training.batch import Batch
 from pipeline.training.decoded import pixel_bytes
 from pipeline.training.epoch import Learner
 from pipeline.training.loop import begun, compute_repeatably
+from pipeline.training.memory import refusing_for_memory
 from pipeline.training.objective import make_loss
 from pipeline.training.preview import read_images, some_of_each_class
 from pipeline.training.rows import LabelledRows
@@ -53,6 +54,7 @@ class Rehearsal:
         return self.decode_s * images / self.cores
 
 
+@refusing_for_memory()
 def rehearse(
     settings: Settings,
     rows: LabelledRows,
@@ -61,7 +63,10 @@ def rehearse(
     initial: bytes | None,
     teacher: Teacher | None,
 ) -> Rehearsal:
-    """Decode a batch, take steps with it. Raises IncompleteError where none of its images can be used."""
+    """Decode a batch, take steps with it.
+
+    Raises IncompleteError where none of its images can be used, PlatformError where the memory does not do.
+    """
     device = torch.device("cuda" if plan.gpus else "cpu")
     beside = 1 if plan.gpus else min(plan.workers, usable_cores())
     threads = threads_of(plan.cpus_per_worker, beside)

@@ -28,7 +28,11 @@ class Range:
 
     def at(self, share: float) -> str:
         value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
-        return str(round(value)) if self.is_whole else f"{value:.{_DIGITS}g}"
+        value = min(max(value, self.low), self.high)
+        if self.is_whole:
+            return str(round(value))
+        written = f"{value:.{_DIGITS}g}"
+        return written if self.low <= float(written) <= self.high else repr(value)
 
     def ends(self) -> tuple[str, str]:
         return f"{self.low:g}", f"{self.high:g}"

@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 
 from jobs import train
+from pipeline.base.errors import PlatformError
+from pipeline.training import rehearsal
+from pipeline.training.memory import refusing_for_memory
 from pipeline.training.rehearsal import _forget_peak, _peak_bytes
 from tests.training_data import cell_images, manifest_of
 
@@ -112,3 +115,29 @@ def test_a_batch_of_which_a_worker_has_nothing_to_normalize_by_is_refused(
     flags = ["--architecture", "resnet18", "--input-size", "32", "--batch-size", "3", "--workers", "2", "--dry-run"]
     assert train.command([manifest, "--out", str(tmp_path), *flags]) == 2
     assert "--batch-size 3: with 2 workers a part of it is one image" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_refused_in_a_sentence(
+    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(
+        rehearsal, "begun", lambda *_, **__: torch.empty(10**15, dtype=torch.uint8)
+    )  # torch's own error
+    assert train.command([manifest, "--out", str(tmp_path), *SMALL, "--workers", "1", "--dry-run"]) == 5
+    said = capsys.readouterr().err
+    assert "the machine has not the memory for it" in said and "raise --accumulate" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "the GPU has not .* allocate 2 GiB"),
+        (MemoryError("Unable to allocate 9 TiB for an array"), "the machine has not .* 9 TiB"),
+        (RuntimeError("element 0 of tensors does not require grad"), None),
+    ],
+)
+def test_only_a_want_of_memory_is_called_one(error: Exception, refused: str | None) -> None:
+    expected: tuple[type[Exception], str] = (PlatformError, refused) if refused else (RuntimeError, "^element 0 of")
+    with pytest.raises(expected[0], match=expected[1]), refusing_for_memory():
+        raise error
