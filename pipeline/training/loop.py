@@ -92,8 +92,8 @@ class _Worker:
 def train_worker(assignment: Assignment) -> dict[str, str] | None:
     """Train on one rank. Returns None, or why training was refused, on all ranks alike: no restart would cure it.
 
-    Raises IncompleteError when too many images cannot be used, PlatformError when the store, a disk or want of memory is
-    to blame.
+    Raises IncompleteError when too many images cannot be used, PlatformError when the store, a disk or want of memory
+    is to blame.
     """
     worker, state, best = _start(assignment)
     _refuse_losses(worker)

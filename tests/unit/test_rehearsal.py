@@ -121,9 +121,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_refused_in_a_sentence(
     manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(
-        rehearsal, "begun", lambda *_, **__: torch.empty(10**15, dtype=torch.uint8)
-    )  # torch's own error
+    monkeypatch.setattr(rehearsal, "begun", lambda *_, **__: torch.empty(10**15))  # torch's own error
     assert train.command([manifest, "--out", str(tmp_path), *SMALL, "--workers", "1", "--dry-run"]) == 5
     said = capsys.readouterr().err
     assert "the machine has not the memory for it" in said and "raise --accumulate" in said and "Traceback" not in said

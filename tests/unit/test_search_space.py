@@ -39,6 +39,14 @@ def test_what_cannot_be_read_is_named(written: str, words: str) -> None:
         read_space([written], ALLOWED)
 
 
+@pytest.mark.parametrize("written", ["warmup=0.9..0.9999", "warmup=1.2346e-4..1.2349e-4"])
+def test_no_rounding_leaves_the_range(written: str) -> None:
+    space = read_space([written], ("warmup",))
+    low, high = map(float, written.removeprefix("warmup=").split(".."))
+    drawn = [float(proposal(space, number, seed=0)["warmup"]) for number in range(1, 200)]
+    assert low <= min(drawn) and max(drawn) <= high
+
+
 def test_an_option_given_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="twice"):
         read_space(["learning_rate=1e-4..1e-2", "learning-rate=1,2"], ALLOWED)
