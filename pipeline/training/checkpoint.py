@@ -42,6 +42,22 @@ class State:
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     noted: list[Any] = field(default_factory=list)  # `Noted.rows` of all ranks, where images are streamed
+    epoch_steps: int = 0  # of an epoch when this was saved; 0: by a version that did not say
+
+    def in_epochs_of(self, steps: int) -> "State":
+        """The same place where an epoch has `steps` now: images that could not be used have come back, or others gone.
+
+        Whole epochs stay whole. Of one that is begun as many steps are done, but for the last.
+        """
+        before = self.epoch_steps or (int(self.history[-1]["step"]) // self.epoch if self.history else steps)
+        if before == steps:
+            return replace(self, epoch_steps=steps)
+        within = self.step - self.epoch * before
+        done = min(within, steps - 1)
+        return replace(
+            self, epoch_steps=steps, step=self.epoch * steps + done, beaten_at=self.beaten_at // before * steps,
+            losses=self.losses * done / max(1, within),
+        )  # fmt: skip
 
     def after(self, row: dict[str, float], monitor: str | None, patience: int, steps: int) -> "State":
         """The state one epoch on, `row["step"]` optimizer steps into the run.

@@ -164,10 +164,22 @@ def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     learner = Learner(
         settings, rank, context.get_world_size(), device, model, ddp, optimizer, loss_of, len(train.targets), teacher
     )
+    state = _where_steps_are(state, learner.steps, sender)
     reports = assignment.reports(rank, assignment.run_uri, assignment.stores)
     ask = None if assignment.plan is None else functools.partial(notice, assignment.plan)
     midway = Midway(gather, ask, assignment.saving)
     return _Worker(assignment, learner, train, validation, sender, reports, midway), state, best
+
+
+def _where_steps_are(state: State, steps: int, sender: Sender) -> State:
+    """Where a run stands that goes on with perhaps other images than it had; says so where its epochs are others."""
+    now = state.in_epochs_of(steps)
+    if now.step != state.step:
+        sender.note(
+            "note: other images can be used than before the interruption, so that the curve is not that of a run without "
+            f"one: an epoch has {_count(steps, 'step')} now"
+        )
+    return now
 
 
 def compute_repeatably() -> None:

@@ -1,5 +1,6 @@
 """Where a run stands, when it ends, and what is said when it learns nothing that holds."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,29 @@ def test_patience_counts_steps_since_the_metric_was_beaten() -> None:
 def test_a_run_ends_at_its_planned_steps() -> None:
     assert run([0.6] * 9, steps=30).epoch == 3
     assert not run([0.6] * 2, steps=30).finished
+
+
+@pytest.mark.parametrize("epoch_steps", [0, 10])
+@pytest.mark.parametrize(
+    ("steps", "step", "done"), [(10, 24, 4), (12, 24, 4), (8, 24, 4), (3, 24, 2), (12, 20, 0), (9, 20, 0)]
+)
+def test_a_run_goes_on_where_it_was_also_where_its_epochs_have_become_longer_or_shorter(
+    epoch_steps: int, steps: int, step: int, done: int
+) -> None:
+    """Images that a store did not give before the interruption are tried again after it."""
+    before = replace(run([0.6, 0.5]), step=step, losses=8.0, epoch_steps=epoch_steps)
+    now = before.in_epochs_of(steps)
+    assert (now.epoch, now.step - 2 * steps, now.beaten_at, now.epoch_steps) == (2, done, steps, steps)
+    assert now.losses == 8.0 * done / max(1, step - 20)
+    assert now.in_epochs_of(steps) == now
+    ended = now.after({"val_auc": 0.5, "val_loss": 1.0, "step": 3.0 * steps}, "val_auc", 2 * steps, 9 * steps)
+    assert ended.finished and ended.epoch_steps == steps, "patience of two epochs is over"
+
+
+def test_a_run_that_begins_is_at_its_first_step() -> None:
+    assert (State().in_epochs_of(7).step, State().in_epochs_of(7).epoch_steps) == (0, 7)
+    within = State(step=5, losses=2.0, epoch_steps=10)
+    assert (within.in_epochs_of(20).step, within.in_epochs_of(20).losses) == (5, 2.0)
 
 
 def history(values: list[float], losses: list[float], **last: float) -> list[dict[str, float]]:
