@@ -176,7 +176,7 @@ def _where_steps_are(state: State, steps: int, sender: Sender) -> State:
     now = state.in_epochs_of(steps)
     if now.step != state.step:
         sender.note(
-            "note: other images can be used than before the interruption, so the curve is not that of a run without one: "
+            "note: other images can be used than before the interruption, so the curve is not that of one without: "
             f"an epoch has {_count(steps, 'step')} now"
         )
     return now
