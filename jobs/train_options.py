@@ -1,13 +1,11 @@
 """What a person can choose of a training run, and what is chosen where they have not."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config import LineageConfig, positional
-from pipeline.base.cluster import cluster_target
 from pipeline.base.errors import UsageError
 from pipeline.base.resources import ClusterPlan, Node, training_plan
 from pipeline.evaluation.calibration import Costs
@@ -113,9 +111,7 @@ class TrainConfig(LineageConfig):
         description="data-parallel workers (default: a GPU each, else 2, 1 on one core); 2:8: as many as there is room "
         "for, fewer when a node is lost and more when one comes",
     )
-    cpus_per_worker: float | None = Field(
-        None, ge=1e-4, description="Ray CPUs a worker holds and computes on (default: by cores)"
-    )
+    cpus_per_worker: float | None = Field(None, ge=1e-4, description="Ray CPUs a worker holds (default: by cores)")
     use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has them)")
     cache: str | None = Field(
         None, description="folder of decoded images on each node; none: no cache (default: ~/.cache/leukoray/pixels)"
@@ -193,10 +189,9 @@ class TrainConfig(LineageConfig):
     def plan(self, nodes: Sequence[Node]) -> ClusterPlan:
         """What training holds on these nodes."""
         fewest, most = self.worker_range
-        planned = partial(training_plan, nodes, is_ours=cluster_target(self.address) is None)
-        plan = planned(most, self.cpus_per_worker, self.use_gpu, fewest)
+        plan = training_plan(nodes, most, self.cpus_per_worker, self.use_gpu, fewest)
         if plan.workers > self.batch_size:  # `refuse_idle_workers` where their number was given
-            plan = planned(self.batch_size, self.cpus_per_worker, self.use_gpu)
+            plan = training_plan(nodes, self.batch_size, self.cpus_per_worker, self.use_gpu)
         return plan
 
     @field_validator("weights")

@@ -18,7 +18,7 @@ from jobs.common import Clock, job, show_config, writing_stores
 from jobs.config import Option, options, validated
 from jobs.record import Account, recorded
 from jobs.train_options import TrainConfig, chosen_start, with_defaults
-from pipeline.base.cluster import alive_nodes, cluster_target, connected, tell_waiting
+from pipeline.base.cluster import alive_nodes, connected, tell_waiting
 from pipeline.base.errors import UsageError
 from pipeline.base.resources import ClusterPlan, Node, check, in_all, training_plan
 from pipeline.model.architectures import check_architecture
@@ -94,9 +94,9 @@ def _search(
     candidates = _different(_candidates(config, proposals, given.epochs, rows, teacher, stores))
     with connected(config.address, config.num_cpus, worker_logs=config.debug) as ray:
         nodes = alive_nodes(ray)
-        plan = _plan(nodes, config)
+        plan, threads = _plan(nodes, config)
         check(plan, nodes)
-        _announce(len(candidates), config, space, plan, candidates[0].settings.epochs)
+        _announce(len(candidates), config, space, plan, threads, candidates[0].settings.epochs)
         tell_waiting(ray, plan)
         uri = join(model, _SEARCHES, _digest(config, candidates[0], manifest)[:12])
         with locked(uri, "the same search", stores, advice="wait for it, or change --seed or --name") as check_lock:
@@ -105,8 +105,8 @@ def _search(
             tried = {number: proposals[number] for number in candidates}
             work = Search(uri, stores, check_lock, tried, settings.monitor, settings.epochs)
             trials = search(
-                work, candidates, rows, plan, teacher=teacher, max_error_share=config.max_error_share,
-                say=_say,
+                work, candidates, rows, plan, teacher=teacher, threads=threads,
+                max_error_share=config.max_error_share, say=_say,
             )  # fmt: skip
             check_lock()
             images = {split: sum(rows.counts(split)) for split in ("train", "validation")}
@@ -169,13 +169,12 @@ def _different(candidates: Mapping[int, Candidate]) -> dict[int, Candidate]:
     return {number: candidates[number] for number in first.values()}
 
 
-def _plan(nodes: list[Node], config: TuneConfig) -> ClusterPlan:
-    """What trials hold at the same time. A core each makes most of small networks."""
+def _plan(nodes: list[Node], config: TuneConfig) -> tuple[ClusterPlan, int]:
+    """What trials hold at the same time, and the cores of each. A core each makes most of small networks."""
     cores, gpus = int(in_all(nodes, "CPU")), int(in_all(nodes, "GPU"))
     on_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
     count = config.worker_range[1] or min(config.trials, max(1, gpus if on_gpu else cores))
-    is_ours = cluster_target(config.address) is None
-    return training_plan(nodes, count, config.cpus_per_worker, on_gpu, is_ours=is_ours)
+    return training_plan(nodes, count, config.cpus_per_worker, on_gpu), max(1, cores // count)
 
 
 def _digest(config: TuneConfig, first: Candidate, manifest: Manifest) -> str:
@@ -184,12 +183,12 @@ def _digest(config: TuneConfig, first: Candidate, manifest: Manifest) -> str:
     return first.settings.digest(*others)
 
 
-def _announce(trials: int, config: TuneConfig, space: Space, plan: ClusterPlan, epochs: int) -> None:
-    cpus, more = plan.cpus_per_worker, config.trials - trials
+def _announce(trials: int, config: TuneConfig, space: Space, plan: ClusterPlan, threads: int, epochs: int) -> None:
+    more = config.trials - trials
     fewer = f"; {more} more of --trials {config.trials} would repeat one of these" if more else ""
     print(f"searching {', '.join(space)}: {trials} trials, the first as given{fewer}", flush=True)
     print(
-        f"{plan.workers} at the same time, {cpus:g} CPU{'' if cpus == 1 else 's'} each; of {epochs} epochs all get "
+        f"{plan.workers} at the same time, {threads} core{'s' if threads > 1 else ''} each; of {epochs} epochs all get "
         f"{first_rung(epochs)}, a third of them goes on from there",
         flush=True,
     )

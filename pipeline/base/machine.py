@@ -1,12 +1,10 @@
 """What this machine, or this container on it, has: cores, memory, GPUs."""
 
-import math
 import os
 import shutil
 from pathlib import Path
 
 _MIN_SHM_BYTES = 512 * 1024 * 1024
-_ROUNDING = 1e-9
 
 
 def usable_cores() -> int:
@@ -14,12 +12,6 @@ def usable_cores() -> int:
     allowed = len(os.sched_getaffinity(0))
     quota, _, period = _cgroup_file("cpu.max").partition(" ")
     return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() else allowed
-
-
-def threads_of(cpus: float, sharing: int) -> int:
-    """Threads of one of `sharing` processes here that holds `cpus` of Ray's: as many as it holds, a part of a core for
-    one, and no more than its share of the cores that there are."""
-    return max(1, min(math.ceil(cpus - _ROUNDING), usable_cores() // sharing))
 
 
 def usable_memory() -> tuple[int, int]:

@@ -76,14 +76,8 @@ def training_plan(
     cpus_per_worker: float | None = None,
     use_gpu: bool | None = None,
     fewest: int | None = None,
-    *,
-    is_ours: bool = False,
 ) -> ClusterPlan:
-    """What training holds on these nodes; None: chosen to fit. `fewest` of the workers are enough.
-
-    A worker computes on the CPUs that it holds. `is_ours`: nobody else is to find room here, so that workers hold all
-    of a machine but the part of a core on which images are decoded.
-    """
+    """What training holds on these nodes; None: chosen to fit. `fewest` of the workers are enough."""
     cpus, gpus = in_all(nodes, "CPU"), sum(int(node.get("GPU", 0.0)) for node in nodes)
     on_gpu = gpus > 0 if use_gpu is None else use_gpu
     count = workers or (max(1, gpus) if on_gpu else 2 if cpus >= 2 else 1)
@@ -91,9 +85,6 @@ def training_plan(
     plan = ClusterPlan("train", count, cpus_per_worker or _SHARES[-1], gpus_per_worker=gpus_each, fewest=fewest)
     if cpus_per_worker is not None:
         return plan
-    cores = int(cpus // count)  # for each
-    if is_ours and len(nodes) == 1 and cores > 1 and fewest is None:
-        return replace(plan, cpus_per_worker=cores if cpus - cores * count >= DECODE_CPUS else cores - 0.5)
     for share in _SHARES:  # a whole core each only where one is left over for Ray Data
         wish = replace(plan, cpus_per_worker=share)
         if places(replace(wish, beside_cpus=max(share, DECODE_CPUS)), nodes) >= plan.needed:

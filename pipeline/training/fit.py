@@ -75,7 +75,6 @@ def fit(
         run.uri,
         run.mend(),
         run.stores,
-        plan.cpus_per_worker,
         plan if is_watched(plan) else None,
         midway.SAVING,
     )

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,6 @@ import torch
 from safetensors.torch import load
 
 from pipeline.base.errors import IncompleteError
-from pipeline.base.machine import threads_of
 from pipeline.base.resources import ClusterPlan
 from pipeline.base.text import human_time
 from pipeline.model.architectures import build
@@ -61,9 +61,9 @@ class Assignment:
     run_uri: str  # folder of the checkpoints
     resume: str | None  # a checkpoint to start from where Ray Train knows of none
     stores: Stores
-    cpus: float  # of Ray's that a worker holds
     plan: ClusterPlan | None = None  # where Ray Train watches for nodes that are about to go away
     saving: Rhythm | None = None  # within an epoch; None: not at all
+    threads: int | None = None  # of a worker; None: its share of the machine's cores
     reports: Callable[[int, str, Stores], Reporter] = Reports  # of rank, `run_uri` and `stores`
 
 
@@ -138,7 +138,7 @@ def refusal(scores: Scores, epoch: int) -> str | None:
 def _start(assignment: Assignment) -> tuple[_Worker, State, Best | None]:
     context = ray.train.get_context()
     rank, settings = context.get_world_rank(), assignment.settings
-    threads = threads_of(assignment.cpus, context.get_local_world_size())
+    threads = assignment.threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     torch.set_num_threads(threads)
     compute_repeatably()
     torch.manual_seed(settings.seed)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.base.errors import IncompleteError
-from pipeline.base.machine import threads_of, usable_cores
+from pipeline.base.machine import usable_cores
 from pipeline.base.resources import ClusterPlan
 from pipeline.storage.stores import Stores
 from pipeline.training.batch import Batch
@@ -69,7 +69,7 @@ def rehearse(
     """
     device = torch.device("cuda" if plan.gpus else "cpu")
     beside = 1 if plan.gpus else min(plan.workers, usable_cores())
-    threads = threads_of(plan.cpus_per_worker, beside)
+    threads = max(1, usable_cores() // beside)
     compute_repeatably()
     torch.set_num_threads(threads)
     batch, decode_s = _batch(settings, rows.train, plan.workers, stores)

@@ -76,19 +76,20 @@ def search(
     plan: ClusterPlan,
     *,
     teacher: Teacher | None,
+    threads: int,
     max_error_share: float,
     say: Say,
 ) -> list[Trial]:
     """Try what has not ended yet; all trials.
 
-    `candidates` by trial number, all with one `teacher` or none. `plan.workers` trials run at the same time. Raises
-    PlatformError where a node is lost that the plan needs, and what a trial raised where none
+    `candidates` by trial number, all with one `teacher` or none. `plan.workers` trials run at the same time, each on
+    `threads` cores. Raises PlatformError where a node is lost that the plan needs, and what a trial raised where none
     came to anything.
     """
     numbers = [number for number in work.proposals if work.trial(number).ending == "unfinished"]
     if numbers:
         chosen = {number: candidates[number] for number in numbers}
-        assignments = _assignments(work, chosen, rows, plan, teacher, max_error_share)
+        assignments = _assignments(work, chosen, rows, plan, teacher, threads, max_error_share)
         ledger = _Ledger(work, say)
         with tempfile.TemporaryDirectory() as scratch, in_environment(_ENVIRONMENT):
             _run(_tuner(assignments, plan, _scheduler(work), ledger, scratch), plan)
@@ -113,6 +114,7 @@ def _assignments(
     rows: LabelledRows,
     plan: ClusterPlan,
     teacher: Teacher | None,
+    threads: int,
     max_error_share: float,
 ) -> dict[int, Assignment]:
     """All pixels that the trials need are decoded when this returns, once for all of them."""
@@ -139,7 +141,7 @@ def _assignments(
             run_uri=work.run(number).uri,
             resume=None,
             stores=work.stores,
-            cpus=plan.cpus_per_worker,
+            threads=threads,
         )
     for each in supplies.values():
         each.noted().rejected.refuse_too_many(max_error_share)

@@ -15,6 +15,7 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline.base.errors import IncompleteError
+from pipeline.base.resources import DECODE_CPUS
 from pipeline.training.batch import Batch, batch_of, read_ahead
 from pipeline.training.decoded import Decoded, Noted, decode, pixel_bytes
 from pipeline.training.filling import arrived, telling
@@ -86,7 +87,7 @@ class StreamedShard:
         """For each step its rows, their images uint8 (B, S, S, 3), and which of them are usable."""
         rest = _bundled(steps, max(1, min(_TASK_IMAGES, _TASK_BYTES // pixel_bytes(self._supply.pixels.size))))
         under_way: deque[tuple[list[NDArray[np.int64]], NDArray[np.int64], Any]] = deque()
-        task = ray.remote(num_cpus=self._supply.stream_cpus)(telling(decode))
+        task = ray.remote(num_cpus=DECODE_CPUS)(telling(decode))
         ahead = 1 + -(-self._supply.cores // self._world)  # more would start processes that soon have nothing to do
         while True:
             for bundle in itertools.islice(rest, ahead - len(under_way)):

@@ -38,7 +38,6 @@ class Supply:
     found: tuple[Placed, ...]
     filling: tuple[Any, ...]  # ObjectRef of Filled, where something is missing
     cores: int  # of all nodes
-    stream_cpus: float = DECODE_CPUS  # that a task holds which decodes for some steps
 
     def rows(self, split: str) -> pa.Table:
         """ROW_SCHEMA, in id order."""
@@ -109,7 +108,7 @@ def _checked_stream(streamed: Supply, wanted: pa.Table, plan: ClusterPlan, nodes
             "from their front, so they must be decoded into a cache once: give --cache a folder with room, or unpack"
         )
     check(replace(plan, beside_cpus=DECODE_CPUS), list(nodes.values()))
-    return replace(streamed, stream_cpus=_lanes(plan, nodes).cpus or DECODE_CPUS)
+    return streamed
 
 
 def _look(

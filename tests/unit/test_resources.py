@@ -1,14 +1,11 @@
 """Plans are refused before Ray would wait for ever: a worker lies on one node, whatever the sum over nodes says."""
 
 import itertools
-import os
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base import machine
 from pipeline.base.errors import PlatformError
 from pipeline.base.resources import (
     ClusterPlan,
@@ -72,43 +69,6 @@ def test_of_workers_from_fewest_to_most_the_fewest_must_find_room() -> None:
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 64])
 def test_training_takes_two_workers_where_there_are_two_cores(cpus: int) -> None:
     assert training_plan(nodes(cpus)).workers == (1 if cpus == 1 else 2)
-
-
-@pytest.mark.parametrize(
-    ("cores", "workers", "each"),
-    [(1, 1, 0.5), (2, 1, 1.5), (2, 2, 0.5), (3, 2, 1.0), (5, 2, 2.0), (8, 2, 3.5), (8, 3, 2.0)],
-)
-def test_workers_on_a_machine_of_our_own_hold_what_they_compute_on(cores: int, workers: int, each: float) -> None:
-    plan = training_plan(nodes(cores), workers, is_ours=True)
-    assert plan.cpus_per_worker == each
-    check(replace(plan, beside_cpus=0.5), nodes(cores))
-    assert training_plan(nodes(cores), workers).cpus_per_worker <= 1.0  # others may want the rest
-    assert training_plan(nodes(cores, cores), workers, is_ours=True).cpus_per_worker <= 1.0
-    assert training_plan(nodes(cores), workers, 0.25, is_ours=True).cpus_per_worker == 0.25
-
-
-@pytest.mark.parametrize(
-    ("cpus", "sharing", "threads"),
-    [
-        (1.0, 1, 1),
-        (0.05, 1, 1),
-        (1.5, 1, 2),
-        (8.0, 1, 8),
-        (64.0, 1, 8),
-        (8.0, 2, 4),
-        (3.5, 2, 4),
-        (2.0, 3, 2),
-        (1.0, 9, 1),
-    ],
-)
-def test_threads_are_no_more_than_the_cpus_held_nor_the_share_of_the_cores(
-    cpus: float, sharing: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(machine, "_cgroup_file", lambda _: "")
-    assert machine.threads_of(cpus, sharing) == threads
-    monkeypatch.setattr(machine, "_cgroup_file", lambda _: "200000 100000")  # a container of two cores
-    assert machine.threads_of(cpus, sharing) == min(threads, max(1, 2 // sharing))
 
 
 _NODES = st.lists(

@@ -121,7 +121,7 @@ def test_a_search_whose_trials_all_failed_names_no_best_when_it_is_given_again(s
     rows: Any = None  # nothing is left to train
     with pytest.raises(RefusedError, match="trial 0: failed: the loss is not finite in epoch 2") as refused:
         carry_out(
-            search, {}, rows, ClusterPlan("tune", 1, 1.0), teacher=None, max_error_share=0.05, say=print
+            search, {}, rows, ClusterPlan("tune", 1, 1.0), teacher=None, threads=1, max_error_share=0.05, say=print
         )  # fmt: skip
     assert refused.value.exit_code == 4
 
