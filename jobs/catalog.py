@@ -1,8 +1,11 @@
 """`leukoray catalog`: the predictions of a finished run as a part of an Apache Iceberg table, by metadata alone."""
 
+import contextlib
 import importlib.util
 import os
+import random
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -29,6 +32,7 @@ EXAMPLES = """examples:
 
 Twice is once, and a run is in the table whole or not at all. Research software, not a medical device."""
 _NAMESPACE = "leukoray"  # where the table's name has none
+_TRIES = 4  # to open a catalog whose tables others make
 
 
 class CatalogConfig(JobConfig):
@@ -101,12 +105,24 @@ def _catalog(config: CatalogConfig, name: str) -> "Catalog":
     files = io_properties(job_stores(config).s3)
     if config.catalog_uri is not None or name in list_catalogs():
         uri = {"uri": config.catalog_uri} if config.catalog_uri is not None else {}
-        return load_catalog(name, **files | uri | _warehouse(config))
+        return _opened(lambda: load_catalog(name, **files | uri | _warehouse(config)))
     folder = absolute(config.warehouse or "warehouse")
     if is_s3(folder):
         raise UsageError(f"--warehouse {folder}: SQLite cannot lie on S3; name a catalog with --catalog-uri")
     os.makedirs(folder, exist_ok=True)
-    return load_catalog(name, **files, type="sql", uri=f"sqlite:///{join(folder, 'catalog.db')}", warehouse=folder)
+    own = {"type": "sql", "uri": f"sqlite:///{join(folder, 'catalog.db')}", "warehouse": folder}
+    return _opened(lambda: load_catalog(name, **files | own))
+
+
+def _opened(load: "Callable[[], Catalog]") -> "Catalog":
+    """Where two commands make the tables of a new SQL catalog at the same time, one finds them when it looks again."""
+    from sqlalchemy.exc import DatabaseError
+
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(DatabaseError):
+            return load()
+        time.sleep(random.uniform(0, 0.3))
+    return load()
 
 
 def _warehouse(config: CatalogConfig) -> dict[str, str]:

@@ -34,7 +34,7 @@ from pyiceberg.table import Table, TableProperties, Transaction
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.typedef import Record
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from pipeline import __version__
 from pipeline.base.errors import InputError, PlatformError
@@ -46,7 +46,7 @@ RUN_ID, RUN_FILES = "leukoray.run-id", "leukoray.run-files"
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _TRIES = 12  # against others who commit to the same table
 _READERS = 8  # of footers, which are a request each on S3
-_AGAIN = (CommitFailedException, CommitStateUnknownException, TableAlreadyExistsError, OperationalError)
+_AGAIN = (CommitFailedException, CommitStateUnknownException, TableAlreadyExistsError, OperationalError, IntegrityError)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def add_run(folder: RunFolder, catalog: Catalog, identifier: tuple[str, ...]) ->
     name = ".".join(identifier)
     if not run.files:
         return Added(name, 0, 0, is_new=False)
-    catalog.create_namespace_if_not_exists(identifier[:-1])
     for attempt in range(_TRIES):
         try:
+            catalog.create_namespace_if_not_exists(identifier[:-1])
             return _try(run, catalog, identifier)
         except _AGAIN as error:  # whether it landed all the same is looked up by the next try
             trouble = first_line(error)

@@ -10,7 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 from pyiceberg.catalog import load_catalog
+from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
+from sqlalchemy.exc import OperationalError
 
 from jobs import catalog
 from pipeline.storage import iceberg
@@ -194,6 +196,32 @@ def test_commands_at_the_same_time_add_every_run_once(runs: Path, tmp_path: Path
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0, 0]
     assert runs_in(tmp_path) == {"run-a": 5, "run-b": 9, "run-c": 5}
+
+
+def test_a_new_catalog_that_another_command_makes_meanwhile_is_taken(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_tables, real_namespace = SqlCatalog.create_tables, SqlCatalog.namespace_exists
+    looked = Counter[str]()
+
+    def tables(self: SqlCatalog) -> None:
+        real_tables(self)
+        looked["tables"] += 1
+        if looked["tables"] == 1:
+            raise OperationalError("create", {}, Exception("table iceberg_tables already exists"))
+
+    def namespace(self: SqlCatalog, name: Any) -> bool:
+        """Not there yet, at the first look; another has made it at the next moment."""
+        looked["namespace"] += 1
+        if looked["namespace"] == 1:
+            self.create_namespace(name)
+            return False
+        return bool(real_namespace(self, name))
+
+    monkeypatch.setattr(SqlCatalog, "create_tables", tables)
+    monkeypatch.setattr(SqlCatalog, "namespace_exists", namespace)
+    assert add(runs / "run-a", tmp_path) == 0 and looked["tables"] == 1
+    assert runs_in(tmp_path) == {"run-a": 5}
 
 
 def test_run_and_warehouse_on_s3(runs: Path, tmp_path: Path, s3: S3Server) -> None:

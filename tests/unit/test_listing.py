@@ -502,7 +502,9 @@ def test_further_columns_come_through_a_manifest_and_older_ones_lack_what_is_new
     save_manifest(tmp_path / "manifest", tmp_path / "in")
     both = read_manifest(str(tmp_path / "manifest")).table
     field, table = described("age", pa.int64(), "years"), both.slice(1)
-    old = both.slice(0, 1).drop_columns(["site"]).append_column(field, pa.array([61]))  # as 0.1 wrote it, with a column more
+    old = (
+        both.slice(0, 1).drop_columns(["site"]).append_column(field, pa.array([61]))
+    )  # as 0.1 wrote it, with a column more
     written = write_manifest(str(tmp_path / "manifest"), [old, table], ManifestInfo())
     found = read_manifest(written.uri)
     assert (found.table.schema, found.info.digest) == (written.table.schema, written.info.digest)
