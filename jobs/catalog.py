@@ -1,6 +1,5 @@
 """`leukoray catalog`: the predictions of a finished run as a part of an Apache Iceberg table, by metadata alone."""
 
-import contextlib
 import importlib.util
 import os
 import random
@@ -116,11 +115,15 @@ def _catalog(config: CatalogConfig, name: str) -> "Catalog":
 
 def _opened(load: "Callable[[], Catalog]") -> "Catalog":
     """Where two commands make the tables of a new SQL catalog at the same time, one finds them when it looks again."""
-    from sqlalchemy.exc import DatabaseError
+    from sqlalchemy.exc import DatabaseError, IntegrityError
 
     for _ in range(_TRIES - 1):
-        with contextlib.suppress(DatabaseError):
+        try:
             return load()
+        except DatabaseError as error:  # each database has its own; one that is away is not asked again
+            said = str(error)
+            if not isinstance(error, IntegrityError) and "already exists" not in said and "locked" not in said:
+                raise
         time.sleep(random.uniform(0, 0.3))
     return load()
 
