@@ -163,7 +163,7 @@ def test_prefix_of_an_application_is_kept_by_its_page(serve_url: str, bundle: Bu
     page = httpx.get(f"{serve_url}/other/", timeout=30).text
     state = httpx.get(f"{serve_url}/other/readyz", timeout=30).json()
     serve.delete("other")
-    assert 'fetch("readyz"' in page and not re.search(r"""(fetch|post)\(["'`]/""", page)
+    assert 'once("readyz"' in page and not re.search(r"""(fetch|post|once)\(["'`]/""", page)
     assert state["model"]["sha256"] == other.info.identity()
 
 
